@@ -1,0 +1,45 @@
+# make demo, make test, make help. Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check lint format clean .venv
+
+help:  ## show this list
+	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## (.*)/\1	\2/' | expand -t 10
+
+demo: $(STAMP)  ## quantize the model that comes with fewbit, run it, write run/report.html
+	$(BIN)/fewbit quantize demo --out run --force
+	@echo "The report: run/report.html"
+
+test: lint  ## lint, then the fast tests
+	$(BIN)/pytest
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+check: lint  ## lint, then who imports whom
+	$(BIN)/pytest tests/test_imports.py
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the source in its format, fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv: $(STAMP)  ## create the environment with the versions in constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fewbit needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 .venv")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check torch torchvision -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+clean:  ## remove caches and builds; .venv and run/ stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

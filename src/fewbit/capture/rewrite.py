@@ -1,0 +1,123 @@
+"""Small tools for editing fx graphs: constants, replacements, the chain of views behind a node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+
+# ops that keep the elements in order and only write their shape differently
+VIEWS = {
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten._unsafe_view.default,
+}
+MOVES = VIEWS | {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.unbind.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.expand.default,
+    operator.getitem,
+}
+
+
+def is_constant(node: object) -> bool:
+    """A parameter or buffer."""
+    return isinstance(node, Node) and node.op == "get_attr"
+
+
+def is_call(node: object, *targets: Callable[..., Any]) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def calls(graph: Graph, *targets: Callable[..., Any]) -> list[Node]:
+    """Nodes that call one of the targets, in graph order; a list, so that the graph may be edited meanwhile."""
+    return [node for node in graph.nodes if is_call(node, *targets)]
+
+
+def argument(node: Node, position: int, name: str, default: object = None) -> Any:
+    """An argument given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def constant(module: GraphModule, node: Node) -> Tensor:
+    """The tensor behind a get_attr node."""
+    value: Any = module
+    for part in cast(str, node.target).split("."):
+        value = getattr(value, part)
+    return cast(Tensor, value.detach() if isinstance(value, Tensor) else value)
+
+
+def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
+    """Register a buffer under a fresh flat name and read it just before a node."""
+    stem = name.replace(".", "_").replace(":", "_")
+    fresh, count = stem, 0
+    while hasattr(module, fresh):
+        count += 1
+        fresh = f"{stem}_{count}"
+    module.register_buffer(fresh, value.detach().clone().contiguous())
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(fresh)
+    return node
+
+
+def shape_of(node: Node) -> tuple[Any, ...]:
+    """The shape that torch.export recorded, its batch symbolic; empty where a rewrite left none."""
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
+
+
+def call_like(graph: Graph, origin: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+    """A new call just before `origin` that inherits the module path of it."""
+    with graph.inserting_before(origin):
+        node = graph.call_function(target, args, kwargs)
+    node.meta["nn_module_stack"] = origin.meta.get("nn_module_stack", {})
+    return node
+
+
+def replace(node: Node, by: Node) -> None:
+    """Let every reader of `node` read `by`, which takes over the recorded shape, and remove `node`."""
+    if "val" in node.meta:
+        by.meta.setdefault("val", node.meta["val"])
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def back_through(node: Node, through: set[Any]) -> Iterator[Node]:
+    """The node, then what stands behind it as long as ops of `through` are passed."""
+    yield node
+    while is_call(node, *through) and isinstance(node.args[0], Node):
+        node = node.args[0]
+        yield node
+
+
+def finish(module: GraphModule) -> GraphModule:
+    """Drop dead nodes and constants that nobody reads any more, check the graph, compile it."""
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    used = {cast(str, node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [n for n, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(owner), leaf)
+    module.graph.lint()
+    module.recompile()
+    return module

@@ -1,0 +1,219 @@
+"""What can be quantized, found from structure: ops that products or joins, and the tensors that they read.
+
+Roles come from what a tensor is, not from what a library calls it: the left operand of a product that is a softmax is
+`probs`, the two operands of the product that feeds a softmax are `query` and `key`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import ShapeProp
+
+from fewbit.capture.export import Loaded, graph_module
+from fewbit.capture.normalize import CONVS, LINEAR, SDPA, normalize
+from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.errors import BadModel
+from fewbit.types import Graph, Op, Site
+
+MATMULS = (aten.matmul.default, aten.bmm.default)
+SOFTMAX = (aten.softmax.int, aten._softmax.default)
+ADDS = (aten.add.Tensor, aten.add_.Tensor)
+MULS = (aten.mul.Tensor, aten.mul_.Tensor)
+POOLS = (aten.adaptive_avg_pool2d.default,)
+# what a runtime folds into the product before it, so that the product's output is the tensor behind it
+CLAMPS = (
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.clamp.default,
+)
+# what stands between a product and the softmax of its logits
+LOGIT_PATH = {*ADDS, *MULS, aten.div.Tensor, aten.masked_fill.Scalar, aten.where.self, *MOVES}
+
+
+def capture(loaded: Loaded) -> Graph:
+    """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
+    module = normalize(graph_module(loaded.program))
+    ShapeProp(module).propagate(torch.zeros(1, *loaded.input_shape))
+    ops, sites = find(module)
+    if not ops:
+        raise BadModel(f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize.")
+    left = [n for n in module.graph.nodes if is_call(n, SDPA, aten.einsum.default)]
+    notes = tuple(f"{path_of(n) or n.name}: {n.target} stays float, it was not opened" for n in left)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, notes)
+
+
+def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
+    """Ops in graph order and the sites that they read; a tensor that two ops read is one site."""
+    names = _op_names(module)
+    ops: list[Op] = []
+    readers: dict[str, list[tuple[str, str]]] = {}
+    first: dict[str, tuple[str, str, Node]] = {}
+    for node, (name, kind) in names.items():
+        operands = {}
+        for operand, tensor in _operands(module, node, kind).items():
+            site = f"{name}:{operand}"
+            key = site if operand in ("weight", "bias") else tensor.name
+            first.setdefault(key, (site, operand, tensor))
+            readers.setdefault(key, []).append((name, operand))
+            operands[operand] = first[key][0]
+        macs, terms = _cost(module, node, kind)
+        ops.append(Op(name, node.name, kind, operands, macs, terms))
+    sites = []
+    for key, (site, role, tensor) in first.items():
+        shape = tuple(constant(module, tensor).shape) if is_constant(tensor) else _shape(tensor)
+        sites.append(Site(site, role, tensor.name, shape, tuple(readers[key]), axis=0 if role in ("weight", "bias") else None))
+    return ops, sites
+
+
+def path_of(node: Node) -> str:
+    """The module path of a node, from torch.export's metadata, without the wrapper of FirstTensor."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = stack[-1][0] if stack else ""
+    return "" if path.startswith("_empty") else path.removeprefix("inner.").removeprefix("inner")
+
+
+def block_of(name: str) -> str:
+    """The part of an op's name up to its last number: the repeated unit that it belongs to, or its first word."""
+    parts = name.split(":")[0].split(".")
+    numbered = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    return ".".join(parts[: numbered[-1] + 1]) if numbered else parts[0]
+
+
+def _op_names(module: GraphModule) -> Mapping[Node, tuple[str, str]]:
+    """A unique name and a kind for every node that can run in integers."""
+    found: list[tuple[Node, str, str]] = []
+    for node in module.graph.nodes:
+        kind = _kind(module, node)
+        if kind is None:
+            continue
+        path = path_of(node)
+        suffix = {"scores": "qk", "mix": "pv"}.get(kind, kind)
+        if kind in ("linear", "conv", "depthwise"):
+            name = path or node.name
+        else:
+            name = f"{path}.{suffix}" if path else suffix
+        found.append((node, name, "matmul" if kind in ("scores", "mix") else kind))
+    total, seen = Counter(name for _, name, _ in found), Counter[str]()
+    names: dict[Node, tuple[str, str]] = {}
+    for node, name, kind in found:
+        seen[name] += 1
+        names[node] = (name if total[name] == 1 else f"{name}.{seen[name]}", kind)
+    return names
+
+
+def _kind(module: GraphModule, node: Node) -> str | None:
+    if is_call(node, LINEAR) and is_constant(node.args[1]):
+        return "linear"
+    if is_call(node, *CONVS) and is_constant(node.args[1]):
+        weight, groups = constant(module, cast(Node, node.args[1])), argument(node, 6, "groups", 1)
+        return "depthwise" if groups > 1 and weight.shape[1] == 1 else "conv"
+    if is_call(node, *MATMULS) and not any(is_constant(a) for a in node.args):
+        if _is_softmax(cast(Node, node.args[0])):
+            return "mix"
+        return "scores" if _feeds_softmax(node) else "matmul"
+    if is_call(node, *ADDS) and _two_activations(node) and not node.kwargs.get("alpha"):
+        return "add"
+    if is_call(node, *POOLS) and _shape(node)[-2:] == (1, 1):
+        return "avgpool"
+    return None
+
+
+def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
+    """Operand name -> the node whose value is read (or written, for `output`)."""
+    left, right = (cast(Node, a) for a in (*node.args[:2], None)[:2])
+    if kind in ("linear", "conv", "depthwise"):
+        left = before_padding(left)
+        bias = argument(node, 2, "bias")
+        found = {"input": left, "weight": right}
+        if is_constant(bias):
+            found["bias"] = bias
+        if kind != "linear":
+            found["output"] = _fused_output(node)
+        return found
+    if kind == "matmul":
+        if _is_softmax(left):
+            return {"probs": left, "value": right}
+        if _feeds_softmax(node):
+            return {"query": left, "key": right}
+        return {"left": left, "right": right}
+    if kind == "add":
+        return {"left": left, "right": right, "output": _fused_output(node)}
+    return {"input": left, "output": node}
+
+
+def before_padding(node: Node) -> Node:
+    """The tensor behind a padding with zeros: its codes are the padded codes, since zero is always a code.
+
+    Runtimes put the padding into the convolution, so Q/DQ stand before it.
+    """
+    while is_call(node, aten.pad.default, aten.constant_pad_nd.default):
+        mode = argument(node, 2, "mode", "constant") if is_call(node, aten.pad.default) else "constant"
+        value = argument(node, 3 if is_call(node, aten.pad.default) else 2, "value", 0) or 0
+        if mode != "constant" or value != 0:
+            break
+        node = cast(Node, node.args[0])
+    return node
+
+
+def _fused_output(node: Node) -> Node:
+    """The node, or the clamp behind it that alone reads it."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and is_call(users[0], *CLAMPS) else node
+
+
+def _cost(module: GraphModule, node: Node, kind: str) -> tuple[int, int | None]:
+    """Multiply-accumulates for one image, and the products in one output."""
+    if kind in ("linear", "conv", "depthwise"):
+        terms = constant(module, cast(Node, node.args[1]))[0].numel()
+    elif kind == "matmul":
+        terms = _shape(cast(Node, node.args[0]))[-1]
+    else:
+        return 0, None
+    return _numel(node) * terms, terms
+
+
+def _is_softmax(node: Node) -> bool:
+    """A softmax, or views and moves of one."""
+    while is_call(node, *MOVES) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return is_call(node, *SOFTMAX)
+
+
+def _feeds_softmax(node: Node) -> bool:
+    """The value reaches a softmax through additions, scalings, masks and views only."""
+    pending, seen = list(node.users), set[Node]()
+    while pending:
+        user = pending.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if is_call(user, *SOFTMAX):
+            return True
+        if is_call(user, *LOGIT_PATH):
+            pending.extend(user.users)
+    return False
+
+
+def _two_activations(node: Node) -> bool:
+    """Two tensors of the same shape that depend on the image."""
+    a, b = node.args[:2]
+    if not isinstance(a, Node) or not isinstance(b, Node) or is_constant(a) or is_constant(b):
+        return False
+    return _shape(a) == _shape(b) and len(_shape(a)) >= 2
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+
+
+def _numel(node: Node) -> int:
+    return int(torch.Size(_shape(node)).numel())

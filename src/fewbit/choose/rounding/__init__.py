@@ -1,0 +1,1 @@
+"""How the weights of one op become codes once their step is known."""

@@ -1,0 +1,1 @@
+"""How the range of one tensor is found."""

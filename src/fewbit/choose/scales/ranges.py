@@ -1,0 +1,159 @@
+"""Tensor scope: the range of one tensor from its own values. Weights and activations look the same to these methods.
+
+A tensor is `Samples`: rows of values with counts. A weight is one row per channel, every count 1; an activation is one row,
+the bins of its histogram. So each rule is written once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewbit.grid import Affine, Grid, affine_from_range
+from fewbit.observe.stats import Histogram
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Values (rows, n), how often each was seen (n,) or (rows, n), and the exact extremes (rows,)."""
+
+    values: Tensor
+    counts: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def of_histogram(h: Histogram) -> Samples:
+        """One row: the centers of the bins that hold anything."""
+        seen = h.counts.nonzero().flatten()
+        centers = h.centers[seen].clamp(h.low, h.high).float()
+        return Samples(centers[None], (h.counts[seen] / h.count).float(), torch.tensor([h.low]), torch.tensor([h.high]))
+
+    @staticmethod
+    def of_weight(w: Float[Tensor, "channels ..."], grid: Grid) -> Samples:
+        """One row per channel for a per-channel grid, else one row."""
+        rows = w.flatten(1) if grid.axis is not None else w.reshape(1, -1)
+        return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
+
+
+class RangeMethod(Protocol):
+    """From the samples of a tensor to a step and zero point per row: float32 and int32 of shape (rows,)."""
+
+    def __call__(self, samples: Samples, grid: Grid) -> Affine: ...
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """The whole range that was seen (Jacob et al. 2018)."""
+
+    def __call__(self, samples: Samples, grid: Grid) -> Affine:
+        return affine_from_range(samples.low, samples.high, grid)
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """The range that holds `share` of the values, the same share cut off at both ends (Li et al. 2019, FQ-ViT's baseline)."""
+
+    share: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.share <= 1:
+            raise ValueError(f"share is the part of values kept, above 0.5 and at most 1, not {self.share}")
+
+    def __call__(self, samples: Samples, grid: Grid) -> Affine:
+        values, order = samples.values.sort(dim=1)
+        counts = samples.counts.expand_as(samples.values).gather(1, order).double().cumsum(1)
+        total = counts[:, -1:]
+        cut = (1 - self.share) / 2
+        first = torch.searchsorted(counts, total * cut).clamp(max=values.shape[1] - 1)
+        last = torch.searchsorted(counts, total * (1 - cut)).clamp(max=values.shape[1] - 1)
+        low = values.gather(1, first).squeeze(1) if self.share < 1 else samples.low
+        high = values.gather(1, last).squeeze(1) if self.share < 1 else samples.high
+        return affine_from_range(low, high, grid)
+
+
+@dataclass(frozen=True)
+class MseRange:
+    """The range with the smallest mean |x - fake(x)|^p (p = 2: mean squared error; LAPQ's layer-wise start for other p).
+
+    Candidates shrink the seen range: both ends on their own for an asymmetric grid. A coarse grid of `steps` shares in
+    [smallest, 1], then a fine one of as many between the neighbours of the best.
+    """
+
+    p: float = 2.0
+    steps: int = 16
+    smallest: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or not 0 < self.smallest < 1 or self.p <= 0:
+            raise ValueError(f"steps >= 2, 0 < smallest < 1 and p > 0 are allowed, not {self}")
+
+    def __call__(self, samples: Samples, grid: Grid) -> Affine:
+        found = [self._rows(part, grid) for part in _chunks(samples)]
+        return Affine(torch.cat([a.scale for a in found]), torch.cat([a.zero for a in found]))
+
+    def _rows(self, samples: Samples, grid: Grid) -> Affine:
+        best_low = best_high = torch.ones(len(samples.low))
+        reach = 1 - self.smallest
+        for offsets in (
+            torch.linspace(-reach, 0, self.steps),
+            torch.linspace(-1, 1, 2 * self.steps - 1) * reach / (self.steps - 1),
+        ):
+            if grid.symmetric:
+                pairs = torch.stack([offsets, offsets], 1)
+            elif bool((samples.low < 0).any()):
+                pairs = torch.cartesian_prod(offsets, offsets)
+            else:
+                pairs = torch.stack([torch.zeros_like(offsets), offsets], 1)
+            low = (best_low + pairs[:, :1]).clamp(self.smallest, 1)  # (candidates, rows)
+            high = (best_high + pairs[:, 1:]).clamp(self.smallest, 1)
+            error = torch.cat([self._error(samples, lo, hi, grid) for lo, hi in _together(low, high)])
+            best = error.argmin(0)
+            best_low, best_high = (share.gather(0, best[None]).squeeze(0) for share in (low, high))
+        return affine_from_range(samples.low * best_low, samples.high * best_high, grid)
+
+    def _error(
+        self, samples: Samples, low_share: Tensor, high_share: Tensor, grid: Grid
+    ) -> Float[Tensor, "candidates rows"]:
+        """The error of each row for shares of its range (candidates, rows)."""
+        affine = affine_from_range(samples.low * low_share, samples.high * high_share, grid)
+        scale, zero = affine.scale[..., None], affine.zero[..., None]
+        error = samples.values / scale
+        error = error.round_().add_(zero).clamp_(grid.low, grid.high).sub_(zero).mul_(scale).sub_(samples.values)
+        error = error.square_() if self.p == 2 else error.abs_().pow_(self.p)
+        return error.mul_(samples.counts).sum(-1)
+
+
+CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core's cache
+
+
+def _chunks(samples: Samples) -> Iterator[Samples]:
+    """The rows in pieces that fit the cache."""
+    step = max(1, CACHE // samples.values.shape[1])
+    for i in range(0, len(samples.low), step):
+        counts = samples.counts if samples.counts.ndim == 1 else samples.counts[i : i + step]
+        yield Samples(samples.values[i : i + step], counts, samples.low[i : i + step], samples.high[i : i + step])
+
+
+def _together(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Candidates (candidates, rows) in pieces: many at once for one row, one by one for many."""
+    step = max(1, 16 // low.shape[1])
+    return zip(low.split(step), high.split(step), strict=True)
+
+
+def fidelity(samples: Samples, affine: Affine, grid: Grid) -> tuple[float, float]:
+    """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
+    scale, zero = affine.scale.reshape(-1, 1), affine.zero.reshape(-1, 1)
+    code = torch.round(samples.values / scale) + zero
+    noise = ((code.clamp(grid.low, grid.high) - zero) * scale - samples.values).square() * samples.counts
+    power = (samples.values.square() * samples.counts).double().sum().item()
+    outside = (((code < grid.low) | (code > grid.high)) * samples.counts).double().sum().item()
+    total = (samples.counts.expand_as(samples.values)).double().sum().item()
+    error = noise.double().sum().item()
+    return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total

@@ -1,0 +1,145 @@
+"""Train the demo model on CIFAR-10 and write what the package ships: weights, calibration and test images.
+
+    python -m fewbit.demo.train --data DIR --epochs 30
+
+DIR holds `train.parquet` and `test.parquet` with a column `image` ({bytes, path}) and a column `label`, the layout of
+the Hugging Face copy of CIFAR-10. The recipe is the usual one for small transformers trained from nothing: AdamW with
+a cosine schedule, random crop and flip, CutMix and MixUp on a third of the batches, label smoothing, bf16 autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewbit.demo.model import CALIBRATION, MEAN, STD, TEST, WEIGHTS, architecture
+
+CALIBRATION_IMAGES, TEST_IMAGES = 256, 1000
+
+
+def pixels(table: pa.Table) -> tuple[Tensor, Tensor]:
+    """Images as uint8 (n, 3, 32, 32), labels as int64 (n,)."""
+    images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_pylist())
+
+
+def normalized(images: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) to the float32 input of the model."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to 4 pixels and mirror half of them: (n, 3, 32, 32) to the same."""
+    n = len(x)
+    padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
+    dy, dx = torch.randint(0, 9, (2, n), generator=generator)
+    rows = (dy[:, None] + torch.arange(32))[:, None, :, None]
+    mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, 31 - torch.arange(32), torch.arange(32)) + dx[:, None]
+    return padded[torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns[:, None, None, :]]
+
+
+def mixed(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix or MixUp, half of the time each: images and soft labels (n, classes), with the second image of each pair."""
+    order = torch.randperm(len(x), generator=generator)
+    share = float(np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator))).beta(0.8, 0.8))
+    if torch.rand(1, generator=generator) < 0.5:
+        return share * x + (1 - share) * x[order], share * y + (1 - share) * y[order]
+    side = int(32 * math.sqrt(1 - share))
+    top, left = (int(torch.randint(0, 33 - side, (1,), generator=generator)) for _ in range(2))
+    x = x.clone()
+    x[:, :, top : top + side, left : left + side] = x[order][:, :, top : top + side, left : left + side]
+    kept = 1 - side * side / 1024
+    return x, kept * y + (1 - kept) * y[order]
+
+
+@torch.no_grad()
+def accuracy(net: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Top-1 in percent, float32."""
+    net.eval()
+    hits = sum(
+        int((net(normalized(x)).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+    )
+    return 100 * hits / len(labels)
+
+
+def train(data: Path, *, epochs: int, batch: int, lr: float, seed: int) -> torch.nn.Module:
+    """The trained network; scored and saved every three epochs. The test images are only scored, nothing is chosen by them."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = pixels(pq.read_table(data / "train.parquet"))
+    test_images, test_labels = pixels(pq.read_table(data / "test.parquet"))
+    net = architecture()
+    for block in net.blocks:
+        block.attn.fused_attn = False  # type: ignore[union-attr]  # the open form is twice as fast as the fused one's backward pass on a CPU
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    plain = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    steps = epochs * (len(images) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    start = time.time()
+    for epoch in range(epochs):
+        net.train()
+        for index in torch.randperm(len(images), generator=generator).split(batch)[: len(images) // batch]:
+            x = augmented(normalized(images[index]), generator)
+            y = F.one_hot(labels[index], 10).float()
+            if torch.rand(1, generator=generator) < 0.3:
+                x, y = mixed(x, y, generator)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = F.cross_entropy(net(x).float(), y, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        if epoch % 3 == 2 or epoch == 0:
+            score = accuracy(net, test_images, test_labels)
+            print(
+                f"epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}  test {score:.2f} %  {time.time() - start:.0f} s",
+                flush=True,
+            )
+            save_weights(net)
+    return net.eval()
+
+
+def save_weights(net: torch.nn.Module) -> None:
+    """Write the weights as fp16."""
+    save_file({name: w.half().contiguous() for name, w in net.state_dict().items()}, WEIGHTS)
+
+
+def ship_images(data: Path, seed: int) -> None:
+    """Write calibration images from the train split and test images from the test split."""
+    rng = np.random.default_rng(seed)
+    for source, target, count in (("train", CALIBRATION, CALIBRATION_IMAGES), ("test", TEST, TEST_IMAGES)):
+        table = pq.read_table(data / f"{source}.parquet")
+        pq.write_table(table.take(np.sort(rng.choice(len(table), count, replace=False))), target, compression="zstd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    ship_images(args.data, args.seed)
+    train(args.data, epochs=args.epochs, batch=args.batch, lr=args.lr, seed=args.seed)
+
+
+if __name__ == "__main__":
+    main()

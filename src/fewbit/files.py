@@ -1,0 +1,87 @@
+"""Writing files whole or not at all, and the bytes of codes that are narrower than a byte."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.errors import BadFile
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a neighbour file and move it into place. Raises BadFile where the disk is full or not writable."""
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        what = "the disk is full" if full else (error.strerror or str(error))
+        raise BadFile(
+            f"{path} cannot be written: {what}. Free some space or give another folder: --out DIR."
+        ) from error
+    finally:
+        with suppress(OSError):  # a folder that is a file has no neighbour either
+            part.unlink()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Readable JSON, keys in the order given, NaN refused."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises BadFile where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadFile(f"{path} does not exist; is {path.parent} a folder that `fewbit quantize` wrote?") from error
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise BadFile(
+            f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pack(codes: Tensor, bits: int, low: int) -> Tensor:
+    """Codes of `bits` each, one behind the other, lowest bit first, as uint8 (ceil(n * bits / 8),).
+
+    What is stored is code - low, so signed and narrow grids need no sign bits of their own.
+    """
+    offset = (codes.flatten().to(torch.int64) - low).numpy()
+    if offset.size and not (offset.min() >= 0 and offset.max() < 2**bits):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits from {low}")
+    spread = (offset[:, None] >> np.arange(bits)) & 1
+    return torch.from_numpy(np.packbits(spread.astype(np.uint8).reshape(-1), bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, low: int, shape: tuple[int, ...]) -> Tensor:
+    """The int32 codes of `pack`. Raises ValueError where the bytes are not exactly those of the shape."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if packed.numel() != -(-count * bits // 8):
+        raise ValueError(f"{packed.numel()} bytes for {count} codes of {bits} bits")
+    spread = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    weights = (1 << np.arange(bits)).astype(np.int64)
+    return torch.from_numpy((spread @ weights + low).astype(np.int32)).reshape(shape)

@@ -1,0 +1,133 @@
+"""THE arithmetic: real numbers to integer codes and back. Search, simulation, rounding and realization all call this file.
+
+    real = (code - zero) * scale        code = clamp(round_half_even(real / scale) + zero, low, high)
+
+`scale` is a step, always: the real distance between neighbouring codes, and > 0. The division and the rounding are those
+of ONNX QuantizeLinear in float32, so a simulation gives the codes that a runtime gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+TINY = float(torch.finfo(torch.float32).tiny) * 2**20  # the smallest step: a constant tensor still has a scale > 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that a tensor may use. `narrow` drops the lowest code; `axis` is the channel axis, None is per tensor."""
+
+    bits: int = 8
+    signed: bool = True
+    narrow: bool = False
+    symmetric: bool = True
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 32:
+            raise ValueError(f"a grid has 1 to 32 bits, not {self.bits}")
+
+    @property
+    def low(self) -> int:
+        return -(2 ** (self.bits - 1)) + self.narrow if self.signed else int(self.narrow)
+
+    @property
+    def high(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a code."""
+        return max(-self.low, self.high)
+
+    @property
+    def container(self) -> torch.dtype:
+        """The smallest torch integer type that holds every code."""
+        if self.bits <= 8:
+            return torch.int8 if self.signed else torch.uint8
+        if self.bits <= 16:
+            return torch.int16 if self.signed else torch.uint16
+        return torch.int32
+
+    def __str__(self) -> str:
+        sign = "s" if self.signed else "u"
+        where = "per-tensor" if self.axis is None else f"per-channel (axis {self.axis})"
+        return f"{sign}{self.bits} [{self.low}, {self.high}] {'symmetric' if self.symmetric else 'asymmetric'} {where}"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, both of shape () or (channels,)."""
+
+    scale: Tensor
+    zero: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
+            raise ValueError(f"a scale is finite and > 0, found {self.scale.min().item()} to {self.scale.max().item()}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Affine) and torch.equal(self.scale, other.scale) and torch.equal(self.zero, other.zero)
+
+
+def along(v: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """`v` of shape () or (channels,) shaped so that it broadcasts over `x` along `axis`."""
+    if axis is None or v.ndim == 0:
+        return v
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return v.view(shape)
+
+
+def position(x: Float[Tensor, "*shape"], affine: Affine, grid: Grid) -> Float[Tensor, "*shape"]:
+    """Where each element stands among the codes before rounding: x / scale + zero; verify measures ties with it."""
+    return x / along(affine.scale, x, grid.axis) + along(affine.zero, x, grid.axis)
+
+
+def codes(x: Float[Tensor, "*shape"], affine: Affine, grid: Grid) -> Int[Tensor, "*shape"]:
+    """The integer of each element: round half to even, as ONNX QuantizeLinear does, then saturate."""
+    if grid.bits > 24:  # float32 has no such integers: a bias in units of input scale times weight scale
+        x = x.double()
+    q = torch.round(x / along(affine.scale, x, grid.axis)) + along(affine.zero, x, grid.axis)
+    return q.clamp_(grid.low, grid.high).to(torch.int32)
+
+
+def values(q: Int[Tensor, "*shape"], affine: Affine, grid: Grid) -> Float[Tensor, "*shape"]:
+    """The real number of each code, as ONNX DequantizeLinear gives it."""
+    return (q - along(affine.zero, q, grid.axis)).to(torch.float32) * along(affine.scale, q, grid.axis)
+
+
+def fake(x: Float[Tensor, "*shape"], affine: Affine, grid: Grid) -> Float[Tensor, "*shape"]:
+    """Quantize and dequantize in float32: `values(codes(x))` without the integer tensor in between."""
+    zero = along(affine.zero, x, grid.axis)
+    scale = along(affine.scale, x, grid.axis)
+    return ((torch.round(x / scale) + zero).clamp_(grid.low, grid.high) - zero) * scale
+
+
+def affine_from_range(low: Tensor, high: Tensor, grid: Grid) -> Affine:
+    """The step and zero point that cover [low, high], for ranges of any shape; zero is always a code.
+
+    Symmetric: scale = max(|low|, |high|) / high code. Asymmetric: the range is widened to contain 0, and the zero point
+    is rounded to a code, as in ONNX's and TFLite's quantization specifications.
+    """
+    low, high = torch.minimum(low, torch.zeros_like(low)), torch.maximum(high, torch.zeros_like(high))
+    if grid.symmetric:
+        scale = (torch.maximum(-low, high) / (grid.high - middle(grid))).clamp_min(TINY).to(torch.float32)
+        return Affine(scale, torch.full_like(scale, middle(grid), dtype=torch.int32))
+    scale = ((high.double() - low.double()) / (grid.high - grid.low)).clamp_min(TINY).to(torch.float32)
+    zero = torch.round(grid.low - low / scale).clamp(grid.low, grid.high)
+    return Affine(scale, zero.to(torch.int32))
+
+
+def middle(grid: Grid) -> int:
+    """The zero point of a symmetric grid: 0 for signed codes, half of the range for unsigned ones."""
+    return 0 if grid.signed else 2 ** (grid.bits - 1)
+
+
+def safe_terms(accumulator_bits: int, a: Grid, w: Grid) -> int:
+    """How many products of two codes fit in a signed accumulator before it can overflow."""
+    return (2 ** (accumulator_bits - 1) - 1) // (a.largest * w.largest)

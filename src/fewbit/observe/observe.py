@@ -1,0 +1,71 @@
+"""One pass of the float graph over the images; every activation site that is asked for feeds its accumulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from fewbit.errors import BadImages, BadValues
+from fewbit.observe.stats import Histogram, Stats
+from fewbit.types import Graph
+
+
+class Watcher(Interpreter):
+    """Runs a graph and hands the value of each watched node to a function; nothing is kept."""
+
+    def __init__(self, graph: Graph, see: Callable[[str, Tensor], None], nodes: dict[str, list[str]]) -> None:
+        super().__init__(graph.module, garbage_collect_values=True)
+        self.see = see
+        self.watched = nodes
+
+    def run_node(self, n: Node) -> object:
+        value = super().run_node(n)
+        for site in self.watched.get(n.name, ()):
+            self.see(site, value)
+        return value
+
+
+def observe(graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None = None) -> Stats:
+    """Statistics of the activation sites (all, or those named) over batches of (b, c, h, w) normalized images.
+
+    Raises BadImages without a batch, BadValues with the site where a NaN or an infinity first appears.
+    """
+    wanted = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
+    nodes: dict[str, list[str]] = {}
+    for site in graph.sites:
+        if site.name in wanted:
+            nodes.setdefault(site.tensor, []).append(site.name)
+    found: dict[str, Histogram] = {}
+
+    def see(site: str, value: Tensor) -> None:
+        seen = Histogram.of(value)
+        if not _finite(seen):
+            raise BadValues(
+                f"{site} holds NaN or infinite values for the calibration images; only finite activations can be quantized. "
+                f"Is the preprocessing the model's own (--mean, --std)? Keep it float: --keep-float '{site}'."
+            )
+        found[site] = found[site].merge(seen) if site in found else seen
+
+    watcher, count = Watcher(graph, see, nodes), 0
+    with torch.no_grad():
+        for batch in _checked(graph, batches):
+            watcher.run(batch)
+            count += len(batch)
+    if not count:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    return Stats({s.name: found[s.name] for s in graph.sites if s.name in found}, count)
+
+
+def _checked(graph: Graph, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
+        if tuple(batch.shape[1:]) != tuple(graph.input_shape):
+            raise BadImages(f"images are {tuple(batch.shape[1:])}; the model takes {tuple(graph.input_shape)}.")
+        yield batch
+
+
+def _finite(h: Histogram) -> bool:
+    return math.isfinite(h.low) and math.isfinite(h.high)

@@ -1,0 +1,485 @@
+"""The whole way: capture, observe, choose, realize, verify, report. Each stage can start from the files of the one before.
+
+A run works in `<out>.part` and is renamed to `<out>` when it is done. A killed run leaves `<out>.part`; the same request
+finds it and goes on behind the last stage that was written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture.export import fingerprint
+from fewbit.capture.rewrite import constant
+from fewbit.choose import choose, parse_bits
+from fewbit.choose.scales.ranges import Samples, fidelity
+from fewbit.data.images import Images, Preprocess, open_images, read_classes
+from fewbit.demo import model as demo
+from fewbit.errors import BadFile, BadImages
+from fewbit.files import read_json, write_atomic, write_json
+from fewbit.observe import Stats, observe
+from fewbit.progress import Progress
+from fewbit.realize import float_onnx, load_plan, realize, save_plan
+from fewbit.recipes import DEFAULT, recipe_named
+from fewbit.report import page, tables
+from fewbit.simulate import simulate
+from fewbit.target import Target, detect, load_target
+from fewbit.types import Checks, Graph, Plan, Refusal
+from fewbit.verify import Latency, Score, bench, compare, evaluate, runtime_names
+from fewbit.verify.attention import attention_tables
+
+FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
+CHECKED = 8  # images on which codes are compared
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides what a run computes. The same request gives the same files."""
+
+    model: str
+    target: str
+    recipe: str = DEFAULT
+    bits: str = "8"
+    calibration: int = 128
+    scored: int | None = None
+    seed: int = 0
+    keep_float: tuple[str, ...] = ()
+    everything: bool = False
+    skip_bad: bool = False
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What quantize returns. `folder` holds every file; `module` is the simulation."""
+
+    folder: Path
+    graph: Graph
+    plan: Plan
+    checks: Checks
+    score: Score
+    latency: tuple[Latency, ...]
+    report: Mapping[str, Any]
+    _keep: object = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The simulation: (b, c, h, w) images to what the integer model answers."""
+        return simulate(self.graph, self.plan)
+
+    def export(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Copy the run's files to a folder that does not exist yet. Raises BadFile where it does."""
+        target = Path(folder)
+        free_folder(target, force=force)
+        shutil.copytree(self.folder, target)
+        return target
+
+
+def quantize(
+    model: str | nn.Module | ExportedProgram,
+    images: Any = None,
+    *,
+    score: Any = None,
+    target: str | None = None,
+    recipe: str = DEFAULT,
+    bits: str | int = 8,
+    out: str | Path | None = None,
+    calibration: int = 128,
+    scored: int | None = None,
+    seed: int = 0,
+    keep_float: Sequence[str] = (),
+    everything: bool = False,
+    skip_bad: bool = False,
+    labels: bool = True,
+    classes: str | Path | Sequence[str] | None = None,
+    weights: Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    threads: int = 2,
+    seconds: float = 4.0,
+    force: bool = False,
+    command: str = "fewbit.quantize(...)",
+    progress: Progress | None = None,
+) -> Result:
+    """Quantize a model with a few images, realize it, and prove it in the runtime.
+
+    `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
+    held out for it. `preprocess` overrides fields of the model's own record (input_size, mean, std, interpolation, resize,
+    crop_pct). Raises FewbitError for whatever the caller can mend.
+    """
+    progress = progress or Progress()
+    hardware = load_target(target or detect())
+    recipe_named(recipe)
+    parse_bits(bits)
+    ref = model if isinstance(model, str) else type(model).__name__
+    request = Request(
+        ref,
+        hardware.name,
+        recipe,
+        str(bits),
+        calibration,
+        scored,
+        seed,
+        tuple(keep_float),
+        everything,
+        skip_bad,
+        labels,
+    )
+    if images is None:
+        if ref != "demo":
+            raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
+        images, score = demo.CALIBRATION, score or demo.TEST
+    keep: object = None
+    if out is None:
+        keep = tempfile.TemporaryDirectory(prefix="fewbit-")
+        final = Path(keep.name) / "run"
+    else:
+        final = Path(out)
+    free_folder(final, force=force, check_only=True)
+
+    overrides = dict(preprocess or {})
+    load_overrides = {k: v for k, v in overrides.items() if k == "input_size"}
+    with progress.stage("load"):
+        loaded = load_model(model, weights=weights, overrides=load_overrides)
+        recorded = _preprocess(loaded, overrides)
+        names = read_classes(classes) if isinstance(classes, str | Path) else (classes or loaded.classes or None)
+        outputs = _class_count(loaded)
+        known = names if names else outputs
+        _check_class_names(names, outputs)
+        chosen, held_out = open_both(images, score, recorded, known, request)
+    part = final.with_name(final.name + ".part")
+    identity = {
+        "request": json.loads(json.dumps(request.__dict__)),
+        "model": fingerprint(loaded.program),
+        "calibration": chosen.fingerprint(),
+        "scored": held_out.fingerprint(),
+        "preprocess": recorded.to_json(),
+        "target": hashlib.sha256(hardware.model_dump_json().encode()).hexdigest(),
+    }
+    resume(part, identity)
+
+    with progress.stage("capture"):
+        graph = capture(loaded)
+        if not (part / "exported.pt2").exists():
+            write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
+    with progress.stage("observe", len(chosen)):
+        stats = _observe(graph, chosen, part, progress)
+    with progress.stage("choose", len(graph.sites)):
+        plan = _choose(graph, stats, hardware, request, part, progress)
+    with progress.stage("realize", 2):
+        for name, write in (
+            ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
+            ("float.onnx", lambda p: float_onnx(graph, p, opset=hardware.opset)),
+        ):
+            if not (part / name).exists():
+                write(part / name)
+            progress.advance()
+    with progress.stage("verify", 3):
+        sample = next(held_out.batches(CHECKED))
+        write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
+        checks = compare(graph, plan, part / "model.onnx", sample.split(4), progress=lambda text: progress.advance(1, text))
+    with progress.stage("evaluate", len(held_out)):
+        result = evaluate(
+            part / "float.onnx", part / "model.onnx", held_out,
+            runtime=hardware.runtime, threads=threads, progress=progress.advance,
+        )  # fmt: skip
+    with progress.stage("bench", 2 * len(runtime_names())):
+        timings = bench(
+            part / "float.onnx", part / "model.onnx", graph.input_shape,
+            runtimes=runtime_names(), threads=threads, seconds=seconds, progress=lambda text: progress.advance(1, text),
+        )  # fmt: skip
+    plan = _note_kernels(plan, checks)
+    with progress.stage("report"):
+        rows = _tables(graph, plan, stats, checks, timings, held_out, result, sample, part)
+        record = _run_record(command, request, identity, recorded, names, outputs, threads)
+        rows["run"] = record
+        summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
+        rows["seconds"] = summary["seconds"]
+        write_json(part / "run.json", record)
+        write_json(part / "report.json", summary)
+        write_json(part / "tables.json", rows)
+        page.write(part / "report.html", summary, rows)
+    (part / "request.json").unlink()
+    free_folder(final, force=force)
+    os.replace(part, final)
+    return Result(final, graph, plan, checks, result, tuple(timings), summary, keep)
+
+
+def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, request: Request) -> tuple[Images, Images]:
+    """Calibration images and scored images, never the same: without `score` a part of the images is held out."""
+    options: dict[str, Any] = {"classes": classes, "skip_bad": request.skip_bad, "seed": request.seed}
+    if score is not None:
+        chosen = open_images(images, preprocess, limit=request.calibration, **{**options, "classes": None}, labels=False)
+        held_out = open_images(score, preprocess, limit=request.scored, labels=request.labels, **options)
+        if chosen.source == held_out.source:
+            raise BadImages(f"{chosen.source} is given for calibration and for scoring; scores need images of their own.")
+        return chosen, held_out
+    found = open_images(images, preprocess, labels=request.labels, **options)
+    if len(found) < 2:
+        raise BadImages(f"{found.source} holds {len(found)} image; at least 2 are needed, one to calibrate and one to score.")
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(request.seed)).tolist()
+    held = min(max(len(found) // 4, 1), 1000, request.scored or len(found))
+    return found.subset(sorted(order[held : held + request.calibration])), found.subset(sorted(order[:held]))
+
+
+def resume(part: Path, identity: Mapping[str, Any]) -> None:
+    """Make the working folder; one that a killed run of the same request left is kept, any other is emptied."""
+    note = part / "request.json"
+    if note.is_file() and read_json(note) == identity:
+        return
+    if part.exists():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    write_json(note, identity)
+
+
+def free_folder(folder: Path, *, force: bool, check_only: bool = False) -> None:
+    """Raise BadFile where a folder is in the way; with `force`, remove it if it is a run of ours."""
+    if not folder.exists():
+        return
+    ours = folder.is_dir() and (not any(folder.iterdir()) or (folder / "plan.json").is_file())
+    if not ours:
+        raise BadFile(f"{folder} exists and is not a run of fewbit; give another folder: --out DIR.")
+    if not force and any(folder.iterdir()):
+        raise BadFile(f"{folder} exists; replace it with --force, or give another folder: --out DIR.")
+    if not check_only:
+        shutil.rmtree(folder)
+
+
+def summarize(
+    graph: Graph, plan: Plan, checks: Checks, score: Score, timings: Sequence[Latency], calibration: int, folder: Path,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """report.json."""
+    sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
+    return {
+        "schema": 1,
+        "model": str(plan.extra["model"]),
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "bits": plan.bits,
+        "exemptions": list(plan.exemptions),
+        "images": {"calibration": calibration, "scored": score.images},
+        "accuracy": score.to_json(),
+        "size": tables.size(graph, plan, sizes),
+        "latency": tables.latency(timings),
+        "verify": tables.verify(checks),
+        "integer_share": tables.integer_share(graph, plan),
+        "refusals": tables.refusals(plan),
+        "seconds": dict(seconds),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read back."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @staticmethod
+    def open(folder: str | Path) -> Run:
+        """Raises BadFile where the folder is no finished run."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise BadFile(f"{path} is not a folder; give one that `fewbit quantize` wrote.")
+        missing = [name for name in FILES if not (path / name).is_file()]
+        record = read_json(path / "run.json")
+        if missing:
+            raise BadFile(f"{path} has no {', '.join(missing)}; write the run again with fewbit quantize --force.")
+        return Run(path, record)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess.from_json(self.record["preprocess"])
+
+    def graph(self) -> Graph:
+        return capture(load_model(str(self.folder / "exported.pt2")))
+
+    def images(self, source: Any, *, skip_bad: bool = False, labels: bool = True, limit: int | None = None) -> Images:
+        known = self.record["classes"] or self.record["outputs"]
+        return open_images(source, self.preprocess, classes=known, skip_bad=skip_bad, labels=labels, limit=limit)
+
+    def verify(self, images: Any = None, progress: Progress | None = None) -> Checks:
+        """Codes of the run's plan against its model.onnx, on the run's own images or others."""
+        progress = progress or Progress()
+        graph = self.graph()
+        plan = load_plan(graph, self.folder)
+        if images is None:
+            sample = load_file(self.folder / "images.safetensors")["images"]
+        else:
+            sample = next(self.images(images, labels=False).batches(CHECKED))
+        with progress.stage("verify", 3):
+            return compare(graph, plan, self.folder / "model.onnx", sample.split(4), progress=lambda t: progress.advance(1, t))
+
+
+def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
+    record = dict(loaded.record)
+    base = Preprocess.from_timm(record)
+    extra = {k: record[k] for k in ("resize", "antialias") if k in record}
+    given = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
+    return base.replace(**{**extra, **given})
+
+
+def _class_count(loaded: Loaded) -> int | None:
+    node = next(n for n in loaded.program.graph.nodes if n.op == "output")
+    value = node.args[0][0].meta["val"]
+    return int(value.shape[1]) if value.ndim == 2 else None
+
+
+def _check_class_names(names: Sequence[str] | None, outputs: int | None) -> None:
+    if names and outputs and len(names) != outputs:
+        raise BadImages(
+            f"{len(names)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
+        )
+
+
+def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> Stats:
+    path = part / "stats.safetensors"
+    if path.exists():
+        return Stats.from_tensors(load_file(path))
+
+    def counted(size: int) -> Any:
+        for batch in images.batches(size):
+            yield batch
+            progress.advance(len(batch))
+
+    stats = observe(graph, counted(8))
+    write_atomic(path, lambda file: save_file(stats.tensors(), file))
+    return stats
+
+
+def _choose(graph: Graph, stats: Stats, target: Target, request: Request, part: Path, progress: Progress) -> Plan:
+    if (part / "plan.json").exists():
+        return load_plan(graph, part)
+    plan = choose(
+        graph, stats, target, recipe_named(request.recipe), name=request.recipe, bits=parse_bits(request.bits),
+        keep_float=request.keep_float, everything=request.everything, progress=lambda site: progress.advance(1, site),
+    )  # fmt: skip
+    notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
+    plan = replace(
+        plan,
+        refusals=plan.refusals + notes,
+        extra={"model": request.model, "recipe": repr(recipe_named(request.recipe))},
+    )
+    save_plan(graph, plan, part)
+    return plan
+
+
+def _note_kernels(plan: Plan, checks: Checks) -> Plan:
+    """A refusal where onnxruntime fused fewer integer kernels than the plan has integer ops."""
+    expected, found = int(checks.kernels["expected"]), int(checks.kernels["found"])
+    if found >= expected:
+        return plan
+    lost = Refusal("the optimised graph", f"{expected} integer kernels", f"{found}", "onnxruntime did not fuse the others")
+    return replace(plan, refusals=(*plan.refusals, lost))
+
+
+def _tables(
+    graph: Graph, plan: Plan, stats: Stats, checks: Checks, timings: Sequence[Latency], images: Images, score: Score,
+    sample: Tensor, part: Path,
+) -> dict[str, Any]:  # fmt: skip
+    found, seen, drawn = {}, {}, {}
+    for site in graph.sites:
+        choice = plan.choices.get(site.name)
+        if choice is None or choice.role == "bias":
+            continue
+        if choice.role == "weight":
+            node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
+            samples = Samples.of_weight(constant(graph.module, node), choice.grid)
+        else:
+            samples = Samples.of_histogram(stats.sites[site.name])
+            drawn[site.name] = stats.sites[site.name].to_json()
+        found[site.name] = fidelity(samples, choice.affine, choice.grid)
+        seen[site.name] = (samples.low.min().item(), samples.high.max().item())
+    rows = tables.sites(graph, plan, found, seen)
+    maps, flips = attention_tables(graph, plan, sample[:4])
+    names = (
+        ("float model, ONNX", "float.onnx"),
+        ("integer model, ONNX", "model.onnx"),
+        ("plan, bit-packed", "plan.safetensors"),
+    )
+    return {
+        "sites": rows,
+        "histograms": tables.histograms(rows, drawn),
+        "attention": maps,
+        "flips": flips,
+        "latency": [row.to_json() for row in timings],
+        "size": [{"what": what, "bytes": (part / name).stat().st_size} for what, name in names],
+        "checks": tables.checks(checks),
+        "outputs": [{"runtime": runtime, **row} for runtime, row in checks.outputs.items()],
+        "kernels": checks.kernels,
+        "images": _pictures(images, score),
+    }
+
+
+def _pictures(images: Images, score: Score, count: int = 12) -> list[dict[str, Any]]:
+    """A few scored images, those with another answer than the float model's first."""
+    changed = (score.float_answers != score.answers).nonzero().flatten().tolist()
+    rest = (score.float_answers == score.answers).nonzero().flatten().tolist()
+    rows = []
+    for i in (changed[: count - 4] + rest)[:count]:
+        buffer = io.BytesIO()
+        images.thumbnail(i, 96).save(buffer, "PNG")
+        rows.append(
+            {
+                "name": images.names[i],
+                "thumbnail": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+                "label": None if images.labels is None else int(images.labels[i]),
+                "float": int(score.float_answers[i]),
+                "quantized": int(score.answers[i]),
+            }
+        )
+    return rows
+
+
+def _run_record(
+    command: str, request: Request, identity: Mapping[str, Any], preprocess: Preprocess, names: Sequence[str] | None,
+    outputs: int | None, threads: int,
+) -> dict[str, Any]:  # fmt: skip
+    packages = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
+    return {
+        "command": command,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "seed": request.seed,
+        "hashes": {k: identity[k] for k in ("model", "calibration", "scored", "target")},
+        "machine": {"processor": _processor(), "threads": threads, "system": platform.system()},
+        "request": identity["request"],
+        "preprocess": preprocess.to_json(),
+        "classes": list(names) if names else None,
+        "outputs": outputs,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

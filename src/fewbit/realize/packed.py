@@ -1,0 +1,138 @@
+"""The plan as two files: plan.json, for people, and plan.safetensors, with every number exactly.
+
+plan.safetensors holds, for each weight or bias site, `<site>.codes` (bit-packed to the bits of its grid), for every site
+`<site>.scale` and `<site>.zero`, and as `float.<name>` the tensors of the graph that stayed float. Together with the
+program's structure this is the whole quantized model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fewbit.capture.rewrite import constant, is_constant
+from fewbit.errors import BadFile
+from fewbit.files import pack, read_json, unpack, write_atomic, write_json
+from fewbit.grid import Affine, Grid
+from fewbit.types import Choice, Graph, Plan, Refusal
+
+SCHEMA = 1
+
+
+def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
+    """Write plan.safetensors and then plan.json into a folder; both whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for choice in plan.choices.values():
+        if choice.codes is not None:
+            tensors[f"{choice.site}.codes"] = _stored(choice.codes, choice.grid)
+        if choice.method != "derived":  # a derived step is a product of two that are there
+            tensors[f"{choice.site}.scale"] = choice.affine.scale.contiguous()
+            if bool((choice.affine.zero != choice.affine.zero.flatten()[0]).any()) or choice.codes is None:
+                tensors[f"{choice.site}.zero"] = choice.affine.zero.contiguous()
+    quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
+    for node in graph.module.graph.nodes:
+        if is_constant(node) and node.name not in quantized:
+            tensors[f"float.{node.target}"] = constant(graph.module, node).contiguous().clone()
+    content = save(tensors, metadata={"fewbit": str(SCHEMA)})  # save_file hides a full disk in an error of its own
+    write_atomic(folder / "plan.safetensors", lambda part: part.write_bytes(content))
+    write_json(folder / "plan.json", plan_json(graph, plan))
+
+
+def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
+    """The plan without its large tensors: what `diff` compares and people read."""
+    return {
+        "schema": SCHEMA,
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "bits": plan.bits,
+        "exemptions": list(plan.exemptions),
+        "integer_ops": list(plan.integer_ops),
+        "choices": [_choice_json(graph, choice) for choice in plan.choices.values()],
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "extra": dict(plan.extra),
+    }
+
+
+def load_plan(graph: Graph, folder: Path) -> Plan:
+    """The plan of a run folder. Raises BadFile where a file is truncated, or does not belong to the graph."""
+    record, path = read_json(folder / "plan.json"), folder / "plan.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+    sites = {site.name: site for site in graph.sites}
+    choices: dict[str, Choice] = {}
+    try:
+        for row in record["choices"]:
+            grid = Grid(**row["grid"])
+            shape = sites[row["site"]].shape
+            stored = tensors.get(f"{row['site']}.codes")
+            codes = None if stored is None else _restored(stored, grid, shape)
+            affine = _affine(graph, row, grid, tensors, choices)
+            choices[row["site"]] = Choice(
+                row["site"], row["role"], grid, affine, row["method"], codes, row["everyone"], row["why"]
+            )
+        refusals = tuple(Refusal(**refusal) for refusal in record["refusals"])
+        return Plan(
+            record["target"],
+            record["recipe"],
+            record["bits"],
+            choices,
+            tuple(record["integer_ops"]),
+            refusals,
+            tuple(record["exemptions"]),
+            record["extra"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(
+            f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
+            f"({type(error).__name__}: {error}); write the run again with fewbit quantize --force."
+        ) from error
+
+
+def _affine(
+    graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]
+) -> Affine:
+    name = row["site"]
+    if row["method"] == "derived":
+        op = graph.op(graph.site(name).readers[0][0])
+        scale = choices[op.operands["input"]].affine.scale * choices[op.operands["weight"]].affine.scale
+        scale = scale.expand(graph.site(name).shape).contiguous()
+        return Affine(scale, torch.zeros(scale.shape, dtype=torch.int32))
+    scale = tensors[f"{name}.scale"]
+    zero = tensors.get(f"{name}.zero")
+    return Affine(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
+
+
+def _stored(codes: Tensor, grid: Grid) -> Tensor:
+    """Whole bytes are stored as they are, anything else packed."""
+    return codes.to(grid.container).contiguous() if grid.bits in (8, 16, 32) else pack(codes, grid.bits, grid.low)
+
+
+def _restored(stored: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+    if grid.bits not in (8, 16, 32):
+        return unpack(stored, grid.bits, grid.low, shape).to(grid.container)
+    if tuple(stored.shape) != shape:
+        raise ValueError(f"codes of shape {tuple(stored.shape)} for a tensor of shape {shape}")
+    return stored
+
+
+def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:
+    scale, zero = choice.affine.scale, choice.affine.zero
+    return {
+        "site": choice.site,
+        "role": choice.role,
+        "bits": choice.grid.bits,
+        "grid": asdict(choice.grid),
+        "scale": scale.item() if scale.ndim == 0 else {"min": scale.min().item(), "max": scale.max().item()},
+        "zero": int(zero.flatten()[0]),
+        "method": choice.method,
+        "everyone": choice.everyone,
+        "why": choice.why,
+    }

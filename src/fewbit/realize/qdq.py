@@ -1,0 +1,213 @@
+"""The plan as a standard Q/DQ graph: PT2E's quantized_decomposed ops in the fx graph, ONNX by torch.onnx.
+
+The same graph serves onnxruntime, openvino and every other runtime that reads QuantizeLinear and DequantizeLinear.
+Weights are int8 initializers. Each activation's QuantizeLinear writes a value called `<site>.codes`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed ops
+from onnxscript import opset20 as op
+from torch.export import Dim
+from torch.fx import GraphModule, Node
+
+from fewbit.capture.rewrite import aten, calls, is_call
+from fewbit.errors import FewbitFailed
+from fewbit.files import write_atomic
+from fewbit.grid import codes
+from fewbit.simulate import readers
+from fewbit.types import Choice, Graph, Plan
+
+qd = torch.ops.quantized_decomposed
+CODES = ".codes"
+POOL = aten.adaptive_avg_pool2d.default
+
+
+def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
+    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all."""
+    module, order = qdq_module(graph, plan)
+    model = _onnx(module, graph.input_shape, opset)
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    if len(quantizers) != len(order):
+        raise FewbitFailed(
+            f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites."
+        )
+    for node, site in zip(quantizers, order, strict=True):
+        _check_scale(node, plan.choices[site])
+        node.outputs[0].name = site + CODES
+        node.name = f"{site}.QuantizeLinear"
+    _save(model, path)
+
+
+def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
+    """Write the float graph as ONNX: the twin that every comparison is paired with."""
+    _save(_onnx(graph.module, graph.input_shape, opset), path)
+
+
+def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
+    """The graph with Q/DQ pairs, and the activation sites in the order in which their codes are computed."""
+    module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
+    nodes = {node.name: node for node in module.graph.nodes}
+    quantizer: dict[Node, str] = {}
+    for site in graph.sites:
+        choice = plan.choices.get(site.name)
+        if choice is None:
+            continue
+        if choice.codes is not None:
+            for name, operand in site.readers:
+                reader = graph.op(name)
+                if reader.kind == "linear" and operand == "weight":
+                    _as_product(module, nodes, reader.node, choice)
+                else:
+                    nodes[reader.node].update_arg(
+                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice)
+                    )
+            continue
+        tensor = nodes[site.tensor]
+        users = readers(graph, plan, site.name, tensor)
+        source = _without_clamp(tensor, choice, users)
+        with module.graph.inserting_after(tensor):
+            quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
+        quantizer[quantized] = site.name
+        if choice.grid.bits < 8 or choice.grid.narrow:  # the container is wider than the grid: saturate before
+            with module.graph.inserting_before(quantized):
+                limits = [
+                    (c - float(choice.affine.zero)) * float(choice.affine.scale)
+                    for c in (choice.grid.low, choice.grid.high)
+                ]
+                quantized.update_arg(0, module.graph.call_function(aten.clamp.default, (source, *limits)))
+        with module.graph.inserting_after(quantized):
+            real = module.graph.call_function(qd.dequantize_per_tensor.default, (quantized, *_arguments(choice)))
+        for user in users:
+            user.replace_input_with(tensor, real)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
+
+
+def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice) -> None:
+    """linear(x, w, b) as x @ w' + b with w' stored transposed: the form that every runtime has an integer kernel for."""
+    linear = nodes[name]
+    x, bias = linear.args[0], linear.args[2] if len(linear.args) > 2 else None
+    assert choice.codes is not None
+    axis = None if choice.grid.axis is None else 1
+    turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis))
+    weight = _dequantized(module, linear, turned)
+    call = module.graph.call_function
+    flat = len(linear.meta["tensor_meta"].shape) == 2
+    with module.graph.inserting_before(linear):
+        if flat:  # onnxruntime makes a float Gemm of a flat product and an addition before it looks for Q/DQ
+            x = call(aten.unsqueeze.default, (x, 1))
+        result = call(aten.matmul.default, (x, weight))
+        if bias is not None:
+            result = call(aten.add.Tensor, (result, bias))
+        if flat:
+            result = call(aten.squeeze.dim, (result, 1))
+    linear.replace_all_uses_with(result)
+    module.graph.erase_node(linear)
+    nodes[name] = result
+
+
+def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
+    limits = torch.iinfo(choice.grid.container)
+    return float(choice.affine.scale), int(choice.affine.zero), limits.min, limits.max, choice.grid.container
+
+
+def _dequantized(module: GraphModule, before: Node, choice: Choice) -> Node:
+    """A constant of codes and the DequantizeLinear behind it, just before a node."""
+    assert choice.codes is not None
+    flat = choice.site.replace(".", "_").replace(":", "__")
+    axis = choice.grid.axis
+    module.register_buffer(flat, choice.codes.to(choice.grid.container))
+    with module.graph.inserting_before(before):
+        stored = module.graph.get_attr(flat)
+        if axis is None:
+            return module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
+        module.register_buffer(f"{flat}_scale", choice.affine.scale)
+        module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
+        scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
+        limits = torch.iinfo(choice.grid.container)
+        arguments = (stored, scale, zero, axis, limits.min, limits.max, choice.grid.container)
+        return module.graph.call_function(qd.dequantize_per_channel.default, arguments)
+
+
+def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
+    """The tensor before a relu or clamp whose limits are those of the grid: saturation does the same for nothing."""
+    bounds = clamp_bounds(tensor)
+    if bounds is None or len(users) != len(tensor.users):
+        return tensor
+    grid = choice.grid
+    ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.affine, grid)
+    redundant = ends.tolist() == [grid.low, grid.high]
+    return cast(Node, tensor.args[0]) if redundant else tensor
+
+
+def clamp_bounds(node: Node) -> tuple[float, float] | None:
+    """Lower and upper limit of a relu, relu6, hardtanh or clamp; None for anything else."""
+    infinity = float("inf")
+    if is_call(node, aten.relu.default, aten.relu_.default):
+        return 0.0, infinity
+    if is_call(node, aten.relu6.default):
+        return 0.0, 6.0
+    if is_call(node, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default):
+        given = list(node.args[1:3]) + [None] * (3 - len(node.args))
+        defaults = (-infinity, infinity) if is_call(node, aten.clamp.default) else (-1.0, 1.0)
+        low, high = (d if g is None else g for g, d in zip(given, defaults, strict=True))
+        return (float(low), float(high)) if not isinstance(low, Node) and not isinstance(high, Node) else None
+    return None
+
+
+def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Model:
+    """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
+    pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
+    translations = (
+        {POOL: lambda x, size: op.GlobalAveragePool(x)} if all(list(p.args[1]) == [1, 1] for p in pools) else {}
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            dynamic_shapes=({0: Dim("batch", min=1, max=65536)},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=opset,
+            verbose=False,
+            custom_translation_table=translations,
+        )
+    assert program is not None
+    model = program.model
+    model.producer_name, model.producer_version = "fewbit", None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    return model
+
+
+def _check_scale(node: ir.Node, choice: Choice) -> None:
+    scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
+    if scale is None or not torch.equal(
+        torch.from_numpy(scale.numpy().copy()).reshape(()), choice.affine.scale.cpu().reshape(())
+    ):
+        raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another step than the plan.")
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    write_atomic(path, lambda part: ir.save(model, part))

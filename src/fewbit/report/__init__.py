@@ -1,0 +1,5 @@
+"""Report: what a run found, as one page. Compute, then draw: everything here is a view of JSON that is already on disk.
+
+figures    rows -> a plotly figure
+page       report.json and tables.json -> report.html, self-contained
+"""

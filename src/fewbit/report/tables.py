@@ -1,0 +1,111 @@
+"""The tables behind the report: plain lists and numbers from what the stages returned. No torch here, no drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fewbit.types import Checks, Graph, Plan
+
+Rows = list[dict[str, Any]]
+
+
+def sites(
+    graph: Graph, plan: Plan, fidelity: Mapping[str, tuple[float, float]], seen: Mapping[str, tuple[float, float]]
+) -> Rows:
+    """One row per quantized site in graph order; `fidelity` is (dB, clipped share), `seen` the extremes, by site."""
+    kinds = {op.name: op.kind for op in graph.ops}
+    rows = []
+    for site in graph.sites:
+        choice = plan.choices.get(site.name)
+        if choice is None or choice.role == "bias":
+            continue
+        scale, zero = choice.affine.scale.flatten().tolist(), choice.affine.zero.flatten().tolist()
+        low = min((choice.grid.low - z) * s for s, z in zip(scale, zero, strict=True))
+        high = max((choice.grid.high - z) * s for s, z in zip(scale, zero, strict=True))
+        decibel, clipped = fidelity[site.name]
+        rows.append(
+            {
+                "site": site.name,
+                "role": site.role,
+                "op": site.readers[0][0],
+                "kind": kinds[site.readers[0][0]],
+                "bits": choice.grid.bits,
+                "grid": str(choice.grid),
+                "method": choice.method,
+                "why": choice.why,
+                "scale": scale[0] if len(scale) == 1 else {"min": min(scale), "max": max(scale)},
+                "zero": zero[0] if len(set(zero)) == 1 else {"min": min(zero), "max": max(zero)},
+                "kept": [low, high],
+                "seen": list(seen[site.name]),
+                "sqnr_db": decibel,
+                "clipped_share": clipped,
+            }
+        )
+    return rows
+
+
+def histograms(rows: Rows, drawn: Mapping[str, Mapping[str, object]], worst: int = 8) -> Rows:
+    """The activation sites with the smallest signal to noise ratio, worst first; `drawn` has edges and counts by site."""
+    chosen = sorted((row for row in rows if row["site"] in drawn), key=lambda row: row["sqnr_db"])[:worst]
+    return [{**drawn[r["site"]], **{k: r[k] for k in ("site", "kept", "seen", "sqnr_db")}} for r in chosen]
+
+
+def checks(found: Checks) -> Rows:
+    """Codes of the simulation against the runtime, per site, graph optimisations off and on."""
+    columns = ("site", "compared", "differing", "ties", "wrong", "max_difference")
+    both = (("off", found.off), ("on", found.on))
+    return [
+        {"optimisations": name, **{c: getattr(check, c) for c in columns}} for name, table in both for check in table
+    ]
+
+
+def verify(found: Checks) -> dict[str, Any]:
+    """The summary of `checks` for report.json: the optimised graph is what ships, both are counted."""
+    table = found.off + found.on
+    worst = max(table, key=lambda check: (check.wrong, check.max_difference, check.differing), default=None)
+    return {
+        "sites": len(found.on),
+        "codes_compared": sum(check.compared for check in table),
+        "codes_differing": sum(check.differing for check in table),
+        "codes_wrong": sum(check.wrong for check in table),
+        "max_difference": max((check.max_difference for check in table), default=0),
+        "worst_site": worst.site if worst is not None and worst.differing else None,
+    }
+
+
+def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
+    """Bytes on disk, and the mean width of the weights of all products (a weight that stayed float counts 32)."""
+    bits = total = 0
+    for site in graph.sites:
+        if site.role == "weight":
+            count = math.prod(site.shape)
+            choice = plan.choices.get(site.name)
+            bits += count * (choice.grid.bits if choice else 32)
+            total += count
+    return {
+        "float_bytes": files["float.onnx"],
+        "onnx_bytes": files["model.onnx"],
+        "packed_bytes": files["plan.safetensors"],
+        "average_weight_bits": bits / max(total, 1),
+    }
+
+
+def integer_share(graph: Graph, plan: Plan) -> float:
+    """The share of multiply-accumulates whose op runs in integers."""
+    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops) / max(graph.macs, 1)
+
+
+def refusals(plan: Plan) -> Rows:
+    """What was asked for and not given."""
+    fields = ("site", "asked", "given", "why", "macs_share")
+    return [{field: getattr(refusal, field) for field in fields} for refusal in plan.refusals]
+
+
+def latency(rows: Sequence[Any]) -> dict[str, Any]:
+    """The first (smallest) batch of each runtime for report.json."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        found.setdefault(row.runtime, {"float_ms": row.float_ms, "quantized_ms": row.quantized_ms, "ratio": row.ratio})
+    return found

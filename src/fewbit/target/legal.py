@@ -1,0 +1,125 @@
+"""The only place that asks what a target allows."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fewbit.errors import UnknownName
+from fewbit.grid import Grid
+from fewbit.target.spec import OpRule, Target
+from fewbit.types import Graph, Op, Refusal
+
+# operands that an op can do without: a bias is added in float, a result stays float
+OPTIONAL = ("bias", "output")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a site gets: grids that the target allows (best first), a pinned step, and who reads the codes."""
+
+    grids: tuple[Grid, ...]
+    fixed_scale: float | None = None
+    everyone: bool = False
+    pair_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Legal:
+    """The answer: slots by site name, the ops that run in integers, and why others do not."""
+
+    slots: Mapping[str, Slot]
+    integer_ops: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def legal(
+    graph: Graph,
+    target: Target,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    keep_float: Sequence[str] = (),
+    everything: bool = False,
+) -> Legal:
+    """Which ops of a graph run in integers on a target, and the grid of every site that they read.
+
+    `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
+    run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
+    """
+    for pattern in keep_float:
+        if not any(_matches(op, (pattern,)) for op in graph.ops):
+            raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
+    verdicts: dict[str, OpRule] = {}
+    refusals: list[Refusal] = []
+    for op in graph.ops:
+        rule = target.rule(op.kind)
+        if _matches(op, keep_float):
+            refusals.append(_refusal(graph, op, "kept float on request (--keep-float)"))
+        elif rule is None:
+            if op.macs:
+                refusals.append(_refusal(graph, op, f"{target.name} has no integer {op.kind}"))
+        elif missing := [name for name in op.operands if name not in rule.operands and name not in OPTIONAL]:
+            refusals.append(
+                _refusal(graph, op, f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
+            )
+        elif rule.runs == "float" and not everything:
+            refusals.append(_refusal(graph, op, rule.why or f"{target.name} runs {op.kind} faster in float"))
+        elif rule.runs != "follow":
+            verdicts[op.name] = rule
+    _follow(graph, target, verdicts, keep_float)
+    slots: dict[str, Slot] = {}
+    for op in graph.ops:
+        if op.name in verdicts:
+            _add_slots(graph, target, op, verdicts[op.name], slots, weight_bits, activation_bits)
+    return Legal(slots, tuple(op.name for op in graph.ops if op.name in verdicts), tuple(refusals))
+
+
+def _follow(graph: Graph, target: Target, verdicts: dict[str, OpRule], keep_float: Sequence[str]) -> None:
+    """Ops that join quantized tensors: in integers where every operand is the quantized result of an integer op."""
+    results = {_result(op) for op in graph.ops if op.name in verdicts and verdicts[op.name].output == "integer"}
+    changed = True
+    while changed:
+        changed = False
+        for op in graph.ops:
+            rule = target.rule(op.kind)
+            if op.name in verdicts or rule is None or rule.runs != "follow" or _matches(op, keep_float):
+                continue
+            if all(site in results for operand, site in op.operands.items() if operand not in OPTIONAL):
+                verdicts[op.name] = rule
+                results.add(_result(op))
+                changed = True
+
+
+def _result(op: Op) -> str:
+    return op.operands.get("output", "")
+
+
+def _add_slots(
+    graph: Graph, target: Target, op: Op, rule: OpRule, slots: dict[str, Slot], weight_bits: int, activation_bits: int
+) -> None:
+    for operand, name in op.operands.items():
+        if operand not in rule.operands or (operand == "output" and rule.output != "integer"):
+            continue
+        site = graph.site(name)
+        types = [target.types[t] for t in rule.operands[operand]]
+        bits = {"weight": weight_bits, "bias": None}.get(operand, activation_bits)
+        grids = tuple(t.grid(site.axis, bits) for t in types)
+        everyone = operand == "output" or (rule.readers == "all" and operand == "input")
+        pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
+        slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)
+        before = slots.get(name)
+        if before is not None:  # two ops read one tensor: it takes a grid that both have
+            shared = tuple(g for g in before.grids if g in slot.grids)
+            slot = Slot(shared or before.grids, before.fixed_scale, before.everyone or everyone, pair_bits)
+        slots[name] = slot
+
+
+def _matches(op: Op, patterns: Sequence[str]) -> bool:
+    names = [op.name, *op.operands.values()]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _refusal(graph: Graph, op: Op, why: str) -> Refusal:
+    return Refusal(op.name, asked="integers", given="float", why=why, macs_share=op.macs / max(graph.macs, 1))

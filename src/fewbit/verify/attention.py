@@ -1,0 +1,88 @@
+"""Attention maps, float beside quantized: what the report draws, and how many key pairs changed their order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from fewbit.simulate import simulate
+from fewbit.types import Graph, Plan
+
+PAIRS = 512  # key pairs sampled for each row
+
+
+class _Maps(Interpreter):
+    """Keeps the values of some nodes."""
+
+    def __init__(self, module: GraphModule, nodes: dict[str, str]) -> None:
+        super().__init__(module)
+        self.nodes = nodes
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> object:
+        value = super().run_node(n)
+        if n.name in self.nodes and isinstance(value, Tensor):
+            self.found[self.nodes[n.name]] = value
+        return value
+
+
+def flipped(
+    before: Float[Tensor, "images heads queries keys"], after: Float[Tensor, "images heads queries keys"], seed: int = 0
+) -> Float[Tensor, "heads"]:
+    """The share of sampled key pairs of each row whose order is another one after quantization; ties are dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    i, j = torch.randint(before.shape[-1], (2, PAIRS), generator=generator)
+    a, b = ((m[..., i] - m[..., j]).sign() for m in (before, after))
+    counted = a != 0
+    return ((a != b) & counted).sum((0, 2, 3)) / counted.sum((0, 2, 3)).clamp_min(1)
+
+
+def attention_tables(
+    graph: Graph, plan: Plan, images: Tensor, drawn: int = 3
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows for the maps (of `drawn` ops from first to last, first image) and for the flips of every op and head.
+
+    `images` is (b, c, h, w). Only maps of shape (b, heads, queries, keys) are taken: windowed attention has its own shapes.
+    """
+    nodes = {
+        s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1
+    }
+    if not nodes:
+        return [], []
+    runs = [_Maps(graph.module, nodes), _Maps(simulate(graph, plan), nodes)]
+    with torch.no_grad():
+        for run in runs:
+            run.run(images)
+    before, after = (run.found for run in runs)
+    names = list(before)
+    flips = {name: flipped(before[name], after[name]).tolist() for name in names}
+    picked = sorted({round(k * (len(names) - 1) / max(drawn - 1, 1)) for k in range(drawn)})
+    maps = []
+    for name in (names[k] for k in picked):
+        keys = before[name].shape[-1]
+        side = math.isqrt(keys - 1)
+        token = side * side == keys - 1
+        plain = math.isqrt(keys) if math.isqrt(keys) ** 2 == keys else 0
+        maps.append(
+            {
+                "op": name,
+                "image": 0,
+                "float": _rounded(before[name][0]),
+                "quantized": _rounded(after[name][0]),
+                "flipped_share": flips[name],
+                "class_token": token,
+                "grid": [side, side] if token else [plain, plain],
+            }
+        )
+    rows = [{"op": name, "head": h, "flipped_share": share} for name in names for h, share in enumerate(flips[name])]
+    return maps, rows
+
+
+def _rounded(maps: Tensor) -> list[Any]:
+    """Heads x queries x keys with four digits: enough to draw, small on disk. At most 6 heads."""
+    return [[[round(v, 4) for v in row] for row in head] for head in maps[:6].tolist()]

@@ -1,0 +1,108 @@
+"""Codes of the simulation against codes of the runtime, site by site.
+
+The comparison is forced: each site of the simulation computes from the codes that the runtime found upstream. A float sum
+in another order moves a value by parts of a millionth, so a code differs only where the value stands on a rounding
+boundary; what differs elsewhere is a bug, and belongs to the site where it appears.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from fewbit.realize.qdq import CODES
+from fewbit.simulate import SiteTrace, simulate, trace
+from fewbit.types import Checks, Graph, Plan, SiteCheck
+from fewbit.verify.runtimes import OnnxRuntime, OpenVino, runtime_names
+
+# How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
+# thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
+TIE = 2e-3
+
+INTEGER_KERNELS = (
+    "MatMulIntegerToFloat",
+    "QLinearMatMul",
+    "QGemm",
+    "QLinearConv",
+    "QLinearAdd",
+    "QLinearGlobalAveragePool",
+)
+
+
+def compare(
+    graph: Graph,
+    plan: Plan,
+    path: Path,
+    batches: Iterable[Tensor],
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Checks:
+    """Run the realized model and the simulation on batches of (b, c, h, w) images and count where they differ."""
+    module = simulate(graph, plan)
+    sites = [name for name, choice in plan.choices.items() if choice.codes is None]
+    images = list(batches)
+    tables: dict[bool, tuple[SiteCheck, ...]] = {}
+    for optimise in (False, True):
+        progress(f"codes, graph optimisations {'on' if optimise else 'off'}")
+        session = OnnxRuntime(path, optimise=optimise, outputs=[site + CODES for site in sites])
+        counts = {site: SiteCheck(site, 0, 0, 0, 0, 0) for site in sites}
+        for batch in images:
+            found = session.run(batch.numpy())
+            codes = {site: torch.from_numpy(found[site + CODES].astype(np.int32)) for site in sites}
+            _, traces = trace(module, batch, forced=codes)
+            for site in sites:
+                counts[site] = _add(counts[site], traces[site], codes[site])
+        tables[optimise] = tuple(counts.values())
+    progress("outputs per runtime")
+    outputs = {}
+    with torch.no_grad():
+        expected = torch.cat([module(batch) for batch in images])
+    for runtime in runtime_names():
+        session = OnnxRuntime(path) if runtime == "onnxruntime" else OpenVino(path)
+        got = torch.cat([torch.from_numpy(np.array(session.run(batch.numpy())["logits"])) for batch in images])
+        outputs[runtime] = _outputs(expected, got)
+    return Checks(tables[False], tables[True], outputs, kernels(plan, path))
+
+
+def kernels(plan: Plan, path: Path) -> dict[str, object]:
+    """The integer kernels in onnxruntime's optimised graph, beside how many the plan expects."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        OnnxRuntime(path, save_optimised=optimised)
+        count = Counter(node.op_type for node in onnx.load(str(optimised), load_external_data=False).graph.node)
+    found = {kind: count[kind] for kind in INTEGER_KERNELS if count[kind]}
+    return {"expected": len(plan.integer_ops), "found": sum(found.values()), "ops": dict(count.most_common())}
+
+
+def _add(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
+    difference = (ours.codes - theirs).abs()
+    where = difference > 0
+    differing = int(where.sum())
+    ties = 0
+    if differing:
+        position = ours.position[where]
+        near = (position - position.floor() - 0.5).abs() <= TIE
+        ties = int((near & (difference[where] == 1)).sum())
+    return SiteCheck(
+        check.site,
+        check.compared + theirs.numel(),
+        check.differing + differing,
+        check.ties + ties,
+        check.wrong + differing - ties,
+        max(check.max_difference, int(difference.max())),
+    )
+
+
+def _outputs(expected: Tensor, got: Tensor) -> dict[str, float]:
+    return {
+        "max_abs_difference": float((expected - got).abs().max()),
+        "cosine": float(torch.nn.functional.cosine_similarity(expected.flatten(), got.flatten(), dim=0)),
+        "argmax_agreement": 100 * float((expected.argmax(1) == got.argmax(1)).float().mean()),
+    }

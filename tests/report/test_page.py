@@ -1,0 +1,447 @@
+"""The report says what the two JSON files say, in one file, whatever is missing from them."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import re
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from fewbit.report import figures, page
+from report.canned import canned
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+LOADING = {"src", "href", "srcset", "poster", "data", "action"}
+TABLES = sorted(canned()[1])
+PLOTLY = get_plotlyjs()
+QUESTIONS = ["Is it right?", "Is it good?", "Is it small and fast?", "What did we not get?"]
+
+
+class Reader(HTMLParser):
+    """The page as a browser takes it: tags that must close, what is loaded, words outside scripts, figures as JSON."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.loaded: list[str] = []
+        self.words: list[str] = []
+        self.styles: list[str] = []
+        self.figures: list[dict[str, Any]] = []
+        self.json = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.json = ("type", "application/json") in attrs
+        self.loaded += [value or "" for name, value in attrs if name in LOADING]
+        self.styles += [value or "" for name, value in attrs if name == "style"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside == "script" and self.json:
+            self.figures.append(json.loads(data))
+        elif inside == "style":
+            self.styles.append(data)
+        elif inside != "script":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def read(report: dict[str, Any], tables: dict[str, Any]) -> Reader:
+    html = page.render(report, tables)
+    assert html.count(PLOTLY) == 1
+    reader = Reader(html.replace(PLOTLY, "plotly"))  # four megabytes that hold no tag of ours
+    assert not reader.open
+    return reader
+
+
+def brief() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The canned run with one histogram and one attention head, for tests that draw the page many times."""
+    report, tables = canned()
+    tables["histograms"] = tables["histograms"][:1]
+    tables["attention"] = tables["attention"][:1]
+    for key in ("float", "quantized", "flipped_share"):
+        tables["attention"][0][key] = tables["attention"][0][key][:1]
+    return report, tables
+
+
+@pytest.fixture(scope="module")
+def whole() -> Reader:
+    return read(*canned())
+
+
+# The file
+
+
+def test_the_page_loads_nothing_from_anywhere(whole: Reader) -> None:
+    assert whole.loaded
+    assert [uri for uri in whole.loaded if not uri.startswith(("#", "data:image/"))] == []
+    assert whole.tags["link"] == 0
+    assert not re.search(r"url\(|@import", " ".join(whole.styles))
+
+
+def test_an_image_that_would_have_to_be_loaded_is_left_out() -> None:
+    report, tables = brief()
+    tables["images"][0]["thumbnail"] = "https://example.org/cat.png"
+    assert read(report, tables).tags["img"] == read(*brief()).tags["img"] - 1
+
+
+def test_tags_balance_and_there_is_one_plotly_and_a_json_for_every_figure(whole: Reader) -> None:
+    _, tables = canned()
+    heads = sum(len(row["float"]) for row in tables["attention"])
+    singles = 8  # error, bits, flips, latency, size, codes, frontier, seconds
+    assert len(whole.figures) == singles + len(tables["histograms"]) + heads
+    assert whole.tags["script"] == len(whole.figures) + 2
+    assert whole.tags["figure"] == whole.tags["figcaption"] + heads
+
+
+def test_the_four_answers_stand_in_order_before_any_figure() -> None:
+    html = page.render(*canned())
+    places = [html.index(question) for question in QUESTIONS]
+    assert places == sorted(places)
+    assert places[-1] < html.index("<figure>")
+
+
+def test_the_same_two_dicts_give_the_same_bytes_and_stay_as_they_were(tmp_path: Path) -> None:
+    report, tables = canned()
+    before = copy.deepcopy((report, tables))
+    page.write(tmp_path / "a.html", report, tables)
+    page.write(tmp_path / "b.html", *canned())
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert (report, tables) == before
+
+
+def test_main_reads_the_run_folder_and_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, tables = brief()
+    assert page.main([str(tmp_path)]) == 2
+    assert "report.json" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "tables.json").write_text(json.dumps(tables))
+    assert page.main([str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.render(report, tables)
+
+
+def test_figures_and_page_import_only_what_draws() -> None:
+    allowed = {"fewbit.errors", "fewbit.report"}
+    for module in (figures, page):
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.split(".")[0]
+                assert name in allowed or top == "plotly" or top in sys.stdlib_module_names, name
+
+
+# The words and the numbers
+
+
+def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
+    for said in [
+        "40 of 7,274,496 codes differ",
+        "at 148 sites",
+        "Worst site: blocks.0.attn.values:value, off by at most 1.",
+        "75.45 → 74.60 % accuracy",
+        "−0.85 points; 95 % interval 72.65 % to 76.46 %.",
+        "92.35 % agreement with the float model, cosine 0.9941.",
+        "2,000 images scored in onnxruntime; 128 for calibration.",
+        "Exempt: patch_embed.proj stays at 8 bits; head stays at 8 bits.",
+        "22.92 → 6.10 MB 3.75× smaller",
+        "weights packed 3.36 MB, 4.31 bits a weight.",
+        "onnxruntime: 11.84 → 6.91 ms, 1.71× as fast.",
+        "37 requests refused",
+        "98.73 % of multiply-accumulates run in integers.",
+        "12 sites stayed float.",
+        "74 of 74 integer kernels",
+        "1 of these 8 answers changed.",
+        "openvino 0.0934 0.9998712 99.60 %",
+    ]:
+        assert said in whole.text
+
+
+def test_without_labels_agreement_leads_and_no_accuracy_is_claimed() -> None:
+    report, tables = brief()
+    report["accuracy"].update(float=None, quantized=None)
+    text = read(report, tables).text
+    good = text[text.index("Is it good?") : text.index("Is it small and fast?")]
+    assert good.startswith("Is it good? 92.35 % agreement with the float model")
+    assert "No labels, so no accuracy" in good
+    assert "points" not in good
+
+
+@pytest.mark.parametrize(
+    ("differing", "wrong", "word"), [(0, 0, "yes"), (3, 0, "yes"), (3, 1, "no")], ids=["none", "ties", "wrong"]
+)
+def test_right_means_that_no_code_is_wrong(differing: int, wrong: int, word: str) -> None:
+    report, tables = brief()
+    report["verify"].update(codes_differing=differing, codes_wrong=wrong)
+    assert f"Is it right? {word} {differing} of" in read(report, tables).text
+    del report["verify"]["codes_wrong"]  # then the table counts
+    tables["checks"] = [{**tables["checks"][0], "differing": differing, "ties": differing - wrong, "wrong": wrong}]
+    assert f"Is it right? {word} {differing} of" in read(report, tables).text
+
+
+def test_without_a_table_that_explains_them_codes_that_differ_are_not_right() -> None:
+    report, _ = canned()
+    del report["verify"]["codes_wrong"]
+    text = read(report, {}).text
+    assert "Is it right? no 40 of" in text
+    assert "is a tie" not in text
+
+
+def test_a_model_that_became_slower_says_so() -> None:
+    report, tables = brief()
+    report["latency"] = {"onnxruntime": {"float_ms": 5.0, "quantized_ms": 10.0, "ratio": 0.5}}
+    assert "5.00 → 10.00 ms, slower , 0.50× as fast" in read(report, tables).text
+
+
+def test_answers_that_are_numbers_get_the_names_of_their_classes() -> None:
+    report, tables = brief()
+    tables["images"] = [{"name": "a.png", "thumbnail": None, "label": None, "float": 1, "quantized": 7}]
+    tables["run"]["classes"] = ["cat", "<dog>"]
+    assert "a.png float <dog> integer 7" in read(report, tables).text
+
+
+def test_refusals_collapse_and_their_shares_add_up() -> None:
+    refusals = canned()[0]["refusals"]
+    groups = page.collapsed(refusals)
+    keys = [(group["asked"], group["given"], group["why"]) for group in groups]
+    assert len(keys) == len(set(keys)) == len({(r["asked"], r["given"], r["why"]) for r in refusals}) == 3
+    assert Counter(site for group in groups for site in group["sites"]) == Counter(r["site"] for r in refusals)
+    assert sum(g["macs_share"] for g in groups) == pytest.approx(sum(r["macs_share"] for r in refusals))
+    assert groups[0]["macs_share"] == pytest.approx(24 * 0.0021)
+
+
+def test_the_refusal_table_shows_each_group_once(whole: Reader) -> None:
+    part = whole.text[whole.text.index("What was refused asked") : whole.text.index("Where does quantization hurt?")]
+    assert part.count("no 4-bit operand") == 1
+    assert "24 sites" in part
+    assert "5.04 %" in part
+
+
+def test_what_a_user_wrote_is_shown_and_never_run() -> None:
+    evil = '<script>alert("x")</script>'
+    report, tables = canned()
+    report.update(model=evil, target=evil, recipe=evil, bits=evil, exemptions=[evil])
+    report["verify"]["worst_site"] = report["accuracy"]["runtime"] = evil
+    report["latency"] = {evil: report["latency"]["onnxruntime"]}
+    for rows in (report["refusals"], tables["sites"], tables["histograms"], tables["attention"], tables["flips"]):
+        for key in {"site", "role", "op", "asked", "given", "why", "grid", "method", "image", "block"} & rows[0].keys():
+            if not (key == "grid" and isinstance(rows[0][key], list)):
+                rows[0][key] = evil
+    for key, name in [("latency", "runtime"), ("size", "what"), ("outputs", "runtime"), ("frontier", "label")]:
+        tables[key][0][name] = evil
+    tables["images"][0].update(name=evil, label=evil, float=evil, quantized=evil, thumbnail=f'data:image/png,"{evil}')
+    tables["kernels"]["ops"] = {evil: 1}
+    tables["run"].update(command=evil, versions={evil: evil})
+    tables["seconds"] = {evil: 1.0}
+    clean, dirty = read(*canned()), read(report, tables)
+    assert dirty.tags["script"] == clean.tags["script"]
+    assert dirty.text.count(evil) > 30
+    labels = json.dumps([figure["data"] for figure in dirty.figures])
+    assert "<script" not in labels
+    assert "&lt;script" in labels
+
+
+# What is missing
+
+MISSING = {
+    "sites": "No sites were listed",
+    "histograms": "No histograms were kept",
+    "attention": "No attention maps were kept",
+    "flips": "no ranks were counted",
+    "latency": "No latency was measured",
+    "size": "No file was weighed",
+    "checks": "No codes were compared",
+    "outputs": "No outputs were compared",
+    "kernels": "optimised graph was not looked at",
+    "seconds": "No stage was timed",
+    "images": "No scored images were kept",
+    "run": "The command and versions were not recorded",
+    "frontier": "No search was run",
+}
+
+
+def test_every_table_has_its_sentence(whole: Reader) -> None:
+    assert sorted(MISSING) == TABLES
+    assert [sentence for sentence in MISSING.values() if sentence in whole.text] == []
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "absent"])
+@pytest.mark.parametrize("key", TABLES)
+def test_a_missing_table_says_so_in_a_sentence_and_leaves_the_rest(key: str, empty: bool) -> None:
+    report, tables = brief()
+    report.pop("seconds")
+    tables[key] = type(tables[key])()
+    if not empty:
+        del tables[key]
+    text = read(report, tables).text
+    assert [name for name, sentence in MISSING.items() if sentence in text] == [key]
+
+
+@pytest.mark.parametrize("key", sorted(canned()[0]))
+def test_a_report_without_one_of_its_keys_is_still_a_page(key: str) -> None:
+    report, tables = brief()
+    del report[key]
+    text = read(report, tables).text
+    assert all(question in text for question in QUESTIONS)
+
+
+def test_with_nothing_at_all_there_are_four_questions_and_a_sentence_for_every_table() -> None:
+    reader = read({}, {})
+    assert all(said in reader.text for said in [*QUESTIONS, *MISSING.values()])
+    assert reader.figures == []
+
+
+def test_numbers_that_json_has_no_word_for_do_not_reach_the_browser() -> None:
+    report, tables = brief()
+    tables["sites"][0].update(sqnr_db=float("inf"), bits=None)
+    tables["sites"][1].update(sqnr_db=float("nan"))
+    html = page.render(report, tables)
+    assert "∞" in html
+    scripts = re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.S)
+    assert not [found for found in scripts if re.search(r"\b(NaN|Infinity)\b", found)]
+
+
+def test_what_the_page_leaves_out_for_room_is_counted(whole: Reader) -> None:
+    report, tables = canned()
+    tables["histograms"] *= 2
+    tables["attention"] *= 5
+    text = read(report, tables).text
+    assert "more are in tables.json" not in whole.text
+    assert "outside it is clipped. 3 more are in tables.json." in text
+    assert "looks at. 2 more are in tables.json." in text
+
+
+# Figures are their rows
+
+
+def test_a_bar_of_the_error_figure_is_the_sqnr_of_its_site() -> None:
+    sites = canned()[1]["sites"]
+    figure = figures.error_by_site(sites)
+    drawn = {x: (y, trace.name) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)}
+    assert drawn == {index: (row["sqnr_db"], row["role"]) for index, row in enumerate(sites)}
+
+
+def test_a_bar_of_the_bits_figure_is_the_bits_of_its_site_and_a_float_site_has_none() -> None:
+    sites = canned()[1]["sites"]
+    sites[5]["bits"] = None
+    drawn = {x: y for trace in figures.bits_by_site(sites).data for x, y in zip(trace.x, trace.y, strict=True)}
+    assert drawn == {index: row["bits"] for index, row in enumerate(sites)}
+
+
+def test_a_histogram_has_the_counts_between_its_edges_and_shades_the_range_kept() -> None:
+    row = canned()[1]["histograms"][0]
+    figure = figures.range_kept(row)
+    (bars,) = figure.data
+    assert list(bars.y) == row["counts"]
+    assert list(bars.x) == row["edges"][:-1]
+    assert [x + width for x, width in zip(bars.x, bars.width, strict=True)] == pytest.approx(row["edges"][1:])
+    assert [figure.layout.shapes[0].x0, figure.layout.shapes[0].x1] == row["kept"]
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_the_attention_map_of_a_class_token_is_its_row_over_the_patch_grid() -> None:
+    tokens = [[100 * q + k for k in range(7)] for q in range(7)]
+    row = {"float": [tokens], "quantized": [tokens], "grid": [2, 3], "class_token": True, "flipped_share": [0.25]}
+    figure = figures.attention_pair(row, 0)
+    assert [[list(line) for line in trace.z] for trace in figure.data] == [[[1, 2, 3], [4, 5, 6]]] * 2
+    assert figure.layout.title.text == "head 0: 25.00 % of ranks flipped"
+    whole = figures.attention_pair({**row, "class_token": False}, 0)
+    assert [list(line) for line in whole.data[0].z] == tokens
+
+
+def test_both_maps_of_a_pair_have_one_colour_scale() -> None:
+    row = {"op": "a", "image": "b", "float": [[[0.1, 0.9]]], "quantized": [[[0.5, 0.5]]], "flipped_share": [0.0]}
+    assert {(trace.zmin, trace.zmax) for trace in figures.attention_pair(row, 0).data} == {(0, 0.9)}
+
+
+def test_a_cell_of_the_flips_figure_is_its_share_in_percent_and_a_head_that_is_not_there_is_empty() -> None:
+    flips = [{"op": op, "head": h, "flipped_share": s} for op, h, s in [("a", 0, 0.5), ("a", 1, 0.25), ("b", 0, 0.125)]]
+    (cells,) = figures.flips_by_head(flips).data
+    assert [list(line) for line in cells.z] == [[50.0, 25.0], [12.5, None]]
+
+
+def test_latency_bars_are_the_milliseconds_given_float_beside_integer() -> None:
+    rows = canned()[1]["latency"]
+    traces = figures.latency(rows).data
+    assert [x for t in traces if t.name == "float" for x in t.x] == [row["float_ms"] for row in rows]
+    assert [x for t in traces if t.name == "integer" for x in t.x] == [row["quantized_ms"] for row in rows]
+
+
+def test_size_and_seconds_bars_are_their_rows() -> None:
+    tables = canned()[1]
+    assert [1e6 * x for x in figures.size(tables["size"]).data[0].x] == pytest.approx([r["bytes"] for r in tables["size"]])
+    (bars,) = figures.seconds(tables["seconds"]).data
+    assert dict(zip(bars.y, bars.x, strict=True)) == tables["seconds"]
+
+
+def test_codes_that_differ_are_drawn_for_the_settings_that_have_some(whole: Reader) -> None:
+    checks = canned()[1]["checks"]
+    ties, wrong = figures.codes_by_site(checks).data
+    on = [row for row in checks if row["optimisations"] == "on"]
+    assert (list(ties.y), list(wrong.y)) == ([row["ties"] for row in on], [row["wrong"] for row in on])
+    assert "Graph optimisations off: none of 3,637,248 codes differs, at 148 sites." in whole.text
+
+
+def test_every_figure_asks_in_its_title_and_names_both_axes_or_labels_its_bars() -> None:
+    tables = canned()[1]
+    for draw, key in [
+        (figures.error_by_site, "sites"),
+        (figures.bits_by_site, "sites"),
+        (figures.flips_by_head, "flips"),
+        (figures.codes_by_site, "checks"),
+        (figures.frontier, "frontier"),
+    ]:
+        layout = draw(tables[key]).layout
+        assert "?" in layout.title.text
+        assert layout.xaxis.title.text
+        assert layout.yaxis.title.text
+    for figure in (
+        figures.latency(tables["latency"]),
+        figures.size(tables["size"]),
+        figures.seconds(tables["seconds"]),
+    ):
+        assert "?" in figure.layout.title.text
+        assert all(isinstance(label, str) for trace in figure.data for label in trace.y)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("blocks.3.mlp.fc1:weight", "3"),
+        ("layers.2.blocks.5.attn.qkv", "2.5"),
+        ("layer1.0.conv2:input", "layer1.0"),
+        ("patch_embed.proj:weight", "patch_embed"),
+        ("head", "head"),
+    ],
+)
+def test_the_name_of_a_block_is_short(name: str, block: str) -> None:
+    assert figures.block_of(name) == block
+
+
+def test_ticks_never_stand_closer_than_their_labels_are_wide() -> None:
+    names = ["stem", "stem", *(f"blocks.{block}.op" for block in range(60) for _ in range(8)), "head"]
+    places, labels = figures.block_ticks(names)
+    assert min(b - a for a, b in pairwise(places)) >= len(names) / figures.MANY_TICKS
+    assert labels == [figures.block_of(names[place]) for place in places]
+    assert "stem" not in labels

@@ -1,0 +1,178 @@
+"""Who may import whom: the arrows of docs/how-it-works.md, checked in the source without running it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src"
+
+# A stage may import itself and the stages left of it. simulate and replay are tools of choose and verify.
+ORDER = ("capture", "data", "observe", "equalize", "target", "choose", "realize", "verify", "report", "pipeline", "cli")
+COMMON = {"types", "grid", "errors", "files"}  # every stage may import these, and they import only each other
+TOOLS = {"simulate", "replay"}
+TOOL_USERS = {"choose", "verify", "pipeline", "cli"}
+HOME = {"recipes": "choose", "__main__": "cli", "": "pipeline"}  # files beside a stage; "" is fewbit/__init__.py
+DEMO_USERS = {"capture", "data", "pipeline", "cli"}
+
+ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
+CLI_LIBRARIES = {"typer", "rich", "click"}
+
+
+def modules(src: Path) -> dict[str, Path]:
+    """Dotted name to file of every module of fewbit under `src`."""
+    found = {}
+    for path in sorted((src / "fewbit").rglob("*.py")):
+        parts = path.relative_to(src).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import statement of a file, also inside functions; relative ones made absolute.
+
+    `from fewbit import grid` is an import of fewbit.grid, `from fewbit.grid import Affine` one of fewbit.grid.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in known else base
+
+
+def place(module: str) -> str:
+    """The stage, tool or common file that a module of fewbit belongs to; an unknown file stands beside pipeline."""
+    parts = module.split(".")
+    top = parts[1] if len(parts) > 1 else ""
+    top = HOME.get(top, top)
+    return top if top in {*ORDER, *COMMON, *TOOLS, "demo"} else "pipeline"
+
+
+def may_import(user: str, used: str) -> bool:
+    """Whether a file at place `user` may import one at place `used`."""
+    if user == used or used in COMMON:
+        return True
+    if user in COMMON:
+        return False
+    if used in TOOLS:
+        return user in TOOL_USERS | TOOLS
+    if used == "demo":
+        return user in DEMO_USERS
+    if user == "demo":
+        return False
+    reach = ORDER.index("choose") - 1 if user in TOOLS else ORDER.index(user)
+    return ORDER.index(used) <= reach
+
+
+def forbidden(module: str, path: Path) -> dict[str, str]:
+    """Libraries that a module of fewbit may not import, each with the reason."""
+    stage, found = place(module), {}
+    if stage in {"choose", "observe"}:
+        found |= dict.fromkeys(ONNX, f"{stage} never imports onnx: a plan is not a file format")
+    if stage == "report":
+        found["torch"] = "report never imports torch: it draws tables that are on disk"
+    if stage != "cli":
+        allowed = {"rich"} if path.name == "progress.py" else set()
+        found |= dict.fromkeys(CLI_LIBRARIES - allowed, "only cli imports the command-line library")
+    return found
+
+
+def violations(src: Path) -> list[str]:
+    """One line per import statement that goes the wrong way."""
+    files, found = modules(src), []
+    for module, path in files.items():
+        banned = forbidden(module, path)
+        for line, imported in imports(module, path, set(files)):
+            where = f"{path.relative_to(src)}:{line} imports {imported}"
+            library = imported.split(".")[0]
+            if library == "fewbit" and not may_import(place(module), place(imported)):
+                found.append(f"{where}: {place(module)} may not import {place(imported)}")
+            elif library in banned:
+                found.append(f"{where}: {banned[library]}")
+    return found
+
+
+def test_no_module_imports_against_the_arrows():
+    assert not violations(SRC), "\n".join(violations(SRC))
+
+
+def test_the_package_has_modules():
+    assert {"fewbit", "fewbit.grid", "fewbit.types", "fewbit.errors"} <= set(modules(SRC))
+
+
+@pytest.mark.parametrize("name", [name for name in modules(SRC) if not name.endswith("__main__")])
+def test_module_can_be_imported(name):
+    importlib.import_module(name)
+
+
+# The test of the test.
+
+
+def tree(src: Path, **files: str) -> Path:
+    """A fewbit package in `src` in which a__b="text" is the file fewbit/a/b.py."""
+    for name, text in {"__init__": "", "grid": "", "types": "", "simulate": "", "cli": "", **files}.items():
+        path = src / "fewbit" / (name if name == "__init__" else name.replace("__", "/"))
+        path = path.with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return src
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("capture__export", "from fewbit.observe.stats import Stats"),
+        ("capture__export", "from ..observe.stats import Stats"),
+        ("capture__export", "def f():\n    import fewbit.observe.stats"),
+        ("capture__export", "from fewbit.observe import stats"),
+        ("realize__qdq", "from fewbit import simulate"),
+        ("equalize__smooth", "from fewbit.simulate import simulate"),
+        ("simulate", "from fewbit.choose.choose import choose"),
+        ("grid", "from fewbit.choose import choose"),
+        ("verify__bench", "from fewbit import quantize"),
+        ("observe__observe", "from fewbit.recipes import RECIPES"),
+        ("choose__choose", "import fewbit.unheard_of"),
+        ("demo__model", "from fewbit.capture import export"),
+        ("choose__choose", "import onnx.helper"),
+        ("observe__stats", "from onnxruntime import InferenceSession"),
+        ("report__page", "import torch"),
+        ("report__figures", "from torch import Tensor"),
+        ("pipeline", "import typer"),
+        ("verify__bench", "from rich.table import Table"),
+    ],
+)
+def test_a_planted_violation_is_noticed(tmp_path, file, text):
+    src = tree(tmp_path, **{file: text, "observe__stats": text if file == "observe__stats" else ""})
+    found = violations(src)
+    assert len(found) == 1
+    assert found[0].startswith(f"fewbit/{file.replace('__', '/')}.py:")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("observe__observe", "from fewbit.capture.export import capture\nfrom . import stats"),
+        ("choose__choose", "from fewbit import simulate\nfrom fewbit.grid import Grid\nimport fewbit.recipes"),
+        ("verify__compare", "from fewbit.simulate import simulate\nimport onnxruntime"),
+        ("recipes", "from fewbit.choose.scales import ranges\nfrom fewbit.equalize import smooth"),
+        ("data__images", "from fewbit.demo import model"),
+        ("pipeline", "from fewbit.report import page\nfrom fewbit.unheard_of import x"),
+        ("progress", "from rich.progress import Progress"),
+        ("cli", "import typer\nfrom fewbit.pipeline import quantize"),
+        ("cli__quantize", "import rich\nimport fewbit"),
+    ],
+)
+def test_an_import_along_the_arrows_is_not_reported(tmp_path, file, text):
+    assert violations(tree(tmp_path, **{file: text})) == []
