@@ -28,9 +28,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         full = error.errno == errno.ENOSPC
         what = "the disk is full" if full else (error.strerror or str(error))
-        raise BadFile(
-            f"{path} cannot be written: {what}. Free some space or give another folder: --out DIR."
-        ) from error
+        raise BadFile(f"{path} cannot be written: {what}. Free some space or give another folder: --out DIR.") from error
     finally:
         with suppress(OSError):  # a folder that is a file has no neighbour either
             part.unlink()
@@ -51,9 +49,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
-        raise BadFile(
-            f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force."
-        ) from error
+        raise BadFile(f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force.") from error
 
 
 def sha256(path: Path) -> str:

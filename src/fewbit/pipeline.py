@@ -334,9 +334,10 @@ class Run:
 def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     record = dict(loaded.record)
     base = Preprocess.from_timm(record)
-    extra = {k: record[k] for k in ("resize", "antialias") if k in record}
+    extra: dict[str, Any] = {k: record[k] for k in ("resize", "antialias") if k in record}
     given = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
-    return base.replace(**{**extra, **given})
+    fields: dict[str, Any] = {**extra, **given}
+    return base.replace(**fields)
 
 
 def _class_count(loaded: Loaded) -> int | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter
 
+from fewbit.capture.sites import readers
 from fewbit.grid import Affine, Grid, codes, fake, position, values
 from fewbit.types import Choice, Graph, Plan
 
@@ -66,24 +67,6 @@ def simulate(graph: Graph, plan: Plan) -> GraphModule:
     return module.eval()
 
 
-def readers(graph: Graph, plan: Plan, site: str, tensor: Node) -> list[Node]:
-    """The nodes that read the codes of an activation site: integer ops (through the padding before them), or everyone."""
-    if plan.choices[site].everyone:
-        return list(tensor.users)
-    wanted = {
-        graph.op(op).node for op, operand in graph.site(site).readers if op in plan.integer_ops and operand != "output"
-    }
-    return [
-        user
-        for user in tensor.users
-        if user.name in wanted or (_is_pad(user) and any(u.name in wanted for u in user.users))
-    ]
-
-
-def _is_pad(node: Node) -> bool:
-    return node.target in (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
-
-
 @dataclass(frozen=True)
 class SiteTrace:
     """Codes (int32) of one activation site and where each element stood before rounding (float32), same shape."""
@@ -104,7 +87,7 @@ class Tracer(Interpreter):
         self.forced = forced
         self.traces: dict[str, SiteTrace] = {}
 
-    def call_module(self, target: object, args: tuple[Tensor, ...], kwargs: Mapping[str, object]) -> object:
+    def call_module(self, target: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
         block = self.fetch_attr(cast(str, target))
         if not isinstance(block, FakeQuant):
             return super().call_module(cast(str, target), args, dict(kwargs))
@@ -114,9 +97,7 @@ class Tracer(Interpreter):
         return values(used.to(torch.int32), block.affine, block.grid)
 
 
-def trace(
-    module: GraphModule, x: Tensor, forced: Mapping[str, Tensor] | None = None
-) -> tuple[Tensor, dict[str, SiteTrace]]:
+def trace(module: GraphModule, x: Tensor, forced: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, SiteTrace]]:
     """The output of a simulation for (b, c, h, w) images, and the codes of every activation site."""
     tracer = Tracer(module, forced or {})
     with torch.no_grad():

@@ -94,9 +94,7 @@ def test_pictures_that_are_not_rgb_are_converted_as_timm_converts_them(mode: str
     data = pytest.importorskip("timm.data")
     cfg = {"input_size": (3, 8, 8), "crop_pct": 1.0}
     other = picture().convert("RGBA" if mode == "LA" else "RGB").convert(mode)
-    wanted = data.create_transform(**data.resolve_data_config(pretrained_cfg=cfg), is_training=False)(
-        other.convert("RGB")
-    )
+    wanted = data.create_transform(**data.resolve_data_config(pretrained_cfg=cfg), is_training=False)(other.convert("RGB"))
     assert torch.equal(Preprocess.from_timm(cfg)(other), wanted)
 
 

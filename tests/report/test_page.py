@@ -162,7 +162,7 @@ def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
         "Worst site: blocks.0.attn.values:value, off by at most 1.",
         "75.45 → 74.60 % accuracy",
         "−0.85 points; 95 % interval 72.65 % to 76.46 %.",
-        "92.35 % agreement with the float model, cosine 0.9941.",
+        "92.35 % agreement with the float model, cosine 0.99412.",
         "2,000 images scored in onnxruntime; 128 for calibration.",
         "Exempt: patch_embed.proj stays at 8 bits; head stays at 8 bits.",
         "22.92 → 6.10 MB 3.75× smaller",
@@ -172,7 +172,7 @@ def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
         "98.73 % of multiply-accumulates run in integers.",
         "12 sites stayed float.",
         "74 of 74 integer kernels",
-        "1 of these 8 answers changed.",
+        "1 of these 8 answers changed;",
         "openvino 0.0934 0.9998712 99.60 %",
     ]:
         assert said in whole.text
@@ -216,9 +216,9 @@ def test_a_model_that_became_slower_says_so() -> None:
 
 def test_answers_that_are_numbers_get_the_names_of_their_classes() -> None:
     report, tables = brief()
-    tables["images"] = [{"name": "a.png", "thumbnail": None, "label": None, "float": 1, "quantized": 7}]
+    tables["images"] = [{"name": "a.png", "thumbnail": None, "label": 0, "float": 1, "quantized": 7}]
     tables["run"]["classes"] = ["cat", "<dog>"]
-    assert "a.png float <dog> integer 7" in read(report, tables).text
+    assert "a.png label cat float <dog> integer 7" in read(report, tables).text
 
 
 def test_refusals_collapse_and_their_shares_add_up() -> None:
@@ -255,6 +255,9 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
     tables["run"].update(command=evil, versions={evil: evil})
     tables["seconds"] = {evil: 1.0}
     clean, dirty = read(*canned()), read(report, tables)
+    scripts = re.findall(r'<script type="application/json">(.*?)</script>', page.render(report, tables), flags=re.S)
+    assert len(scripts) == len(dirty.figures)
+    assert not [found for found in scripts if "<" in found]
     assert dirty.tags["script"] == clean.tags["script"]
     assert dirty.text.count(evil) > 30
     labels = json.dumps([figure["data"] for figure in dirty.figures])

@@ -1,36 +1,46 @@
 """Every way to name a model, and torch.export with a dynamic batch.
 
-    demo                 the small vision transformer that fewbit ships
-    vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
-    hf:google/vit-base-patch16-224    a Hugging Face name or folder
-    path/model.pt2       an exported program (torch.export.save)
-    path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD of the file are its preprocessing
+demo                 the small vision transformer that fewbit ships
+vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
+hf:google/vit-base-patch16-224    a Hugging Face name or folder
+path/model.pt2       an exported program (torch.export.save)
+path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD of the file are its preprocessing
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
+import io
 import json
+import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
+from fewbit.capture.forms import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
+
+MODEL = "MODEL is demo, a timm name, hf:NAME, path.pt2 or file.py:function."
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and its record: `ref` is how it was named, `record` has input_size, mean, std and the rest of its data config."""
+    """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config."""
 
     ref: str
     program: ExportedProgram
@@ -42,22 +52,33 @@ class Loaded:
         return tuple(self.record["input_size"])
 
 
-class FirstTensor(nn.Module):
-    """The logits of a model that returns a record or a tuple; the first tensor where nothing is called logits."""
+WRAPPER = "_fewbit_model"  # where FirstTensor keeps the module; sites.path_of takes it out of the names again
+OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
 
-    def __init__(self, inner: nn.Module) -> None:
+
+class FirstTensor(nn.Module):
+    """A model that returns a record or a tuple, returning one tensor of it."""
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.inner = inner
+        self.add_module(WRAPPER, module)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.inner(x)
-        if isinstance(out, Tensor):
-            return out
-        for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
-            value = out.get(name) if isinstance(out, Mapping) else getattr(out, name, None)
-            if isinstance(value, Tensor):
-                return value
-        return next(v for v in (out.values() if isinstance(out, Mapping) else out) if isinstance(v, Tensor))
+        return one_tensor(self.get_submodule(WRAPPER)(x))
+
+
+def one_tensor(out: Any) -> Tensor:
+    """The logits of a record; of a tuple, or where nothing is called logits, the first tensor, however deep."""
+    if isinstance(out, Tensor):
+        return out
+    for name in OUTPUTS:
+        value = out.get(name) if isinstance(out, Mapping) else getattr(out, name, None)
+        if isinstance(value, Tensor):
+            return value
+    tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+    if not tensors:
+        raise BadModel(f"the model returns {type(out).__name__} without a tensor; logits are needed.")
+    return tensors[0]
 
 
 def load_model(
@@ -90,27 +111,38 @@ def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProg
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
-    module = module.eval()
     example = torch.zeros(2, *input_shape)
     shapes = ({0: Dim("batch", min=1, max=65536)},)
     try:
-        with _quiet(), torch.no_grad():
-            if not isinstance(module(example), Tensor):
-                module = FirstTensor(module).eval()
-            return torch.export.export(module, (example,), dynamic_shapes=shapes)
+        with _quiet(), _evaluating(module), torch.no_grad():
+            whole = module if isinstance(module(example), Tensor) else FirstTensor(module).eval()
+            return torch.export.export(whole, (example,), dynamic_shapes=shapes)
     except Exception as error:
+        shape = ", ".join(map(str, input_shape))
         raise BadModel(
-            f"{type(module).__name__} cannot be exported for input (batch, {', '.join(map(str, input_shape))}): "
-            f"{_reason(error)} Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
+            f"{type(module).__name__} cannot be exported for input (batch, {shape}): {_reason(error)} "
+            "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
         ) from error
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
-    """The program as a graph module of aten calls whose constants are attributes; a fresh copy of the graph."""
+    """The program as a graph module of aten calls whose constants are attributes; one tensor in, one tensor out.
+
+    A fresh copy of the graph; the tensors are the program's.
+    """
     with _quiet():
+        if writes_through_views(program.graph):
+            program = program.run_decompositions({})  # nothing is decomposed, writes are made explicit
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
-    return module
+    output = module.graph.output_node()
+    results = pytree.tree_leaves(output.args[0])
+    values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
+    spec = program.call_spec.out_spec
+    chosen = values[0] if spec is None else one_tensor(pytree.tree_unflatten(values, spec))
+    output.args = (next(r for r, v in zip(results, values, strict=True) if v is chosen),)
+    module.graph.set_codegen(CodeGen())  # plain arguments, however the model takes its images
+    return GraphModule(module, module.graph)  # without the program's hooks, which check the old arguments
 
 
 def fingerprint(program: ExportedProgram) -> str:
@@ -127,38 +159,53 @@ def _from_module(
     fields = {**(_timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
-    for name, tensor in list(module.named_parameters()) + list(module.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadValues(f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized.")
+    _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
     fields["input_size"] = tuple(fields["input_size"])
     classes = tuple(fields.pop("classes", ()))
     return Loaded(ref, export(module, fields["input_size"]), fields, classes)
 
 
 def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
-    if len(inputs) != 1 or inputs[0].ndim != 4:
-        raise BadModel(f"{ref} takes {[tuple(i.shape) for i in inputs]}; one input (batch, channels, height, width) is allowed.")
-    for name, tensor in program.state_dict.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadValues(f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized.")
-    shape = tuple(int(s) for s in inputs[0].shape[1:])
-    if isinstance(inputs[0].shape[0], int):
+    names = program.graph_signature.user_inputs
+    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    shapes = [tuple(getattr(i, "shape", ())) for i in inputs]
+    if len(inputs) != 1 or len(shapes[0]) != 4:
+        raise BadModel(f"{ref} takes {shapes}; one input (batch, channels, height, width) is allowed.")
+    parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
+    _check_values(ref, parameters, {**program.state_dict, **program.constants})
+    batch, *shape = shapes[0]
+    if isinstance(batch, int):
         raise BadModel(
-            f"{ref} was exported with a fixed batch of {inputs[0].shape[0]}. Export it with a dynamic one: "
+            f"{ref} was exported with a fixed batch of {batch}. Export it with a dynamic one: "
             "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))."
         )
-    return Loaded(ref, program, {**(overrides or {}), "input_size": shape})
+    if not all(isinstance(n, int) for n in shape):
+        raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
+    asked = (overrides or {}).get("input_size")
+    if asked is not None and tuple(asked) != tuple(shape):
+        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
+    return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
+
+
+def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
+    """Parameters are finite, buffers are no NaN; a mask may be infinite."""
+    for name, tensor in {**buffers, **parameters}.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
+            raise BadValues(f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized.")
 
 
 def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     if not path.is_file():
-        raise BadFile(f"{path} does not exist. MODEL is demo, a timm name, hf:NAME, path.pt2 or file.py:function.")
+        raise BadFile(f"{path} does not exist. {MODEL}")
     try:
         with _quiet():
             program = torch.export.load(path)
     except Exception as error:
-        raise BadFile(f"{path} is not a readable exported program: {_reason(error)} Write it with torch.export.save.") from error
+        raise BadFile(
+            f"{path} is not a readable exported program: {_reason(error)} Write it with torch.export.save."
+        ) from error
     sidecar = path.with_suffix(".json")
     record: dict[str, Any] = {}
     if sidecar.is_file():
@@ -174,13 +221,7 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
     path = Path(name)
     if not path.is_file():
         raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
-    module_spec = importlib.util.spec_from_file_location(f"_fewbit_user_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    python = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(python)
-    except Exception as error:
-        raise BadModel(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    python = _imported(path)
     if not hasattr(python, function):
         found = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
         raise UnknownName(f"function in {path.name}", function, found)
@@ -198,6 +239,23 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
     return _from_module(net, ref, overrides, {**record, **given})
 
 
+def _imported(path: Path) -> ModuleType:
+    """A Python file as a module that is in sys.modules (dataclasses look there); its folder is searched meanwhile."""
+    spec = importlib.util.spec_from_file_location(f"_fewbit_user_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    python = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = python
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(python)
+    except Exception as error:
+        raise BadModel(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return python
+
+
 def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -209,7 +267,9 @@ def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
         net = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
     except Exception as error:
-        raise BadModel(f"{ref} cannot be loaded: {_reason(error)} Give a folder with config.json and model.safetensors.") from error
+        raise BadModel(
+            f"{ref} cannot be loaded: {_reason(error)} Give a folder with config.json and model.safetensors."
+        ) from error
     size = processor.get("crop_size") or processor.get("size") or {}
     side = size.get("height", size.get("shortest_edge", getattr(config, "image_size", 224)))
     resized = processor.get("size", {}).get("shortest_edge")
@@ -227,9 +287,13 @@ def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
 def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
     import timm
 
-    base = ref.removeprefix("timm:").removeprefix("hf-hub:")
-    if base.split(".")[0] not in timm.list_models():
-        raise UnknownName("model", ref, timm.list_models(), "MODEL is demo, a timm name, hf:NAME, path.pt2 or file.py:function.")
+    base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
+    if (plain := base.split(".")[0]) not in names:
+        near = difflib.get_close_matches(plain, ["demo", *names], n=3, cutoff=0.5)
+        if near:
+            raise UnknownName("model", plain, near, MODEL)
+        kinds = ("demo", "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
+        raise UnknownName("model", ref, kinds)
     try:
         if weights is None:
             net = timm.create_model(base, pretrained=True)
@@ -239,7 +303,7 @@ def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
             net = timm.create_model(base, pretrained=False)
             net.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     except Exception as error:
-        hint = "Give the weights as a file: --weights model.safetensors." if weights is None else f"Is {weights} for {base}?"
+        hint = f"Is {weights} for {base}?" if weights else "Give the weights as a file: --weights model.safetensors."
         raise BadModel(f"timm cannot load {ref}: {_reason(error)} {hint}") from error
     return _from_module(net, ref, overrides)
 
@@ -255,20 +319,38 @@ def _timm_record(module: nn.Module) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first informative line of an exception of torch.export, without its stack."""
+    """The first informative line of an exception and, where it says so, the line of the model; without its stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400].rstrip(".") + "."
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400].rstrip(". ")
+    places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
+    if places:
+        file, line, source = places[-1]
+        reason += f", at {Path(file).name}:{line}: {source.strip()}"
+    return reason + "."
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that torch.export prints about its own internals; the MHA fast path is not exportable."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    """Without what torch.export prints about its own internals; the MHA fast path is not exportable."""
+    fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
             yield
     finally:
+        logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast)
 
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode; afterwards each of its parts is in the mode that it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -6,12 +6,15 @@ Each is one function from graph to graph; `normalize` lists them in order. A rew
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fewbit.capture.forms import BATCH_NORM, LINEAR, drop_identities, drop_round_trips, drop_writes, fold_constants, one_form
+from fewbit.capture.patches import patches_to_linear
 from fewbit.capture.rewrite import (
     VIEWS,
     add_constant,
@@ -25,87 +28,64 @@ from fewbit.capture.rewrite import (
     is_call,
     is_constant,
     replace,
+    shape_of,
 )
+from fewbit.capture.split import split_joint_linear
 
-LINEAR = aten.linear.default
 CONVS = (aten.conv2d.default, aten.conv1d.default, aten.conv2d.padding, aten.conv1d.padding)
 SDPA = aten.scaled_dot_product_attention.default
-BATCH_NORM = aten.batch_norm.default
+TURNS = (aten.transpose.int, aten.permute.default)
+# what passes truth on: true everywhere where its operands are
+TRUTH: set[Callable[..., Any]] = {aten.expand.default, aten.bitwise_and.Tensor, aten.logical_and.default, *VIEWS}
 
 
 def normalize(module: GraphModule) -> GraphModule:
     """All rewrites, in place, in the order that lets one see what the one before has uncovered."""
+    drop_writes(module)
     drop_identities(module)
     fold_constants(module)
-    products_to_linear(module)
+    drop_round_trips(module)
+    one_form(module)
     open_attention(module)
     fold_batch_norm(module)
     fold_channel_scale(module)
+    patches_to_linear(module)
+    split_joint_linear(module)
+    drop_round_trips(module)
     return finish(module)
 
 
-def drop_identities(module: GraphModule) -> None:
-    """Dropout outside of training, guards, detach and alias compute nothing."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.op == "call_module" and not node.users:
-            graph.erase_node(node)
-        elif is_call(node, aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default):
-            if not node.args[2]:
-                replace(node, cast(Node, node.args[0]))
-        elif is_call(node, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
-            replace(node, cast(Node, node.args[0]))
-
-
-def fold_constants(module: GraphModule) -> None:
-    """A call that reads only constants becomes a constant: relative position bias, concatenated qkv bias, W.t()."""
-    for node in list(module.graph.nodes):
-        reads = node.all_input_nodes
-        if node.op != "call_function" or not reads or not all(is_constant(n) for n in reads):
-            continue
-        if is_call(node, aten.expand.default, aten.unbind.int, aten.split.Tensor, aten.chunk.default):
-            continue  # a view of many elements, or several tensors: cheaper to leave
-        read = {n: constant(module, n) for n in reads}
-        args = torch.fx.node.map_arg(node.args, lambda n: read[n])
-        kwargs = torch.fx.node.map_arg(node.kwargs, lambda n: read[n])
-        value = node.target(*args, **kwargs)
-        if isinstance(value, Tensor):
-            replace(node, add_constant(module, f"folded_{node.name}", value, node))
-
-
-def products_to_linear(module: GraphModule) -> None:
-    """addmm and matmul with a constant matrix on the right become linear: one kind of op for one kind of work."""
-    for node in calls(module.graph, aten.addmm.default, aten.matmul.default, aten.mm.default):
-        bias, x, weight = cast("tuple[Node | None, Node, Node]", node.args if len(node.args) == 3 else (None, *node.args))
-        if not is_constant(weight) or is_constant(x) or constant(module, weight).ndim != 2:
-            continue
-        if bias is not None and (not is_constant(bias) or constant(module, bias).ndim != 1):
-            continue
-        transposed = add_constant(module, f"{weight.target}_t", constant(module, weight).t(), node)
-        replace(node, call_like(module.graph, node, LINEAR, x, transposed, bias))
-
-
 def open_attention(module: GraphModule) -> None:
-    """scaled_dot_product_attention into matmul, softmax, matmul; the scale goes on the queries, which are fewer."""
+    """scaled_dot_product_attention into matmul, softmax, matmul; the scale goes on the queries, which are fewer.
+
+    One with dropout, or with a mask that leaves a query no key, stays one float op and sites.py reports it.
+    """
     graph = module.graph
     for node in calls(graph, SDPA):
         q, k, v = cast("tuple[Node, Node, Node]", node.args[:3])
-        mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
+        mask = argument(node, 3, "attn_mask")
+        if mask is not None:  # an addition broadcasts anyway
+            mask = list(back_through(mask, {aten.expand.default}))[-1]
+        if argument(node, 5, "is_causal", False):
+            mask = _causal_mask(module, node, q, k)
+        elif is_constant(mask):
+            mask = _additive(module, node, mask)
+        if argument(node, 4, "dropout_p", 0.0) or mask is node:
+            continue
+        if node.kwargs.get("enable_gqa"):
+            repeats = shape_of(q)[-3] // shape_of(k)[-3]
+            k, v = (_repeated(module, node, x, repeats) for x in (k, v))
         scale = node.kwargs.get("scale")
-        if causal or node.kwargs.get("enable_gqa"):
-            continue  # no vision model here needs it; it stays one float op and sites.py reports it
-        if scale is None:
-            scale = 1 / math.sqrt(q.meta["val"].shape[-1])
-        scaled = call_like(graph, node, aten.mul.Tensor, q, float(cast(float, scale)))
+        scale = 1 / math.sqrt(shape_of(q)[-1]) if scale is None else float(cast(float, scale))
+        scaled = call_like(graph, node, aten.mul.Tensor, q, scale)
         keys = call_like(graph, node, aten.transpose.int, k, -2, -1)
         logits = call_like(graph, node, aten.matmul.default, scaled, keys)
-        if mask is not None:
-            kind = constant(module, mask).dtype if is_constant(mask) else mask.meta["val"].dtype
-            if kind == torch.bool:
-                mask = call_like(graph, node, aten.logical_not.default, mask)
-                logits = call_like(graph, node, aten.masked_fill.Scalar, logits, mask, float("-inf"))
-            else:
-                logits = call_like(graph, node, aten.add.Tensor, logits, mask)
+        if mask is not None and not is_constant(mask) and mask.meta["val"].dtype == torch.bool:
+            if not _always_true(module, mask):
+                hidden = call_like(graph, node, aten.logical_not.default, mask)
+                logits = call_like(graph, node, aten.masked_fill.Scalar, logits, hidden, float("-inf"))
+        elif mask is not None:
+            logits = call_like(graph, node, aten.add.Tensor, logits, mask)
         probs = call_like(graph, node, aten.softmax.int, logits, -1)
         replace(node, call_like(graph, node, aten.matmul.default, probs, v))
 
@@ -114,17 +94,20 @@ def fold_batch_norm(module: GraphModule) -> None:
     """Batch norm into the convolution or linear before it; alone, it becomes a multiplication and an addition."""
     for node in calls(module.graph, BATCH_NORM):
         x = cast(Node, node.args[0])
-        weight, bias, mean, var = (constant(module, n) if n is not None else None for n in node.args[1:5])
-        if node.args[5] or mean is None or var is None:
+        tensors = node.args[1:5]
+        if node.args[5] or not all(n is None or is_constant(n) for n in tensors) or None in tensors[2:]:
             continue  # statistics of the batch itself: not a fixed function
-        scale = torch.rsqrt(var.double() + cast(float, node.args[7])) * (1 if weight is None else weight.double())
-        shift = (0 if bias is None else bias.double()) - mean.double() * scale
+        weight, bias, mean, var = (None if n is None else constant(module, cast(Node, n)).double() for n in tensors)
+        assert mean is not None
+        assert var is not None
+        scale = torch.rsqrt(var + cast(float, node.args[7])) * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
         product = _product_before(module, x, channels=len(scale), axis=1)
         if product is not None:
             _scale_product(module, product, scale, shift)
             replace(node, x)
             continue
-        shape = [1, -1] + [1] * (node.meta["val"].ndim - 2)
+        shape = [1, -1] + [1] * (len(shape_of(node)) - 2)
         factor = add_constant(module, f"{node.name}_scale", scale.float().view(shape), node)
         offset = add_constant(module, f"{node.name}_shift", shift.float().view(shape), node)
         scaled = call_like(module.graph, node, aten.mul.Tensor, x, factor)
@@ -140,42 +123,102 @@ def fold_channel_scale(module: GraphModule) -> None:
         if len(node.args) != 2 or not all(isinstance(a, Node) for a in node.args):
             continue
         x, factor = cast("tuple[Node, Node]", node.args if is_constant(node.args[1]) else node.args[::-1])
-        if not is_constant(factor) or is_constant(x) or len(x.users) != 1:
+        if not is_constant(factor) or is_constant(x):
             continue
-        gamma = constant(module, factor)
-        axis = 1 if is_call(x, *CONVS) else -1
-        channels = gamma.numel()
-        aligned = gamma.ndim == 1 if axis == -1 else gamma.shape[-2:].numel() == 1 and gamma.ndim >= 3
-        product = _product_before(module, x, channels=channels, axis=axis) if aligned else None
+        gamma, dimensions = constant(module, factor), len(shape_of(x))
+        along = [i for i, n in enumerate(gamma.shape) if n > 1]
+        if len(along) != 1 or gamma.ndim > dimensions:
+            continue
+        axis = dimensions - gamma.ndim + along[0]
+        product = _product_before(module, x, channels=gamma.numel(), axis=axis)
         if product is not None:
-            _scale_product(module, product, gamma.double().flatten(), torch.zeros(channels, dtype=torch.float64))
+            nothing = torch.zeros(gamma.numel(), dtype=torch.float64)
+            _scale_product(module, product, gamma.double().flatten(), nothing)
             replace(node, x)
 
 
+def _causal_mask(module: GraphModule, node: Node, q: Node, k: Node) -> Node:
+    """-inf above the diagonal, as a constant; the node itself where the number of tokens is not fixed."""
+    sizes = shape_of(q)[-2], shape_of(k)[-2]
+    if not all(isinstance(size, int) for size in sizes):
+        return node
+    return add_constant(module, f"{node.name}_mask", torch.full(sizes, float("-inf")).triu(1), node)
+
+
+def _additive(module: GraphModule, node: Node, mask: Node) -> Node | None:
+    """A constant mask as numbers to add; None for one that hides nothing, the node itself if a query sees no key."""
+    value = constant(module, mask)
+    if value.dtype == torch.bool:
+        value = torch.zeros(value.shape).masked_fill(~value, float("-inf"))
+        mask = add_constant(module, f"{mask.target}_to_add", value, node)
+    if bool((value == float("-inf")).all(-1).any()):
+        return node  # torch gives 0 for such a query, a softmax gives NaN
+    return mask if bool(value.any()) else None
+
+
+def _always_true(module: GraphModule, mask: Node) -> bool:
+    """A comparison that holds for every image: a counter from 0 on (the batch's or the tokens') is at least 0."""
+    if is_constant(mask):
+        return bool(constant(module, mask).all())
+    if is_call(mask, *TRUTH):
+        return all(_always_true(module, n) for n in mask.args if isinstance(n, Node) and n is not mask)
+    if not is_call(mask, aten.ge.Scalar):
+        return False
+    counter = list(back_through(cast(Node, mask.args[0]), {*VIEWS, aten.expand.default}))[-1]
+    least = cast(float, mask.args[1])
+    if is_constant(counter):
+        return bool((constant(module, counter) >= least).all())
+    return is_call(counter, aten.arange.default) and least <= 0
+
+
+def _repeated(module: GraphModule, origin: Node, x: Node, repeats: int) -> Node:
+    """(..., heads, tokens, width) with each head `repeats` times in a row."""
+    axis = len(shape_of(x)) - 3
+    x = call_like(module.graph, origin, aten.unsqueeze.default, x, axis + 1)
+    sizes = [-1] * (axis + 1) + [repeats, -1, -1]
+    x = call_like(module.graph, origin, aten.expand.default, x, sizes)
+    return call_like(module.graph, origin, aten.flatten.using_ints, x, axis, axis + 1)
+
+
 def _product_before(module: GraphModule, x: Node, *, channels: int, axis: int) -> Node | None:
-    """The linear or convolution whose output channels are dimension `axis` of x, read by x alone."""
-    if len(x.users) != 1:
+    """The linear or convolution whose output channels are dimension `axis` of x, with nothing but x made of its result."""
+    place: int | None = axis
+    while place is not None and len(x.users) == 1 and is_call(x, *VIEWS, *TURNS):
+        behind = cast(Node, x.args[0])
+        place = _axis_behind(x, behind, place)
+        x = behind
+    if place is None or len(x.users) != 1 or not is_call(x, LINEAR, *CONVS) or not is_constant(x.args[1]):
         return None
-    behind = list(back_through(x, VIEWS))
-    product = behind[-1]
-    if not is_call(product, LINEAR, *CONVS):
-        return None
-    weight = product.args[1]
-    if not is_constant(weight) or constant(module, cast(Node, weight)).shape[0] != channels:
-        return None
-    if len(behind) > 1:  # through views only when channels are last throughout, as in LeViT's linear + batch norm
-        last = all(n.meta["val"].shape[-1] == channels for n in behind)
-        channels_last = axis == -1 or x.meta["val"].ndim == 2
-        return product if is_call(product, LINEAR) and last and channels_last else None
-    if is_call(product, LINEAR):
-        return product if axis == -1 or x.meta["val"].ndim == 2 else None
-    return product if axis == 1 else None
+    last = len(shape_of(x)) - 1
+    fits = constant(module, cast(Node, x.args[1])).shape[0] == channels
+    return x if fits and place == (last if is_call(x, LINEAR) else 1) else None
+
+
+def _axis_behind(view: Node, behind: Node, axis: int) -> int | None:
+    """Which dimension of `behind` is dimension `axis` of a view of it; None where it was cut or merged."""
+    after, before = shape_of(view), shape_of(behind)
+    if is_call(view, *TURNS):
+        order = list(range(len(before)))
+        if is_call(view, aten.permute.default):
+            order = [d % len(before) for d in cast("list[int]", view.args[1])]
+        else:
+            a, b = (cast(int, d) % len(before) for d in view.args[1:3])
+            order[a], order[b] = order[b], order[a]
+        return order[axis]
+    for place in range(len(before)):  # the same size, and as many elements between two steps along it
+        ahead = (*before[place + 1 :], *after[axis + 1 :])
+        if not all(isinstance(n, int) for n in (before[place], after[axis], *ahead)):
+            continue
+        if before[place] == after[axis] and math.prod(before[place + 1 :]) == math.prod(after[axis + 1 :]):
+            return place
+    return None
 
 
 def _scale_product(module: GraphModule, product: Node, scale: Tensor, shift: Tensor) -> None:
     """Replace W, b by scale W, scale b + shift, computed in float64; the old tensors may have other readers."""
     weight = constant(module, cast(Node, product.args[1]))
-    bias = constant(module, cast(Node, product.args[2])) if len(product.args) > 2 and product.args[2] is not None else None
+    old = argument(product, 2, "bias")
+    bias = None if old is None else constant(module, old)
     scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
     shifted = shift if bias is None else bias.double() * scale + shift
     name = cast(Node, product.args[1]).target

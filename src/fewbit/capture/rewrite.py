@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 aten = torch.ops.aten
 
 # ops that keep the elements in order and only write their shape differently
-VIEWS = {
+VIEWS: set[Callable[..., Any]] = {
     aten.reshape.default,
     aten.view.default,
     aten.flatten.using_ints,
@@ -25,7 +25,7 @@ VIEWS = {
     aten.clone.default,
     aten._unsafe_view.default,
 }
-MOVES = VIEWS | {
+MOVES: set[Callable[..., Any]] = VIEWS | {
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
@@ -101,7 +101,7 @@ def replace(node: Node, by: Node) -> None:
     node.graph.erase_node(node)
 
 
-def back_through(node: Node, through: set[Any]) -> Iterator[Node]:
+def back_through(node: Node, through: Collection[Callable[..., Any]]) -> Iterator[Node]:
     """The node, then what stands behind it as long as ops of `through` are passed."""
     yield node
     while is_call(node, *through) and isinstance(node.args[0], Node):

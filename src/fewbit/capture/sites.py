@@ -7,25 +7,25 @@ Roles come from what a tensor is, not from what a library calls it: the left ope
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 
-from fewbit.capture.export import Loaded, graph_module
-from fewbit.capture.normalize import CONVS, LINEAR, SDPA, normalize
+from fewbit.capture.export import WRAPPER, Loaded, graph_module
+from fewbit.capture.forms import DROPOUTS, LINEAR, MATMUL, SOFTMAX
+from fewbit.capture.normalize import CONVS, SDPA, normalize
 from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
 from fewbit.errors import BadModel
-from fewbit.types import Graph, Op, Site
+from fewbit.types import Graph, Op, Plan, Site
 
-MATMULS = (aten.matmul.default, aten.bmm.default)
-SOFTMAX = (aten.softmax.int, aten._softmax.default)
-ADDS = (aten.add.Tensor, aten.add_.Tensor)
-MULS = (aten.mul.Tensor, aten.mul_.Tensor)
+ADDS = (aten.add.Tensor,)
+WEIGHTED = ("linear", "conv", "depthwise")  # kinds of op that read a weight
 POOLS = (aten.adaptive_avg_pool2d.default,)
 # what a runtime folds into the product before it, so that the product's output is the tensor behind it
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
 CLAMPS = (
     aten.relu.default,
     aten.relu_.default,
@@ -35,7 +35,33 @@ CLAMPS = (
     aten.clamp.default,
 )
 # what stands between a product and the softmax of its logits
-LOGIT_PATH = {*ADDS, *MULS, aten.div.Tensor, aten.masked_fill.Scalar, aten.where.self, *MOVES}
+LOGIT_PATH: set[Callable[..., Any]] = {
+    *ADDS,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.self,
+    aten.where.ScalarOther,
+    *MOVES,
+}
+# work that would be a product of integers if it had a form that find() takes
+PRODUCTS = (
+    LINEAR,
+    MATMUL,
+    SDPA,
+    *CONVS,
+    aten.einsum.default,
+    aten.bilinear.default,
+    aten.convolution.default,
+    aten.conv3d.default,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
 
 
 def capture(loaded: Loaded) -> Graph:
@@ -45,9 +71,7 @@ def capture(loaded: Loaded) -> Graph:
     ops, sites = find(module)
     if not ops:
         raise BadModel(f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize.")
-    left = [n for n in module.graph.nodes if is_call(n, SDPA, aten.einsum.default)]
-    notes = tuple(f"{path_of(n) or n.name}: {n.target} stays float, it was not opened" for n in left)
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, notes)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, _notes(module, {op.node for op in ops}))
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
@@ -73,17 +97,32 @@ def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
     return ops, sites
 
 
+def _notes(module: GraphModule, found: set[str]) -> tuple[str, ...]:
+    """One line for every product that is no op, and for dropout that the model leaves on."""
+    notes = []
+    for node in module.graph.nodes:
+        where = f"{path_of(node) or node.name}: {node.target}"
+        if is_call(node, *PRODUCTS) and node.name not in found:
+            notes.append(f"{where} stays float, it was not opened")
+        elif is_call(node, *DROPOUTS):
+            notes.append(f"{where} is on outside of training; the model's output is random")
+    return tuple(notes)
+
+
 def path_of(node: Node) -> str:
     """The module path of a node, from torch.export's metadata, without the wrapper of FirstTensor."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
-    return "" if path.startswith("_empty") else path.removeprefix("inner.").removeprefix("inner")
+    return "" if path.startswith("_empty") else path.removeprefix(WRAPPER).removeprefix(".")
 
 
 def block_of(name: str) -> str:
-    """The part of an op's name up to its last number: the repeated unit that it belongs to, or its first word."""
+    """The part of an op's or site's name up to its last number, the repeated unit that it belongs to; or its first word.
+
+    A number is a part of its own or ends one (`encoder_layer_3`); the last part of a name is the op itself.
+    """
     parts = name.split(":")[0].split(".")
-    numbered = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    numbered = [i for i, part in enumerate(parts[:-1]) if part.rpartition("_")[2].isdigit()]
     return ".".join(parts[: numbered[-1] + 1]) if numbered else parts[0]
 
 
@@ -94,18 +133,17 @@ def _op_names(module: GraphModule) -> Mapping[Node, tuple[str, str]]:
         kind = _kind(module, node)
         if kind is None:
             continue
-        path = path_of(node)
         suffix = {"scores": "qk", "mix": "pv"}.get(kind, kind)
-        if kind in ("linear", "conv", "depthwise"):
-            name = path or node.name
-        else:
-            name = f"{path}.{suffix}" if path else suffix
-        found.append((node, name, "matmul" if kind in ("scores", "mix") else kind))
+        path = [part for part in (path_of(node), "" if kind in WEIGHTED else suffix) if part]
+        found.append((node, ".".join(path) or node.name, "matmul" if kind in ("scores", "mix") else kind))
     total, seen = Counter(name for _, name, _ in found), Counter[str]()
     names: dict[Node, tuple[str, str]] = {}
     for node, name, kind in found:
-        seen[name] += 1
-        names[node] = (name if total[name] == 1 else f"{name}.{seen[name]}", kind)
+        unique = name
+        while total[name] > 1 and (unique == name or unique in total):  # a module may be called `name`.1 as well
+            seen[name] += 1
+            unique = f"{name}.{seen[name]}"
+        names[node] = (unique, kind)
     return names
 
 
@@ -115,7 +153,7 @@ def _kind(module: GraphModule, node: Node) -> str | None:
     if is_call(node, *CONVS) and is_constant(node.args[1]):
         weight, groups = constant(module, cast(Node, node.args[1])), argument(node, 6, "groups", 1)
         return "depthwise" if groups > 1 and weight.shape[1] == 1 else "conv"
-    if is_call(node, *MATMULS) and not any(is_constant(a) for a in node.args):
+    if is_call(node, MATMUL) and not any(is_constant(a) for a in node.args):
         if _is_softmax(cast(Node, node.args[0])):
             return "mix"
         return "scores" if _feeds_softmax(node) else "matmul"
@@ -129,7 +167,7 @@ def _kind(module: GraphModule, node: Node) -> str | None:
 def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
     """Operand name -> the node whose value is read (or written, for `output`)."""
     left, right = (cast(Node, a) for a in (*node.args[:2], None)[:2])
-    if kind in ("linear", "conv", "depthwise"):
+    if kind in WEIGHTED:
         left = before_padding(left)
         bias = argument(node, 2, "bias")
         found = {"input": left, "weight": right}
@@ -147,6 +185,14 @@ def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
     if kind == "add":
         return {"left": left, "right": right, "output": _fused_output(node)}
     return {"input": left, "output": node}
+
+
+def readers(graph: Graph, plan: Plan, site: str, tensor: Node) -> list[Node]:
+    """The nodes that read the codes of an activation site: integer ops (through the padding before them), or everyone."""
+    if plan.choices[site].everyone:
+        return list(tensor.users)
+    wanted = {graph.op(op).node for op, operand in graph.site(site).readers if op in plan.integer_ops and operand != "output"}
+    return [u for u in tensor.users if u.name in wanted or (is_call(u, *PADS) and any(v.name in wanted for v in u.users))]
 
 
 def before_padding(node: Node) -> Node:
@@ -171,7 +217,7 @@ def _fused_output(node: Node) -> Node:
 
 def _cost(module: GraphModule, node: Node, kind: str) -> tuple[int, int | None]:
     """Multiply-accumulates for one image, and the products in one output."""
-    if kind in ("linear", "conv", "depthwise"):
+    if kind in WEIGHTED:
         terms = constant(module, cast(Node, node.args[1]))[0].numel()
     elif kind == "matmul":
         terms = _shape(cast(Node, node.args[0]))[-1]
@@ -211,8 +257,8 @@ def _two_activations(node: Node) -> bool:
 
 
 def _shape(node: Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+    """The shape for one image, as shape propagation has found it; empty for what is no tensor."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def _numel(node: Node) -> int:

@@ -27,6 +27,4 @@ def parse_bits(text: str | int) -> Bits:
         bits = Bits(int(weights or both), int(activations or both))
         if 2 <= bits.weights <= 8 and 2 <= bits.activations <= 8:
             return bits
-    raise FewbitError(
-        f"--bits {text} is not understood; allowed are 2 to 8 (weights and activations) or w4a8 (each its own)."
-    )
+    raise FewbitError(f"--bits {text} is not understood; allowed are 2 to 8 (weights and activations) or w4a8 (each its own).")

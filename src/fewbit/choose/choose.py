@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -25,6 +25,7 @@ MAX_POOLS = (aten.max_pool2d.default,)  # of codes that grow with the value: the
 
 
 W8A8 = Bits()
+BIAS_CODE = 2**30  # the largest code of a bias: half of int32 is left for the products
 
 
 def choose(
@@ -60,18 +61,17 @@ def choose(
             continue
         progress(site.name)
         if site.role == "weight":
-            choices[site.name] = _weight(graph, site, slot, recipe, target, choices, refusals)
+            least = _least_step(graph, site, answer.slots, choices)
+            choices[site.name] = _weight(graph, site, slot, recipe, target, choices, refusals, least)
         else:
             choices[site.name] = _moved(graph, site, slot, choices) or _activation(site, slot, recipe, stats)
     for op in graph.ops:  # biases follow from the steps of input and weight
-        bias = op.operands.get("bias")
+        bias = op.operands.get("bias", "")
         if op.name in answer.integer_ops and bias in answer.slots:
             steps = choices[op.operands["input"]].affine.scale * choices[op.operands["weight"]].affine.scale
             choices[bias] = _bias(graph, graph.site(bias), answer.slots[bias], steps)
     ordered = {s.name: choices[s.name] for s in graph.sites if s.name in choices}
-    return Plan(
-        target.name, name or repr(recipe), str(bits), ordered, answer.integer_ops, tuple(refusals), tuple(keep_float)
-    )
+    return Plan(target.name, name or repr(recipe), str(bits), ordered, answer.integer_ops, tuple(refusals), tuple(keep_float))
 
 
 def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> Choice | None:
@@ -108,18 +108,19 @@ def _weight(
     target: Target,
     choices: dict[str, Choice],
     refusals: list[Refusal],
+    least: Tensor,
 ) -> Choice:
     """The first grid that the target allows and whose products are safe in its accumulator."""
     w = _constant(graph, site)
     if not bool(torch.isfinite(w).all()):
         raise BadValues(f"{site.name} holds NaN or infinite values; only finite weights can be quantized.")
     op = graph.op(site.readers[0][0])
-    grid, choice = slot.grids[0], _weight_on(site, w, slot.grids[0], recipe)
+    grid, choice = slot.grids[0], _weight_on(site, w, slot.grids[0], recipe, least)
     if slot.pair_bits is None:
         return choice
     activation = choices[op.operands["input"]].grid
     for grid in slot.grids:
-        choice = _weight_on(site, w, grid, recipe)
+        choice = _weight_on(site, w, grid, recipe, least)
         assert choice.codes is not None
         if pairs_are_safe(choice.codes, activation, slot.pair_bits):
             break
@@ -131,8 +132,21 @@ def _weight(
     return choice
 
 
-def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe) -> Choice:
+def _least_step(graph: Graph, site: Site, slots: Mapping[str, Slot], choices: Mapping[str, Choice]) -> Tensor:
+    """The smallest step of each channel with which the bias, in units of input step times weight step, leaves room in int32.
+
+    A dead channel has weights near 0 and a bias that is not: its code would fill the accumulator and the sum wrap around.
+    """
+    op = graph.op(site.readers[0][0])
+    bias = op.operands.get("bias", "")
+    if bias not in slots:
+        return torch.tensor(0.0)
+    return _constant(graph, graph.site(bias)).abs() / (choices[op.operands["input"]].affine.scale * BIAS_CODE)
+
+
+def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, least: Tensor) -> Choice:
     affine = recipe.weights(Samples.of_weight(w, grid), grid)
+    affine = Affine(affine.scale.maximum(least if grid.axis is not None else least.max()), affine.zero)
     if grid.axis is None:
         affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
     found = recipe.rounding(w, affine, grid).to(grid.container)
@@ -143,9 +157,7 @@ def _bias(graph: Graph, site: Site, slot: Slot, steps: Tensor) -> Choice:
     b = _constant(graph, site)
     affine = Affine(steps.expand(b.shape).contiguous(), torch.zeros(b.shape, dtype=torch.int32))
     found = codes(b, affine, slot.grids[0])
-    return Choice(
-        site.name, site.role, slot.grids[0], affine, "derived", codes=found, why="input step times weight step"
-    )
+    return Choice(site.name, site.role, slot.grids[0], affine, "derived", codes=found, why="input step times weight step")
 
 
 def _constant(graph: Graph, site: Site) -> Tensor:
@@ -161,8 +173,7 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     rows = q.flatten(1).to(torch.int64)
     if rows.shape[1] == 1:
         rows = torch.cat([rows, torch.zeros_like(rows)], 1)
-    two = torch.cat(
-        [rows.topk(2, 1).values.clamp(min=0).sum(1), rows.topk(2, 1, largest=False).values.clamp(max=0).sum(1)]
-    )
-    worst = torch.cat([two * activation.high, two * activation.low])
-    return bool(worst.max() <= 2 ** (bits - 1) - 1) and bool(worst.min() >= -(2 ** (bits - 1)))
+    ends = torch.stack([rows * activation.low, rows * activation.high])
+    highest = ends.amax(0).topk(2, 1).values.sum(1).max()
+    lowest = ends.amin(0).topk(2, 1, largest=False).values.sum(1).min()
+    return bool(highest <= 2 ** (bits - 1) - 1) and bool(lowest >= -(2 ** (bits - 1)))

@@ -443,9 +443,7 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
         splits = sorted({split for f in tables if (split := re.split(r"[-_.]", f.stem)[0].lower()) in SPLITS})
         if len(splits) > 1:
             found = " and ".join(splits)
-            raise BadImages(
-                f"{path} holds the splits {found}. Give the file or folder of one, e.g. {path / tables[0]}."
-            )
+            raise BadImages(f"{path} holds the splits {found}. Give the file or folder of one, e.g. {path / tables[0]}.")
         return _parquet(path, tuple(path / f for f in tables), classes, labels)
     if not images:
         found = f"{len(files)} other files ({_some([str(f) for f in files])})" if files else "no files"

@@ -32,9 +32,9 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
         if choice.codes is not None:
             tensors[f"{choice.site}.codes"] = _stored(choice.codes, choice.grid)
         if choice.method != "derived":  # a derived step is a product of two that are there
-            tensors[f"{choice.site}.scale"] = choice.affine.scale.contiguous()
+            tensors[f"{choice.site}.scale"] = choice.affine.scale.clone()
             if bool((choice.affine.zero != choice.affine.zero.flatten()[0]).any()) or choice.codes is None:
-                tensors[f"{choice.site}.zero"] = choice.affine.zero.contiguous()
+                tensors[f"{choice.site}.zero"] = choice.affine.zero.clone()
     quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
     for node in graph.module.graph.nodes:
         if is_constant(node) and node.name not in quantized:
@@ -72,7 +72,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
         for row in record["choices"]:
             grid = Grid(**row["grid"])
             shape = sites[row["site"]].shape
-            stored = tensors.get(f"{row['site']}.codes")
+            stored = tensors[f"{row['site']}.codes"] if row["role"] in ("weight", "bias") else None
             codes = None if stored is None else _restored(stored, grid, shape)
             affine = _affine(graph, row, grid, tensors, choices)
             choices[row["site"]] = Choice(
@@ -96,9 +96,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
         ) from error
 
 
-def _affine(
-    graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]
-) -> Affine:
+def _affine(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]) -> Affine:
     name = row["site"]
     if row["method"] == "derived":
         op = graph.op(graph.site(name).readers[0][0])

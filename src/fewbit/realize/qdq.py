@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,10 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.rewrite import aten, calls, is_call
+from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.grid import codes
-from fewbit.simulate import readers
 from fewbit.types import Choice, Graph, Plan
 
 qd = torch.ops.quantized_decomposed
@@ -37,12 +38,11 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
     model = _onnx(module, graph.input_shape, opset)
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     if len(quantizers) != len(order):
-        raise FewbitFailed(
-            f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites."
-        )
+        raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
     for node, site in zip(quantizers, order, strict=True):
         _check_scale(node, plan.choices[site])
-        node.outputs[0].name = site + CODES
+        clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
+        (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
     _save(model, path)
 
@@ -77,15 +77,13 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         with module.graph.inserting_after(tensor):
             quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
         quantizer[quantized] = site.name
-        if choice.grid.bits < 8 or choice.grid.narrow:  # the container is wider than the grid: saturate before
-            with module.graph.inserting_before(quantized):
-                limits = [
-                    (c - float(choice.affine.zero)) * float(choice.affine.scale)
-                    for c in (choice.grid.low, choice.grid.high)
-                ]
-                quantized.update_arg(0, module.graph.call_function(aten.clamp.default, (source, *limits)))
-        with module.graph.inserting_after(quantized):
-            real = module.graph.call_function(qd.dequantize_per_tensor.default, (quantized, *_arguments(choice)))
+        stored = quantized
+        if choice.grid.bits < 8 or choice.grid.narrow:  # the container is wider than the grid: saturate the codes
+            with module.graph.inserting_after(quantized):
+                limits = (choice.grid.low, choice.grid.high)
+                stored = module.graph.call_function(aten.clamp.default, (quantized, *limits))
+        with module.graph.inserting_after(stored):
+            real = module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
         for user in users:
             user.replace_input_with(tensor, real)
     module.graph.eliminate_dead_code()
@@ -159,7 +157,7 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     if is_call(node, aten.relu6.default):
         return 0.0, 6.0
     if is_call(node, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default):
-        given = list(node.args[1:3]) + [None] * (3 - len(node.args))
+        given: list[Any] = list(node.args[1:3]) + [None] * (3 - len(node.args))
         defaults = (-infinity, infinity) if is_call(node, aten.clamp.default) else (-1.0, 1.0)
         low, high = (d if g is None else g for g, d in zip(given, defaults, strict=True))
         return (float(low), float(high)) if not isinstance(low, Node) and not isinstance(high, Node) else None
@@ -169,9 +167,9 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
 def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Model:
     """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
     pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
-    translations = (
-        {POOL: lambda x, size: op.GlobalAveragePool(x)} if all(list(p.args[1]) == [1, 1] for p in pools) else {}
-    )
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {}
+    if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
+        translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -329,7 +329,7 @@ def size(rows: Rows) -> go.Figure:
 def seconds(stages: Mapping[str, float]) -> go.Figure:
     """One bar per stage, in the order in which they ran."""
     figure = go.Figure()
-    values = list(dict(stages).values())
+    values = list(stages.values())
     _long_bars(figure, [text(s) for s in stages], values, [f"{value:.1f} s" for value in values], marker={"color": INTEGER})
     figure.update_xaxes(range=[0, 1.25 * max(values, default=1)])
     return styled(figure, "Where did the time go?", height=84 + 30 * len(values), x="seconds")

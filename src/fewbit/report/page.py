@@ -90,7 +90,7 @@ def plot(figure: go.Figure, caption: str = "", *, level: int = 3) -> str:
     title, figure = figure.layout.title.text, go.Figure(figure)
     figure.layout.title = None
     figure.layout.margin.t -= figures.TITLE_ROOM
-    data = figure.to_json(validate=False).replace("<", "\\u003c")
+    data = figure.to_json(validate=False)  # plotly writes < as \u003c, so that no label can end the script
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return (
         f'<figure><h{level}>{title}</h{level}><div class="plot" style="height:{figure.layout.height:.0f}px"></div>'
@@ -137,7 +137,7 @@ def good(report: Json) -> str:
         return card(question, "not evaluated", "No images were scored.", f"Exempt: {exempt}.")
     before, after = accuracy.get("float"), accuracy.get("quantized")
     labelled = before is not None and after is not None
-    agreement = f"{percent(accuracy['agreement'])} agreement with the float model, cosine {accuracy['cosine']:.4f}."
+    agreement = f"{percent(accuracy['agreement'])} agreement with the float model, cosine {accuracy['cosine']:.5f}."
     interval = " to ".join(map(percent, accuracy["interval"])) if accuracy.get("interval") else "not known"
     scored = f"{plural(images.get('scored', 0), 'image')} scored in {escape(str(accuracy['runtime']))}"
     if labelled:
@@ -146,7 +146,7 @@ def good(report: Json) -> str:
         lines = [f"{change} points; 95{UNIT}% interval {interval}.", agreement]
     else:
         big = f"{percent(accuracy['agreement'])} <small>agreement with the float model</small>"
-        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.4f}."]
+        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.5f}."]
     calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
     return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.")
 
@@ -214,7 +214,8 @@ def refusals(report: Json) -> str:
 
 def picture(rows: Any, draw: Callable[[Any], go.Figure], caption: str, why: str) -> str:
     """The figure, or its question with one sentence on why there is none."""
-    return plot(draw(rows), caption) if rows else f"<h3>{draw([]).layout.title.text}</h3>{nothing(why)}"
+    figure = draw([] if rows is None else rows)
+    return plot(figure, caption) if rows else f"<h3>{figure.layout.title.text}</h3>{nothing(why)}"
 
 
 def bits(rows: Rows, caption: str) -> str:
@@ -325,7 +326,7 @@ def images(rows: Rows, classes: Sequence[str]) -> str:
         mark = "" if found[1] == found[2] else " differs"
         cells.append(f'<div class="image{mark}">{thumbnail(row.get("thumbnail"))}<div>{answers}</div></div>')
     changed = sum(row["float"] != row["quantized"] for row in rows)
-    said = paragraphs(f"{changed} of these {len(rows)} answers changed.")
+    said = paragraphs(f"{changed} of these {len(rows)} answers changed; the images were picked, so this is no rate.")
     return f'{said}<div class="images">{"".join(cells)}</div>'
 
 

@@ -56,9 +56,7 @@ def checks(found: Checks) -> Rows:
     """Codes of the simulation against the runtime, per site, graph optimisations off and on."""
     columns = ("site", "compared", "differing", "ties", "wrong", "max_difference")
     both = (("off", found.off), ("on", found.on))
-    return [
-        {"optimisations": name, **{c: getattr(check, c) for c in columns}} for name, table in both for check in table
-    ]
+    return [{"optimisations": name, **{c: getattr(check, c) for c in columns}} for name, table in both for check in table]
 
 
 def verify(found: Checks) -> dict[str, Any]:

@@ -61,18 +61,25 @@ def legal(
             if op.macs:
                 refusals.append(_refusal(graph, op, f"{target.name} has no integer {op.kind}"))
         elif missing := [name for name in op.operands if name not in rule.operands and name not in OPTIONAL]:
-            refusals.append(
-                _refusal(graph, op, f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
-            )
+            refusals.append(_refusal(graph, op, f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}"))
         elif rule.runs == "float" and not everything:
             refusals.append(_refusal(graph, op, rule.why or f"{target.name} runs {op.kind} faster in float"))
         elif rule.runs != "follow":
             verdicts[op.name] = rule
-    _follow(graph, target, verdicts, keep_float)
     slots: dict[str, Slot] = {}
-    for op in graph.ops:
-        if op.name in verdicts:
-            _add_slots(graph, target, op, verdicts[op.name], slots, weight_bits, activation_bits)
+    for following in (False, True):
+        if following:
+            _follow(graph, target, verdicts, keep_float)
+        for op in graph.ops:
+            if op.name not in verdicts or (verdicts[op.name].runs == "follow") != following:
+                continue
+            wanted = _slots(graph, target, op, verdicts[op.name], slots, weight_bits, activation_bits)
+            if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
+                del verdicts[op.name]
+                why = f"{target.name} has no grid for {clash} that all of its readers take"
+                refusals.append(_refusal(graph, op, why))
+            else:
+                slots.update(wanted)
     return Legal(slots, tuple(op.name for op in graph.ops if op.name in verdicts), tuple(refusals))
 
 
@@ -96,9 +103,17 @@ def _result(op: Op) -> str:
     return op.operands.get("output", "")
 
 
-def _add_slots(
-    graph: Graph, target: Target, op: Op, rule: OpRule, slots: dict[str, Slot], weight_bits: int, activation_bits: int
-) -> None:
+def _slots(
+    graph: Graph,
+    target: Target,
+    op: Op,
+    rule: OpRule,
+    slots: Mapping[str, Slot],
+    weight_bits: int,
+    activation_bits: int,
+) -> dict[str, Slot]:
+    """The slots of the sites that an op reads in integers; one without a grid where an op before it took another."""
+    found: dict[str, Slot] = {}
     for operand, name in op.operands.items():
         if operand not in rule.operands or (operand == "output" and rule.output != "integer"):
             continue
@@ -109,11 +124,12 @@ def _add_slots(
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
         slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)
-        before = slots.get(name)
+        before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = Slot(shared or before.grids, before.fixed_scale, before.everyone or everyone, pair_bits)
-        slots[name] = slot
+            slot = Slot(shared, before.fixed_scale, before.everyone or everyone, pair_bits)
+        found[name] = slot
+    return found
 
 
 def _matches(op: Op, patterns: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.grid import Grid
@@ -78,17 +78,6 @@ class Target(Strict):
     types: Mapping[str, Type]
     op: tuple[OpRule, ...]
 
-    @model_validator(mode="after")
-    def _types_exist(self) -> Target:
-        for rule in self.op:
-            for operand, names in rule.operands.items():
-                for name in names:
-                    if name not in self.types:
-                        raise ValueError(
-                            f"op {rule.kind}: operand {operand} names type '{name}'; there are {sorted(self.types)}"
-                        )
-        return self
-
     def rule(self, kind: str) -> OpRule | None:
         return next((rule for rule in self.op if rule.kind == kind), None)
 
@@ -107,7 +96,7 @@ def load_target(name: str) -> Target:
         raise UnknownName("target", name, target_names(), "A file of your own is named by its path: --target my.toml.")
     text = path.read_text(encoding="utf-8")
     try:
-        return Target.model_validate(tomllib.loads(text))
+        target = Target.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BadFile(f"target file {path.name} is not TOML: {error}.") from error
     except ValidationError as error:
@@ -118,6 +107,15 @@ def load_target(name: str) -> Target:
             f"target file {path.name}, line {line}: {where}: {first['msg']} (found {first['input']!r:.80}). "
             "docs/targets.md describes every field."
         ) from error
+    for i, rule in enumerate(target.op):
+        for operand, names in rule.operands.items():
+            if missing := [name for name in names if name not in target.types]:
+                line = line_of(text, ("op", i, "operands", operand))
+                raise BadFile(
+                    f"target file {path.name}, line {line}: op {rule.kind}: operand {operand} names type '{missing[0]}'; "
+                    f"there are {', '.join(sorted(target.types))}."
+                )
+    return target
 
 
 def line_of(text: str, location: tuple[int | str, ...]) -> int:
@@ -130,10 +128,10 @@ def line_of(text: str, location: tuple[int | str, ...]) -> int:
             if part < len(headers):
                 best, start = headers[part] + 1, headers[part]
             continue
+        if depth and re.match(rf".*[{{,]\s*{re.escape(part)}\s*=", lines[start]):
+            continue  # a key of the table that stands in one line
         dotted = re.escape(".".join(str(p) for p in location[: depth + 1]))
-        pattern = re.compile(
-            rf"\s*(\[{dotted}\]|[\w\"'.]*\b{re.escape(part)}\b[\"']?\s*=|.*[{{,]\s*{re.escape(part)}\s*=)"
-        )
+        pattern = re.compile(rf"\s*(\[{dotted}\]|[\w\"'.]*\b{re.escape(part)}\b[\"']?\s*=)")
         for i in range(start, len(lines)):
             if i > start and start and re.match(r"\s*\[\[", lines[i]):
                 break

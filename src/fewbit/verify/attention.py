@@ -49,9 +49,7 @@ def attention_tables(
 
     `images` is (b, c, h, w). Only maps of shape (b, heads, queries, keys) are taken: windowed attention has its own shapes.
     """
-    nodes = {
-        s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1
-    }
+    nodes = {s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1}
     if not nodes:
         return [], []
     runs = [_Maps(graph.module, nodes), _Maps(simulate(graph, plan), nodes)]

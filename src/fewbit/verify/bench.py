@@ -55,15 +55,20 @@ def bench(
 
 
 def paired(sessions: Sequence[Session], x: np.ndarray, seconds: float) -> list[tuple[float, ...]]:
-    """Seconds of one call of each session, in turn, until the time is up; the first three rounds warm up."""
+    """Seconds of one call of each session, round by round, until the time is up; the first three rounds warm up.
+
+    The order rotates: who runs behind the model with the largest weights finds the caches cold.
+    """
     rounds: list[tuple[float, ...]] = []
-    warm, end = 3, None
+    warm, end, first = 3, None, 0
     while end is None or len(rounds) < 5 or time.perf_counter() < end:
-        row = []
-        for session in sessions:
+        row = [0.0] * len(sessions)
+        for k in range(len(sessions)):
+            i = (first + k) % len(sessions)
             start = time.perf_counter()
-            session.run(x)
-            row.append(time.perf_counter() - start)
+            sessions[i].run(x)
+            row[i] = time.perf_counter() - start
+        first += 1
         if warm:
             warm -= 1
         else:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewbit.realize.qdq import CODES
 from fewbit.simulate import SiteTrace, simulate, trace
 from fewbit.types import Checks, Graph, Plan, SiteCheck
-from fewbit.verify.runtimes import OnnxRuntime, OpenVino, runtime_names
+from fewbit.verify.runtimes import OnnxRuntime, open_session, runtime_names
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
@@ -65,8 +65,8 @@ def compare(
     with torch.no_grad():
         expected = torch.cat([module(batch) for batch in images])
     for runtime in runtime_names():
-        session = OnnxRuntime(path) if runtime == "onnxruntime" else OpenVino(path)
-        got = torch.cat([torch.from_numpy(np.array(session.run(batch.numpy())["logits"])) for batch in images])
+        artefact = open_session(runtime, path)
+        got = torch.cat([torch.from_numpy(np.array(artefact.run(batch.numpy())["logits"])) for batch in images])
         outputs[runtime] = _outputs(expected, got)
     return Checks(tables[False], tables[True], outputs, kernels(plan, path))
 

@@ -103,8 +103,13 @@ def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with more of its values as outputs."""
-    model = onnx.load(str(path))
+    """The model with more of its values as outputs. Raises BadFile for a broken file."""
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:
+        raise BadFile(
+            f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
+        ) from error
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     return model

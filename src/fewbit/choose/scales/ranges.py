@@ -95,10 +95,12 @@ class MseRange:
             raise ValueError(f"steps >= 2, 0 < smallest < 1 and p > 0 are allowed, not {self}")
 
     def __call__(self, samples: Samples, grid: Grid) -> Affine:
-        found = [self._rows(part, grid) for part in _chunks(samples)]
-        return Affine(torch.cat([a.scale for a in found]), torch.cat([a.zero for a in found]))
+        found = [self._rows(part, grid) for part in _chunks(_near_one(samples))]
+        low, high = (torch.cat(shares) for shares in zip(*found, strict=True))
+        return affine_from_range(samples.low * low, samples.high * high, grid)
 
-    def _rows(self, samples: Samples, grid: Grid) -> Affine:
+    def _rows(self, samples: Samples, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The shares of the lowest and the highest value of each row."""
         best_low = best_high = torch.ones(len(samples.low))
         reach = 1 - self.smallest
         for offsets in (
@@ -116,11 +118,9 @@ class MseRange:
             error = torch.cat([self._error(samples, lo, hi, grid) for lo, hi in _together(low, high)])
             best = error.argmin(0)
             best_low, best_high = (share.gather(0, best[None]).squeeze(0) for share in (low, high))
-        return affine_from_range(samples.low * best_low, samples.high * best_high, grid)
+        return best_low, best_high
 
-    def _error(
-        self, samples: Samples, low_share: Tensor, high_share: Tensor, grid: Grid
-    ) -> Float[Tensor, "candidates rows"]:
+    def _error(self, samples: Samples, low_share: Tensor, high_share: Tensor, grid: Grid) -> Float[Tensor, "candidates rows"]:
         """The error of each row for shares of its range (candidates, rows)."""
         affine = affine_from_range(samples.low * low_share, samples.high * high_share, grid)
         scale, zero = affine.scale[..., None], affine.zero[..., None]
@@ -131,6 +131,13 @@ class MseRange:
 
 
 CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core's cache
+
+
+def _near_one(samples: Samples) -> Samples:
+    """Each row times a power of two, so that its errors have a p-th power in float32."""
+    exponent = torch.frexp(torch.maximum(-samples.low, samples.high)).exponent
+    unit = torch.ldexp(torch.ones_like(samples.low), -exponent.clamp_min(-120))
+    return Samples(samples.values * unit[:, None], samples.counts, samples.low * unit, samples.high * unit)
 
 
 def _chunks(samples: Samples) -> Iterator[Samples]:

@@ -1,0 +1,110 @@
+"""Stock flows on the float twin of a run, with the run's own calibration images, beside the run itself.
+
+    python bench/peers.py RUN --images CALIBRATION --score SCORED --out peers/
+
+onnxruntime's static quantizer (u8 activations, s8 weights per channel; min-max and percentile), the same on the inputs of
+linear layers only, and NNCF for openvino (needs `pip install nncf`). Writes the models, and their accuracy in the runtime
+that they are made for; bench/latency.py times them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from fewbit import Run
+from fewbit.data.images import Images
+from fewbit.files import write_json
+from fewbit.verify import evaluate
+
+
+def stock(float_path: Path, images: Images, out: Path, *, method: str, linear_only: bool = False) -> None:
+    """onnxruntime.quantization.quantize_static as its documentation recommends for x86."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Any] = images.batches(16)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(float_path), str(prepared), skip_symbolic_shape=True)
+        graph = onnx.load(str(prepared)).graph
+        constants = {i.name for i in graph.initializer}
+        products = [n for n in graph.node if n.op_type in ("MatMul", "Gemm")]
+        activations_only = [n.name for n in products if n.input[1] not in constants]
+        quantize_static(
+            str(prepared),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"] if linear_only else None,
+            nodes_to_exclude=activations_only if linear_only else None,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile if method == "percentile" else CalibrationMethod.MinMax,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]} if linear_only else {},
+        )
+
+
+def with_nncf(float_path: Path, images: Images, out: Path, *, transformer: bool) -> None:
+    """nncf.quantize with its defaults; the model is an openvino file."""
+    import nncf
+    import openvino as ov
+
+    dataset = nncf.Dataset([batch.numpy() for batch in images.batches(1)])
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    model = nncf.quantize(ov.Core().read_model(str(float_path)), dataset, model_type=kind, subset_size=len(images))
+    ov.save_model(model, str(out), compress_to_fp16=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--score", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scored", type=int, help="score on so many images at most")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = Run.open(args.run)
+    images = run.images(args.images, limit=run.record["request"]["calibration"], labels=False)
+    scored = run.images(args.score, limit=args.scored)
+    source = args.run / "float.onnx"
+    attention = any(node.op_type == "Softmax" for node in onnx.load(str(source)).graph.node)
+    made: list[tuple[str, Path, str]] = [("fewbit", args.run / "model.onnx", "onnxruntime")]
+    for method in ("minmax", "percentile"):
+        path = args.out / f"onnxruntime_{method}.onnx"
+        stock(source, images, path, method=method)
+        made.append((f"onnxruntime static, {method}", path, "onnxruntime"))
+    if attention:
+        path = args.out / "linear_only.onnx"
+        stock(source, images, path, method="minmax", linear_only=True)
+        made.append(("onnxruntime static, linear inputs only", path, "onnxruntime"))
+    if importlib.util.find_spec("nncf"):
+        path = args.out / "nncf.xml"
+        with_nncf(source, images, path, transformer=attention)
+        made.append(("NNCF", path, "openvino"))
+    rows = []
+    for name, path, runtime in made:
+        score = evaluate(source, path, scored, runtime=runtime)
+        rows.append({"flow": name, "images": score.images, **score.to_json()})
+        drop = None if score.top1 is None or score.float_top1 is None else score.float_top1 - score.top1
+        print(f"{name:40} drop {drop if drop is None else format(drop, '+.2f')}  agreement {score.agreement:.2f} %", flush=True)
+    write_json(args.out / "peers.json", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Every way to name a model, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.export import Dim
+
+from capture.nets import assert_same_function, images
+from fewbit.capture import capture, load_model
+from fewbit.capture.export import fingerprint
+from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
+
+SIZE = (3, 8, 8)
+DYNAMIC = ({0: Dim("batch")},)
+PYTHON = """
+from torch import nn
+
+INPUT_SIZE, MEAN, CLASSES = (3, 8, 8), (0.1, 0.2, 0.3), ["cat", "dog"]
+
+
+def small_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+
+
+def number():
+    return 3
+
+
+def broken():
+    raise ValueError("no weights here")
+"""
+
+
+class Classifier(nn.Module):
+    """A convolution and a linear; `form` is what it returns its logits in."""
+
+    def __init__(self, form: str = "tensor") -> None:
+        super().__init__()
+        self.form = form
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        features = self.conv(pixel_values)
+        logits = self.head(features.mean((2, 3)))
+        forms = {
+            "tensor": logits,
+            "tuple": (logits, features),
+            "nested": [{"first": (logits,)}, features],
+            "dict": {"features": features, "logits": logits},
+            "record": Record(features, logits),
+        }
+        return forms[self.form]
+
+
+class Record(NamedTuple):
+    last_hidden_state: Tensor
+    logits: Tensor
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def loaded(net: nn.Module, **overrides: object) -> Any:
+    return load_model(net.eval(), overrides={"input_size": SIZE, **overrides})
+
+
+def saved(path: Path, net: nn.Module, shapes: Any = DYNAMIC) -> str:
+    torch.export.save(torch.export.export(net.eval(), (images(SIZE, 2),), dynamic_shapes=shapes), path)
+    return str(path)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(PYTHON)
+    return path
+
+
+# what a model returns
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "nested", "dict", "record"])
+def test_the_logits_are_found_in_whatever_a_module_returns(form):
+    net = Classifier(form).eval()
+    graph = capture(loaded(net))
+    assert [op.name for op in graph.ops] == ["conv", "head"]
+    x = images(SIZE, 3)
+    torch.testing.assert_close(graph.module(x), net.head(net.conv(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_the_logits_are_found_in_whatever_an_exported_program_returns(form, tmp_path):
+    net = Classifier(form).eval()
+    graph = capture(load_model(saved(tmp_path / "net.pt2", net)))
+    assert [op.name for op in graph.ops] == ["conv", "head"]
+    x = images(SIZE, 3)
+    torch.testing.assert_close(graph.module(x), net.head(net.conv(x).mean((2, 3))))
+
+
+def test_a_program_that_takes_its_images_by_name_is_called_like_any_other():
+    net = Classifier().eval()
+    shapes = {"pixel_values": {0: Dim("batch")}}
+    program = torch.export.export(net, (), {"pixel_values": images(SIZE, 2)}, dynamic_shapes=shapes)
+    assert_same_function(net, capture(load_model(program)).module, SIZE)
+
+
+def test_a_model_without_any_tensor_in_its_output_is_refused():
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, int]:
+            return {"classes": 3}
+
+    with pytest.raises(BadModel, match="returns dict without a tensor"):
+        loaded(Nothing())
+
+
+# modules
+
+
+def test_control_flow_on_values_is_refused_in_one_line_with_the_line_of_the_model(capfd):
+    with pytest.raises(BadModel) as error:
+        loaded(Branching())
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith("Branching cannot be exported for input (batch, 3, 8, 8): ")
+    assert "data-dependent" in message
+    assert "test_export.py:" in message
+    assert "if x.sum() > 0:" in message
+    assert capfd.readouterr().err == ""
+
+
+def test_a_wrong_input_size_is_refused_with_the_reason():
+    with pytest.raises(BadModel, match=r"cannot be exported for input \(batch, 1, 8, 8\).*3 channels.*--input-size"):
+        loaded(Classifier(), input_size=(1, 8, 8))
+
+
+def test_a_module_without_an_input_size_is_asked_for_one():
+    with pytest.raises(BadModel, match=r"Classifier does not say its input size.*--input-size"):
+        load_model(Classifier())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value):
+    net = Classifier()
+    net.head.weight.data[2, 1] = value
+    with pytest.raises(BadValues, match=r"head\.weight of Classifier"):
+        loaded(net)
+
+
+def test_a_statistic_that_is_nan_is_named_and_an_infinite_mask_is_not():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    loaded(net)
+    net[1].running_var[2] = float("nan")
+    with pytest.raises(BadValues, match=r"1\.running_var"):
+        loaded(net)
+
+
+def test_a_module_with_nothing_to_quantize_is_refused():
+    with pytest.raises(BadModel, match="Flatten has no linear, convolution or matrix product"):
+        capture(loaded(nn.Flatten()))
+
+
+def test_timm_models_bring_their_record():
+    net = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=48)
+    record = load_model(net).record
+    assert record["input_size"] == (3, 224, 224)
+    assert record["mean"] == net.pretrained_cfg["mean"]
+    assert record["crop_pct"] == net.pretrained_cfg["crop_pct"]
+
+
+# .pt2 files
+
+
+def test_an_exported_file_computes_what_its_module_computes_and_reads_its_sidecar(tmp_path):
+    net = Classifier().eval()
+    path = saved(tmp_path / "net.pt2", net)
+    (tmp_path / "net.json").write_text(json.dumps({"mean": [0.5, 0.5, 0.5]}))
+    found = load_model(path, overrides={"std": (1, 1, 1)})
+    assert found.record == {"mean": [0.5, 0.5, 0.5], "std": (1, 1, 1), "input_size": SIZE}
+    assert_same_function(net, capture(found).module, SIZE)
+
+
+def test_a_truncated_file_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "net.pt2"
+    saved(path, Classifier())
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(BadFile) as error:
+        load_model(str(path))
+    assert f"{path} is not a readable exported program" in str(error.value)
+    assert "torch.export.save" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused_with_what_a_model_can_be(tmp_path):
+    for name in ("net.pt2", "net.py:function"):
+        with pytest.raises(BadFile, match="does not exist"):
+            load_model(str(tmp_path / name))
+
+
+def test_a_sidecar_that_is_no_json_is_refused(tmp_path):
+    path = saved(tmp_path / "net.pt2", Classifier())
+    (tmp_path / "net.json").write_text("mean = 3")
+    with pytest.raises(BadFile, match=r"net\.json is not JSON"):
+        load_model(path)
+
+
+def test_a_program_with_a_fixed_batch_or_a_free_size_or_two_inputs_is_refused():
+    net, x = Classifier().eval(), images(SIZE, 2)
+    with pytest.raises(BadModel, match=r"fixed batch of 2.*dynamic_shapes"):
+        load_model(torch.export.export(net, (x,)))
+    free = torch.export.export(net, (x,), dynamic_shapes=({0: Dim("batch"), 2: Dim("height", min=4)},))
+    with pytest.raises(BadModel, match="dynamic image size"):
+        load_model(free)
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(BadModel, match="one input"):
+        load_model(torch.export.export(Two(), (x, x), dynamic_shapes=(*DYNAMIC, *DYNAMIC)))
+
+
+def test_another_input_size_than_the_exported_one_is_refused():
+    program = torch.export.export(Classifier().eval(), (images(SIZE, 2),), dynamic_shapes=DYNAMIC)
+    with pytest.raises(BadModel, match=r"exported for input \(3, 8, 8\), not \(3, 16, 16\)"):
+        load_model(program, overrides={"input_size": (3, 16, 16)})
+
+
+def test_nan_in_an_exported_program_is_named():
+    net = Classifier().eval()
+    net.conv.bias.data[0] = float("nan")
+    with pytest.raises(BadValues, match=r"conv\.bias"):
+        load_model(torch.export.export(net, (images(SIZE, 2),), dynamic_shapes=DYNAMIC))
+
+
+# file.py:function
+
+
+def test_a_function_of_a_file_gives_module_record_and_classes(python):
+    found = load_model(f"{python}:small_net")
+    assert found.input_shape == SIZE
+    assert found.record["mean"] == (0.1, 0.2, 0.3)
+    assert found.classes == ("cat", "dog")
+    assert [op.kind for op in capture(found).ops] == ["conv", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("smal_net", UnknownName, "unknown function in nets.py 'smal_net'. Did you mean small_net"),
+        ("xyz", UnknownName, "There are: broken, number, small_net"),
+        ("number", BadModel, "returned int; a torch.nn.Module is needed"),
+        ("broken", BadModel, "ValueError: no weights here"),
+    ],
+)
+def test_a_function_that_gives_no_module_is_refused(python, function, error, message):
+    with pytest.raises(error, match=message):
+        load_model(f"{python}:{function}")
+
+
+def test_a_file_that_cannot_be_imported_is_refused(tmp_path):
+    (tmp_path / "nets.py").write_text("import not_there_at_all")
+    with pytest.raises(BadModel, match=r"nets\.py cannot be imported: ModuleNotFoundError"):
+        load_model(f"{tmp_path / 'nets.py'}:small_net")
+
+
+def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
+    (tmp_path / "a_neighbour_of_nets.py").write_text("WIDTH = 4")
+    (tmp_path / "nets.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n"
+        "from a_neighbour_of_nets import WIDTH\n\nINPUT_SIZE = (3, 8, 8)\n\n\n@dataclass\nclass Settings:\n"
+        "    width: int = WIDTH\n\n\ndef net():\n    return nn.Conv2d(3, Settings().width, 3)\n"
+    )
+    assert capture(load_model(f"{tmp_path / 'nets.py'}:net")).ops[0].macs == 6 * 6 * 4 * 27
+
+
+# timm
+
+
+def test_an_unknown_name_is_refused_with_near_names_or_with_what_there_is():
+    with pytest.raises(UnknownName, match=r"Did you mean .*vit_tiny_patch16_224"):
+        load_model("vit_tiny_patch16_225")
+    with pytest.raises(UnknownName) as error:
+        load_model("net.onnx")
+    assert "path.pt2" in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for_as_a_file(monkeypatch):
+    def offline(*_: object, **__: object) -> nn.Module:
+        raise OSError("no connection to the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(BadModel, match=r"no connection to the hub.*--weights"):
+        load_model("resnet10t")
+
+
+def test_weights_are_read_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t").eval()
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, tmp_path / "weights.safetensors")
+    found = load_model("resnet10t", weights=tmp_path / "weights.safetensors", overrides={"input_size": (3, 64, 64)})
+    state = found.program.state_dict
+    assert all(torch.equal(state[name], tensor) for name, tensor in net.named_parameters())
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(BadModel, match=r"weights\.safetensors for resnet10t"):
+        load_model("resnet10t", weights=tmp_path / "weights.safetensors")
+
+
+def test_the_fingerprint_tells_weights_and_architectures_apart():
+    torch.manual_seed(0)
+    net = Classifier()
+    first = fingerprint(loaded(net).program)
+    assert first == fingerprint(loaded(net).program)
+    net.head.bias.data[0] += 1
+    second = fingerprint(loaded(net).program)
+    assert len({first, second, fingerprint(loaded(Classifier("tuple")).program)}) == 3

@@ -1,0 +1,203 @@
+"""What a model's author may type, and the one form of it that is left. Oracle: the module itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capture.nets import count, opened
+from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, same, tokens
+from fewbit.capture import normalize
+from fewbit.capture.forms import writes_through_views
+
+W = torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(5))
+B = torch.randn(7, generator=torch.Generator().manual_seed(6))
+Does = Callable[[Net, Tensor], Tensor]
+
+TO_LINEAR: dict[str, Does] = {
+    "matmul": lambda net, x: tokens(x) @ net.w,
+    "matmul and add": lambda net, x: tokens(x) @ net.w + net.b,
+    "add first": lambda net, x: net.b + tokens(x) @ net.w,
+    "mm": lambda net, x: torch.mm(tokens(x).flatten(0, 1), net.w),
+    "addmm": lambda net, x: torch.addmm(net.b, tokens(x).flatten(0, 1), net.w),
+    "expanded weight": lambda net, x: torch.bmm(tokens(x), net.w.expand(x.shape[0], -1, -1)),
+    "transposed weight": lambda net, x: tokens(x) @ net.w.t().contiguous().t(),
+    "weight on the left": lambda net, x: net.w.t() @ tokens(x).transpose(1, 2),
+    "einsum": lambda net, x: torch.einsum("btc,co->bto", tokens(x), net.w),
+    "einsum weight first": lambda net, x: torch.einsum("oc,btc->bot", net.w.t(), tokens(x)),
+    "einsum to heads": lambda net, x: torch.einsum("btc,chd->bhtd", tokens(x), net.w[:, :6].reshape(WIDTH, 2, 3)),
+    "einsum from heads": lambda net, x: torch.einsum("bhtd,hdo->bto", heads(x), net.w.reshape(2, 6, 7)),
+    "chunk of a packed weight": lambda net, x: F.linear(tokens(x), torch.cat([net.w, net.w]).t().chunk(2, 1)[1]),
+}
+
+
+@pytest.mark.parametrize("form", TO_LINEAR)
+def test_a_product_with_a_constant_matrix_is_one_linear(form):
+    found = count(same(Net(TO_LINEAR[form], w=W, b=B)))
+    assert found["linear"] == 1
+    assert not {"matmul", "mm", "bmm", "addmm", "einsum", "add", "chunk"} & set(found)
+
+
+def test_a_scaled_addmm_keeps_its_factors():
+    net = Net(lambda net, x: torch.addmm(net.b, tokens(x).flatten(0, 1), net.w, beta=0.5, alpha=3), w=W, b=B)
+    found = count(same(net))
+    assert found["linear"] == 1
+    assert found["addmm"] == 0
+
+
+TO_MATMUL: dict[str, Does] = {
+    "bmm": lambda net, x: torch.bmm(tokens(x), tokens(x).transpose(1, 2)),
+    "baddbmm": lambda net, x: torch.baddbmm(net.m, tokens(x), tokens(x).transpose(1, 2), beta=2, alpha=0.5),
+    "einsum": lambda net, x: torch.einsum("bhqd,bhkd->bhqk", heads(x), heads(x)),
+    "einsum out of order": lambda net, x: torch.einsum("bhkd,bhqd->bkhq", heads(x), heads(x)),
+    "einsum over two": lambda net, x: torch.einsum("bhqd,bhkd->bqk", heads(x), heads(x)),
+    "einsum of an image": lambda net, x: torch.einsum("bchw,bcij->bhwij", x, x),
+    "linear with a computed weight": lambda net, x: F.linear(net.m @ tokens(x), tokens(x)[0], tokens(x)[0, :, 0]),
+}
+
+
+@pytest.mark.parametrize("form", TO_MATMUL)
+def test_a_product_of_two_activations_is_a_matmul(form):
+    found = count(same(Net(TO_MATMUL[form], m=torch.randn(1, TOKENS, TOKENS)[0])))
+    assert found["matmul"] == 1
+    assert not {"bmm", "baddbmm", "einsum"} & set(found)
+
+
+@pytest.mark.parametrize("equation", ["bhqd,bhqd->bhq", "bhqd,bhkd->bhqkd", "bhqd,bhkd->bh", "bhqq,bhqk->bhk"])
+def test_an_einsum_that_is_no_product_of_matrices_stays(equation):
+    net = Net(lambda net, x: torch.einsum(equation, heads(x), heads(x)) if "qq" not in equation else x)
+    module = same(net)
+    assert count(module)["einsum"] == (0 if "qq" in equation else 1)
+
+
+def test_the_attention_map_of_an_einsum_stands_on_the_left():
+    net = Net(lambda net, x: torch.einsum("bhkd,bhqk->bhqd", heads(x), heads(x).softmax(-1) @ net.m), m=torch.ones(6, 16))
+    reversed_net = Net(
+        lambda net, x: torch.einsum("bhkd,bhqk->bhqd", heads(x), (heads(x) @ heads(x).transpose(2, 3)).softmax(-1))
+    )
+    assert count(same(net))["einsum"] == 0
+    module = same(reversed_net)
+    last = [node for node in module.graph.nodes if node.target is torch.ops.aten.matmul.default][-1]
+    assert last.args[0].target is torch.ops.aten.softmax.int
+
+
+# constants
+
+
+def test_what_reads_only_constants_is_computed_once():
+    """A relative position bias: a table, looked up, turned, masked, and 16 times a sigmoid."""
+    index = torch.randint(0, 9, (TOKENS * TOKENS,), generator=torch.Generator().manual_seed(0))
+
+    def does(net: Net, x: Tensor) -> Tensor:
+        bias = net.table[net.index].view(TOKENS, TOKENS, -1).permute(2, 0, 1)
+        bias = 16 * torch.sigmoid(bias) + (torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)[None])
+        return heads(x) @ heads(x).transpose(2, 3) + bias.unsqueeze(0)
+
+    found = count(same(Net(does, table=torch.randn(9, 2), index=index), atol=1e-4))
+    assert found["matmul"] == found["add"] == 1
+    assert not {"index", "sigmoid", "arange", "sub", "mul", "permute"} & set(found)
+
+
+def test_random_numbers_are_no_constant():
+    net = Net(lambda net, x: x + torch.rand_like(net.m) + torch.bernoulli(net.m), m=torch.full((8, 8), 0.5))
+    found = count(normalize(opened(net)))
+    assert found["rand_like"] == found["bernoulli"] == 1
+
+
+def test_a_constant_that_is_expanded_to_the_batch_is_not_stored_for_each_image():
+    net = Net(lambda net, x: torch.cat([net.token.expand(x.shape[0], -1, -1), tokens(x)], 1), token=torch.randn(1, 1, WIDTH))
+    module = same(net)
+    assert count(module)["expand"] == 1
+    assert sum(b.numel() for b in module.buffers()) == WIDTH
+
+
+def test_constants_that_nobody_reads_any_more_are_gone():
+    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(6))
+    assert len(same(net).state_dict()) == 2
+
+
+# writes
+
+
+def test_an_activation_in_place_becomes_one_that_is_not():
+    net = Net(lambda net, x: F.hardtanh_(F.relu_(net.conv(x)).add_(x.mean()), 0, 2), conv=nn.Conv2d(3, 6, 3))
+    assert count(same(net)) == {"conv2d": 1, "relu": 1, "mean": 1, "add": 1, "hardtanh": 1}
+
+
+def later_reader(net: Net, x: Tensor) -> Tensor:
+    y = x * 2
+    before = y + 1
+    y.relu_()
+    y.sub_(3)
+    return before + y
+
+
+def test_who_reads_later_reads_what_was_written():
+    assert not {"relu_", "sub_"} & set(count(same(Net(later_reader))))
+
+
+def write_into_a_part(net: Net, x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, 0] = 0
+    y[:, :, 1:3].add_(1)
+    return y
+
+
+def write_into_the_whole(net: Net, x: Tensor) -> Tensor:
+    y = x * 2
+    part = y[:, 1:]
+    y.relu_()
+    return part
+
+
+def write_twice(net: Net, x: Tensor) -> Tensor:
+    y = x * 2
+    z = y.relu_()
+    z.add_(1)
+    return y
+
+
+@pytest.mark.parametrize("does", [write_into_a_part, write_into_the_whole, write_twice])
+def test_a_write_that_is_seen_under_another_name_is_kept(does):
+    module = same(Net(does))
+    assert not {name for name in count(module) if name.endswith("_")}
+
+
+def test_a_write_into_a_view_that_alone_is_read_is_simple():
+    net = Net(lambda net, x: net.conv(x).flatten(2).relu_(), conv=nn.Conv2d(3, 6, 3))
+    module = torch.export.export(net, (torch.zeros(2, *SIZE),))
+    assert not writes_through_views(module.graph)
+
+
+# identities
+
+
+IDENTITIES: dict[str, Does] = {
+    "detach": lambda net, x: (x * 2).detach(),
+    "clone": lambda net, x: (x * 2).clone(),
+    "contiguous": lambda net, x: (x * 2).contiguous(),
+    "cast to its own type": lambda net, x: (x * 2).to(torch.float32).float().type_as(x),
+    "dropout": lambda net, x: F.dropout(x * 2, 0.3, training=False),
+    "dropout of nothing": lambda net, x: F.dropout(x * 2, 0.0, training=True),
+    "channel dropout": lambda net, x: F.dropout2d(x * 2, 0.3, training=False),
+    "there and back": lambda net, x: (x * 2).flatten(1).unflatten(1, (3, 64)).reshape(x.shape),
+    "expand to itself": lambda net, x: (x * 2).expand(-1, 3, 8, 8),
+}
+
+
+@pytest.mark.parametrize("form", IDENTITIES)
+def test_what_computes_nothing_is_gone(form):
+    assert set(count(same(Net(IDENTITIES[form])))) <= {"mul", "sym_size"}
+
+
+def test_a_cast_that_changes_the_numbers_stays():
+    net = Net(lambda net, x: (x * 3).to(torch.int32).to(torch.float32))
+    assert count(same(net))["to"] == 2
+
+
+def test_dropout_that_is_left_on_stays():
+    assert count(normalize(opened(Net(lambda net, x: F.dropout(x, 0.5)))))["dropout"] == 1

@@ -1,0 +1,260 @@
+"""Each rewrite on a hand-made module. Oracles: the module itself, and torch's own functions on the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from capture.nets import count, graph_of, images, opened, randomize
+from fewbit.capture import normalize
+from fewbit.capture.rewrite import calls, constant
+
+SIZE = (3, 8, 8)
+TOKENS, WIDTH = 16, 12
+
+
+class Net(nn.Module):
+    """Parts, and what is done with them to the images."""
+
+    def __init__(self, does: Callable[[Net, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.does = does
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.does(self, x)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(b, 3, 8, 8) images as (b, 16, 12) tokens."""
+    return x.reshape(-1, WIDTH, TOKENS).transpose(1, 2)
+
+
+def heads(x: Tensor, number: int = 2) -> Tensor:
+    """(b, 16, 12) tokens as (b, heads, 16, 12 / heads)."""
+    return tokens(x).reshape(-1, TOKENS, number, WIDTH // number).transpose(1, 2)
+
+
+def same(net: nn.Module, atol: float = 1e-5) -> GraphModule:
+    """The normalized graph of a net, which gives what the net gives for batches of 1 and 3."""
+    randomize(net, SIZE)
+    module = normalize(opened(net))
+    for batch in (1, 3):
+        x = images(SIZE, batch)
+        torch.testing.assert_close(module(x), net(x), rtol=1e-5, atol=atol)
+    return module
+
+
+def weights(module: GraphModule) -> list[Tensor]:
+    """The weight of each linear and convolution, in order."""
+    products = calls(module.graph, torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+    return [constant(module, node.args[1]) for node in products]
+
+
+# attention
+
+seeded = torch.Generator().manual_seed(3)
+SEEN = torch.rand(TOKENS, TOKENS, generator=seeded) > 0.4
+SEEN.fill_diagonal_(True)
+BIAS = torch.randn(2, TOKENS, TOKENS, generator=seeded)
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v), id="plain"),
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v, net.seen), id="bool mask"),
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v, net.bias), id="float mask"),
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), id="scale"),
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), id="causal"),
+        pytest.param(lambda net, q, k, v: F.scaled_dot_product_attention(q, k, v, k.mean() > q[:, :, :, :1]), id="mask of x"),
+        pytest.param(
+            lambda net, q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True), id="shared keys"
+        ),
+    ],
+)
+def test_attention_is_opened_into_matmul_softmax_matmul(attend):
+    def does(net: Net, x: Tensor) -> Tensor:
+        q, k, v = (heads(x.roll(i, -1)) for i in range(3))
+        if attend.__code__.co_consts and "mean" in attend.__code__.co_names:
+            k = k + 4  # a query that sees no key is another test
+        return attend(net, q, k, v)
+
+    module = same(Net(does, seen=SEEN, bias=BIAS))
+    found = count(module)
+    assert found["scaled_dot_product_attention"] == 0
+    assert found["matmul"] == 2
+    assert found["softmax"] == 1
+
+
+def test_a_mask_that_hides_every_key_of_a_query_keeps_attention_closed():
+    """torch gives 0 for such a query where a softmax of -inf alone gives NaN."""
+    seen = SEEN.clone()
+    seen[3] = False
+    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.seen), seen=seen)
+    assert count(same(net))["scaled_dot_product_attention"] == 1
+
+
+def test_attention_with_dropout_left_on_stays_closed():
+    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), dropout_p=0.5))
+    assert count(normalize(opened(net)))["scaled_dot_product_attention"] == 1
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(lambda x: torch.ones(TOKENS, TOKENS, dtype=torch.bool), id="constant"),
+        pytest.param(lambda x: torch.zeros(TOKENS, TOKENS), id="zeros"),
+        pytest.param(lambda x: (torch.arange(x.shape[0]) >= 0)[:, None, None, None].expand(-1, 1, 1, TOKENS), id="counter"),
+        pytest.param(lambda x: torch.arange(TOKENS).expand(x.shape[0], 1, 1, TOKENS) >= 0, id="token counter"),
+    ],
+)
+def test_a_mask_that_hides_nothing_is_dropped(mask):
+    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), mask(x)))
+    found = count(same(net))
+    assert found["softmax"] == 1
+    assert not {"masked_fill", "add", "logical_not", "ge", "arange"} & set(found)
+
+
+def test_a_counter_that_starts_below_the_bound_still_masks():
+    net = Net(
+        lambda net, x: F.scaled_dot_product_attention(
+            heads(x), heads(x), heads(x), torch.arange(TOKENS).expand(x.shape[0], 1, 1, TOKENS) >= 3
+        )
+    )
+    assert count(same(net))["softmax"] == 1
+
+
+# batch norm
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, affine):
+    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, affine=affine))
+    assert count(same(net)) == {"conv2d": 1}
+
+
+def test_batch_norm_behind_a_grouped_one_dimensional_convolution_goes_into_its_weights():
+    net = Net(lambda net, x: net.bn(net.conv(x.flatten(2))), conv=nn.Conv1d(3, 6, 5, groups=3), bn=nn.BatchNorm1d(6))
+    found = count(same(net))
+    assert found["conv1d"] == 1
+    assert not {"batch_norm", "mul", "add"} & set(found)
+
+
+LINEAR_NORMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "flat": lambda net, x: net.bn(net.fc(tokens(x).mean(1))),
+    "tokens flattened and back": lambda net, x: net.bn((y := net.fc(tokens(x))).flatten(0, 1)).reshape_as(y),
+    "channels moved": lambda net, x: net.bn(net.fc(tokens(x)).transpose(1, 2)),
+    "channels moved and unflattened": lambda net, x: net.bn(net.fc(tokens(x)).permute(0, 2, 1).unflatten(2, (4, 4)).flatten(2)),
+}
+
+
+@pytest.mark.parametrize("place", LINEAR_NORMS)
+def test_batch_norm_behind_a_linear_goes_into_its_weights(place):
+    net = Net(LINEAR_NORMS[place], fc=nn.Linear(WIDTH, 6, bias=False), bn=nn.BatchNorm1d(6))
+    found = count(same(net))
+    assert found["linear"] == 1
+    assert not {"batch_norm", "mul", "add", "reshape_as"} & set(found)
+
+
+UNFOLDABLE: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "alone": lambda net, x: net.bn(x.flatten(2)),
+    "read twice": lambda net, x: net.bn(y := net.conv(x)) + y.relu(),
+    "a step between": lambda net, x: net.bn(net.conv(x).relu()),
+    "tokens as channels": lambda net, x: net.bn(net.fc(x.reshape(-1, 3, 64))),
+    "channels merged": lambda net, x: net.bn(net.conv(x).reshape(-1, 3, 108)),
+}
+
+
+@pytest.mark.parametrize("place", UNFOLDABLE)
+def test_batch_norm_elsewhere_becomes_a_multiplication_and_an_addition(place):
+    channels = nn.Conv2d(3, 9, 3)
+    norm = nn.BatchNorm2d(9) if place in ("read twice", "a step between") else nn.BatchNorm1d(3)
+    found = count(same(Net(UNFOLDABLE[place], conv=channels, fc=nn.Linear(64, 3), bn=norm)))
+    assert found["batch_norm"] == 0
+    assert found["mul"] == 1
+    assert found["add"] == (2 if place == "read twice" else 1)
+
+
+def test_normalization_over_the_batch_itself_is_left_alone():
+    net = Net(lambda net, x: F.batch_norm(x, None, None, training=True))
+    assert count(normalize(opened(net)))["batch_norm"] == 1
+
+
+def test_weights_that_two_convolutions_share_are_folded_for_one_of_them_only():
+    net = Net(lambda net, x: net.bn(net.conv(x)) + net.conv(x.flip(-1)), conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4))
+    first, second = weights(same(net))
+    assert not torch.equal(first, second)
+
+
+# channel scales
+
+
+CHANNEL_SCALES: dict[str, tuple[Callable[[Net, Tensor], Tensor], tuple[int, ...]]] = {
+    "linear": (lambda net, x: net.fc(tokens(x)) * net.gamma, (6,)),
+    "scale first": (lambda net, x: net.gamma * net.fc(tokens(x)), (6,)),
+    "leading ones": (lambda net, x: net.fc(tokens(x)) * net.gamma, (1, 1, 6)),
+    "convolution": (lambda net, x: net.conv(x) * net.gamma, (6, 1, 1)),
+    "convolution with a batch": (lambda net, x: net.conv(x) * net.gamma.view(1, -1, 1, 1), (6,)),
+    "in place": (lambda net, x: net.fc(tokens(x)).mul_(net.gamma), (6,)),
+    "image as tokens": (lambda net, x: net.conv(x).flatten(2).transpose(1, 2) * net.gamma, (6,)),
+}
+
+
+@pytest.mark.parametrize("place", CHANNEL_SCALES)
+def test_a_scale_per_output_channel_goes_into_the_weights(place):
+    does, shape = CHANNEL_SCALES[place]
+    found = count(same(Net(does, fc=nn.Linear(WIDTH, 6), conv=nn.Conv2d(3, 6, 3), gamma=torch.rand(shape) + 0.5)))
+    assert found["mul"] == 0
+
+
+OTHER_SCALES: dict[str, tuple[Callable[[Net, Tensor], Tensor], tuple[int, ...]]] = {
+    "per token": (lambda net, x: net.fc(tokens(x)) * net.gamma, (TOKENS, 1)),
+    "per column": (lambda net, x: net.conv(x) * net.gamma, (6,)),
+    "per token and channel": (lambda net, x: net.fc(tokens(x)) * net.gamma, (TOKENS, TOKENS)),
+    "read twice": (lambda net, x: (y := net.fc(tokens(x))) * net.gamma + y.relu(), (TOKENS,)),
+    "behind a step": (lambda net, x: net.fc(tokens(x)).relu() * net.gamma, (TOKENS,)),
+}
+
+
+@pytest.mark.parametrize("place", OTHER_SCALES)
+def test_any_other_scale_stays(place):
+    """The linear has as many channels as there are tokens, the convolution as many as columns: sizes prove nothing."""
+    does, shape = OTHER_SCALES[place]
+    parts = {"fc": nn.Linear(WIDTH, TOKENS), "conv": nn.Conv2d(3, 6, 3), "gamma": torch.rand(shape) + 0.5}
+    assert count(same(Net(does, **parts)))["mul"] == 1
+
+
+def test_scales_that_follow_each_other_are_all_folded():
+    """Convolution, batch norm, LayerScale: EfficientFormer's."""
+    net = Net(
+        lambda net, x: x.mean(1, keepdim=True) + F.pad(net.bn(net.conv(x)) * net.gamma, (1, 1, 1, 1)),
+        conv=nn.Conv2d(3, 6, 3),
+        bn=nn.BatchNorm2d(6),
+        gamma=torch.rand(6, 1, 1) + 0.5,
+    )
+    found = count(same(net))
+    assert found["mul"] == 0
+    assert found["add"] == 1
+
+
+def test_folding_leaves_the_tensors_of_the_module_alone():
+    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(6))
+    before = {k: v.clone() for k, v in randomize(net, SIZE).state_dict().items()}
+    normalize(opened(net))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_dropout_is_gone_and_a_residual_addition_stays():
+    net = Net(lambda net, x: x + net.drop(net.conv(x)), conv=nn.Conv2d(3, 3, 3, padding=1), drop=nn.Dropout(0.5))
+    assert count(graph_of(randomize(net, SIZE)).module) == {"conv2d": 1, "add": 1}

@@ -1,0 +1,264 @@
+"""Oracles: the target's own table, brute force over pairs, float64 for biases, the tensor itself for weights."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from fewbit.capture.rewrite import constant
+from fewbit.choose import Bits, choose, parse_bits
+from fewbit.choose.choose import pairs_are_safe
+from fewbit.errors import BadValues, FewbitError, UnknownName
+from fewbit.grid import Grid
+from fewbit.recipes import RECIPES
+from fewbit.target import load_target
+
+TARGETS = ["ort-x86-vnni", "ort-x86-avx2", "openvino-x86"]
+INTEGER_OUTPUT = {"ort-x86-vnni", "ort-x86-avx2"}
+
+
+def tensor_of(net, site: str) -> torch.Tensor:
+    node = next(n for n in net.graph.module.graph.nodes if n.name == net.graph.site(site).tensor)
+    return constant(net.graph.module, node)
+
+
+@pytest.fixture(params=["conv_net", "vit"])
+def net(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_plan_chooses_for_each_site_that_an_integer_op_reads_and_for_no_other(net, target, everything):
+    plan = net.plan(target, everything=everything)
+    rules = load_target(target)
+    expected = set()
+    for name in plan.integer_ops:
+        op = net.graph.op(name)
+        read = set(op.operands) & set(rules.rule(op.kind).operands)
+        expected |= {op.operands[operand] for operand in read}
+    assert set(plan.choices) == expected
+    order = [site.name for site in net.graph.sites]
+    assert list(plan.choices) == sorted(plan.choices, key=order.index)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_op_is_in_integers_or_refused_or_joins_what_is_float(net, target):
+    plan = net.plan(target)
+    refused = {refusal.site for refusal in plan.refusals if refusal.given == "float"}
+    for op in net.graph.ops:
+        assert (op.name in plan.integer_ops) + (op.name in refused) + (op.macs == 0 and op.name not in plan.integer_ops) == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_conv_net_runs_in_integers_from_end_to_end_where_convolutions_have_integer_results(conv_net, target):
+    joins = {"add", "avgpool"} if target in INTEGER_OUTPUT else set()
+    assert set(conv_net.plan(target).integer_ops) == {"stem", "depth", "a", "b", "head"} | joins
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_linear_of_a_transformer_is_in_integers_and_attention_is_refused_with_its_share(vit, target):
+    plan = vit.plan(target)
+    joint = tuple(f"blocks.0.qkv.{part}" for part in (1, 2, 3))
+    assert plan.integer_ops == ("patch", *joint, "blocks.0.proj", "blocks.0.fc1", "blocks.0.fc2", "head")
+    shares = {r.site: r.macs_share for r in plan.refusals if r.given == "float"}
+    macs = 3 * 4 * 16 * 16 + 16 * 16 * (48 + 16 + 32 + 32) + 16 * 4 + 2 * (16 * 16 * 16)
+    assert shares == {name: pytest.approx(16 * 16 * 16 / macs) for name in ("blocks.0.qk", "blocks.0.pv")}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_everything_takes_the_attention_and_pins_softmax_at_one_in_256(vit, target):
+    plan = vit.plan(target, "mse", everything=True)
+    assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan.integer_ops)
+    probs = plan.choices["blocks.0.pv:probs"]
+    assert (probs.affine.scale.item(), probs.affine.zero.item(), probs.method) == (1 / 256, 0, "fixed")
+    assert (probs.grid.low, probs.grid.high) == (0, 255)
+
+
+def test_softmax_of_fewer_bits_keeps_its_range(vit):
+    probs = vit.plan("ort-x86-vnni", everything=True, bits=Bits(6, 6)).choices["blocks.0.pv:probs"]
+    assert (probs.affine.scale.item(), probs.grid.high) == (1 / 64, 63)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_openvino_has_no_zero_point_on_either_side_of_a_product_of_activations(vit, recipe):
+    plan = vit.plan("openvino-x86", recipe, everything=True)
+    for operand in ("qk:query", "qk:key", "pv:probs", "pv:value"):
+        assert plan.choices[f"blocks.0.{operand}"].affine.zero == 0
+
+
+class SelfProduct(nn.Module):
+    """One tensor that a linear reads with a zero point and a product of activations must read without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = x.flatten(2)[..., :8].relu()
+        return self.outer(F.scaled_dot_product_attention(self.inner(x), x, x)).mean(1)
+
+
+def test_a_product_is_refused_where_its_operand_has_a_grid_that_it_cannot_read(capture_net):
+    torch.manual_seed(0)
+    net = capture_net(SelfProduct())
+    plan = net.plan("openvino-x86", everything=True)
+    for name in plan.integer_ops:
+        op = net.graph.op(name)
+        if op.kind == "matmul":
+            assert all(plan.choices[site].affine.zero == 0 for site in op.operands.values())
+    refused = {r.site: r.why for r in plan.refusals}
+    first = net.graph.op("pv").operands["value"]
+    assert refused == {"pv": f"openvino-x86 has no grid for {first} that all of its readers take"}
+
+
+@pytest.mark.parametrize("pattern", ["blocks.0.fc1", "blocks.0.fc1:input", "blocks.?.fc1*"])
+def test_keep_float_leaves_the_op_float_and_says_so(vit, pattern):
+    plan = vit.plan("ort-x86-vnni", keep_float=[pattern])
+    assert "blocks.0.fc1" not in plan.integer_ops
+    assert "blocks.0.fc2" in plan.integer_ops
+    assert not {"blocks.0.fc1:input", "blocks.0.fc1:weight"} & set(plan.choices)
+    why = {r.site: r.why for r in plan.refusals}
+    assert "on request" in why["blocks.0.fc1"]
+    assert plan.exemptions == (pattern,)
+
+
+def test_what_joins_a_convolution_kept_float_stays_float(conv_net):
+    plan = conv_net.plan("ort-x86-vnni", keep_float=["b"])
+    assert plan.integer_ops == ("stem", "depth", "a", "head")
+
+
+def test_a_pattern_that_matches_nothing_offers_near_names(vit):
+    with pytest.raises(UnknownName, match=r"'blocks\.0\.fc3'\. Did you mean .*blocks\.0\.fc"):
+        vit.plan("ort-x86-vnni", keep_float=["blocks.0.fc3"])
+
+
+def extremes(grid: Grid) -> list[int]:
+    return [grid.low, 0, grid.high]
+
+
+@given(
+    st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[st.integers(-127, 127)] * n), min_size=1, max_size=3)),
+    st.sampled_from([Grid(8, signed=False), Grid(8), Grid(8, narrow=True), Grid(6, signed=False)]),
+    st.sampled_from([14, 15, 16]),
+)
+def test_pairs_are_safe_says_what_all_pairs_with_extreme_activations_say(rows, activation, bits):
+    sums = [
+        w[0] * a + (w[1] * b if len(w) > 1 else 0)
+        for row in rows
+        for w in (list(itertools.combinations(row, 2)) or [row])
+        for a in extremes(activation)
+        for b in extremes(activation)
+    ]
+    safe = -(2 ** (bits - 1)) <= min(sums) and max(sums) < 2 ** (bits - 1)
+    assert pairs_are_safe(torch.tensor(rows, dtype=torch.int8), activation, bits) == safe
+
+
+@pytest.mark.parametrize(("row", "safe"), [([127, 1], True), ([127, 2], False), ([-127, -1], True), ([-64, -65], False)])
+def test_two_bytes_times_255_saturate_sixteen_bits_where_arithmetic_says(row, safe):
+    assert (255 * sum(row) <= 32767 and 255 * sum(row) >= -32768) == safe
+    assert pairs_are_safe(torch.tensor([row]), Grid(8, signed=False), 16) == safe
+
+
+class Narrow(nn.Module):
+    """Two linears: one whose channels have a single weight each, and one with normal weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.full = nn.Linear(8, 8), nn.Linear(8, 8)
+        with torch.no_grad():
+            self.alone.weight.copy_(torch.eye(8) + 1e-3)
+
+    def forward(self, x):
+        return self.full(self.alone(x))
+
+
+def test_without_vnni_weights_keep_8_bits_only_where_no_two_products_saturate(capture_net):
+    torch.manual_seed(0)
+    net = capture_net(Narrow())
+    plan = net.plan("ort-x86-avx2")
+    bits = {name: plan.choices[f"{name}:weight"].grid.bits for name in ("alone", "full")}
+    assert bits == {"alone": 8, "full": 7}
+    assert plan.choices["full:weight"].codes.abs().max() == 63
+    (refusal,) = plan.refusals
+    assert (refusal.site, refusal.asked, refusal.given) == ("full:weight", "8 bits", "7 bits")
+    assert refusal.macs_share == 0.5
+    assert {c.grid.bits for c in net.plan("ort-x86-vnni").choices.values() if c.role == "weight"} == {8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_of_four_bits_are_within_seven_and_activations_keep_eight(net, target):
+    plan = net.plan(target, bits=parse_bits("w4a8"))
+    for choice in plan.choices.values():
+        if choice.role == "weight":
+            assert choice.codes.abs().amax(tuple(range(1, choice.codes.ndim))).tolist() == [7] * len(choice.codes)
+        elif choice.role != "bias":
+            assert choice.grid.bits == 8
+
+
+def test_weight_codes_are_the_nearest_multiples_of_the_channels_step(net):
+    plan = net.plan("ort-x86-vnni")
+    weights = [c for c in plan.choices.values() if c.role == "weight"]
+    assert len(weights) == sum(op.kind in ("linear", "conv", "depthwise") for op in net.graph.ops)
+    for choice in weights:
+        w = tensor_of(net, choice.site).double().numpy()
+        w = w.reshape(len(w), -1)
+        step = np.abs(w).max(1, keepdims=True) / 127
+        # the step is float32: the code of a weight right between two codes may be either
+        assert np.abs(choice.codes.numpy().reshape(w.shape) - w / step).max() <= 0.5 + 1e-4
+
+
+def test_biases_are_counted_in_steps_of_input_times_weight(conv_net):
+    plan = conv_net.plan("ort-x86-vnni", "mse")
+    biases = [c for c in plan.choices.values() if c.role == "bias"]
+    assert {c.site for c in biases} == {"stem:bias", "depth:bias", "a:bias"}
+    for choice in biases:
+        op = conv_net.graph.op(choice.site.split(":")[0])
+        steps = [plan.choices[op.operands[operand]].affine.scale.double() for operand in ("input", "weight")]
+        expected = (tensor_of(conv_net, choice.site).double() / (steps[0] * steps[1])).numpy()
+        # the product of the two steps is rounded to float32
+        assert np.abs(choice.codes.numpy() - expected).max() <= 0.5 + np.abs(expected).max() * 2.0**-23
+        assert choice.codes.dtype == torch.int32
+        assert not choice.affine.zero.any()
+
+
+def test_a_tensor_that_only_moves_codes_takes_the_step_of_their_owner(conv_net):
+    plan = conv_net.plan("ort-x86-vnni", "mse")
+    pooled, read = plan.choices["avgpool:output"], plan.choices["head:input"]
+    assert read.affine == pooled.affine
+    assert read.why == "elements of avgpool:output"
+
+
+def test_a_weight_that_is_not_finite_names_its_site(conv_net):
+    net = copy.deepcopy(conv_net)
+    tensor_of(net, "a:weight")[3, 2] = float("nan")
+    with pytest.raises(BadValues, match=r"^a:weight holds NaN or infinite values"):
+        choose(net.graph, net.stats, load_target("ort-x86-vnni"), RECIPES["minmax"])
+
+
+def test_the_same_choice_twice_is_the_same_plan(net):
+    a, b = (net.plan("ort-x86-avx2", "mse") for _ in range(2))
+    assert list(a.choices) == list(b.choices)
+    for name, choice in a.choices.items():
+        assert choice.affine == b.choices[name].affine
+        assert choice.codes is None or torch.equal(choice.codes, b.choices[name].codes)
+    assert a.refusals == b.refusals
+
+
+@pytest.mark.parametrize(("text", "bits"), [("8", Bits(8, 8)), (6, Bits(6, 6)), (" W4A8 ", Bits(4, 8)), ("w2a3", Bits(2, 3))])
+def test_bits_are_read_as_one_width_or_as_two(text, bits):
+    assert parse_bits(text) == bits
+
+
+@pytest.mark.parametrize("text", ["", "1", "9", "w4", "a8", "w4a16", "4.5", "w8a8x"])
+def test_other_bits_are_refused_with_what_is_allowed(text):
+    with pytest.raises(FewbitError, match="allowed are 2 to 8"):
+        parse_bits(text)

@@ -1,0 +1,160 @@
+"""Tiny nets, captured once a session. Shapes in annotations are checked here, and nowhere in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHECKED = ["fewbit.grid", "fewbit.observe", "fewbit.choose.rounding", "fewbit.choose.scales", "fewbit.simulate"]
+install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
+
+from fewbit.capture import capture, load_model  # noqa: E402
+from fewbit.choose import choose  # noqa: E402
+from fewbit.observe import Stats, observe  # noqa: E402
+from fewbit.realize import float_onnx, realize  # noqa: E402
+from fewbit.recipes import RECIPES  # noqa: E402
+from fewbit.target import load_target  # noqa: E402
+from fewbit.target.spec import processor_flags  # noqa: E402
+from fewbit.types import Graph, Plan  # noqa: E402
+
+settings.register_profile("fewbit", deadline=None, derandomize=True, max_examples=50, database=None)
+settings.load_profile("fewbit")
+
+SIZE = (3, 8, 8)
+
+
+class ConvNet(nn.Module):
+    """Convolution and relu6, zero padding on two sides, depthwise, a residual addition, pooling, a flat head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.depth = nn.Conv2d(8, 8, 3, stride=2, groups=8)
+        self.a = nn.Conv2d(8, 8, 1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem(x))
+        x = F.relu(self.depth(F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, c))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Vit(nn.Module):
+    """A convolution into 16 tokens of width 16, one block with two heads, the mean token, a flat head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 2, 2)
+        self.blocks = nn.Sequential(Block(16, 2))
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.patch(x).flatten(2).transpose(1, 2))
+        return self.head(self.norm(x).mean(1))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A module, its graph, images (16, 3, 8, 8) and what was observed on them."""
+
+    module: nn.Module
+    graph: Graph
+    images: Tensor
+    stats: Stats
+
+    def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
+        return choose(self.graph, self.stats, load_target(target), RECIPES[recipe], name=recipe, **options)
+
+
+@dataclass(frozen=True)
+class Realized:
+    """A plan and its ONNX file; the float twin where it was asked for."""
+
+    net: Captured
+    plan: Plan
+    path: Path
+    float_path: Path
+
+
+def captured(net: nn.Module, seed: int = 0) -> Captured:
+    """Capture a net whose weights have been drawn, and observe it on 16 images drawn with `seed`."""
+    graph = capture(load_model(net.eval(), overrides={"input_size": SIZE}))
+    images = torch.randn(16, *SIZE, generator=torch.Generator().manual_seed(seed))
+    return Captured(net, graph, images, observe(graph, images.split(8)))
+
+
+@pytest.fixture(scope="session")
+def capture_net() -> Callable[[nn.Module], Captured]:
+    return captured
+
+
+@pytest.fixture(scope="session")
+def conv_net() -> Captured:
+    torch.manual_seed(0)
+    return captured(ConvNet())
+
+
+@pytest.fixture(scope="session")
+def vit() -> Captured:
+    torch.manual_seed(0)
+    return captured(Vit())
+
+
+@pytest.fixture(scope="session")
+def ort_target() -> str:
+    """The onnxruntime target whose sums are exact on this machine: no VNNI, no 8-bit weights."""
+    flags = processor_flags()
+    if not flags & {"avx512_vnni", "avx_vnni", "avx2"}:
+        pytest.skip("needs an x86 processor with AVX2")
+    return "ort-x86-vnni" if flags & {"avx512_vnni", "avx_vnni"} else "ort-x86-avx2"
+
+
+@pytest.fixture(scope="session")
+def realized(ort_target: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Realized]:
+    """Realize a net on a target (that of the machine where none is given); `options` are those of choose."""
+
+    def build(net: Captured, target: str = ort_target, *, twin: bool = False, **options: object) -> Realized:
+        folder = tmp_path_factory.mktemp("run")
+        plan, opset = net.plan(target, **options), load_target(target).opset
+        realize(net.graph, plan, folder / "model.onnx", opset=opset)
+        if twin:
+            float_onnx(net.graph, folder / "float.onnx", opset=opset)
+        return Realized(net, plan, folder / "model.onnx", folder / "float.onnx")
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def realized_conv_net(conv_net: Captured, realized: Callable[..., Realized]) -> Realized:
+    return realized(conv_net, twin=True)
+
+
+@pytest.fixture(scope="session")
+def realized_vit(vit: Captured, realized: Callable[..., Realized]) -> Realized:
+    return realized(vit, twin=True, everything=True)

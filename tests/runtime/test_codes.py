@@ -1,0 +1,213 @@
+"""Simulation = runtime in integer codes, one op kind at a time. The oracle is onnxruntime, and openvino's outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fewbit.choose import Bits
+from fewbit.grid import Affine
+from fewbit.verify.compare import compare, kernels
+from fewbit.verify.runtimes import runtime_names
+
+needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
+
+
+class Tokens(nn.Module):
+    """(b, 3, 8, 8) as 24 tokens of width 8, through two linears with GELU between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 24), nn.Linear(24, 4, bias=False)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x.flatten(1, 2))))
+
+
+class FlatHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(192, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.hidden(x.flatten(1)).relu())
+
+
+class ConvRelu6(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.after(F.relu6(self.conv(x)))
+
+
+class PaddedDepthwise(nn.Module):
+    """Zeros on the right and below only, as TensorFlow's SAME padding has them; the tensor has a zero point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depth = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, stride=2, groups=8)
+
+    def forward(self, x):
+        return self.depth(F.pad(self.conv(x), (0, 1, 0, 1)))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return (x + self.b(x)).relu()
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(F.adaptive_avg_pool2d(self.conv(x), 1).flatten(1))
+
+
+class MaxPooled(nn.Module):
+    """A pooling of maxima between two convolutions, which moves codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.conv(F.max_pool2d(self.stem(x).relu(), 3, 2, 1))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(1, 2)).view(-1, 24, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+KINDS = {
+    "linear": (Tokens, {"MatMulIntegerToFloat": 2}),
+    "flat linear": (FlatHead, {"MatMulIntegerToFloat": 2}),
+    "conv": (ConvRelu6, {"QLinearConv": 2}),
+    "depthwise": (PaddedDepthwise, {"QLinearConv": 2}),
+    "add": (Residual, {"QLinearConv": 2, "QLinearAdd": 1}),
+    "avgpool": (Pooled, {"QLinearConv": 1, "QLinearGlobalAveragePool": 1, "MatMulIntegerToFloat": 1}),
+    "max pool": (MaxPooled, {"QLinearConv": 2}),
+    "attention": (Attention, {"MatMulIntegerToFloat": 5, "QLinearMatMul": 1}),
+}
+
+
+def verified(run):
+    return compare(run.net.graph, run.plan, run.path, run.net.images.split(8))
+
+
+def assert_agree(run, checks) -> None:
+    """No code differs but ties, with and without graph optimisations, and the whole model gives the simulation's output."""
+    for table in (checks.off, checks.on):
+        assert {check.site for check in table} == {n for n, c in run.plan.choices.items() if c.codes is None}
+        assert all(check.compared > 0 for check in table)
+        assert [(check.site, check.wrong) for check in table if check.wrong] == []
+    # these images hold no tie, and float32 rounds sums of a few dozen products of size 1
+    assert sum(check.differing for check in checks.off + checks.on) == 0
+    assert checks.outputs["onnxruntime"]["max_abs_difference"] < 3e-6
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def of_kind(kind, capture_net, realized):
+    torch.manual_seed(0)
+    return realized(capture_net(KINDS[kind][0]()), recipe="mse", everything=True)
+
+
+def test_simulation_and_runtime_agree_in_codes(of_kind):
+    assert_agree(of_kind, verified(of_kind))
+
+
+def test_every_op_of_the_plan_has_become_an_integer_kernel(kind, of_kind):
+    found = kernels(of_kind.plan, of_kind.path)
+    assert found["found"] == found["expected"] == len(of_kind.plan.integer_ops)
+    assert {name: found["ops"].get(name, 0) for name in KINDS[kind][1]} == KINDS[kind][1]
+
+
+@pytest.mark.parametrize(("net", "kernels"), [("realized_conv_net", 7), ("realized_vit", 10)])
+def test_whole_nets_agree_in_codes_and_have_all_of_their_kernels(request, net, kernels):
+    run = request.getfixturevalue(net)
+    checks = verified(run)
+    assert_agree(run, checks)
+    assert checks.kernels["found"] == checks.kernels["expected"] == kernels
+
+
+@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
+def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(request, realized, net, kernels):
+    run = realized(request.getfixturevalue(net), recipe="mse", everything=True, bits=Bits(4, 6))
+    checks = verified(run)
+    assert_agree(run, checks)
+    assert checks.kernels["found"] == checks.kernels["expected"] == kernels
+
+
+@needs_openvino
+@pytest.mark.parametrize(("net", "bits"), [("conv_net", Bits(4, 6)), ("vit", Bits(8, 8))])
+def test_openvino_gives_the_output_of_the_simulation(request, realized, net, bits):
+    run = realized(request.getfixturevalue(net), "openvino-x86", recipe="mse", everything=True, bits=bits)
+    assert verified(run).outputs["openvino"]["max_abs_difference"] < 3e-6
+
+
+@pytest.mark.parametrize("site", ["stem:input", "depth:output", "add:output", "head:input"])
+def test_a_step_changed_by_hand_is_caught_at_its_site_and_nowhere_before(realized_conv_net, site):
+    run = realized_conv_net
+    choice = run.plan.choices[site]
+    changed = dataclasses.replace(choice, affine=Affine(choice.affine.scale * 1.02, choice.affine.zero))
+    plan = dataclasses.replace(run.plan, choices={**run.plan.choices, site: changed})
+    checks = compare(run.net.graph, plan, run.path, [run.net.images])
+    for table in (checks.off, checks.on):
+        assert next(check.site for check in table if check.wrong) == site
+
+
+def test_a_weight_changed_by_hand_is_caught_at_the_result_of_its_op_and_does_not_spread(realized_conv_net):
+    run = realized_conv_net
+    choice = run.plan.choices["a:weight"]
+    changed = dataclasses.replace(choice, affine=Affine(choice.affine.scale * 1.1, choice.affine.zero))
+    plan = dataclasses.replace(run.plan, choices={**run.plan.choices, "a:weight": changed})
+    checks = compare(run.net.graph, plan, run.path, [run.net.images])
+    assert [check.site for check in checks.wrong] == ["a:output", "a:output"]
+
+
+def clips(path) -> int:
+    count = Counter(node.op_type for node in onnx.load(path).graph.node)
+    return count["Clip"] + count["Relu"]
+
+
+def test_clamps_whose_limits_are_those_of_the_codes_are_left_out(realized_conv_net):
+    assert clips(realized_conv_net.path) == 0
+    assert clips(realized_conv_net.float_path) == 4
+
+
+def test_a_clamp_that_cuts_inside_of_the_codes_stays_and_agrees(capture_net, realized, monkeypatch):
+    torch.manual_seed(0)
+    net = capture_net(ConvRelu6())
+    plan = net.plan("ort-x86-vnni")
+    choice = plan.choices["conv:output"]
+    twice = dataclasses.replace(choice, affine=Affine(torch.tensor(12 / 255), torch.tensor(7, dtype=torch.int32)))
+    wide = dataclasses.replace(plan, choices={**plan.choices, "conv:output": twice})
+    monkeypatch.setattr(type(net), "plan", lambda *_, **__: wide)
+    run = realized(net)
+    assert clips(run.path) == 1
+    assert_agree(run, verified(run))

@@ -1,0 +1,139 @@
+"""Oracle: the line number of what was planted in a target file, found by counting."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewbit.errors import BadFile, UnknownName
+from fewbit.target import detect, load_target, target_names
+from fewbit.target.spec import HERE, Target
+
+SHIPPED = (HERE / "ort-x86-avx2.toml").read_text(encoding="utf-8")
+
+
+def planted(tmp_path, old: str, new: str, nth: int = 1) -> tuple[str, int]:
+    """A copy of a shipped target with the nth `old` replaced, and the line of `new`."""
+    parts = SHIPPED.split(old)
+    assert len(parts) > nth
+    before = old.join(parts[:nth])
+    path = tmp_path / "mine.toml"
+    path.write_text(before + new + old.join(parts[nth:]), encoding="utf-8")
+    return str(path), before.count("\n") + 1
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_shipped_target_loads_under_its_own_name(name):
+    target = load_target(name)
+    assert target.name == name
+    assert {"linear", "conv", "depthwise"} <= {rule.kind for rule in target.op}
+
+
+def test_the_shipped_targets_are_the_files():
+    assert target_names() == ["openvino-x86", "ort-x86-avx2", "ort-x86-vnni"]
+
+
+def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
+    path, _ = planted(tmp_path, '"ort-x86-avx2"', '"mine"')
+    assert load_target(path).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "nth", "says"),
+    [
+        ("opset = 20", "opset = 20\ncolour = 3", 1, "colour: Extra inputs"),
+        ("opset = 20", "opset = 7", 1, "greater than or equal to 13"),
+        ("schema = 1", "schema = 2", 1, "Input should be 1"),
+        ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime' or 'openvino'"),
+        ("bits = 7", "bits = 33", 1, "types.w7.bits: .* less than or equal to 32"),
+        ("fixed_scale = 0.00390625", "fixed_scale = 0", 1, "types.p8.fixed_scale: .* greater than 0"),
+        ("signed = true", "signed = 5", 2, "types.w7.signed: Input should be a valid boolean"),
+        ('granularity = "channel"', 'granularity = "row"', 1, "types.w8.granularity"),
+        ("narrow = true", "narrwo = true", 2, "types.w7.narrwo: Extra inputs"),
+        ('kind = "depthwise"', 'kind = "lstm"', 1, "op.2.kind"),
+        ('runs = "follow"', 'runs = "sometimes"', 2, "op.5.runs"),
+        ('readers = "all"', 'reader = "all"', 2, "op.2.reader: Extra inputs"),
+        ('output = "integer"', 'output = "int"', 3, "op.4.output"),
+        ("pair_bits = 16", 'pair_bits = "x"', 2, "op.1.accumulator.pair_bits"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_line(tmp_path, old, new, nth, says):
+    path, line = planted(tmp_path, old, new, nth)
+    line += new.count("\n")  # where a line was added, the added one is at fault
+    with pytest.raises(BadFile, match=rf"mine\.toml, line {line}: .*{says}"):
+        load_target(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "nth", "says"),
+    [
+        ('"w7"', '"w9"', 1, "op linear: operand weight names type 'w9'"),
+        ('"w7"', '"w9"', 2, "op conv: operand weight names type 'w9'"),
+        ('output = ["a8"]', 'output = ["a9"]', 3, "op add: operand output names type 'a9'"),  # before a key of that name
+    ],
+)
+def test_a_type_that_does_not_exist_is_named_with_those_that_do(tmp_path, old, new, nth, says):
+    path, line = planted(tmp_path, old, new, nth)
+    with pytest.raises(BadFile, match=rf"line {line}: {says}; there are a8, b32, p8, w7, w8"):
+        load_target(path)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    path, _ = planted(tmp_path, 'about = "', 'abuot = "')
+    with pytest.raises(BadFile, match="about: Field required"):
+        load_target(path)
+
+
+def test_broken_toml_is_named_with_its_line(tmp_path):
+    path, line = planted(tmp_path, "bits = 7", "bits = = 7")
+    with pytest.raises(BadFile, match=rf"mine\.toml is not TOML: .*line {line}"):
+        load_target(path)
+
+
+def test_a_file_that_does_not_exist_is_a_bad_file(tmp_path):
+    with pytest.raises(BadFile, match=r"gone\.toml does not exist"):
+        load_target(str(tmp_path / "gone.toml"))
+
+
+def test_an_unknown_target_offers_near_names():
+    with pytest.raises(UnknownName, match=r"unknown target 'ort-x86-vni'\. Did you mean ort-x86-vnni"):
+        load_target("ort-x86-vni")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "machine", "flags", "name"),
+    [
+        ("onnxruntime", "x86_64", {"avx2", "avx512f", "avx512_vnni"}, "ort-x86-vnni"),
+        ("onnxruntime", "x86_64", {"avx2", "avx_vnni"}, "ort-x86-vnni"),
+        ("onnxruntime", "AMD64", {"avx2"}, "ort-x86-avx2"),
+        ("openvino", "x86_64", {"avx2", "avx512_vnni"}, "openvino-x86"),
+    ],
+)
+def test_the_target_of_a_machine_follows_from_its_flags(runtime, machine, flags, name):
+    assert detect(runtime, machine, frozenset(flags)) == name
+
+
+@pytest.mark.parametrize(
+    ("runtime", "machine", "flags"),
+    [
+        ("onnxruntime", "aarch64", {"asimddp", "i8mm"}),
+        ("onnxruntime", "aarch64", {"avx2"}),
+        ("onnxruntime", "x86_64", {"sse2"}),
+        ("openvino", "x86_64", {"avx2"}),
+    ],
+)
+def test_a_machine_that_no_target_fits_is_told_to_name_one(runtime, machine, flags):
+    with pytest.raises(UnknownName, match=f"unknown target for this machine '{runtime}, {machine}'.*--target"):
+        detect(runtime, machine, frozenset(flags))
+
+
+def test_fewer_bits_live_in_the_type_and_more_do_not():
+    types = load_target("ort-x86-avx2").types
+    assert types["w8"].grid(0, 4).high == 7
+    assert types["w7"].grid(0, 8).high == 63
+    assert (types["w8"].grid(0).axis, types["a8"].grid(0).axis) == (0, None)
+
+
+def test_a_target_does_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        load_target("openvino-x86").name = "other"
+    assert isinstance(load_target("openvino-x86"), Target)

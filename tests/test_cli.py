@@ -1,0 +1,293 @@
+"""The command line on bad input: one clear message, exit code 2, nothing half-written; and the demo end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fewbit.cli import app
+from fewbit.errors import FewbitError
+from fewbit.pipeline import Run, quantize
+
+runner = CliRunner()
+
+MODEL = """
+import torch
+from torch import nn
+INPUT_SIZE = (3, 16, 16)
+MEAN = STD = (0.5, 0.5, 0.5)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 4)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=generator) * 0.3
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+def model(): return Net().eval()
+
+def infinite():
+    net = Net().eval()
+    net.head.weight.data[0, 0] = float("inf")
+    return net
+
+def exploding():
+    net = Net().eval()
+    net.conv.weight.data *= 1e38
+    return net
+
+def conditional():
+    class Branch(nn.Module):
+        def forward(self, x): return x.sum((2, 3)) if x.sum() > 0 else x.mean((2, 3))
+    return Branch()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file and folders of images: `flat` with 24 pictures, `classes` with 4 class folders of 3."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "net.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(path)
+
+    for i in range(24):
+        picture(root / "flat" / f"{i}.png")
+    for c in "abcd":
+        for i in range(3):
+            picture(root / "classes" / c / f"{i}.png")
+    return root
+
+
+def run(*args: object) -> tuple[int, str]:
+    """Exit code and everything printed, on one line so that wrapping does not matter."""
+    result = runner.invoke(app, [str(a) for a in args], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """A finished run of the tiny model."""
+    folder = place / "run"
+    quantize(f"{place / 'net.py'}:model", place / "flat", out=folder, seconds=0.01)
+    return folder
+
+
+def refused(place: Path, *args: object, says: tuple[str, ...]) -> None:
+    """Exit code 2, every fragment in the message, and no run folder, finished or not."""
+    code, text = run(*args, "--out", place / "refused")
+    assert code == 2, text
+    for fragment in says:
+        assert fragment in text, text
+    assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "says"),
+    [
+        ("model", ["--images", "{}/nowhere"], ("nowhere", "does not exist")),
+        ("model", ["--images", "{}/flat", "--target", "ort-x86-vni"], ("unknown target 'ort-x86-vni'", "ort-x86-vnni")),
+        ("model", ["--images", "{}/flat", "--recipe", "mze"], ("unknown recipe 'mze'", "mse")),
+        ("model", ["--images", "{}/flat", "--bits", "w9a8"], ("--bits w9a8", "2 to 8")),
+        ("model", ["--images", "{}/flat", "--keep-float", "hed"], ("--keep-float", "'hed'", "head")),
+        ("model", ["--images", "{}/flat", "--mean", "1,2"], ("--mean 1,2", "3 numbers")),
+        ("model", ["--images", "{}/flat", "--interpolation", "bicubik"], ("bicubik", "bicubic")),
+        ("modle", ["--images", "{}/flat"], ("unknown function", "'modle'", "model")),
+        ("infinite", ["--images", "{}/flat"], ("head.weight", "NaN or infinite")),
+        ("exploding", ["--images", "{}/flat"], (":", "NaN or infinite values", "--keep-float")),
+        ("conditional", ["--images", "{}/flat"], ("cannot be exported", "Branch")),
+        ("model", [], ("no images", "--images DIR")),
+        ("model", ["--images", "{}/flat", "--score", "{}/flat"], ("calibration and for scoring",)),
+        ("model", ["--images", "{}/flat", "--target", "{}/no.toml"], ("no.toml", "does not exist")),
+    ],
+)
+def test_a_wrong_request_is_one_message_and_exit_code_2(
+    place: Path, function: str, args: list[str], says: tuple[str, ...]
+) -> None:
+    refused(place, "quantize", f"{place / 'net.py'}:{function}", *(a.format(place) for a in args), says=says)
+
+
+def test_labels_that_do_not_match_the_classes_are_refused(place: Path) -> None:
+    shutil.copytree(place / "classes" / "a", place / "five" / "e", dirs_exist_ok=True)
+    for c in "abcd":
+        shutil.copytree(place / "classes" / c, place / "five" / c, dirs_exist_ok=True)
+    model = f"{place / 'net.py'}:model"
+    refused(place, "quantize", model, "--images", place / "flat", "--score", place / "five", says=("class", "4", "5"))
+
+
+def test_an_unreadable_image_is_named_and_skipped_only_on_request(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "flat", tmp_path / "flat")
+    (tmp_path / "flat" / "bad.png").write_bytes(b"no picture")
+    model = f"{place / 'net.py'}:model"
+    refused(place, "quantize", model, "--images", tmp_path / "flat", says=("bad.png", "--skip-bad"))
+    result = quantize(model, tmp_path / "flat", skip_bad=True, seconds=0.01)
+    assert result.report["images"]["calibration"] + result.report["images"]["scored"] == 24
+
+
+def test_images_of_another_size_in_an_array_are_refused(place: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8), np.float32))
+    model = f"{place / 'net.py'}:model"
+    refused(place, "quantize", model, "--images", tmp_path / "x.npy", says=("x.npy", "(4, 3, 8, 8)", "(n, 3, 16, 16)"))
+
+
+def test_a_target_file_with_an_illegal_field_names_the_line(place: Path, tmp_path: Path) -> None:
+    from fewbit.target.spec import HERE
+
+    text = (HERE / "ort-x86-vnni.toml").read_text().replace('runs = "float"', 'runs = "flaot"')
+    line = 1 + text[: text.index('"flaot"')].count("\n")
+    (tmp_path / "mine.toml").write_text(text)
+    model = f"{place / 'net.py'}:model"
+    args = ("quantize", model, "--images", place / "flat", "--target", tmp_path / "mine.toml")
+    refused(place, *args, says=("mine.toml", f"line {line}", "flaot"))
+
+
+def test_an_output_folder_that_exists_is_not_overwritten(place: Path, finished: Path, tmp_path: Path) -> None:
+    before = (finished / "plan.json").read_bytes()
+    model = f"{place / 'net.py'}:model"
+    code, text = run("quantize", model, "--images", place / "flat", "--out", finished)
+    assert (code, (finished / "plan.json").read_bytes()) == (2, before)
+    assert "--force" in text
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    code, text = run("quantize", model, "--images", place / "flat", "--out", tmp_path / "mine", "--force")
+    assert code == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not touch"
+
+
+@pytest.mark.parametrize("name", ["plan.safetensors", "plan.json", "model.onnx", "exported.pt2"])
+def test_a_truncated_file_of_a_run_is_named(finished: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    whole = (tmp_path / "run" / name).read_bytes()
+    (tmp_path / "run" / name).write_bytes(whole[: len(whole) // 2])
+    code, text = run("verify", tmp_path / "run")
+    assert code == 2, text
+    assert name in text or (name == "plan.json" and "JSON" in text)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_finished(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from fewbit import files
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(FewbitError, match="the disk is full"):
+        quantize(f"{place / 'net.py'}:model", place / "flat", out=tmp_path / "run", seconds=0.01)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_run_goes_on_behind_the_last_stage(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewbit import pipeline
+
+    model, once = f"{place / 'net.py'}:model", pipeline.realize
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "realize", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, place / "flat", out=tmp_path / "run", seconds=0.01)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(pipeline, "realize", once)
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("observed twice")
+
+    monkeypatch.setattr(pipeline, "observe", again)
+    result = quantize(model, place / "flat", out=tmp_path / "run", seconds=0.01)
+    assert result.report["verify"]["codes_wrong"] == 0
+    assert not (tmp_path / "run.part").exists()
+
+
+def test_the_same_request_gives_the_same_bytes(place: Path, finished: Path, tmp_path: Path) -> None:
+    quantize(f"{place / 'net.py'}:model", place / "flat", out=tmp_path / "run", seconds=0.01)
+    for name in ("plan.json", "plan.safetensors", "model.onnx", "float.onnx"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_report_json_has_the_fields_that_others_read(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert set(report) >= {
+        "schema", "model", "target", "recipe", "bits", "exemptions", "images", "accuracy", "size", "latency", "verify",
+        "integer_share", "refusals", "seconds", "peak_memory_bytes",
+    }  # fmt: skip
+    assert set(report["accuracy"]) == {"float", "quantized", "agreement", "cosine", "interval", "runtime"}
+    assert set(report["size"]) == {"float_bytes", "onnx_bytes", "packed_bytes", "average_weight_bits"}
+    assert report["size"]["onnx_bytes"] == (finished / "model.onnx").stat().st_size
+    assert report["verify"]["codes_wrong"] == 0
+    assert report["accuracy"]["quantized"] is None  # no labels in a flat folder
+
+
+def test_verify_catches_a_changed_scale_and_names_its_site(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    shutil.copytree(finished, tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "plan.safetensors")
+    tensors["head:input.scale"] *= 1.01
+    save_file(tensors, tmp_path / "run" / "plan.safetensors")
+    code, text = run("verify", tmp_path / "run")
+    assert code == 1, text
+    assert "head:input" in text
+
+
+def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, tmp_path: Path) -> None:
+    code, text = run("evaluate", finished, "--images", place / "classes")
+    assert code == 0, text
+    assert "12" in text
+    code, text = run("bench", finished, "--seconds", "0.01", "--batch", "2")
+    assert code == 0, text
+    assert "model.onnx" in text
+    before = (finished / "report.html").read_bytes()
+    assert run("report", finished)[0] == 0
+    assert (finished / "report.html").read_bytes() == before
+    quantize(f"{place / 'net.py'}:model", place / "flat", out=tmp_path / "other", recipe="minmax", seconds=0.01)
+    code, text = run("diff", finished, tmp_path / "other", "--json", tmp_path / "diff.json")
+    assert code == 0, text
+    changed = {row["site"] for row in json.loads((tmp_path / "diff.json").read_text())}
+    assert "head:input" in changed
+    assert run("diff", finished, finished)[1].startswith("The plans are the same.")
+
+
+def test_lists_name_what_there_is() -> None:
+    assert "ort-x86-avx2" in run("targets")[1]
+    assert "percentile" in run("recipes")[1]
+
+
+def test_python_gives_the_simulation_and_exports_the_run(place: Path, tmp_path: Path) -> None:
+    from fewbit.capture import load_model
+
+    net = load_model(f"{place / 'net.py'}:model").program.module()
+    x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = quantize(load_model(f"{place / 'net.py'}:model").program, x, preprocess={}, seconds=0.01)
+    error = (result.module(x) - net(x)).norm() / net(x).norm()
+    assert error < 0.02
+    folder = result.export(tmp_path / "out")
+    assert Run.open(folder).verify().wrong == ()
+    with pytest.raises(FewbitError, match="--force"):
+        result.export(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_demo_finishes_and_is_right(tmp_path: Path) -> None:
+    result = quantize("demo", out=tmp_path / "run")
+    assert result.report["verify"]["codes_wrong"] == 0
+    assert result.report["accuracy"]["float"] - result.report["accuracy"]["quantized"] < 1.0

@@ -1,0 +1,140 @@
+"""Oracles: Python's integers, bit by bit, for packing; the folder itself for atomic writes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewbit.errors import BadFile
+from fewbit.files import pack, read_json, sha256, unpack, write_atomic, write_json
+from fewbit.grid import Grid
+
+
+@st.composite
+def codes_on_a_grid(draw):
+    grid = Grid(draw(st.integers(1, 8)), signed=draw(st.booleans()), narrow=draw(st.booleans()))
+    code = st.integers(min(grid.low, grid.high), grid.high)
+    return grid, draw(st.lists(code, max_size=40))
+
+
+@given(codes_on_a_grid())
+def test_packed_bytes_are_the_bits_of_one_long_integer(drawn):
+    grid, codes = drawn
+    packed = pack(torch.tensor(codes, dtype=torch.int32), grid.bits, grid.low)
+    long = sum((code - grid.low) << (i * grid.bits) for i, code in enumerate(codes))
+    size = math.ceil(len(codes) * grid.bits / 8)
+    assert bytes(packed.tolist()) == long.to_bytes(size, "little")
+    assert (packed.dtype, packed.shape) == (torch.uint8, (size,))
+
+
+@given(codes_on_a_grid())
+def test_unpacking_gives_back_what_was_packed(drawn):
+    grid, codes = drawn
+    q = torch.tensor(codes, dtype=torch.int32)
+    assert torch.equal(unpack(pack(q, grid.bits, grid.low), grid.bits, grid.low, (len(codes),)), q)
+
+
+def test_unpacking_restores_the_shape_in_row_order():
+    q = torch.arange(24, dtype=torch.int32).reshape(2, 3, 4)
+    assert torch.equal(unpack(pack(q, 5, 0), 5, 0, (2, 3, 4)), q)
+
+
+@pytest.mark.parametrize("code", [-8, 9])
+def test_a_code_outside_of_the_bits_is_refused_rather_than_wrapped(code):
+    with pytest.raises(ValueError, match="do not fit"):
+        pack(torch.tensor([0, code]), 4, -7)
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_bytes_that_are_not_exactly_those_of_the_shape_are_refused(size):
+    with pytest.raises(ValueError, match="bytes for 10 codes of 4 bits"):
+        unpack(torch.zeros(size, dtype=torch.uint8), 4, 0, (10,))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_write_that_succeeds_leaves_the_file_alone_in_its_new_folder(tmp_path):
+    write_atomic(tmp_path / "new" / "a.txt", lambda part: part.write_bytes(b"whole"))
+    assert contents(tmp_path / "new") == {"a.txt": b"whole"}
+
+
+def fails(error):
+    def write(part):
+        part.write_bytes(b"ha")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_writer_that_raises_leaves_nothing_half_written(tmp_path, old):
+    if old is not None:
+        (tmp_path / "a.txt").write_bytes(old)
+    with pytest.raises(ZeroDivisionError):
+        write_atomic(tmp_path / "a.txt", fails(ZeroDivisionError()))
+    assert contents(tmp_path) == ({} if old is None else {"a.txt": old})
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(BadFile, match=r"a\.txt cannot be written: the disk is full"):
+        write_atomic(tmp_path / "a.txt", fails(OSError(errno.ENOSPC, "No space left on device")))
+    assert contents(tmp_path) == {}
+
+
+def test_a_folder_that_is_a_file_is_a_bad_file(tmp_path):
+    (tmp_path / "run").write_bytes(b"in the way")
+    with pytest.raises(BadFile, match="cannot be written"):
+        write_atomic(tmp_path / "run" / "a.txt", lambda part: part.write_bytes(b"whole"))
+    assert contents(tmp_path) == {"run": b"in the way"}
+
+
+def test_a_folder_where_the_file_should_be_is_a_bad_file(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(BadFile, match="cannot be written"):
+        write_atomic(tmp_path / "a.txt", lambda part: part.write_bytes(b"whole"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_keeps_its_values_and_the_order_of_its_keys(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "×"}
+    write_json(tmp_path / "a.json", value)
+    found = read_json(tmp_path / "a.json")
+    assert found == value
+    assert list(found) == ["b", "a"]
+
+
+def test_json_with_nan_is_refused_and_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert contents(tmp_path) == {}
+
+
+def test_a_json_file_that_is_missing_is_named_with_its_folder(tmp_path):
+    with pytest.raises(BadFile, match=r"gone\.json does not exist; is .* a folder that `fewbit quantize` wrote"):
+        read_json(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"\xff\xfe\x00", b""])
+def test_a_broken_json_file_is_a_bad_file(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(BadFile, match=r"a\.json is not readable JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folder_where_json_should_be_is_a_bad_file(tmp_path):
+    with pytest.raises(BadFile, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_sha256_of_a_file_longer_than_a_piece_is_that_of_its_bytes(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

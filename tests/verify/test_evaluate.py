@@ -1,0 +1,100 @@
+"""Oracles: scipy's interval, and both models run on the images one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from fewbit.data.images import Preprocess, open_images
+from fewbit.errors import BadFile, UnknownName
+from fewbit.verify import evaluate, open_session
+from fewbit.verify.evaluate import wilson
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))
+def test_wilson_is_scipys_interval(case, confidence):
+    hits, count = case
+    expected = binomtest(hits, count).proportion_ci(confidence, method="wilson")
+    assert wilson(hits, count, confidence) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("hits", [0, 7])
+def test_an_interval_stays_between_0_and_100_percent(hits):
+    low, high = wilson(hits, 7)
+    assert 0 <= low < high <= 100
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((37, 3, 8, 8)).astype(np.float32)
+
+
+def answers(path, pictures) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"images": picture[None]})[0] for picture in pictures])
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_percentages_are_those_of_the_answers_image_by_image(realized_vit, pictures, batch):
+    before, after = (answers(path, pictures) for path in (realized_vit.float_path, realized_vit.path))
+    labels = before.argmax(1)
+    labels[::3] = 0  # so that the float model is not always right
+    images = open_images((pictures, labels), Preprocess(size=(3, 8, 8)), classes=4)
+    score = evaluate(realized_vit.float_path, realized_vit.path, images, batch=batch, threads=1)
+    hits = int((after.argmax(1) == labels).sum())
+    assert (score.images, score.runtime) == (37, "onnxruntime")
+    assert score.float_top1 == pytest.approx(100 * (before.argmax(1) == labels).mean())
+    assert score.top1 == pytest.approx(100 * hits / 37)
+    assert score.agreement == pytest.approx(100 * (before.argmax(1) == after.argmax(1)).mean())
+    cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    assert score.cosine == pytest.approx(cosine.mean(), abs=1e-6)
+    assert score.interval == wilson(hits, 37)
+    np.testing.assert_array_equal(score.float_answers.numpy(), before.argmax(1))
+    np.testing.assert_array_equal(score.answers.numpy(), after.argmax(1))
+    assert 0 < score.float_top1 < 100
+
+
+def test_without_labels_there_is_agreement_and_no_accuracy(realized_conv_net, pictures):
+    run = realized_conv_net
+    images = open_images(pictures, Preprocess(size=(3, 8, 8)))
+    score = evaluate(run.float_path, run.path, images, threads=1)
+    assert (score.float_top1, score.top1) == (None, None)
+    agree = round(score.agreement * 37 / 100)
+    assert score.interval == wilson(agree, 37)
+    assert score.to_json()["interval"] == list(wilson(agree, 37))
+
+
+def test_progress_counts_every_image_once(realized_conv_net, pictures):
+    run, seen = realized_conv_net, []
+    images = open_images(pictures, Preprocess(size=(3, 8, 8)))
+    evaluate(run.float_path, run.path, images, batch=16, threads=1, progress=seen.append)
+    assert seen == [16, 16, 5]
+
+
+def test_an_unknown_runtime_offers_those_that_there_are(tmp_path):
+    with pytest.raises(UnknownName, match=r"unknown runtime 'onnxruntim'\. Did you mean onnxruntime"):
+        open_session("onnxruntim", tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_model_is_a_bad_file(tmp_path, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BadFile, match=rf"{runtime} cannot load .*model\.onnx"):
+        open_session(runtime, tmp_path / "model.onnx")
+
+
+def test_float_and_quantized_models_are_different_files_with_the_same_names(realized_conv_net):
+    run = realized_conv_net
+    x = run.net.images.numpy()
+    outputs = [open_session("onnxruntime", path).run(x) for path in (run.float_path, run.path)]
+    assert [list(out) for out in outputs] == [["logits"], ["logits"]]
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs[0]["logits"], run.net.module(run.net.images).numpy(), atol=3e-6)
+    assert np.abs(outputs[0]["logits"] - outputs[1]["logits"]).max() > 1e-4
