@@ -170,6 +170,7 @@ def test_batch_norm_behind_a_linear_goes_into_its_weights(place):
 UNFOLDABLE: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "alone": lambda net, x: net.bn(x.flatten(2)),
     "read twice": lambda net, x: net.bn(y := net.conv(x)) + y.relu(),
+    "a view read twice": lambda net, x: net.bn(y := net.conv(x).flatten(2)) + y.relu(),
     "a step between": lambda net, x: net.bn(net.conv(x).relu()),
     "tokens as channels": lambda net, x: net.bn(net.fc(x.reshape(-1, 3, 64))),
     "channels merged": lambda net, x: net.bn(net.conv(x).reshape(-1, 3, 108)),
@@ -179,15 +180,20 @@ UNFOLDABLE: dict[str, Callable[[Net, Tensor], Tensor]] = {
 @pytest.mark.parametrize("place", UNFOLDABLE)
 def test_batch_norm_elsewhere_becomes_a_multiplication_and_an_addition(place):
     channels = nn.Conv2d(3, 9, 3)
-    norm = nn.BatchNorm2d(9) if place in ("read twice", "a step between") else nn.BatchNorm1d(3)
+    norms = {"read twice": nn.BatchNorm2d(9), "a step between": nn.BatchNorm2d(9), "a view read twice": nn.BatchNorm1d(9)}
+    norm = norms.get(place, nn.BatchNorm1d(3))
     found = count(same(Net(UNFOLDABLE[place], conv=channels, fc=nn.Linear(64, 3), bn=norm)))
     assert found["batch_norm"] == 0
     assert found["mul"] == 1
-    assert found["add"] == (2 if place == "read twice" else 1)
+    assert found["add"] == (2 if "read twice" in place else 1)
 
 
-def test_normalization_over_the_batch_itself_is_left_alone():
-    net = Net(lambda net, x: F.batch_norm(x, None, None, training=True))
+@pytest.mark.parametrize("kept", [False, True])
+def test_normalization_over_the_batch_itself_is_left_alone(kept):
+    def does(net: Net, x: Tensor) -> Tensor:
+        return F.batch_norm(net.conv(x), *((net.mean, net.var) if kept else (None, None)), training=True)
+
+    net = Net(does, conv=nn.Conv2d(3, 4, 3), mean=torch.zeros(4), var=torch.ones(4))
     assert count(normalize(opened(net)))["batch_norm"] == 1
 
 
@@ -223,6 +229,8 @@ OTHER_SCALES: dict[str, tuple[Callable[[Net, Tensor], Tensor], tuple[int, ...]]]
     "per column": (lambda net, x: net.conv(x) * net.gamma, (6,)),
     "per token and channel": (lambda net, x: net.fc(tokens(x)) * net.gamma, (TOKENS, TOKENS)),
     "read twice": (lambda net, x: (y := net.fc(tokens(x))) * net.gamma + y.relu(), (TOKENS,)),
+    "one number": (lambda net, x: net.fc(tokens(x)) * net.gamma, (1,)),
+    "per row, of as many as channels": (lambda net, x: net.conv(x).unflatten(1, (2, 3)) * net.gamma, (6, 1)),
     "behind a step": (lambda net, x: net.fc(tokens(x)).relu() * net.gamma, (TOKENS,)),
 }
 

@@ -1,0 +1,51 @@
+"""openvino multiplies two activations in integers only if neither has a zero point; its own graph says what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewbit.capture import capture, load_model
+from fewbit.choose import choose
+from fewbit.observe import observe
+from fewbit.realize import realize
+from fewbit.recipes import recipe_named
+from fewbit.target import load_target
+from fewbit.verify.runtimes import OpenVino
+
+pytest.importorskip("openvino")
+
+
+class Attention(nn.Module):
+    """Queries and keys that are not symmetric, four heads of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 64, 4, stride=4), nn.Linear(64, 192), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(-1, 64, 3, 4, 16).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q + 0.3, k + 0.3, v + 0.3)
+        return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
+
+
+@pytest.mark.parametrize(("target", "integers"), [("openvino-x86", True), ("ort-x86-vnni", False)])
+def test_products_of_two_activations_run_in_integers_where_the_target_says_so(
+    tmp_path: Path, target: str, integers: bool
+) -> None:
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text() and "avx_vnni" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the processor has no VNNI, openvino may choose otherwise")
+    torch.manual_seed(0)
+    graph = capture(load_model(Attention().eval(), overrides={"input_size": (3, 32, 32)}))
+    stats = observe(graph, [torch.randn(8, 3, 32, 32)])
+    plan = choose(graph, stats, load_target(target), recipe_named("minmax"), everything=True)
+    zeros = {role: int(c.affine.zero) for c in plan.choices.values() if (role := c.role) in ("query", "key", "value")}
+    assert (set(zeros.values()) == {0}) == integers
+    realize(graph, plan, tmp_path / "model.onnx", opset=20)
+    nodes = OpenVino(tmp_path / "model.onnx", threads=1).precisions()
+    products = {name: count for name, count in nodes.items() if name.split()[0] in ("Subgraph", "MatMul")}
+    assert any(name.endswith(("i8", "u8")) for name in products) == integers, nodes
