@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fewbit.cli import app
-from fewbit.errors import FewbitError
+from fewbit.cli import app, fail_on_drop
+from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.pipeline import Run, quantize
 
 runner = CliRunner()
@@ -265,6 +265,16 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     changed = {row["site"] for row in json.loads((tmp_path / "diff.json").read_text())}
     assert "head:input" in changed
     assert run("diff", finished, finished)[1].startswith("The plans are the same.")
+
+
+def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
+    labelled = {"float": 80.0, "quantized": 78.5, "agreement": 97.0}
+    with pytest.raises(FewbitFailed, match=r"fell by 1\.50 points; --max-drop allows 1\."):
+        fail_on_drop(labelled, 1.0)
+    with pytest.raises(FewbitFailed, match=r"differ for 3\.00 % of the images"):
+        fail_on_drop({**labelled, "float": None, "quantized": None}, 2.0)
+    fail_on_drop(labelled, 1.5)
+    fail_on_drop(labelled, None)
 
 
 def test_lists_name_what_there_is() -> None:

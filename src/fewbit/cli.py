@@ -128,6 +128,9 @@ def quantize(
     resize: Annotated[str | None, typer.Option(help="squash, center or border")] = None,
     crop_pct: Annotated[float | None, typer.Option(help="Share of the resized image that the crop keeps.")] = None,
     threads: Threads = 2,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Exit with 1 where more points are lost (without labels: agreement).")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
 ) -> None:
     """Quantize a model, verify it in the runtime and write a run folder with its report."""
@@ -170,6 +173,7 @@ def quantize(
     show(dict(result.report))
     out.print(f"Report: {folder / 'report.html'}")
     fail_on_wrong(result.report["verify"])
+    fail_on_drop(result.report["accuracy"], max_drop)
 
 
 @command
@@ -361,6 +365,15 @@ def show(report: dict[str, Any]) -> None:
     share = 100 * report["integer_share"]
     table.add_row("What did we not get?", f"{len(report['refusals'])} refusals; {share:.1f} % of the work runs in integers")
     out.print(table)
+
+
+def fail_on_drop(accuracy: dict[str, Any], allowed: float | None) -> None:
+    """Exit code 1 where more points were lost than allowed; without labels, where agreement is further from 100 %."""
+    labelled = accuracy["quantized"] is not None
+    drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
+    if allowed is not None and drop > allowed:
+        what = "accuracy fell by" if labelled else "answers differ for"
+        raise FewbitFailed(f"{what} {drop:.2f} {'points' if labelled else '% of the images'}; --max-drop allows {allowed:g}.")
 
 
 def fail_on_wrong(check: dict[str, Any]) -> None:

@@ -1,0 +1,146 @@
+"""How a picture becomes the input of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fewbit.data.decode import Item, decode, rgb, unit
+from fewbit.errors import BadFile, BadImages, UnknownName
+
+Json = Any
+RESIZES = ("squash", "center", "border")
+PIL_FILTERS: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+TORCH_MODES: Mapping[str, str] = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a model input: resize, centre crop, scale to [0, 1], subtract `mean`, divide by `std`.
+
+    `size` is (3, h, w) in pixels; `mean` and `std` are per channel in units of [0, 1]. The picture is resized to
+    floor(size / crop_pct): both sides ("squash"), the side that fills the frame ("center"), or the side that fits in
+    it, with borders in the mean colour ("border"). `antialias` resizes the 8-bit picture with Pillow, as timm does;
+    without it torch interpolates floats, and bicubic may overshoot [0, 1]. Raises BadImages or UnknownName.
+    """
+
+    size: tuple[int, int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    resize: str = "squash"
+    crop_pct: float = 1.0
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in PIL_FILTERS:
+            raise UnknownName("interpolation", self.interpolation, PIL_FILTERS)
+        if self.resize not in RESIZES:
+            raise UnknownName("resize", self.resize, RESIZES)
+        if not self.antialias and self.interpolation not in TORCH_MODES:
+            raise BadImages(f"{self.interpolation} needs antialias; without it there are: {', '.join(TORCH_MODES)}.")
+        if len(self.size) != 3 or self.size[0] != 3 or min(self.size) < 1:
+            raise BadImages(f"the input size is {self.size}; allowed is (3, height, width), e.g. (3, 224, 224).")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise BadImages(f"mean {self.mean} and std {self.std} must be three numbers each, with std > 0.")
+        if not self.crop_pct > 0:
+            raise BadImages(f"crop_pct is {self.crop_pct}; allowed is a number > 0; 1.0 is no crop.")
+
+    @classmethod
+    def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocess:
+        """The evaluation transform of a timm `pretrained_cfg` or data config; what it lacks is timm's default."""
+
+        def field(name: str, default: Any) -> Any:
+            return default if cfg.get(name) is None else cfg[name]
+
+        return cls(
+            size=tuple(field("input_size", (3, 224, 224))),
+            mean=tuple(field("mean", cls.mean)),
+            std=tuple(field("std", cls.std)),
+            interpolation=field("interpolation", "bicubic"),
+            resize=field("crop_mode", "center"),
+            crop_pct=field("crop_pct", 0.875),
+        )
+
+    def replace(self, **overrides: Any) -> Preprocess:
+        """The same with some fields changed; lists become tuples. Raises UnknownName for another field."""
+        allowed = [f.name for f in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in allowed:
+                raise UnknownName("preprocess field", name, allowed)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+        return dataclasses.replace(self, **values)
+
+    def to_json(self) -> dict[str, Json]:
+        """All fields as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Json]) -> Preprocess:
+        """The inverse of `to_json`; absent fields have defaults. Raises UnknownName, or BadFile without a size."""
+        if "size" not in fields:
+            raise BadFile('the preprocessing has no size; it needs at least "size": [3, height, width].')
+        return cls(size=tuple(fields["size"])).replace(**fields)
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The normalized float32 input for one picture. Raises BadImages for more than 8 bits per channel."""
+        picture, (_, h, w) = rgb(image), self.size
+        high, wide = self._resized(picture.height, picture.width)
+        if self.antialias:
+            x = unit(picture.resize((wide, high), PIL_FILTERS[self.interpolation]))
+        else:
+            corners = None if self.interpolation == "nearest" else False
+            mode = TORCH_MODES[self.interpolation]
+            x = F.interpolate(unit(picture)[None], (high, wide), mode=mode, align_corners=corners, antialias=False)[0]
+        return (self._centre(x, h, w) - self._column(self.mean)) / self._column(self.std)
+
+    def undo(self, x: Float[Tensor, "3 h w"]) -> Image.Image:
+        """The picture that a normalized input shows, rounded to 8 bits."""
+        unit = (x * self._column(self.std) + self._column(self.mean)).clamp(0, 1)
+        return Image.fromarray((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+    def _resized(self, high: int, wide: int) -> tuple[int, int]:
+        """(height, width) in pixels after the resize; timm rounds differently for square frames and for others."""
+        to_h, to_w = (math.floor(side / self.crop_pct) for side in self.size[1:])
+        if self.resize == "squash":
+            return to_h, to_w
+        if self.resize == "center" and to_h == to_w:
+            return (to_h, int(to_h * wide / high)) if high <= wide else (int(to_w * high / wide), to_w)
+        ratios = high / to_h, wide / to_w
+        ratio = min(ratios) if self.resize == "center" else max(ratios)
+        return max(1, round(high / ratio)), max(1, round(wide / ratio))
+
+    def _centre(self, x: Tensor, h: int, w: int) -> Tensor:
+        """The middle h x w of `x`, bordered where it is smaller: mean colour for "border", else black, as in timm."""
+        high, wide = max(h, x.shape[1]), max(w, x.shape[2])
+        top, left = (high - x.shape[1]) // 2, (wide - x.shape[2]) // 2
+        fill = [round(255 * m) / 255 for m in self.mean] if self.resize == "border" else [0.0, 0.0, 0.0]
+        frame = self._column(fill).repeat(1, high, wide)
+        frame[:, top : top + x.shape[1], left : left + x.shape[2]] = x
+        top, left = round((high - h) / 2), round((wide - w) / 2)
+        return frame[:, top : top + h, left : left + w]
+
+    @staticmethod
+    def _column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+
+
+def as_input(item: Item, name: str, preprocess: Preprocess) -> Tensor:
+    if isinstance(item, np.ndarray) and item.dtype != np.uint8:
+        return torch.from_numpy(item)
+    return preprocess(decode(item, name))
