@@ -158,6 +158,22 @@ def test_a_target_file_with_an_illegal_field_names_the_line(place: Path, tmp_pat
     refused(place, *args, says=("mine.toml", f"line {line}", "flaot"))
 
 
+def test_a_run_for_a_target_file_of_the_user_is_read_back_without_it(place: Path, tmp_path: Path) -> None:
+    from fewbit.target.spec import HERE
+
+    text = (HERE / "openvino-x86.toml").read_text().replace('name = "openvino-x86"', 'name = "mine"')
+    (tmp_path / "mine.toml").write_text(text)
+    quantize(
+        f"{place / 'net.py'}:model", place / "flat", target=str(tmp_path / "mine.toml"), out=tmp_path / "run", seconds=0.01
+    )
+    (tmp_path / "mine.toml").unlink()
+    code, text = run("verify", tmp_path / "run")
+    assert code == 0, text
+    code, text = run("evaluate", tmp_path / "run", "--images", place / "classes")
+    assert code == 0, text
+    assert "openvino" in text
+
+
 def test_an_output_folder_that_exists_is_not_overwritten(place: Path, finished: Path, tmp_path: Path) -> None:
     before = (finished / "plan.json").read_bytes()
     model = f"{place / 'net.py'}:model"

@@ -189,7 +189,7 @@ def evaluate(
     """Top-1 with labels, agreement and cosine without; float beside integer, in the runtime."""
     opened = pipeline.Run.open(run)
     found = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
-    chosen = runtime or load_target(opened.record["request"]["target"]).runtime
+    chosen = runtime or opened.record["runtime"]
     progress = BarProgress()
     try:
         with progress.stage("evaluate", len(found)):
@@ -224,7 +224,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other ima
     finally:
         progress.close()
     table = Table("graph optimisations", "sites", "codes", "ties", "wrong", "worst site")
-    for name, part in (("off", checks.off), ("on", checks.on)):
+    for name, part in (("off", checks.off), ("on", checks.on)) if checks.on else (("off", checks.off),):
         worst = max(part, key=lambda c: (c.wrong, c.differing))
         table.add_row(
             name,

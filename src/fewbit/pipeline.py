@@ -194,7 +194,14 @@ def quantize(
     with progress.stage("verify", 3):
         sample = next(held_out.batches(CHECKED))
         write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
-        checks = compare(graph, plan, part / "model.onnx", sample.split(4), progress=lambda text: progress.advance(1, text))
+        checks = compare(
+            graph,
+            plan,
+            part / "model.onnx",
+            sample.split(4),
+            optimised=hardware.runtime == "onnxruntime",
+            progress=lambda text: progress.advance(1, text),
+        )
     with progress.stage("evaluate", len(held_out)):
         result = evaluate(
             part / "float.onnx", part / "model.onnx", held_out,
@@ -205,10 +212,11 @@ def quantize(
             part / "float.onnx", part / "model.onnx", graph.input_shape,
             runtimes=runtime_names(), threads=threads, seconds=seconds, progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
-    plan = _note_kernels(plan, checks)
+    if hardware.runtime == "onnxruntime":
+        plan = _note_kernels(plan, checks)
     with progress.stage("report"):
         rows = _tables(graph, plan, stats, checks, timings, held_out, result, sample, part)
-        record = _run_record(command, request, identity, recorded, names, outputs, threads)
+        record = _run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
         rows["run"] = record
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
         rows["seconds"] = summary["seconds"]
@@ -328,7 +336,14 @@ class Run:
         else:
             sample = next(self.images(images, labels=False).batches(CHECKED))
         with progress.stage("verify", 3):
-            return compare(graph, plan, self.folder / "model.onnx", sample.split(4), progress=lambda t: progress.advance(1, t))
+            return compare(
+                graph,
+                plan,
+                self.folder / "model.onnx",
+                sample.split(4),
+                optimised=self.record["runtime"] == "onnxruntime",
+                progress=lambda text: progress.advance(1, text),
+            )
 
 
 def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
@@ -454,7 +469,7 @@ def _pictures(images: Images, score: Score, count: int = 12) -> list[dict[str, A
 
 def _run_record(
     command: str, request: Request, identity: Mapping[str, Any], preprocess: Preprocess, names: Sequence[str] | None,
-    outputs: int | None, threads: int,
+    outputs: int | None, runtime: str, threads: int,
 ) -> dict[str, Any]:  # fmt: skip
     packages = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
     return {
@@ -464,6 +479,7 @@ def _run_record(
         "hashes": {k: identity[k] for k in ("model", "calibration", "scored", "target")},
         "machine": {"processor": _processor(), "threads": threads, "system": platform.system()},
         "request": identity["request"],
+        "runtime": runtime,
         "preprocess": preprocess.to_json(),
         "classes": list(names) if names else None,
         "outputs": outputs,

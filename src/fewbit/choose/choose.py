@@ -61,7 +61,7 @@ def choose(
             continue
         progress(site.name)
         if site.role == "weight":
-            least = _least_step(graph, site, answer.slots, choices)
+            least = _least_step(graph, site, choices)
             choices[site.name] = _weight(graph, site, slot, recipe, target, choices, refusals, least)
         else:
             choices[site.name] = _moved(graph, site, slot, choices) or _activation(site, slot, recipe, stats)
@@ -132,14 +132,15 @@ def _weight(
     return choice
 
 
-def _least_step(graph: Graph, site: Site, slots: Mapping[str, Slot], choices: Mapping[str, Choice]) -> Tensor:
+def _least_step(graph: Graph, site: Site, choices: Mapping[str, Choice]) -> Tensor:
     """The smallest step of each channel with which the bias, in units of input step times weight step, leaves room in int32.
 
     A dead channel has weights near 0 and a bias that is not: its code would fill the accumulator and the sum wrap around.
+    Where the plan leaves the bias float a runtime may still quantize it so when it loads the file (onnxruntime does).
     """
     op = graph.op(site.readers[0][0])
     bias = op.operands.get("bias", "")
-    if bias not in slots:
+    if not bias:
         return torch.tensor(0.0)
     return _constant(graph, graph.site(bias)).abs() / (choices[op.operands["input"]].affine.scale * BIAS_CODE)
 

@@ -138,7 +138,7 @@ class Stats:
         return Stats(merged, self.images + other.images)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a safetensors file: one float64 row per site, counts then the seven scalars."""
+        """For a safetensors file: one float64 row per site, counts then the six scalars."""
         rows = {}
         for name, h in self.sites.items():
             exponent = math.nan if h.exponent is None else float(h.exponent)
