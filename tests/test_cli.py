@@ -150,12 +150,12 @@ def test_images_of_another_size_in_an_array_are_refused(place: Path, tmp_path: P
 def test_a_target_file_with_an_illegal_field_names_the_line(place: Path, tmp_path: Path) -> None:
     from fewbit.target.spec import HERE
 
-    text = (HERE / "ort-x86-vnni.toml").read_text().replace('runs = "float"', 'runs = "flaot"')
-    line = 1 + text[: text.index('"flaot"')].count("\n")
+    text = (HERE / "ort-x86-vnni.toml").read_text().replace('runs = "follow"', 'runs = "folow"', 1)
+    line = 1 + text[: text.index('"folow"')].count("\n")
     (tmp_path / "mine.toml").write_text(text)
     model = f"{place / 'net.py'}:model"
     args = ("quantize", model, "--images", place / "flat", "--target", tmp_path / "mine.toml")
-    refused(place, *args, says=("mine.toml", f"line {line}", "flaot"))
+    refused(place, *args, says=("mine.toml", f"line {line}", "folow"))
 
 
 def test_a_run_for_a_target_file_of_the_user_is_read_back_without_it(place: Path, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def test_a_product_with_a_constant_matrix_is_one_linear(form):
     assert not {"matmul", "mm", "bmm", "addmm", "einsum", "add", "chunk"} & set(found)
 
 
+def test_an_einsum_with_its_weight_first_is_a_linear_on_the_tokens_as_they_are():
+    found = count(same(Net(lambda net, x: torch.einsum("oc,btc->bto", net.w.t(), tokens(x)), w=W)))
+    assert not {"flatten", "unflatten", "permute"} & set(found)
+
+
 def test_a_scaled_addmm_keeps_its_factors():
     net = Net(lambda net, x: torch.addmm(net.b, tokens(x).flatten(0, 1), net.w, beta=0.5, alpha=3), w=W, b=B)
     found = count(same(net))
@@ -114,6 +119,11 @@ def test_a_constant_that_is_expanded_to_the_batch_is_not_stored_for_each_image()
     module = same(net)
     assert count(module)["expand"] == 1
     assert sum(b.numel() for b in module.buffers()) == WIDTH
+
+
+def test_a_constant_that_is_expanded_to_a_fixed_shape_is_not_stored_at_that_size():
+    module = same(Net(lambda net, x: x + net.row.expand(3, 8, 8), row=torch.randn(8)))
+    assert sum(b.numel() for b in module.buffers()) == 8
 
 
 def test_constants_that_nobody_reads_any_more_are_gone():

@@ -73,6 +73,8 @@ def test_an_addition_of_two_activations_is_an_op_and_any_other_is_not():
     net = Net(lambda net, x: net.a(tokens(x)) + net.b(tokens(x)) + bias + 3, a=nn.Linear(12, 12), b=nn.Linear(12, 12))
     graph = graph_of(net)
     assert kinds(graph) == {"linear": 2, "add": 1}
+    net = Net(lambda net, x: (y := net.a(tokens(x))) + y.mean(2, keepdim=True), a=nn.Linear(12, 12))
+    assert kinds(graph_of(net)) == {"linear": 1}  # one of them is spread out: no runtime joins codes of two shapes
 
 
 def test_an_activation_behind_a_convolution_is_its_output_when_it_alone_reads_it():

@@ -19,7 +19,7 @@ from fewbit.choose.choose import pairs_are_safe
 from fewbit.errors import BadValues, FewbitError, UnknownName
 from fewbit.grid import Grid
 from fewbit.recipes import RECIPES
-from fewbit.target import load_target
+from fewbit.target import Target, load_target
 
 TARGETS = ["ort-x86-vnni", "ort-x86-avx2", "openvino-x86"]
 INTEGER_OUTPUT = {"ort-x86-vnni", "ort-x86-avx2"}
@@ -64,19 +64,37 @@ def test_a_conv_net_runs_in_integers_from_end_to_end_where_convolutions_have_int
     assert set(conv_net.plan(target).integer_ops) == {"stem", "depth", "a", "b", "head"} | joins
 
 
+LINEARS = ("patch", *(f"blocks.0.qkv.{part}" for part in (1, 2, 3)), "blocks.0.proj", "blocks.0.fc1", "blocks.0.fc2", "head")
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_linear_of_a_transformer_is_in_integers_and_attention_is_refused_with_its_share(vit, target):
-    plan = vit.plan(target)
-    joint = tuple(f"blocks.0.qkv.{part}" for part in (1, 2, 3))
-    assert plan.integer_ops == ("patch", *joint, "blocks.0.proj", "blocks.0.fc1", "blocks.0.fc2", "head")
-    shares = {r.site: r.macs_share for r in plan.refusals if r.given == "float"}
+def test_a_transformer_runs_in_integers_from_end_to_end(vit, target):
+    assert set(vit.plan(target).integer_ops) == {*LINEARS, "blocks.0.qk", "blocks.0.pv"}
+
+
+def slow_attention(name: str) -> Target:
+    """A target that says that it multiplies two activations faster in float."""
+    target = load_target(name)
+    rules = (rule.model_copy(update={"runs": "float", "why": "slow"}) if rule.kind == "matmul" else rule for rule in target.op)
+    return target.model_copy(update={"op": tuple(rules)})
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_a_target_runs_faster_in_float_is_refused_with_its_share_and_taken_on_request(vit, name):
+    def plan(**options):
+        return choose(vit.graph, vit.stats, slow_attention(name), RECIPES["minmax"], **options)
+
+    assert plan().integer_ops == LINEARS
+    shares = {r.site: r.macs_share for r in plan().refusals if r.given == "float"}
     macs = 3 * 4 * 16 * 16 + 16 * 16 * (48 + 16 + 32 + 32) + 16 * 4 + 2 * (16 * 16 * 16)
     assert shares == {name: pytest.approx(16 * 16 * 16 / macs) for name in ("blocks.0.qk", "blocks.0.pv")}
+    assert {r.why for r in plan().refusals} >= {"slow"}
+    assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan(everything=True).integer_ops)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_everything_takes_the_attention_and_pins_softmax_at_one_in_256(vit, target):
-    plan = vit.plan(target, "mse", everything=True)
+def test_softmax_is_pinned_at_one_in_256(vit, target):
+    plan = vit.plan(target, "mse")
     assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan.integer_ops)
     probs = plan.choices["blocks.0.pv:probs"]
     assert (probs.affine.scale.item(), probs.affine.zero.item(), probs.method) == (1 / 256, 0, "fixed")
