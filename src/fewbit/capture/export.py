@@ -289,7 +289,7 @@ def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
 
     base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
     if (plain := base.split(".")[0]) not in names:
-        near = difflib.get_close_matches(plain, ["demo", *names], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(plain, ["demo", *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
         if near:
             raise UnknownName("model", plain, near, MODEL)
         kinds = ("demo", "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
