@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,16 @@ from jaxtyping import install_import_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHECKED = ["fewbit.grid", "fewbit.observe", "fewbit.choose.rounding", "fewbit.choose.scales", "fewbit.simulate"]
+CHECKED = [
+    "fewbit.grid",
+    "fewbit.observe",
+    "fewbit.choose.rounding",
+    "fewbit.choose.objectives",
+    "fewbit.choose.correct",
+    "fewbit.replay",
+    "fewbit.choose.scales",
+    "fewbit.simulate",
+]
 install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
 
 from fewbit.capture import capture, load_model  # noqa: E402
@@ -21,6 +31,7 @@ from fewbit.choose import choose  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.recipes import RECIPES  # noqa: E402
+from fewbit.replay import OpSample, op_samples  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
 from fewbit.target.spec import processor_flags  # noqa: E402
 from fewbit.types import Graph, Plan  # noqa: E402
@@ -89,7 +100,14 @@ class Captured:
     stats: Stats
 
     def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
-        return choose(self.graph, self.stats, load_target(target), RECIPES[recipe], name=recipe, **options)
+        chosen = RECIPES[recipe]
+        if chosen.needs_samples:
+            options = {"samples": self.samples, **options}
+        return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)
+
+    @cached_property
+    def samples(self) -> Mapping[str, OpSample]:
+        return op_samples(self.graph, self.images.split(8), [op.name for op in self.graph.ops], tokens=16)
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,8 @@ def recipes() -> None:
     table = Table("recipe", "about", "settings")
     for name, recipe in RECIPES.items():
         settings = f"activations {recipe.activations!r}, weights {recipe.weights!r}, rounding {recipe.rounding!r}"
+        settings += f", search {recipe.search!r}" if recipe.search is not None else ""
+        settings += f", correction {recipe.correction!r}" if recipe.correction is not None else ""
         table.add_row(f"{name} (default)" if name == DEFAULT else name, recipe.about, settings)
     out.print(table)
 

@@ -39,6 +39,7 @@ from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, recipe_named
+from fewbit.replay import ROWS, OpSample, op_samples
 from fewbit.report import page, tables
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target
@@ -181,8 +182,12 @@ def quantize(
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
         stats = _observe(graph, chosen, part, progress)
+    samples = None
+    if recipe_named(recipe).needs_samples and not (part / "plan.json").exists():
+        with progress.stage("replay", len(chosen)):
+            samples = _replay(graph, chosen, seed, progress)
     with progress.stage("choose", len(graph.sites)):
-        plan = _choose(graph, stats, hardware, request, part, progress)
+        plan = _choose(graph, stats, hardware, request, part, progress, samples)
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
@@ -383,12 +388,27 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
-def _choose(graph: Graph, stats: Stats, target: Target, request: Request, part: Path, progress: Progress) -> Plan:
+def _replay(graph: Graph, images: Images, seed: int, progress: Progress) -> Mapping[str, OpSample]:
+    """What linear layers and convolutions read, a part of it, on all calibration images."""
+
+    def counted(size: int) -> Any:
+        for batch in images.batches(size):
+            yield batch
+            progress.advance(len(batch))
+
+    return op_samples(graph, counted(8), [op.name for op in graph.ops], max(1, ROWS // len(images)), seed)
+
+
+def _choose(
+    graph: Graph, stats: Stats, target: Target, request: Request, part: Path, progress: Progress,
+    samples: Mapping[str, OpSample] | None,
+) -> Plan:  # fmt: skip
     if (part / "plan.json").exists():
         return load_plan(graph, part)
     plan = choose(
         graph, stats, target, recipe_named(request.recipe), name=request.recipe, bits=parse_bits(request.bits),
         keep_float=request.keep_float, everything=request.everything, progress=lambda site: progress.advance(1, site),
+        samples=samples,
     )  # fmt: skip
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     plan = replace(

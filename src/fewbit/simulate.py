@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
+from fewbit.capture.rewrite import add_constant, give_bias
 from fewbit.capture.sites import readers
 from fewbit.grid import Affine, Grid, codes, fake, position, values
 from fewbit.types import Choice, Graph, Plan
@@ -41,6 +42,9 @@ def simulate(graph: Graph, plan: Plan) -> GraphModule:
     """
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in module.graph.nodes}
+    for name, bias in plan.biases.items():
+        read = nodes[graph.op(name).node]
+        give_bias(read, add_constant(module, f"{name}_corrected", bias, read))
     for site in graph.sites:
         choice = plan.choices.get(site.name)
         if choice is None:

@@ -104,7 +104,8 @@ class Refusal:
 class Plan:
     """The product of choose: everything a realizer or a simulation needs beside the graph.
 
-    `integer_ops` are the ops whose operands are all quantized.
+    `integer_ops` are the ops whose operands are all quantized. `biases` are float biases that were corrected, (c_out,) by op
+    name, for ops that may have had none; a corrected bias that is quantized is a choice like any other.
     """
 
     target: str
@@ -115,6 +116,7 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     exemptions: tuple[str, ...] = ()
     extra: Mapping[str, Json] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,12 @@ def call_like(graph: Graph, origin: Node, target: Callable[..., Any], *args: Any
     return node
 
 
+def give_bias(node: Node, bias: Node) -> None:
+    """Let a linear or a convolution read another bias, or one at all."""
+    node.args = (*node.args[:2], bias, *node.args[3:])
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
+
+
 def replace(node: Node, by: Node) -> None:
     """Let every reader of `node` read `by`, which takes over the recorded shape, and remove `node`."""
     if "val" in node.meta:

@@ -1,8 +1,8 @@
 """The plan as two files: plan.json, for people, and plan.safetensors, with every number exactly.
 
 plan.safetensors holds, for each weight or bias site, `<site>.codes` (bit-packed to the bits of its grid), for every site
-`<site>.scale` and `<site>.zero`, and as `float.<name>` the tensors of the graph that stayed float. Together with the
-program's structure this is the whole quantized model.
+`<site>.scale` and `<site>.zero`, for every op with a corrected float bias `<op>.bias`, and as `float.<name>` the tensors of
+the graph that stayed float. Together with the program's structure this is the whole quantized model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.fx import Node
 
-from fewbit.capture.rewrite import constant, is_constant
+from fewbit.capture.rewrite import argument, constant, is_constant
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, unpack, write_atomic, write_json
 from fewbit.grid import Affine, Grid
@@ -36,7 +37,11 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
             if bool((choice.affine.zero != choice.affine.zero.flatten()[0]).any()) or choice.codes is None:
                 tensors[f"{choice.site}.zero"] = choice.affine.zero.clone()
     quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
+    tensors |= {f"{name}.bias": bias.contiguous().clone() for name, bias in plan.biases.items()}
+    replaced = {graph.op(name).node for name in plan.biases}
     for node in graph.module.graph.nodes:
+        if node.op == "get_attr" and _is_replaced(node, replaced):
+            continue
         if is_constant(node) and node.name not in quantized:
             tensors[f"float.{node.target}"] = constant(graph.module, node).contiguous().clone()
     content = save(tensors, metadata={"fewbit": str(SCHEMA)})  # save_file hides a full disk in an error of its own
@@ -55,6 +60,7 @@ def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
         "integer_ops": list(plan.integer_ops),
         "choices": [_choice_json(graph, choice) for choice in plan.choices.values()],
         "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "biases": list(plan.biases),
         "extra": dict(plan.extra),
     }
 
@@ -79,6 +85,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
                 row["site"], row["role"], grid, affine, row["method"], codes, row["everyone"], row["why"]
             )
         refusals = tuple(Refusal(**refusal) for refusal in record["refusals"])
+        biases = {name: _bias(graph, name, tensors[f"{name}.bias"]) for name in record.get("biases", [])}
         return Plan(
             record["target"],
             record["recipe"],
@@ -88,12 +95,25 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             refusals,
             tuple(record["exemptions"]),
             record["extra"],
+            biases,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(
             f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
             f"({type(error).__name__}: {error}); write the run again with fewbit quantize --force."
         ) from error
+
+
+def _is_replaced(constant: Node, ops: set[str]) -> bool:
+    """A bias that nothing reads but ops whose bias was corrected."""
+    return bool(constant.users) and all(user.name in ops and argument(user, 2, "bias") is constant for user in constant.users)
+
+
+def _bias(graph: Graph, name: str, bias: Tensor) -> Tensor:
+    channels = graph.site(graph.op(name).operands["weight"]).shape[:1]
+    if tuple(bias.shape) != channels:
+        raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels[0]} channels")
+    return bias
 
 
 def _affine(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]) -> Affine:

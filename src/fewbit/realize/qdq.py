@@ -20,11 +20,11 @@ from onnxscript import opset20 as op
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.rewrite import aten, calls, is_call
+from fewbit.capture.rewrite import add_constant, aten, calls, give_bias, is_call
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import codes
+from fewbit.grid import Affine, Grid, codes
 from fewbit.types import Choice, Graph, Plan
 
 qd = torch.ops.quantized_decomposed
@@ -56,6 +56,11 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
     """The graph with Q/DQ pairs, and the activation sites in the order in which their codes are computed."""
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in module.graph.nodes}
+    for name, bias in plan.biases.items():
+        read = nodes[graph.op(name).node]
+        exact = _integer_bias(graph, plan, name)
+        stored = add_constant(module, f"{name}_corrected", bias, read) if exact is None else _dequantized(module, read, exact)
+        give_bias(read, stored)
     quantizer: dict[Node, str] = {}
     for site in graph.sites:
         choice = plan.choices.get(site.name)
@@ -90,6 +95,17 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
     module.graph.lint()
     module.recompile()
     return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
+
+
+def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
+    """The int32 form of the bias that correction gave to a convolution whose result is quantized; None for any other op."""
+    op = graph.op(name)
+    if op.operands.get("output", "") not in plan.choices:
+        return None
+    steps = plan.choices[op.operands["input"]].affine.scale * plan.choices[op.operands["weight"]].affine.scale
+    bias, grid = plan.biases[name], Grid(32, axis=0)
+    affine = Affine(steps.expand(bias.shape).contiguous(), torch.zeros(bias.shape, dtype=torch.int32))
+    return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
 
 
 def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice) -> None:

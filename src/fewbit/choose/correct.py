@@ -1,0 +1,24 @@
+"""Correction: what is left of the error after the codes are chosen, taken out of the bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OutputBias:
+    """The mean error of each output channel, subtracted from the bias (Liu et al. 2021, section 3.3).
+
+        b' = b - E[Ô - O]      so that the mean over the samples of each channel is that of the float op
+
+    Over images and tokens. Pearson does not see it, since O is taken without its bias.
+    """
+
+    def __call__(
+        self, exact: Float[Tensor, "rows channels"], quantized: Float[Tensor, "rows channels"], bias: Float[Tensor, "channels"]
+    ) -> Float[Tensor, "channels"]:
+        error = (quantized.double() - exact.double()).mean(0)
+        return (bias.double() - error).to(bias.dtype)

@@ -1,0 +1,77 @@
+"""What a search maximises or minimises: one number for each candidate, all candidates at once.
+
+A candidate is a leading axis of what was computed from quantized tensors; the float side has no such axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pearson:
+    """How alike two outputs are: the correlation over all entries of an image's output, mean over images; 1 is the best.
+
+        Γ(O, Ô) = Σ_j (O_j - mean O)(Ô_j - mean Ô) / ( sqrt(Σ_j (O_j - mean O)²) · sqrt(Σ_j (Ô_j - mean Ô)²) )
+
+    (Liu et al. 2021, section 3.1.) Unchanged when either output is scaled or shifted as a whole. An output that is constant
+    has no correlation with anything: 0.
+    """
+
+    def __call__(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates"]:
+        return self.each(exact, quantized).mean(1)
+
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]:
+        """The correlation of each image on its own."""
+        a = exact - exact.mean(1, keepdim=True)
+        b = quantized - quantized.mean(2, keepdim=True)
+        norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=2)
+        return torch.where(norms > 0, torch.einsum("im,cim->ci", a, b) / norms, torch.zeros_like(norms))
+
+
+@dataclass(frozen=True)
+class RankHinge:
+    """How badly quantized attention scores keep the order of the keys; 0 is the best.
+
+        mean over rows and pairs (i, j) of   max(0, θ - (Â_i - Â_j) · sign(A_i - A_j))
+
+    (Liu et al. 2021, section 3.2, with the mean in place of the sum.) A row holds the scaled logits of one query. Each row
+    has `pairs` pairs of keys of its own, drawn with `seed` and the same for every candidate; all pairs where there are no
+    more than that. Pairs that are equal in the float row have no order and are left out.
+    """
+
+    theta: float = 0.2
+    pairs: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.theta < 0 or self.pairs < 1:
+            raise ValueError(f"theta >= 0 and pairs >= 1 are allowed, not {self}")
+
+    def __call__(
+        self, exact: Float[Tensor, "rows keys"], quantized: Float[Tensor, "candidates rows keys"]
+    ) -> Float[Tensor, "candidates"]:
+        i, j = self._pairs(*exact.shape)
+        order = (exact.gather(1, i) - exact.gather(1, j)).sign()
+        shape = (len(quantized), -1, -1)
+        gaps = quantized.gather(2, i.expand(shape)) - quantized.gather(2, j.expand(shape))
+        hinge = (self.theta - gaps * order).clamp_min(0) * order.abs()
+        return hinge.sum((1, 2)) / order.abs().sum().clamp_min(1)
+
+    def _pairs(self, rows: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Two different keys for each pair: indices (rows, pairs)."""
+        if keys * (keys - 1) // 2 <= self.pairs:
+            i, j = torch.triu_indices(keys, keys, 1)
+            return i.expand(rows, -1), j.expand(rows, -1)
+        generator = torch.Generator().manual_seed(self.seed)
+        i = torch.randint(keys, (rows, self.pairs), generator=generator)
+        step = torch.randint(1, keys, (rows, self.pairs), generator=generator)
+        return i, (i + step) % keys

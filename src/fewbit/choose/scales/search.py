@@ -1,0 +1,165 @@
+"""Op scope: the steps of an op's input and weight, searched on the op's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewbit.choose.objectives import Pearson, RankHinge
+from fewbit.grid import Affine, Grid, affine_from_range, fake
+from fewbit.replay import Attention
+
+CHUNK = 1 << 23  # elements of candidate outputs that are held at a time: 32 MB
+GAIN = 1e-6  # what a move must gain: float32 sums in another order differ by less
+
+
+@dataclass(frozen=True)
+class Range:
+    """What was seen of a tensor: low and high of shape () or (channels,), and the grid that it gets."""
+
+    low: Tensor
+    high: Tensor
+    grid: Grid
+
+    def affine(self, factor: Tensor) -> Affine:
+        """The step and zero point where the range is multiplied by a factor of shape () or (channels,)."""
+        return affine_from_range(self.low * factor, self.high * factor, self.grid)
+
+
+@dataclass(frozen=True)
+class Product:
+    """One op that reads the searched input: float rows (images, tokens, c_in), weight (c_out, c_in) and its range.
+
+    `attention` and `bias` are there for a projection whose ranking counts.
+    """
+
+    rows: Tensor
+    weight: Tensor
+    range: Range
+    attention: Attention | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The steps of the input and of each weight, and the objective before and after."""
+
+    input: Affine
+    weights: tuple[Affine, ...]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class OutputSearch:
+    """The steps Δ^W, Δ^X whose product Ô = Ψ(X) Ψ(W) Δ^W Δ^X is most like O = X W (Liu et al. 2021, sections 3.1 and 3.2).
+
+        maximise   (1/N) Σ_i Γ(O_i, Ô_i)  -  γ · L_rank      (the second term for projections to queries and keys)
+
+    Steps start at the whole range and are searched on [low, high] times that, `candidates` of them, the weight's with the
+    input fixed and the input's with the weight fixed, until neither moves. A step moves only where the objective gains, so
+    the result is never worse than the start; of candidates that are equally good (Pearson does not see a step that leaves
+    the codes as they are) the one nearest to the whole range is taken. One factor for all channels of a weight; with
+    `per_channel` each channel has the factor that is best for its own output, taken where the whole objective gains too.
+
+    Ops that read one tensor (queries, keys and values) are searched together: each has a weight step of its own, and the
+    input step is the best for the mean of their objectives. Inputs are those of the float model. The bias is left out of O.
+    """
+
+    objective: Pearson = Pearson()
+    low: float = 0.5
+    high: float = 1.2
+    candidates: int = 100
+    rounds: int = 20
+    ranking: RankHinge | None = None
+    gamma: float = 0.1
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high or self.candidates < 1 or self.rounds < 1 or self.gamma < 0:
+            raise ValueError(f"0 < low < high, candidates >= 1, rounds >= 1 and gamma >= 0 are allowed, not {self}")
+
+    @property
+    def factors(self) -> Tensor:
+        """The candidates, and as the last the start: (candidates + 1,)."""
+        return torch.cat([torch.linspace(self.low, self.high, self.candidates), torch.ones(1)])
+
+    def __call__(self, products: Sequence[Product], given: Range | Affine, grid: Grid) -> Found:
+        """Search the weights of the products and, where a range is given, the step of the input that they share."""
+        factors, one = self.factors, torch.tensor(1.0)
+        x = given.affine(one) if isinstance(given, Range) else given
+        weights = [p.range.affine(one.expand(p.range.low.shape)) for p in products]
+        scores = [self._score(p, [x], [w], grid).item() for p, w in zip(products, weights, strict=True)]
+        before = math.fsum(scores) / len(scores)
+        for _ in range(self.rounds):
+            moved = False
+            for i, p in enumerate(products):
+                tried = [p.range.affine(f.expand(p.range.low.shape)) for f in factors]
+                score = self._score(p, [x], tried, grid)
+                best = _best(score, factors)
+                if self.per_channel and p.range.grid.axis is not None:
+                    own = self._channels(p, x, tried, weights[i], grid)
+                    tried, score = [*tried, own], torch.cat([score, self._score(p, [x], [own], grid)])
+                    best = len(factors) if score[-1] > score[best] + GAIN else best
+                if score[best] > scores[i] + GAIN:
+                    weights[i], scores[i], moved = tried[best], score[best].item(), True
+            if isinstance(given, Range):
+                inputs = [given.affine(f) for f in factors]
+                each = torch.stack([self._score(p, inputs, [w], grid) for p, w in zip(products, weights, strict=True)])
+                mean = each.mean(0)
+                best = _best(mean, factors)
+                if mean[best] > math.fsum(scores) / len(scores) + GAIN:
+                    x, scores, moved = inputs[best], each[:, best].tolist(), True
+            if not moved:
+                break
+        return Found(x, tuple(weights), before, math.fsum(scores) / len(scores))
+
+    def _score(self, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Tensor:
+        """The objective of each candidate: one input and many weights, or many inputs and one weight."""
+        exact = F.linear(p.rows, p.weight).flatten(1)
+        found = [self.objective(exact, out.flatten(2)) for out in _outputs(p.rows, p, inputs, weights, grid)]
+        score = torch.cat(found)
+        if self.ranking is None or p.attention is None:
+            return score
+        ranking, attention = self.ranking, p.attention
+        a = attention.scores(F.linear(attention.x, p.weight, p.bias)[None])[0]
+        shift = 0 if p.bias is None else p.bias
+        hinge = [ranking(a, attention.scores(out + shift)) for out in _outputs(attention.x, p, inputs, weights, grid)]
+        return score - self.gamma * torch.cat(hinge)
+
+    def _channels(self, p: Product, x: Affine, tried: Sequence[Affine], current: Affine, grid: Grid) -> Affine:
+        """The step of each channel with the highest correlation of that channel over all rows of all images."""
+        exact = F.linear(p.rows, p.weight).flatten(0, 1).t()
+        steps = [current, *tried]
+        outputs = _outputs(p.rows, p, [x], steps, grid)
+        each = [self.objective.each(exact, out.flatten(1, 2).transpose(1, 2)) for out in outputs]
+        best = torch.cat(each).argmax(0)[None]
+        scale, zero = (torch.stack([getattr(s, part) for s in steps]) for part in ("scale", "zero"))
+        return Affine(scale.gather(0, best)[0], zero.gather(0, best)[0])
+
+
+def _best(score: Tensor, factors: Tensor) -> int:
+    """Of the candidates with the highest score, to `GAIN`, the one whose factor is nearest to 1."""
+    away = torch.where(score >= score.max() - GAIN, (factors - 1).abs(), torch.inf)
+    return int(away.argmin())
+
+
+def _outputs(x: Tensor, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Iterator[Tensor]:
+    """Outputs (candidates, images, tokens, c_out) without bias, some candidates at a time."""
+    size = x.shape[0] * x.shape[1] * p.weight.shape[0]
+    step = max(1, CHUNK // max(size, p.weight.numel(), x.numel()))
+    if len(inputs) == 1:
+        left = fake(x, inputs[0], grid)
+        for i in range(0, len(weights), step):
+            right = torch.stack([fake(p.weight, w, p.range.grid) for w in weights[i : i + step]])
+            flat = F.linear(left.flatten(0, 1), right.flatten(0, 1))
+            yield flat.unflatten(1, right.shape[:2]).transpose(0, 1).unflatten(1, x.shape[:2])
+        return
+    right = fake(p.weight, weights[0], p.range.grid)
+    for i in range(0, len(inputs), step):
+        yield F.linear(torch.stack([fake(x, a, grid) for a in inputs[i : i + step]]), right)

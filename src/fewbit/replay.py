@@ -1,0 +1,220 @@
+"""Replay: what single ops read in the float graph, sampled, so that a method can compute their outputs again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.capture.forms import LINEAR, SOFTMAX
+from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.errors import BadImages
+from fewbit.observe.observe import Watcher
+from fewbit.types import Graph, Op
+
+ROWS = 2048  # rows of one op that are kept over all images
+RANKED_IMAGES = 4  # images whose attention scores are kept
+QUERIES = 16  # queries of each of their heads
+SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A projection on its way into a product of attention scores, on a few images.
+
+    `x` is the projection's input (images, tokens, c_in), all tokens; `other` the float operand on the other side of the
+    product; `path` the views and scalings between the projection and its operand; `scale` what the product is multiplied by
+    before the softmax; `queries` the rows that are looked at.
+    """
+
+    side: str
+    x: Tensor
+    other: Tensor
+    path: tuple[Node, ...]
+    scale: float
+    queries: Tensor
+
+    def scores(self, output: Float[Tensor, "candidates images tokens c_out"]) -> Float[Tensor, "candidates rows keys"]:
+        """Scaled logits A = s Q Kᵀ for the projection's outputs; a row is one query of one head of one image."""
+        count, images = output.shape[:2]
+        value = output.flatten(0, 1)
+        for node in self.path:
+            value = _applied(node, value, count * images)
+        value = value.unflatten(0, (count, images))
+        logits = value[..., self.queries, :] @ self.other if self.side == "query" else self.other @ value
+        return (logits * self.scale).flatten(1, -2)
+
+
+@dataclass(frozen=True)
+class OpSample:
+    """What one op has read: rows (images, tokens, c_in), the unfolded patches of a convolution; `attention` where it has one.
+
+    An output of the op is a row times a row of the weight, flattened to (c_out, c_in).
+    """
+
+    rows: Tensor
+    attention: Attention | None = None
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Where a projection meets the other side: the product, the path to it, and the scale behind it."""
+
+    side: str
+    product: Node
+    path: tuple[Node, ...]
+    scale: float
+
+
+def op_samples(
+    graph: Graph, batches: Iterable[Tensor], ops: Iterable[str], tokens: int = 16, seed: int = 0
+) -> Mapping[str, OpSample]:
+    """Samples of the ops' inputs from one pass of the float graph over batches of (b, c, h, w) images.
+
+    `tokens` rows of each image are kept, drawn with `seed` and the image's number; of inputs with fewer rows, all. Linear
+    layers and convolutions of one group are sampled, other ops have no entry. Ops that read the same tensor share it.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    wanted = {name: key for name in ops if (key := _key(graph, graph.op(name), nodes)) is not None}
+    scores = _scores(graph, nodes)
+    operands = {cast(Node, a).name for name in wanted if name in scores for a in scores[name].product.args[:2]}
+    inputs = {nodes[graph.op(name).node].args[0].name for name in wanted if name in scores}  # type: ignore[union-attr]
+    rows: dict[tuple[Any, ...], list[Tensor]] = {key: [] for key in wanted.values()}
+    whole: dict[str, list[Tensor]] = {name: [] for name in operands | inputs}
+    seen = 0
+
+    def see(name: str, value: Tensor) -> None:
+        for key, kept in rows.items():
+            if key[0] == name:
+                kept.append(_sampled(value, key, batch_size, seen, tokens, seed))
+        if name in whole and seen < RANKED_IMAGES:
+            share = len(value) // batch_size
+            whole[name].append(value[: (RANKED_IMAGES - seen) * share].clone())
+
+    watched = {key[0] for key in rows} | set(whole)
+    watcher = Watcher(graph, see, {name: [name] for name in watched})
+    with torch.no_grad():
+        for batch in batches:
+            batch_size = len(batch)
+            watcher.run(batch)
+            seen += batch_size
+    if not seen:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    joined = {key: torch.cat(kept) for key, kept in rows.items()}
+    kept_whole = {name: torch.cat(parts) for name, parts in whole.items()}
+    found = {}
+    for name, key in wanted.items():
+        sample = OpSample(joined[key])
+        if name in scores:
+            node = cast(Node, nodes[graph.op(name).node].args[0])
+            sample = replace(sample, attention=_attention(scores[name], kept_whole[node.name], kept_whole, seed))
+        found[name] = sample
+    return found
+
+
+def _key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] | None:
+    """The tensor that an op reads and how its rows are cut from it; None where rows cannot be."""
+    node = nodes[op.node]
+    source = cast(Node, node.args[0]).name
+    if is_call(node, LINEAR) and op.kind == "linear":
+        return (source,)
+    if op.kind != "conv" or not is_call(node, aten.conv2d.default) or argument(node, 6, "groups", 1) != 1:
+        return None
+    kernel = tuple(constant(graph.module, cast(Node, node.args[1])).shape[2:])
+    geometry = (argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1))
+    return (source, kernel, *(_pair(v) for v in geometry))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = list(value) if isinstance(value, list | tuple) else [value]
+    return (both[0], both[-1])
+
+
+def _sampled(value: Tensor, key: tuple[Any, ...], images: int, first: int, tokens: int, seed: int) -> Tensor:
+    """Rows (images, tokens, c_in) of a batch that begins with image `first`."""
+    if len(key) == 1:
+        x = value.reshape(images, -1, value.shape[-1])
+        return torch.stack([x[i, _places(x.shape[1], tokens, first + i, seed)] for i in range(images)])
+    _, (kh, kw), (sh, sw), (ph, pw), (dh, dw) = key
+    padded = torch.nn.functional.pad(value, (pw, pw, ph, ph))
+    windows = padded.unfold(2, (kh - 1) * dh + 1, sh).unfold(3, (kw - 1) * dw + 1, sw)[..., ::dh, ::dw]  # a view
+    height, width = windows.shape[2:4]
+    picked = []
+    for i in range(images):
+        places = _places(height * width, tokens, first + i, seed)
+        picked.append(windows[i, :, places // width, places % width].transpose(0, 1).flatten(1))
+    return torch.stack(picked)
+
+
+def _places(count: int, tokens: int, image: int, seed: int) -> Tensor:
+    """Which rows of one image are kept: the same whatever batch the image is in."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + image)
+    return torch.randperm(count, generator=generator)[:tokens].sort().values
+
+
+def _scores(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, _Score]:
+    """The linear ops whose output reaches a query or key operand through views and scalings alone, by name.
+
+    A layer that reaches both sides (queries and keys in one matrix) is left out: neither side is float.
+    """
+    linears = {op.node: op.name for op in graph.ops if op.kind == "linear"}
+    found: dict[str, _Score] = {}
+    twice = set()
+    for op in graph.ops:
+        if "query" not in op.operands:
+            continue
+        product = nodes[op.node]
+        scale = _scale_behind(product)
+        for side, operand in zip(("query", "key"), product.args[:2], strict=True):
+            path, node = [], cast(Node, operand)
+            while is_call(node, *MOVES) or (is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)):
+                path.append(node)
+                node = cast(Node, node.args[0])
+            if node.name not in linears or not _shapes_are_known(path):
+                continue
+            name = linears[node.name]
+            if name in found:
+                twice.add(name)
+            found[name] = _Score(side, product, tuple(reversed(path)), scale)
+    return {name: score for name, score in found.items() if name not in twice and _is_tokens(nodes[graph.op(name).node])}
+
+
+def _is_tokens(linear: Node) -> bool:
+    """The input has one row of tokens for each image."""
+    shape = tuple(getattr(cast(Node, linear.args[0]).meta.get("tensor_meta"), "shape", ()))
+    return len(shape) == 3 and shape[0] == 1 and not is_constant(linear.args[0])
+
+
+def _scale_behind(product: Node) -> float:
+    """The numbers that the product is multiplied by on its way to the softmax."""
+    scale, node = 1.0, product
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if is_call(node, *SCALINGS) and isinstance(node.args[1], int | float):
+            scale = scale * node.args[1] if is_call(node, *SCALINGS[:2]) else scale / node.args[1]
+        elif is_call(node, *SOFTMAX):
+            break
+    return float(scale)
+
+
+def _shapes_are_known(path: list[Node]) -> bool:
+    """No shape on the path depends on anything but the number of images."""
+    return all(is_call(n, aten.sym_size.int) and n.args[1] == 0 for node in path for n in node.all_input_nodes[1:])
+
+
+def _applied(node: Node, value: Any, images: int) -> Any:
+    """One node of a path, with the number of images in place of what its shapes are computed from."""
+    arguments = torch.fx.node.map_arg(node.args[1:], lambda _: images)
+    return cast(Any, node.target)(value, *arguments, **dict(node.kwargs))
+
+
+def _attention(score: _Score, x: Tensor, whole: Mapping[str, Tensor], seed: int) -> Attention:
+    left, right = (whole[cast(Node, a).name] for a in score.product.args[:2])
+    queries = _places(left.shape[-2], QUERIES, 0, seed)
+    other = right if score.side == "query" else left[..., queries, :]
+    return Attention(score.side, x, other, score.path, score.scale, queries)

@@ -1,0 +1,147 @@
+"""The recipes of Liu et al. 2021 from choose to the runtime. Oracles: the float module, and the search's own objective."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from fewbit.capture.rewrite import constant
+from fewbit.choose import choose, parse_bits
+from fewbit.choose.objectives import Pearson
+from fewbit.errors import BadFile
+from fewbit.grid import fake, values
+from fewbit.realize import load_plan, realize, save_plan
+from fewbit.recipes import RECIPES, Recipe
+from fewbit.simulate import simulate
+from fewbit.target import load_target
+from fewbit.verify.compare import compare, kernels
+
+LIU = [name for name in RECIPES if name.startswith("liu2021")]
+BITS = parse_bits(4)
+
+
+@pytest.fixture(params=["conv_net", "vit"])
+def net(request):
+    return request.getfixturevalue(request.param)
+
+
+def tensor_of(net, site: str) -> torch.Tensor:
+    return constant(net.graph.module, next(n for n in net.graph.module.graph.nodes if n.name == net.graph.site(site).tensor))
+
+
+def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float and quantized outputs (images, tokens, c_out) of an op on the samples, biases of graph and plan included."""
+    op, rows = net.graph.op(name), net.samples[name].rows
+    read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
+    w = values(weight.codes.to(torch.int32), weight.affine, weight.grid).flatten(1)
+    bias = tensor_of(net, op.operands["bias"]) if "bias" in op.operands else torch.zeros(len(w))
+    stored = plan.choices.get(op.operands.get("bias", ""))
+    new = plan.biases.get(name, bias) if stored is None else values(stored.codes, stored.affine, stored.grid)
+    exact = F.linear(rows, tensor_of(net, op.operands["weight"]).flatten(1), bias)
+    return exact, F.linear(fake(rows, read.affine, read.grid), w, new)
+
+
+@pytest.mark.parametrize("recipe", LIU)
+def test_simulation_and_runtime_agree_in_codes_and_no_kernel_is_lost(net, ort_target, recipe, tmp_path):
+    plan = net.plan(ort_target, recipe, bits=parse_bits(6))
+    realize(net.graph, plan, tmp_path / "model.onnx", opset=load_target(ort_target).opset)
+    checks = compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]])
+    assert checks.wrong == ()
+    found = kernels(plan, tmp_path / "model.onnx")
+    assert found["found"] == found["expected"]
+    for row in checks.outputs.values():
+        assert row["cosine"] > 0.9999
+
+
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "ort-x86-avx2", "openvino-x86"])
+def test_outputs_of_single_ops_are_no_less_alike_than_with_the_whole_range(net, target):
+    plans = [net.plan(target, recipe, bits=BITS) for recipe in ("minmax", "liu2021-similarity")]
+    groups: dict[str, list[str]] = {}
+    for name in net.samples:
+        groups.setdefault(net.graph.op(name).operands["input"], []).append(name)
+    gains = []
+    for names in groups.values():
+        scores = [0.0, 0.0]
+        for name in names:
+            for i, plan in enumerate(plans):
+                exact, quantized = outputs(net, dataclasses.replace(plan, choices=without_biases(plan)), name)
+                bias = tensor_of(net, f"{name}:bias") if "bias" in net.graph.op(name).operands else 0
+                scores[i] += Pearson()((exact - bias).flatten(1), (quantized - bias).flatten(1)[None]).item()
+        gains.append(scores[1] - scores[0])
+    assert min(gains) > -1e-4
+    assert max(gains) > 1e-3
+
+
+def without_biases(plan):
+    return {name: choice for name, choice in plan.choices.items() if choice.role != "bias"}
+
+
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
+def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target):
+    before, after = (net.plan(target, recipe, bits=BITS) for recipe in ("liu2021-similarity", "liu2021-bias"))
+    for name in net.samples:
+        op, errors = net.graph.op(name), []
+        for plan in (before, after):
+            exact, quantized = outputs(net, plan, name)
+            errors.append((quantized - exact).mean((0, 1)).abs())
+        step = after.choices[op.operands["input"]].affine.scale * after.choices[op.operands["weight"]].affine.scale
+        integer = op.operands.get("output", "") in after.choices
+        assert (errors[1] <= (0.5 * step if integer else 0) + 1e-5).all()
+        assert errors[0].max() > 1e-3
+        assert (name in after.biases) != (f"{name}:bias" in after.choices)
+
+
+def test_queries_and_keys_keep_more_of_the_order_with_ranking(vit):
+    pairs = torch.triu_indices(16, 16, 1)
+    shares = []
+    strong = dataclasses.replace(RECIPES["liu2021-ranking"].search, gamma=5.0)
+    for search in (RECIPES["liu2021-similarity"].search, strong):
+        plan = choose(
+            vit.graph, vit.stats, load_target("ort-x86-vnni"), Recipe(search=search), bits=parse_bits(3), samples=vit.samples
+        )
+        share = 0.0
+        for name in ("blocks.0.qkv.1", "blocks.0.qkv.2"):
+            attention, op = vit.samples[name].attention, vit.graph.op(name)
+            read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
+            bias, w = tensor_of(vit, op.operands["bias"]), tensor_of(vit, op.operands["weight"])
+            exact = attention.scores(F.linear(attention.x, w, bias)[None])[0]
+            q = values(weight.codes.to(torch.int32), weight.affine, weight.grid)
+            found = attention.scores(F.linear(fake(attention.x, read.affine, read.grid), q, bias)[None])[0]
+            a, b = ((m[:, pairs[0]] - m[:, pairs[1]]).sign() for m in (exact, found))
+            share += (a != b).float().mean().item()
+        shares.append(share)
+    assert shares[1] < shares[0]
+
+
+def test_an_op_without_a_bias_gets_one(conv_net):
+    assert "bias" not in conv_net.graph.op("b").operands
+    assert conv_net.plan("openvino-x86", "liu2021-bias").biases["b"].shape == (8,)
+
+
+def test_corrected_biases_come_back_from_the_files_and_the_old_ones_are_not_there(net, tmp_path):
+    plan = net.plan("openvino-x86", "liu2021", bits=BITS)
+    save_plan(net.graph, plan, tmp_path)
+    back = load_plan(net.graph, tmp_path)
+    assert list(back.biases) == list(plan.biases) == list(net.samples)
+    with torch.no_grad():
+        assert torch.equal(*(simulate(net.graph, p)(net.images) for p in (plan, back)))
+    stored = load_file(tmp_path / "plan.safetensors")
+    replaced = [net.graph.op(name).operands["bias"] for name in plan.biases if "bias" in net.graph.op(name).operands]
+    nodes = {n.name: n.target for n in net.graph.module.graph.nodes}
+    assert not {f"float.{nodes[net.graph.site(site).tensor]}" for site in replaced} & set(stored)
+
+
+def test_a_bias_of_another_width_is_a_bad_file(vit, tmp_path):
+    plan = vit.plan("openvino-x86", "liu2021-bias")
+    save_plan(vit.graph, dataclasses.replace(plan, biases={**plan.biases, "head": torch.zeros(5)}), tmp_path)
+    with pytest.raises(BadFile, match="a bias of shape"):
+        load_plan(vit.graph, tmp_path)
+
+
+def test_without_samples_the_recipe_says_what_it_needs(vit):
+    with pytest.raises(ValueError, match="needs what single ops read"):
+        choose(vit.graph, vit.stats, load_target("ort-x86-vnni"), RECIPES["liu2021"], name="liu2021")

@@ -1,0 +1,136 @@
+"""Oracle: coordinate ascent over the whole table of steps (tests/oracles/search.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fewbit.choose.correct import OutputBias
+from fewbit.choose.objectives import Pearson, RankHinge
+from fewbit.choose.scales.search import OutputSearch, Product, Range
+from fewbit.grid import Grid, fake
+from fewbit.replay import Attention
+from oracles.search import coordinate_ascent
+
+X, W = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def product(w: torch.Tensor, x: torch.Tensor, grid: Grid = W, attention: Attention | None = None) -> Product:
+    rows = w if grid.axis is not None else w.reshape(1, -1)
+    low, high = rows.amin(1), rows.amax(1)
+    return Product(x, w, Range(low, high, grid) if grid.axis is not None else Range(low[0], high[0], grid), attention)
+
+
+def seen(x: torch.Tensor, grid: Grid = X) -> Range:
+    return Range(x.min(), x.max(), grid)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_steps_are_those_of_a_loop_over_the_whole_table(seed):
+    x, w = drawn(3, 5, 6, seed=seed).exp() - 0.5, drawn(4, 6, seed=seed + 10)
+    search = OutputSearch(candidates=100)
+    found = search([product(w, x)], seen(x), X)
+    weight, read, score = coordinate_ascent(x.numpy(), w.numpy(), (0, 15), (-7, 7), search.factors.numpy())
+    assert found.after == pytest.approx(score, abs=2e-6)
+    assert found.input == seen(x).affine(torch.tensor(read))
+    assert torch.equal(found.weights[0].scale, product(w, x).range.affine(torch.full((4,), weight)).scale)
+
+
+@pytest.mark.parametrize("grid", [W, Grid(3, narrow=True)])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_search_is_never_worse_than_its_start_and_says_so_itself(grid, per_channel):
+    x, w = drawn(2, 9, 8) ** 3, drawn(5, 8, seed=1) ** 3
+    found = OutputSearch(per_channel=per_channel)([product(w, x, grid)], seen(x), X)
+    assert found.after >= found.before
+    out = F.linear(fake(x, found.input, X), fake(w, found.weights[0], grid))
+    assert Pearson()(F.linear(x, w).flatten(1), out.flatten(1)[None]).item() == pytest.approx(found.after, abs=1e-5)
+
+
+def test_a_start_that_is_the_best_of_all_stays():
+    x, w = torch.randint(0, 16, (2, 9, 8)).float(), torch.randint(-7, 8, (5, 8)).float()
+    x[0, 0, 0], w[:, 0] = 15, 7
+    x[0, 0, 1] = 0
+    found = OutputSearch()([product(w, x)], seen(x), X)
+    assert found.before == found.after == pytest.approx(1, abs=1e-5)
+    assert found.input.scale == 1
+
+
+def test_each_channel_can_have_a_factor_of_its_own():
+    x, w = drawn(4, 30, 16), drawn(6, 16, seed=1) ** 3
+    one, each = (OutputSearch(per_channel=p)([product(w, x)], seen(x), X) for p in (False, True))
+    shares = each.weights[0].scale / product(w, x).range.affine(torch.ones(6)).scale
+    assert len(shares.unique()) > 1
+    assert each.after >= one.before
+
+
+def test_ops_that_read_one_tensor_get_one_input_step_and_weights_of_their_own():
+    x = drawn(2, 9, 8) ** 3
+    products = [product(drawn(5, 8, seed=s) ** 3, x) for s in (1, 2)]
+    found = OutputSearch()(products, seen(x), X)
+    assert len(found.weights) == 2
+    assert found.after > found.before
+    outs = [F.linear(fake(x, found.input, X), fake(p.weight, w, W)) for p, w in zip(products, found.weights, strict=True)]
+    scores = [Pearson()(F.linear(x, p.weight).flatten(1), o.flatten(1)[None]) for p, o in zip(products, outs, strict=True)]
+    assert sum(scores).item() / 2 == pytest.approx(found.after, abs=1e-5)
+
+
+def test_an_input_step_that_is_given_stays():
+    x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
+    given = seen(x).affine(torch.tensor(0.7))
+    assert OutputSearch()([product(w, x)], given, X).input == given
+
+
+def projection(seed: int) -> tuple[torch.Tensor, torch.Tensor, Attention]:
+    """A projection to queries whose order of keys hangs on small entries, and the float keys (images, heads, d, keys)."""
+    x, w = drawn(4, 12, 8, seed=seed), drawn(8, 8, seed=seed + 1)
+    w[0] *= 20  # decides the correlation, and meets keys of nearly 0
+    keys = drawn(4, 8, 12, seed=seed + 2)
+    keys[:, 0] *= 0.01
+    return x, w, Attention("query", x, keys, (), 0.35, torch.arange(12))
+
+
+def flips(w: torch.Tensor, attention: Attention, found, grid: Grid) -> float:
+    exact, quantized = (
+        attention.scores(out[None])[0]
+        for out in (
+            F.linear(attention.x, w),
+            F.linear(fake(attention.x, found.input, X), fake(w, found.weights[0], grid)),
+        )
+    )
+    i, j = torch.triu_indices(exact.shape[1], exact.shape[1], 1)
+    before, after = ((m[:, i] - m[:, j]).sign() for m in (exact, quantized))
+    return (before != after).float().mean().item()
+
+
+def test_ranking_keeps_more_pairs_of_keys_in_order_where_similarity_looks_elsewhere():
+    grid = Grid(5, narrow=True)
+    without, ranked = 0.0, 0.0
+    for seed in range(0, 30, 3):
+        x, w, attention = projection(seed)
+        p = product(w, x, grid, attention)
+        a = OutputSearch()([p], seen(x), X)
+        b = OutputSearch(ranking=RankHinge(pairs=100), gamma=1.0)([p], seen(x), X)
+        without, ranked = without + flips(w, attention, a, grid), ranked + flips(w, attention, b, grid)
+    assert ranked < without - 0.02
+
+
+def test_ranking_of_an_op_without_scores_is_similarity():
+    x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
+    a, b = (OutputSearch(ranking=r)([product(w, x)], seen(x), X) for r in (None, RankHinge()))
+    assert dataclasses.astuple(a)[2:] == dataclasses.astuple(b)[2:]
+    assert a.input == b.input
+
+
+def test_after_correction_the_mean_error_of_each_channel_is_0():
+    exact, quantized = drawn(500, 6), drawn(500, 6) * 0.9 + drawn(6, seed=1)
+    bias = drawn(6, seed=2)
+    corrected = OutputBias()(exact, quantized, bias)
+    assert ((quantized + corrected) - (exact + bias)).mean(0).abs().max() < 1e-6
+    assert (quantized - exact).mean(0).abs().max() > 0.1
