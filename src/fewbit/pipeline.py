@@ -15,7 +15,7 @@ import platform
 import resource
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -373,17 +373,19 @@ def _check_class_names(names: Sequence[str] | None, outputs: int | None) -> None
         )
 
 
+def _counted(images: Images, progress: Progress, size: int = 8) -> Iterator[Tensor]:
+    """The images in batches (size, c, h, w), each counted once it has been worked on."""
+    for batch in images.batches(size):
+        yield batch
+        progress.advance(len(batch))
+
+
 def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> Stats:
     path = part / "stats.safetensors"
     if path.exists():
         return Stats.from_tensors(load_file(path))
 
-    def counted(size: int) -> Any:
-        for batch in images.batches(size):
-            yield batch
-            progress.advance(len(batch))
-
-    stats = observe(graph, counted(8))
+    stats = observe(graph, _counted(images, progress))
     write_atomic(path, lambda file: save_file(stats.tensors(), file))
     return stats
 
@@ -391,12 +393,7 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
 def _replay(graph: Graph, images: Images, seed: int, progress: Progress) -> Mapping[str, OpSample]:
     """What linear layers and convolutions read, a part of it, on all calibration images."""
 
-    def counted(size: int) -> Any:
-        for batch in images.batches(size):
-            yield batch
-            progress.advance(len(batch))
-
-    return op_samples(graph, counted(8), [op.name for op in graph.ops], max(1, ROWS // len(images)), seed)
+    return op_samples(graph, _counted(images, progress), [op.name for op in graph.ops], max(1, ROWS // len(images)), seed)
 
 
 def _choose(
