@@ -23,6 +23,7 @@ CHECKED = [
     "fewbit.replay",
     "fewbit.choose.scales",
     "fewbit.simulate",
+    "fewbit.choose.sensitivity",
 ]
 install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
 
@@ -31,7 +32,7 @@ from fewbit.choose import choose  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.recipes import RECIPES  # noqa: E402
-from fewbit.replay import OpSample, op_samples  # noqa: E402
+from fewbit.replay import OpSample, PairSample, op_samples  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
 from fewbit.target.spec import processor_flags  # noqa: E402
 from fewbit.types import Graph, Plan  # noqa: E402
@@ -102,12 +103,17 @@ class Captured:
     def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
         chosen = RECIPES[recipe]
         if chosen.needs_samples:
-            options = {"samples": self.samples, **options}
+            options = {"samples": self.samples, "images": self.images.split(8), **options}
         return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)
 
     @cached_property
-    def samples(self) -> Mapping[str, OpSample]:
+    def samples(self) -> Mapping[str, OpSample | PairSample]:
         return op_samples(self.graph, self.images.split(8), [op.name for op in self.graph.ops], tokens=16)
+
+    @cached_property
+    def rows(self) -> Mapping[str, OpSample]:
+        """The samples of ops with a weight."""
+        return {name: sample for name, sample in self.samples.items() if isinstance(sample, OpSample)}
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewbit.errors import BadImages
-from fewbit.replay import op_samples
+from fewbit.replay import OpSample, op_samples
 
 
 def everything(net, tokens: int = 10_000, batch: int = 8, seed: int = 0):
-    return op_samples(net.graph, net.images.split(batch), [op.name for op in net.graph.ops], tokens, seed)
+    found = op_samples(net.graph, net.images.split(batch), [op.name for op in net.graph.ops], tokens, seed)
+    return {name: sample for name, sample in found.items() if isinstance(sample, OpSample)}
 
 
 def test_with_all_rows_an_op_gives_the_output_of_its_module(vit):

@@ -29,20 +29,20 @@ from torch.export import ExportedProgram
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import fingerprint
 from fewbit.capture.rewrite import constant
-from fewbit.choose import choose, parse_bits
+from fewbit.choose import Allocation, Bits, Mixed, allocate, choose, parse_bits
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
-from fewbit.errors import BadFile, BadImages
+from fewbit.errors import BadFile, BadImages, FewbitError
 from fewbit.files import read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, recipe_named
-from fewbit.replay import ROWS, OpSample, op_samples
+from fewbit.replay import ROWS, OpSample, PairSample, op_samples
 from fewbit.report import page, tables
 from fewbit.simulate import simulate
-from fewbit.target import Target, detect, load_target
+from fewbit.target import Target, detect, load_target, widest
 from fewbit.types import Checks, Graph, Plan, Refusal
 from fewbit.verify import Latency, Score, bench, compare, evaluate, runtime_names
 from fewbit.verify.attention import attention_tables
@@ -128,7 +128,7 @@ def quantize(
     progress = progress or Progress()
     hardware = load_target(target or detect())
     recipe_named(recipe)
-    parse_bits(bits)
+    check_bits(hardware, parse_bits(bits))
     ref = model if isinstance(model, str) else type(model).__name__
     request = Request(
         ref,
@@ -186,8 +186,12 @@ def quantize(
     if recipe_named(recipe).needs_samples and not (part / "plan.json").exists():
         with progress.stage("replay", len(chosen)):
             samples = _replay(graph, chosen, seed, progress)
+    allocation = None
+    if isinstance(parse_bits(bits), Mixed) and not (part / "plan.json").exists():
+        with progress.stage("allocate"):
+            allocation = _allocate(graph, stats, hardware, request, chosen, progress)
     with progress.stage("choose", len(graph.sites)):
-        plan = _choose(graph, stats, hardware, request, part, progress, samples)
+        plan = _choose(graph, stats, hardware, request, part, progress, samples, allocation, chosen)
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
@@ -390,29 +394,51 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
-def _replay(graph: Graph, images: Images, seed: int, progress: Progress) -> Mapping[str, OpSample]:
+def _replay(graph: Graph, images: Images, seed: int, progress: Progress) -> Mapping[str, OpSample | PairSample]:
     """What linear layers and convolutions read, a part of it, on all calibration images."""
 
     return op_samples(graph, _counted(images, progress), [op.name for op in graph.ops], max(1, ROWS // len(images)), seed)
 
 
+def check_bits(target: Target, bits: Bits | Mixed) -> None:
+    """Raise FewbitError where a uniform width is more than the target holds."""
+    most = max(widest(target, rule.kind) for rule in target.op)
+    if isinstance(bits, Bits) and max(bits.weights, bits.activations) > most:
+        raise FewbitError(
+            f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
+            "has wider ones: fewbit targets."
+        )
+
+
+def _allocate(graph: Graph, stats: Stats, target: Target, request: Request, images: Images, progress: Progress) -> Allocation:
+    mixed = parse_bits(request.bits)
+    assert isinstance(mixed, Mixed)
+    return allocate(
+        graph, stats, target, recipe_named(request.recipe), mixed,
+        next(images.batches(recipe_named(request.recipe).sensitivity.images)),
+        keep_float=request.keep_float, everything=request.everything, progress=lambda unit: progress.advance(1, unit),
+    )  # fmt: skip
+
+
 def _choose(
     graph: Graph, stats: Stats, target: Target, request: Request, part: Path, progress: Progress,
-    samples: Mapping[str, OpSample] | None,
+    samples: Mapping[str, OpSample | PairSample] | None, allocation: Allocation | None, images: Images,
 ) -> Plan:  # fmt: skip
     if (part / "plan.json").exists():
         return load_plan(graph, part)
+    asked = parse_bits(request.bits) if allocation is None else allocation.bits
+    assert isinstance(asked, Bits)
     plan = choose(
-        graph, stats, target, recipe_named(request.recipe), name=request.recipe, bits=parse_bits(request.bits),
+        graph, stats, target, recipe_named(request.recipe), name=request.recipe, bits=asked,
         keep_float=request.keep_float, everything=request.everything, progress=lambda site: progress.advance(1, site),
-        samples=samples,
+        samples=samples, images=images.batches(8),
     )  # fmt: skip
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
-    plan = replace(
-        plan,
-        refusals=plan.refusals + notes,
-        extra={"model": request.model, "recipe": repr(recipe_named(request.recipe))},
-    )
+    extra = {"model": request.model, "recipe": repr(recipe_named(request.recipe)), **plan.extra}
+    if allocation is not None:
+        extra["mixed"] = allocation.record
+    refused = () if allocation is None else allocation.refusals
+    plan = replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
     save_plan(graph, plan, part)
     return plan
 

@@ -10,16 +10,17 @@ from fewbit.choose.objectives import RankHinge
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
+from fewbit.choose.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.errors import UnknownName
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
-    single ops a search of the steps and a correction of the biases (None: none).
+    single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
 
-    `search` takes linear layers and convolutions of one group; whatever else is quantized has the ranges of `activations`
-    and `weights`.
+    `search` takes linear layers, convolutions of one group and products of two activations; whatever else is quantized has
+    the ranges of `activations` and `weights`.
     """
 
     activations: RangeMethod = MinMax()
@@ -28,6 +29,12 @@ class Recipe:
     about: str = ""
     search: OutputSearch | None = None
     correction: OutputBias | None = None
+    sensitivity: Measure = OutputKL()
+
+    @property
+    def sequential(self) -> bool:
+        """Whether ops are searched and corrected on what the quantized model gives them."""
+        return self.search is not None and self.search.sequential
 
     @property
     def needs_samples(self) -> bool:
@@ -39,19 +46,39 @@ RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
     "percentile": Recipe(Percentile(), MinMax(), about="99.99 % of the activations, all of the weights"),
     "mse": Recipe(MseRange(), MseRange(), about="the ranges with the smallest squared error of each tensor"),
-    "liu2021-similarity": Recipe(about="steps searched for the correlation of each op's output", search=OutputSearch()),
+    "liu2021-similarity": Recipe(
+        about="steps searched for the correlation of each op's output",
+        search=OutputSearch(),
+        sensitivity=NuclearNorm(),
+    ),
     "liu2021-ranking": Recipe(
-        about="the same, and queries and keys keep the order of attention scores", search=OutputSearch(ranking=RankHinge())
+        about="the same, and what makes attention scores keeps their order",
+        search=OutputSearch(ranking=RankHinge()),
+        sensitivity=NuclearNorm(),
     ),
     "liu2021-bias": Recipe(
         about="similarity, and the mean error of each channel taken out of its bias",
         search=OutputSearch(),
         correction=OutputBias(),
+        sensitivity=NuclearNorm(),
     ),
     "liu2021": Recipe(
-        about="Liu et al. 2021 without mixed precision: similarity, ranking and bias",
+        about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
         search=OutputSearch(ranking=RankHinge()),
         correction=OutputBias(),
+        sensitivity=NuclearNorm(),
+    ),
+    "liu2021-sequential": Recipe(
+        about="liu2021, each op on what the quantized model so far gives it",
+        search=OutputSearch(ranking=RankHinge(), sequential=True),
+        correction=OutputBias(),
+        sensitivity=NuclearNorm(),
+    ),
+    "liu2021-kl": Recipe(
+        about="liu2021, with --bits mixed:6.0 widths by the KL divergence of the model's answers",
+        search=OutputSearch(ranking=RankHinge()),
+        correction=OutputBias(),
+        sensitivity=OutputKL(),
     ),
 }
 DEFAULT = "mse"

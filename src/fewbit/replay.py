@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -27,26 +27,34 @@ SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 class Attention:
     """A projection on its way into a product of attention scores, on a few images.
 
-    `x` is the projection's input (images, tokens, c_in), all tokens; `other` the float operand on the other side of the
-    product; `path` the views and scalings between the projection and its operand; `scale` what the product is multiplied by
-    before the softmax; `queries` the rows that are looked at.
+    `x` is the projection's input (images, tokens, c_in), all tokens, and `read` the same in a model that is quantized so far;
+    `product` the op of the scores; `other` the float operand on the other side of it; `path` the views and scalings between
+    the projection and its operand; `scale` what the product is multiplied by before the softmax; `queries` the rows that are
+    looked at.
     """
 
     side: str
     x: Tensor
+    product: str
     other: Tensor
     path: tuple[Node, ...]
     scale: float
     queries: Tensor
+    read: Tensor | None = None
 
-    def scores(self, output: Float[Tensor, "candidates images tokens c_out"]) -> Float[Tensor, "candidates rows keys"]:
-        """Scaled logits A = s Q Kᵀ for the projection's outputs; a row is one query of one head of one image."""
+    def operand(self, output: Float[Tensor, "candidates images tokens c_out"]) -> Tensor:
+        """The product's operand (candidates, images, heads, ...) for the projection's outputs; queries are sampled."""
         count, images = output.shape[:2]
         value = output.flatten(0, 1)
         for node in self.path:
             value = _applied(node, value, count * images)
         value = value.unflatten(0, (count, images))
-        logits = value[..., self.queries, :] @ self.other if self.side == "query" else self.other @ value
+        return value[..., self.queries, :] if self.side == "query" else value
+
+    def scores(self, output: Float[Tensor, "candidates images tokens c_out"]) -> Float[Tensor, "candidates rows keys"]:
+        """Scaled logits A = s Q Kᵀ for the projection's outputs; a row is one query of one head of one image."""
+        value = self.operand(output)
+        logits = value @ self.other if self.side == "query" else self.other @ value
         return (logits * self.scale).flatten(1, -2)
 
 
@@ -54,11 +62,29 @@ class Attention:
 class OpSample:
     """What one op has read: rows (images, tokens, c_in), the unfolded patches of a convolution; `attention` where it has one.
 
-    An output of the op is a row times a row of the weight, flattened to (c_out, c_in).
+    An output of the op is a row times a row of the weight, flattened to (c_out, c_in). `read` are the same rows in a model
+    that is quantized so far, where they are known; `seed` drew the tokens.
     """
 
     rows: Tensor
     attention: Attention | None = None
+    read: Tensor | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """What a product of two activations has read on a few images: left (images, ..., rows, d), some of its rows, and right
+    (images, ..., d, columns); `scale` is what the product is multiplied by before a softmax. The same in a model that is
+    quantized so far, where it is known.
+    """
+
+    left: Tensor
+    right: Tensor
+    scale: float
+    rows: Tensor
+    left_read: Tensor | None = None
+    right_read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,16 +99,20 @@ class _Score:
 
 def op_samples(
     graph: Graph, batches: Iterable[Tensor], ops: Iterable[str], tokens: int = 16, seed: int = 0
-) -> Mapping[str, OpSample]:
+) -> Mapping[str, OpSample | PairSample]:
     """Samples of the ops' inputs from one pass of the float graph over batches of (b, c, h, w) images.
 
     `tokens` rows of each image are kept, drawn with `seed` and the image's number; of inputs with fewer rows, all. Linear
-    layers and convolutions of one group are sampled, other ops have no entry. Ops that read the same tensor share it.
+    layers, convolutions of one group and products of two activations are sampled, the last on a few images; other ops have
+    no entry. Ops that read the same tensor share it.
     """
+    ops = list(ops)
     nodes = {node.name: node for node in graph.module.graph.nodes}
     wanted = {name: key for name in ops if (key := _key(graph, graph.op(name), nodes)) is not None}
     scores = _scores(graph, nodes)
+    pairs = [name for name in ops if _is_pair(graph.op(name), nodes)]
     operands = {cast(Node, a).name for name in wanted if name in scores for a in scores[name].product.args[:2]}
+    operands |= {cast(Node, a).name for name in pairs for a in nodes[graph.op(name).node].args[:2]}
     inputs = {nodes[graph.op(name).node].args[0].name for name in wanted if name in scores}  # type: ignore[union-attr]
     rows: dict[tuple[Any, ...], list[Tensor]] = {key: [] for key in wanted.values()}
     whole: dict[str, list[Tensor]] = {name: [] for name in operands | inputs}
@@ -107,14 +137,60 @@ def op_samples(
         raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
     joined = {key: torch.cat(kept) for key, kept in rows.items()}
     kept_whole = {name: torch.cat(parts) for name, parts in whole.items()}
-    found = {}
+    found: dict[str, OpSample | PairSample] = {}
     for name, key in wanted.items():
-        sample = OpSample(joined[key])
+        sample = OpSample(joined[key], seed=seed)
         if name in scores:
             node = cast(Node, nodes[graph.op(name).node].args[0])
-            sample = replace(sample, attention=_attention(scores[name], kept_whole[node.name], kept_whole, seed))
+            product = next(op.name for op in graph.ops if op.node == scores[name].product.name)
+            attention = _attention(scores[name], product, kept_whole[node.name], kept_whole, seed)
+            sample = replace(sample, attention=attention)
         found[name] = sample
+    for name in pairs:
+        product_node = nodes[graph.op(name).node]
+        left, right = (kept_whole[cast(Node, a).name] for a in product_node.args[:2])
+        places = _places(left.shape[-2], QUERIES, 0, seed)
+        scale = scale_behind(product_node) if "query" in graph.op(name).operands else 1.0
+        found[name] = PairSample(left[..., places, :], right, scale, places)
     return found
+
+
+def read_as(
+    graph: Graph, op: Op, sample: OpSample | PairSample, tensor: str, batches: Sequence[Tensor]
+) -> OpSample | PairSample:
+    """The sample with what the op reads of a tensor in a quantized model: its value in each of the batches sampled from."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    if isinstance(sample, PairSample):
+        whole = torch.cat(list(batches))[: len(sample.left)]
+        if cast(Node, nodes[op.node].args[0]).name == tensor:
+            return replace(sample, left_read=whole[..., sample.rows, :].clone())
+        return replace(sample, right_read=whole.clone())
+    key = _key(graph, op, nodes)
+    assert key is not None
+    padding, node = [], cast(Node, nodes[op.node].args[0])
+    while node.name != tensor:  # a site lies before the zeros that a convolution reads around it
+        padding.append(node)
+        node = cast(Node, node.args[0])
+    rows, first = [], 0
+    for batch in batches:
+        value = batch
+        for node in reversed(padding):
+            value = _applied(node, value, len(batch))
+        rows.append(_sampled(value, key, len(batch), first, sample.rows.shape[1], sample.seed))
+        first += len(batch)
+    read = replace(sample, read=torch.cat(rows))
+    if sample.attention is not None:
+        x = torch.cat(list(batches))[: len(sample.attention.x)].clone()
+        read = replace(read, attention=replace(sample.attention, read=x))
+    return read
+
+
+def _is_pair(op: Op, nodes: Mapping[str, Node]) -> bool:
+    """A product of two activations with the same leading dimensions."""
+    if op.kind != "matmul":
+        return False
+    shapes = [tuple(cast(Node, a).meta["tensor_meta"].shape) for a in nodes[op.node].args[:2]]
+    return len(shapes[0]) >= 3 and shapes[0][:-2] == shapes[1][:-2] and shapes[0][0] >= 1
 
 
 def _key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] | None:
@@ -169,7 +245,7 @@ def _scores(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, _Score]:
         if "query" not in op.operands:
             continue
         product = nodes[op.node]
-        scale = _scale_behind(product)
+        scale = scale_behind(product)
         for side, operand in zip(("query", "key"), product.args[:2], strict=True):
             path, node = [], cast(Node, operand)
             while is_call(node, *MOVES) or (is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)):
@@ -190,7 +266,7 @@ def _is_tokens(linear: Node) -> bool:
     return len(shape) == 3 and shape[0] == 1 and not is_constant(linear.args[0])
 
 
-def _scale_behind(product: Node) -> float:
+def scale_behind(product: Node) -> float:
     """The numbers that the product is multiplied by on its way to the softmax."""
     scale, node = 1.0, product
     while len(node.users) == 1:
@@ -213,8 +289,8 @@ def _applied(node: Node, value: Any, images: int) -> Any:
     return cast(Any, node.target)(value, *arguments, **dict(node.kwargs))
 
 
-def _attention(score: _Score, x: Tensor, whole: Mapping[str, Tensor], seed: int) -> Attention:
+def _attention(score: _Score, product: str, x: Tensor, whole: Mapping[str, Tensor], seed: int) -> Attention:
     left, right = (whole[cast(Node, a).name] for a in score.product.args[:2])
     queries = _places(left.shape[-2], QUERIES, 0, seed)
     other = right if score.side == "query" else left[..., queries, :]
-    return Attention(score.side, x, other, score.path, score.scale, queries)
+    return Attention(score.side, x, product, other, score.path, score.scale, queries)

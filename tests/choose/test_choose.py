@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fewbit.capture.rewrite import constant
 from fewbit.choose import Bits, choose, parse_bits
-from fewbit.choose.choose import pairs_are_safe
+from fewbit.choose.weights import pairs_are_safe
 from fewbit.errors import BadValues, FewbitError, UnknownName
 from fewbit.grid import Grid
 from fewbit.recipes import RECIPES
@@ -276,7 +276,9 @@ def test_bits_are_read_as_one_width_or_as_two(text, bits):
     assert parse_bits(text) == bits
 
 
-@pytest.mark.parametrize("text", ["", "1", "9", "w4", "a8", "w4a16", "4.5", "w8a8x"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "17", "w4", "a8", "w4a17", "4.5", "w8a8x", "mixed", "mixed:", "mixed:3:4,5", "mixed:6:4,20", "mixed:6.0:"]
+)
 def test_other_bits_are_refused_with_what_is_allowed(text):
-    with pytest.raises(FewbitError, match="allowed are 2 to 8"):
+    with pytest.raises(FewbitError, match="allowed are 2 to 16"):
         parse_bits(text)

@@ -35,7 +35,7 @@ def tensor_of(net, site: str) -> torch.Tensor:
 
 def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Float and quantized outputs (images, tokens, c_out) of an op on the samples, biases of graph and plan included."""
-    op, rows = net.graph.op(name), net.samples[name].rows
+    op, rows = net.graph.op(name), net.rows[name].rows
     read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
     w = values(weight.codes.to(torch.int32), weight.affine, weight.grid).flatten(1)
     bias = tensor_of(net, op.operands["bias"]) if "bias" in op.operands else torch.zeros(len(w))
@@ -61,7 +61,7 @@ def test_simulation_and_runtime_agree_in_codes_and_no_kernel_is_lost(net, ort_ta
 def test_outputs_of_single_ops_are_no_less_alike_than_with_the_whole_range(net, target):
     plans = [net.plan(target, recipe, bits=BITS) for recipe in ("minmax", "liu2021-similarity")]
     groups: dict[str, list[str]] = {}
-    for name in net.samples:
+    for name in net.rows:
         groups.setdefault(net.graph.op(name).operands["input"], []).append(name)
     gains = []
     for names in groups.values():
@@ -83,7 +83,7 @@ def without_biases(plan):
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
 def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target):
     before, after = (net.plan(target, recipe, bits=BITS) for recipe in ("liu2021-similarity", "liu2021-bias"))
-    for name in net.samples:
+    for name in net.rows:
         op, errors = net.graph.op(name), []
         for plan in (before, after):
             exact, quantized = outputs(net, plan, name)
@@ -126,7 +126,7 @@ def test_corrected_biases_come_back_from_the_files_and_the_old_ones_are_not_ther
     plan = net.plan("openvino-x86", "liu2021", bits=BITS)
     save_plan(net.graph, plan, tmp_path)
     back = load_plan(net.graph, tmp_path)
-    assert list(back.biases) == list(plan.biases) == list(net.samples)
+    assert list(back.biases) == list(plan.biases) == list(net.rows)
     with torch.no_grad():
         assert torch.equal(*(simulate(net.graph, p)(net.images) for p in (plan, back)))
     stored = load_file(tmp_path / "plan.safetensors")

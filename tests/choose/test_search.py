@@ -93,7 +93,7 @@ def projection(seed: int) -> tuple[torch.Tensor, torch.Tensor, Attention]:
     w[0] *= 20  # decides the correlation, and meets keys of nearly 0
     keys = drawn(4, 8, 12, seed=seed + 2)
     keys[:, 0] *= 0.01
-    return x, w, Attention("query", x, keys, (), 0.35, torch.arange(12))
+    return x, w, Attention("query", x, "qk", keys, (), 0.35, torch.arange(12))
 
 
 def flips(w: torch.Tensor, attention: Attention, found, grid: Grid) -> float:

@@ -14,8 +14,11 @@ class OutputBias:
 
         b' = b - E[Ô - O]      so that the mean over the samples of each channel is that of the float op
 
-    Over images and tokens. Pearson does not see it, since O is taken without its bias.
+    Over images and tokens. With `each_round` a search corrects after each of its rounds as well, so that the next one scores
+    outputs without the error that is taken out in the end; otherwise once, after the search.
     """
+
+    each_round: bool = True
 
     def __call__(
         self, exact: Float[Tensor, "rows channels"], quantized: Float[Tensor, "rows channels"], bias: Float[Tensor, "channels"]

@@ -1,7 +1,8 @@
 """The plan as a standard Q/DQ graph: PT2E's quantized_decomposed ops in the fx graph, ONNX by torch.onnx.
 
 The same graph serves onnxruntime, openvino and every other runtime that reads QuantizeLinear and DequantizeLinear.
-Weights are int8 initializers. Each activation's QuantizeLinear writes a value called `<site>.codes`.
+Weights are int8 initializers; below 8 bits they are packed, with nodes that unpack them (unpack.py). Each activation's
+QuantizeLinear writes a value called `<site>.codes`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.grid import Affine, Grid, codes
+from fewbit.realize.unpack import flat_name, pack_weights
 from fewbit.types import Choice, Graph, Plan
 
 qd = torch.ops.quantized_decomposed
@@ -44,6 +46,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
+    pack_weights(model, plan)
     _save(model, path)
 
 
@@ -139,7 +142,7 @@ def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
 def _dequantized(module: GraphModule, before: Node, choice: Choice) -> Node:
     """A constant of codes and the DequantizeLinear behind it, just before a node."""
     assert choice.codes is not None
-    flat = choice.site.replace(".", "_").replace(":", "__")
+    flat = flat_name(choice.site)
     axis = choice.grid.axis
     module.register_buffer(flat, choice.codes.to(choice.grid.container))
     with module.graph.inserting_before(before):

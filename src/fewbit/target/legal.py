@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fewbit.errors import UnknownName
 from fewbit.grid import Grid
-from fewbit.target.spec import OpRule, Target
-from fewbit.types import Graph, Op, Refusal
+from fewbit.target.spec import OpRule, Target, Type
+from fewbit.types import Graph, Op, Refusal, Site
 
 # operands that an op can do without: a bias is added in float, a result stays float
 OPTIONAL = ("bias", "output")
@@ -40,11 +41,14 @@ def legal(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
+    widths: Mapping[str, int] = MappingProxyType({}),
     keep_float: Sequence[str] = (),
     everything: bool = False,
 ) -> Legal:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
+    `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the
+    largest width that one of them asks for.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
     """
@@ -66,6 +70,7 @@ def legal(
             refusals.append(_refusal(graph, op, rule.why or f"{target.name} runs {op.kind} faster in float"))
         elif rule.runs != "follow":
             verdicts[op.name] = rule
+    asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
     slots: dict[str, Slot] = {}
     for following in (False, True):
         if following:
@@ -73,7 +78,7 @@ def legal(
         for op in graph.ops:
             if op.name not in verdicts or (verdicts[op.name].runs == "follow") != following:
                 continue
-            wanted = _slots(graph, target, op, verdicts[op.name], slots, weight_bits, activation_bits)
+            wanted = _slots(graph, target, op, verdicts[op.name], slots, asked)
             if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
                 del verdicts[op.name]
                 why = f"{target.name} has no grid for {clash} that all of its readers take"
@@ -99,6 +104,30 @@ def _follow(graph: Graph, target: Target, verdicts: dict[str, OpRule], keep_floa
                 changed = True
 
 
+def wide_enough(types: Sequence[Type], bits: int | None) -> Sequence[Type]:
+    """The types of an operand for a width, best first: those that hold it, where the first one does not and another does."""
+    if bits is None or types[0].bits >= bits:
+        return types
+    return [t for t in types if t.bits >= bits] or types
+
+
+def widest(target: Target, kind: str) -> int:
+    """The largest width that every operand of a kind of op can have; biases and pinned results have their own."""
+    rule = target.rule(kind)
+    if rule is None:
+        return 0
+    operands = [types for operand, types in rule.operands.items() if operand != "bias"]
+    return min(max(target.types[t].bits for t in types) for types in operands)
+
+
+def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int]) -> int | None:
+    """The width of a site; None for a bias, which has the one of its type."""
+    if site.role == "bias":
+        return None
+    given = [widths[op] for op, _ in site.readers if op in widths]
+    return max(given) if given else weight_bits if site.role == "weight" else activation_bits
+
+
 def _result(op: Op) -> str:
     return op.operands.get("output", "")
 
@@ -109,8 +138,7 @@ def _slots(
     op: Op,
     rule: OpRule,
     slots: Mapping[str, Slot],
-    weight_bits: int,
-    activation_bits: int,
+    asked: Mapping[str, int | None],
 ) -> dict[str, Slot]:
     """The slots of the sites that an op reads in integers; one without a grid where an op before it took another."""
     found: dict[str, Slot] = {}
@@ -118,9 +146,8 @@ def _slots(
         if operand not in rule.operands or (operand == "output" and rule.output != "integer"):
             continue
         site = graph.site(name)
-        types = [target.types[t] for t in rule.operands[operand]]
-        bits = {"weight": weight_bits, "bias": None}.get(operand, activation_bits)
-        grids = tuple(t.grid(site.axis, bits) for t in types)
+        types = wide_enough([target.types[t] for t in rule.operands[operand]], asked[name])
+        grids = tuple(dict.fromkeys(t.grid(site.axis, asked[name]) for t in types))
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
         slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)

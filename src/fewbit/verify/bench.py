@@ -1,8 +1,14 @@
-"""Latency, float beside integer, in pairs: a run of one, a run of the other, so that a slow moment hits both."""
+"""Latency, float beside integer, in pairs: a run of one, a run of the other, so that a slow moment hits both.
+
+And what loading takes: seconds, and the peak memory of a process of its own for each file.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +16,44 @@ from pathlib import Path
 
 import numpy as np
 
-from fewbit.verify.runtimes import Session, open_session
+from fewbit.errors import BadFile, UnknownName
+from fewbit.verify.runtimes import Session, open_session, runtime_names
+
+# What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
+# file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
+CHILD = """
+import json, sys, time
+import numpy as np
+runtime, path, threads, *shape = sys.argv[1:]
+if runtime == "onnxruntime":
+    import onnxruntime as ort
+else:
+    import openvino as ov
+seconds = 0.0
+if path:
+    x = np.zeros([1, *map(int, shape)], np.float32)
+    start = time.perf_counter()
+    if runtime == "onnxruntime":
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = int(threads)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        seconds = time.perf_counter() - start
+        session.run(None, {session.get_inputs()[0].name: x})
+    else:
+        config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": int(threads)}
+        core = ov.Core()
+        request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
+        seconds = time.perf_counter() - start
+        request.infer([x])
+try:
+    with open("/proc/self/status") as status:
+        peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+except OSError:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps([seconds, peak]))
+"""
 
 
 @dataclass(frozen=True)
@@ -23,6 +66,26 @@ class Latency:
     float_ms: float
     quantized_ms: float
     ratio: float
+    runs: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Medians of `runs` fresh processes: seconds to make a session, and bytes at the peak of loading and running one image.
+
+    `baseline_bytes` is the peak of a process that imports the runtime and loads nothing.
+    """
+
+    runtime: str
+    threads: int
+    float_seconds: float
+    quantized_seconds: float
+    float_bytes: int
+    quantized_bytes: int
+    baseline_bytes: int
     runs: int
 
     def to_json(self) -> dict[str, object]:
@@ -75,3 +138,37 @@ def paired(sessions: Sequence[Session], x: np.ndarray, seconds: float) -> list[t
             rounds.append(tuple(row))
             end = end or time.perf_counter() + seconds
     return rounds
+
+
+def loads(
+    float_path: Path,
+    path: Path,
+    input_shape: tuple[int, int, int],
+    *,
+    runtimes: Sequence[str],
+    threads: int = 2,
+    runs: int = 3,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Load]:
+    """One row per runtime. Raises UnknownName for a runtime that is not installed, BadFile for a file it cannot load."""
+    rows = []
+    for runtime in runtimes:
+        if runtime not in runtime_names():
+            raise UnknownName("runtime", runtime, runtime_names())
+        progress(runtime)
+        rounds = [[_load(runtime, p, input_shape, threads) for p in (float_path, path, None)] for _ in range(runs)]
+        seconds = [statistics.median(second for second, _ in column) for column in zip(*rounds, strict=True)]
+        peaks = [int(statistics.median(peak for _, peak in column)) for column in zip(*rounds, strict=True)]
+        rows.append(Load(runtime, threads, seconds[0], seconds[1], peaks[0], peaks[1], peaks[2], runs))
+    return rows
+
+
+def _load(runtime: str, path: Path | None, shape: tuple[int, int, int], threads: int) -> tuple[float, int]:
+    """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
+    arguments = [runtime, "" if path is None else str(path), str(threads), *map(str, shape)]
+    done = subprocess.run([sys.executable, "-P", "-c", CHILD, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise BadFile(f"{runtime} cannot load {path}: {why}")
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fewbit.choose.correct import OutputBias
 from fewbit.choose.objectives import Pearson, RankHinge
 from fewbit.grid import Affine, Grid, affine_from_range, fake
-from fewbit.replay import Attention
+from fewbit.replay import Attention, PairSample
 
-CHUNK = 1 << 23  # elements of candidate outputs that are held at a time: 32 MB
+CHUNK = 1 << 20  # elements of candidate outputs that are held at a time: 4 MB, which stay in a processor's cache
 GAIN = 1e-6  # what a move must gain: float32 sums in another order differ by less
 
 
@@ -35,7 +36,8 @@ class Range:
 class Product:
     """One op that reads the searched input: float rows (images, tokens, c_in), weight (c_out, c_in) and its range.
 
-    `attention` and `bias` are there for a projection whose ranking counts.
+    `attention` and `bias` are there for a projection whose ranking counts; `read` are the rows in a model that is quantized
+    so far (None: the float rows); `shift` (c_out,) is what correction takes out of the output.
     """
 
     rows: Tensor
@@ -43,6 +45,28 @@ class Product:
     range: Range
     attention: Attention | None = None
     bias: Tensor | None = None
+    read: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor:
+        return self.rows if self.read is None else self.read
+
+    def thinned(self, count: int) -> Product:
+        """The same with about `count` rows, every few tokens of each image."""
+        step = max(1, round(self.rows.shape[0] * self.rows.shape[1] / count))
+        step = min(step, self.rows.shape[1])
+        return replace(self, rows=self.rows[:, ::step], read=None if self.read is None else self.read[:, ::step])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A product of two activations, the grids of both, and whether its rows are attention scores."""
+
+    sample: PairSample
+    left: Grid
+    right: Grid
+    ranked: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class Found:
 class OutputSearch:
     """The steps Δ^W, Δ^X whose product Ô = Ψ(X) Ψ(W) Δ^W Δ^X is most like O = X W (Liu et al. 2021, sections 3.1 and 3.2).
 
-        maximise   (1/N) Σ_i Γ(O_i, Ô_i)  -  γ · L_rank      (the second term for projections to queries and keys)
+        maximise   (1/N) Σ_i Γ(O_i, Ô_i)  -  γ · L_rank      (the second term for what makes attention scores)
 
     Steps start at the whole range and are searched on [low, high] times that, `candidates` of them, the weight's with the
     input fixed and the input's with the weight fixed, until neither moves. A step moves only where the objective gains, so
@@ -68,7 +92,8 @@ class OutputSearch:
     `per_channel` each channel has the factor that is best for its own output, taken where the whole objective gains too.
 
     Ops that read one tensor (queries, keys and values) are searched together: each has a weight step of its own, and the
-    input step is the best for the mean of their objectives. Inputs are those of the float model. The bias is left out of O.
+    input step is the best for the mean of their objectives. `rows` of the sample are scored. The op reads its float input,
+    or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
     """
 
     objective: Pearson = Pearson()
@@ -79,18 +104,26 @@ class OutputSearch:
     ranking: RankHinge | None = None
     gamma: float = 0.1
     per_channel: bool = False
+    rows: int = 512
+    sequential: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high or self.candidates < 1 or self.rounds < 1 or self.gamma < 0:
-            raise ValueError(f"0 < low < high, candidates >= 1, rounds >= 1 and gamma >= 0 are allowed, not {self}")
+        if not 0 < self.low < self.high or min(self.candidates, self.rounds, self.rows) < 1 or self.gamma < 0:
+            raise ValueError(f"0 < low < high, candidates, rounds and rows >= 1 and gamma >= 0 are allowed, not {self}")
 
     @property
     def factors(self) -> Tensor:
         """The candidates, and as the last the start: (candidates + 1,)."""
         return torch.cat([torch.linspace(self.low, self.high, self.candidates), torch.ones(1)])
 
-    def __call__(self, products: Sequence[Product], given: Range | Affine, grid: Grid) -> Found:
-        """Search the weights of the products and, where a range is given, the step of the input that they share."""
+    def __call__(
+        self, products: Sequence[Product], given: Range | Affine, grid: Grid, correction: OutputBias | None = None
+    ) -> Found:
+        """Search the weights of the products and, where a range is given, the step of the input that they share.
+
+        A `correction` that is made after each round shifts the outputs that the next round scores.
+        """
+        products = [p.thinned(self.rows) for p in products]
         factors, one = self.factors, torch.tensor(1.0)
         x = given.affine(one) if isinstance(given, Range) else given
         weights = [p.range.affine(one.expand(p.range.low.shape)) for p in products]
@@ -117,26 +150,69 @@ class OutputSearch:
                     x, scores, moved = inputs[best], each[:, best].tolist(), True
             if not moved:
                 break
+            if correction is not None and correction.each_round:
+                products = [_shifted(p, x, w, grid, correction) for p, w in zip(products, weights, strict=True)]
+                scores = [self._score(p, [x], [w], grid).item() for p, w in zip(products, weights, strict=True)]
         return Found(x, tuple(weights), before, math.fsum(scores) / len(scores))
+
+    def pair(self, pair: Pair, left: Range | Affine, right: Range | Affine) -> tuple[Affine, Affine]:
+        """The steps of the two operands of a product, searched in turn; one that is given as a step stays."""
+        factors, one = self.factors, torch.tensor(1.0)
+        found = [g.affine(one) if isinstance(g, Range) else g for g in (left, right)]
+        score = self._pair_score(pair, *([a] for a in found)).item()
+        for _ in range(self.rounds):
+            moved = False
+            for side, given in enumerate((left, right)):
+                if not isinstance(given, Range):
+                    continue
+                tried = [given.affine(f) for f in factors]
+                each = self._pair_score(pair, tried, [found[1]]) if side == 0 else self._pair_score(pair, [found[0]], tried)
+                best = _best(each, factors)
+                if each[best] > score + GAIN:
+                    found[side], score, moved = tried[best], each[best].item(), True
+            if not moved:
+                break
+        return found[0], found[1]
+
+    def _pair_score(self, pair: Pair, lefts: Sequence[Affine], rights: Sequence[Affine]) -> Tensor:
+        """The objective of each candidate of a pair: many lefts and one right, or the other way round."""
+        s = pair.sample
+        left = s.left if s.left_read is None else s.left_read
+        right = s.right if s.right_read is None else s.right_read
+        exact = s.left @ s.right * s.scale
+        count = max(len(lefts), len(rights))
+        step = max(1, CHUNK // max(exact.numel(), left.numel(), right.numel()))
+        scores = []
+        for i in range(0, count, step):
+            ls, rs = (part if len(part) == 1 else part[i : i + step] for part in (lefts, rights))
+            a = torch.stack([fake(left, one, pair.left) for one in ls])
+            b = torch.stack([fake(right, one, pair.right) for one in rs])
+            found = a @ b * s.scale
+            score = self.objective(exact.flatten(1), found.flatten(2))
+            if self.ranking is not None and pair.ranked:
+                score = score - self.gamma * self.ranking(exact.flatten(0, -2), found.flatten(1, -2))
+            scores.append(score)
+        return torch.cat(scores)
 
     def _score(self, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Tensor:
         """The objective of each candidate: one input and many weights, or many inputs and one weight."""
         exact = F.linear(p.rows, p.weight).flatten(1)
-        found = [self.objective(exact, out.flatten(2)) for out in _outputs(p.rows, p, inputs, weights, grid)]
+        found = [self.objective(exact, out.flatten(2)) for out in _outputs(p.given, p, inputs, weights, grid)]
         score = torch.cat(found)
         if self.ranking is None or p.attention is None:
             return score
         ranking, attention = self.ranking, p.attention
         a = attention.scores(F.linear(attention.x, p.weight, p.bias)[None])[0]
         shift = 0 if p.bias is None else p.bias
-        hinge = [ranking(a, attention.scores(out + shift)) for out in _outputs(attention.x, p, inputs, weights, grid)]
+        x = attention.x if attention.read is None else attention.read
+        hinge = [ranking(a, attention.scores(out + shift)) for out in _outputs(x, p, inputs, weights, grid)]
         return score - self.gamma * torch.cat(hinge)
 
     def _channels(self, p: Product, x: Affine, tried: Sequence[Affine], current: Affine, grid: Grid) -> Affine:
         """The step of each channel with the highest correlation of that channel over all rows of all images."""
         exact = F.linear(p.rows, p.weight).flatten(0, 1).t()
         steps = [current, *tried]
-        outputs = _outputs(p.rows, p, [x], steps, grid)
+        outputs = _outputs(p.given, p, [x], steps, grid)
         each = [self.objective.each(exact, out.flatten(1, 2).transpose(1, 2)) for out in outputs]
         best = torch.cat(each).argmax(0)[None]
         scale, zero = (torch.stack([getattr(s, part) for s in steps]) for part in ("scale", "zero"))
@@ -150,7 +226,7 @@ def _best(score: Tensor, factors: Tensor) -> int:
 
 
 def _outputs(x: Tensor, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Iterator[Tensor]:
-    """Outputs (candidates, images, tokens, c_out) without bias, some candidates at a time."""
+    """Outputs (candidates, images, tokens, c_out) without bias, shifted, some candidates at a time."""
     size = x.shape[0] * x.shape[1] * p.weight.shape[0]
     step = max(1, CHUNK // max(size, p.weight.numel(), x.numel()))
     if len(inputs) == 1:
@@ -158,8 +234,19 @@ def _outputs(x: Tensor, p: Product, inputs: Sequence[Affine], weights: Sequence[
         for i in range(0, len(weights), step):
             right = torch.stack([fake(p.weight, w, p.range.grid) for w in weights[i : i + step]])
             flat = F.linear(left.flatten(0, 1), right.flatten(0, 1))
-            yield flat.unflatten(1, right.shape[:2]).transpose(0, 1).unflatten(1, x.shape[:2])
+            yield _less(flat.unflatten(1, right.shape[:2]).transpose(0, 1).unflatten(1, x.shape[:2]), p.shift)
         return
     right = fake(p.weight, weights[0], p.range.grid)
     for i in range(0, len(inputs), step):
-        yield F.linear(torch.stack([fake(x, a, grid) for a in inputs[i : i + step]]), right)
+        yield _less(F.linear(torch.stack([fake(x, a, grid) for a in inputs[i : i + step]]), right), p.shift)
+
+
+def _less(output: Tensor, shift: Tensor | None) -> Tensor:
+    return output if shift is None else output - shift
+
+
+def _shifted(p: Product, x: Affine, w: Affine, grid: Grid, correction: OutputBias) -> Product:
+    """The product with the mean error of each channel taken out."""
+    exact = F.linear(p.rows, p.weight).flatten(0, 1)
+    found = F.linear(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
+    return replace(p, shift=-correction(exact, found, torch.zeros(exact.shape[1])))

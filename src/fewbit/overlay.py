@@ -1,0 +1,138 @@
+"""Overlay: parts of the float graph computed with the numbers of some choices, while others are not made yet.
+
+`simulate` is a whole plan as a module; this runs any nodes, from values that are given, with whatever has been chosen so far.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.capture.rewrite import constant, is_constant
+from fewbit.capture.sites import readers
+from fewbit.grid import fake, values
+from fewbit.types import Choice, Graph, Plan
+
+Env = dict[Node, Any]
+
+
+class Overlay:
+    """Runs nodes of a graph; a node reads the quantized tensors of the choices, and the biases that were corrected."""
+
+    def __init__(self, graph: Graph, integer_ops: Sequence[str]) -> None:
+        self.graph = graph
+        self.nodes = {node.name: node for node in graph.module.graph.nodes}
+        self._plan = Plan("", "", "", {}, tuple(integer_ops))
+        self._fakes: dict[tuple[Node, Node], Choice] = {}
+        self._constants: dict[tuple[Node, Node], Tensor] = {}
+        self._biases: dict[Node, Tensor] = {}
+
+    @staticmethod
+    def of(graph: Graph, plan: Plan, ops: Sequence[str] | None = None) -> Overlay:
+        """The numbers of a plan, or of those of its ops that are named."""
+        names = plan.integer_ops if ops is None else [op for op in ops if op in plan.integer_ops]
+        overlay = Overlay(graph, names)
+        read = {site for name in names for site in graph.op(name).operands.values()}
+        for choice in plan.choices.values():
+            if choice.site in read:
+                overlay.set(choice)
+        for name in names:
+            if name in plan.biases:
+                overlay.set_bias(name, plan.biases[name])
+        return overlay
+
+    def set(self, choice: Choice) -> None:
+        """Let the readers of a site read the choice's numbers from now on."""
+        site = self.graph.site(choice.site)
+        tensor = self.nodes[site.tensor]
+        if choice.codes is not None:
+            real = values(choice.codes.to(torch.int32), choice.affine, choice.grid)
+            for name, _ in site.readers:
+                self._constants[self.nodes[self.graph.op(name).node], tensor] = real
+            return
+        plan = replace(self._plan, choices={choice.site: choice})
+        for reader in readers(self.graph, plan, choice.site, tensor):
+            self._fakes[reader, tensor] = choice
+
+    def set_bias(self, op: str, bias: Tensor) -> None:
+        """Let an op add a bias (c_out,) of its own."""
+        self._biases[self.nodes[self.graph.op(op).node]] = bias
+
+    def run(self, nodes: Iterable[Node], env: Env) -> None:
+        """Compute nodes in order; their values are added to `env`, which holds what they read from elsewhere."""
+        for node in nodes:
+            if node.op == "call_function":
+                env[node] = self._call(node, env)
+
+    def _call(self, node: Node, env: Mapping[Node, Any]) -> Any:
+        def value(read: Node) -> Any:
+            if is_constant(read):
+                quantized = self._constants.get((node, read))
+                return constant(self.graph.module, read) if quantized is None else quantized
+            choice = self._fakes.get((node, read))
+            return env[read] if choice is None else fake(env[read], choice.affine, choice.grid)
+
+        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), value)
+        if node in self._biases:
+            args = (*args[:2], self._biases[node], *args[3:])
+            kwargs = {name: v for name, v in kwargs.items() if name != "bias"}
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+
+class Stream:
+    """Batches of images on their way through a graph, all at the same node; only what is read later is kept of each.
+
+    What is behind the place is computed with the choices that were made when it was passed. `wanted` are nodes that will be
+    asked for, each as often as it is there, in an order that need not be that of the graph.
+    """
+
+    def __init__(self, overlay: Overlay, batches: Iterable[Tensor], wanted: Iterable[Node] = ()) -> None:
+        self.overlay = overlay
+        self._wanted = Counter(wanted)
+        self._order = list(overlay.graph.module.graph.nodes)
+        self._last = {read: i for i, node in enumerate(self._order) for read in node.all_input_nodes}
+        self._at = 0
+        source = next(node for node in self._order if node.op == "placeholder")
+        self._envs: list[Env] = [{source: batch} for batch in batches]
+
+    def at(self, tensor: Node) -> list[Any]:
+        """The value of a node in each batch; the stream stands behind it then. It is wanted, or read later than the place."""
+        stop = max(self._order.index(tensor) + 1, self._at)
+        with torch.no_grad():
+            for env in self._envs:
+                for i in range(self._at, stop):
+                    self.overlay.run([self._order[i]], env)
+                    for read in self._order[i].all_input_nodes:
+                        if self._last[read] == i and not self._wanted[read]:
+                            env.pop(read, None)
+        self._at = stop
+        found = [env[tensor] for env in self._envs]
+        self._wanted[tensor] -= 1
+        if self._wanted[tensor] <= 0 and self._last.get(tensor, -1) < stop:
+            for env in self._envs:
+                env.pop(tensor)
+        return found
+
+
+def between(outputs: Iterable[Node], inner: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+    """The nodes from `inner` on that lead to `outputs`, in order, and the nodes elsewhere whose values they read."""
+    outputs, starts = list(outputs), set(inner)
+    order = list(outputs[0].graph.nodes)
+    after = set(starts)
+    for node in order:
+        if any(read in after for read in node.all_input_nodes):
+            after.add(node)
+    wanted = set(outputs)
+    for node in reversed(order):
+        if node in wanted and node in after:
+            wanted |= set(node.all_input_nodes)
+    nodes = [node for node in order if node in wanted and node in after]
+    inside = set(nodes)
+    reads = [read for node in nodes for read in node.all_input_nodes if read not in inside and not is_constant(read)]
+    return nodes, list(dict.fromkeys(reads))

@@ -1,0 +1,116 @@
+"""Weights of 2 to 7 bits at their true size: packed uint8 initializers, and ordinary ONNX nodes that give the int8 back.
+
+A code minus the lowest of its width is unsigned. It is cut into planes of 4, 2 and 1 bits from the top (6 = 4 + 2), each an
+initializer with 2, 4 or 8 neighbours in a byte, the first in the lowest bits. Gather reads the codes of a byte from a table
+that all weights share, Add joins the planes. All inputs are constant, so onnxruntime and openvino fold these nodes when they
+load the file and run the kernels of int8 weights. (Bitwise nodes would not do: openvino does not fold them.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fewbit.errors import FewbitFailed
+from fewbit.grid import Grid
+from fewbit.types import Plan
+
+WIDTHS = (4, 2, 1)
+DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
+
+
+def flat_name(site: str) -> str:
+    """What the codes of a site are called in the file: a buffer's name has no dots, and so no colons here either."""
+    return site.replace(".", "_").replace(":", "__")
+
+
+def pack_weights(model: ir.Model, plan: Plan) -> None:
+    """Replace the initializers of weights below 8 bits, in place; the unpacked value takes the initializer's name.
+
+    Raises FewbitFailed where a weight has no initializer and no other stands for it.
+    """
+    first = model.graph[0]
+    for choice in plan.choices.values():
+        if choice.codes is None or choice.role != "weight" or choice.grid.bits >= 8:
+            continue
+        name = flat_name(choice.site)
+        stored = model.graph.initializers.get(name)
+        if stored is None and choice.codes.numel() <= DEDUPLICATED:
+            continue
+        if stored is None or stored.const_value is None:
+            raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
+        del model.graph.initializers[name]
+        nodes, unpacked = _unpacking(model.graph, name, stored.const_value.numpy(), choice.grid)
+        stored.replace_all_uses_with(unpacked)
+        model.graph.insert_before(first, nodes)
+
+
+def planes(bits: int) -> Iterator[tuple[int, int]]:
+    """(width, how far its lowest bit stands above that of the code) of each plane, from the top."""
+    for width in WIDTHS:
+        if bits & width:
+            bits -= width
+            yield width, bits
+
+
+def packed_plane(offset: NDArray[np.uint8], width: int, above: int) -> NDArray[np.uint8]:
+    """The `width` bits from bit `above` on of uint8 codes (8 n,), as bytes (n * width,)."""
+    fields = ((offset >> above) & (2**width - 1)).reshape(-1, 8 // width)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(fields << np.arange(0, 8, width, dtype=np.uint8), axis=1)
+    return packed
+
+
+def plane_table(width: int, above: int, low: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """What each byte of a plane adds to the codes of its elements: (256, 8 / width); `low` is the code of all bits 0."""
+    fields = (np.arange(256)[:, None] >> np.arange(0, 8, width)) & (2**width - 1)
+    table: NDArray[Any] = ((fields << above) + low).astype(dtype)
+    return table
+
+
+def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that compute `codes`, and the value, which has their shape and type and is called `name`.
+
+    Every plane becomes (n, 2, 2, 2) for 8 n codes without a Reshape of its own: a byte's codes are the last axes of its table.
+    """
+    nodes: list[ir.Node] = []
+
+    def node(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{name}.unpack.{len(nodes)}"))
+        nodes[-1].outputs[0].name = nodes[-1].name
+        return nodes[-1].outputs[0]
+
+    low = Grid(grid.bits, grid.signed).low
+    offset = np.zeros(-(-codes.size // 8) * 8, np.uint8)
+    offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint8)
+    parts: list[ir.Value] = []
+    for width, above in planes(grid.bits):
+        axes = WIDTHS.index(width) + 1
+        packed = packed_plane(offset, width, above).reshape(-1, *(2,) * (3 - axes))
+        least = 0 if parts else low
+        table = plane_table(width, above, least, codes.dtype).reshape(256, *(2,) * axes)
+        rows = _constant(graph, f"unpack.bits{width}.above{above}.from{least}.{codes.dtype}", table)
+        index = node("Cast", _constant(graph, f"{name}.bits{width}", packed), to=int(ir.DataType.INT32))
+        parts.append(node("Gather", rows, index))
+    joined = parts[0]
+    for plane in parts[1:]:
+        joined = node("Add", joined, plane)
+    if offset.size != codes.size:
+        start, end = (_constant(graph, f"unpack.{at}", np.array([at])) for at in (0, codes.size))
+        joined = node("Slice", node("Reshape", joined, _constant(graph, "unpack.flat", np.array([-1]))), start, end)
+    shape = "x".join(map(str, codes.shape))
+    joined = node("Reshape", joined, _constant(graph, f"unpack.shape.{shape}", np.array(codes.shape)))
+    joined.name, joined.shape, joined.dtype = name, ir.Shape(codes.shape), ir.DataType.from_numpy(codes.dtype)
+    return nodes, joined
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """The initializer of this name, made where there is none: what several weights read is in the file once."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        graph.register_initializer(ir.Value(name=name, const_value=tensor, shape=shape, type=kind))
+    return graph.initializers[name]

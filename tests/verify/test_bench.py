@@ -1,0 +1,67 @@
+"""Oracles for loading: a file of known size, and the size of the process that measures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fewbit.errors import BadFile, UnknownName
+from fewbit.verify.bench import loads
+from fewbit.verify.runtimes import runtime_names
+
+MB = 2**20
+
+
+def model(path, megabytes: int):
+    """images (b, 3, 8, 8) times a float32 matrix of so many MB."""
+    weight = np.random.default_rng(0).standard_normal((192, megabytes * MB // 4 // 192)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "weight"], ["logits"])]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "net", [images], [logits], [numpy_helper.from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_larger_file_takes_its_memory_and_the_process_that_measures_does_not_count(tmp_path, runtime):
+    if runtime not in runtime_names():
+        pytest.skip(f"{runtime} is not installed")
+    large, small = model(tmp_path / "large.onnx", 96), model(tmp_path / "small.onnx", 1)
+    ours = np.ones(500 * MB, np.uint8)  # in this process, and so in no number
+    (row,) = loads(large, small, (3, 8, 8), runtimes=[runtime], threads=1, runs=1)
+    assert ours[-1] == 1
+    assert (row.runtime, row.threads, row.runs) == (runtime, 1, 1)
+    assert 10 * MB < row.baseline_bytes < row.quantized_bytes < row.float_bytes
+    assert row.quantized_bytes < 400 * MB
+    assert row.float_bytes - row.quantized_bytes > 80 * MB
+    assert 0 < row.quantized_seconds < row.float_seconds < 60
+    assert json.loads(json.dumps(row.to_json()))["float_bytes"] == row.float_bytes
+
+
+def test_the_columns_are_medians_and_each_belongs_to_its_file(tmp_path, monkeypatch):
+    times = {"float.onnx": [1.0, 9.0, 2.0], "model.onnx": [0.5, 0.25, 7.0], None: [0.0, 0.0, 0.0]}
+    peaks = {"float.onnx": [300, 100, 200], "model.onnx": [60, 80, 70], None: [30, 10, 20]}
+
+    def load(runtime, path, shape, threads):
+        name = path and path.name
+        return times[name].pop(0), peaks[name].pop(0)
+
+    monkeypatch.setattr(importlib.import_module("fewbit.verify.bench"), "_load", load)
+    (row,) = loads(tmp_path / "float.onnx", tmp_path / "model.onnx", (3, 8, 8), runtimes=["onnxruntime"])
+    assert (row.float_seconds, row.quantized_seconds) == (2.0, 0.5)
+    assert (row.float_bytes, row.quantized_bytes, row.baseline_bytes) == (200, 70, 20)
+
+
+def test_an_unknown_runtime_and_a_broken_file_are_said(tmp_path):
+    broken = tmp_path / "model.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(UnknownName, match="unknown runtime 'onnxruntim'"):
+        loads(broken, broken, (3, 8, 8), runtimes=["onnxruntim"])
+    with pytest.raises(BadFile, match=r"onnxruntime cannot load .*model\.onnx: \S"):
+        loads(broken, broken, (3, 8, 8), runtimes=["onnxruntime"], runs=1)
