@@ -7,6 +7,7 @@ import itertools
 import math
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +21,7 @@ from fewbit.choose.allocate import frontier
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
 from fewbit.errors import FewbitError
 from fewbit.overlay import Overlay, Stream, between
+from fewbit.pipeline import check_bits
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
 from fewbit.simulate import simulate
@@ -27,6 +29,7 @@ from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
 VNNI = load_target("ort-x86-vnni")
+MSE = RECIPES["mse"]
 
 
 @pytest.fixture(params=["conv_net", "vit"])
@@ -255,3 +258,29 @@ def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
     assert all("no integers wider than 8 bits" in r.why and r.asked.startswith("9, 10") for r in found.refusals)
     with pytest.raises(FewbitError, match="no integers wider than 8 bits for patch"):
         mixed_plan(vit, "ort-x86-vnni", "mixed:10:9,10")
+
+
+@pytest.mark.parametrize("bits", ["9", "10", "13", "mixed:8.0:6,7,8,9,10"])
+def test_widths_above_8_have_16_bit_containers_on_disk_their_true_size_and_the_same_codes(net, tmp_path, bits):
+    target = load_target("ort-x86-wide")
+    parsed = parse_bits(bits)
+    found = parsed if isinstance(parsed, Bits) else allocate(net.graph, net.stats, target, MSE, parsed, net.images[:8]).bits
+    plan = net.plan(target.name, "mse", bits=found)
+    realize(net.graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    save_plan(net.graph, plan, tmp_path)
+    assert everything(load_plan(net.graph, tmp_path)) == everything(plan)
+    checks = compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]])
+    assert checks.wrong == ()
+    assert max(choice.grid.bits for choice in plan.choices.values() if choice.role != "bias") > 8
+    packed = {i.name: i for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    for choice in plan.choices.values():
+        name = choice.site.replace(".", "_").replace(":", "__")
+        if choice.role == "weight" and choice.grid.bits > 8:
+            stored = sum(math.prod(t.dims) for n, t in packed.items() if n.startswith(f"{name}.bits"))
+            assert stored * 8 == -(-choice.codes.numel() // 8) * 8 * choice.grid.bits
+
+
+def test_a_uniform_width_that_no_target_type_holds_is_refused_before_anything_is_read():
+    with pytest.raises(FewbitError, match=r"--bits w10a10: ort-x86-vnni has no integers wider than 8 bits"):
+        check_bits(VNNI, parse_bits(10))
+    check_bits(load_target("ort-x86-wide"), parse_bits(10))

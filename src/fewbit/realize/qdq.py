@@ -25,7 +25,7 @@ from fewbit.capture.rewrite import add_constant, aten, calls, give_bias, is_call
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import Affine, Grid, codes
+from fewbit.grid import Affine, Grid, codes, values
 from fewbit.realize.unpack import flat_name, pack_weights
 from fewbit.types import Choice, Graph, Plan
 
@@ -81,15 +81,20 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
             continue
         tensor = nodes[site.tensor]
         users = readers(graph, plan, site.name, tensor)
+        grid, last = choice.grid, tensor
         source = _without_clamp(tensor, choice, users)
-        with module.graph.inserting_after(tensor):
+        fills = (grid.low, grid.high) == (torch.iinfo(grid.container).min, torch.iinfo(grid.container).max)
+        if not fills and grid.bits > 8:  # runtimes clip no 16-bit codes: saturate the real numbers that have them
+            with module.graph.inserting_after(tensor):
+                ends = values(torch.tensor([grid.low, grid.high]), choice.affine, grid).tolist()
+                source = last = module.graph.call_function(aten.clamp.default, (source, *ends))
+        with module.graph.inserting_after(last):
             quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
         quantizer[quantized] = site.name
         stored = quantized
-        if choice.grid.bits < 8 or choice.grid.narrow:  # the container is wider than the grid: saturate the codes
+        if not fills and grid.bits <= 8:  # the container is wider than the grid: saturate the codes
             with module.graph.inserting_after(quantized):
-                limits = (choice.grid.low, choice.grid.high)
-                stored = module.graph.call_function(aten.clamp.default, (quantized, *limits))
+                stored = module.graph.call_function(aten.clamp.default, (quantized, grid.low, grid.high))
         with module.graph.inserting_after(stored):
             real = module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
         for user in users:

@@ -1,7 +1,8 @@
-"""Weights of 2 to 7 bits at their true size: packed uint8 initializers, and ordinary ONNX nodes that give the int8 back.
+"""Weights that do not fill their container at their true size: packed uint8 initializers, and ordinary ONNX nodes that give
+the int8 or int16 back.
 
-A code minus the lowest of its width is unsigned. It is cut into planes of 4, 2 and 1 bits from the top (6 = 4 + 2), each an
-initializer with 2, 4 or 8 neighbours in a byte, the first in the lowest bits. Gather reads the codes of a byte from a table
+A code minus the lowest of its width is unsigned. It is cut into planes of 8, 4, 2 and 1 bits from the top (6 = 4 + 2), each an
+initializer with 1, 2, 4 or 8 neighbours in a byte, the first in the lowest bits. Gather reads the codes of a byte from a table
 that all weights share, Add joins the planes. All inputs are constant, so onnxruntime and openvino fold these nodes when they
 load the file and run the kernels of int8 weights. (Bitwise nodes would not do: openvino does not fold them.)
 """
@@ -19,7 +20,7 @@ from fewbit.errors import FewbitFailed
 from fewbit.grid import Grid
 from fewbit.types import Plan
 
-WIDTHS = (4, 2, 1)
+WIDTHS = (8, 4, 2, 1)
 DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
 
 
@@ -29,13 +30,13 @@ def flat_name(site: str) -> str:
 
 
 def pack_weights(model: ir.Model, plan: Plan) -> None:
-    """Replace the initializers of weights below 8 bits, in place; the unpacked value takes the initializer's name.
+    """Replace the initializers of weights that do not fill their container, in place; the unpacked value takes their name.
 
     Raises FewbitFailed where a weight has no initializer and no other stands for it.
     """
     first = model.graph[0]
     for choice in plan.choices.values():
-        if choice.codes is None or choice.role != "weight" or choice.grid.bits >= 8:
+        if choice.codes is None or choice.role != "weight" or choice.grid.bits in (8, 16):
             continue
         name = flat_name(choice.site)
         stored = model.graph.initializers.get(name)
@@ -57,9 +58,9 @@ def planes(bits: int) -> Iterator[tuple[int, int]]:
             yield width, bits
 
 
-def packed_plane(offset: NDArray[np.uint8], width: int, above: int) -> NDArray[np.uint8]:
-    """The `width` bits from bit `above` on of uint8 codes (8 n,), as bytes (n * width,)."""
-    fields = ((offset >> above) & (2**width - 1)).reshape(-1, 8 // width)
+def packed_plane(offset: NDArray[np.uint16], width: int, above: int) -> NDArray[np.uint8]:
+    """The `width` bits from bit `above` on of unsigned codes (8 n,), as bytes (n * width,)."""
+    fields = ((offset >> above) & (2**width - 1)).astype(np.uint8).reshape(-1, 8 // width)
     packed: NDArray[np.uint8] = np.bitwise_or.reduce(fields << np.arange(0, 8, width, dtype=np.uint8), axis=1)
     return packed
 
@@ -84,15 +85,16 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> t
         return nodes[-1].outputs[0]
 
     low = Grid(grid.bits, grid.signed).low
-    offset = np.zeros(-(-codes.size // 8) * 8, np.uint8)
-    offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint8)
+    offset = np.zeros(-(-codes.size // 8) * 8, np.uint16)
+    offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint16)
+    kind = codes.dtype if grid.bits <= 8 else np.dtype(np.int32)  # runtimes add no int16
     parts: list[ir.Value] = []
     for width, above in planes(grid.bits):
-        axes = WIDTHS.index(width) + 1
+        axes = WIDTHS.index(width)
         packed = packed_plane(offset, width, above).reshape(-1, *(2,) * (3 - axes))
         least = 0 if parts else low
-        table = plane_table(width, above, least, codes.dtype).reshape(256, *(2,) * axes)
-        rows = _constant(graph, f"unpack.bits{width}.above{above}.from{least}.{codes.dtype}", table)
+        table = plane_table(width, above, least, kind).reshape(256, *(2,) * axes)
+        rows = _constant(graph, f"unpack.bits{width}.above{above}.from{least}.{kind}", table)
         index = node("Cast", _constant(graph, f"{name}.bits{width}", packed), to=int(ir.DataType.INT32))
         parts.append(node("Gather", rows, index))
     joined = parts[0]
@@ -102,6 +104,8 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> t
         start, end = (_constant(graph, f"unpack.{at}", np.array([at])) for at in (0, codes.size))
         joined = node("Slice", node("Reshape", joined, _constant(graph, "unpack.flat", np.array([-1]))), start, end)
     shape = "x".join(map(str, codes.shape))
+    if kind != codes.dtype:
+        joined = node("Cast", joined, to=int(ir.DataType.from_numpy(codes.dtype)))
     joined = node("Reshape", joined, _constant(graph, f"unpack.shape.{shape}", np.array(codes.shape)))
     joined.name, joined.shape, joined.dtype = name, ir.Shape(codes.shape), ir.DataType.from_numpy(codes.dtype)
     return nodes, joined

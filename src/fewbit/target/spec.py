@@ -66,7 +66,10 @@ class OpRule(Strict):
 
 
 class Target(Strict):
-    """A runtime on a kind of processor. `requires`: alternatives of processor flags; the first line that fits is enough."""
+    """A runtime on a kind of processor. `requires`: alternatives of processor flags; the first line that fits is enough.
+
+    `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it.
+    """
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str
@@ -74,6 +77,7 @@ class Target(Strict):
     runtime: Literal["onnxruntime", "openvino"]
     machine: str = ".*"
     requires: tuple[tuple[str, ...], ...] = ((),)
+    detected: bool = True
     opset: int = Field(default=20, ge=13)
     types: Mapping[str, Type]
     op: tuple[OpRule, ...]
@@ -159,7 +163,8 @@ def detect(runtime: str = "onnxruntime", machine: str | None = None, flags: froz
     fits = [
         (max(len(need) for need in target.requires if flags.issuperset(need)), target.name)
         for target in targets
-        if target.runtime == runtime
+        if target.detected
+        and target.runtime == runtime
         and re.fullmatch(target.machine, machine)
         and any(flags.issuperset(need) for need in target.requires)
     ]
