@@ -4,6 +4,8 @@
     python bench/liu2021.py widths demo --out liu-demo
     python bench/liu2021.py ablation MODEL --images DIR --score DIR --bits 6 --out liu-vit
     python bench/liu2021.py table liu-demo
+    python bench/liu2021.py steps MODEL --images DIR --bits 6 --out liu-vit     # does a sample of rows find the same steps?
+    python bench/liu2021.py cost --out liu-cost                                 # seconds against images and depth
 
 Each row is quantized from its own calibration images (drawn with the seed), written as ONNX and scored in onnxruntime; the
 answers of every row on every scored image are kept, so that rows are compared in pairs (McNemar's exact test). A row that is
@@ -14,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from fewbit.capture import capture, load_model
+from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
 from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
@@ -63,7 +68,9 @@ def widths(bits: int) -> dict[str, tuple[str, str]]:
 
 def beyond(bits: int) -> dict[str, tuple[str, str]]:
     """What the paper leaves open: inputs of the float model or of the quantized one, the op's output or the module's."""
-    return {f"{name}, {bits}": (name, str(bits)) for name in ("liu2021", "liu2021-sequential", "liu2021-block")}
+    return {
+        f"{name}, {bits}": (name, str(bits)) for name in ("liu2021-bias", "liu2021-module", "liu2021", "liu2021-sequential")
+    }
 
 
 class Bench:
@@ -193,10 +200,62 @@ def table(folder: Path, labels: Callable[[], NDArray[np.int64]]) -> None:
                 print(f"| {a} / {b} | {one} | {two} | {p:.2g} |")
 
 
+def steps(bench: Bench, bits: int, every: int) -> None:
+    """The steps that are found on samples of rows, against those on all rows: ratios, for every few blocks of the model."""
+    bench.start(bench.args.seeds[0])
+    target = load_target(bench.args.target)
+    blocks = sorted({u.name for u in units(bench.graph)})
+    names = {op for u in units(bench.graph) if u.name in blocks[::every] for op in u.ops}
+    whole = op_samples(bench.graph, bench.batches, names, tokens=10**6, seed=0)
+    found: dict[int, Plan] = {}
+    for rows in (128, 256, 512, 2048, 10**9):
+        recipe = replace(RECIPES["liu2021"], search=replace(RECIPES["liu2021"].search, rows=rows), correction=None)  # type: ignore[type-var]
+        began = time.perf_counter()
+        found[rows] = choose(bench.graph, bench.stats, target, recipe, bits=Bits(bits, bits), samples=whole)
+        print(f"{rows} rows: {time.perf_counter() - began:.0f} s", flush=True)
+    print("| rows | steps | the same | within 2 % | within 5 % | largest difference |\n|---|---|---|---|---|---|")
+    for rows, plan in list(found.items())[:-1]:
+        searched = [c.site for c in plan.choices.values() if c.role != "bias" and "OutputSearch" in c.method]
+        pairs = [(plan.choices[s].affine.scale, found[10**9].choices[s].affine.scale) for s in searched]
+        away = np.array([float((a / b - 1).abs().max()) for a, b in pairs])
+        shares = [100 * float((away <= limit + 1e-6).mean()) for limit in (0, 0.02, 0.05)]
+        print(
+            f"| {rows} | {len(away)} | {shares[0]:.0f} % | {shares[1]:.0f} % | {shares[2]:.0f} % | {100 * away.max():.1f} % |"
+        )
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Seconds of each stage of liu2021 for a ViT-S of random weights, at three numbers of images and three depths."""
+    import timm
+
+    torch.manual_seed(0)
+    print("| images | blocks | capture | observe | replay | allocate | choose | peak GB |\n|---|---|---|---|---|---|---|---|")
+    for images, depth in ((128, 4), (128, 8), (128, 12), (32, 12), (64, 12)):
+        net = timm.models.VisionTransformer(112, 14, embed_dim=384, depth=depth, num_heads=6, num_classes=200).eval()
+        batches = torch.randn(images, 3, 112, 112).split(8)
+        seconds = [time.perf_counter()]
+        graph = capture(load_model(net, overrides={"input_size": (3, 112, 112)}))
+        seconds.append(time.perf_counter())
+        stats = observe(graph, batches)
+        seconds.append(time.perf_counter())
+        samples = op_samples(graph, batches, [op.name for op in graph.ops], max(1, ROWS // images))
+        seconds.append(time.perf_counter())
+        recipe, target = RECIPES["liu2021"], load_target(args.target)
+        mixed = parse_bits("mixed:6.0")
+        assert isinstance(mixed, Mixed)
+        bits = allocate(graph, stats, target, recipe, mixed, batches[0]).bits
+        seconds.append(time.perf_counter())
+        choose(graph, stats, target, recipe, bits=bits, samples=samples)
+        seconds.append(time.perf_counter())
+        each = " | ".join(f"{b - a:.1f}" for a, b in pairwise(seconds))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(f"| {images} | {depth} | {each} | {peak:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ablation", "widths", "beyond", "table"))
-    parser.add_argument("model")
+    parser.add_argument("what", choices=("ablation", "widths", "beyond", "table", "steps", "cost"))
+    parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--images")
     parser.add_argument("--score")
     parser.add_argument("--bits", type=int, nargs="+", default=[6])
@@ -212,14 +271,19 @@ def main() -> None:
         table(Path(args.model), lambda: np.load(Path(args.model) / "labels.npy"))
         return
     torch.set_num_threads(args.threads)
+    if args.what == "cost":
+        cost(args)
+        return
     bench = Bench(args)
+    if args.what == "steps":
+        steps(bench, args.bits[0], every=8)
+        return
     np.save(args.out / "labels.npy", np.asarray(bench.scored.labels))
     rows = {"ablation": ablation, "widths": widths, "beyond": beyond}[args.what]
     for seed in args.seeds:
         for bits in args.bits:
             for name, (recipe, text) in rows(bits).items():
-                if recipe in RECIPES:
-                    bench.run(name, recipe, text, seed)
+                bench.run(name, recipe, text, seed)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def quantize(
     score: Annotated[str | None, typer.Option(help="Images to score on; without it a part of --images is held out.")] = None,
     target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
     recipe: Annotated[str, typer.Option(help="See `fewbit recipes`.")] = DEFAULT,
-    bits: Annotated[str, typer.Option(help="8, or weights and activations as in w4a8.")] = "8",
+    bits: Annotated[str, typer.Option(help="8, w4a8 (weights and activations), mixed:6.0 (a width for each module).")] = "8",
     folder: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("run"),
     calibration: Annotated[int, typer.Option(min=1, help="Calibrate on so many images at most.")] = 128,
     scored: Annotated[int | None, typer.Option(min=1, help="Score on so many images at most.")] = None,
@@ -296,7 +296,9 @@ def recipes() -> None:
     for name, recipe in RECIPES.items():
         settings = f"activations {recipe.activations!r}, weights {recipe.weights!r}, rounding {recipe.rounding!r}"
         settings += f", search {recipe.search!r}" if recipe.search is not None else ""
+        settings += f", module {recipe.module!r}" if recipe.module is not None else ""
         settings += f", correction {recipe.correction!r}" if recipe.correction is not None else ""
+        settings += f", widths by {recipe.sensitivity!r}"
         table.add_row(f"{name} (default)" if name == DEFAULT else name, recipe.about, settings)
     out.print(table)
 

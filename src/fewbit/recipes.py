@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.objectives import RankHinge
 from fewbit.choose.rounding.nearest import Nearest
+from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
 from fewbit.choose.sensitivity import Measure, NuclearNorm, OutputKL
@@ -18,6 +19,7 @@ from fewbit.errors import UnknownName
 class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
+    `module` searches the steps again, on the outputs of attention modules and MLPs.
 
     `search` takes linear layers, convolutions of one group and products of two activations; whatever else is quantized has
     the ranges of `activations` and `weights`.
@@ -30,11 +32,17 @@ class Recipe:
     search: OutputSearch | None = None
     correction: OutputBias | None = None
     sensitivity: Measure = OutputKL()
+    module: ModuleSearch | None = None
 
     @property
     def sequential(self) -> bool:
         """Whether ops are searched and corrected on what the quantized model gives them."""
         return self.search is not None and self.search.sequential
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether choose runs parts of the model on calibration images."""
+        return self.sequential or self.module is not None
 
     @property
     def needs_samples(self) -> bool:
@@ -71,6 +79,12 @@ RECIPES: Mapping[str, Recipe] = {
     "liu2021-sequential": Recipe(
         about="liu2021, each op on what the quantized model so far gives it",
         search=OutputSearch(ranking=RankHinge(), sequential=True),
+        correction=OutputBias(),
+        sensitivity=NuclearNorm(),
+    ),
+    "liu2021-module": Recipe(
+        about="similarity of the outputs of attention modules and MLPs in place of single ops, and bias",
+        module=ModuleSearch(),
         correction=OutputBias(),
         sensitivity=NuclearNorm(),
     ),

@@ -7,13 +7,17 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.fx import Interpreter
 from torch.nn import functional as F
 
 from fewbit.capture.rewrite import constant
+from fewbit.capture.units import units
 from fewbit.choose import choose, parse_bits
-from fewbit.choose.objectives import Pearson
+from fewbit.choose.objectives import Pearson, flipped
+from fewbit.choose.scales.module import ModuleSearch
 from fewbit.errors import BadFile
 from fewbit.grid import fake, values
+from fewbit.overlay import Overlay
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.simulate import simulate
@@ -145,3 +149,97 @@ def test_a_bias_of_another_width_is_a_bad_file(vit, tmp_path):
 def test_without_samples_the_recipe_says_what_it_needs(vit):
     with pytest.raises(ValueError, match="needs what single ops read"):
         choose(vit.graph, vit.stats, load_target("ort-x86-vnni"), RECIPES["liu2021"], name="liu2021")
+
+
+def values_of(module, images, names) -> dict[str, torch.Tensor]:
+    """What nodes of a module give."""
+    found = {}
+
+    class Keeper(Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            if n.name in names:
+                found[n.name] = value
+            return value
+
+    with torch.no_grad():
+        Keeper(module).run(images)
+    return found
+
+
+def test_sequential_correction_takes_out_the_mean_error_of_the_whole_model_so_far(vit):
+    worst = {}
+    for recipe in ("liu2021", "liu2021-sequential"):
+        plan = vit.plan("ort-x86-vnni", recipe, bits=BITS)
+        nodes = {vit.graph.op(name).node for name in vit.rows}
+        before, after = (values_of(m, vit.images, nodes) for m in (vit.graph.module, simulate(vit.graph, plan)))
+        errors = [(after[n] - before[n]).flatten(0, -2).mean(0).abs().max().item() for n in nodes]
+        worst[recipe] = max(errors)
+    assert worst["liu2021-sequential"] < 1e-4
+    assert worst["liu2021"] > 1e-3
+
+
+def test_sequential_convolutions_read_what_the_quantized_model_gives_them(conv_net):
+    plan = conv_net.plan("openvino-x86", "liu2021-sequential", bits=BITS)
+    op = conv_net.graph.op("a")
+    before, after = (values_of(m, conv_net.images, {op.node}) for m in (conv_net.graph.module, simulate(conv_net.graph, plan)))
+    step = plan.choices[op.operands["input"]].affine.scale * plan.choices[op.operands["weight"]].affine.scale
+    error = (after[op.node] - before[op.node]).mean((0, 2, 3)).abs()
+    assert (error <= step / 2 + 1e-4).all()
+
+
+def test_without_images_a_sequential_recipe_says_what_it_needs(vit):
+    with pytest.raises(ValueError, match="needs calibration images"):
+        vit.plan("ort-x86-vnni", "liu2021-sequential", images=())
+
+
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "ort-x86-avx2"])
+def test_outputs_of_modules_are_more_alike_after_a_search_of_modules(net, target):
+    plain = net.plan(target, "minmax", bits=BITS)
+    recipe = Recipe(module=ModuleSearch(candidates=10))
+    searched = choose(net.graph, net.stats, load_target(target), recipe, bits=BITS, images=net.images.split(8))
+    source = next(n for n in net.graph.module.graph.nodes if n.op == "placeholder")
+    gains = []
+    for unit in units(net.graph):
+        node, scores = next(n for n in net.graph.module.graph.nodes if n.name == unit.output), []
+        for ops, plan in (((), plain), (unit.ops, plain), (unit.ops, searched)):
+            env = {source: net.images[:8]}
+            with torch.no_grad():
+                Overlay.of(net.graph, dataclasses.replace(plan, choices=without_biases(plan)), ops).run(
+                    net.graph.module.graph.nodes, env
+                )
+            scores.append(env[node].flatten(1))
+        before, after = (Pearson()(scores[0], s[None]).item() for s in scores[1:])
+        gains.append(after - before)
+    assert min(gains) > -1e-3
+    assert max(gains) > 1e-3
+
+
+def test_the_flips_of_each_head_are_counted_with_ranking_and_without(vit):
+    strong = dataclasses.replace(RECIPES["liu2021-ranking"].search, gamma=5.0)
+    kwargs = {"bits": parse_bits(3), "samples": vit.samples}
+    target = load_target("ort-x86-vnni")
+    plan = choose(vit.graph, vit.stats, target, Recipe(search=strong), **kwargs)
+    plain = choose(vit.graph, vit.stats, target, Recipe(search=dataclasses.replace(strong, ranking=None)), **kwargs)
+    rows = plan.extra["ranking"]
+    assert [(row["op"], row["head"]) for row in rows] == [("blocks.0.qk", 0), ("blocks.0.qk", 1)]
+    assert "ranking" not in plain.extra
+    for name, one in (("with", plan), ("without", plain)):
+        x = vit.samples["blocks.0.qkv.1"].attention.x
+        operands, exact = [], []
+        for i, side in ((1, "query"), (2, "key")):
+            op = vit.graph.op(f"blocks.0.qkv.{i}")
+            read, weight, out = (one.choices[s] for s in (op.operands["input"], op.operands["weight"], f"blocks.0.qk:{side}"))
+            bias, w = tensor_of(vit, op.operands["bias"]), tensor_of(vit, op.operands["weight"])
+            scale = 8**-0.5 if side == "query" else 1
+
+            def heads(y, scale=scale):
+                return (y * scale).view(4, 16, 2, 8).transpose(1, 2)
+
+            exact.append(heads(F.linear(x, w, bias)))
+            q = values(weight.codes.to(torch.int32), weight.affine, weight.grid)
+            y = heads(F.linear(fake(x, read.affine, read.grid), q, bias))
+            operands.append(fake(y, out.affine, out.grid))
+        found = flipped(exact[0] @ exact[1].transpose(-2, -1), operands[0] @ operands[1].transpose(-2, -1))
+        assert [row[name] for row in rows] == pytest.approx(found.tolist(), abs=0.002)
+    assert any(row["with"] != row["without"] for row in rows)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.objectives import Pearson, RankHinge
-from fewbit.choose.scales.search import OutputSearch, Product, Range
+from fewbit.choose.scales.search import OutputSearch, Pair, Product, Range
 from fewbit.grid import Grid, fake
-from fewbit.replay import Attention
+from fewbit.replay import Attention, PairSample
 from oracles.search import coordinate_ascent
 
 X, W = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
@@ -134,3 +135,69 @@ def test_after_correction_the_mean_error_of_each_channel_is_0():
     corrected = OutputBias()(exact, quantized, bias)
     assert ((quantized + corrected) - (exact + bias)).mean(0).abs().max() < 1e-6
     assert (quantized - exact).mean(0).abs().max() > 0.1
+
+
+def test_an_operand_of_a_product_has_the_step_that_no_other_candidate_beats():
+    left, right = drawn(3, 2, 5, 8).abs() ** 2, drawn(3, 2, 8, 6, seed=1) ** 3
+    sample = PairSample(left, right, 0.4, torch.arange(5))
+    search, pair = OutputSearch(candidates=40), Pair(sample, X, Grid(4), False)
+    found = search.pair(pair, seen(left), seen(right, pair.right))
+    exact = left @ right
+
+    def score(a, b) -> float:
+        out = fake(left, a, X) @ fake(right, b, pair.right)
+        return np.mean([np.corrcoef(e.ravel(), o.ravel())[0, 1] for e, o in zip(exact.numpy(), out.numpy(), strict=True)])
+
+    best = score(*found)
+    for f in search.factors:
+        assert score(seen(left).affine(f), found[1]) <= best + 2e-6
+        assert score(found[0], seen(right, pair.right).affine(f)) <= best + 2e-6
+    start = [r.affine(torch.tensor(1.0)) for r in (seen(left), seen(right, pair.right))]
+    assert best > score(*start) + 1e-4
+    assert search.pair(pair, start[0], seen(right, pair.right))[0] == start[0]
+
+
+def test_the_scores_of_a_pair_are_ranked_where_ranking_is_asked_for():
+    left, right = drawn(2, 2, 9, 8) ** 3, drawn(2, 2, 8, 12, seed=50) ** 3
+    pair = Pair(PairSample(left, right, 0.35, torch.arange(9)), Grid(3), Grid(3), True)
+    hinge, exact = RankHinge(pairs=100), (left @ right * 0.35).flatten(0, -2)
+    found = []
+    for ranking in (None, hinge):
+        a, b = OutputSearch(ranking=ranking, gamma=3.0).pair(pair, seen(left, Grid(3)), seen(right, Grid(3)))
+        out = fake(left, a, Grid(3)) @ fake(right, b, Grid(3)) * 0.35
+        found.append(hinge(exact, out.flatten(0, -2)[None]).item())
+    assert found[1] < found[0] - 0.01
+    unranked = dataclasses.replace(pair, ranked=False)
+    a, b = (OutputSearch(ranking=r, gamma=3.0).pair(unranked, seen(left, Grid(3)), seen(right, Grid(3))) for r in (None, hinge))
+    assert a == b
+
+
+def test_rows_are_thinned_evenly_and_one_row_an_image_stays():
+    p = product(drawn(4, 6), drawn(5, 12, 6))
+    assert torch.equal(p.thinned(20).rows, p.rows[:, ::3])
+    assert torch.equal(p.thinned(1).rows, p.rows[:, :1])
+    assert torch.equal(p.thinned(1000).rows, p.rows)
+    x, w = drawn(2, 12, 6), drawn(5, 6, seed=1)
+    few = OutputSearch(rows=8)([product(w, x)], seen(x), X)
+    same = OutputSearch()([product(w, x[:, ::3])], seen(x), X)
+    assert (few.input, few.after) == (same.input, same.after)
+
+
+def test_outputs_are_scored_without_the_error_that_each_round_takes_out():
+    x, w = drawn(3, 40, 8).abs(), drawn(5, 8, seed=1) + 1
+    found = OutputSearch()([product(w, x)], seen(x), X, OutputBias())
+    exact, out = F.linear(x, w), F.linear(fake(x, found.input, X), fake(w, found.weights[0], W))
+    corrected = out - (out - exact).mean((0, 1))
+    assert found.after == pytest.approx(Pearson()(exact.flatten(1), corrected.flatten(1)[None]).item(), abs=1e-5)
+    once = OutputSearch()([product(w, x)], seen(x), X, OutputBias(each_round=False))
+    assert dataclasses.astuple(once)[2:] == dataclasses.astuple(OutputSearch()([product(w, x)], seen(x), X))[2:]
+    assert found.after > once.after
+
+
+def test_an_op_that_reads_something_else_is_held_to_its_float_output():
+    x, w = drawn(3, 20, 8), drawn(5, 8, seed=1)
+    read = x + 0.3 * drawn(3, 20, 8, seed=2)
+    p = dataclasses.replace(product(w, x), read=read)
+    found = OutputSearch()([p], seen(x), X)
+    out = F.linear(fake(read, found.input, X), fake(w, found.weights[0], W))
+    assert found.after == pytest.approx(Pearson()(F.linear(x, w).flatten(1), out.flatten(1)[None]).item(), abs=1e-5)

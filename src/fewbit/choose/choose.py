@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.rewrite import MOVES, aten, is_call
+from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
+from fewbit.choose.objectives import flipped
 from fewbit.choose.scales.ranges import Samples
 from fewbit.choose.scales.search import Pair, Product, Range
-from fewbit.choose.weights import finite, pairs_are_safe, tensor_of, weight_choice
+from fewbit.choose.weights import finite, pairs_are_safe, recoded, tensor_of, weight_choice
 from fewbit.grid import Affine, Grid, codes, fake, values
 from fewbit.observe.stats import Stats
-from fewbit.overlay import Overlay, Stream
+from fewbit.overlay import Overlay, Stream, between
 from fewbit.recipes import Recipe
-from fewbit.replay import OpSample, PairSample, read_as
+from fewbit.replay import Attention, OpSample, PairSample, read_as
 from fewbit.target.legal import Legal, Slot, legal
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Op, Plan, Refusal, Site
@@ -48,8 +50,8 @@ def choose(
 
     `stats` has a histogram for every activation site; `name` is the recipe's, for the record; `samples` is what single ops
     read, for a recipe that searches or corrects on their outputs, and `images` the batches that it was sampled from, for one
-    whose inputs are sequential. Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a
-    weight is not finite.
+    whose inputs are sequential or that searches whole modules. Raises UnknownName for a pattern in `keep_float` that matches
+    nothing, BadValues where a weight is not finite.
     """
     if recipe.needs_samples and samples is None:
         raise ValueError(f"recipe {name or recipe!r} needs what single ops read: choose(..., samples=op_samples(...))")
@@ -63,10 +65,10 @@ def choose(
         everything=everything,
     )
     work = _Choosing(graph, stats, target, recipe, answer, dict(samples or {}), list(answer.refusals))
+    batches = list(images) if recipe.needs_images else []
+    if recipe.needs_images and not batches:
+        raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
     if recipe.sequential:
-        batches = list(images)
-        if not batches:
-            raise ValueError(f"recipe {name or recipe!r} is sequential: choose(..., images=batches)")
         work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
     for site in graph.sites:
         slot = answer.slots.get(site.name)
@@ -77,6 +79,8 @@ def choose(
             work.weight(site, slot)
         else:
             work.activation(site, slot)
+    if recipe.module is not None:
+        work.modules(torch.cat(batches)[: recipe.module.images], progress)
     biases = work.biases()
     ordered = {s.name: work.choices[s.name] for s in graph.sites if s.name in work.choices}
     extra = {"ranking": work.flips} if work.flips else {}
@@ -95,7 +99,10 @@ def choose(
 
 @dataclass
 class _Choosing:
-    """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found."""
+    """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found.
+
+    `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head.
+    """
 
     graph: Graph
     stats: Stats
@@ -107,6 +114,7 @@ class _Choosing:
     stream: Stream | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     searched: dict[str, Choice] = field(default_factory=dict)
+    unranked: dict[str, Affine] = field(default_factory=dict)
     flips: list[dict[str, Json]] = field(default_factory=list)
 
     def activation(self, site: Site, slot: Slot) -> None:
@@ -136,6 +144,56 @@ class _Choosing:
         if self.stream is not None and (bias := self._bias(op)) is not None:
             real = values(bias.codes, bias.affine, bias.grid) if isinstance(bias, Choice) and bias.codes is not None else bias
             self.stream.overlay.set_bias(op.name, cast(Tensor, real))
+
+    def modules(self, images: Tensor, progress: Callable[[str], None]) -> None:
+        """The steps of each unit's sites, searched on the unit's output for images (b, c, h, w)."""
+        search, graph = self.recipe.module, self.graph
+        assert search is not None
+        nodes = {node.name: node for node in graph.module.graph.nodes}
+        found = [u for u in units(graph) if all(op in self.legal.integer_ops for op in u.ops)]
+        parts = {u.name: between([nodes[u.output]], [nodes[graph.op(op).node] for op in u.ops]) for u in found}
+        stream = Stream(Overlay(graph, ()), [images], [read for _, reads in parts.values() for read in reads])
+        so_far = Plan("", "", "", self.choices, self.legal.integer_ops)
+        for unit in found:
+            inner, reads = parts[unit.name]
+            given = {read: stream.at(read)[0] for read in reads}
+            env = dict(given)
+            with torch.no_grad():
+                stream.overlay.run(inner, env)
+            read = {site for op in unit.ops for site in graph.op(op).operands.values()}
+            ranges = {site.name: self._range(site) for site in graph.sites if site.name in read and self._is_free(site)}
+            overlay = Overlay.of(graph, so_far, unit.ops)
+            self.choices |= search(overlay, inner, given, env[inner[-1]], self.choices, ranges, self._remade)
+            progress(unit.name)
+
+    def _is_free(self, site: Site) -> bool:
+        """A site whose step is nobody else's."""
+        choice = self.choices.get(site.name)
+        return choice is not None and site.role != "bias" and (site.role == "weight" or not choice.why)
+
+    def _range(self, site: Site) -> Range:
+        """What was seen of an activation or of a weight."""
+        choice = self.choices[site.name]
+        if site.role != "weight":
+            seen = Samples.of_histogram(self.stats.sites[site.name])
+            return Range(seen.low[0], seen.high[0], choice.grid)
+        rows = Samples.of_weight(finite(self.graph, site), choice.grid)
+        low, high = (rows.low, rows.high) if choice.grid.axis is not None else (rows.low[0], rows.high[0])
+        return Range(low, high, choice.grid)
+
+    def _remade(self, choice: Choice, affine: Affine) -> Choice | None:
+        """A choice with another step; None where the codes of a weight would not be safe."""
+        moved = replace(choice, affine=affine, method=repr(self.recipe.module))
+        if choice.role != "weight":
+            return moved
+        site = self.graph.site(choice.site)
+        coded_again = recoded(self.graph, site, moved, self.recipe, self.choices)
+        slot, read = self.legal.slots[site.name], self.graph.op(site.readers[0][0]).operands["input"]
+        assert coded_again.codes is not None
+        if slot.pair_bits is not None and choice.grid != slot.grids[-1]:
+            safe = pairs_are_safe(coded_again.codes, self.choices[read].grid, slot.pair_bits)
+            return coded_again if safe else None
+        return coded_again
 
     def biases(self) -> dict[str, Tensor]:
         """The biases that were corrected and stay float, by op name; those that are integers become choices."""
@@ -190,6 +248,10 @@ class _Choosing:
                 range_ = Range(low, high, grid)
                 products.append(Product(sample.rows, w.flatten(1), range_, sample.attention, bias, sample.read))
             found = recipe.search(products, given, choice.grid, recipe.correction)
+            if recipe.search.ranking is not None and any(p.attention is not None for p in products):
+                plain = replace(recipe.search, ranking=None)(products, given, choice.grid, recipe.correction)
+                self.unranked[choice.site] = plain.input
+                self.unranked |= {weights[op.name]: affine for op, affine in zip(ops, plain.weights, strict=True)}
             unsafe = []
             for op, p, affine in zip(ops, products, found.weights, strict=True):
                 slot = self.legal.slots[weights[op.name]]
@@ -219,6 +281,46 @@ class _Choosing:
         for choice, start, affine in zip(both, given, found, strict=True):
             if isinstance(start, Range):
                 self._set(replace(choice, affine=affine, method=repr(self.recipe.search)))
+        if self.recipe.search.ranking is not None and pair.ranked:
+            plain = replace(self.recipe.search, ranking=None).pair(pair, given[0], given[1])
+            self.unranked |= {choice.site: affine for choice, affine in zip(both, plain, strict=True)}
+            self._count_flips(op)
+
+    def _count_flips(self, product: Op) -> None:
+        """The share of key pairs of each head that change their order, with the steps found and with those without ranking.
+
+        Both projections and both operands are quantized, the modules' inputs are float.
+        """
+        sides = {}
+        for name, sample in self.samples.items():
+            attention = sample.attention if isinstance(sample, OpSample) else None
+            if attention is not None and attention.product == product.name:
+                sides[attention.side] = (self.graph.op(name), attention)
+        if set(sides) != {"query", "key"}:
+            return
+        scores = []
+        for kind in ("float", "with", "without"):
+            operands = {side: self._operand(kind, op, attention, product) for side, (op, attention) in sides.items()}
+            scores.append((operands["query"] @ operands["key"])[0])
+        for head, (ranked, plain) in enumerate(zip(*(flipped(scores[0], s).tolist() for s in scores[1:]), strict=True)):
+            self.flips.append({"op": product.name, "head": head, "with": ranked, "without": plain})
+
+    def _operand(self, kind: str, op: Op, attention: Attention, product: Op) -> Tensor:
+        """What a projection gives to the product of attention scores, (1, images, heads, ...)."""
+        w = tensor_of(self.graph, self.graph.site(op.operands["weight"]))
+        bias = tensor_of(self.graph, self.graph.site(op.operands["bias"])) if "bias" in op.operands else None
+        if kind == "float":
+            return attention.operand(torch.nn.functional.linear(attention.x, w, bias)[None])
+
+        def rounded(x: Tensor, site: str, grid: Grid) -> Tensor:
+            found = self.choices[site] if site in self.choices else self.searched[site]
+            return fake(x, self.unranked.get(site, found.affine) if kind == "without" else found.affine, grid)
+
+        read, weight, written = op.operands["input"], op.operands["weight"], product.operands[attention.side]
+        x = rounded(attention.x, read, self.choices[read].grid)
+        searched = self.searched[weight]
+        out = torch.nn.functional.linear(x, rounded(w, weight, searched.grid), bias)
+        return rounded(attention.operand(out[None]), written, self.choices[written].grid)
 
     def _bias(self, op: Op) -> Choice | Tensor | None:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FLIP_PAIRS = 512  # key pairs sampled for each row where flips are counted
+
 
 @dataclass(frozen=True)
 class Pearson:
@@ -75,3 +77,14 @@ class RankHinge:
         i = torch.randint(keys, (rows, self.pairs), generator=generator)
         step = torch.randint(1, keys, (rows, self.pairs), generator=generator)
         return i, (i + step) % keys
+
+
+def flipped(
+    before: Float[Tensor, "images heads queries keys"], after: Float[Tensor, "images heads queries keys"], seed: int = 0
+) -> Float[Tensor, "heads"]:
+    """The share of sampled key pairs of each row whose order is another one after quantization; ties are dropped."""
+    generator = torch.Generator().manual_seed(seed)
+    i, j = torch.randint(before.shape[-1], (2, FLIP_PAIRS), generator=generator)
+    a, b = ((m[..., i] - m[..., j]).sign() for m in (before, after))
+    counted = a != 0
+    return ((a != b) & counted).sum((0, 2, 3)) / counted.sum((0, 2, 3)).clamp_min(1)

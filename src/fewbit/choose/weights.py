@@ -57,6 +57,11 @@ def weight_choice(
     return choice
 
 
+def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice]) -> Choice:
+    """The choice of a weight whose step has changed, with its codes."""
+    return coded(choice, finite(graph, site), recipe, _least_step(graph, site, choices))
+
+
 def coded(choice: Choice, w: Tensor, recipe: Recipe, least: Tensor) -> Choice:
     """The choice of a weight with its codes; no step is below the least one, of shape () or (channels,)."""
     grid = choice.grid

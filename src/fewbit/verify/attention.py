@@ -6,14 +6,12 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from fewbit.choose.objectives import flipped
 from fewbit.simulate import simulate
 from fewbit.types import Graph, Plan
-
-PAIRS = 512  # key pairs sampled for each row
 
 
 class _Maps(Interpreter):
@@ -29,17 +27,6 @@ class _Maps(Interpreter):
         if n.name in self.nodes and isinstance(value, Tensor):
             self.found[self.nodes[n.name]] = value
         return value
-
-
-def flipped(
-    before: Float[Tensor, "images heads queries keys"], after: Float[Tensor, "images heads queries keys"], seed: int = 0
-) -> Float[Tensor, "heads"]:
-    """The share of sampled key pairs of each row whose order is another one after quantization; ties are dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    i, j = torch.randint(before.shape[-1], (2, PAIRS), generator=generator)
-    a, b = ((m[..., i] - m[..., j]).sign() for m in (before, after))
-    counted = a != 0
-    return ((a != b) & counted).sum((0, 2, 3)) / counted.sum((0, 2, 3)).clamp_min(1)
 
 
 def attention_tables(

@@ -16,6 +16,7 @@ from fewbit.grid import Affine, Grid, affine_from_range, fake
 from fewbit.replay import Attention, PairSample
 
 CHUNK = 1 << 20  # elements of candidate outputs that are held at a time: 4 MB, which stay in a processor's cache
+MANY = 1 << 15  # elements of an output from which on candidates are looked at on a part of it first
 GAIN = 1e-6  # what a move must gain: float32 sums in another order differ by less
 
 
@@ -58,6 +59,17 @@ class Product:
         step = min(step, self.rows.shape[1])
         return replace(self, rows=self.rows[:, ::step], read=None if self.read is None else self.read[:, ::step])
 
+    def glimpse(self) -> Product:
+        """Every second row and every fourth channel of the output, without ranking: an eighth of the work."""
+        low, high = (v[::4] if v.ndim else v for v in (self.range.low, self.range.high))
+        return replace(
+            self.thinned(self.rows.shape[0] * self.rows.shape[1] // 2),
+            weight=self.weight[::4],
+            range=Range(low, high, self.range.grid),
+            attention=None,
+            shift=None if self.shift is None else self.shift[::4],
+        )
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -92,8 +104,9 @@ class OutputSearch:
     `per_channel` each channel has the factor that is best for its own output, taken where the whole objective gains too.
 
     Ops that read one tensor (queries, keys and values) are searched together: each has a weight step of its own, and the
-    input step is the best for the mean of their objectives. `rows` of the sample are scored. The op reads its float input,
-    or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
+    input step is the best for the mean of their objectives. `rows` of the sample are scored. Where they are many, all
+    candidates are scored on a part of the output and the best `finalists` on all of it (0: all on all). The op reads its float
+    input, or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
     """
 
     objective: Pearson = Pearson()
@@ -105,11 +118,18 @@ class OutputSearch:
     gamma: float = 0.1
     per_channel: bool = False
     rows: int = 512
+    finalists: int = 16
     sequential: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high or min(self.candidates, self.rounds, self.rows) < 1 or self.gamma < 0:
-            raise ValueError(f"0 < low < high, candidates, rounds and rows >= 1 and gamma >= 0 are allowed, not {self}")
+        if (
+            not 0 < self.low < self.high
+            or min(self.candidates, self.rounds, self.rows) < 1
+            or min(self.gamma, self.finalists) < 0
+        ):
+            raise ValueError(
+                f"0 < low < high, candidates, rounds and rows >= 1, gamma and finalists >= 0 are allowed, not {self}"
+            )
 
     @property
     def factors(self) -> Tensor:
@@ -133,7 +153,7 @@ class OutputSearch:
             moved = False
             for i, p in enumerate(products):
                 tried = [p.range.affine(f.expand(p.range.low.shape)) for f in factors]
-                score = self._score(p, [x], tried, grid)
+                score = self._scores([p], [x], [tried], grid)[0]
                 best = _best(score, factors)
                 if self.per_channel and p.range.grid.axis is not None:
                     own = self._channels(p, x, tried, weights[i], grid)
@@ -143,7 +163,7 @@ class OutputSearch:
                     weights[i], scores[i], moved = tried[best], score[best].item(), True
             if isinstance(given, Range):
                 inputs = [given.affine(f) for f in factors]
-                each = torch.stack([self._score(p, inputs, [w], grid) for p, w in zip(products, weights, strict=True)])
+                each = self._scores(products, inputs, [[w] for w in weights], grid)
                 mean = each.mean(0)
                 best = _best(mean, factors)
                 if mean[best] > math.fsum(scores) / len(scores) + GAIN:
@@ -193,6 +213,26 @@ class OutputSearch:
                 score = score - self.gamma * self.ranking(exact.flatten(0, -2), found.flatten(1, -2))
             scores.append(score)
         return torch.cat(scores)
+
+    def _scores(
+        self, products: Sequence[Product], inputs: Sequence[Affine], weights: Sequence[Sequence[Affine]], grid: Grid
+    ) -> Tensor:
+        """The objective of each product (rows) for each candidate (columns); -inf for one that was no finalist."""
+        count = max(len(inputs), *map(len, weights))
+        kept = list(range(count))
+        if self.finalists and min(p.rows.shape[0] * p.rows.shape[1] * len(p.weight) for p in products) >= MANY:
+            glimpses = [p.glimpse() for p in products]
+            thin = [[Affine(*(v[::4] if v.ndim else v for v in (w.scale, w.zero))) for w in tried] for tried in weights]
+            first = [self._score(p, inputs, tried, grid) for p, tried in zip(glimpses, thin, strict=True)]
+            kept = sorted(torch.stack(first).mean(0).topk(min(self.finalists, count)).indices.tolist())
+        pick = [inputs[k] for k in kept] if len(inputs) > 1 else inputs
+        full = [
+            self._score(p, pick, [tried[k] for k in kept] if len(tried) > 1 else tried, grid)
+            for p, tried in zip(products, weights, strict=True)
+        ]
+        scores = torch.full((len(products), count), -torch.inf)
+        scores[:, kept] = torch.stack(full)
+        return scores
 
     def _score(self, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Tensor:
         """The objective of each candidate: one input and many weights, or many inputs and one weight."""
