@@ -201,3 +201,23 @@ def test_an_op_that_reads_something_else_is_held_to_its_float_output():
     found = OutputSearch()([p], seen(x), X)
     out = F.linear(fake(read, found.input, X), fake(w, found.weights[0], W))
     assert found.after == pytest.approx(Pearson()(F.linear(x, w).flatten(1), out.flatten(1)[None]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_finalists_find_the_steps_that_all_candidates_find(per_channel):
+    x, grid = drawn(4, 64, 32).exp(), Grid(5, narrow=True, axis=0)
+    products = [product(drawn(128, 32, seed=s) ** 3, x, grid) for s in (1, 2)]
+    few, all_ = (OutputSearch(finalists=n, per_channel=per_channel, candidates=60)(products, seen(x), X) for n in (16, 0))
+    assert few.input == all_.input
+    assert all(a == b for a, b in zip(few.weights, all_.weights, strict=True))
+    assert few.after == pytest.approx(all_.after, abs=1e-6)
+
+
+def test_a_glimpse_has_half_of_the_rows_and_a_quarter_of_the_channels():
+    p = dataclasses.replace(product(drawn(8, 6), drawn(5, 12, 6)), shift=drawn(8))
+    g = p.glimpse()
+    assert torch.equal(g.rows, p.rows[:, ::2])
+    assert torch.equal(g.weight, p.weight[::4])
+    assert torch.equal(g.range.low, p.range.low[::4])
+    assert torch.equal(g.shift, p.shift[::4])
+    assert g.attention is None
