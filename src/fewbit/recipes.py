@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fewbit.choose.correct import OutputBias
-from fewbit.choose.objectives import RankHinge
+from fewbit.choose.objectives import RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, RangeMethod
@@ -75,6 +75,11 @@ RECIPES: Mapping[str, Recipe] = {
         search=OutputSearch(ranking=RankHinge()),
         correction=OutputBias(),
         sensitivity=NuclearNorm(),
+    ),
+    "output-mse": Recipe(
+        about="the search of liu2021 by squared error of each op's output, which sees scale, and bias",
+        search=OutputSearch(objective=SquaredError()),
+        correction=OutputBias(),
     ),
     "liu2021-sequential": Recipe(
         about="liu2021, each op on what the quantized model so far gives it",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewbit.choose.objectives import Pearson, RankHinge
+from fewbit.choose.objectives import Cosine, Pearson, RankHinge, SquaredError
 from oracles.objectives import hinge_of_all_pairs
 
 
@@ -36,6 +36,24 @@ def test_pearson_sees_a_channel_that_is_shifted_on_its_own():
 def test_a_constant_output_correlates_with_nothing():
     assert Pearson()(drawn(2, 8), torch.ones(1, 2, 8)) == 0
     assert Pearson()(torch.ones(2, 8), drawn(1, 2, 8)) == 0
+
+
+def test_cosine_is_what_torch_says_and_does_not_see_scale():
+    exact, quantized = drawn(3, 50), drawn(4, 3, 50, seed=1)
+    expected = torch.nn.functional.cosine_similarity(exact[None], quantized, dim=2)
+    assert torch.allclose(Cosine().each(exact, quantized), expected, atol=1e-6)
+    assert torch.allclose(Cosine()(exact, 7 * quantized), expected.mean(1), atol=1e-6)
+    assert not torch.allclose(Cosine()(exact, quantized + 1), expected.mean(1), atol=1e-2)
+    assert Cosine()(exact, torch.zeros(1, 3, 50)) == 0
+
+
+def test_squared_error_is_relative_to_each_image_and_sees_scale_and_shift():
+    exact = drawn(3, 50)
+    scale = torch.tensor([1.0, 10.0, 0.1])[:, None]
+    assert torch.allclose(SquaredError()(scale * exact, 1.5 * scale * exact[None]), torch.tensor([-0.25]), atol=1e-6)
+    assert SquaredError()(exact, exact[None]) == 0
+    shifted = SquaredError().each(exact, (exact + 1)[None])[0]
+    assert shifted.numpy() == pytest.approx([-50 / row.square().sum().item() for row in exact], rel=1e-5)
 
 
 def test_an_unchanged_map_has_no_hinge_at_margin_0_and_one_at_a_wide_margin():

@@ -6,6 +6,7 @@ A candidate is a leading axis of what was computed from quantized tensors; the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,63 @@ class Pearson:
         b = quantized - quantized.mean(2, keepdim=True)
         norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=2)
         return torch.where(norms > 0, torch.einsum("im,cim->ci", a, b) / norms, torch.zeros_like(norms))
+
+
+@runtime_checkable
+class Likeness(Protocol):
+    """How alike a float output and quantized ones are, larger is better: for all candidates at once, and image by image."""
+
+    def __call__(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates"]: ...
+
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]: ...
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The cosine of the angle between two outputs, each image's flattened, mean over images; 1 is the best.
+
+        <O, Ô> / (|O| |Ô|)        (Wu et al. 2020, EasyQuant, equation 4)
+
+    Unchanged when either output is scaled. An output that is 0 has no direction: 0.
+    """
+
+    def __call__(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates"]:
+        return self.each(exact, quantized).mean(1)
+
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]:
+        """The cosine of each image on its own."""
+        norms = torch.linalg.vector_norm(exact, dim=1) * torch.linalg.vector_norm(quantized, dim=2)
+        return torch.where(norms > 0, torch.einsum("im,cim->ci", exact, quantized) / norms, torch.zeros_like(norms))
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Minus the squared error over the energy of the float output, each image's, mean over images; 0 is the best.
+
+        - |O - Ô|² / |O|²
+
+    Sees scale and shift, which Pearson does not.
+    """
+
+    def __call__(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates"]:
+        return self.each(exact, quantized).mean(1)
+
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]:
+        """The relative error of each image on its own, as a loss below 0."""
+        energy = exact.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        return -(quantized - exact).square().sum(2) / energy
 
 
 @dataclass(frozen=True)

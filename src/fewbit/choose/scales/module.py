@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.choose.objectives import Pearson
+from fewbit.choose.objectives import Likeness, Pearson
 from fewbit.choose.scales.search import GAIN, Range
 from fewbit.grid import Affine
 from fewbit.overlay import Env, Overlay
@@ -28,7 +28,7 @@ class ModuleSearch:
     of `images` images.
     """
 
-    objective: Pearson = Pearson()
+    objective: Likeness = Pearson()
     low: float = 0.5
     high: float = 1.2
     candidates: int = 20

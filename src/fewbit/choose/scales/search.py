@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewbit.choose.correct import OutputBias
-from fewbit.choose.objectives import Pearson, RankHinge
+from fewbit.choose.objectives import Likeness, Pearson, RankHinge
 from fewbit.grid import Affine, Grid, affine_from_range, fake
 from fewbit.replay import Attention, PairSample
 
@@ -109,7 +109,7 @@ class OutputSearch:
     input, or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
     """
 
-    objective: Pearson = Pearson()
+    objective: Likeness = Pearson()
     low: float = 0.5
     high: float = 1.2
     candidates: int = 100
