@@ -4,6 +4,8 @@
     python bench/liu2021.py widths demo --out liu-demo
     python bench/liu2021.py ablation MODEL --images DIR --score DIR --bits 6 --out liu-vit
     python bench/liu2021.py table liu-demo
+    python bench/liu2021.py heads liu-demo
+    python bench/liu2021.py picture liu-demo                                    # accuracy against bytes, picture.html
     python bench/liu2021.py steps MODEL --images DIR --bits 6 --out liu-vit     # does a sample of rows find the same steps?
     python bench/liu2021.py cost --out liu-cost                                 # seconds against images and depth
 
@@ -22,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,8 @@ from fewbit.pipeline import _preprocess
 from fewbit.realize import float_onnx, realize
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.replay import ROWS, op_samples
+from fewbit.report.figures import FLOAT
+from fewbit.report.figures import frontier as frontier_figure
 from fewbit.target import load_target
 from fewbit.types import Graph, Plan
 from fewbit.verify.attention import attention_tables
@@ -170,7 +175,7 @@ class Bench:
 
 
 def table(folder: Path, labels: Callable[[], NDArray[np.int64]]) -> None:
-    """Every row: means over seeds, and each against the first of its kind with McNemar's exact test over all seeds."""
+    """Every row, the worst first: means over seeds, and each against the next with McNemar's exact test over all seeds."""
     rows: dict[str, list[Mapping[str, object]]] = {}
     answers: dict[str, list[NDArray[np.bool_]]] = {}
     truth = labels()
@@ -190,14 +195,64 @@ def table(folder: Path, labels: Callable[[], NDArray[np.int64]]) -> None:
             f"| {100 * float(np.mean(flipped)) if flipped else math.nan:.2f} % | {seconds:.0f} |"  # type: ignore[arg-type]
         )
     print("\n| pair | only the first right | only the second right | p |\n|---|---|---|---|")
-    names = list(answers)
-    for a in names:
-        for b in names:
-            if a < b and len(answers[a]) == len(answers[b]):
-                one = sum(int((x & ~y).sum()) for x, y in zip(answers[a], answers[b], strict=True))
-                two = sum(int((y & ~x).sum()) for x, y in zip(answers[a], answers[b], strict=True))
-                p = binomtest(one, one + two).pvalue if one + two else 1.0
-                print(f"| {a} / {b} | {one} | {two} | {p:.2g} |")
+    ordered = sorted(rows, key=lambda name: np.mean([r["top1"] for r in rows[name]]))  # type: ignore[misc, list-item]
+    for a, b in pairwise(ordered):
+        if len(answers[a]) == len(answers[b]):
+            one = sum(int((x & ~y).sum()) for x, y in zip(answers[a], answers[b], strict=True))
+            two = sum(int((y & ~x).sum()) for x, y in zip(answers[a], answers[b], strict=True))
+            p = binomtest(one, one + two).pvalue if one + two else 1.0
+            print(f"| {a} / {b} | {one} | {two} | {p:.2g} |")
+
+
+def picture(folder: Path) -> None:
+    """Top-1 against the bytes of the weights, means over seeds, as a page with one figure."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for file in sorted(folder.glob("*_seed*.json")):
+        row = read_json(file)
+        kind, number = row["name"].replace(",", " ").split()[:2]
+        how = row["name"].partition(", ")[2]
+        name = {"percentile": "percentile, one width", "uniform": "liu2021, one width"}.get(kind, f"liu2021, widths by {how}")
+        groups.setdefault((name, number), []).append(row)
+    rows = [
+        {
+            "kind": kind,
+            "label": number,
+            "bits": float(number),
+            "bytes": float(np.mean([r["weight_bytes"] for r in found])),
+            "accuracy": float(np.mean([r["top1"] for r in found])),
+        }
+        for (kind, number), found in sorted(groups.items())
+    ]
+    figure = frontier_figure(rows).update_traces(mode="lines+markers", line={"width": 1})
+    figure.add_hline(y=next(iter(groups.values()))[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
+    figure.write_html(folder / "picture.html", include_plotlyjs=True)
+    print(folder / "picture.html")
+
+
+def heads(folder: Path) -> None:
+    """Flipped pairs of each head in the whole model: with the ranking term against without, and the heads that flip most."""
+    flips: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for file in sorted(folder.glob("*_seed*.json")):
+        row = read_json(file)
+        for op, head, share in row["flips"]:
+            flips.setdefault(row["name"], {}).setdefault((op, head), []).append(share)
+    mean = {name: {head: float(np.mean(shares)) for head, shares in found.items()} for name, found in flips.items()}
+    print("| without | with | flipped without | flipped with | heads with fewer | p |\n|---|---|---|---|---|---|")
+    for without, ranked in (
+        ("similarity", "similarity+ranking"),
+        ("similarity+bias", "all three"),
+        ("similarity+MP", "similarity+ranking+MP"),
+    ):
+        if without in mean and ranked in mean:
+            a, b = mean[without], mean[ranked]
+            fewer, differ = sum(b[h] < a[h] for h in a), sum(b[h] != a[h] for h in a)
+            p = binomtest(fewer, differ).pvalue if differ else 1.0
+            shares = [f"{100 * np.mean(list(m.values())):.2f} %" for m in (a, b)]
+            print(f"| {without} | {ranked} | {shares[0]} | {shares[1]} | {fewer} of {len(a)} | {p:.2g} |")
+    first = mean.get("similarity", {})
+    print("\nMost flipped with similarity alone: " + ", ".join(
+        f"{op} head {head} {100 * share:.1f} %" for (op, head), share in sorted(first.items(), key=lambda x: -x[1])[:6]
+    ))  # fmt: skip
 
 
 def steps(bench: Bench, bits: int, every: int) -> None:
@@ -254,7 +309,7 @@ def cost(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ablation", "widths", "beyond", "table", "steps", "cost"))
+    parser.add_argument("what", choices=("ablation", "widths", "beyond", "table", "heads", "picture", "steps", "cost"))
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--images")
     parser.add_argument("--score")
@@ -265,10 +320,14 @@ def main() -> None:
     parser.add_argument("--target", default="ort-x86-vnni")
     parser.add_argument("--wide", default="ort-x86-wide", help="the target for candidates above 8 bits")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every", type=int, default=4, help="steps: every so many modules")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.what == "table":
         table(Path(args.model), lambda: np.load(Path(args.model) / "labels.npy"))
+        return
+    if args.what in ("heads", "picture"):
+        {"heads": heads, "picture": picture}[args.what](Path(args.model))
         return
     torch.set_num_threads(args.threads)
     if args.what == "cost":
@@ -276,7 +335,7 @@ def main() -> None:
         return
     bench = Bench(args)
     if args.what == "steps":
-        steps(bench, args.bits[0], every=8)
+        steps(bench, args.bits[0], every=args.every)
         return
     np.save(args.out / "labels.npy", np.asarray(bench.scored.labels))
     rows = {"ablation": ablation, "widths": widths, "beyond": beyond}[args.what]

@@ -23,7 +23,7 @@ CHECKED = [
     "fewbit.replay",
     "fewbit.choose.scales",
     "fewbit.simulate",
-    "fewbit.choose.sensitivity",
+    "fewbit.choose.bits.sensitivity",
 ]
 install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
 

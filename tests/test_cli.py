@@ -272,6 +272,7 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     code, text = run("bench", finished, "--seconds", "0.01", "--batch", "2")
     assert code == 0, text
     assert "model.onnx" in text
+    assert "peak memory" in text
     before = (finished / "report.html").read_bytes()
     assert run("report", finished)[0] == 0
     assert (finished / "report.html").read_bytes() == before
@@ -281,6 +282,43 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     changed = {row["site"] for row in json.loads((tmp_path / "diff.json").read_text())}
     assert "head:input" in changed
     assert run("diff", finished, finished)[1].startswith("The plans are the same.")
+
+
+def test_report_draws_other_runs_beside_and_keeps_them(place: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished, tmp_path / "other")
+    report = json.loads((finished / "report.json").read_text()) | {"recipe": "another", "bits": "mixed:6:5,6,7"}
+    (tmp_path / "other" / "report.json").write_text(json.dumps(report))
+    code, text = run("report", tmp_path / "run", "--beside", tmp_path / "other", "--beside", tmp_path / "run")
+    assert code == 0, text
+    rows = json.loads((tmp_path / "run" / "tables.json").read_text())["runs"]
+    assert [row["kind"] for row in rows] == ["mse, one width", "another, a width for each module", "float"]
+    assert [row["accuracy"] for row in rows] == [report["accuracy"]["agreement"]] * 2 + [100.0]
+    drawn = (tmp_path / "run" / "report.html").read_bytes()
+    assert drawn != (finished / "report.html").read_bytes()
+    assert run("report", tmp_path / "run")[0] == 0
+    assert (tmp_path / "run" / "report.html").read_bytes() == drawn
+
+
+@pytest.mark.parametrize("broken", ["no folder", "no model", "no report", "half a report", "no hashes"])
+def test_report_beside_a_folder_that_is_no_run_writes_nothing(finished: Path, tmp_path: Path, broken: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    other = tmp_path / "other"
+    if broken != "no folder":
+        shutil.copytree(finished, other)
+    if broken == "no model":
+        (other / "model.onnx").unlink()
+    elif broken == "no report":
+        (other / "report.json").unlink()
+    elif broken == "half a report":
+        (other / "report.json").write_text('{"bits": "8"')
+    elif broken == "no hashes":
+        (other / "run.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, text = run("report", tmp_path / "run", "--beside", other)
+    assert code == 2, text
+    assert str(other) in text
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:

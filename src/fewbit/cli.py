@@ -17,14 +17,14 @@ from rich.table import Table
 
 from fewbit import pipeline
 from fewbit.errors import FewbitError, FewbitFailed
-from fewbit.files import read_json, write_json
+from fewbit.files import read_json, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.report import page, tables
 from fewbit.target import detect, load_target, target_names
 from fewbit.verify import bench as measure
 from fewbit.verify import evaluate as score_run
-from fewbit.verify import runtime_names
+from fewbit.verify import loads, runtime_names
 
 app = typer.Typer(
     add_completion=False,
@@ -248,28 +248,37 @@ def bench(
     threads: Threads = 2,
     seconds: Annotated[float, typer.Option(help="Measure each for so long.")] = 4.0,
 ) -> None:
-    """Latency and size, float beside integer, in pairs."""
+    """Latency, what loading takes, and size, float beside integer."""
     opened = pipeline.Run.open(run)
     progress = BarProgress()
     runtimes, batches = runtime or list(runtime_names()), batch or [1, 8]
     try:
-        with progress.stage("bench", len(runtimes) * len(batches)):
+        files = run / "float.onnx", run / "model.onnx", opened.preprocess.size
+        with progress.stage("bench", len(runtimes) * (len(batches) + 1)):
             rows = measure(
-                run / "float.onnx",
-                run / "model.onnx",
-                opened.preprocess.size,
+                *files,
                 runtimes=runtimes,
                 batches=batches,
                 threads=threads,
                 seconds=seconds,
                 progress=lambda text: progress.advance(1, text),
             )
+            loaded = loads(*files, runtimes=runtimes, threads=threads, runs=3, progress=lambda text: progress.advance(1, text))
     finally:
         progress.close()
     table = Table("runtime", "batch", "threads", "float ms", "integer ms", "faster", "pairs")
     for row in rows:
         times = f"{row.float_ms:.2f}", f"{row.quantized_ms:.2f}", f"{row.ratio:.2f} x"
         table.add_row(row.runtime, str(row.batch), str(row.threads), *times, str(row.runs))
+    out.print(table)
+    table = Table("runtime", "load", "peak memory", "without a model", title="float -> integer")
+    for load in loaded:
+        table.add_row(
+            load.runtime,
+            f"{load.float_seconds:.3f} -> {load.quantized_seconds:.3f} s",
+            f"{load.float_bytes / 1e6:.0f} -> {load.quantized_bytes / 1e6:.0f} MB",
+            f"{load.baseline_bytes / 1e6:.0f} MB",
+        )
     out.print(table)
     for name in ("float.onnx", "model.onnx", "plan.safetensors"):
         out.print(f"{name}: {(run / name).stat().st_size / 1e6:.2f} MB")
@@ -304,9 +313,22 @@ def recipes() -> None:
 
 
 @command
-def report(run: Path) -> None:
+def report(
+    run: Path,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Another run of the model, for a picture of bytes against accuracy; repeat it.")
+    ] = None,
+) -> None:
     """Draw report.html again from report.json and tables.json."""
-    page.write(run / "report.html", read_json(run / "report.json"), read_json(run / "tables.json"))
+    summary, rows = read_json(run / "report.json"), read_json(run / "tables.json")
+    if beside:
+        folders = {folder.resolve(): pipeline.Run.open(folder) for folder in (run, *beside)}
+        found = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in folders.values()}
+        rows["runs"] = tables.runs(found)
+    html = page.render(summary, rows)
+    if beside:
+        write_json(run / "tables.json", rows)
+    write_atomic(run / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
     out.print(f"Report: {run / 'report.html'}")
 
 

@@ -44,7 +44,7 @@ from fewbit.report import page, tables
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
 from fewbit.types import Checks, Graph, Plan, Refusal
-from fewbit.verify import Latency, Score, bench, compare, evaluate, runtime_names
+from fewbit.verify import Latency, Load, Score, bench, compare, evaluate, loads, runtime_names
 from fewbit.verify.attention import attention_tables
 
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
@@ -216,15 +216,19 @@ def quantize(
             part / "float.onnx", part / "model.onnx", held_out,
             runtime=hardware.runtime, threads=threads, progress=progress.advance,
         )  # fmt: skip
-    with progress.stage("bench", 2 * len(runtime_names())):
+    with progress.stage("bench", 3 * len(runtime_names())):
         timings = bench(
             part / "float.onnx", part / "model.onnx", graph.input_shape,
             runtimes=runtime_names(), threads=threads, seconds=seconds, progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
+        weighed = loads(
+            part / "float.onnx", part / "model.onnx", graph.input_shape,
+            runtimes=runtime_names(), threads=threads, runs=1, progress=lambda text: progress.advance(1, text),
+        )  # fmt: skip
     if hardware.runtime == "onnxruntime":
         plan = _note_kernels(plan, checks)
     with progress.stage("report"):
-        rows = _tables(graph, plan, stats, checks, timings, held_out, result, sample, part)
+        rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
         record = _run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
         rows["run"] = record
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
@@ -453,8 +457,8 @@ def _note_kernels(plan: Plan, checks: Checks) -> Plan:
 
 
 def _tables(
-    graph: Graph, plan: Plan, stats: Stats, checks: Checks, timings: Sequence[Latency], images: Images, score: Score,
-    sample: Tensor, part: Path,
+    graph: Graph, plan: Plan, stats: Stats, checks: Checks, timings: Sequence[Latency], weighed: Sequence[Load],
+    images: Images, score: Score, sample: Tensor, part: Path,
 ) -> dict[str, Any]:  # fmt: skip
     found, seen, drawn = {}, {}, {}
     for site in graph.sites:
@@ -471,22 +475,19 @@ def _tables(
         seen[site.name] = (samples.low.min().item(), samples.high.max().item())
     rows = tables.sites(graph, plan, found, seen)
     maps, flips = attention_tables(graph, plan, sample[:4])
-    names = (
-        ("float model, ONNX", "float.onnx"),
-        ("integer model, ONNX", "model.onnx"),
-        ("plan, bit-packed", "plan.safetensors"),
-    )
     return {
         "sites": rows,
         "histograms": tables.histograms(rows, drawn),
         "attention": maps,
         "flips": flips,
         "latency": [row.to_json() for row in timings],
-        "size": [{"what": what, "bytes": (part / name).stat().st_size} for what, name in names],
+        "loads": [row.to_json() for row in weighed],
+        "size": tables.files(part),
         "checks": tables.checks(checks),
         "outputs": [{"runtime": runtime, **row} for runtime, row in checks.outputs.items()],
         "kernels": checks.kernels,
         "images": _pictures(images, score),
+        **tables.searched(plan),
     }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.objectives import RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
-from fewbit.choose.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.errors import UnknownName
 
 
@@ -73,6 +73,12 @@ RECIPES: Mapping[str, Recipe] = {
     "liu2021": Recipe(
         about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
         search=OutputSearch(ranking=RankHinge()),
+        correction=OutputBias(),
+        sensitivity=NuclearNorm(),
+    ),
+    "liu2021-channel": Recipe(
+        about="liu2021, each channel of a weight with the factor that is best for its own output",
+        search=OutputSearch(ranking=RankHinge(), per_channel=True),
         correction=OutputBias(),
         sensitivity=NuclearNorm(),
     ),

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
-from fewbit.choose.allocate import frontier
-from fewbit.choose.sensitivity import NuclearNorm, OutputKL
+from fewbit.choose.bits.allocate import frontier
+from fewbit.choose.bits.sensitivity import NuclearNorm, OutputKL
 from fewbit.errors import FewbitError
 from fewbit.overlay import Overlay, Stream, between
 from fewbit.pipeline import check_bits

@@ -104,6 +104,45 @@ def _checks(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _units() -> list[dict[str, Any]]:
+    """The modules of mixed precision: attention and an MLP in each block, and two ops by themselves."""
+    names = [("patch_embed.proj", "op", 147_456)]
+    for block in range(BLOCKS):
+        names += [(f"blocks.{block}.attn", "attention", 147_456), (f"blocks.{block}.mlp", "mlp", 294_912)]
+    rows = []
+    for index, (unit, kind, weights) in enumerate([*names, ("head", "op", 192_000)]):
+        bits = 4 + (index * 5) % 4
+        losses = {str(b): (100 + 7 * index) * 4.0 ** (4 - b) for b in (4, 5, 6, 7, 8)}
+        nuclear = None if unit == "head" else 180.0 + 3 * index
+        row = {"unit": unit, "kind": kind, "bits": bits, "weights": weights, "nuclear": nuclear, "losses": losses}
+        rows.append({**row, "loss": losses[str(bits)]})
+    return rows
+
+
+def _frontier() -> list[dict[str, Any]]:
+    """A frontier of 200 points from 4 to 8 bits, the five uniform widths above it, and the point taken."""
+
+    def row(kind: str, bits: float, above: float = 1.0) -> dict[str, Any]:
+        loss = 4000 * above * 4.0 ** (4 - bits)
+        return {"kind": kind, "label": f"{bits:.3g} bits", "bytes": int(690_000 * bits), "loss": loss, "bits": bits}
+
+    line = [row("a width for each module", 4 + 4 * i / 199) for i in range(200)]
+    return [*line, *(row("one width", float(b), 3.0) for b in (4, 5, 6, 7, 8)), row("this run", line[99]["bits"])]
+
+
+def _runs() -> list[dict[str, Any]]:
+    """Two recipes at several widths, and the float model."""
+    rows = [
+        ("liu2021, one width", "4", 3_361_904, 4.0, 71.2, [69.1, 73.1]),
+        ("liu2021, one width", "8", 6_104_212, 8.0, 75.3, [73.3, 77.1]),
+        ("liu2021, a width for each module", "mixed:5:4,5,6,7", 3_980_000, 4.97, 74.1, [72.1, 76.0]),
+        ("mse, one width", "4", 3_361_904, 4.0, 62.4, [60.2, 64.5]),
+        ("float", "float model", 22_917_340, 32.0, 75.45, None),
+    ]
+    keys = ("kind", "label", "bytes", "bits", "accuracy", "interval")
+    return [{**dict(zip(keys, row, strict=True)), "measure": "accuracy"} for row in rows]
+
+
 def _refusals() -> list[dict[str, Any]]:
     rows = [
         {
@@ -215,6 +254,16 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
             for batch in (1, 8)
             for r, f, q in (("onnxruntime", 11.84, 6.91), ("openvino", 9.37, 5.02))
         ],
+        "ranking": [
+            {"op": f"blocks.{b}.attn.scores", "head": h, "with": 0.01 + 0.002 * b, "without": 0.01217 + 0.0015 * b + 0.001 * h}
+            for b in range(BLOCKS)
+            for h in range(HEADS)
+        ],
+        "loads": [
+            {"runtime": r, "threads": 2, "float_seconds": f, "quantized_seconds": q, "float_bytes": 151_400_000}
+            | {"quantized_bytes": 98_700_000, "baseline_bytes": 61_200_000, "runs": 1}
+            for r, f, q in (("onnxruntime", 0.0821, 0.1634), ("openvino", 0.2512, 0.4187))
+        ],
         "size": [
             {"what": "float ONNX", "bytes": 22_917_340},
             {"what": "integer ONNX", "bytes": 6_104_212},
@@ -248,17 +297,8 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
             "hashes": {"model": "9f2c4be17c0d", "images": "b81f0c22a9ee", "target": "10d3f7a6c2b4"},
             "machine": {"processor": "x86-64 with VNNI", "threads": 2},
         },
-        "frontier": [
-            {"label": "8", "kind": "uniform", "bits": 8.0, "bytes": 6_100_000, "accuracy": 75.3, "omega": 0.04},
-            {"label": "w4a8", "kind": "uniform", "bits": 4.3, "bytes": 3_361_904, "accuracy": 74.6, "omega": 0.31},
-            {
-                "label": "mixed:6.0",
-                "kind": "searched",
-                "bits": 6.0,
-                "bytes": 4_620_000,
-                "accuracy": 75.2,
-                "omega": 0.09,
-            },
-        ],
+        "frontier": _frontier(),
+        "units": _units(),
+        "runs": _runs(),
     }
     return report, tables

@@ -1,7 +1,7 @@
 """Choose: a grid, a step and, for weights, the codes of every site. The slots of a recipe, in order."""
 
 from fewbit.choose.bits import Bits, Mixed, parse_bits
+from fewbit.choose.bits.mixed import Allocation, allocate
 from fewbit.choose.choose import choose
-from fewbit.choose.mixed import Allocation, allocate
 
 __all__ = ["Allocation", "Bits", "Mixed", "allocate", "choose", "parse_bits"]

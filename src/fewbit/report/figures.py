@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 Row = Mapping[str, Any]
@@ -24,6 +25,7 @@ PALETTE = ("#2f7bd9", "#e07b39", "#3a9d6e", "#9065c9", "#c9507f", "#2799a8", "#a
 RULE = "rgba(128,128,128,0.25)"
 SITES = "site in graph order (ticks: blocks)"
 MANY_TICKS = 20
+MANY_POINTS = 10  # more are a line, their labels would touch
 TITLE_ROOM = 24  # pixels of the top margin that hold the title
 
 
@@ -137,6 +139,40 @@ def bits_by_site(sites: Rows) -> go.Figure:
     figure.update_yaxes(rangemode="tozero", dtick=2)
     title = "How many bits does every site get?"
     return styled(figure, title, height=260, above=28, x=SITES, y="bits of a code", barmode="overlay", showlegend=True)
+
+
+def bits_by_unit(units: Rows) -> go.Figure:
+    """One bar per module of mixed precision in graph order: its bits, coloured by kind."""
+    figure = go.Figure()
+    colours = {"attention": PALETTE[0], "mlp": PALETTE[1]}
+    for kind, members in _grouped(units, lambda row: str(row["kind"])).items():
+        hover = [
+            [
+                text(row["unit"]),
+                f"{row['weights']:,}",
+                "none" if row.get("nuclear") is None else f"{row['nuclear']:.4g}",
+                "<br>".join(f"loss at {text(bits)} bits: {loss:.3g}" for bits, loss in row["losses"].items()),
+            ]
+            for _, row in members
+        ]
+        figure.add_bar(
+            x=[index for index, _ in members],
+            y=[row["bits"] for _, row in members],
+            width=0.88,
+            name=text(kind) if kind in colours else "other",
+            text=[row["bits"] for _, row in members],
+            textposition="outside",
+            cliponaxis=False,
+            marker={"color": colours.get(kind, FLOAT), "line": {"width": 0}},
+            customdata=hover,
+            hovertemplate="<b>%{customdata[0]}</b>: %{y} bits<br>%{customdata[1]} weights"
+            "<br>nuclear norm: %{customdata[2]}<br>%{customdata[3]}<extra></extra>",
+        )
+    starts, labels = block_ticks([str(row["unit"]) for row in units])
+    figure.update_xaxes(tickvals=starts, ticktext=labels, showgrid=False, zeroline=False, range=[-0.7, len(units) - 0.3])
+    figure.update_yaxes(range=[0, 1.15 * max((row["bits"] for row in units), default=8)], dtick=2)
+    title, x = "Which module gets how many bits?", SITES.replace("site", "module")
+    return styled(figure, title, height=280, above=28, x=x, y="bits of a weight", barmode="overlay", showlegend=True)
 
 
 def range_kept(row: Row) -> go.Figure:
@@ -266,6 +302,32 @@ def flips_by_head(flips: Rows) -> go.Figure:
     return styled(figure, title, height=100 + 22 * min(len(ops), 24), x="head", y="attention op (its block)")
 
 
+def ranking(rows: Rows) -> go.Figure:
+    """One point per head: the share of key pairs that flip, without the ranking term against with it; and the diagonal."""
+    figure = go.Figure()
+    top = 105 * max((max(row["with"], row["without"]) for row in rows), default=0.01)
+    figure.add_scatter(x=[0, top], y=[0, top], mode="lines", line={"color": FLOAT, "width": 1, "dash": "dot"}, hoverinfo="skip")
+    figure.data[0].update(name="no difference", showlegend=True)
+    ops = _grouped(rows, lambda row: str(row["op"]))
+    if len(ops) > len(PALETTE):
+        ops = {"a head": list(enumerate(rows))}
+    for colour, (op, members) in enumerate(ops.items()):
+        figure.add_scatter(
+            x=[100 * row["without"] for _, row in members],
+            y=[100 * row["with"] for _, row in members],
+            mode="markers",
+            name=text(f"block {block_of(op)}" if op != "a head" else op),
+            marker={"size": 8, "color": PALETTE[colour]},
+            customdata=[[text(row["op"]), row["head"]] for _, row in members],
+            hovertemplate="<b>%{customdata[0]}</b>, head %{customdata[1]}"
+            "<br>%{x:.2f} % flipped without ranking<br>%{y:.2f} % with it<extra></extra>",
+        )
+    figure.update_xaxes(range=[0, top]).update_yaxes(range=[0, top])
+    title = "Does the ranking term keep the order of attention scores?"
+    x, y = "flipped without ranking, %", "flipped with ranking, %"
+    return styled(figure, title, height=420, above=46, x=x, y=y, showlegend=True)
+
+
 # 4. Cost ------------------------------------------------------------------------------------------------------------
 
 
@@ -338,19 +400,61 @@ def seconds(stages: Mapping[str, float]) -> go.Figure:
 def frontier(rows: Rows) -> go.Figure:
     """Size against accuracy, coloured by kind; the search's own estimate where nothing was scored."""
     scored = any(row.get("accuracy") is not None for row in rows)
-    value, unit = ("accuracy", "accuracy, %") if scored or not rows else ("omega", "Ω, estimated loss")
+    figure = _against_bytes(rows, "accuracy" if scored or not rows else "loss")
+    x, y = "megabytes (10⁶ bytes)", "accuracy, %"
+    if rows and not scored:
+        x, y = "megabytes of weights (10⁶ bytes)", "estimated loss (the sum over modules)"
+        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+        for trace in figure.data:  # the frontier falls: room is above what is no better, and below what is on it
+            trace.textposition = "bottom left" if trace.name == "this run" else trace.textposition
+    return styled(figure, "What does a byte buy?", height=380, above=28, x=x, y=y, showlegend=True)
+
+
+def runs(rows: Rows) -> go.Figure:
+    """Several runs, size against accuracy with its interval, coloured by recipe; the float model is a line across."""
+    figure = _against_bytes([row for row in rows if row["kind"] != "float"], "accuracy", joined=True)
+    for row in rows:
+        if row["kind"] == "float":
+            said = f"{text(row['label'])}, {row['accuracy']:.2f} %, {row['bytes'] / 1e6:.2f} MB"
+            line = {"color": FLOAT, "width": 1.5, "dash": "dash"}
+            figure.add_hline(y=row["accuracy"], line=line, name=said, showlegend=True)
+    agreement = any(row.get("measure") == "agreement" for row in rows)
+    y = "agreement with the float model, %" if agreement else "accuracy, %"
+    title = "How much accuracy does a byte buy?"
+    return styled(figure, title, height=420, above=46, x="megabytes of the file (10⁶ bytes)", y=y, showlegend=True)
+
+
+def _against_bytes(rows: Rows, value: str, *, joined: bool = False) -> go.Figure:
+    """Points over megabytes, coloured by kind: a kind of many points is a thin line, one of few has labels."""
     figure = go.Figure()
     for colour, (kind, members) in enumerate(_grouped(rows, lambda row: str(row.get("kind") or "plan")).items()):
+        many = len(members) > MANY_POINTS
+        found = sorted((row for _, row in members), key=lambda row: row["bytes"])
+        ink = PALETTE[colour % len(PALETTE)]
         figure.add_scatter(
-            x=[row["bytes"] / 1e6 for _, row in members],
-            y=[row.get(value) for _, row in members],
-            mode="markers+text" if len(rows) <= 10 else "markers",
-            text=[text(row["label"]) for _, row in members],
-            textposition="top center",
+            x=[row["bytes"] / 1e6 for row in found],
+            y=[row.get(value) for row in found],
+            mode="lines+markers" if many else "lines+markers+text" if joined else "markers+text",
+            text=[text(":".join(str(row["label"]).split(":")[:2])) for row in found],
+            textposition="bottom right" if joined else "top right",
             cliponaxis=False,
             name=text(kind),
-            marker={"size": 9, "color": PALETTE[colour % len(PALETTE)]},
-            customdata=[row.get("bits") for _, row in members],
-            hovertemplate="<b>%{text}</b><br>%{x:.2f} MB, %{customdata} bits<br>%{y:.4g}<extra></extra>",
+            line={"color": ink, "width": 1},
+            marker={"size": 3 if many else 10, "color": ink},
+            customdata=[[text(row["label"]), "" if row.get("bits") is None else f", {row['bits']:.2f} bits"] for row in found],
+            hovertemplate="<b>%{customdata[0]}</b><br>%{x:.3f} MB%{customdata[1]}<br>%{y:.4g}<extra></extra>",
         )
-    return styled(figure, "What does a byte buy?", height=380, above=28, x="megabytes (10⁶ bytes)", y=unit, showlegend=True)
+        if any(row.get("interval") for row in found):
+            bounds = [row.get("interval") or [row[value]] * 2 for row in found]
+            figure.data[-1].error_y = {
+                "array": [high - row[value] for row, (_, high) in zip(found, bounds, strict=True)],
+                "arrayminus": [row[value] - low for row, (low, _) in zip(found, bounds, strict=True)],
+                "symmetric": False,
+                "thickness": 1,
+                "width": 4,
+                "color": f"rgba{(*hex_to_rgb(ink), 0.5)}",
+            }
+    sizes = [row["bytes"] / 1e6 for row in rows] or [0.0, 1.0]
+    span = max(sizes) - min(sizes) or max(sizes)
+    right = 0.28 if joined else 0.18  # room for the last label
+    return figure.update_xaxes(range=[min(sizes) - 0.06 * span, max(sizes) + right * span])

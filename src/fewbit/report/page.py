@@ -2,7 +2,7 @@
 
 The four answers come first, then what was refused, then pictures, then every site. Shares (`*_share`) are
 0 to 1, accuracies and agreements are percent, `ratio` is float over integer time (2 is twice as fast). A table that is
-missing or empty says so in one sentence.
+missing or empty says so in one sentence; `units` and `runs` are there for mixed precision and on request only.
 
     python -m fewbit.report.page RUN        reads RUN/report.json and RUN/tables.json, writes RUN/report.html
 """
@@ -226,6 +226,60 @@ def bits(rows: Rows, caption: str) -> str:
     return picture(rows, figures.bits_by_site, caption, "No sites were listed, so there are no bits to show.")
 
 
+def units(rows: Rows, caption: str) -> str:
+    """The widths of mixed precision; nothing where there was none."""
+    if not rows:
+        return ""
+    total = sum(row["weights"] for row in rows)
+    mean = sum(row["bits"] * row["weights"] for row in rows) / max(total, 1)
+    said = f"{caption} {plural(len(rows), 'module')}, {total:,} weights, {mean:.2f} bits a weight on average."
+    return plot(figures.bits_by_unit(rows), said)
+
+
+def ranking(rows: Rows, caption: str) -> str:
+    """Rank flips with and without the ranking term."""
+    if rows:
+        with_it, without = (100 * sum(row[key] for row in rows) / len(rows) for key in ("with", "without"))
+        better, worse = (sum(sign * (row["without"] - row["with"]) > 0 for row in rows) for sign in (1, -1))
+        caption += (
+            f" A point below the diagonal is a head that the term helps: {better} of {len(rows)}; above it are {worse}."
+            f" The mean over heads is {percent(with_it)} with it and {percent(without)} without."
+        )
+    return picture(rows, figures.ranking, caption, "The recipe has no ranking term, so no heads were compared.")
+
+
+def frontier(rows: Rows, caption: str) -> str:
+    if any(row["kind"] == "a width for each module" and row.get("loss") is not None for row in rows):
+        caption += " Nothing lies below the line: no widths have a smaller estimated loss in as few bytes."
+    return picture(rows, figures.frontier, caption, "No search was run, so there is no frontier.")
+
+
+def runs(rows: Rows) -> str:
+    """Several runs in one picture; nothing where there is only this one."""
+    if not rows:
+        return ""
+    intervals = f" Bars are 95{UNIT}% intervals." if any(row.get("interval") for row in rows) else ""
+    return plot(figures.runs(rows), f"{plural(len(rows) - 1, 'run')} of the same model, scored on the same images.{intervals}")
+
+
+def loads(rows: Rows) -> str:
+    head = "<h3>What does loading take, float beside integer?</h3>"
+    if not rows:
+        return head + nothing("No load was measured.")
+    cells = [
+        [
+            escape(str(row["runtime"])),
+            f"{row['float_seconds']:.3f} → {row['quantized_seconds']:.3f}{UNIT}s",
+            f"{row['float_bytes'] / 1e6:.0f} → {row['quantized_bytes'] / 1e6:.0f}{UNIT}MB",
+            f"{row['baseline_bytes'] / 1e6:.0f}{UNIT}MB",
+        ]
+        for row in rows
+    ]
+    note = "A process of its own loads a file and runs one image; the last column is one that imports the runtime only."
+    columns = ["runtime", "load", "peak memory", "peak without a model"]
+    return f'{head}{table(columns, cells, numeric=[1, 2, 3])}<p class="note">{note}</p>'
+
+
 def ranges(rows: Rows, caption: str) -> str:
     head = "<h3>What do the worst sites keep of their range?</h3>"
     if not rows:
@@ -350,14 +404,18 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
         [
             picture(sites, figures.error_by_site, caption, "No sites were listed, so there is no error to show."),
             bits(sites, caption),
+            units(tables.get("units") or (), caption),
             ranges(tables.get("histograms") or (), caption),
             attention(tables.get("attention") or (), caption),
             picture(tables.get("flips"), figures.flips_by_head, caption, flips_why),
+            ranking(tables.get("ranking") or (), caption),
             picture(tables.get("latency"), figures.latency, faster, "No latency was measured."),
+            loads(tables.get("loads") or ()),
             picture(tables.get("size"), figures.size, caption, "No file was weighed."),
             differing(tables.get("checks") or (), caption),
             runtimes(tables),
-            picture(tables.get("frontier"), figures.frontier, caption, "No search was run, so there is no frontier."),
+            frontier(tables.get("frontier") or (), caption),
+            runs(tables.get("runs") or ()),
             picture(stages, figures.seconds, caption, "No stage was timed."),
         ]
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from fewbit.errors import BadFile
 from fewbit.types import Checks, Graph, Plan
 
 Rows = list[dict[str, Any]]
+WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
 
 
 def sites(
@@ -90,6 +93,11 @@ def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def files(folder: Path) -> Rows:
+    """The bytes of each file of a run that a user would ship, and of the float model."""
+    return [{"what": what, "bytes": (folder / name).stat().st_size} for name, what in WEIGHED.items()]
+
+
 def integer_share(graph: Graph, plan: Plan) -> float:
     """The share of multiply-accumulates whose op runs in integers."""
     return sum(op.macs for op in graph.ops if op.name in plan.integer_ops) / max(graph.macs, 1)
@@ -107,3 +115,72 @@ def latency(rows: Sequence[Any]) -> dict[str, Any]:
     for row in rows:
         found.setdefault(row.runtime, {"float_ms": row.float_ms, "quantized_ms": row.quantized_ms, "ratio": row.ratio})
     return found
+
+
+def searched(plan: Plan) -> dict[str, Rows]:
+    """What the searches of a plan left in it: the tables `frontier`, `units` and `ranking`, empty where there was none."""
+    return {"frontier": frontier(plan), "units": units(plan), "ranking": list(cast(Any, plan.extra.get("ranking", ())))}
+
+
+def frontier(plan: Plan) -> Rows:
+    """Bytes of the weights against the estimated loss: all that mixed precision weighed, one width, and what was taken."""
+    found = cast(Any, plan.extra.get("mixed"))
+    if not found:
+        return []
+
+    def row(kind: str, point: Mapping[str, Any], bits: float) -> dict[str, Any]:
+        return {"kind": kind, "label": f"{bits:.3g} bits", "bytes": point["bytes"], "loss": point["loss"], "bits": bits}
+
+    return [
+        *(row("a width for each module", point, point["mean"]) for point in found["frontier"]),
+        *(row("one width", point, point["bits"]) for point in found["uniform"]),
+        *(row("this run", point, point["mean"]) for point in found["frontier"] if point["taken"]),
+    ]
+
+
+def units(plan: Plan) -> Rows:
+    """The modules of mixed precision in graph order, with the loss at the width that each was given."""
+    found = cast(Any, plan.extra.get("mixed"))
+    return [{**unit, "loss": unit["losses"][str(unit["bits"])]} for unit in found["units"]] if found else []
+
+
+def runs(found: Mapping[str, tuple[Any, Any]]) -> Rows:
+    """Bytes against accuracy of several runs, and the float model; `found` has report.json and run.json by folder.
+
+    Accuracy is agreement with the float model for all of them where one has no labels. Raises BadFile where a record lacks
+    something, or where a run has another model than the first or was scored on other images.
+    """
+    rows: Rows = []
+    hashes, measure = None, "accuracy"
+    for folder, (report, record) in found.items():
+        try:
+            hashes = hashes or record["hashes"]
+            for key, what in (("model", "has another model"), ("scored", "was scored on other images")):
+                if record["hashes"][key] != hashes[key]:
+                    raise BadFile(f"{folder} {what} than {next(iter(found))}; the runs of one picture share model and images.")
+            bits, score, size = str(report["bits"]), report["accuracy"], report["size"]
+            labelled = score["quantized"] is not None
+            measure = measure if labelled else "agreement"
+            rows.append(
+                {
+                    "kind": f"{report['recipe']}, {'a width for each module' if bits.startswith('mixed') else 'one width'}",
+                    "label": bits,
+                    "bytes": size["onnx_bytes"],
+                    "bits": size["average_weight_bits"],
+                    "accuracy": score["quantized"],
+                    "agreement": score["agreement"],
+                    "interval": score["interval"],
+                }
+            )
+            if len(rows) == 1:
+                whole = {"kind": "float", "label": "float model", "bytes": size["float_bytes"], "bits": 32.0}
+                whole |= {"accuracy": score["float"], "agreement": 100.0, "interval": None}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadFile(f"{folder}: report.json or run.json lacks {error}; write the run again with --force.") from error
+    for row in (rows := [*rows, whole]):
+        agreement = row.pop("agreement")
+        row["measure"] = measure
+        if measure == "agreement":
+            row["interval"] = row["interval"] if row["accuracy"] is None else None  # it is that of the accuracy
+            row["accuracy"] = agreement
+    return rows

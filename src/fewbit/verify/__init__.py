@@ -1,8 +1,8 @@
 """Verify: the artefact in the real runtime. Codes first, then accuracy, then time."""
 
-from fewbit.verify.bench import Latency, bench
+from fewbit.verify.bench import Latency, Load, bench, loads
 from fewbit.verify.compare import compare
 from fewbit.verify.evaluate import Score, evaluate
 from fewbit.verify.runtimes import Session, open_session, runtime_names
 
-__all__ = ["Latency", "Score", "Session", "bench", "compare", "evaluate", "open_session", "runtime_names"]
+__all__ = ["Latency", "Load", "Score", "Session", "bench", "compare", "evaluate", "loads", "open_session", "runtime_names"]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fewbit.capture.units import Unit, units
-from fewbit.choose.allocate import Frontier, frontier
 from fewbit.choose.bits import Bits, Mixed
+from fewbit.choose.bits.allocate import Frontier, frontier
+from fewbit.choose.bits.sensitivity import Sensitivity
 from fewbit.choose.choose import choose
-from fewbit.choose.sensitivity import Sensitivity
 from fewbit.errors import FewbitError
 from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe

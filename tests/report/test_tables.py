@@ -1,0 +1,103 @@
+"""Tables are what the records say: widths, losses, heads, files and runs, number by number."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewbit.errors import BadFile
+from fewbit.report import tables
+from fewbit.types import Plan
+
+MIXED: dict[str, Any] = {
+    "mean": 5.0,
+    "units": [
+        {"unit": "stem", "kind": "op", "bits": 6, "weights": 10, "nuclear": None, "losses": {"4": 9.0, "6": 2.0}},
+        {"unit": "a", "kind": "attention", "bits": 4, "weights": 20, "nuclear": 7.5, "losses": {"4": 3.0, "6": 1.0}},
+    ],
+    "uniform": [{"bits": 4, "bytes": 15, "loss": 12.0}, {"bits": 6, "bytes": 23, "loss": 3.0}],
+    "frontier": [
+        {"bytes": 15, "loss": 12.0, "mean": 4.0, "bits": [4, 4], "taken": False},
+        {"bytes": 18, "loss": 5.0, "mean": 4.6666, "bits": [6, 4], "taken": True},
+        {"bytes": 23, "loss": 3.0, "mean": 6.0, "bits": [6, 6], "taken": False},
+    ],
+}
+FLIPS = [{"op": "a.qk", "head": 0, "with": 0.01, "without": 0.02}]
+
+
+def plan(**extra: Any) -> Plan:
+    return Plan("target", "recipe", "8", {}, (), extra=extra)
+
+
+def test_the_frontier_has_all_points_one_width_and_the_one_that_was_taken() -> None:
+    rows = tables.searched(plan(mixed=MIXED))["frontier"]
+    assert [(row["kind"], row["bytes"], row["loss"], row["bits"], row["label"]) for row in rows] == [
+        ("a width for each module", 15, 12.0, 4.0, "4 bits"),
+        ("a width for each module", 18, 5.0, 4.6666, "4.67 bits"),
+        ("a width for each module", 23, 3.0, 6.0, "6 bits"),
+        ("one width", 15, 12.0, 4, "4 bits"),
+        ("one width", 23, 3.0, 6, "6 bits"),
+        ("this run", 18, 5.0, 4.6666, "4.67 bits"),
+    ]
+
+
+def test_a_module_has_the_loss_of_its_own_width() -> None:
+    rows = tables.searched(plan(mixed=MIXED))["units"]
+    assert [row.pop("loss") for row in rows] == [2.0, 3.0]
+    assert rows == MIXED["units"]
+
+
+def test_ranking_rows_are_those_of_the_plan_and_a_plan_without_searches_has_empty_tables() -> None:
+    assert tables.searched(plan(ranking=FLIPS)) == {"frontier": [], "units": [], "ranking": FLIPS}
+    assert tables.searched(plan()) == {"frontier": [], "units": [], "ranking": []}
+
+
+def test_files_are_weighed(tmp_path: Path) -> None:
+    for count, name in enumerate(tables.WEIGHED, start=3):
+        (tmp_path / name).write_bytes(bytes(count))
+    assert [row["bytes"] for row in tables.files(tmp_path)] == [3, 4, 5]
+
+
+def one(bits: str = "4", quantized: float | None = 70.0, model: str = "m", images: str = "i") -> tuple[Any, Any]:
+    """report.json and run.json of a run."""
+    score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [68.0, 72.0]}
+    size = {"float_bytes": 32, "onnx_bytes": 5, "average_weight_bits": 4.5}
+    report = {"bits": bits, "recipe": "mse", "accuracy": score, "size": size}
+    return report, {"hashes": {"model": model, "scored": images}}
+
+
+def test_runs_become_rows_and_the_float_model_is_the_last() -> None:
+    point = {"bytes": 5, "bits": 4.5, "accuracy": 70.0, "interval": [68.0, 72.0], "measure": "accuracy"}
+    whole = {"bytes": 32, "bits": 32.0, "accuracy": 75.0, "interval": None, "measure": "accuracy"}
+    assert tables.runs({"a": one(), "b": one("mixed:5:4,5")}) == [
+        {"kind": "mse, one width", "label": "4"} | point,
+        {"kind": "mse, a width for each module", "label": "mixed:5:4,5"} | point,
+        {"kind": "float", "label": "float model"} | whole,
+    ]
+
+
+def test_where_one_run_has_no_labels_all_rows_are_agreements_and_an_interval_of_an_accuracy_is_dropped() -> None:
+    rows = tables.runs({"a": one(), "b": one(quantized=None)})
+    assert {row["measure"] for row in rows} == {"agreement"}
+    assert [(row["accuracy"], row["interval"]) for row in rows] == [(90.0, None), (90.0, [68.0, 72.0]), (100.0, None)]
+
+
+def test_runs_of_another_model_or_on_other_images_are_refused() -> None:
+    with pytest.raises(BadFile, match=r"^b has another model than a;"):
+        tables.runs({"a": one(), "b": one(model="n")})
+    with pytest.raises(BadFile, match=r"^b was scored on other images than a;"):
+        tables.runs({"a": one(), "b": one(images="j")})
+
+
+@pytest.mark.parametrize("place", ["bits", "recipe", "accuracy", "size", "hashes"])
+def test_a_run_whose_record_lacks_something_is_named(place: str) -> None:
+    broken = copy.deepcopy(one())
+    for record in broken:
+        record.pop(place, None)
+    with pytest.raises(BadFile, match=f"^b: .*{place}"):
+        tables.runs({"a": one(), "b": broken})
+    with pytest.raises(BadFile, match=r"^b: "):
+        tables.runs({"a": one(), "b": ([], [])})
