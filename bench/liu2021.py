@@ -34,6 +34,7 @@ from scipy.stats import binomtest
 from fewbit.capture import capture, load_model
 from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.choose.bits.sensitivity import NuclearNorm
 from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
 from fewbit.files import read_json, write_json
@@ -51,6 +52,8 @@ from fewbit.verify.evaluate import wilson
 from fewbit.verify.runtimes import OnnxRuntime
 
 SEARCHES = ("similarity", "similarity+ranking", "similarity+bias", "all three")
+OURS = dict(RECIPES)
+OURS["liu2021 on probabilities"] = replace(RECIPES["liu2021"], sensitivity=NuclearNorm(map="probabilities"))
 NAMES = dict(zip(SEARCHES, ("liu2021-similarity", "liu2021-ranking", "liu2021-bias", "liu2021"), strict=True))
 
 
@@ -67,6 +70,7 @@ def widths(bits: int) -> dict[str, tuple[str, str]]:
     given = {4: "2,3,4,5,6,7,8", 5: "3,4,5,6,7,8", 6: "4,5,6,7,8", 8: "6,7,8,9,10"}[bits]
     rows = {f"uniform {bits}": ("liu2021", str(bits)), f"percentile {bits}": ("percentile", str(bits))}
     rows[f"mixed {bits}, nuclear norm"] = ("liu2021", f"mixed:{bits}.0:{given}")
+    rows[f"mixed {bits}, nuclear norm of probabilities"] = ("liu2021 on probabilities", f"mixed:{bits}.0:{given}")
     rows[f"mixed {bits}, KL"] = ("liu2021-kl", f"mixed:{bits}.0:{given}")
     return rows
 
@@ -74,7 +78,8 @@ def widths(bits: int) -> dict[str, tuple[str, str]]:
 def beyond(bits: int) -> dict[str, tuple[str, str]]:
     """What the paper leaves open: inputs of the float model or of the quantized one, the op's output or the module's."""
     return {
-        f"{name}, {bits}": (name, str(bits)) for name in ("liu2021-bias", "liu2021-module", "liu2021", "liu2021-sequential")
+        f"{name}, {bits}": (name, str(bits))
+        for name in ("liu2021-bias", "output-mse", "liu2021-module", "liu2021", "liu2021-sequential")
     }
 
 
@@ -151,7 +156,7 @@ class Bench:
         self.start(seed)
         wide = any(b > 8 for b in (parse_bits(text).candidates if text.startswith("mixed") else ()))  # type: ignore[union-attr]
         target = self.args.wide if wide else self.args.target
-        plan, seconds = self.plan(RECIPES[recipe], text, target)
+        plan, seconds = self.plan(OURS[recipe], text, target)
         path = self.out / "row.onnx"
         realize(self.graph, plan, path, opset=load_target(target).opset)
         after, labels = self.answers(path), np.asarray(self.scored.labels)
@@ -223,9 +228,9 @@ def picture(folder: Path) -> None:
         }
         for (kind, number), found in sorted(groups.items())
     ]
-    figure = frontier_figure(rows).update_traces(mode="lines+markers", line={"width": 1})
+    figure = frontier_figure(rows).update_layout(margin_t=90).update_traces(mode="lines+markers", line={"width": 1})
     figure.add_hline(y=next(iter(groups.values()))[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
-    figure.write_html(folder / "picture.html", include_plotlyjs=True)
+    figure.write_html(folder / "picture.html", include_plotlyjs=True, config={"displayModeBar": False})
     print(folder / "picture.html")
 
 
