@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.fx import Interpreter
 from torch.nn import functional as F
 
@@ -243,3 +244,27 @@ def test_the_flips_of_each_head_are_counted_with_ranking_and_without(vit):
         found = flipped(exact[0] @ exact[1].transpose(-2, -1), operands[0] @ operands[1].transpose(-2, -1))
         assert [row[name] for row in rows] == pytest.approx(found.tolist(), abs=0.002)
     assert any(row["with"] != row["without"] for row in rows)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y, z = self.b(x), self.c(F.max_pool2d(x, 2))
+        return self.head(F.adaptive_avg_pool2d(y, 1).flatten(1) + F.adaptive_avg_pool2d(z, 1).flatten(1))
+
+
+def test_a_site_with_the_elements_of_another_follows_it_when_modules_are_searched(capture_net, ort_target, tmp_path):
+    torch.manual_seed(0)
+    net = capture_net(Pooled())
+    recipe, target = Recipe(module=ModuleSearch(low=0.3, candidates=20)), load_target(ort_target)
+    plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits(3), images=net.images.split(8))
+    plain = net.plan(ort_target, "minmax", bits=parse_bits(3))
+    owner = plan.choices["a:output"].affine
+    assert owner != plain.choices["a:output"].affine
+    assert plan.choices["c:input"].affine == owner
+    realize(net.graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    assert compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]]).wrong == ()

@@ -27,9 +27,8 @@ from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Op, Plan, Refusal, Site
 
 MAX_POOLS = (aten.max_pool2d.default,)  # of codes that grow with the value: the largest is one of them
-
-
 W8A8 = Bits()
+ELEMENTS = "elements of "  # why a site has the step of the one that is named behind it
 
 
 def choose(
@@ -165,6 +164,10 @@ class _Choosing:
             overlay = Overlay.of(graph, so_far, unit.ops)
             self.choices |= search(overlay, inner, given, env[inner[-1]], self.choices, ranges, self._remade)
             progress(unit.name)
+        for name, choice in self.choices.items():
+            if choice.why.startswith(ELEMENTS):
+                owner = self.choices[choice.why.removeprefix(ELEMENTS)]
+                self.choices[name] = replace(choice, affine=owner.affine, method=owner.method)
 
     def _is_free(self, site: Site) -> bool:
         """A site whose step is nobody else's."""
@@ -367,7 +370,7 @@ def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> 
     found = choices.get(owner.get(node.name, ""))
     if found is None or found.grid != slot.grids[0] or found.site == site.name or slot.fixed_scale is not None:
         return None
-    return replace(found, site=site.name, role=site.role, everyone=slot.everyone, why=f"elements of {found.site}")
+    return replace(found, site=site.name, role=site.role, everyone=slot.everyone, why=ELEMENTS + found.site)
 
 
 def _activation(site: Site, slot: Slot, recipe: Recipe, stats: Stats) -> Choice:
