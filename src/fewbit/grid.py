@@ -123,6 +123,11 @@ def affine_from_range(low: Tensor, high: Tensor, grid: Grid) -> Affine:
     return Affine(scale, zero.to(torch.int32))
 
 
+def of_bias(read: Affine, weight: Affine, channels: int) -> Affine:
+    """The step of an int32 bias (channels,): that of the input times that of the weight, per channel, and zero at code 0."""
+    return Affine((read.scale * weight.scale).expand(channels).contiguous(), torch.zeros(channels, dtype=torch.int32))
+
+
 def middle(grid: Grid) -> int:
     """The zero point of a symmetric grid: 0 for signed codes, half of the range for unsigned ones."""
     return 0 if grid.signed else 2 ** (grid.bits - 1)

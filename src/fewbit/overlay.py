@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -23,25 +23,28 @@ Env = dict[Node, Any]
 
 
 class Overlay:
-    """Runs nodes of a graph; a node reads the quantized tensors of the choices, and the biases that were corrected."""
+    """Runs nodes of a graph; a node reads the quantized tensors of the choices, and the biases that were corrected.
 
-    def __init__(self, graph: Graph, integer_ops: Sequence[str]) -> None:
+    Of `choices`, those that the integer ops read.
+    """
+
+    def __init__(self, graph: Graph, integer_ops: Sequence[str], choices: Mapping[str, Choice] = MappingProxyType({})) -> None:
         self.graph = graph
         self.nodes = {node.name: node for node in graph.module.graph.nodes}
-        self._plan = Plan("", "", "", {}, tuple(integer_ops))
+        self._integer_ops = integer_ops
         self._fakes: dict[tuple[Node, Node], Choice] = {}
         self._constants: dict[tuple[Node, Node], Tensor] = {}
         self._biases: dict[Node, Tensor] = {}
+        read = {site for name in integer_ops for site in graph.op(name).operands.values()}
+        for choice in choices.values():
+            if choice.site in read:
+                self.set(choice)
 
     @staticmethod
     def of(graph: Graph, plan: Plan, ops: Sequence[str] | None = None) -> Overlay:
         """The numbers of a plan, or of those of its ops that are named."""
         names = plan.integer_ops if ops is None else [op for op in ops if op in plan.integer_ops]
-        overlay = Overlay(graph, names)
-        read = {site for name in names for site in graph.op(name).operands.values()}
-        for choice in plan.choices.values():
-            if choice.site in read:
-                overlay.set(choice)
+        overlay = Overlay(graph, names, plan.choices)
         for name in names:
             if name in plan.biases:
                 overlay.set_bias(name, plan.biases[name])
@@ -56,8 +59,7 @@ class Overlay:
             for name, _ in site.readers:
                 self._constants[self.nodes[self.graph.op(name).node], tensor] = real
             return
-        plan = replace(self._plan, choices={choice.site: choice})
-        for reader in readers(self.graph, plan, choice.site, tensor):
+        for reader in readers(self.graph, choice, self._integer_ops, tensor):
             self._fakes[reader, tensor] = choice
 
     def set_bias(self, op: str, bias: Tensor) -> None:
@@ -69,6 +71,13 @@ class Overlay:
         for node in nodes:
             if node.op == "call_function":
                 env[node] = self._call(node, env)
+
+    def value(self, nodes: Sequence[Node], given: Mapping[Node, Any]) -> Any:
+        """What the last of some nodes gives, from given values."""
+        env = dict(given)
+        with torch.no_grad():
+            self.run(nodes, env)
+        return env[nodes[-1]]
 
     def _call(self, node: Node, env: Mapping[Node, Any]) -> Any:
         def value(read: Node) -> Any:
@@ -136,3 +145,15 @@ def between(outputs: Iterable[Node], inner: Iterable[Node]) -> tuple[list[Node],
     inside = set(nodes)
     reads = [read for node in nodes for read in node.all_input_nodes if read not in inside and not is_constant(read)]
     return nodes, list(dict.fromkeys(reads))
+
+
+def walked(graph: Graph, wanted: Sequence[tuple[Sequence[str], str]], images: Tensor) -> Iterator[tuple[list[Node], Env, Any]]:
+    """For groups of ops, each with the name of an output node: the nodes from the ops to the output, the float values that
+    they read for images (b, c, h, w), and the float output; one group's values at a time.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    parts = [between([nodes[output]], [nodes[graph.op(name).node] for name in ops]) for ops, output in wanted]
+    stream = Stream(Overlay(graph, ()), [images], [read for _, reads in parts for read in reads])
+    for inner, reads in parts:
+        given = {read: stream.at(read)[0] for read in reads}
+        yield inner, given, stream.overlay.value(inner, given)

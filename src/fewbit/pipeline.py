@@ -28,9 +28,9 @@ from torch.export import ExportedProgram
 
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import fingerprint
-from fewbit.capture.rewrite import constant
-from fewbit.choose import Allocation, Bits, Mixed, allocate, choose, parse_bits
+from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
 from fewbit.choose.scales.ranges import Samples, fidelity
+from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
 from fewbit.errors import BadFile, BadImages, FewbitError
@@ -38,7 +38,7 @@ from fewbit.files import read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
-from fewbit.recipes import DEFAULT, recipe_named
+from fewbit.recipes import DEFAULT, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, op_samples
 from fewbit.report import page, tables
 from fewbit.simulate import simulate
@@ -127,8 +127,8 @@ def quantize(
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())
-    recipe_named(recipe)
-    check_bits(hardware, parse_bits(bits))
+    method, asked = recipe_named(recipe), parse_bits(bits)
+    check_bits(hardware, asked)
     ref = model if isinstance(model, str) else type(model).__name__
     request = Request(
         ref,
@@ -182,16 +182,10 @@ def quantize(
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
         stats = _observe(graph, chosen, part, progress)
-    samples = None
-    if recipe_named(recipe).needs_samples and not (part / "plan.json").exists():
-        with progress.stage("replay", len(chosen)):
-            samples = _replay(graph, chosen, seed, progress)
-    allocation = None
-    if isinstance(parse_bits(bits), Mixed) and not (part / "plan.json").exists():
-        with progress.stage("allocate"):
-            allocation = _allocate(graph, stats, hardware, request, chosen, progress)
-    with progress.stage("choose", len(graph.sites)):
-        plan = _choose(graph, stats, hardware, request, part, progress, samples, allocation, chosen)
+    plan = load_plan(graph, part) if (part / "plan.json").exists() else None
+    if plan is None:
+        plan = _choose(graph, stats, hardware, method, asked, request, chosen, progress)
+        save_plan(graph, plan, part)
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
@@ -203,14 +197,7 @@ def quantize(
     with progress.stage("verify", 3):
         sample = next(held_out.batches(CHECKED))
         write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
-        checks = compare(
-            graph,
-            plan,
-            part / "model.onnx",
-            sample.split(4),
-            optimised=hardware.runtime == "onnxruntime",
-            progress=lambda text: progress.advance(1, text),
-        )
+        checks = _compare(graph, plan, part, sample, hardware.runtime, progress)
     with progress.stage("evaluate", len(held_out)):
         result = evaluate(
             part / "float.onnx", part / "model.onnx", held_out,
@@ -349,14 +336,7 @@ class Run:
         else:
             sample = next(self.images(images, labels=False).batches(CHECKED))
         with progress.stage("verify", 3):
-            return compare(
-                graph,
-                plan,
-                self.folder / "model.onnx",
-                sample.split(4),
-                optimised=self.record["runtime"] == "onnxruntime",
-                progress=lambda text: progress.advance(1, text),
-            )
+            return _compare(graph, plan, self.folder, sample, self.record["runtime"], progress)
 
 
 def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
@@ -398,12 +378,6 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
-def _replay(graph: Graph, images: Images, seed: int, progress: Progress) -> Mapping[str, OpSample | PairSample]:
-    """What linear layers and convolutions read, a part of it, on all calibration images."""
-
-    return op_samples(graph, _counted(images, progress), [op.name for op in graph.ops], max(1, ROWS // len(images)), seed)
-
-
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
     most = max(widest(target, rule.kind) for rule in target.op)
@@ -414,37 +388,42 @@ def check_bits(target: Target, bits: Bits | Mixed) -> None:
         )
 
 
-def _allocate(graph: Graph, stats: Stats, target: Target, request: Request, images: Images, progress: Progress) -> Allocation:
-    mixed = parse_bits(request.bits)
-    assert isinstance(mixed, Mixed)
-    return allocate(
-        graph, stats, target, recipe_named(request.recipe), mixed,
-        next(images.batches(recipe_named(request.recipe).sensitivity.images)),
-        keep_float=request.keep_float, everything=request.everything, progress=lambda unit: progress.advance(1, unit),
-    )  # fmt: skip
-
-
 def _choose(
-    graph: Graph, stats: Stats, target: Target, request: Request, part: Path, progress: Progress,
-    samples: Mapping[str, OpSample | PairSample] | None, allocation: Allocation | None, images: Images,
+    graph: Graph, stats: Stats, target: Target, recipe: Recipe, bits: Bits | Mixed, request: Request, images: Images,
+    progress: Progress,
 ) -> Plan:  # fmt: skip
-    if (part / "plan.json").exists():
-        return load_plan(graph, part)
-    asked = parse_bits(request.bits) if allocation is None else allocation.bits
-    assert isinstance(asked, Bits)
-    plan = choose(
-        graph, stats, target, recipe_named(request.recipe), name=request.recipe, bits=asked,
-        keep_float=request.keep_float, everything=request.everything, progress=lambda site: progress.advance(1, site),
-        samples=samples, images=images.batches(8),
-    )  # fmt: skip
+    """The plan, with what its stages before choose have found: samples of what ops read, and the widths of mixed precision."""
+    options: dict[str, Any] = {"keep_float": request.keep_float, "everything": request.everything}
+    samples: Mapping[str, OpSample | PairSample] | None = None
+    if recipe.needs_samples:  # what linear layers and convolutions read, a part of it, on all calibration images
+        with progress.stage("replay", len(images)):
+            names, rows = [op.name for op in graph.ops], max(1, ROWS // len(images))
+            samples = op_samples(graph, _counted(images, progress), names, rows, request.seed)
+    mixed: dict[str, Any] = {}
+    refused: tuple[Refusal, ...] = ()
+    if isinstance(bits, Mixed):
+        with progress.stage("allocate"):
+            batch = next(images.batches(recipe.sensitivity.images))
+            found = allocate(
+                graph, stats, target, recipe, bits, batch, progress=lambda unit: progress.advance(1, unit), **options
+            )
+        bits, refused, mixed["mixed"] = found.bits, found.refusals, found.record
+    with progress.stage("choose", len(graph.sites)):
+        plan = choose(
+            graph, stats, target, recipe, name=request.recipe, bits=bits, samples=samples, images=images.batches(8),
+            progress=lambda site: progress.advance(1, site), **options,
+        )  # fmt: skip
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
-    extra = {"model": request.model, "recipe": repr(recipe_named(request.recipe)), **plan.extra}
-    if allocation is not None:
-        extra["mixed"] = allocation.record
-    refused = () if allocation is None else allocation.refusals
-    plan = replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
-    save_plan(graph, plan, part)
-    return plan
+    extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
+    return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
+
+
+def _compare(graph: Graph, plan: Plan, folder: Path, sample: Tensor, runtime: str, progress: Progress) -> Checks:
+    """Codes and outputs of a folder's model.onnx on a few images; optimised too where onnxruntime is what it is made for."""
+    return compare(
+        graph, plan, folder / "model.onnx", sample.split(4), optimised=runtime == "onnxruntime",
+        progress=lambda text: progress.advance(1, text),
+    )  # fmt: skip
 
 
 def _note_kernels(plan: Plan, checks: Checks) -> Plan:
@@ -466,8 +445,7 @@ def _tables(
         if choice is None or choice.role == "bias":
             continue
         if choice.role == "weight":
-            node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-            samples = Samples.of_weight(constant(graph.module, node), choice.grid)
+            samples = Samples.of_weight(tensor_of(graph, site), choice.grid)
         else:
             samples = Samples.of_histogram(stats.sites[site.name])
             drawn[site.name] = stats.sites[site.name].to_json()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias
@@ -50,59 +50,48 @@ class Recipe:
         return self.search is not None or self.correction is not None
 
 
+LIU2021 = Recipe(
+    about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
+    search=OutputSearch(ranking=RankHinge()),
+    correction=OutputBias(),
+    sensitivity=NuclearNorm(),
+)
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
     "percentile": Recipe(Percentile(), MinMax(), about="99.99 % of the activations, all of the weights"),
     "mse": Recipe(MseRange(), MseRange(), about="the ranges with the smallest squared error of each tensor"),
-    "liu2021-similarity": Recipe(
-        about="steps searched for the correlation of each op's output",
-        search=OutputSearch(),
-        sensitivity=NuclearNorm(),
+    "liu2021-similarity": replace(
+        LIU2021, about="steps searched for the correlation of each op's output", search=OutputSearch(), correction=None
     ),
-    "liu2021-ranking": Recipe(
-        about="the same, and what makes attention scores keeps their order",
-        search=OutputSearch(ranking=RankHinge()),
-        sensitivity=NuclearNorm(),
+    "liu2021-ranking": replace(LIU2021, about="the same, and what makes attention scores keeps their order", correction=None),
+    "liu2021-bias": replace(
+        LIU2021, about="similarity, and the mean error of each channel taken out of its bias", search=OutputSearch()
     ),
-    "liu2021-bias": Recipe(
-        about="similarity, and the mean error of each channel taken out of its bias",
-        search=OutputSearch(),
-        correction=OutputBias(),
-        sensitivity=NuclearNorm(),
-    ),
-    "liu2021": Recipe(
-        about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
-        search=OutputSearch(ranking=RankHinge()),
-        correction=OutputBias(),
-        sensitivity=NuclearNorm(),
-    ),
-    "liu2021-channel": Recipe(
+    "liu2021": LIU2021,
+    "liu2021-channel": replace(
+        LIU2021,
         about="liu2021, each channel of a weight with the factor that is best for its own output",
         search=OutputSearch(ranking=RankHinge(), per_channel=True),
-        correction=OutputBias(),
-        sensitivity=NuclearNorm(),
     ),
     "output-mse": Recipe(
         about="the search of liu2021 by squared error of each op's output, which sees scale, and bias",
         search=OutputSearch(objective=SquaredError()),
         correction=OutputBias(),
     ),
-    "liu2021-sequential": Recipe(
+    "liu2021-sequential": replace(
+        LIU2021,
         about="liu2021, each op on what the quantized model so far gives it",
         search=OutputSearch(ranking=RankHinge(), sequential=True),
-        correction=OutputBias(),
-        sensitivity=NuclearNorm(),
     ),
-    "liu2021-module": Recipe(
+    "liu2021-module": replace(
+        LIU2021,
         about="similarity of the outputs of attention modules and MLPs in place of single ops, and bias",
+        search=None,
         module=ModuleSearch(),
-        correction=OutputBias(),
-        sensitivity=NuclearNorm(),
     ),
-    "liu2021-kl": Recipe(
+    "liu2021-kl": replace(
+        LIU2021,
         about="liu2021, with --bits mixed:6.0 widths by the KL divergence of the model's answers",
-        search=OutputSearch(ranking=RankHinge()),
-        correction=OutputBias(),
         sensitivity=OutputKL(),
     ),
 }

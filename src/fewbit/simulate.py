@@ -62,7 +62,7 @@ def simulate(graph: Graph, plan: Plan) -> GraphModule:
         module.add_submodule(flat, FakeQuant(choice))
         with module.graph.inserting_after(tensor):
             quantized = module.graph.call_module(flat, (tensor,))
-        for reader in readers(graph, plan, site.name, tensor):
+        for reader in readers(graph, choice, plan.integer_ops, tensor):
             if reader is not quantized:
                 reader.replace_input_with(tensor, quantized)
     module.graph.eliminate_dead_code()

@@ -196,6 +196,7 @@ def test_more_bits_lose_less_and_a_float_unit_nothing(net):
 
 def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(net):
     plan = net.plan("ort-x86-vnni", "mse", bits=Bits(3, 3))
+    looked = 0
     with torch.no_grad():
         exact = net.graph.module(net.images[:4]).log_softmax(1)
         for row in OutputKL()(net.graph, units(net.graph), {3: plan}, net.images[:4]):
@@ -206,6 +207,8 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
             quantized = simulate(net.graph, alone)(net.images[:4]).log_softmax(1)
             expected = F.kl_div(quantized, exact, log_target=True, reduction="batchmean").item()
             assert row.losses[3] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            looked += 1
+    assert looked
 
 
 # the whole ----------------------------------------------------------------------------------------------------------

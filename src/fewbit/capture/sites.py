@@ -7,7 +7,7 @@ Roles come from what a tensor is, not from what a library calls it: the left ope
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from fewbit.capture.forms import DROPOUTS, LINEAR, MATMUL, SOFTMAX
 from fewbit.capture.normalize import CONVS, SDPA, normalize
 from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
 from fewbit.errors import BadModel
-from fewbit.types import Graph, Op, Plan, Site
+from fewbit.types import Choice, Graph, Op, Site
 
 ADDS = (aten.add.Tensor,)
 WEIGHTED = ("linear", "conv", "depthwise")  # kinds of op that read a weight
@@ -187,11 +187,12 @@ def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
     return {"input": left, "output": node}
 
 
-def readers(graph: Graph, plan: Plan, site: str, tensor: Node) -> list[Node]:
-    """The nodes that read the codes of an activation site: integer ops (through the padding before them), or everyone."""
-    if plan.choices[site].everyone:
+def readers(graph: Graph, choice: Choice, integer_ops: Collection[str], tensor: Node) -> list[Node]:
+    """The nodes that read the codes of an activation: integer ops (through the padding before them), or everyone."""
+    if choice.everyone:
         return list(tensor.users)
-    wanted = {graph.op(op).node for op, operand in graph.site(site).readers if op in plan.integer_ops and operand != "output"}
+    ops = [op for op, operand in graph.site(choice.site).readers if op in integer_ops and operand != "output"]
+    wanted = {graph.op(op).node for op in ops}
     return [u for u in tensor.users if u.name in wanted or (is_call(u, *PADS) and any(v.name in wanted for v in u.users))]
 
 

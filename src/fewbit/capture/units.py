@@ -71,8 +71,7 @@ def units(graph: Graph) -> tuple[Unit, ...]:
         group = {op.name}
         if op.kind == "linear":
             for name in _layers_before(nodes[op.node].args[0], by_node, BETWEEN):
-                if name in groups and graph.op(name).kind == "linear":
-                    group |= groups[name]
+                group |= groups.get(name, set())
         for name in group:
             groups[name] = group
     for group in {id(group): group for group in groups.values()}.values():

@@ -17,9 +17,9 @@ from fewbit.choose.objectives import flipped
 from fewbit.choose.scales.ranges import Samples
 from fewbit.choose.scales.search import Pair, Product, Range
 from fewbit.choose.weights import finite, pairs_are_safe, recoded, tensor_of, weight_choice
-from fewbit.grid import Affine, Grid, codes, fake, values
+from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Stats
-from fewbit.overlay import Overlay, Stream, between
+from fewbit.overlay import Overlay, Stream, walked
 from fewbit.recipes import Recipe
 from fewbit.replay import Attention, OpSample, PairSample, read_as
 from fewbit.target.legal import Legal, Slot, legal
@@ -148,21 +148,14 @@ class _Choosing:
         """The steps of each unit's sites, searched on the unit's output for images (b, c, h, w)."""
         search, graph = self.recipe.module, self.graph
         assert search is not None
-        nodes = {node.name: node for node in graph.module.graph.nodes}
         found = [u for u in units(graph) if all(op in self.legal.integer_ops for op in u.ops)]
-        parts = {u.name: between([nodes[u.output]], [nodes[graph.op(op).node] for op in u.ops]) for u in found}
-        stream = Stream(Overlay(graph, ()), [images], [read for _, reads in parts.values() for read in reads])
-        so_far = Plan("", "", "", self.choices, self.legal.integer_ops)
-        for unit in found:
-            inner, reads = parts[unit.name]
-            given = {read: stream.at(read)[0] for read in reads}
-            env = dict(given)
-            with torch.no_grad():
-                stream.overlay.run(inner, env)
+        walk = walked(graph, [(u.ops, u.output) for u in found], images)
+        for unit, (inner, given, exact) in zip(found, walk, strict=True):
             read = {site for op in unit.ops for site in graph.op(op).operands.values()}
-            ranges = {site.name: self._range(site) for site in graph.sites if site.name in read and self._is_free(site)}
-            overlay = Overlay.of(graph, so_far, unit.ops)
-            self.choices |= search(overlay, inner, given, env[inner[-1]], self.choices, ranges, self._remade)
+            free = [site.name for site in graph.sites if site.name in read and self._is_free(site)]
+            ranges = {name: self._seen(name, self.choices[name].grid) for name in free}
+            overlay = Overlay(graph, unit.ops, self.choices)
+            self.choices |= search(overlay, inner, given, exact, self.choices, ranges, self._remade)
             progress(unit.name)
         for name, choice in self.choices.items():
             if choice.why.startswith(ELEMENTS):
@@ -174,15 +167,15 @@ class _Choosing:
         choice = self.choices.get(site.name)
         return choice is not None and site.role != "bias" and (site.role == "weight" or not choice.why)
 
-    def _range(self, site: Site) -> Range:
-        """What was seen of an activation or of a weight."""
-        choice = self.choices[site.name]
+    def _seen(self, name: str, grid: Grid) -> Range:
+        """What was seen of an activation, or is there of a weight."""
+        site = self.graph.site(name)
         if site.role != "weight":
-            seen = Samples.of_histogram(self.stats.sites[site.name])
-            return Range(seen.low[0], seen.high[0], choice.grid)
-        rows = Samples.of_weight(finite(self.graph, site), choice.grid)
-        low, high = (rows.low, rows.high) if choice.grid.axis is not None else (rows.low[0], rows.high[0])
-        return Range(low, high, choice.grid)
+            seen = Samples.of_histogram(self.stats.sites[name])
+            return Range(seen.low[0], seen.high[0], grid)
+        rows = Samples.of_weight(finite(self.graph, site), grid)
+        low, high = (rows.low, rows.high) if grid.axis is not None else (rows.low[0], rows.high[0])
+        return Range(low, high, grid)
 
     def _remade(self, choice: Choice, affine: Affine) -> Choice | None:
         """A choice with another step; None where the codes of a weight would not be safe."""
@@ -193,10 +186,9 @@ class _Choosing:
         coded_again = recoded(self.graph, site, moved, self.recipe, self.choices)
         slot, read = self.legal.slots[site.name], self.graph.op(site.readers[0][0]).operands["input"]
         assert coded_again.codes is not None
-        if slot.pair_bits is not None and choice.grid != slot.grids[-1]:
-            safe = pairs_are_safe(coded_again.codes, self.choices[read].grid, slot.pair_bits)
-            return coded_again if safe else None
-        return coded_again
+        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
+        safe = bound is None or pairs_are_safe(coded_again.codes, self.choices[read].grid, bound)
+        return coded_again if safe else None
 
     def biases(self) -> dict[str, Tensor]:
         """The biases that were corrected and stay float, by op name; those that are integers become choices."""
@@ -223,10 +215,7 @@ class _Choosing:
 
     def _given(self, choice: Choice) -> Range | Affine:
         """Where a search starts: the range that was seen; the step itself where it is pinned or another tensor's."""
-        if choice.why:
-            return choice.affine
-        seen = Samples.of_histogram(self.stats.sites[choice.site])
-        return Range(seen.low[0], seen.high[0], choice.grid)
+        return choice.affine if choice.why else self._seen(choice.site, choice.grid)
 
     def _search(self, choice: Choice, ops: Sequence[Op]) -> None:
         """Search the step of an input and of the weights of all ops that read it.
@@ -244,17 +233,11 @@ class _Choosing:
             for op in ops:
                 slot, sample = self.legal.slots[weights[op.name]], self.samples[op.name]
                 assert isinstance(sample, OpSample)
-                w, grid = tensors[op.name], slot.grids[level[op.name]]
-                rows = Samples.of_weight(w, grid)
-                low, high = (rows.low, rows.high) if grid.axis is not None else (rows.low[0], rows.high[0])
+                seen = self._seen(weights[op.name], slot.grids[level[op.name]])
                 bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
-                range_ = Range(low, high, grid)
-                products.append(Product(sample.rows, w.flatten(1), range_, sample.attention, bias, sample.read))
+                w = tensors[op.name].flatten(1)
+                products.append(Product(sample.rows, w, seen, sample.attention, bias, sample.read))
             found = recipe.search(products, given, choice.grid, recipe.correction)
-            if recipe.search.ranking is not None and any(p.attention is not None for p in products):
-                plain = replace(recipe.search, ranking=None)(products, given, choice.grid, recipe.correction)
-                self.unranked[choice.site] = plain.input
-                self.unranked |= {weights[op.name]: affine for op, affine in zip(ops, plain.weights, strict=True)}
             unsafe = []
             for op, p, affine in zip(ops, products, found.weights, strict=True):
                 slot = self.legal.slots[weights[op.name]]
@@ -265,6 +248,10 @@ class _Choosing:
             if not unsafe:
                 break
             level |= {name: level[name] + 1 for name in unsafe}
+        if recipe.search.ranking is not None and any(p.attention is not None for p in products):
+            plain = replace(recipe.search, ranking=None)(products, given, choice.grid, recipe.correction)
+            self.unranked[choice.site] = plain.input
+            self.unranked |= {weights[op.name]: affine for op, affine in zip(ops, plain.weights, strict=True)}
         for op, p, affine in zip(ops, products, found.weights, strict=True):
             site = weights[op.name]
             self.searched[site] = Choice(site, "weight", p.range.grid, affine, f"{recipe.search!r}, {recipe.rounding!r}")
@@ -328,7 +315,8 @@ class _Choosing:
     def _bias(self, op: Op) -> Choice | Tensor | None:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""
         bias, sample = op.operands.get("bias", ""), self.samples.get(op.name)
-        steps = self.choices[op.operands["input"]].affine.scale * self.choices[op.operands["weight"]].affine.scale
+        read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))
+        steps = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])
         corrected = None
         if self.recipe.correction is not None and isinstance(sample, OpSample):
             corrected = self._corrected(op, sample)
@@ -351,11 +339,10 @@ class _Choosing:
         return self.recipe.correction(rows @ w.t(), fake(given, read.affine, read.grid) @ quantized.t(), bias)
 
 
-def _multiples(bias: Tensor, steps: Tensor) -> Tensor:
+def _multiples(bias: Tensor, steps: Affine) -> Tensor:
     """A bias rounded to whole steps (c_out,)."""
     grid = Grid(32, axis=0)
-    affine = Affine(steps.expand(bias.shape).contiguous(), torch.zeros(bias.shape, dtype=torch.int32))
-    return values(codes(bias, affine, grid), affine, grid)
+    return values(codes(bias, steps, grid), steps, grid)
 
 
 def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> Choice | None:
@@ -384,9 +371,7 @@ def _activation(site: Site, slot: Slot, recipe: Recipe, stats: Stats) -> Choice:
     return Choice(site.name, site.role, grid, affine, repr(recipe.activations), everyone=slot.everyone)
 
 
-def _integer_bias(graph: Graph, site: Site, slot: Slot, steps: Tensor, corrected: Tensor | None) -> Choice:
-    b = tensor_of(graph, site) if corrected is None else corrected
-    affine = Affine(steps.expand(b.shape).contiguous(), torch.zeros(b.shape, dtype=torch.int32))
-    found = codes(b, affine, slot.grids[0])
+def _integer_bias(graph: Graph, site: Site, slot: Slot, steps: Affine, corrected: Tensor | None) -> Choice:
+    found = codes(tensor_of(graph, site) if corrected is None else corrected, steps, slot.grids[0])
     why = "input step times weight step" + ("" if corrected is None else "; the mean error is taken out")
-    return Choice(site.name, site.role, slot.grids[0], affine, "derived", codes=found, why=why)
+    return Choice(site.name, site.role, slot.grids[0], steps, "derived", codes=found, why=why)

@@ -5,8 +5,8 @@ A candidate is a leading axis of what was computed from quantized tensors; the f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,40 @@ from torch import Tensor
 FLIP_PAIRS = 512  # key pairs sampled for each row where flips are counted
 
 
+class Likeness(ABC):
+    """How alike a float output and quantized ones are, larger is better: for all candidates at once, mean over images."""
+
+    def __call__(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates"]:
+        return self.each(exact, quantized).mean(1)
+
+    @abstractmethod
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]:
+        """Each image on its own."""
+
+
 @dataclass(frozen=True)
-class Pearson:
-    """How alike two outputs are: the correlation over all entries of an image's output, mean over images; 1 is the best.
+class Cosine(Likeness):
+    """The cosine of the angle between two outputs, each image's flattened; 1 is the best.
+
+        <O, Ô> / (|O| |Ô|)        (Wu et al. 2020, EasyQuant, equation 4)
+
+    Unchanged when either output is scaled. An output that is 0 has no direction: 0.
+    """
+
+    def each(
+        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
+    ) -> Float[Tensor, "candidates images"]:
+        norms = torch.linalg.vector_norm(exact, dim=1) * torch.linalg.vector_norm(quantized, dim=2)
+        return torch.where(norms > 0, torch.einsum("im,cim->ci", exact, quantized) / norms, torch.zeros_like(norms))
+
+
+@dataclass(frozen=True)
+class Pearson(Likeness):
+    """The correlation over all entries of an image's output: the cosine of what is left without the means; 1 is the best.
 
         Γ(O, Ô) = Σ_j (O_j - mean O)(Ô_j - mean Ô) / ( sqrt(Σ_j (O_j - mean O)²) · sqrt(Σ_j (Ô_j - mean Ô)²) )
 
@@ -25,74 +56,24 @@ class Pearson:
     has no correlation with anything: 0.
     """
 
-    def __call__(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates"]:
-        return self.each(exact, quantized).mean(1)
-
     def each(
         self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
     ) -> Float[Tensor, "candidates images"]:
-        """The correlation of each image on its own."""
-        a = exact - exact.mean(1, keepdim=True)
-        b = quantized - quantized.mean(2, keepdim=True)
-        norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=2)
-        return torch.where(norms > 0, torch.einsum("im,cim->ci", a, b) / norms, torch.zeros_like(norms))
-
-
-@runtime_checkable
-class Likeness(Protocol):
-    """How alike a float output and quantized ones are, larger is better: for all candidates at once, and image by image."""
-
-    def __call__(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates"]: ...
-
-    def each(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates images"]: ...
+        return Cosine().each(exact - exact.mean(1, keepdim=True), quantized - quantized.mean(2, keepdim=True))
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """The cosine of the angle between two outputs, each image's flattened, mean over images; 1 is the best.
-
-        <O, Ô> / (|O| |Ô|)        (Wu et al. 2020, EasyQuant, equation 4)
-
-    Unchanged when either output is scaled. An output that is 0 has no direction: 0.
-    """
-
-    def __call__(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates"]:
-        return self.each(exact, quantized).mean(1)
-
-    def each(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates images"]:
-        """The cosine of each image on its own."""
-        norms = torch.linalg.vector_norm(exact, dim=1) * torch.linalg.vector_norm(quantized, dim=2)
-        return torch.where(norms > 0, torch.einsum("im,cim->ci", exact, quantized) / norms, torch.zeros_like(norms))
-
-
-@dataclass(frozen=True)
-class SquaredError:
-    """Minus the squared error over the energy of the float output, each image's, mean over images; 0 is the best.
+class SquaredError(Likeness):
+    """Minus the squared error over the energy of the float output, each image's; 0 is the best.
 
         - |O - Ô|² / |O|²
 
     Sees scale and shift, which Pearson does not.
     """
 
-    def __call__(
-        self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
-    ) -> Float[Tensor, "candidates"]:
-        return self.each(exact, quantized).mean(1)
-
     def each(
         self, exact: Float[Tensor, "images m"], quantized: Float[Tensor, "candidates images m"]
     ) -> Float[Tensor, "candidates images"]:
-        """The relative error of each image on its own, as a loss below 0."""
         energy = exact.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
         return -(quantized - exact).square().sum(2) / energy
 

@@ -20,7 +20,7 @@ from torch.fx import Node
 from fewbit.capture.rewrite import argument, constant, is_constant
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, unpack, write_atomic, write_json
-from fewbit.grid import Affine, Grid
+from fewbit.grid import Affine, Grid, of_bias
 from fewbit.types import Choice, Graph, Plan, Refusal
 
 SCHEMA = 1
@@ -120,9 +120,7 @@ def _affine(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Te
     name = row["site"]
     if row["method"] == "derived":
         op = graph.op(graph.site(name).readers[0][0])
-        scale = choices[op.operands["input"]].affine.scale * choices[op.operands["weight"]].affine.scale
-        scale = scale.expand(graph.site(name).shape).contiguous()
-        return Affine(scale, torch.zeros(scale.shape, dtype=torch.int32))
+        return of_bias(choices[op.operands["input"]].affine, choices[op.operands["weight"]].affine, graph.site(name).shape[0])
     scale = tensors[f"{name}.scale"]
     zero = tensors.get(f"{name}.zero")
     return Affine(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)

@@ -25,7 +25,7 @@ from fewbit.capture.rewrite import add_constant, aten, calls, give_bias, is_call
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import Affine, Grid, codes, values
+from fewbit.grid import Grid, codes, of_bias, values
 from fewbit.realize.unpack import flat_name, pack_weights
 from fewbit.types import Choice, Graph, Plan
 
@@ -80,7 +80,7 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
                     )
             continue
         tensor = nodes[site.tensor]
-        users = readers(graph, plan, site.name, tensor)
+        users = readers(graph, choice, plan.integer_ops, tensor)
         grid, last = choice.grid, tensor
         source = _without_clamp(tensor, choice, users)
         fills = (grid.low, grid.high) == (torch.iinfo(grid.container).min, torch.iinfo(grid.container).max)
@@ -110,9 +110,9 @@ def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     op = graph.op(name)
     if op.operands.get("output", "") not in plan.choices:
         return None
-    steps = plan.choices[op.operands["input"]].affine.scale * plan.choices[op.operands["weight"]].affine.scale
+    read, weight = (plan.choices[op.operands[operand]].affine for operand in ("input", "weight"))
     bias, grid = plan.biases[name], Grid(32, axis=0)
-    affine = Affine(steps.expand(bias.shape).contiguous(), torch.zeros(bias.shape, dtype=torch.int32))
+    affine = of_bias(read, weight, len(bias))
     return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx import Node
 
 from fewbit.capture.units import Unit
-from fewbit.overlay import Env, Overlay, Stream, between
+from fewbit.overlay import Overlay, walked
 from fewbit.replay import scale_behind
-from fewbit.types import Graph, Plan
+from fewbit.types import Graph, Op, Plan
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,10 @@ class Sensitivity:
     nuclear: float | None = None
 
 
-class Measure(Protocol):
+class Measure(ABC):
     """From uniform plans by width to the sensitivity of each unit; `images` is how many calibration images it looks at."""
 
-    @property
-    def images(self) -> int: ...
+    images: int
 
     def __call__(
         self,
@@ -38,12 +37,28 @@ class Measure(Protocol):
         found: Sequence[Unit],
         plans: Mapping[int, Plan],
         batch: Tensor,
-        progress: Callable[[str], None] = ...,
-    ) -> list[Sensitivity]: ...
+        progress: Callable[[str], None] = lambda unit: None,
+    ) -> list[Sensitivity]:
+        results = []
+        walk = walked(graph, [(unit.ops, self.output(graph, unit)) for unit in found], batch)
+        for unit, (inner, given, exact) in zip(found, walk, strict=True):
+            loss, nuclear = self.against(graph, unit, exact)
+            losses = {bits: loss(Overlay.of(graph, plan, unit.ops).value(inner, given)) for bits, plan in plans.items()}
+            results.append(Sensitivity(unit, losses, nuclear))
+            progress(unit.name)
+        return results
+
+    @abstractmethod
+    def output(self, graph: Graph, unit: Unit) -> str:
+        """The name of the node that is looked at."""
+
+    @abstractmethod
+    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+        """The loss of a quantized value of that node, from its float value; and the nuclear norm where that is part of it."""
 
 
 @dataclass(frozen=True)
-class NuclearNorm:
+class NuclearNorm(Measure):
     """Ω(b) = Σ_j σ_j(Y) · ||Ŷ(b) - Y||² (Liu et al. 2021, section 3.4), each unit on its float inputs.
 
     Y is the attention map of an attention module, A = Q Kᵀ as in the paper's equation 3, scaled (`map`: or the probabilities),
@@ -54,42 +69,31 @@ class NuclearNorm:
     map: Literal["logits", "probabilities"] = "logits"
     images: int = 8
 
-    def __call__(
-        self,
-        graph: Graph,
-        found: Sequence[Unit],
-        plans: Mapping[int, Plan],
-        batch: Tensor,
-        progress: Callable[[str], None] = lambda unit: None,
-    ) -> list[Sensitivity]:
-        overlays = {bits: Overlay.of(graph, plan) for bits, plan in plans.items()}
-        outputs = {u.name: self._output(graph, u) for u in found}
-        results = []
-        for unit, inner, env in _walked(graph, found, {name: node for name, (node, _) in outputs.items()}, batch):
-            output, scale = outputs[unit.name]
-            exact = matrices(_computed(Overlay(graph, ()), inner, env, output) * scale, unit, graph)
-            nuclear = nuclear_norms(exact).mean().item()
-            errors = {}
-            for bits, overlay in overlays.items():
-                quantized = matrices(_computed(overlay, inner, env, output) * scale, unit, graph)
-                errors[bits] = (quantized - exact).square().sum((1, 2)).mean().item()
-            results.append(Sensitivity(unit, {bits: nuclear * error for bits, error in errors.items()}, nuclear))
-            progress(unit.name)
-        return results
+    def output(self, graph: Graph, unit: Unit) -> str:
+        scores = self._scores(graph, unit)
+        if unit.map is None or (self.map == "logits" and scores is None):
+            return unit.output
+        return unit.map if self.map == "probabilities" or scores is None else scores.node
 
-    def _output(self, graph: Graph, unit: Unit) -> tuple[Node, float]:
-        """The node of Y, and what it is multiplied by."""
-        nodes = {node.name: node for node in graph.module.graph.nodes}
-        scores = [op for op in map(graph.op, unit.ops) if "query" in op.operands]
-        if unit.map is None or (self.map == "logits" and not scores):
-            return nodes[unit.output], 1.0
-        if self.map == "probabilities":
-            return nodes[unit.map], 1.0
-        return nodes[scores[0].node], scale_behind(nodes[scores[0].node])
+    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+        scores, scale = self._scores(graph, unit), 1.0
+        if self.map == "logits" and unit.map is not None and scores is not None:
+            scale = scale_behind(next(node for node in graph.module.graph.nodes if node.name == scores.node))
+        y = matrices(exact * scale, unit, graph)
+        nuclear = nuclear_norms(y).mean().item()
+
+        def omega(quantized: Tensor) -> float:
+            return nuclear * (matrices(quantized * scale, unit, graph) - y).square().sum((1, 2)).mean().item()
+
+        return omega, nuclear
+
+    def _scores(self, graph: Graph, unit: Unit) -> Op | None:
+        """The op of the attention scores."""
+        return next((op for op in map(graph.op, unit.ops) if "query" in op.operands), None)
 
 
 @dataclass(frozen=True)
-class OutputKL:
+class OutputKL(Measure):
     """KL divergence of the model's answers from the float model's where only one unit is quantized, mean over images.
 
     A unit's error is measured where it counts, behind all that follows; the losses of units are taken to add up.
@@ -97,26 +101,16 @@ class OutputKL:
 
     images: int = 16
 
-    def __call__(
-        self,
-        graph: Graph,
-        found: Sequence[Unit],
-        plans: Mapping[int, Plan],
-        batch: Tensor,
-        progress: Callable[[str], None] = lambda unit: None,
-    ) -> list[Sensitivity]:
-        last = next(node for node in graph.module.graph.nodes if node.op == "output").all_input_nodes[0]
-        results = []
-        for unit, inner, env in _walked(graph, found, {u.name: last for u in found}, batch):
-            exact = _computed(Overlay(graph, ()), inner, env, last).flatten(1).log_softmax(1)
-            losses = {}
-            for bits, plan in plans.items():
-                overlay = Overlay.of(graph, plan, unit.ops)
-                quantized = _computed(overlay, inner, env, last).flatten(1).log_softmax(1)
-                losses[bits] = max(0.0, (exact.exp() * (exact - quantized)).sum(1).mean().item())
-            results.append(Sensitivity(unit, losses))
-            progress(unit.name)
-        return results
+    def output(self, graph: Graph, unit: Unit) -> str:
+        return next(node for node in graph.module.graph.nodes if node.op == "output").all_input_nodes[0].name
+
+    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+        p = exact.flatten(1).log_softmax(1)
+
+        def divergence(quantized: Tensor) -> float:
+            return max(0.0, (p.exp() * (p - quantized.flatten(1).log_softmax(1))).sum(1).mean().item())
+
+        return divergence, None
 
 
 def matrices(y: Tensor, unit: Unit, graph: Graph) -> Float[Tensor, "matrices rows columns"]:
@@ -132,22 +126,3 @@ def matrices(y: Tensor, unit: Unit, graph: Graph) -> Float[Tensor, "matrices row
 def nuclear_norms(y: Float[Tensor, "matrices rows columns"]) -> Float[Tensor, "matrices"]:
     """The sum of the singular values of each matrix."""
     return cast(Tensor, torch.linalg.svdvals(y).sum(-1))
-
-
-def _walked(
-    graph: Graph, found: Sequence[Unit], outputs: Mapping[str, Node], batch: Tensor
-) -> Iterator[tuple[Unit, list[Node], Env]]:
-    """Each unit, the nodes from its ops to an output, and the float values that they read; one unit's values at a time."""
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    parts = {u.name: between([outputs[u.name]], [nodes[graph.op(name).node] for name in u.ops]) for u in found}
-    stream = Stream(Overlay(graph, ()), [batch], [read for _, reads in parts.values() for read in reads])
-    for unit in found:
-        inner, reads = parts[unit.name]
-        yield unit, inner, {read: stream.at(read)[0] for read in reads}
-
-
-def _computed(overlay: Overlay, inner: Sequence[Node], given: Env, output: Node) -> Any:
-    env = dict(given)
-    with torch.no_grad():
-        overlay.run(inner, env)
-    return env[output]

@@ -55,10 +55,7 @@ class ModuleSearch:
         """
 
         def score() -> float:
-            env = dict(given)
-            with torch.no_grad():
-                overlay.run(nodes, env)
-            return float(self.objective(exact.flatten(1), env[nodes[-1]].flatten(1)[None]))
+            return float(self.objective(exact.flatten(1), overlay.value(nodes, given).flatten(1)[None]))
 
         choices, best = {name: start[name] for name in ranges}, score()
         for _ in range(self.rounds):
