@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.export import fingerprint
+from fewbit.capture.export import DEMOS, fingerprint
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
@@ -144,7 +144,7 @@ def quantize(
         labels,
     )
     if images is None:
-        if ref != "demo":
+        if ref not in DEMOS:
             raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
         images, score = demo.CALIBRATION, score or demo.TEST
     keep: object = None

@@ -1,6 +1,7 @@
 """Every way to name a model, and torch.export with a dynamic batch.
 
 demo                 the small vision transformer that fewbit ships
+demo:resnet20        a small convolutional network for the same images; demo:mobilenet, one with depthwise convolutions
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.pt2       an exported program (torch.export.save)
@@ -35,7 +36,8 @@ from torch.fx.graph import CodeGen
 from fewbit.capture.forms import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
-MODEL = "MODEL is demo, a timm name, hf:NAME, path.pt2 or file.py:function."
+MODEL = "MODEL is demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function."
+DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def load_model(
         return _from_program(ref, "exported program", overrides)
     if isinstance(ref, nn.Module):
         return _from_module(ref, type(ref).__name__, overrides)
-    if ref == "demo":
-        return _from_file(f"{Path(__file__).parents[1] / 'demo' / 'model.py'}:model", overrides, ref="demo")
+    if ref in DEMOS:
+        return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides)
     if re.search(r"\.py:\w+$", ref):
@@ -289,10 +291,10 @@ def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
 
     base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
     if (plain := base.split(".")[0]) not in names:
-        near = difflib.get_close_matches(plain, ["demo", *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
+        near = difflib.get_close_matches(plain, [*DEMOS, *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
         if near:
             raise UnknownName("model", plain, near, MODEL)
-        kinds = ("demo", "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
+        kinds = (*DEMOS, "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
         raise UnknownName("model", ref, kinds)
     try:
         if weights is None:
