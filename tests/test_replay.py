@@ -30,9 +30,17 @@ def test_with_all_rows_an_op_gives_the_output_of_its_module(vit):
 
 def test_patches_of_a_convolution_are_those_of_unfold(conv_net):
     found = everything(conv_net)
-    assert set(found) == {"stem", "a", "b", "head"}  # a depthwise convolution has no rows of its own
+    assert set(found) == {"stem", "depth", "a", "b", "head"}
     patches = F.unfold(conv_net.images, 3, padding=1).transpose(1, 2)
     assert torch.equal(found["stem"].rows, patches)
+
+
+def test_wide_patches_are_kept_of_fewer_places(capture_net, monkeypatch):
+    torch.manual_seed(0)
+    net = capture_net(Strided())
+    monkeypatch.setattr("fewbit.replay.WIDE", 9)  # half of a patch of 3 channels, 3 x 2
+    assert everything(net, tokens=6)["conv"].rows.shape[1] == 3
+    assert everything(net, tokens=1)["conv"].rows.shape[1] == 1
 
 
 class Strided(nn.Module):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias
-from fewbit.choose.objectives import RankHinge, SquaredError
+from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.module import ModuleSearch
-from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, RangeMethod
+from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
 from fewbit.errors import UnknownName
 
@@ -19,10 +19,11 @@ from fewbit.errors import UnknownName
 class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
-    `module` searches the steps again, on the outputs of attention modules and MLPs.
+    `module` searches the steps again, on the outputs of attention modules and MLPs; `then` is a search in a second pass over
+    the whole model.
 
-    `search` takes linear layers, convolutions of one group and products of two activations; whatever else is quantized has
-    the ranges of `activations` and `weights`.
+    A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
+    `activations` and `weights`.
     """
 
     activations: RangeMethod = MinMax()
@@ -33,6 +34,12 @@ class Recipe:
     correction: OutputBias | None = None
     sensitivity: Measure = OutputKL()
     module: ModuleSearch | None = None
+    then: OutputSearch | None = None
+
+    @property
+    def passes(self) -> tuple[Recipe, ...]:
+        """The recipe of each pass over the model: one, or a second whose search starts at the weights of the first."""
+        return (self,) if self.then is None else (self, replace(self, search=self.then, then=None))
 
     @property
     def sequential(self) -> bool:
@@ -50,6 +57,12 @@ class Recipe:
         return self.search is not None or self.correction is not None
 
 
+EASYQUANT = Recipe(
+    EntropyRange(),
+    MinMax(),
+    about="Wu et al. 2020 (EasyQuant): steps in turn for the cosine of each op's output, layer by layer",
+    search=OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start="recipe", sequential=True),
+)
 LIU2021 = Recipe(
     about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
     search=OutputSearch(ranking=RankHinge()),
@@ -60,6 +73,35 @@ RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
     "percentile": Recipe(Percentile(), MinMax(), about="99.99 % of the activations, all of the weights"),
     "mse": Recipe(MseRange(), MseRange(), about="the ranges with the smallest squared error of each tensor"),
+    "kl": Recipe(EntropyRange(), MinMax(), about="activations by the entropy of their histogram, all of the weights"),
+    "easyquant": EASYQUANT,
+    "easyquant-onepass": replace(
+        EASYQUANT,
+        about="EasyQuant's released tool: wider weights per channel in one pass, then wider activations in another",
+        search=OutputSearch(
+            objective=Cosine(),
+            low=0.01,
+            high=1.0,
+            candidates=98,
+            rounds=1,
+            inverse=True,
+            per_channel=True,
+            start="recipe",
+            sides="weights",
+            sequential=True,
+        ),
+        then=OutputSearch(
+            objective=Cosine(),
+            low=0.8,
+            high=1.0,
+            candidates=198,
+            rounds=1,
+            inverse=True,
+            start="recipe",
+            sides="inputs",
+            sequential=True,
+        ),
+    ),
     "liu2021-similarity": replace(
         LIU2021, about="steps searched for the correlation of each op's output", search=OutputSearch(), correction=None
     ),

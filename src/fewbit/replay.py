@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from fewbit.observe.observe import Watcher
 from fewbit.types import Graph, Op
 
 ROWS = 2048  # rows of one op that are kept over all images
+WIDE = 2048  # entries of a row above which fewer are kept: 16 MB of one op at most
 RANKED_IMAGES = 4  # images whose attention scores are kept
 QUERIES = 16  # queries of each of their heads
 SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
@@ -62,8 +64,9 @@ class Attention:
 class OpSample:
     """What one op has read: rows (images, tokens, c_in), the unfolded patches of a convolution; `attention` where it has one.
 
-    An output of the op is a row times a row of the weight, flattened to (c_out, c_in). `read` are the same rows in a model
-    that is quantized so far, where they are known; `seed` drew the tokens.
+    An output of the op is a row times a row of the weight, flattened to (c_out, c_in); with groups each part of the channels
+    reads its own part of the row. `read` are the same rows in a model that is quantized so far, where they are known; `seed`
+    drew the tokens.
     """
 
     rows: Tensor
@@ -102,9 +105,9 @@ def op_samples(
 ) -> Mapping[str, OpSample | PairSample]:
     """Samples of the ops' inputs from one pass of the float graph over batches of (b, c, h, w) images.
 
-    `tokens` rows of each image are kept, drawn with `seed` and the image's number; of inputs with fewer rows, all. Linear
-    layers, convolutions of one group and products of two activations are sampled, the last on a few images; other ops have
-    no entry. Ops that read the same tensor share it.
+    `tokens` rows of each image are kept, drawn with `seed` and the image's number; of inputs with fewer rows, all, and of very
+    wide patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on a few images;
+    other ops have no entry. Ops that read the same tensor share it.
     """
     ops = list(ops)
     nodes = {node.name: node for node in graph.module.graph.nodes}
@@ -121,7 +124,7 @@ def op_samples(
     def see(name: str, value: Tensor) -> None:
         for key, kept in rows.items():
             if key[0] == name:
-                kept.append(_sampled(value, key, batch_size, seen, tokens, seed))
+                kept.append(_sampled(value, key, batch_size, seen, _kept(value, key, tokens), seed))
         if name in whole and seen < RANKED_IMAGES:
             share = len(value) // batch_size
             whole[name].append(value[: (RANKED_IMAGES - seen) * share].clone())
@@ -199,7 +202,7 @@ def _key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] | N
     source = cast(Node, node.args[0]).name
     if is_call(node, LINEAR) and op.kind == "linear":
         return (source,)
-    if op.kind != "conv" or not is_call(node, aten.conv2d.default) or argument(node, 6, "groups", 1) != 1:
+    if op.kind not in ("conv", "depthwise") or not is_call(node, aten.conv2d.default):
         return None
     kernel = tuple(constant(graph.module, cast(Node, node.args[1])).shape[2:])
     geometry = (argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1))
@@ -225,6 +228,12 @@ def _sampled(value: Tensor, key: tuple[Any, ...], images: int, first: int, token
         places = _places(height * width, tokens, first + i, seed)
         picked.append(windows[i, :, places // width, places % width].transpose(0, 1).flatten(1))
     return torch.stack(picked)
+
+
+def _kept(value: Tensor, key: tuple[Any, ...], tokens: int) -> int:
+    """How many rows of an image are kept: fewer of a convolution with patches wider than `WIDE`."""
+    width = value.shape[1] * math.prod(key[1]) if len(key) > 1 else 1
+    return min(tokens, max(1, tokens * WIDE // width))
 
 
 def _places(count: int, tokens: int, image: int, seed: int) -> Tensor:

@@ -24,6 +24,7 @@ from fewbit.recipes import RECIPES, Recipe
 from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
+from oracles.search import dense
 
 LIU = [name for name in RECIPES if name.startswith("liu2021")]
 BITS = parse_bits(4)
@@ -46,8 +47,8 @@ def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     bias = tensor_of(net, op.operands["bias"]) if "bias" in op.operands else torch.zeros(len(w))
     stored = plan.choices.get(op.operands.get("bias", ""))
     new = plan.biases.get(name, bias) if stored is None else values(stored.codes, stored.affine, stored.grid)
-    exact = F.linear(rows, tensor_of(net, op.operands["weight"]).flatten(1), bias)
-    return exact, F.linear(fake(rows, read.affine, read.grid), w, new)
+    exact = F.linear(rows, dense(tensor_of(net, op.operands["weight"]).flatten(1), rows.shape[-1]), bias)
+    return exact, F.linear(fake(rows, read.affine, read.grid), dense(w, rows.shape[-1]), new)
 
 
 @pytest.mark.parametrize("recipe", LIU)

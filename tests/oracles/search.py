@@ -52,3 +52,13 @@ def nearest_to_1(scores: np.ndarray, factors: np.ndarray) -> int:
     """Of the best scores, to 1e-6, the one whose factor is nearest to 1."""
     best = [k for k in range(len(scores)) if scores[k] >= scores.max() - 1e-6]
     return min(best, key=lambda k: abs(factors[k] - np.float32(1)))
+
+
+def dense(w, width: int):
+    """A grouped weight (c_out, m) written out over all `width` entries of a row, 0 where another group reads (torch)."""
+    out = w.new_zeros(len(w), width)
+    groups, m = width // w.shape[1], w.shape[1]
+    for c in range(len(w)):
+        first = c // (len(w) // groups) * m
+        out[c, first : first + m] = w[c]
+    return out

@@ -15,7 +15,7 @@ from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.objectives import flipped
 from fewbit.choose.scales.ranges import Samples
-from fewbit.choose.scales.search import Pair, Product, Range
+from fewbit.choose.scales.search import Pair, Product, Range, times
 from fewbit.choose.weights import finite, pairs_are_safe, recoded, tensor_of, weight_choice
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Stats
@@ -63,26 +63,29 @@ def choose(
         keep_float=keep_float,
         everything=everything,
     )
-    work = _Choosing(graph, stats, target, recipe, answer, dict(samples or {}), list(answer.refusals))
     batches = list(images) if recipe.needs_images else []
     if recipe.needs_images and not batches:
         raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
-    if recipe.sequential:
-        work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
-    for site in graph.sites:
-        slot = answer.slots.get(site.name)
-        if slot is None or site.role == "bias":
-            continue
-        progress(site.name)
-        if site.role == "weight":
-            work.weight(site, slot)
-        else:
-            work.activation(site, slot)
+    fixed: Mapping[str, Choice] = {}
+    for one_pass in recipe.passes:
+        work = _Choosing(graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), fixed=fixed)
+        if one_pass.sequential:
+            work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
+        for site in graph.sites:
+            slot = answer.slots.get(site.name)
+            if slot is None or site.role == "bias":
+                continue
+            progress(site.name)
+            if site.role == "weight":
+                work.weight(site, slot)
+            else:
+                work.activation(site, slot)
+        fixed = work.searched
     if recipe.module is not None:
         work.modules(torch.cat(batches)[: recipe.module.images], progress)
     biases = work.biases()
     ordered = {s.name: work.choices[s.name] for s in graph.sites if s.name in work.choices}
-    extra = {"ranking": work.flips} if work.flips else {}
+    extra = {key: rows for key, rows in (("ranking", work.flips), ("search", work.found)) if rows}
     return Plan(
         target.name,
         name or repr(recipe),
@@ -100,7 +103,8 @@ def choose(
 class _Choosing:
     """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found.
 
-    `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head.
+    `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head. `found`
+    are the objectives of each search before and after; `fixed` are weights whose step an earlier pass has found.
     """
 
     graph: Graph
@@ -115,6 +119,8 @@ class _Choosing:
     searched: dict[str, Choice] = field(default_factory=dict)
     unranked: dict[str, Affine] = field(default_factory=dict)
     flips: list[dict[str, Json]] = field(default_factory=list)
+    found: list[dict[str, Json]] = field(default_factory=list)
+    fixed: Mapping[str, Choice] = field(default_factory=dict)
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
@@ -214,8 +220,22 @@ class _Choosing:
         return [self.graph.op(name) for name in dict.fromkeys(read)]
 
     def _given(self, choice: Choice) -> Range | Affine:
-        """Where a search starts: the range that was seen; the step itself where it is pinned or another tensor's."""
-        return choice.affine if choice.why else self._seen(choice.site, choice.grid)
+        """Where a search starts: the range that was seen or the recipe's; the step itself where it is pinned or another's."""
+        assert self.recipe.search is not None
+        if choice.why:
+            return choice.affine
+        if self.recipe.search.start == "recipe":
+            return Range.of(choice.affine, choice.grid)
+        return self._seen(choice.site, choice.grid)
+
+    def _weight_range(self, site: str, grid: Grid) -> Range:
+        """The same for a weight."""
+        assert self.recipe.search is not None
+        if self.recipe.search.start == "seen":
+            return self._seen(site, grid)
+        samples = Samples.of_weight(finite(self.graph, self.graph.site(site)), grid)
+        affine = self.recipe.weights(samples, grid)
+        return Range.of(affine if grid.axis is not None else Affine(affine.scale[0], affine.zero[0]), grid)
 
     def _search(self, choice: Choice, ops: Sequence[Op]) -> None:
         """Search the step of an input and of the weights of all ops that read it.
@@ -233,10 +253,12 @@ class _Choosing:
             for op in ops:
                 slot, sample = self.legal.slots[weights[op.name]], self.samples[op.name]
                 assert isinstance(sample, OpSample)
-                seen = self._seen(weights[op.name], slot.grids[level[op.name]])
+                seen = self._weight_range(weights[op.name], slot.grids[level[op.name]])
                 bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
                 w = tensors[op.name].flatten(1)
-                products.append(Product(sample.rows, w, seen, sample.attention, bias, sample.read))
+                before = self.fixed.get(weights[op.name])
+                start = before.affine if before is not None and before.grid == seen.grid else None
+                products.append(Product(sample.rows, w, seen, sample.attention, bias, sample.read, start=start))
             found = recipe.search(products, given, choice.grid, recipe.correction)
             unsafe = []
             for op, p, affine in zip(ops, products, found.weights, strict=True):
@@ -257,6 +279,7 @@ class _Choosing:
             self.searched[site] = Choice(site, "weight", p.range.grid, affine, f"{recipe.search!r}, {recipe.rounding!r}")
         if isinstance(given, Range):
             self._set(replace(choice, affine=found.input, method=repr(recipe.search)))
+        self.found.append({"input": choice.site, "ops": list(weights), "before": found.before, "after": found.after})
 
     def _search_pair(self, op: Op) -> None:
         """Search the steps of the two operands of a product; an operand that others read as well keeps its step."""
@@ -336,7 +359,7 @@ class _Choosing:
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else torch.zeros(len(w))
         rows = sample.rows.flatten(0, 1)
         given = rows if sample.read is None else sample.read.flatten(0, 1)
-        return self.recipe.correction(rows @ w.t(), fake(given, read.affine, read.grid) @ quantized.t(), bias)
+        return self.recipe.correction(times(rows, w), times(fake(given, read.affine, read.grid), quantized), bias)
 
 
 def _multiples(bias: Tensor, steps: Affine) -> Tensor:

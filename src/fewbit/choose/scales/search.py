@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +30,12 @@ class Range:
     high: Tensor
     grid: Grid
 
+    @staticmethod
+    def of(affine: Affine, grid: Grid) -> Range:
+        """The range that the codes of a grid cover with a step and zero point."""
+        high = (grid.high - affine.zero) * affine.scale
+        return Range(-high if grid.symmetric else (grid.low - affine.zero) * affine.scale, high, grid)
+
     def affine(self, factor: Tensor) -> Affine:
         """The step and zero point where the range is multiplied by a factor of shape () or (channels,)."""
         return affine_from_range(self.low * factor, self.high * factor, self.grid)
@@ -35,10 +43,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Product:
-    """One op that reads the searched input: float rows (images, tokens, c_in), weight (c_out, c_in) and its range.
+    """One op that reads the searched input: float rows (images, tokens, c_in), weight (c_out, c_in / groups) and its range.
 
     `attention` and `bias` are there for a projection whose ranking counts; `read` are the rows in a model that is quantized
-    so far (None: the float rows); `shift` (c_out,) is what correction takes out of the output.
+    so far (None: the float rows); `shift` (c_out,) is what correction takes out of the output; `start` is a step of the weight
+    to begin with in place of the whole range.
     """
 
     rows: Tensor
@@ -48,10 +57,21 @@ class Product:
     bias: Tensor | None = None
     read: Tensor | None = None
     shift: Tensor | None = None
+    start: Affine | None = None
 
     @property
     def given(self) -> Tensor:
         return self.rows if self.read is None else self.read
+
+    @property
+    def first(self) -> Affine:
+        """The step of the weight where the search begins."""
+        return self.start or self.range.affine(torch.ones(self.range.low.shape))
+
+    @property
+    def every(self) -> int:
+        """A glimpse takes every so many channels of the output; all where they read different inputs."""
+        return 4 if groups_of(self.rows, self.weight) == 1 else 1
 
     def thinned(self, count: int) -> Product:
         """The same with about `count` rows, every few tokens of each image."""
@@ -60,14 +80,15 @@ class Product:
         return replace(self, rows=self.rows[:, ::step], read=None if self.read is None else self.read[:, ::step])
 
     def glimpse(self) -> Product:
-        """Every second row and every fourth channel of the output, without ranking: an eighth of the work."""
-        low, high = (v[::4] if v.ndim else v for v in (self.range.low, self.range.high))
+        """Every second row and some channels of the output, without ranking: an eighth of the work."""
+        low, high = (v[:: self.every] if v.ndim else v for v in (self.range.low, self.range.high))
         return replace(
             self.thinned(self.rows.shape[0] * self.rows.shape[1] // 2),
-            weight=self.weight[::4],
+            weight=self.weight[:: self.every],
             range=Range(low, high, self.range.grid),
             attention=None,
-            shift=None if self.shift is None else self.shift[::4],
+            shift=None if self.shift is None else self.shift[:: self.every],
+            start=None,
         )
 
 
@@ -107,6 +128,10 @@ class OutputSearch:
     input step is the best for the mean of their objectives. `rows` of the sample are scored. Where they are many, all
     candidates are scored on a part of the output and the best `finalists` on all of it (0: all on all). The op reads its float
     input, or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
+
+    `inverse`: [low, high] and its candidates are of 1/Δ. `start`: the factors multiply the whole range or the range that the
+    recipe gives the tensor. `sides`: both steps are searched in turn, or only one of them. (EasyQuant: [0.5, 2] of 1/Δ, from
+    the recipe's range; Wu et al. 2020, section 3.)
     """
 
     objective: Likeness = Pearson()
@@ -120,6 +145,9 @@ class OutputSearch:
     rows: int = 512
     finalists: int = 16
     sequential: bool = False
+    inverse: bool = False
+    start: Literal["seen", "recipe"] = "seen"
+    sides: Literal["both", "weights", "inputs"] = "both"
 
     def __post_init__(self) -> None:
         if (
@@ -134,7 +162,8 @@ class OutputSearch:
     @property
     def factors(self) -> Tensor:
         """The candidates, and as the last the start: (candidates + 1,)."""
-        return torch.cat([torch.linspace(self.low, self.high, self.candidates), torch.ones(1)])
+        tried = torch.linspace(self.low, self.high, self.candidates)
+        return torch.cat([1 / tried if self.inverse else tried, torch.ones(1)])
 
     def __call__(
         self, products: Sequence[Product], given: Range | Affine, grid: Grid, correction: OutputBias | None = None
@@ -146,12 +175,12 @@ class OutputSearch:
         products = [p.thinned(self.rows) for p in products]
         factors, one = self.factors, torch.tensor(1.0)
         x = given.affine(one) if isinstance(given, Range) else given
-        weights = [p.range.affine(one.expand(p.range.low.shape)) for p in products]
+        weights = [p.first for p in products]
         scores = [self._score(p, [x], [w], grid).item() for p, w in zip(products, weights, strict=True)]
         before = math.fsum(scores) / len(scores)
         for _ in range(self.rounds):
             moved = False
-            for i, p in enumerate(products):
+            for i, p in enumerate(products if self.sides != "inputs" else ()):
                 tried = [p.range.affine(f.expand(p.range.low.shape)) for f in factors]
                 score = self._scores([p], [x], [tried], grid)[0]
                 best = _best(score, factors)
@@ -161,7 +190,7 @@ class OutputSearch:
                     best = len(factors) if score[-1] > score[best] + GAIN else best
                 if score[best] > scores[i] + GAIN:
                     weights[i], scores[i], moved = tried[best], score[best].item(), True
-            if isinstance(given, Range):
+            if isinstance(given, Range) and self.sides != "weights":
                 inputs = [given.affine(f) for f in factors]
                 each = self._scores(products, inputs, [[w] for w in weights], grid)
                 mean = each.mean(0)
@@ -183,7 +212,7 @@ class OutputSearch:
         for _ in range(self.rounds):
             moved = False
             for side, given in enumerate((left, right)):
-                if not isinstance(given, Range):
+                if not isinstance(given, Range) or self.sides == "weights":
                     continue
                 tried = [given.affine(f) for f in factors]
                 each = self._pair_score(pair, tried, [found[1]]) if side == 0 else self._pair_score(pair, [found[0]], tried)
@@ -222,7 +251,10 @@ class OutputSearch:
         kept = list(range(count))
         if self.finalists and min(p.rows.shape[0] * p.rows.shape[1] * len(p.weight) for p in products) >= MANY:
             glimpses = [p.glimpse() for p in products]
-            thin = [[Affine(*(v[::4] if v.ndim else v for v in (w.scale, w.zero))) for w in tried] for tried in weights]
+            thin = [
+                [Affine(*(v[:: p.every] if v.ndim else v for v in (w.scale, w.zero))) for w in tried]
+                for p, tried in zip(products, weights, strict=True)
+            ]
             first = [self._score(p, inputs, tried, grid) for p, tried in zip(glimpses, thin, strict=True)]
             kept = sorted(torch.stack(first).mean(0).topk(min(self.finalists, count)).indices.tolist())
         pick = [inputs[k] for k in kept] if len(inputs) > 1 else inputs
@@ -236,7 +268,7 @@ class OutputSearch:
 
     def _score(self, p: Product, inputs: Sequence[Affine], weights: Sequence[Affine], grid: Grid) -> Tensor:
         """The objective of each candidate: one input and many weights, or many inputs and one weight."""
-        exact = F.linear(p.rows, p.weight).flatten(1)
+        exact = times(p.rows, p.weight).flatten(1)
         found = [self.objective(exact, out.flatten(2)) for out in _outputs(p.given, p, inputs, weights, grid)]
         score = torch.cat(found)
         if self.ranking is None or p.attention is None:
@@ -250,13 +282,31 @@ class OutputSearch:
 
     def _channels(self, p: Product, x: Affine, tried: Sequence[Affine], current: Affine, grid: Grid) -> Affine:
         """The step of each channel with the highest correlation of that channel over all rows of all images."""
-        exact = F.linear(p.rows, p.weight).flatten(0, 1).t()
+        exact = times(p.rows, p.weight).flatten(0, 1).t()
         steps = [current, *tried]
         outputs = _outputs(p.given, p, [x], steps, grid)
         each = [self.objective.each(exact, out.flatten(1, 2).transpose(1, 2)) for out in outputs]
         best = torch.cat(each).argmax(0)[None]
         scale, zero = (torch.stack([getattr(s, part) for s in steps]) for part in ("scale", "zero"))
         return Affine(scale.gather(0, best)[0], zero.gather(0, best)[0])
+
+
+def groups_of(x: Tensor, w: Tensor) -> int:
+    """The groups of an op whose rows have (..., c_in) entries and whose weight is (..., c_out, c_in / groups)."""
+    return x.shape[-1] // w.shape[-1]
+
+
+def times(x: Float[Tensor, "*rows c_in"], w: Float[Tensor, "*candidates c_out m"]) -> Float[Tensor, "*candidates_rows c_out"]:
+    """Rows times the rows of a weight; with groups, c_in = groups * m, each part of the channels reads its own part of a row.
+
+    Candidates of the weight, a leading axis, are only for a weight with groups.
+    """
+    groups = groups_of(x, w)
+    if groups == 1 and w.ndim == 2:
+        return F.linear(x, w)
+    parts, kernels = x.unflatten(-1, (groups, -1)), w.unflatten(-2, (groups, -1))
+    found = torch.einsum("...gm,kgom->k...go" if w.ndim == 3 else "...gm,gom->...go", parts, kernels)
+    return found.flatten(-2)
 
 
 def _best(score: Tensor, factors: Tensor) -> int:
@@ -273,12 +323,15 @@ def _outputs(x: Tensor, p: Product, inputs: Sequence[Affine], weights: Sequence[
         left = fake(x, inputs[0], grid)
         for i in range(0, len(weights), step):
             right = torch.stack([fake(p.weight, w, p.range.grid) for w in weights[i : i + step]])
+            if groups_of(x, p.weight) > 1:
+                yield _less(times(left, right), p.shift)
+                continue
             flat = F.linear(left.flatten(0, 1), right.flatten(0, 1))
             yield _less(flat.unflatten(1, right.shape[:2]).transpose(0, 1).unflatten(1, x.shape[:2]), p.shift)
         return
     right = fake(p.weight, weights[0], p.range.grid)
     for i in range(0, len(inputs), step):
-        yield _less(F.linear(torch.stack([fake(x, a, grid) for a in inputs[i : i + step]]), right), p.shift)
+        yield _less(times(torch.stack([fake(x, a, grid) for a in inputs[i : i + step]]), right), p.shift)
 
 
 def _less(output: Tensor, shift: Tensor | None) -> Tensor:
@@ -287,6 +340,6 @@ def _less(output: Tensor, shift: Tensor | None) -> Tensor:
 
 def _shifted(p: Product, x: Affine, w: Affine, grid: Grid, correction: OutputBias) -> Product:
     """The product with the mean error of each channel taken out."""
-    exact = F.linear(p.rows, p.weight).flatten(0, 1)
-    found = F.linear(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
+    exact = times(p.rows, p.weight).flatten(0, 1)
+    found = times(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
     return replace(p, shift=-correction(exact, found, torch.zeros(exact.shape[1])))
