@@ -32,8 +32,9 @@ from fewbit.choose import choose  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.recipes import RECIPES  # noqa: E402
-from fewbit.replay import OpSample, PairSample, op_samples  # noqa: E402
+from fewbit.replay import OpSample, PairSample, channel_samples, op_samples  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
+from fewbit.target.legal import legal  # noqa: E402
 from fewbit.target.spec import processor_flags  # noqa: E402
 from fewbit.types import Graph, Plan  # noqa: E402
 
@@ -104,6 +105,8 @@ class Captured:
         chosen = RECIPES[recipe]
         if chosen.needs_samples:
             options = {"samples": self.samples, "images": self.images.split(8), **options}
+        if axes := legal(self.graph, load_target(target)).channel_axes:
+            options = {"channels": channel_samples(self.graph, self.images.split(8), axes), **options}
         return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)
 
     @cached_property

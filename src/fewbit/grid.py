@@ -8,7 +8,7 @@ of ONNX QuantizeLinear in float32, so a simulation gives the codes that a runtim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,17 +19,25 @@ TINY = float(torch.finfo(torch.float32).tiny) * 2**20  # the smallest step: a co
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that a tensor may use. `narrow` drops the lowest code; `axis` is the channel axis, None is per tensor."""
+    """The integers that a tensor may use. `narrow` drops the lowest code; `axis` is the channel axis, None is per tensor.
+
+    `widths` are the bits of each channel where they differ, at most `bits`; a channel of 0 bits has the code 0 alone.
+    `stored` are the bits of the container where it is not the smallest that holds the codes.
+    """
 
     bits: int = 8
     signed: bool = True
     narrow: bool = False
     symmetric: bool = True
     axis: int | None = None
+    widths: tuple[int, ...] = ()
+    stored: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 32:
             raise ValueError(f"a grid has 1 to 32 bits, not {self.bits}")
+        if self.widths and (self.axis is None or not 0 <= min(self.widths) <= max(self.widths) <= self.bits):
+            raise ValueError(f"widths of channels are 0 to {self.bits} along an axis, not {self.widths} along {self.axis}")
 
     @property
     def low(self) -> int:
@@ -45,18 +53,37 @@ class Grid:
         return max(-self.low, self.high)
 
     @property
+    def mean_bits(self) -> float:
+        """Bits of a code, the mean over channels."""
+        return sum(self.widths) / len(self.widths) if self.widths else float(self.bits)
+
+    def of_channel(self, channel: int) -> Grid:
+        """The grid of one channel."""
+        bits = self.widths[channel] if self.widths else self.bits
+        return replace(self, bits=max(bits, 1), axis=None, widths=())
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest code: of shape (), or (channels,) where the widths of channels differ."""
+        if not self.widths:
+            return torch.tensor(self.low), torch.tensor(self.high)
+        grids = [self.of_channel(c) if bits else None for c, bits in enumerate(self.widths)]
+        return torch.tensor([g.low if g else 0 for g in grids]), torch.tensor([g.high if g else 0 for g in grids])
+
+    @property
     def container(self) -> torch.dtype:
-        """The smallest torch integer type that holds every code."""
-        if self.bits <= 8:
+        """The torch integer type that holds every code: the smallest, or the one of `stored` bits."""
+        bits = max(self.bits, self.stored)
+        if bits <= 8:
             return torch.int8 if self.signed else torch.uint8
-        if self.bits <= 16:
+        if bits <= 16:
             return torch.int16 if self.signed else torch.uint16
         return torch.int32
 
     def __str__(self) -> str:
         sign = "s" if self.signed else "u"
         where = "per-tensor" if self.axis is None else f"per-channel (axis {self.axis})"
-        return f"{sign}{self.bits} [{self.low}, {self.high}] {'symmetric' if self.symmetric else 'asymmetric'} {where}"
+        width = f"{self.mean_bits:.2f} of {self.bits}" if self.widths else self.bits
+        return f"{sign}{width} [{self.low}, {self.high}] {'symmetric' if self.symmetric else 'asymmetric'} {where}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +120,15 @@ def codes(x: Float[Tensor, "*shape"], affine: Affine, grid: Grid) -> Int[Tensor,
     if grid.bits > 24:  # float32 has no such integers: a bias in units of input scale times weight scale
         x = x.double()
     q = torch.round(x / along(affine.scale, x, grid.axis)) + along(affine.zero, x, grid.axis)
-    return q.clamp_(grid.low, grid.high).to(torch.int32)
+    return saturated(q, grid).to(torch.int32)
+
+
+def saturated(q: Tensor, grid: Grid) -> Tensor:
+    """Rounded numbers held inside the codes of a grid, in place."""
+    if not grid.widths:
+        return q.clamp_(grid.low, grid.high)
+    low, high = (along(end, q, grid.axis) for end in grid.ends())
+    return q.clamp_(low, high)
 
 
 def values(q: Int[Tensor, "*shape"], affine: Affine, grid: Grid) -> Float[Tensor, "*shape"]:
@@ -105,7 +140,7 @@ def fake(x: Float[Tensor, "*shape"], affine: Affine, grid: Grid) -> Float[Tensor
     """Quantize and dequantize in float32: `values(codes(x))` without the integer tensor in between."""
     zero = along(affine.zero, x, grid.axis)
     scale = along(affine.scale, x, grid.axis)
-    return ((torch.round(x / scale) + zero).clamp_(grid.low, grid.high) - zero) * scale
+    return (saturated(torch.round(x / scale) + zero, grid) - zero) * scale
 
 
 def affine_from_range(low: Tensor, high: Tensor, grid: Grid) -> Affine:

@@ -39,10 +39,11 @@ from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, Recipe, recipe_named
-from fewbit.replay import ROWS, OpSample, PairSample, op_samples
+from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
+from fewbit.target.legal import legal
 from fewbit.types import Checks, Graph, Plan, Refusal
 from fewbit.verify import Latency, Load, Score, bench, compare, evaluate, loads, runtime_names
 from fewbit.verify.attention import attention_tables
@@ -381,7 +382,7 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
     most = max(widest(target, rule.kind) for rule in target.op)
-    if isinstance(bits, Bits) and max(bits.weights, bits.activations) > most:
+    if isinstance(bits, Bits) and max(bits.weights, bits.activations, *(b for _, b in bits.exceptions)) > most:
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
             "has wider ones: fewbit targets."
@@ -399,6 +400,11 @@ def _choose(
         with progress.stage("replay", len(images)):
             names, rows = [op.name for op in graph.ops], max(1, ROWS // len(images))
             samples = op_samples(graph, _counted(images, progress), names, rows, request.seed)
+    if axes := legal(graph, target, **options).channel_axes:
+        with progress.stage("channels", len(images)):
+            options["channels"] = channel_samples(
+                graph, _counted(images, progress), axes, max(1, ROWS // len(images)), request.seed
+            )
     mixed: dict[str, Any] = {}
     refused: tuple[Refusal, ...] = ()
     if isinstance(bits, Mixed):
@@ -440,6 +446,8 @@ def _tables(
     images: Images, score: Score, sample: Tensor, part: Path,
 ) -> dict[str, Any]:  # fmt: skip
     found, seen, drawn = {}, {}, {}
+    axes = {c.site: c.grid.axis for c in plan.choices.values() if c.codes is None and c.grid.axis is not None}
+    by_channel = channel_samples(graph, [sample], axes, ROWS // len(sample))
     for site in graph.sites:
         choice = plan.choices.get(site.name)
         if choice is None or choice.role == "bias":
@@ -449,6 +457,9 @@ def _tables(
         else:
             samples = Samples.of_histogram(stats.sites[site.name])
             drawn[site.name] = stats.sites[site.name].to_json()
+        if site.name in by_channel:
+            there = by_channel[site.name]
+            samples = Samples.of_channels(there.values, there.low, there.high)
         found[site.name] = fidelity(samples, choice.affine, choice.grid)
         seen[site.name] = (samples.low.min().item(), samples.high.max().item())
     rows = tables.sites(graph, plan, found, seen)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fewbit.choose.bits.channels import ChannelBits
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
-from fewbit.choose.correct import OutputBias
+from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
+from fewbit.choose.scales.aciq import AnalyticClip
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
@@ -20,7 +22,7 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs; `then` is a search in a second pass over
-    the whole model.
+    the whole model; `channels` gives each channel a width of its own where the target can hold it.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -31,10 +33,15 @@ class Recipe:
     rounding: Nearest = Nearest()
     about: str = ""
     search: OutputSearch | None = None
-    correction: OutputBias | None = None
+    correction: OutputBias | WeightMean | None = None
     sensitivity: Measure = OutputKL()
     module: ModuleSearch | None = None
     then: OutputSearch | None = None
+    channels: ChannelBits | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None and (self.search is not None or self.module is not None):
+            raise ValueError("widths of channels come with ranges; a search has one width for a tensor")
 
     @property
     def passes(self) -> tuple[Recipe, ...]:
@@ -101,6 +108,13 @@ RECIPES: Mapping[str, Recipe] = {
             sides="inputs",
             sequential=True,
         ),
+    ),
+    "aciq": Recipe(
+        AnalyticClip(),
+        MinMax(),
+        about="Banner et al. 2019 (ACIQ): analytic clipping, a width for each channel, the means of weights kept",
+        correction=WeightMean(),
+        channels=ChannelBits(),
     ),
     "liu2021-similarity": replace(
         LIU2021, about="steps searched for the correlation of each op's output", search=OutputSearch(), correction=None

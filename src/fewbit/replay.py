@@ -188,6 +188,51 @@ def read_as(
     return read
 
 
+@dataclass(frozen=True)
+class ChannelSample:
+    """Values of each channel of one activation, drawn (channels, n), and the extremes of all of them (channels,)."""
+
+    values: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def channel_samples(
+    graph: Graph, batches: Iterable[Tensor], axes: Mapping[str, int], places: int = 16, seed: int = 0
+) -> dict[str, ChannelSample]:
+    """Samples of activation sites by channel, from one pass of the float graph over batches of (b, c, h, w) images.
+
+    `axes` has the channel axis of each site that is asked for. `places` of each image are kept, drawn with `seed` and the
+    image's number, the same for all channels; of fewer, all. Raises BadImages without a batch.
+    """
+    kept: dict[str, list[Tensor]] = {name: [] for name in axes}
+    ends: dict[str, tuple[Tensor, Tensor]] = {}
+    seen = 0
+
+    def see(name: str, value: Tensor) -> None:
+        flat = value.movedim(axes[name], -1)
+        flat = flat.reshape(batch_size, -1, flat.shape[-1])
+        low, high = flat.amin((0, 1)), flat.amax((0, 1))
+        if name in ends:
+            low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
+        ends[name] = (low, high)
+        for i in range(batch_size):
+            kept[name].append(flat[i, _places(flat.shape[1], places, seen + i, seed)].clone())
+
+    nodes: dict[str, list[str]] = {}
+    for name in axes:
+        nodes.setdefault(graph.site(name).tensor, []).append(name)
+    watcher = Watcher(graph, see, nodes)
+    with torch.no_grad():
+        for batch in batches:
+            batch_size = len(batch)
+            watcher.run(batch)
+            seen += batch_size
+    if not seen:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    return {name: ChannelSample(torch.cat(kept[name]).t().contiguous(), *ends[name]) for name in axes}
+
+
 def _is_pair(op: Op, nodes: Mapping[str, Node]) -> bool:
     """A product of two activations with the same leading dimensions."""
     if op.kind != "matmul":

@@ -277,8 +277,41 @@ def test_bits_are_read_as_one_width_or_as_two(text, bits):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "17", "w4", "a8", "w4a17", "4.5", "w8a8x", "mixed", "mixed:", "mixed:3:4,5", "mixed:6:4,20", "mixed:6.0:"]
+    "text",
+    [
+        "4,stem",
+        "4,stem=",
+        "4,=8",
+        "4,stem=1",
+        "4,a=8,b=x",
+        "mixed:6.0,first=8",
+        "first=8",
+        "",
+        "1",
+        "17",
+        "w4",
+        "a8",
+        "w4a17",
+        "4.5",
+        "w8a8x",
+        "mixed",
+        "mixed:",
+        "mixed:3:4,5",
+        "mixed:6:4,20",
+        "mixed:6.0:",
+    ],
 )
 def test_other_bits_are_refused_with_what_is_allowed(text):
     with pytest.raises(FewbitError, match="allowed are 2 to 16"):
         parse_bits(text)
+
+
+def test_ops_with_another_width_are_named_by_pattern_or_by_their_place(conv_net):
+    assert parse_bits("w4a6,first=8,head=7") == Bits(4, 6, exceptions=(("first", 8), ("head", 7)))
+    plan = conv_net.plan("openvino-x86", bits=parse_bits("4,*=5,first=8,last=6,?=3"))
+    widths = {name.removesuffix(":weight"): c.grid.bits for name, c in plan.choices.items() if c.role == "weight"}
+    assert widths == {"stem": 8, "depth": 5, "a": 3, "b": 3, "head": 6}
+    assert plan.choices["stem:input"].grid.bits == 8
+    assert plan.bits == "w4a4,*=5,first=8,last=6,?=3"
+    with pytest.raises(UnknownName, match=r"op in --bits 'heat'.*head"):
+        conv_net.plan("openvino-x86", bits=parse_bits("4,heat=8"))

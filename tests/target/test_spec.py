@@ -29,7 +29,7 @@ def test_a_shipped_target_loads_under_its_own_name(name):
 
 
 def test_the_shipped_targets_are_the_files():
-    assert target_names() == ["openvino-x86", "ort-x86-avx2", "ort-x86-vnni", "ort-x86-wide"]
+    assert target_names() == ["openvino-x86", "ort-x86-avx2", "ort-x86-channel", "ort-x86-vnni", "ort-x86-wide"]
 
 
 def test_a_file_of_ones_own_loads_by_its_path(tmp_path):

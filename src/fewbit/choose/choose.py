@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -13,15 +14,17 @@ from torch.fx import Node
 from fewbit.capture.rewrite import MOVES, aten, is_call
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
+from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.objectives import flipped
-from fewbit.choose.scales.ranges import Samples
+from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
-from fewbit.choose.weights import finite, pairs_are_safe, recoded, tensor_of, weight_choice
+from fewbit.choose.weights import finite, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
+from fewbit.errors import FewbitError
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Overlay, Stream, walked
 from fewbit.recipes import Recipe
-from fewbit.replay import Attention, OpSample, PairSample, read_as
+from fewbit.replay import Attention, ChannelSample, OpSample, PairSample, read_as
 from fewbit.target.legal import Legal, Slot, legal
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Op, Plan, Refusal, Site
@@ -44,16 +47,19 @@ def choose(
     progress: Callable[[str], None] = lambda site: None,
     samples: Mapping[str, OpSample | PairSample] | None = None,
     images: Iterable[Tensor] = (),
+    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
 ) -> Plan:
     """The plan for a graph on a target: a choice for every site that is read in integers.
 
     `stats` has a histogram for every activation site; `name` is the recipe's, for the record; `samples` is what single ops
     read, for a recipe that searches or corrects on their outputs, and `images` the batches that it was sampled from, for one
-    whose inputs are sequential or that searches whole modules. Raises UnknownName for a pattern in `keep_float` that matches
-    nothing, BadValues where a weight is not finite.
+    whose inputs are sequential or that searches whole modules; `channels` the values of activations by channel, where the
+    target has a step for each. Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a weight
+    is not finite, FewbitError for a recipe that searches one step where the target has many.
     """
     if recipe.needs_samples and samples is None:
         raise ValueError(f"recipe {name or recipe!r} needs what single ops read: choose(..., samples=op_samples(...))")
+    bits = bits.of(graph)
     answer = legal(
         graph,
         target,
@@ -63,12 +69,23 @@ def choose(
         keep_float=keep_float,
         everything=everything,
     )
+    if answer.channel_axes and (
+        recipe.search is not None or recipe.module is not None or isinstance(recipe.correction, OutputBias)
+    ):
+        raise FewbitError(
+            f"recipe {name or recipe!r} searches one step for an activation and {target.name} has one for each channel; give "
+            "another target, or --recipe minmax, percentile, mse, kl or aciq."
+        )
+    if missing := [site for site in answer.channel_axes if site not in channels]:
+        raise ValueError(f"{target.name} needs values by channel of {missing[0]}: choose(..., channels=channel_samples(...))")
     batches = list(images) if recipe.needs_images else []
     if recipe.needs_images and not batches:
         raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
     fixed: Mapping[str, Choice] = {}
     for one_pass in recipe.passes:
-        work = _Choosing(graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), fixed=fixed)
+        work = _Choosing(
+            graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), channels, fixed=fixed
+        )
         if one_pass.sequential:
             work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
         for site in graph.sites:
@@ -83,6 +100,8 @@ def choose(
         fixed = work.searched
     if recipe.module is not None:
         work.modules(torch.cat(batches)[: recipe.module.images], progress)
+    if (refused := _one_width(graph, target, recipe, work.choices)) is not None:
+        work.refusals.append(refused)
     biases = work.biases()
     ordered = {s.name: work.choices[s.name] for s in graph.sites if s.name in work.choices}
     extra = {key: rows for key, rows in (("ranking", work.flips), ("search", work.found)) if rows}
@@ -114,6 +133,7 @@ class _Choosing:
     legal: Legal
     samples: dict[str, OpSample | PairSample]
     refusals: list[Refusal]
+    channels: Mapping[str, ChannelSample] = field(default_factory=dict)
     stream: Stream | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     searched: dict[str, Choice] = field(default_factory=dict)
@@ -124,7 +144,7 @@ class _Choosing:
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
-        choice = _moved(self.graph, site, slot, self.choices) or _activation(site, slot, self.recipe, self.stats)
+        choice = _moved(self.graph, site, slot, self.choices) or self._ranged(site, slot)
         self._set(choice)
         ops = [op for op in self._readers(site) if op.name in self.samples]
         if self.stream is not None and ops:
@@ -140,6 +160,24 @@ class _Choosing:
             others = [s for s in op.operands.values() if s in self.choices]
             if isinstance(self.samples[op.name], PairSample) and len(others) == 2:
                 self._search_pair(op)
+
+    def _ranged(self, site: Site, slot: Slot) -> Choice:
+        """The choice of an activation by its range; by those of its channels where the target has a step for each."""
+        recipe, grid = self.recipe, slot.grids[0]
+        if slot.fixed_scale is not None:
+            step = slot.fixed_scale * 2.0 ** (8 - grid.bits)  # fewer bits, the same range
+            affine = Affine(torch.tensor(step), torch.tensor(0, dtype=torch.int32))
+            return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
+        if grid.axis is None:
+            affine = recipe.activations(Samples.of_histogram(self.stats.sites[site.name]), grid)
+            affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
+        else:
+            found = self.channels[site.name]
+            if recipe.channels is not None and recipe.channels.activations and grid.bits <= recipe.channels.nominal:
+                widths = recipe.channels(found.values.std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
+                grid = replace(grid, bits=max(*widths, 1), widths=widths)
+            affine = ranged(recipe.activations, Samples.of_channels(found.values, found.low, found.high), grid)
+        return Choice(site.name, site.role, grid, affine, repr(recipe.activations), everyone=slot.everyone)
 
     def weight(self, site: Site, slot: Slot) -> None:
         """The codes of a weight."""
@@ -244,6 +282,7 @@ class _Choosing:
         """
         recipe, graph = self.recipe, self.graph
         assert recipe.search is not None
+        correction = recipe.correction if isinstance(recipe.correction, OutputBias) else None
         weights = {op.name: op.operands["weight"] for op in ops}
         tensors = {op.name: finite(graph, graph.site(weights[op.name])) for op in ops}
         level = {op.name: 0 for op in ops}
@@ -259,7 +298,7 @@ class _Choosing:
                 before = self.fixed.get(weights[op.name])
                 start = before.affine if before is not None and before.grid == seen.grid else None
                 products.append(Product(sample.rows, w, seen, sample.attention, bias, sample.read, start=start))
-            found = recipe.search(products, given, choice.grid, recipe.correction)
+            found = recipe.search(products, given, choice.grid, correction)
             unsafe = []
             for op, p, affine in zip(ops, products, found.weights, strict=True):
                 slot = self.legal.slots[weights[op.name]]
@@ -271,7 +310,7 @@ class _Choosing:
                 break
             level |= {name: level[name] + 1 for name in unsafe}
         if recipe.search.ranking is not None and any(p.attention is not None for p in products):
-            plain = replace(recipe.search, ranking=None)(products, given, choice.grid, recipe.correction)
+            plain = replace(recipe.search, ranking=None)(products, given, choice.grid, correction)
             self.unranked[choice.site] = plain.input
             self.unranked |= {weights[op.name]: affine for op, affine in zip(ops, plain.weights, strict=True)}
         for op, p, affine in zip(ops, products, found.weights, strict=True):
@@ -339,10 +378,12 @@ class _Choosing:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""
         bias, sample = op.operands.get("bias", ""), self.samples.get(op.name)
         read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))
-        steps = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])
         corrected = None
         if self.recipe.correction is not None and isinstance(sample, OpSample):
             corrected = self._corrected(op, sample)
+        if read.scale.ndim:  # a step for each input channel: no step of a bias is theirs
+            return corrected
+        steps = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])
         if bias in self.legal.slots:
             return _integer_bias(self.graph, self.graph.site(bias), self.legal.slots[bias], steps, corrected)
         if corrected is not None and op.operands.get("output", "") in self.legal.slots:
@@ -351,13 +392,13 @@ class _Choosing:
 
     def _corrected(self, op: Op, sample: OpSample) -> Tensor:
         """The bias (c_out,) of an op after correction on its samples."""
-        assert self.recipe.correction is not None
         graph, read, weight = self.graph, self.choices[op.operands["input"]], self.choices[op.operands["weight"]]
-        assert weight.codes is not None
-        w = tensor_of(graph, graph.site(weight.site)).flatten(1)
-        quantized = values(weight.codes.to(torch.int32), weight.affine, weight.grid).flatten(1)
+        w, quantized = tensor_of(graph, graph.site(weight.site)).flatten(1), real_weight(weight)
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else torch.zeros(len(w))
         rows = sample.rows.flatten(0, 1)
+        if isinstance(self.recipe.correction, WeightMean):
+            return bias + self.recipe.correction.offset(w, quantized) * times(rows.mean(0), torch.ones_like(w))
+        assert self.recipe.correction is not None
         given = rows if sample.read is None else sample.read.flatten(0, 1)
         return self.recipe.correction(times(rows, w), times(fake(given, read.affine, read.grid), quantized), bias)
 
@@ -383,15 +424,17 @@ def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> 
     return replace(found, site=site.name, role=site.role, everyone=slot.everyone, why=ELEMENTS + found.site)
 
 
-def _activation(site: Site, slot: Slot, recipe: Recipe, stats: Stats) -> Choice:
-    grid = slot.grids[0]
-    if slot.fixed_scale is not None:
-        step = slot.fixed_scale * 2.0 ** (8 - grid.bits)  # fewer bits, the same range
-        affine = Affine(torch.tensor(step), torch.tensor(0, dtype=torch.int32))
-        return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
-    affine = recipe.activations(Samples.of_histogram(stats.sites[site.name]), grid)
-    affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
-    return Choice(site.name, site.role, grid, affine, repr(recipe.activations), everyone=slot.everyone)
+def _one_width(graph: Graph, target: Target, recipe: Recipe, choices: Mapping[str, Choice]) -> Refusal | None:
+    """What a recipe with widths of channels did not get: activations that have one step, on this target, for all of them."""
+    asked = recipe.channels
+    if asked is None or not asked.activations:
+        return None
+    plain = {c.site for c in choices.values() if c.codes is None and c.grid.axis is None and c.grid.bits <= asked.nominal}
+    if not plain:
+        return None
+    share = sum(op.macs for op in graph.ops if plain & {op.operands.get("input")}) / max(graph.macs, 1)
+    why = f"{target.name} has one scale for all channels of an activation"
+    return Refusal(f"{len(plain)} activations", "a width for each channel", "one width", why, share)
 
 
 def _integer_bias(graph: Graph, site: Site, slot: Slot, steps: Affine, corrected: Tensor | None) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,3 +26,28 @@ class OutputBias:
     ) -> Float[Tensor, "channels"]:
         error = (quantized.double() - exact.double()).mean(0)
         return (bias.double() - error).to(bias.dtype)
+
+
+@dataclass(frozen=True)
+class WeightMean:
+    """The mean of each output channel of a weight as it was before rounding (Banner et al. 2019, section 5).
+
+        ŵ' = ξ ŵ + mean w - ξ mean ŵ        ξ = std w / std ŵ with `variance`, else 1 (the released code's form)
+
+    No integer kernel has an offset for each channel of a weight. ξ goes into the step, exactly; the offset meets the sum of
+    what the weight is multiplied with, and its mean over the calibration images goes into the bias.
+    """
+
+    variance: bool = False
+
+    def ratio(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
+        """ξ of each channel."""
+        spread = quantized.double().std(1, unbiased=False)
+        if not self.variance:
+            return torch.ones(len(exact))
+        wanted = exact.double().std(1, unbiased=False)
+        return torch.where(spread > 0, wanted / spread.clamp_min(1e-30), torch.ones_like(spread)).float()
+
+    def offset(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
+        """What each channel lacks of its mean; `quantized` has been multiplied by ξ."""
+        return (exact.double().mean(1) - quantized.double().mean(1)).float()

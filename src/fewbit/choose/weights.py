@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.rewrite import constant
-from fewbit.choose.scales.ranges import Samples
+from fewbit.choose.correct import WeightMean
+from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
-from fewbit.grid import Affine, Grid
+from fewbit.grid import Affine, Grid, values
 from fewbit.recipes import Recipe
 from fewbit.target.legal import Slot
 from fewbit.target.spec import Target
@@ -84,6 +85,12 @@ def tensor_of(graph: Graph, site: Site) -> Tensor:
     return constant(graph.module, node)
 
 
+def real_weight(choice: Choice) -> Tensor:
+    """The real numbers of a weight's codes, (channels, ...) flattened to rows."""
+    assert choice.codes is not None
+    return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+
+
 def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     """No two products of one output channel can leave a signed sum of `bits`, whatever the activation codes are.
 
@@ -108,12 +115,23 @@ def _least_step(graph: Graph, site: Site, choices: Mapping[str, Choice]) -> Tens
     bias = op.operands.get("bias", "")
     if not bias:
         return torch.tensor(0.0)
-    return tensor_of(graph, graph.site(bias)).abs() / (choices[op.operands["input"]].affine.scale * BIAS_CODE)
+    return tensor_of(graph, graph.site(bias)).abs() / (choices[op.operands["input"]].affine.scale.max() * BIAS_CODE)
 
 
 def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, least: Tensor) -> Choice:
-    affine = recipe.weights(Samples.of_weight(w, grid), grid)
+    if (
+        recipe.channels is not None
+        and recipe.channels.weights
+        and grid.axis is not None
+        and grid.bits <= recipe.channels.nominal
+    ):
+        widths = recipe.channels(w.flatten(1).std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
+        grid = replace(grid, bits=max(widths), widths=widths)
+    affine = ranged(recipe.weights, Samples.of_weight(w, grid), grid)
     if grid.axis is None:
         affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
-    choice = Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}")
-    return coded(choice, w, recipe, least)
+    choice = coded(Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, least)
+    if not isinstance(recipe.correction, WeightMean) or not recipe.correction.variance or grid.axis is None:
+        return choice
+    ratio = recipe.correction.ratio(w.flatten(1), real_weight(choice))
+    return replace(choice, affine=Affine((choice.affine.scale * ratio).maximum(least), choice.affine.zero))

@@ -5,9 +5,9 @@
     python -m fewbit.demo.train mobilenet --data DIR
 
 DIR holds `train.parquet` and `test.parquet` with a column `image` ({bytes, path}) and a column `label`, the layout of
-the Hugging Face copy of CIFAR-10. All are trained in bf16 autocast with one cycle of the learning rate, random crop and
-flip and label smoothing: the transformer as is usual for small ones (AdamW, CutMix and MixUp on a third of the batches),
-the convolutional networks by SGD with Nesterov momentum.
+the Hugging Face copy of CIFAR-10. All are trained in bf16 autocast with one cycle of the learning rate, random crop
+and flip: the transformer as is usual for small ones (AdamW, CutMix and MixUp on a third of the batches, label smoothing), the
+convolutional networks, too small to need either, by SGD with Nesterov momentum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ CALIBRATION_IMAGES, TEST_IMAGES = 256, 1000
 
 @dataclass(frozen=True)
 class Training:
-    """How one model is trained. `mixing` is the share of batches with CutMix or MixUp; `warmup` that of the steps."""
+    """How one model is trained. `mixing` is the share of batches with CutMix or MixUp; `warmup` that of the steps; `clip` the
+    largest norm of a gradient.
+    """
 
     build: Callable[[], torch.nn.Module]
     weights: Path
@@ -46,6 +48,8 @@ class Training:
     decay: float
     warmup: float
     mixing: float = 0.0
+    smoothing: float = 0.0
+    clip: float = 5.0
     adam: bool = False
 
     def optimizer(self, net: torch.nn.Module) -> torch.optim.Optimizer:
@@ -67,9 +71,11 @@ def open_vit() -> torch.nn.Module:
 
 
 MODELS: Mapping[str, Training] = {
-    "vit": Training(open_vit, WEIGHTS, epochs=30, lr=1.5e-3, decay=0.05, warmup=0.1, mixing=0.3, adam=True),
-    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), epochs=18, lr=0.4, decay=5e-4, warmup=0.25),
-    "mobilenet": Training(NETS["mobilenet"], weights_of("mobilenet"), epochs=18, lr=0.3, decay=2e-4, warmup=0.25),
+    "vit": Training(
+        open_vit, WEIGHTS, epochs=30, lr=1.5e-3, decay=0.05, warmup=0.1, mixing=0.3, smoothing=0.05, clip=1.0, adam=True
+    ),
+    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), epochs=22, lr=0.2, decay=2e-4, warmup=0.2),
+    "mobilenet": Training(NETS["mobilenet"], weights_of("mobilenet"), epochs=18, lr=0.15, decay=1e-4, warmup=0.2),
 }
 
 
@@ -139,10 +145,11 @@ def train(model: Training, data: Path, *, epochs: int, batch: int, seed: int) ->
             if torch.rand(1, generator=generator) < model.mixing:
                 x, y = mixed(x, y, generator)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = F.cross_entropy(net(x.contiguous(memory_format=torch.channels_last)).float(), y, label_smoothing=0.05)
+                logits = net(x.contiguous(memory_format=torch.channels_last)).float()
+                loss = F.cross_entropy(logits, y, label_smoothing=model.smoothing)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), model.clip)
             optimizer.step()
             schedule.step()
         if epoch % 3 == 2 or epoch in (0, epochs - 1):

@@ -76,7 +76,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
     choices: dict[str, Choice] = {}
     try:
         for row in record["choices"]:
-            grid = Grid(**row["grid"])
+            grid = Grid(**{**row["grid"], "widths": tuple(row["grid"].get("widths", ()))})
             shape = sites[row["site"]].shape
             stored = tensors[f"{row['site']}.codes"] if row["role"] in ("weight", "bias") else None
             codes = None if stored is None else _restored(stored, grid, shape)
@@ -127,11 +127,30 @@ def _affine(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Te
 
 
 def _stored(codes: Tensor, grid: Grid) -> Tensor:
-    """Whole bytes are stored as they are, anything else packed."""
+    """Whole bytes are stored as they are, anything else packed; channels of different widths together with their like."""
+    if grid.widths:
+        return torch.cat([pack(codes[rows], like.bits, like.low) for rows, like in _alike(grid)])
     return codes.to(grid.container).contiguous() if grid.bits in (8, 16, 32) else pack(codes, grid.bits, grid.low)
 
 
+def _alike(grid: Grid) -> list[tuple[Tensor, Grid]]:
+    """The channels of each width above 0, narrowest first, and their grid."""
+    widths = torch.tensor(grid.widths)
+    found = [(widths == bits).nonzero().flatten() for bits in sorted({b for b in grid.widths if b})]
+    return [(rows, grid.of_channel(int(rows[0]))) for rows in found]
+
+
 def _restored(stored: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+    if grid.widths:
+        codes, rest = torch.zeros(shape, dtype=torch.int32), stored
+        for rows, like in _alike(grid):
+            part = codes[rows]
+            size = -(-part.numel() * like.bits // 8)
+            codes[rows] = unpack(rest[:size], like.bits, like.low, tuple(part.shape))
+            rest = rest[size:]
+        if len(rest):
+            raise ValueError(f"{len(rest)} bytes too many for channels of {grid.widths} bits")
+        return codes.to(grid.container)
     if grid.bits not in (8, 16, 32):
         return unpack(stored, grid.bits, grid.low, shape).to(grid.container)
     if tuple(stored.shape) != shape:

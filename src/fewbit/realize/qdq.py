@@ -44,6 +44,9 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
     for node, site in zip(quantizers, order, strict=True):
         _check_scale(node, plan.choices[site])
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
+        if clips and plan.choices[site].grid.axis is not None:  # to the limits of the container: torch.onnx writes it anyway
+            ir.convenience.replace_all_uses_with(clips[0].outputs[0], node.outputs[0])
+            model.graph.remove(clips.pop(), safe=True)
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
     pack_weights(model, plan)
@@ -81,22 +84,10 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
             continue
         tensor = nodes[site.tensor]
         users = readers(graph, choice, plan.integer_ops, tensor)
-        grid, last = choice.grid, tensor
         source = _without_clamp(tensor, choice, users)
-        fills = (grid.low, grid.high) == (torch.iinfo(grid.container).min, torch.iinfo(grid.container).max)
-        if not fills and grid.bits > 8:  # runtimes clip no 16-bit codes: saturate the real numbers that have them
-            with module.graph.inserting_after(tensor):
-                ends = values(torch.tensor([grid.low, grid.high]), choice.affine, grid).tolist()
-                source = last = module.graph.call_function(aten.clamp.default, (source, *ends))
-        with module.graph.inserting_after(last):
-            quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
+        write = _per_tensor if choice.grid.axis is None else _per_channel
+        quantized, real = write(module, tensor, source, choice)
         quantizer[quantized] = site.name
-        stored = quantized
-        if not fills and grid.bits <= 8:  # the container is wider than the grid: saturate the codes
-            with module.graph.inserting_after(quantized):
-                stored = module.graph.call_function(aten.clamp.default, (quantized, grid.low, grid.high))
-        with module.graph.inserting_after(stored):
-            real = module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
         for user in users:
             user.replace_input_with(tensor, real)
     module.graph.eliminate_dead_code()
@@ -105,12 +96,47 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
     return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
 
 
+def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
+    """The quantizer of an activation with one step, behind `tensor`, and the real numbers of its codes."""
+    grid, last = choice.grid, tensor
+    limits = torch.iinfo(grid.container)
+    fills, wide = (grid.low, grid.high) == (limits.min, limits.max), limits.bits > 8
+    if not fills and wide:  # runtimes clip no 16-bit codes: saturate the real numbers that have them
+        with module.graph.inserting_after(tensor):
+            ends = values(torch.tensor([grid.low, grid.high]), choice.affine, grid).tolist()
+            source = last = module.graph.call_function(aten.clamp.default, (source, *ends))
+    with module.graph.inserting_after(last):
+        quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
+    stored = quantized
+    if not fills and not wide:  # the container is wider than the grid: saturate the codes
+        with module.graph.inserting_after(quantized):
+            stored = module.graph.call_function(aten.clamp.default, (quantized, grid.low, grid.high))
+    with module.graph.inserting_after(stored):
+        return quantized, module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
+
+
+def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
+    """The same with a step for each channel; the real numbers are held inside the range of each channel's codes."""
+    grid, affine, place = choice.grid, choice.affine, tensor.next
+    limits, dims = torch.iinfo(grid.container), len(tensor.meta["tensor_meta"].shape)
+    shape = [-1 if i == grid.axis else 1 for i in range(dims)]
+    kept = {name: (end - affine.zero) * affine.scale for name, end in zip(("low", "high"), grid.ends(), strict=True)}
+    bounds = [add_constant(module, f"{choice.site}_{name}", end.view(shape), place) for name, end in kept.items()]
+    scale = add_constant(module, f"{choice.site}_scale", affine.scale, place)
+    zero = add_constant(module, f"{choice.site}_zero", affine.zero.to(torch.int64), place)
+    arguments = (scale, zero, grid.axis, limits.min, limits.max, grid.container)
+    with module.graph.inserting_before(place):
+        clamped = module.graph.call_function(aten.clamp.Tensor, (source, *bounds))
+        quantized = module.graph.call_function(qd.quantize_per_channel.default, (clamped, *arguments))
+        return quantized, module.graph.call_function(qd.dequantize_per_channel.default, (quantized, *arguments))
+
+
 def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     """The int32 form of the bias that correction gave to a convolution whose result is quantized; None for any other op."""
     op = graph.op(name)
-    if op.operands.get("output", "") not in plan.choices:
-        return None
     read, weight = (plan.choices[op.operands[operand]].affine for operand in ("input", "weight"))
+    if op.operands.get("output", "") not in plan.choices or read.scale.ndim:
+        return None
     bias, grid = plan.biases[name], Grid(32, axis=0)
     affine = of_bias(read, weight, len(bias))
     return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
@@ -168,6 +194,8 @@ def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
     if bounds is None or len(users) != len(tensor.users):
         return tensor
     grid = choice.grid
+    if grid.axis is not None:
+        return tensor
     ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.affine, grid)
     redundant = ends.tolist() == [grid.low, grid.high]
     return cast(Node, tensor.args[0]) if redundant else tensor
@@ -225,9 +253,7 @@ def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Mo
 
 def _check_scale(node: ir.Node, choice: Choice) -> None:
     scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
-    if scale is None or not torch.equal(
-        torch.from_numpy(scale.numpy().copy()).reshape(()), choice.affine.scale.cpu().reshape(())
-    ):
+    if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.affine.scale.cpu().flatten()):
         raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another step than the plan.")
 
 

@@ -87,7 +87,7 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> t
     low = Grid(grid.bits, grid.signed).low
     offset = np.zeros(-(-codes.size // 8) * 8, np.uint16)
     offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint16)
-    kind = codes.dtype if grid.bits <= 8 else np.dtype(np.int32)  # runtimes add no int16
+    kind = codes.dtype if codes.dtype.itemsize == 1 else np.dtype(np.int32)  # runtimes add no int16
     parts: list[ir.Value] = []
     for width, above in planes(grid.bits):
         axes = WIDTHS.index(width)

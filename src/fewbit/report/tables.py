@@ -25,8 +25,9 @@ def sites(
         if choice is None or choice.role == "bias":
             continue
         scale, zero = choice.affine.scale.flatten().tolist(), choice.affine.zero.flatten().tolist()
-        low = min((choice.grid.low - z) * s for s, z in zip(scale, zero, strict=True))
-        high = max((choice.grid.high - z) * s for s, z in zip(scale, zero, strict=True))
+        lows, highs = (end.expand(len(scale)).tolist() for end in choice.grid.ends())
+        low = min((end - z) * s for end, s, z in zip(lows, scale, zero, strict=True))
+        high = max((end - z) * s for end, s, z in zip(highs, scale, zero, strict=True))
         decibel, clipped = fidelity[site.name]
         rows.append(
             {
@@ -34,7 +35,7 @@ def sites(
                 "role": site.role,
                 "op": site.readers[0][0],
                 "kind": kinds[site.readers[0][0]],
-                "bits": choice.grid.bits,
+                "bits": choice.grid.mean_bits if choice.grid.widths else choice.grid.bits,
                 "grid": str(choice.grid),
                 "method": choice.method,
                 "why": choice.why,
@@ -78,12 +79,12 @@ def verify(found: Checks) -> dict[str, Any]:
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
     """Bytes on disk, and the mean width of the weights of all products (a weight that stayed float counts 32)."""
-    bits = total = 0
+    bits, total = 0.0, 0
     for site in graph.sites:
         if site.role == "weight":
             count = math.prod(site.shape)
             choice = plan.choices.get(site.name)
-            bits += count * (choice.grid.bits if choice else 32)
+            bits += count * (choice.grid.mean_bits if choice else 32)
             total += count
     return {
         "float_bytes": files["float.onnx"],

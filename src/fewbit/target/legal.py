@@ -34,6 +34,13 @@ class Legal:
     integer_ops: tuple[str, ...]
     refusals: tuple[Refusal, ...]
 
+    @property
+    def channel_axes(self) -> dict[str, int]:
+        """The channel axis of each activation that has a step for each channel."""
+        operands = ("weight", "bias")
+        first = {name: slot.grids[0] for name, slot in self.slots.items() if name.rpartition(":")[2] not in operands}
+        return {name: grid.axis for name, grid in first.items() if grid.axis is not None}
+
 
 def legal(
     graph: Graph,
@@ -120,6 +127,11 @@ def widest(target: Target, kind: str) -> int:
     return min(max(target.types[t].bits for t in types) for types in operands)
 
 
+def channel_axis(site: Site) -> int:
+    """Where the channels of an activation are: behind the batch in a map (batch, channels, h, w), last in anything else."""
+    return 1 if len(site.shape) == 4 else len(site.shape) - 1
+
+
 def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int]) -> int | None:
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
@@ -147,7 +159,8 @@ def _slots(
             continue
         site = graph.site(name)
         types = wide_enough([target.types[t] for t in rule.operands[operand]], asked[name])
-        grids = tuple(dict.fromkeys(t.grid(site.axis, asked[name]) for t in types))
+        axis = channel_axis(site) if site.axis is None else site.axis
+        grids = tuple(dict.fromkeys(t.grid(axis, asked[name]) for t in types))
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
         slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)

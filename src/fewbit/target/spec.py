@@ -23,7 +23,10 @@ class Strict(BaseModel):
 
 
 class Type(Strict):
-    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256)."""
+    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256).
+
+    `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
+    """
 
     bits: int = Field(ge=1, le=32)
     signed: bool
@@ -31,11 +34,13 @@ class Type(Strict):
     symmetric: bool = True
     granularity: Literal["tensor", "channel"] = "tensor"
     fixed_scale: float | None = Field(default=None, gt=0)
+    container: Literal[0, 8, 16, 32] = 0
 
     def grid(self, axis: int | None, bits: int | None = None) -> Grid:
         """The grid of this type with `bits` (at most its own: fewer bits live in the same container)."""
         bits = self.bits if bits is None else min(bits, self.bits)
-        return Grid(bits, self.signed, self.narrow, self.symmetric, axis if self.granularity == "channel" else None)
+        axis = axis if self.granularity == "channel" else None
+        return Grid(bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container)
 
 
 class Accumulator(Strict):

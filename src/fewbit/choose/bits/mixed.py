@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from fewbit.choose.choose import choose
 from fewbit.errors import FewbitError
 from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe
+from fewbit.replay import ChannelSample
 from fewbit.target.legal import legal, widest
 from fewbit.target.spec import Target
 from fewbit.types import Graph, Json, Refusal
@@ -43,6 +45,7 @@ def allocate(
     keep_float: Sequence[str] = (),
     everything: bool = False,
     progress: Callable[[str], None] = lambda unit: None,
+    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
 ) -> Allocation:
     """The widths with the smallest sum of losses whose weights take no more bytes than `mixed.mean` bits each.
 
@@ -67,7 +70,8 @@ def allocate(
     tried = sorted({b for widths in options.values() for b in widths})
     plain = replace(recipe, search=None, correction=None)
     plans = {
-        b: choose(graph, stats, target, plain, bits=Bits(b, b), keep_float=keep_float, everything=everything) for b in tried
+        b: choose(graph, stats, target, plain, bits=Bits(b, b), keep_float=keep_float, everything=everything, channels=channels)
+        for b in tried
     }
     measured = recipe.sensitivity(graph, found, plans, batch, progress)
     weights = [_weights(graph, unit) for unit in found]

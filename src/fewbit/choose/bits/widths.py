@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, UnknownName
+from fewbit.types import Graph
 
 WIDTHS = range(2, 17)  # that a grid may have; what a target holds is its own business
 SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} for 8 (Liu et al. 2021, section 4.1)
@@ -14,15 +16,32 @@ SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} f
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of weights and activations; `ops` has ops with another width of both, by name. `asked` is how it was asked for."""
+    """Widths of weights and activations; `ops` has ops with another width of both, by name. `asked` is how it was asked for.
+
+    `exceptions` are patterns of op names with a width of both, the last that fits counts; `first` and `last` are the first and
+    the last op with a weight.
+    """
 
     weights: int = 8
     activations: int = 8
     ops: Mapping[str, int] = field(default_factory=dict)
     asked: str = ""
+    exceptions: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
-        return self.asked or f"w{self.weights}a{self.activations}"
+        return self.asked or ",".join([f"w{self.weights}a{self.activations}", *(f"{p}={b}" for p, b in self.exceptions)])
+
+    def of(self, graph: Graph) -> Bits:
+        """The same with the exceptions found in a graph. Raises UnknownName for a pattern that fits nothing."""
+        weighted = [op.name for op in graph.ops if "weight" in op.operands]
+        ends = {"first": weighted[:1], "last": weighted[-1:]}
+        ops = dict(self.ops)
+        for pattern, bits in self.exceptions:
+            found = [op.name for op in graph.ops if fnmatch.fnmatchcase(op.name, pattern)] or ends.get(pattern, [])
+            if not found:
+                raise UnknownName("op in --bits", pattern, [*ends, *(op.name for op in graph.ops)])
+            ops |= dict.fromkeys(found, bits)
+        return replace(self, ops=ops)
 
 
 @dataclass(frozen=True)
@@ -37,14 +56,18 @@ class Mixed:
 
 
 def parse_bits(text: str | int) -> Bits | Mixed:
-    """`8`, `6`, `w4a8`, `mixed:6.0`, `mixed:6.0:4,6,8`. Raises FewbitError that says what is allowed."""
-    asked = str(text).strip().lower()
-    if found := re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", asked):
+    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `mixed:6.0`, `mixed:6.0:4,6,8`. Raises FewbitError that says what is allowed."""
+    parts = str(text).strip().split(",")
+    asked, named = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
+    exceptions = tuple((pattern, int(bits)) for pattern, _, bits in named if pattern and bits.isdigit() and int(bits) in WIDTHS)
+    found = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", asked)
+    if found and len(exceptions) == len(named):
         weights, activations, both = found.groups()
-        bits = Bits(int(weights or both), int(activations or both))
+        bits = Bits(int(weights or both), int(activations or both), exceptions=exceptions)
         if bits.weights in WIDTHS and bits.activations in WIDTHS:
             return bits
-    if found := re.fullmatch(r"mixed:(\d+(?:\.\d+)?)(?::(\d+(?:,\d+)*))?", asked):
+    found = re.fullmatch(r"mixed:(\d+(?:\.\d+)?)(?::(\d+(?:,\d+)*))?", asked)
+    if found and not named:
         mean = float(found[1])
         middle = round(mean)
         listed = map(int, found[2].split(",")) if found[2] else range(middle - SPREAD, middle + SPREAD + 1)
@@ -52,6 +75,7 @@ def parse_bits(text: str | int) -> Bits | Mixed:
         if candidates and all(b in WIDTHS for b in candidates) and mean >= candidates[0]:
             return Mixed(mean, candidates)
     raise FewbitError(
-        f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), mixed:6.0 (a "
-        "width for each module, 6.0 bits a weight on average) and mixed:6.0:4,6,8 (from these widths, the mean not below them)."
+        f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), "
+        "4,first=8,head=8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, 6.0 "
+        "bits a weight on average) and mixed:6.0:4,6,8 (from these widths, the mean not below them)."
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,11 +43,38 @@ class Samples:
         rows = w.flatten(1) if grid.axis is not None else w.reshape(1, -1)
         return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
 
+    @staticmethod
+    def of_channels(values: Float[Tensor, "channels n"], low: Tensor, high: Tensor) -> Samples:
+        """One row per channel of an activation: sampled values, and the extremes of all that was seen."""
+        return Samples(values, torch.ones(values.shape[1]), low, high)
 
+    def rows(self, index: Tensor) -> Samples:
+        """Some of the rows."""
+        counts = self.counts if self.counts.ndim == 1 else self.counts[index]
+        return Samples(self.values[index], counts, self.low[index], self.high[index])
+
+
+@runtime_checkable
 class RangeMethod(Protocol):
     """From the samples of a tensor to a step and zero point per row: float32 and int32 of shape (rows,)."""
 
     def __call__(self, samples: Samples, grid: Grid) -> Affine: ...
+
+
+def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> Affine:
+    """The step and zero point of each row; rows of a grid with channel widths are taken together by their width.
+
+    A row of 0 bits has code 0 alone, which is 0.
+    """
+    if not grid.widths:
+        return method(samples, grid)
+    scale, zero = torch.ones(len(samples.low)), torch.zeros(len(samples.low), dtype=torch.int32)
+    widths = torch.tensor(grid.widths)
+    for bits in sorted({b for b in grid.widths if b}):
+        rows = (widths == bits).nonzero().flatten()
+        found = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
+        scale[rows], zero[rows] = found.scale, found.zero
+    return Affine(scale, zero)
 
 
 @dataclass(frozen=True)
@@ -211,9 +238,10 @@ def fidelity(samples: Samples, affine: Affine, grid: Grid) -> tuple[float, float
     """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
     scale, zero = affine.scale.reshape(-1, 1), affine.zero.reshape(-1, 1)
     code = torch.round(samples.values / scale) + zero
-    noise = ((code.clamp(grid.low, grid.high) - zero) * scale - samples.values).square() * samples.counts
+    low, high = (end.reshape(-1, 1) for end in grid.ends())
+    noise = ((code.clamp(low, high) - zero) * scale - samples.values).square() * samples.counts
     power = (samples.values.square() * samples.counts).double().sum().item()
-    outside = (((code < grid.low) | (code > grid.high)) * samples.counts).double().sum().item()
+    outside = (((code < low) | (code > high)) * samples.counts).double().sum().item()
     total = (samples.counts.expand_as(samples.values)).double().sum().item()
     error = noise.double().sum().item()
     return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total
