@@ -1,0 +1,212 @@
+"""Rows of a table: a model quantized in some way, written as ONNX and scored in onnxruntime, once for each seed.
+
+    python bench/rows.py FOLDER        # the rows of a folder, and each against the next
+
+Each row is quantized from its own calibration images (drawn with the seed); the answers of every row on every scored image
+are kept, so that rows are compared in pairs (McNemar's exact test). A row that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from fewbit.capture import capture, load_model
+from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.data.images import Images, open_images
+from fewbit.demo import model as demo
+from fewbit.files import read_json, write_json
+from fewbit.observe import Stats, observe
+from fewbit.pipeline import _preprocess
+from fewbit.realize import float_onnx, realize, save_plan
+from fewbit.recipes import RECIPES, Recipe
+from fewbit.replay import ROWS, channel_samples, op_samples
+from fewbit.target import load_target
+from fewbit.target.legal import legal
+from fewbit.types import Graph, Plan
+from fewbit.verify.attention import attention_tables
+from fewbit.verify.evaluate import wilson
+from fewbit.verify.runtimes import OnnxRuntime
+
+
+class Bench:
+    """One model and one target: captured once, observed and sampled once for each seed. `recipes` are rows' by name."""
+
+    recipes: Mapping[str, Recipe] = RECIPES
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out = args, args.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        loaded = load_model(args.model)
+        self.preprocess = _preprocess(loaded, {})
+        self.graph: Graph = capture(loaded)
+        outputs = loaded.classes or None
+        self.scored = self._open(args.score or str(demo.TEST), labels=True, classes=outputs)
+        np.save(self.out / "labels.npy", np.asarray(self.scored.labels))
+        self.seed: int | None = None
+
+    def _open(self, source: str, *, labels: bool, **options: object) -> Images:
+        known = options.get("classes") or self._outputs()
+        return open_images(source, self.preprocess, classes=known if labels else None, labels=labels, limit=self.args.scored
+                           if labels else self.args.calibration, seed=self.seed_of_images)  # fmt: skip
+
+    seed_of_images = 0
+
+    def _outputs(self) -> int:
+        last = next(n for n in self.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+        return int(last.meta["tensor_meta"].shape[1])
+
+    def start(self, seed: int) -> None:
+        """Observe and sample the calibration images of a seed."""
+        if self.seed == seed:
+            return
+        self.seed = self.seed_of_images = seed
+        images = self._open(self.args.images or str(demo.CALIBRATION), labels=False)
+        self.batches = list(images.batches(8))
+        self.stats: Stats = observe(self.graph, self.batches)
+        self.count = len(images)
+        names = [op.name for op in self.graph.ops]
+        self.samples = op_samples(self.graph, self.batches, names, max(1, ROWS // len(images)), seed)
+
+    def plan(self, recipe: Recipe, text: str, target_name: str) -> tuple[Plan, dict[str, float]]:
+        """The plan of a recipe, and the seconds of allocating and of choosing."""
+        target, asked, seconds = load_target(target_name), parse_bits(text), {"allocate": 0.0}
+        began, extra = time.perf_counter(), {}
+        axes = legal(self.graph, target).channel_axes
+        channels = (
+            channel_samples(self.graph, self.batches, axes, max(1, ROWS // self.count), seed=self.seed or 0) if axes else {}
+        )
+        if isinstance(asked, Mixed):
+            batch = torch.cat(self.batches)[: recipe.sensitivity.images]
+            found = allocate(self.graph, self.stats, target, recipe, asked, batch)
+            asked, extra = found.bits, {"mixed": found.record}
+            seconds["allocate"] = time.perf_counter() - began
+        began = time.perf_counter()
+        assert isinstance(asked, Bits)
+        plan = choose(
+            self.graph, self.stats, target, recipe, bits=asked, samples=self.samples, images=self.batches, channels=channels
+        )
+        seconds["choose"] = time.perf_counter() - began
+        return replace(plan, extra={**plan.extra, **extra}), seconds
+
+    def answers(self, path: Path) -> NDArray[np.int64]:
+        """The class of each scored image, in onnxruntime."""
+        session = OnnxRuntime(path, threads=self.args.threads)
+        found = [np.asarray(session.run(x.numpy())["logits"]).argmax(1) for x in self.scored.batches(16)]
+        return np.concatenate(found)
+
+    def float_answers(self) -> NDArray[np.int64]:
+        path = self.out / "float.npy"
+        if not path.exists():
+            float_onnx(self.graph, self.out / "float.onnx", opset=20)
+            np.save(path, self.answers(self.out / "float.onnx"))
+        return np.load(path)  # type: ignore[no-any-return]
+
+    def run(self, name: str, recipe: str, text: str, seed: int, target: str | None = None) -> None:
+        """Make one row: a JSON file, and its answers beside it."""
+        file = self.out / f"{name.replace(' ', '_').replace(',', '')}_{text.replace(':', '-')}_seed{seed}.json"
+        if file.exists():
+            return
+        before = self.float_answers()
+        self.start(seed)
+        wide = any(b > 8 for b in (parse_bits(text).candidates if text.startswith("mixed") else ()))  # type: ignore[union-attr]
+        target = target or (self.args.wide if wide else self.args.target)
+        plan, seconds = self.plan(self.recipes[recipe], text, target)
+        path = self.out / "row.onnx"
+        realize(self.graph, plan, path, opset=load_target(target).opset)
+        after, labels = self.answers(path), np.asarray(self.scored.labels)
+        _, flips = attention_tables(self.graph, plan, self.batches[0][:4])
+        save_plan(self.graph, replace(plan, extra={}), self.out)
+        weights = [s.name for s in self.graph.sites if s.role == "weight" and s.name in plan.choices]
+        bits = {s: plan.choices[s].grid.mean_bits for s in weights}
+        count = {s.name: math.prod(s.shape) for s in self.graph.sites if s.role == "weight"}
+        np.save(file.with_suffix(".npy"), after)
+        row = {
+            "name": name, "recipe": recipe, "bits": text, "seed": seed, "target": target, "images": len(after),
+            "calibration": sum(map(len, self.batches)), "seconds": seconds,
+            "float": 100 * float((before == labels).mean()), "top1": 100 * float((after == labels).mean()),
+            "agreement": 100 * float((after == before).mean()), "interval": wilson(int((after == labels).sum()), len(after)),
+            "weight_bytes": sum(count[s] * b for s, b in bits.items()) / 8, "onnx_bytes": path.stat().st_size,
+            "packed_bytes": (self.out / "plan.safetensors").stat().st_size, "peak_bytes": peak(),
+            "flipped": float(np.mean([f["flipped_share"] for f in flips])) if flips else None,
+            "flips": [[f["op"], f["head"], f["flipped_share"]] for f in flips], "extra": dict(plan.extra),
+        }  # fmt: skip
+        write_json(file, row)
+        print(f"{name:28} seed {seed}  top-1 {row['top1']:.2f}  agreement {row['agreement']:.2f}  {seconds}", flush=True)
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def rows_of(folder: Path, name: str) -> list[Mapping[str, Any]]:
+    """The rows of a name, one for each seed."""
+    rows = [read_json(file) for file in sorted(folder.glob("*_seed*.json"))]
+    return [row for row in rows if row["name"] == name]
+
+
+def table(folder: Path) -> None:
+    """Every row, the worst first: means over seeds, and each against the next with McNemar's exact test over all seeds."""
+    rows: dict[str, list[Mapping[str, object]]] = {}
+    answers: dict[str, list[NDArray[np.bool_]]] = {}
+    truth = np.load(folder / "labels.npy")
+    for file in sorted(folder.glob("*_seed*.json")):
+        row = read_json(file)
+        name = f"{row['name']} [{row['bits']}]"
+        rows.setdefault(name, []).append(row)
+        answers.setdefault(name, []).append(np.load(file.with_suffix(".npy")) == truth)
+    print("| row | MB | top-1 by seed | mean | agreement | flipped pairs | choose s |\n|---|---|---|---|---|---|---|")
+    for name, found in sorted(rows.items(), key=lambda item: np.mean([r["top1"] for r in item[1]])):  # type: ignore[misc, list-item]
+        mean = {k: float(np.mean([r[k] for r in found])) for k in ("top1", "agreement")}  # type: ignore[misc, list-item]
+        flipped = [r["flipped"] for r in found if r["flipped"] is not None]
+        seconds = float(np.mean([r["seconds"]["choose"] + r["seconds"]["allocate"] for r in found]))  # type: ignore[index]
+        each = ", ".join(f"{r['top1']:.2f}" for r in found)
+        print(
+            f"| {name} | {found[0]['weight_bytes'] / 1e6:.2f} | {each} | {mean['top1']:.2f} | {mean['agreement']:.2f} % "  # type: ignore[operator]
+            f"| {100 * float(np.mean(flipped)) if flipped else math.nan:.2f} % | {seconds:.0f} |"  # type: ignore[arg-type]
+        )
+    print("\n| pair | only the first right | only the second right | p |\n|---|---|---|---|")
+    ordered = sorted(rows, key=lambda name: np.mean([r["top1"] for r in rows[name]]))  # type: ignore[misc, list-item]
+    for a, b in pairwise(ordered):
+        if len(answers[a]) == len(answers[b]):
+            one = sum(int((x & ~y).sum()) for x, y in zip(answers[a], answers[b], strict=True))
+            two = sum(int((y & ~x).sum()) for x, y in zip(answers[a], answers[b], strict=True))
+            p = binomtest(one, one + two).pvalue if one + two else 1.0
+            print(f"| {a} / {b} | {one} | {two} | {p:.2g} |")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What every bench of rows takes."""
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--images", help="the default are the demo's")
+    parser.add_argument("--score", help="images that no row is calibrated on; the default are the demo's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--calibration", type=int, default=128)
+    parser.add_argument("--scored", type=int)
+    parser.add_argument("--target", default="ort-x86-vnni")
+    parser.add_argument("--wide", default="ort-x86-wide", help="the target for candidates above 8 bits")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    table(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
