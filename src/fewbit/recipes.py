@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias
+from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.module import ModuleSearch
@@ -19,7 +20,7 @@ from fewbit.errors import UnknownName
 class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
-    `module` searches the steps again, on the outputs of attention modules and MLPs.
+    `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss.
 
     `search` takes linear layers, convolutions of one group and products of two activations; whatever else is quantized has
     the ranges of `activations` and `weights`.
@@ -33,6 +34,7 @@ class Recipe:
     correction: OutputBias | None = None
     sensitivity: Measure = OutputKL()
     module: ModuleSearch | None = None
+    joint: JointSearch | None = None
 
     @property
     def sequential(self) -> bool:
@@ -93,6 +95,12 @@ RECIPES: Mapping[str, Recipe] = {
         LIU2021,
         about="liu2021, with --bits mixed:6.0 widths by the KL divergence of the model's answers",
         sensitivity=OutputKL(),
+    ),
+    "lapq": Recipe(
+        MseRange(),
+        MseRange(),
+        about="LAPQ: ranges by the norm p that the model's loss likes best, then all steps together (slow; --time)",
+        joint=JointSearch(),
     ),
 }
 DEFAULT = "mse"
