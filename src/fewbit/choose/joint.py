@@ -60,7 +60,7 @@ class JointSearch:
 
     @property
     def norms(self) -> list[float]:
-        """The values of p, both ends first and then always the middle of the widest gap: any first few of them span the range."""
+        """The values of p, both ends first and then always in the widest gap, so that the first few span the range."""
         left = [float(p) for p in np.linspace(self.low, self.high, self.points)]
         taken = [left.pop(0)] if left else []
         while left:
@@ -84,8 +84,7 @@ class JointSearch:
                 break
             if self.method == "powell":
                 along, steepest = x - start, int(np.argmax(gains))
-                far = x + along
-                beyond = loss(far) if bool(((far >= low) & (far <= high)).all()) else math.inf
+                beyond = loss(np.clip(x + along, low, high))
                 # Powell 1964: replace the direction of the largest gain where its share of the descent is not all of it
                 bend = 2 * (before - 2 * best + beyond) * (before - best - gains[steepest]) ** 2
                 if beyond < before and bend < gains[steepest] * (before - beyond) ** 2:

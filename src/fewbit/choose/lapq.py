@@ -334,7 +334,7 @@ class Model:
         return int(places.min()) if len(places) else len(self.walk.order)
 
     def _move(self, x: Point) -> bool:
-        """Give the steps of a point to everything that has or follows them; False, and nothing moves, where codes are not safe."""
+        """Give the steps of a point to all that has or follows them; False, and nothing moves, where codes are not safe."""
         work = self.work
         before, moved, ops = dict(work.choices), dict[str, Choice](), dict[str, Any]()
         factors = dict(zip(self.free, np.exp(x).tolist(), strict=True))
