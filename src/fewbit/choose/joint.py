@@ -130,13 +130,17 @@ def descend(
     if at(c) < best:
         while at(c) < at(b) and c < bounds[1]:
             a, b, c = b, c, clipped(c + 2 * (c - b))
-        if at(c) < at(b):
-            return c, at(c)
+        if at(c) < at(b):  # at the bound, or between
+            a, b = b, c - GOLDEN * (c - b)
+            if at(c) <= at(b):
+                return c, at(c)
     elif at(a) < best:
         while at(a) < at(b) and a > bounds[0]:
             a, b, c = clipped(a - 2 * (b - a)), a, b
         if at(a) < at(b):
-            return a, at(a)
+            b, c = a + GOLDEN * (b - a), b
+            if at(a) <= at(b):
+                return a, at(a)
     while c - a > 2 * tolerance:
         t = _between(a, b, c, at(a), at(b), at(c), tolerance)
         if t is None:

@@ -35,7 +35,7 @@ from fewbit.types import Choice, Graph, Json, Plan
 
 BATCH = 32
 KEPT_BYTES = 1 << 30  # of values before the place where a line search begins
-SAID = {"kl": "KL divergence from the float model's answers", "labels": "cross-entropy with labels"}
+SAID = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
 
 
 class OutOfTimeError(Exception):

@@ -440,7 +440,9 @@ def norms(rows: Rows) -> go.Figure:
     for kind, members in _grouped(rows, lambda row: str(row["kind"])).items():
         found = [row for _, row in members]
         name = {"start": "start of the search"}.get(kind, kind)
-        figure.add_scatter(x=[row["p"] for row in found], y=[row["loss"] for row in found], name=name, **looks[kind])
+        figure.add_scatter(
+            x=[row["p"] for row in found], y=[row["loss"] for row in found], name=name, **looks.get(kind, looks["measured"])
+        )
     figure.update_traces(hovertemplate="p = %{x:.3g}: %{y:.5g}<extra></extra>")
     y = text(next((row["what"] for row in rows if "what" in row), ""))
     title = "Which norm p makes the best start?"

@@ -259,12 +259,13 @@ def joint(rows: Rows, norms: Rows, caption: str) -> str:
     parts = []
     if norms:
         fit = next((f" The parabola's R² is {row['r2']:.3f}." for row in norms if row.get("r2") is not None), "")
-        start = next(row["p"] for row in norms if row["kind"] == "start")
+        start = norms[-1]["p"]
         parts.append(plot(figures.norms(norms), f"{caption} The search starts at p = {number(start, 3)}.{fit}"))
     if rows:
         first, best = rows[0], rows[-1]["best"]
         said = f"{caption} {plural(first['evaluations'], 'evaluation')} on {plural(first['images'], 'image')}, "
-        said += f"{plural(first['sites'], 'free step')}: the loss goes from {number(first['best'])} to {number(best)}."
+        said += f"{plural(first['sites'], 'free step')}: the loss ({escape(str(first['what']))}) "
+        said += f"goes from {number(first['best'])} to {number(best)}."
         if first.get("out_of_time"):
             said += f" The time was up after {number(first['seconds'])}{UNIT}s; more may bring more (--time)."
         parts.append(plot(figures.joint(rows), said))
