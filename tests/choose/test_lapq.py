@@ -20,11 +20,13 @@ from fewbit.choose.joint import JointSearch, descend, parabola, parse_time, thin
 from fewbit.choose.lapq import Measure, Model, Walk
 from fewbit.choose.scales.ranges import MinMax, MseRange
 from fewbit.choose.weights import tensor_of
+from fewbit.data.images import Preprocess
+from fewbit.demo import model as demo
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal
 from fewbit.grid import affine_from_range, codes, of_bias
 from fewbit.overlay import Overlay
-from fewbit.pipeline import with_joint
+from fewbit.pipeline import Request, open_both, with_joint
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.simulate import simulate
@@ -478,6 +480,14 @@ def test_time_and_loss_are_for_recipes_that_search_and_a_loss_is_one_of_two():
         with_joint(RECIPES["mse"], "mse", "2min", None)
     with pytest.raises(FewbitError, match=r"allowed are kl .* and labels"):
         with_joint(RECIPES["lapq"], "lapq", None, "accuracy")
+
+
+@pytest.mark.parametrize(("loss", "labels", "kept"), [("labels", True, True), ("kl", True, False), ("labels", False, False)])
+def test_calibration_images_keep_their_labels_where_the_loss_asks_for_them(loss, labels, kept):
+    request = Request("demo", "ort-x86-vnni", "lapq", calibration=4, scored=4, labels=labels, loss=loss)
+    preprocess = Preprocess.from_timm({"input_size": (3, 32, 32)})
+    chosen, _ = open_both(demo.CALIBRATION, demo.TEST, preprocess, 10, request)
+    assert (chosen.labels is not None) == kept
 
 
 @pytest.mark.parametrize("count", [1, 499, 500, 501, 2345])

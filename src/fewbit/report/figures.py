@@ -439,7 +439,7 @@ def norms(rows: Rows) -> go.Figure:
     }
     for kind, members in _grouped(rows, lambda row: str(row["kind"])).items():
         found = [row for _, row in members]
-        name = {"start": "start of the search"}.get(kind, kind)
+        name = "start of the search" if kind == "start" else text(kind)
         figure.add_scatter(
             x=[row["p"] for row in found], y=[row["loss"] for row in found], name=name, **looks.get(kind, looks["measured"])
         )
