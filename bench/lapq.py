@@ -108,10 +108,6 @@ class Lapq(Bench):
         """Observe the calibration images of a seed; nothing here searches on the outputs of single ops."""
         if self.seed == seed:
             return
-        from fewbit.data.images import open_images
-        from fewbit.demo import model as demo
-        from fewbit.observe import observe
-
         self.seed = seed
         labelled = self.args.loss == "labels"
         self.opened = open_images(
@@ -132,7 +128,7 @@ class Lapq(Bench):
 def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
     """Of random pairs of steps, each moved by `--move`: what both do together beyond what each does alone, over the loss.
 
-    |L(a + δe_i + δe_j) - L(a + δe_i) - L(a + δe_j) + L(a)|, relative to L(a) and to |L(a + δe_i) - L(a)| + |L(a + δe_j) - L(a)|.
+    |L(a + δe_i + δe_j) - L(a + δe_i) - L(a + δe_j) + L(a)|, relative to L(a) and to what each of the two changes alone.
     """
     bench.start(seed)
     model = bench.model(bits, bench.args.calibration)
@@ -164,7 +160,7 @@ def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
 
 
 def speed(bench: Lapq) -> None:
-    """Seconds of an evaluation in a sweep of line searches in graph order: from each step's own place on, and of the whole model."""
+    """Seconds of an evaluation in line searches in graph order: from each step's own place on, and of the whole model."""
     bench.start(bench.args.seeds[0])
     model = bench.model(bench.args.bits[0], bench.args.calibration)
     n = len(model.free)
@@ -201,8 +197,9 @@ def table(folder: Path) -> None:
 
         each = ", ".join(f"{row['top1']:.2f}" for row in rows)
         norms = ", ".join("-" if row["joint"]["p"] is None else f"{row['joint']['p']:.2f}" for row in rows)  # type: ignore[index]
-        print(f"| {bits} | {name} | {mean('start', inner=True):.4g} | {mean('best', inner=True):.4g} | {each} | {mean('top1'):.2f} "
-              f"| {mean('agreement'):.2f} % | {norms} | {mean('evaluations', inner=True):.0f} | {mean('seconds'):.0f} |")  # fmt: skip
+        start, best, count = (mean(key, inner=True) for key in ("start", "best", "evaluations"))
+        print(f"| {bits} | {name} | {start:.4g} | {best:.4g} | {each} | {mean('top1'):.2f} "
+              f"| {mean('agreement'):.2f} % | {norms} | {count:.0f} | {mean('seconds'):.0f} |")  # fmt: skip
     for file in sorted(folder.glob("cross_*_seed*.json")):
         print(read_json(file))
 
