@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,3 +83,52 @@ def unpack(packed: Tensor, bits: int, low: int, shape: tuple[int, ...]) -> Tenso
     spread = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
     weights = (1 << np.arange(bits)).astype(np.int64)
     return torch.from_numpy((spread @ weights + low).astype(np.int32)).reshape(shape)
+
+
+class Journal:
+    """Numbers that take long to compute, one line each in a file, in the order in which they are asked for.
+
+    What a killed run has computed is not computed again: the same keys in the same order get the numbers of the file; from
+    the first other key on the rest of the file is dropped. Without a path nothing is kept. `clock` gives seconds.
+    """
+
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._known: list[dict[str, Any]] = []
+        self._place = 0  # bytes of the lines that were used
+        if path is not None and path.exists():
+            with suppress(ValueError, KeyError, UnicodeDecodeError):  # a line that was cut off ends the file
+                for line in path.read_bytes().splitlines(keepends=True):
+                    row = json.loads(line)
+                    self._known.append({k: row[k] for k in ("key", "value", "seconds")} | {"bytes": len(line)})
+        self._known.reverse()
+        self._before, self._began = 0.0, clock()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether numbers of an earlier run are left."""
+        return bool(self._known)
+
+    @property
+    def seconds(self) -> float:
+        """Since the first run began, without the time between runs."""
+        return self._before if self._known else self._before + self._clock() - self._began
+
+    def value(self, key: str, compute: Callable[[], float]) -> float:
+        """The number for a key: the next of the file if it has this key, or computed and written."""
+        if self._known and self._known[-1]["key"] == key:
+            row = self._known.pop()
+            self._place += row["bytes"]
+            self._before, self._began = row["seconds"], self._clock()
+            return float("inf") if row["value"] is None else float(row["value"])
+        self._known.clear()
+        found = compute()
+        if self._path is not None:
+            row = {"key": key, "value": found if math.isfinite(found) else None, "seconds": self.seconds}
+            line = (json.dumps(row) + "\n").encode()
+            with self._path.open("r+b" if self._path.exists() else "wb") as file:
+                file.seek(self._place)
+                file.truncate()
+                file.write(line)
+            self._place += len(line)
+        return found

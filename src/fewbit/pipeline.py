@@ -28,17 +28,18 @@ from torch.export import ExportedProgram
 
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import DEMOS, fingerprint
-from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits
+from fewbit.choose.joint import parse_time
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
 from fewbit.errors import BadFile, BadImages, FewbitError
-from fewbit.files import read_json, write_atomic, write_json
+from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
-from fewbit.recipes import DEFAULT, Recipe, recipe_named
+from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
 from fewbit.simulate import simulate
@@ -49,6 +50,7 @@ from fewbit.verify import Latency, Load, Score, bench, compare, evaluate, loads,
 from fewbit.verify.attention import attention_tables
 
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
+JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
 CHECKED = 8  # images on which codes are compared
 
 
@@ -67,6 +69,8 @@ class Request:
     everything: bool = False
     skip_bad: bool = False
     labels: bool = True
+    time: str | None = None
+    loss: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def quantize(
     everything: bool = False,
     skip_bad: bool = False,
     labels: bool = True,
+    time: str | None = None,
+    loss: str | None = None,
     classes: str | Path | Sequence[str] | None = None,
     weights: Path | None = None,
     preprocess: Mapping[str, Any] | None = None,
@@ -124,11 +130,12 @@ def quantize(
 
     `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
     held out for it. `preprocess` overrides fields of the model's own record (input_size, mean, std, interpolation, resize,
-    crop_pct). Raises FewbitError for whatever the caller can mend.
+    crop_pct). `time` (`90s`, `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search. Raises
+    FewbitError for whatever the caller can mend.
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())
-    method, asked = recipe_named(recipe), parse_bits(bits)
+    method, asked = with_joint(recipe_named(recipe), recipe, time, loss), parse_bits(bits)
     check_bits(hardware, asked)
     ref = model if isinstance(model, str) else type(model).__name__
     request = Request(
@@ -143,6 +150,8 @@ def quantize(
         everything,
         skip_bad,
         labels,
+        time,
+        loss,
     )
     if images is None:
         if ref not in DEMOS:
@@ -175,6 +184,8 @@ def quantize(
         "preprocess": recorded.to_json(),
         "target": hashlib.sha256(hardware.model_dump_json().encode()).hexdigest(),
     }
+    if loss == "labels" and chosen.labels is not None:
+        identity["labels"] = hashlib.sha256(chosen.labels.numpy().tobytes()).hexdigest()
     resume(part, identity)
 
     with progress.stage("capture"):
@@ -185,8 +196,9 @@ def quantize(
         stats = _observe(graph, chosen, part, progress)
     plan = load_plan(graph, part) if (part / "plan.json").exists() else None
     if plan is None:
-        plan = _choose(graph, stats, hardware, method, asked, request, chosen, progress)
+        plan = _choose(graph, stats, hardware, method, asked, request, chosen, part, progress)
         save_plan(graph, plan, part)
+    (part / JOURNAL).unlink(missing_ok=True)
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
@@ -235,7 +247,9 @@ def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, req
     """Calibration images and scored images, never the same: without `score` a part of the images is held out."""
     options: dict[str, Any] = {"classes": classes, "skip_bad": request.skip_bad, "seed": request.seed}
     if score is not None:
-        chosen = open_images(images, preprocess, limit=request.calibration, **{**options, "classes": None}, labels=False)
+        known = request.loss == "labels" and request.labels
+        given = {**options, "classes": classes if known else None}
+        chosen = open_images(images, preprocess, limit=request.calibration, **given, labels=known)
         held_out = open_images(score, preprocess, limit=request.scored, labels=request.labels, **options)
         if chosen.source == held_out.source:
             raise BadImages(f"{chosen.source} is given for calibration and for scoring; scores need images of their own.")
@@ -246,6 +260,23 @@ def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, req
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(request.seed)).tolist()
     held = min(max(len(found) // 4, 1), 1000, request.scored or len(found))
     return found.subset(sorted(order[held : held + request.calibration])), found.subset(sorted(order[:held]))
+
+
+def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None) -> Recipe:
+    """A recipe whose joint search has another budget or loss. Raises FewbitError where it has no such search."""
+    if time is None and loss is None:
+        return recipe
+    if recipe.joint is None:
+        found = ", ".join(n for n, r in RECIPES.items() if r.joint is not None)
+        raise FewbitError(
+            f"--time and --loss are for a search on the model's loss; recipe {name} has none, these have: {found}."
+        )
+    search = recipe.joint if time is None else replace(recipe.joint, seconds=parse_time(time))
+    if loss is not None and loss not in ("kl", "labels"):
+        raise FewbitError(
+            f"--loss {loss} is not understood; allowed are kl (against the float model's answers) and labels (cross-entropy)."
+        )
+    return replace(recipe, joint=search if loss is None else replace(search, loss=loss))  # type: ignore[arg-type]
 
 
 def resume(part: Path, identity: Mapping[str, Any]) -> None:
@@ -391,7 +422,7 @@ def check_bits(target: Target, bits: Bits | Mixed) -> None:
 
 def _choose(
     graph: Graph, stats: Stats, target: Target, recipe: Recipe, bits: Bits | Mixed, request: Request, images: Images,
-    progress: Progress,
+    part: Path, progress: Progress,
 ) -> Plan:  # fmt: skip
     """The plan, with what its stages before choose have found: samples of what ops read, and the widths of mixed precision."""
     options: dict[str, Any] = {"keep_float": request.keep_float, "everything": request.everything}
@@ -414,11 +445,16 @@ def _choose(
                 graph, stats, target, recipe, bits, batch, progress=lambda unit: progress.advance(1, unit), **options
             )
         bits, refused, mixed["mixed"] = found.bits, found.refusals, found.record
-    with progress.stage("choose", len(graph.sites)):
-        plan = choose(
-            graph, stats, target, recipe, name=request.recipe, bits=bits, samples=samples, images=images.batches(8),
-            progress=lambda site: progress.advance(1, site), **options,
-        )  # fmt: skip
+    options |= {"name": request.recipe, "bits": bits, "samples": samples, "images": images.batches(8)}
+    if recipe.joint is not None:
+        with progress.stage("joint"):
+            plan = lapq(
+                graph, stats, target, recipe, labels=images.labels, journal=Journal(part / JOURNAL),
+                progress=lambda text: progress.advance(1, text), **options,
+            )  # fmt: skip
+    else:
+        with progress.stage("choose", len(graph.sites)):
+            plan = choose(graph, stats, target, recipe, progress=lambda site: progress.advance(1, site), **options)
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
     return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fewbit.choose.bits.channels import ChannelBits
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.aciq import AnalyticClip
@@ -21,8 +22,9 @@ from fewbit.errors import UnknownName
 class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
-    `module` searches the steps again, on the outputs of attention modules and MLPs; `then` is a search in a second pass over
-    the whole model; `channels` gives each channel a width of its own where the target can hold it.
+    `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
+    `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
+    can hold it.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -38,6 +40,7 @@ class Recipe:
     module: ModuleSearch | None = None
     then: OutputSearch | None = None
     channels: ChannelBits | None = None
+    joint: JointSearch | None = None
 
     def __post_init__(self) -> None:
         if self.channels is not None and (self.search is not None or self.module is not None):
@@ -149,6 +152,12 @@ RECIPES: Mapping[str, Recipe] = {
         LIU2021,
         about="liu2021, with --bits mixed:6.0 widths by the KL divergence of the model's answers",
         sensitivity=OutputKL(),
+    ),
+    "lapq": Recipe(
+        MseRange(),
+        MseRange(),
+        about="LAPQ: ranges by the norm p that the model's loss likes best, then all steps together (slow; --time)",
+        joint=JointSearch(),
     ),
 }
 DEFAULT = "mse"

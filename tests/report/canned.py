@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import random
 from itertools import pairwise
@@ -128,6 +129,25 @@ def _frontier() -> list[dict[str, Any]]:
 
     line = [row("a width for each module", 4 + 4 * i / 199) for i in range(200)]
     return [*line, *(row("one width", float(b), 3.0) for b in (4, 5, 6, 7, 8)), row("this run", line[99]["bits"])]
+
+
+def _joint() -> list[dict[str, Any]]:
+    """Two hundred evaluations that come down, one of them infinite."""
+    losses = [0.2 + math.exp(-i / 60) + 0.2 * ((i * 37) % 11 == 0) for i in range(200)]
+    best = list(itertools.accumulate(losses, min))
+    rows = [{"evaluation": i, "loss": losses[i], "best": best[i], "what": "KL from the float model"} for i in range(200)]
+    rows[7]["loss"] = None
+    rows[0] |= {"images": 128, "sites": 85, "evaluations": 200, "out_of_time": True, "seconds": 300.0}
+    return rows
+
+
+def _norms() -> list[dict[str, Any]]:
+    """Ten values of p, the parabola through them and the start at its vertex."""
+    rows = [
+        {"kind": "measured", "p": 2 + i / 4.5, "loss": 1.2 + 0.3 * (i / 4.5 - 1.2) ** 2 + 0.01 * (i % 3)} for i in range(10)
+    ]
+    line = [{"kind": "parabola", "p": 2 + i / 20, "loss": 1.21 + 0.3 * (i / 20 - 1.2) ** 2, "r2": 0.98} for i in range(41)]
+    return [*rows, *line, {"kind": "start", "p": 3.2, "loss": 1.2, "what": "KL from the float model"}]
 
 
 def _runs() -> list[dict[str, Any]]:
@@ -300,5 +320,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "frontier": _frontier(),
         "units": _units(),
         "runs": _runs(),
+        "joint": _joint(),
+        "norms": _norms(),
     }
     return report, tables

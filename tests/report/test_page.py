@@ -109,7 +109,7 @@ def test_an_image_that_would_have_to_be_loaded_is_left_out() -> None:
 def test_tags_balance_and_there_is_one_plotly_and_a_json_for_every_figure(whole: Reader) -> None:
     _, tables = canned()
     heads = sum(len(row["float"]) for row in tables["attention"])
-    singles = 11  # error, bits, units, flips, ranking, latency, size, codes, frontier, runs, seconds
+    singles = 13  # error, bits, units, flips, ranking, latency, size, codes, frontier, joint, norms, runs, seconds
     assert len(whole.figures) == singles + len(tables["histograms"]) + heads
     assert whole.tags["script"] == len(whole.figures) + 2
     assert whole.tags["figure"] == whole.tags["figcaption"] + heads
@@ -255,6 +255,7 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
     for key, name in [
         ("latency", "runtime"), ("size", "what"), ("outputs", "runtime"), ("frontier", "label"), ("frontier", "kind"),
         ("units", "unit"), ("units", "kind"), ("ranking", "op"), ("loads", "runtime"), ("runs", "label"), ("runs", "kind"),
+        ("joint", "what"), ("norms", "kind"),
     ]:  # fmt: skip
         tables[key][0][name] = evil
     tables["runs"][-1]["label"] = evil
@@ -293,7 +294,7 @@ MISSING = {
     "run": "The command and versions were not recorded",
     "frontier": "No search was run",
 }
-WORDLESS = {"units", "runs"}  # only some runs have them, and nobody misses them elsewhere
+WORDLESS = {"units", "runs", "joint", "norms"}  # only some runs have them, and nobody misses them elsewhere
 
 
 def test_every_table_has_its_sentence(whole: Reader) -> None:
@@ -422,6 +423,18 @@ def test_the_frontier_is_its_rows_on_a_log_axis_and_only_few_points_have_labels(
     assert size["this run"] == size["one width"] > 2 * size["a width for each module"]
 
 
+def test_a_joint_search_shows_every_evaluation_the_best_so_far_and_where_it_started(whole: Reader) -> None:
+    rows = canned()[1]["joint"]
+    points, line = figures.joint(rows).data
+    assert list(points.y) == [row["loss"] for row in rows]
+    assert list(line.y) == [row["best"] for row in rows]
+    measured, parabola, start = figures.norms(canned()[1]["norms"]).data
+    assert (len(measured.x), len(parabola.x), list(start.x)) == (10, 41, [3.2])
+    assert "200 evaluations on 128 images, 85 free steps" in whole.text
+    assert "The time was up" in whole.text
+    assert "The search starts at p = 3.2. The parabola's R² is 0.980." in whole.text
+
+
 def test_a_frontier_that_was_scored_shows_accuracy_and_no_loss() -> None:
     rows = [{"kind": "one width", "label": str(b), "bytes": b * 10**6, "accuracy": 70.0 + b, "loss": 1.0} for b in (4, 8)]
     figure = figures.frontier(rows)
@@ -513,6 +526,8 @@ def test_every_figure_asks_in_its_title_and_names_both_axes_or_labels_its_bars()
         (figures.bits_by_unit, "units"),
         (figures.ranking, "ranking"),
         (figures.runs, "runs"),
+        (figures.joint, "joint"),
+        (figures.norms, "norms"),
     ]:
         layout = draw(tables[key]).layout
         assert "?" in layout.title.text

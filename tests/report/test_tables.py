@@ -25,6 +25,21 @@ MIXED: dict[str, Any] = {
         {"bytes": 23, "loss": 3.0, "mean": 6.0, "bits": [6, 6], "taken": False},
     ],
 }
+EMPTY: dict[str, Any] = {"frontier": [], "units": [], "ranking": [], "joint": [], "norms": []}
+JOINT: dict[str, Any] = {
+    "loss": "KL from the float model",
+    "images": 32,
+    "sites": 2,
+    "norms": [{"p": 2.0, "loss": 0.5}, {"p": 3.0, "loss": 0.25}, {"p": 4.0, "loss": 1.0}],
+    "parabola": {"a": 0.5, "b": -2.75, "c": 4.0, "r2": 1.0, "vertex": 2.75},
+    "p": 3.0,
+    "start": 0.25,
+    "best": 0.125,
+    "evaluations": 3,
+    "curve": [[0, 0.25, 0.25], [1, None, 0.25], [2, 0.125, 0.125]],
+    "seconds": 300.0,
+    "out_of_time": False,
+}
 FLIPS = [{"op": "a.qk", "head": 0, "with": 0.01, "without": 0.02}]
 
 
@@ -51,8 +66,28 @@ def test_a_module_has_the_loss_of_its_own_width() -> None:
 
 
 def test_ranking_rows_are_those_of_the_plan_and_a_plan_without_searches_has_empty_tables() -> None:
-    assert tables.searched(plan(ranking=FLIPS)) == {"frontier": [], "units": [], "ranking": FLIPS}
-    assert tables.searched(plan()) == {"frontier": [], "units": [], "ranking": []}
+    assert tables.searched(plan(ranking=FLIPS)) == {**EMPTY, "ranking": FLIPS}
+    assert tables.searched(plan()) == EMPTY
+
+
+def test_the_curve_of_a_joint_search_is_that_of_the_plan() -> None:
+    rows = tables.searched(plan(joint=JOINT))["joint"]
+    assert [[row[key] for key in ("evaluation", "loss", "best")] for row in rows] == JOINT["curve"]
+    assert {row["what"] for row in rows} == {JOINT["loss"]}
+    assert (rows[0]["evaluations"], rows[0]["images"], rows[0]["sites"]) == (3, 32, 2)
+
+
+def test_losses_over_p_have_their_parabola_and_the_start() -> None:
+    rows = tables.searched(plan(joint=JOINT))["norms"]
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("measured", "parabola", "start")}
+    assert [(row["p"], row["loss"]) for row in kinds["measured"]] == [(2.0, 0.5), (3.0, 0.25), (4.0, 1.0)]
+    assert [(row["p"], row["loss"]) for row in kinds["start"]] == [(3.0, 0.25)]
+    ends = [kinds["parabola"][i] for i in (0, 20, -1)]
+    assert [(row["p"], row["loss"]) for row in ends] == [(2.0, 0.5), (3.0, 0.25), (4.0, 1.0)]
+    assert [row["kind"] for row in tables.searched(plan(joint={**JOINT, "parabola": None}))["norms"]] == ["measured"] * 3 + [
+        "start"
+    ]
+    assert tables.searched(plan(joint={**JOINT, "norms": []}))["norms"] == []
 
 
 def test_files_are_weighed(tmp_path: Path) -> None:

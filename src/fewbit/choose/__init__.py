@@ -3,5 +3,6 @@
 from fewbit.choose.bits import Bits, Mixed, parse_bits
 from fewbit.choose.bits.mixed import Allocation, allocate
 from fewbit.choose.choose import choose
+from fewbit.choose.lapq import lapq
 
-__all__ = ["Allocation", "Bits", "Mixed", "allocate", "choose", "parse_bits"]
+__all__ = ["Allocation", "Bits", "Mixed", "allocate", "choose", "lapq", "parse_bits"]

@@ -57,6 +57,38 @@ def choose(
     target has a step for each. Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a weight
     is not finite, FewbitError for a recipe that searches one step where the target has many.
     """
+    return choosing(
+        graph,
+        stats,
+        target,
+        recipe,
+        name=name,
+        bits=bits,
+        keep_float=keep_float,
+        everything=everything,
+        progress=progress,
+        samples=samples,
+        images=images,
+        channels=channels,
+    ).plan()
+
+
+def choosing(
+    graph: Graph,
+    stats: Stats,
+    target: Target,
+    recipe: Recipe,
+    *,
+    name: str = "",
+    bits: Bits = W8A8,
+    keep_float: Sequence[str] = (),
+    everything: bool = False,
+    progress: Callable[[str], None] = lambda site: None,
+    samples: Mapping[str, OpSample | PairSample] | None = None,
+    images: Iterable[Tensor] = (),
+    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
+) -> Choosing:
+    """What `choose` makes its plan of: every choice but the biases, still open for other steps."""
     if recipe.needs_samples and samples is None:
         raise ValueError(f"recipe {name or recipe!r} needs what single ops read: choose(..., samples=op_samples(...))")
     bits = bits.of(graph)
@@ -83,9 +115,10 @@ def choose(
         raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
     fixed: Mapping[str, Choice] = {}
     for one_pass in recipe.passes:
-        work = _Choosing(
-            graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), channels, fixed=fixed
-        )
+        work = Choosing(
+            graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), name, bits, keep_float,
+            channels, fixed=fixed,
+        )  # fmt: skip
         if one_pass.sequential:
             work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
         for site in graph.sites:
@@ -102,24 +135,11 @@ def choose(
         work.modules(torch.cat(batches)[: recipe.module.images], progress)
     if (refused := _one_width(graph, target, recipe, work.choices)) is not None:
         work.refusals.append(refused)
-    biases = work.biases()
-    ordered = {s.name: work.choices[s.name] for s in graph.sites if s.name in work.choices}
-    extra = {key: rows for key, rows in (("ranking", work.flips), ("search", work.found)) if rows}
-    return Plan(
-        target.name,
-        name or repr(recipe),
-        str(bits),
-        ordered,
-        answer.integer_ops,
-        tuple(work.refusals),
-        tuple(keep_float),
-        extra,
-        biases=biases,
-    )
+    return work
 
 
 @dataclass
-class _Choosing:
+class Choosing:
     """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found.
 
     `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head. `found`
@@ -133,6 +153,9 @@ class _Choosing:
     legal: Legal
     samples: dict[str, OpSample | PairSample]
     refusals: list[Refusal]
+    name: str = ""
+    bits: Bits = W8A8
+    keep_float: Sequence[str] = ()
     channels: Mapping[str, ChannelSample] = field(default_factory=dict)
     stream: Stream | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -141,6 +164,21 @@ class _Choosing:
     flips: list[dict[str, Json]] = field(default_factory=list)
     found: list[dict[str, Json]] = field(default_factory=list)
     fixed: Mapping[str, Choice] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        """The plan, with the biases that follow from the steps."""
+        biases = self.biases()
+        return Plan(
+            self.target.name,
+            self.name or repr(self.recipe),
+            str(self.bits),
+            {s.name: self.choices[s.name] for s in self.graph.sites if s.name in self.choices},
+            self.legal.integer_ops,
+            tuple(self.refusals),
+            tuple(self.keep_float),
+            {key: rows for key, rows in (("ranking", self.flips), ("search", self.found)) if rows},
+            biases=biases,
+        )
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
@@ -184,7 +222,7 @@ class _Choosing:
         found = self.searched.get(site.name)
         self._set(weight_choice(self.graph, site, slot, self.recipe, self.target, self.choices, self.refusals, found))
         op = self.graph.op(site.readers[0][0])
-        if self.stream is not None and (bias := self._bias(op)) is not None:
+        if self.stream is not None and (bias := self.bias(op)) is not None:
             real = values(bias.codes, bias.affine, bias.grid) if isinstance(bias, Choice) and bias.codes is not None else bias
             self.stream.overlay.set_bias(op.name, cast(Tensor, real))
 
@@ -192,21 +230,25 @@ class _Choosing:
         """The steps of each unit's sites, searched on the unit's output for images (b, c, h, w)."""
         search, graph = self.recipe.module, self.graph
         assert search is not None
+
+        def made(choice: Choice, affine: Affine) -> Choice | None:
+            return self.remade(choice, affine, repr(search))
+
         found = [u for u in units(graph) if all(op in self.legal.integer_ops for op in u.ops)]
         walk = walked(graph, [(u.ops, u.output) for u in found], images)
         for unit, (inner, given, exact) in zip(found, walk, strict=True):
             read = {site for op in unit.ops for site in graph.op(op).operands.values()}
-            free = [site.name for site in graph.sites if site.name in read and self._is_free(site)]
+            free = [site.name for site in graph.sites if site.name in read and self.is_free(site)]
             ranges = {name: self._seen(name, self.choices[name].grid) for name in free}
             overlay = Overlay(graph, unit.ops, self.choices)
-            self.choices |= search(overlay, inner, given, exact, self.choices, ranges, self._remade)
+            self.choices |= search(overlay, inner, given, exact, self.choices, ranges, made)
             progress(unit.name)
         for name, choice in self.choices.items():
             if choice.why.startswith(ELEMENTS):
                 owner = self.choices[choice.why.removeprefix(ELEMENTS)]
                 self.choices[name] = replace(choice, affine=owner.affine, method=owner.method)
 
-    def _is_free(self, site: Site) -> bool:
+    def is_free(self, site: Site) -> bool:
         """A site whose step is nobody else's."""
         choice = self.choices.get(site.name)
         return choice is not None and site.role != "bias" and (site.role == "weight" or not choice.why)
@@ -221,9 +263,9 @@ class _Choosing:
         low, high = (rows.low, rows.high) if grid.axis is not None else (rows.low[0], rows.high[0])
         return Range(low, high, grid)
 
-    def _remade(self, choice: Choice, affine: Affine) -> Choice | None:
+    def remade(self, choice: Choice, affine: Affine, method: str) -> Choice | None:
         """A choice with another step; None where the codes of a weight would not be safe."""
-        moved = replace(choice, affine=affine, method=repr(self.recipe.module))
+        moved = replace(choice, affine=affine, method=method)
         if choice.role != "weight":
             return moved
         site = self.graph.site(choice.site)
@@ -240,7 +282,7 @@ class _Choosing:
         for op in self.graph.ops:
             if op.name not in self.legal.integer_ops or "weight" not in op.operands:
                 continue
-            bias = self._bias(op)
+            bias = self.bias(op)
             if isinstance(bias, Choice):
                 self.choices[bias.site] = bias
             elif bias is not None:
@@ -374,7 +416,7 @@ class _Choosing:
         out = torch.nn.functional.linear(x, rounded(w, weight, searched.grid), bias)
         return rounded(attention.operand(out[None]), written, self.choices[written].grid)
 
-    def _bias(self, op: Op) -> Choice | Tensor | None:
+    def bias(self, op: Op) -> Choice | Tensor | None:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""
         bias, sample = op.operands.get("bias", ""), self.samples.get(op.name)
         read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))

@@ -72,14 +72,16 @@ class Bottleneck(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """(batch, 3, 32, 32) to (batch, 10); the size is halved three times, at the stem already."""
+    """(batch, 3, 32, 32) to (batch, 10); the size is halved three times, first in the first bottleneck."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv_norm(3, 32, 3, 2)
-        rows = ((24, 1), (24, 1), (40, 2), (40, 1), (40, 1), (64, 1), (64, 1), (96, 2), (96, 1), (96, 1))
-        widths = (32, *(c for c, _ in rows))
-        self.blocks = nn.Sequential(*[Bottleneck(c_in, c, stride, 4) for c_in, (c, stride) in zip(widths, rows, strict=False)])
+        self.stem = conv_norm(3, 16, 3)
+        rows = ((24, 2, 3), (24, 1, 4), (32, 1, 4), (48, 2, 4), (48, 1, 4), (64, 1, 4), (64, 1, 4), (96, 2, 4), (96, 1, 4))
+        widths = (16, *(c for c, _, _ in rows))
+        self.blocks = nn.Sequential(
+            *[Bottleneck(c_in, c, stride, expand) for c_in, (c, stride, expand) in zip(widths, rows, strict=False)]
+        )
         self.last = conv_norm(96, 320, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(320, len(CLASSES))

@@ -5,7 +5,7 @@
     python -m fewbit.demo.train mobilenet --data DIR
 
 DIR holds `train.parquet` and `test.parquet` with a column `image` ({bytes, path}) and a column `label`, the layout of
-the Hugging Face copy of CIFAR-10. All are trained in bf16 autocast with one cycle of the learning rate, random crop
+the Hugging Face copy of CIFAR-10. All are trained in bf16 autocast with cycles of the learning rate, random crop
 and flip: the transformer as is usual for small ones (AdamW, CutMix and MixUp on a third of the batches, label smoothing), the
 convolutional networks, too small to need either, by SGD with Nesterov momentum.
 """
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewbit.demo.cnn import NETS, weights_of
@@ -36,30 +36,37 @@ CALIBRATION_IMAGES, TEST_IMAGES = 256, 1000
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """The learning rate goes up to `lr` and down to 0 once in so many epochs; `decay` is the weights'."""
+
+    epochs: int
+    lr: float
+    decay: float
+
+
+@dataclass(frozen=True)
 class Training:
-    """How one model is trained. `mixing` is the share of batches with CutMix or MixUp; `warmup` that of the steps; `clip` the
-    largest norm of a gradient.
+    """How one model is trained. `mixing` is the share of batches with CutMix or MixUp; `warmup` that of a cycle's steps;
+    `clip` the largest norm of a gradient.
     """
 
     build: Callable[[], torch.nn.Module]
     weights: Path
-    epochs: int
-    lr: float
-    decay: float
+    cycles: tuple[Cycle, ...]
     warmup: float
     mixing: float = 0.0
     smoothing: float = 0.0
     clip: float = 5.0
     adam: bool = False
 
-    def optimizer(self, net: torch.nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: torch.nn.Module, cycle: Cycle) -> torch.optim.Optimizer:
         """Weights decay, biases and norms do not."""
         decayed = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [{"params": decayed, "weight_decay": cycle.decay}, {"params": plain, "weight_decay": 0.0}]
         if self.adam:
-            return torch.optim.AdamW(groups, lr=self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+            return torch.optim.AdamW(groups, lr=cycle.lr)
+        return torch.optim.SGD(groups, lr=cycle.lr, momentum=0.9, nesterov=True)
 
 
 def open_vit() -> torch.nn.Module:
@@ -71,11 +78,9 @@ def open_vit() -> torch.nn.Module:
 
 
 MODELS: Mapping[str, Training] = {
-    "vit": Training(
-        open_vit, WEIGHTS, epochs=30, lr=1.5e-3, decay=0.05, warmup=0.1, mixing=0.3, smoothing=0.05, clip=1.0, adam=True
-    ),
-    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), epochs=22, lr=0.2, decay=2e-4, warmup=0.2),
-    "mobilenet": Training(NETS["mobilenet"], weights_of("mobilenet"), epochs=18, lr=0.15, decay=1e-4, warmup=0.2),
+    "vit": Training(open_vit, WEIGHTS, (Cycle(30, 1.5e-3, 0.05),), warmup=0.1, mixing=0.3, smoothing=0.05, clip=1.0, adam=True),
+    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), (Cycle(27, 0.1, 5e-4),), warmup=0.2),
+    "mobilenet": Training(NETS["mobilenet"], weights_of("mobilenet"), (Cycle(20, 0.1, 4e-4),), warmup=0.2),
 }
 
 
@@ -126,40 +131,48 @@ def accuracy(net: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * hits / len(labels)
 
 
-def train(model: Training, data: Path, *, epochs: int, batch: int, seed: int) -> torch.nn.Module:
-    """The trained network; scored and saved every three epochs. The test images are only scored, nothing is chosen by them."""
+def train(model: Training, data: Path, *, batch: int, seed: int, first: int = 0) -> torch.nn.Module:
+    """The trained network; scored and saved every three epochs. The test images are only scored, nothing is chosen by them.
+
+    `first` is the cycle to begin with; above 0 it goes on from the weights that the one before has saved.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     images, labels = pixels(pq.read_table(data / "train.parquet"))
     test_images, test_labels = pixels(pq.read_table(data / "test.parquet"))
     net = model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub has no such overload
-    optimizer = model.optimizer(net)
-    steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, model.lr, total_steps=steps, pct_start=model.warmup)
     start = time.time()
-    for epoch in range(epochs):
-        net.train()
-        for index in torch.randperm(len(images), generator=generator).split(batch)[: len(images) // batch]:
-            x = augmented(normalized(images[index]), generator)
-            y = F.one_hot(labels[index], 10).float()
-            if torch.rand(1, generator=generator) < model.mixing:
-                x, y = mixed(x, y, generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = net(x.contiguous(memory_format=torch.channels_last)).float()
-                loss = F.cross_entropy(logits, y, label_smoothing=model.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), model.clip)
-            optimizer.step()
-            schedule.step()
-        if epoch % 3 == 2 or epoch in (0, epochs - 1):
-            score = accuracy(net, test_images, test_labels)
-            print(
-                f"epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}  test {score:.2f} %  {time.time() - start:.0f} s",
-                flush=True,
-            )
-            save_weights(net, model.weights)
+    for number, cycle in enumerate(model.cycles[first:], first):
+        if number:
+            load_weights(net, model.weights)
+        generator = torch.Generator().manual_seed(seed + number)
+        optimizer, steps = model.optimizer(net, cycle), cycle.epochs * (len(images) // batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cycle.lr, total_steps=steps, pct_start=model.warmup)
+        for epoch in range(cycle.epochs):
+            net.train()
+            for index in torch.randperm(len(images), generator=generator).split(batch)[: len(images) // batch]:
+                x = augmented(normalized(images[index]), generator)
+                y = F.one_hot(labels[index], 10).float()
+                if torch.rand(1, generator=generator) < model.mixing:
+                    x, y = mixed(x, y, generator)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    logits = net(x.contiguous(memory_format=torch.channels_last)).float()
+                    loss = F.cross_entropy(logits, y, label_smoothing=model.smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), model.clip)
+                optimizer.step()
+                schedule.step()
+            if epoch % 3 == 2 or epoch in (0, cycle.epochs - 1):
+                score = accuracy(net, test_images, test_labels)
+                where = f"cycle {number + 1}/{len(model.cycles)}  epoch {epoch + 1}/{cycle.epochs}"
+                print(f"{where}  loss {loss.item():.3f}  test {score:.2f} %  {time.time() - start:.0f} s", flush=True)
+                save_weights(net, model.weights)
     return net.eval()
+
+
+def load_weights(net: torch.nn.Module, path: Path) -> None:
+    """The weights that `save_weights` has written."""
+    net.load_state_dict({k: w.float() if w.is_floating_point() else w for k, w in load_file(path).items()})
 
 
 def save_weights(net: torch.nn.Module, path: Path) -> None:
@@ -179,14 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--cycle", type=int, default=1, help="begin with this one, from the weights of the one before")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.model == "vit":
         ship_images(args.data, args.seed)
-    model = MODELS[args.model]
-    train(model, args.data, epochs=args.epochs or model.epochs, batch=args.batch, seed=args.seed)
+    train(MODELS[args.model], args.data, batch=args.batch, seed=args.seed, first=args.cycle - 1)
 
 
 if __name__ == "__main__":

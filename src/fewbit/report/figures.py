@@ -410,6 +410,45 @@ def frontier(rows: Rows) -> go.Figure:
     return styled(figure, "What does a byte buy?", height=380, above=28, x=x, y=y, showlegend=True)
 
 
+def joint(rows: Rows) -> go.Figure:
+    """The loss of every evaluation of a joint search, a point each, and the best so far, a line in steps."""
+    figure = go.Figure()
+    x = [row["evaluation"] for row in rows]
+    ink = {"size": 4, "color": FLOAT, "opacity": 0.7}
+    if rows:
+        figure.add_scatter(x=x, y=[row["loss"] for row in rows], mode="markers", name="an evaluation", marker=ink)
+        line = {"color": INTEGER, "width": 2, "shape": "hv"}
+        figure.add_scatter(x=x, y=[row["best"] for row in rows], mode="lines", name="the best so far", line=line)
+        losses = sorted(row["loss"] for row in rows if row["loss"] is not None)
+        best, most = rows[-1]["best"], losses[int(0.95 * (len(losses) - 1))]  # what is far off would flatten the rest
+        top = max(most, rows[0]["best"] if rows[0]["best"] is not None else most)
+        figure.update_yaxes(range=[best - 0.05 * (top - best), top + 0.15 * (top - best)] if top > best else None)
+    figure.update_traces(hovertemplate="evaluation %{x}: %{y:.5g}<extra></extra>")
+    y = text(rows[0]["what"]) if rows else ""
+    title = "How far does the search bring the loss down?"
+    return styled(figure, title, height=340, above=28, x="evaluation", y=y, showlegend=True)
+
+
+def norms(rows: Rows) -> go.Figure:
+    """The loss over the norm p that ranges are chosen by, the parabola through it, and where the search starts."""
+    figure = go.Figure()
+    looks = {
+        "measured": {"mode": "markers", "marker": {"size": 8, "color": FLOAT}},
+        "parabola": {"mode": "lines", "line": {"width": 1.5, "color": PALETTE[1]}},
+        "start": {"mode": "markers", "marker": {"size": 13, "color": INTEGER, "symbol": "diamond"}},
+    }
+    for kind, members in _grouped(rows, lambda row: str(row["kind"])).items():
+        found = [row for _, row in members]
+        name = "start of the search" if kind == "start" else text(kind)
+        figure.add_scatter(
+            x=[row["p"] for row in found], y=[row["loss"] for row in found], name=name, **looks.get(kind, looks["measured"])
+        )
+    figure.update_traces(hovertemplate="p = %{x:.3g}: %{y:.5g}<extra></extra>")
+    y = text(next((row["what"] for row in rows if "what" in row), ""))
+    title = "Which norm p makes the best start?"
+    return styled(figure, title, height=300, above=28, x="p of mean |x − fake(x)|ᵖ", y=y, showlegend=True)
+
+
 def runs(rows: Rows) -> go.Figure:
     """Several runs, size against accuracy with its interval, coloured by recipe; the float model is a line across."""
     figure = _against_bytes([row for row in rows if row["kind"] != "float"], "accuracy", joined=True)

@@ -254,6 +254,24 @@ def frontier(rows: Rows, caption: str) -> str:
     return picture(rows, figures.frontier, caption, "No search was run, so there is no frontier.")
 
 
+def joint(rows: Rows, norms: Rows, caption: str) -> str:
+    """The losses of a joint search and of its start; nothing where there was none."""
+    parts = []
+    if norms:
+        fit = next((f" The parabola's R² is {row['r2']:.3f}." for row in norms if row.get("r2") is not None), "")
+        start = norms[-1]["p"]
+        parts.append(plot(figures.norms(norms), f"{caption} The search starts at p = {number(start, 3)}.{fit}"))
+    if rows:
+        first, best = rows[0], rows[-1]["best"]
+        said = f"{caption} {plural(first['evaluations'], 'evaluation')} on {plural(first['images'], 'image')}, "
+        said += f"{plural(first['sites'], 'free step')}: the loss ({escape(str(first['what']))}) "
+        said += f"goes from {number(first['best'])} to {number(best)}."
+        if first.get("out_of_time"):
+            said += f" The time was up after {number(first['seconds'])}{UNIT}s; more may bring more (--time)."
+        parts.append(plot(figures.joint(rows), said))
+    return "".join(parts)
+
+
 def runs(rows: Rows) -> str:
     """Several runs in one picture; nothing where there is only this one."""
     if not rows:
@@ -415,6 +433,7 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
             differing(tables.get("checks") or (), caption),
             runtimes(tables),
             frontier(tables.get("frontier") or (), caption),
+            joint(tables.get("joint") or (), tables.get("norms") or (), caption),
             runs(tables.get("runs") or ()),
             picture(stages, figures.seconds, caption, "No stage was timed."),
         ]

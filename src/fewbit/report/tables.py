@@ -119,8 +119,14 @@ def latency(rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def searched(plan: Plan) -> dict[str, Rows]:
-    """What the searches of a plan left in it: the tables `frontier`, `units` and `ranking`, empty where there was none."""
-    return {"frontier": frontier(plan), "units": units(plan), "ranking": list(cast(Any, plan.extra.get("ranking", ())))}
+    """What the searches of a plan left in it, a table each; empty where there was none."""
+    return {
+        "frontier": frontier(plan),
+        "units": units(plan),
+        "ranking": list(cast(Any, plan.extra.get("ranking", ()))),
+        "joint": joint(plan),
+        "norms": norms(plan),
+    }
 
 
 def frontier(plan: Plan) -> Rows:
@@ -143,6 +149,30 @@ def units(plan: Plan) -> Rows:
     """The modules of mixed precision in graph order, with the loss at the width that each was given."""
     found = cast(Any, plan.extra.get("mixed"))
     return [{**unit, "loss": unit["losses"][str(unit["bits"])]} for unit in found["units"]] if found else []
+
+
+def joint(plan: Plan) -> Rows:
+    """The evaluations of a joint search in order: the loss of each (None where it was infinite) and the best so far."""
+    found = cast(Any, plan.extra.get("joint"))
+    if not found:
+        return []
+    said = {key: found[key] for key in ("images", "sites", "evaluations", "out_of_time", "seconds")}
+    rows = [{"evaluation": i, "loss": loss, "best": best} for i, loss, best in found["curve"]]
+    return [{**row, "what": found["loss"], **(said if i == 0 else {})} for i, row in enumerate(rows)]
+
+
+def norms(plan: Plan, points: int = 41) -> Rows:
+    """The loss over p: what was measured, the parabola through it, and the p that the search started from."""
+    found = cast(Any, plan.extra.get("joint"))
+    if not found or not found["norms"]:
+        return []
+    measured, fit = found["norms"], found["parabola"]
+    rows = [{"kind": "measured", **row} for row in measured]
+    if fit is not None:
+        low, high = measured[0]["p"], measured[-1]["p"]
+        over = [low + (high - low) * i / (points - 1) for i in range(points)]
+        rows += [{"kind": "parabola", "p": p, "loss": (fit["a"] * p + fit["b"]) * p + fit["c"], "r2": fit["r2"]} for p in over]
+    return [*rows, {"kind": "start", "p": found["p"], "loss": found["start"], "what": found["loss"]}]
 
 
 def runs(found: Mapping[str, tuple[Any, Any]]) -> Rows:

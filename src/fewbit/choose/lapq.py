@@ -1,0 +1,396 @@
+"""LAPQ on a graph: a plan for each norm p, the best of them, then one factor for each of its steps, all together.
+
+The loss is that of the whole quantized model. A line search moves one step, or a few; what comes before the first op that
+reads it is computed once, see `Model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.capture.rewrite import is_constant
+from fewbit.capture.sites import readers
+from fewbit.choose.bits import Bits
+from fewbit.choose.choose import ELEMENTS, W8A8, Choosing, choosing
+from fewbit.choose.joint import JointSearch, Parabola, Point, parabola, thinned
+from fewbit.choose.scales.ranges import MseRange, RangeMethod
+from fewbit.errors import BadImages
+from fewbit.files import Journal
+from fewbit.grid import TINY, Affine
+from fewbit.observe.stats import Stats
+from fewbit.overlay import Env, Overlay
+from fewbit.recipes import Recipe
+from fewbit.replay import OpSample, PairSample
+from fewbit.target.spec import Target
+from fewbit.types import Choice, Graph, Json, Plan
+
+BATCH = 32
+KEPT_BYTES = 1 << 30  # of values before the place where a line search begins
+SAID = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
+
+
+class OutOfTimeError(Exception):
+    """The budget of the search is spent."""
+
+
+def lapq(
+    graph: Graph,
+    stats: Stats,
+    target: Target,
+    recipe: Recipe,
+    images: Iterable[Tensor],
+    *,
+    labels: Tensor | None = None,
+    name: str = "",
+    bits: Bits = W8A8,
+    keep_float: Sequence[str] = (),
+    everything: bool = False,
+    samples: Mapping[str, OpSample | PairSample] | None = None,
+    journal: Journal | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """The plan of a recipe with a joint search. `images` are batches of calibration images, `labels` (n,) their classes.
+
+    `journal` has the losses that a killed run has computed. Raises BadImages where the loss needs labels and there are none.
+    """
+    search = recipe.joint
+    assert search is not None
+    batches = list(torch.cat(list(images))[: search.images].split(BATCH))
+    if search.loss == "labels" and labels is None:
+        raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
+    measure = Measure.of(graph, batches, labels if search.loss == "labels" else None)
+    journal = journal or Journal()
+
+    def chosen(p: float | None) -> Choosing:
+        return choosing(
+            graph, stats, target, _with_norm(recipe, p), name=name, bits=bits, keep_float=keep_float, everything=everything,
+            samples=samples, images=torch.cat(batches).split(8),
+        )  # fmt: skip
+
+    start = _start(search, chosen, measure, batches, journal, progress)
+    model = Model(start.work, measure, batches, repr(search))
+    losses: list[float] = []
+    best = np.zeros(len(model.free))
+
+    def loss(x: Point) -> float:
+        nonlocal best
+        if losses and search.seconds is not None and not journal.replaying and journal.seconds >= search.seconds:
+            raise OutOfTimeError
+        found = journal.value(hashlib.sha256(x.tobytes()).hexdigest()[:16], lambda: model(x))
+        if found < min(losses, default=math.inf):
+            best = x.copy()
+        losses.append(found)
+        progress(f"{min(losses):.4g} after {len(losses)}")
+        return found
+
+    over = False
+    try:
+        search.search(loss, len(model.free))
+    except OutOfTimeError:
+        over = True
+    plan = model.plan(best)
+    record: Json = {
+        "loss": SAID[search.loss],
+        "images": sum(map(len, batches)),
+        "sites": len(model.free),
+        "norms": [{"p": p, "loss": _json(v)} for p, v in sorted(start.losses.items())],
+        "parabola": None if start.fit is None else asdict(start.fit),
+        "p": start.p,
+        "start": _json(losses[0]),
+        "best": _json(min(losses)),
+        "evaluations": len(losses),
+        "curve": [[i, _json(v), _json(b)] for i, v, b in thinned(losses)],
+        "seconds": search.seconds,
+        "out_of_time": over,
+    }
+    return replace(plan, extra={**plan.extra, "joint": record})
+
+
+def _json(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+def _with_norm(recipe: Recipe, p: float | None) -> Recipe:
+    """The recipe with another p in those of its ranges that have one."""
+
+    def normed(method: RangeMethod) -> RangeMethod:
+        return replace(method, p=p) if p is not None and isinstance(method, MseRange) else method
+
+    return replace(recipe, activations=normed(recipe.activations), weights=normed(recipe.weights))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the search starts from: choices at p (None: the recipe's own ranges), and the losses that decided for it."""
+
+    work: Choosing
+    p: float | None
+    losses: Mapping[float, float]
+    fit: Parabola | None
+
+
+def _start(
+    search: JointSearch,
+    chosen: Callable[[float | None], Choosing],
+    measure: Measure,
+    batches: Sequence[Tensor],
+    journal: Journal,
+    progress: Callable[[str], None],
+) -> Start:
+    """The p with the smallest loss, of all values tried and the vertex of the parabola through them.
+
+    With half of the time gone no further value is tried, but always the first.
+    """
+    losses: dict[float, float] = {}
+    best: tuple[float, Choosing] | None = None
+
+    def attempt(p: float) -> None:
+        nonlocal best
+        progress(f"p = {p:.3g}")
+        made: list[Choosing] = []
+
+        def compute() -> float:
+            made.append(chosen(p))
+            plan = made[0].plan()
+            return measure(Overlay.of(made[0].graph, plan), batches)
+
+        losses[p] = journal.value(f"p = {p!r}", compute)
+        if made and losses[p] == min(losses.values()):
+            best = p, made[0]
+
+    def late() -> bool:
+        return search.seconds is not None and journal.seconds >= search.seconds / 2
+
+    for p in search.norms:
+        if losses and not journal.replaying and late():
+            break
+        attempt(p)
+    fit = parabola(list(losses), list(losses.values()))
+    if fit is not None and fit.vertex is not None and fit.vertex not in losses and (journal.replaying or not late()):
+        attempt(fit.vertex)
+    if not losses:
+        return Start(chosen(None), None, {}, None)
+    p = min(losses, key=losses.__getitem__)
+    work = best[1] if best is not None and best[0] == p else chosen(p)
+    return Start(work, p, losses, fit)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The loss of a model's answers: their mean KL divergence from exact ones (log probabilities (b, classes), batch by batch),
+    or with labels their mean cross-entropy.
+    """
+
+    exact: Sequence[Tensor]
+    labels: Tensor | None = None
+
+    @staticmethod
+    def of(graph: Graph, batches: Sequence[Tensor], labels: Tensor | None = None) -> Measure:
+        """Against the answers of the float model."""
+        outputs = _answers(Overlay(graph, ()), batches) if labels is None else ()
+        return Measure([y.flatten(1).double().log_softmax(1) for y in outputs], labels)
+
+    def __call__(self, overlay: Overlay, batches: Sequence[Tensor]) -> float:
+        """The loss of what an overlay gives for batches of images."""
+        return self.total(_answers(overlay, batches))
+
+    def total(self, outputs: Iterable[Tensor]) -> float:
+        """The loss of answers (b, classes), batch by batch; infinite where an answer is no number."""
+        loss, count = 0.0, 0
+        for i, y in enumerate(outputs):
+            q = y.flatten(1).double().log_softmax(1)
+            if self.labels is None:
+                p = self.exact[i]
+                loss += (p.exp() * (p - q)).sum().item()
+            else:
+                loss -= q.gather(1, self.labels[count : count + len(q), None]).sum().item()
+            count += len(q)
+        return loss / count if math.isfinite(loss) else math.inf
+
+
+def _answers(overlay: Overlay, batches: Sequence[Tensor]) -> Iterable[Tensor]:
+    walk = Walk(overlay, batches)
+    return walk.answers()
+
+
+class Walk:
+    """Batches of images on their way through an overlay's graph, all before the same node.
+
+    `answers` goes on from there to the end as often as it is asked, with whatever the overlay has by then.
+    """
+
+    def __init__(self, overlay: Overlay, batches: Sequence[Tensor]) -> None:
+        self.overlay = overlay
+        self.order = [node for node in overlay.graph.module.graph.nodes if not is_constant(node)]
+        self.index = {node: i for i, node in enumerate(self.order)}
+        self._last = {read: i for i, node in enumerate(self.order) for read in node.all_input_nodes}
+        self._source = next(node for node in self.order if node.op == "placeholder")
+        self._answer = next(node for node in self.order if node.op == "output").all_input_nodes[0]
+        self._batches = batches
+        self._held = self._bytes() * sum(map(len, batches))
+        self.back()
+
+    def back(self) -> None:
+        """To the images."""
+        self.place = 0
+        self._envs: list[Env] = [{self._source: batch} for batch in self._batches]
+
+    def to(self, place: int) -> None:
+        """Forward to the last node, at most the one at `place`, before which no more than KEPT_BYTES are held."""
+        allowed = np.flatnonzero(self._held[self.place : place + 1] <= KEPT_BYTES)
+        stop = self.place + int(allowed[-1]) if len(allowed) else self.place
+        for env in self._envs:
+            self._run(env, self.place, stop)
+        self.place = stop
+
+    def answers(self) -> Iterable[Tensor]:
+        """What the model gives for each batch (b, classes)."""
+        for held in self._envs:
+            env = dict(held)
+            self._run(env, self.place, len(self.order))
+            yield env[self._answer]
+
+    def _run(self, env: Env, start: int, stop: int) -> None:
+        with torch.no_grad():
+            for i in range(start, stop):
+                self.overlay.run([self.order[i]], env)
+                for read in self.order[i].all_input_nodes:
+                    if self._last.get(read) == i and read is not self._answer:
+                        env.pop(read, None)
+
+    def _bytes(self) -> NDArrayInt:
+        """For each place the bytes that one image takes of values that are read from there on."""
+        held = np.zeros(len(self.order) + 1, np.int64)
+        for node, last in self._last.items():
+            if node in self.index and node is not self._source:
+                held[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
+        return held
+
+
+NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def _size(meta: Any) -> int:
+    """The bytes of a value from what shape propagation has found."""
+    if hasattr(meta, "shape"):
+        return 4 * int(torch.Size(meta.shape).numel())
+    return sum(map(_size, meta)) if isinstance(meta, tuple | list) else 0
+
+
+class Model:
+    """The loss of the quantized model as a function of ln(factor) of each free step (n,), and its plan.
+
+    Free is a step that is not pinned and nobody else's. All channels of a weight share one factor; its codes are made again,
+    and biases follow. Points of which two in a row differ from some op on only are computed from there on.
+    """
+
+    def __init__(self, work: Choosing, measure: Measure, batches: Sequence[Tensor], method: str) -> None:
+        self.work, self.measure, self.method = work, measure, method
+        graph, integer = work.graph, work.legal.integer_ops
+        self.free = [site.name for site in graph.sites if work.is_free(site)]
+        self._start = {name: work.choices[name] for name in self.free}
+        floats = work.biases()
+        self.overlay = Overlay(graph, integer, work.choices)
+        for op, bias in floats.items():
+            self.overlay.set_bias(op, bias)
+        self._followers: dict[str, list[str]] = {}
+        for choice in work.choices.values():
+            if choice.why.startswith(ELEMENTS):
+                self._followers.setdefault(self._owner(choice), []).append(choice.site)
+        self._ops = {
+            name: [op for op in graph.ops if op.name in integer and self._reads(op.operands, name)] for name in self.free
+        }
+        self.walk = Walk(self.overlay, batches)
+        self._first = np.array([self._place(name) for name in self.free], np.int64)
+        self._at = self._walked = self._asked = np.zeros(len(self.free))
+
+    def __call__(self, x: Point) -> float:
+        if not self._move(x):
+            return math.inf
+        if self._differ(x, self._walked) < self.walk.place:
+            self.walk.back()
+        self.walk.to(self._differ(x, self._asked))  # the next point is likely to differ from there on as well
+        self._walked = self._asked = x.copy()
+        return self.measure.total(self.walk.answers())
+
+    def plan(self, x: Point) -> Plan:
+        """The plan at a point that has a loss."""
+        if not self._move(x):
+            raise ValueError("a weight has no safe codes at this point")
+        return self.work.plan()
+
+    def _differ(self, x: Point, y: Point) -> int:
+        """The place of the first node that computes something else at y than at x."""
+        places = self._first[x != y]
+        return int(places.min()) if len(places) else len(self.walk.order)
+
+    def _move(self, x: Point) -> bool:
+        """Give the steps of a point to all that has or follows them; False, and nothing moves, where codes are not safe."""
+        work = self.work
+        before, moved, ops = dict(work.choices), dict[str, Choice](), dict[str, Any]()
+        factors = dict(zip(self.free, np.exp(x).tolist(), strict=True))
+        changed = [name for name, a, b in zip(self.free, x, self._at, strict=True) if a != b]
+        for name in changed:
+            ops |= {op.name: op for op in self._ops[name]}
+            if self._start[name].role != "weight":
+                choice = self._scaled(name, factors)
+                assert choice is not None
+                moved[name] = choice
+                for follower in self._followers.get(name, ()):
+                    moved[follower] = replace(work.choices[follower], affine=choice.affine, method=choice.method)
+        work.choices |= moved
+        read = {op.operands["weight"] for op in ops.values() if "weight" in op.operands}  # a bias has room by its weight's step
+        for name in (name for name in self.free if name in read):
+            made = self._scaled(name, factors)
+            if made is None:
+                work.choices.clear()
+                work.choices |= before
+                return False
+            moved[name] = work.choices[name] = made
+        for choice in moved.values():
+            self.overlay.set(choice)
+        for op in ops.values():
+            if "weight" in op.operands:
+                bias = work.bias(op)
+                if isinstance(bias, Choice):
+                    self.overlay.set(bias)
+                elif bias is not None:
+                    self.overlay.set_bias(op.name, bias)
+        self._at = x.copy()
+        return True
+
+    def _scaled(self, name: str, factors: Mapping[str, float]) -> Choice | None:
+        """A free choice with its step at the start times a factor, a weight with its codes."""
+        start, factor = self._start[name], factors[name]
+        if factor == 1 and start.role != "weight":
+            return start
+        affine = Affine((start.affine.scale * factor).clamp_min(TINY), start.affine.zero)
+        return self.work.remade(start, affine, start.method if factor == 1 else self.method)
+
+    def _owner(self, choice: Choice) -> str:
+        while choice.why.startswith(ELEMENTS):
+            choice = self.work.choices[choice.why.removeprefix(ELEMENTS)]
+        return choice.site
+
+    def _reads(self, operands: Mapping[str, str], name: str) -> bool:
+        """Whether an op's input or weight has the step of a free site."""
+        return any(operands.get(k) in {name, *self._followers.get(name, ())} for k in ("input", "weight"))
+
+    def _place(self, name: str) -> int:
+        """The first node that computes something else when a free step moves."""
+        graph, nodes = self.work.graph, self.overlay.nodes
+        found: list[Node] = [nodes[op.node] for op in self._ops[name]]
+        for site in (name, *self._followers.get(name, ())):
+            choice = self.work.choices[site]
+            if choice.role != "weight":
+                found += readers(graph, choice, self.work.legal.integer_ops, nodes[graph.site(site).tensor])
+        return min((self.walk.index[node] for node in found if node in self.walk.index), default=0)
