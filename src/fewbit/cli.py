@@ -110,7 +110,13 @@ def quantize(
     score: Annotated[str | None, typer.Option(help="Images to score on; without it a part of --images is held out.")] = None,
     target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
     recipe: Annotated[str, typer.Option(help="See `fewbit recipes`.")] = DEFAULT,
-    bits: Annotated[str, typer.Option(help="8, w4a8 (weights and activations), mixed:6.0 (a width for each module).")] = "8",
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="8 (the default, or the most that the target has), w4a8 (weights and activations), mixed:6.0 (a width for "
+            "each module)."
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("run"),
     calibration: Annotated[int, typer.Option(min=1, help="Calibrate on so many images at most.")] = 128,
     scored: Annotated[int | None, typer.Option(min=1, help="Score on so many images at most.")] = None,

@@ -7,9 +7,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.grid import Grid
@@ -39,11 +39,22 @@ class Type(Strict):
 
 
 class Accumulator(Strict):
-    """`bits` of the running sum. `pair_bits`: two neighbouring products are first added in so many bits, with saturation."""
+    """`bits` of the running sum. `pair_bits`: two neighbouring products are first added in so many bits, with saturation.
+
+    `chain_bits`: `chain` products are first added in so many bits; operands whose products could leave them are not legal.
+    """
 
     bits: int = 32
     overflow: Literal["wrap", "saturate"] = "wrap"
     pair_bits: int | None = None
+    chain_bits: int | None = Field(default=None, ge=2)
+    chain: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.chain is None) != (self.chain_bits is None):
+            raise ValueError("chain and chain_bits belong together: so many products in so many bits")
+        return self
 
 
 class OpRule(Strict):
