@@ -363,8 +363,7 @@ def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> 
 def _activation(site: Site, slot: Slot, recipe: Recipe, stats: Stats) -> Choice:
     grid = slot.grids[0]
     if slot.fixed_scale is not None:
-        step = slot.fixed_scale * 2.0 ** (8 - grid.bits)  # fewer bits, the same range
-        affine = Affine(torch.tensor(step), torch.tensor(0, dtype=torch.int32))
+        affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(0, dtype=torch.int32))
         return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
     affine = recipe.activations(Samples.of_histogram(stats.sites[site.name]), grid)
     affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))

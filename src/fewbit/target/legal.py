@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from fewbit.errors import UnknownName
@@ -18,12 +18,17 @@ OPTIONAL = ("bias", "output")
 
 @dataclass(frozen=True)
 class Slot:
-    """What a site gets: grids that the target allows (best first), a pinned step, and who reads the codes."""
+    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes."""
 
     grids: tuple[Grid, ...]
-    fixed_scale: float | None = None
+    pinned: Mapping[Grid, float] = field(default_factory=dict)
     everyone: bool = False
     pair_bits: int | None = None
+
+    @property
+    def fixed_scale(self) -> float | None:
+        """The step of the first grid, where the target pins it."""
+        return self.pinned.get(self.grids[0])
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,16 @@ def _slots(
             continue
         site = graph.site(name)
         types = wide_enough([target.types[t] for t in rule.operands[operand]], asked[name])
+        typed = {t.grid(site.axis, asked[name]): t for t in reversed(types)}  # of two types with one grid the better
         grids = tuple(dict.fromkeys(t.grid(site.axis, asked[name]) for t in types))
+        pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
-        slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)
+        slot = Slot(grids, pinned, everyone, pair_bits)
         before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = Slot(shared, before.fixed_scale, before.everyone or everyone, pair_bits)
+            slot = Slot(shared, before.pinned, before.everyone or everyone, pair_bits)
         found[name] = slot
     return found
 

@@ -23,7 +23,9 @@ class Strict(BaseModel):
 
 
 class Type(Strict):
-    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256)."""
+    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits);
+    fewer bits than the type's have the same range in larger steps.
+    """
 
     bits: int = Field(ge=1, le=32)
     signed: bool
@@ -36,6 +38,10 @@ class Type(Strict):
         """The grid of this type with `bits` (at most its own: fewer bits live in the same container)."""
         bits = self.bits if bits is None else min(bits, self.bits)
         return Grid(bits, self.signed, self.narrow, self.symmetric, axis if self.granularity == "channel" else None)
+
+    def step(self, grid: Grid) -> float | None:
+        """The pinned step on a grid of this type, None where there is none."""
+        return None if self.fixed_scale is None else self.fixed_scale * 2.0 ** (self.bits - grid.bits)
 
 
 class Accumulator(Strict):
