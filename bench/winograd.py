@@ -3,9 +3,9 @@
     python bench/winograd.py                # a table in Markdown
     python bench/winograd.py --rounds 41
 
-The layers are those of ResNet-20 and ResNet-18 with stride 1, one image, one thread. All three kernels are the same kind of code
-(numba, no intrinsics; the innermost loop is over output channels) and give the same integers, which is checked before anything
-is timed. They run in turn, so that a slow moment hits all of them; weights are packed beforehand. Counts are of the
+The layers are those of ResNet-20 and ResNet-18 with stride 1, one image, one thread. All three kernels are the same kind of
+code (numba, no intrinsics; the innermost loop is over output channels) and give the same integers, which is checked before
+anything is timed. They run in turn, so that a slow moment hits all of them; weights are packed beforehand. Counts are of the
 multiplications and of the additions and subtractions, millions for one image; for Winograd with those of both transforms.
 """
 
@@ -79,14 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=41)
     args = parser.parse_args()
-    print("| layer | multiplications, M | additions, M | direct, ms | chains, ms | Winograd, ms | chains faster | Winograd faster |")
+    print("| layer | multiplications, M | additions, M | direct, ms | chains, ms | Winograd, ms | chains | Winograd |")
     print("|---|---|---|---|---|---|---|---|")
     for net, channels, size in LAYERS:
         times = measure(channels, size, args.rounds)
         a, b = direct_operations(channels, size), winograd_operations(channels, size)
         counts = " | ".join(f"{p / 1e6:.2f} → {q / 1e6:.2f}" for p, q in zip(a, b, strict=True))
         milliseconds = " | ".join(f"{1e3 * statistics.median(row[i] for row in times):.3f}" for i in range(3))
-        faster = " | ".join(f"{statistics.median(row[0] / row[i] for row in times):.2f}" for i in (1, 2))
+        faster = " | ".join(f"{statistics.median(row[0] / row[i] for row in times):.2f} x" for i in (1, 2))
         print(f"| {net}, {channels} channels, {size} x {size} | {counts} | {milliseconds} | {faster} |", flush=True)
 
 

@@ -6,4 +6,6 @@ For tests and benches only: no stage of fewbit imports this room, and a runtime 
 try:
     import numba  # noqa: F401
 except ImportError as error:
-    raise ImportError("fewbit.kernels compiles its loops with numba, which is not installed: pip install 'numba>=0.61'") from error
+    raise ImportError(
+        "fewbit.kernels compiles its loops with numba, which is not installed: pip install 'numba>=0.61'"
+    ) from error

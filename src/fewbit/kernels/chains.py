@@ -35,7 +35,7 @@ def overflows(products: Integers, chain: int = 8, bits: int = 16) -> NDArray[np.
     """For each sum over the last axis of products (..., terms): whether any of its chains leaves `bits` on the way."""
     low, high = limits(bits)
     running = _runs(products, chain).cumsum(-1)
-    return ((running < low) | (running > high)).any((-1, -2))
+    return np.any((running < low) | (running > high), axis=(-1, -2))
 
 
 def limits(bits: int) -> tuple[int, int]:

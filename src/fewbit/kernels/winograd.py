@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fewbit.kernels.direct import CHAIN, add_products, fill, images_last, padded
+from fewbit.kernels.direct import CHAIN, add_products, fill, images_last
 
 BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
 G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
@@ -54,53 +54,58 @@ def _winograd(image, packed, padding):  # type: ignore[no-untyped-def]
     channels, c_out = packed.shape[2:]
     height, width = image.shape[1] + 2 * padding - 2, image.shape[2] + 2 * padding - 2
     down, across = (height + 1) // 2, (width + 1) // 2
-    read = padded(image, channels, padding, 2 * down + 2, 2 * across + 2)
+    read = _even_and_odd(image, channels, padding, down + 1, across + 1)
     out = np.empty((2 * down, 2 * across, c_out), np.int32)
     rows = min(down, max(1, TILES // across))
     v = np.empty((4, 4, rows * across, channels), np.int16)
     m = np.empty((4, 4, rows * across, c_out), np.int32)
+    v_rows, m_rows = v.reshape(4, 4, rows, across * channels), m.reshape(4, 4, rows, across * c_out)
     for top in range(0, down, rows):
         some = min(rows, down - top)
         for r in range(some):
-            _transform_input(v[:, :, r * across : (r + 1) * across], read[2 * (top + r) : 2 * (top + r) + 4])
+            _transform_input(v_rows[:, :, r], read[2 * (top + r) : 2 * (top + r) + 4], channels)
         m[:] = 0
         for i in range(4):
             for j in range(4):
                 for c in range(0, channels, CHAIN):
-                    read_tiles = v[i, j, : some * across, c : c + CHAIN]
-                    add_products(m[i, j, : some * across], read_tiles, packed[i, j, c : c + CHAIN])
+                    tiles = v[i, j, : some * across, c : c + CHAIN]
+                    add_products(m[i, j, : some * across], tiles, packed[i, j, c : c + CHAIN])
         for r in range(some):
-            _transform_output(out[2 * (top + r) : 2 * (top + r) + 2], m[:, :, r * across : (r + 1) * across])
+            _transform_output(out[2 * (top + r) : 2 * (top + r) + 2], m_rows[:, :, r])
     return out[:height, :width]
 
 
 @njit
-def _transform_input(v, read):  # type: ignore[no-untyped-def]
-    """v (4, 4, tiles, c) = B^T d B for a row of tiles; read (4, 2 tiles + 2, c)."""
-    tiles, channels = v.shape[2:]
-    flat = read.reshape(4, -1)
-    rows = np.empty(flat.shape, np.int16)  # B^T d
-    for i in range(4):
-        first, second, sign = _pair(i)
-        _add(rows[i], flat[first], flat[second], sign)
-    for i in range(4):
-        for j in range(4):
-            first, second, sign = _pair(j)
-            for t in range(tiles):
-                a, b = (2 * t + first) * channels, (2 * t + second) * channels
-                _add(v[i, j, t], rows[i, a : a + channels], rows[i, b : b + channels], sign)
+def _even_and_odd(image, channels, top, down, across):  # type: ignore[no-untyped-def]
+    """(c, h, w) int8 as (2 down, 2, across * channels) int16: rows of even columns, then of odd ones, channels last.
+
+    `top` zeros stand above and to the left, and zeros for what is missing.
+    """
+    out = np.zeros((2 * down, 2, across * channels), np.int16)
+    for c in range(image.shape[0]):
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                at = x + top
+                out[y + top, at % 2, at // 2 * channels + c] = image[c, y, x]
+    return out
 
 
 @njit
-def _pair(i):  # type: ignore[no-untyped-def]
-    """Row i of B^T: element `first` plus `sign` times element `second`."""
-    if i == 0:
-        return 0, 2, np.int16(-1)
-    if i == 1:
-        return 1, 2, np.int16(1)
-    if i == 2:
-        return 2, 1, np.int16(-1)
-    return 3, 1, np.int16(-1)
+def _transform_input(v, read, channels):  # type: ignore[no-untyped-def]
+    """v (4, 4, tiles * c) = B^T d B for a row of tiles; read (4, 2, (tiles + 1) * c) has its even and odd columns.
+
+    Elements 0 to 3 of a tile's row are the even and the odd column at its place, then those one place on.
+    """
+    even, odd = np.empty(read.shape[2], np.int16), np.empty(read.shape[2], np.int16)  # a row of B^T d
+    last = len(even) - channels
+    for i in range(4):
+        first, second, sign = (0, 2, -1) if i == 0 else (1, 2, 1) if i == 1 else (2, 1, -1) if i == 2 else (3, 1, -1)
+        _add(even, read[first, 0], read[second, 0], np.int16(sign))
+        _add(odd, read[first, 1], read[second, 1], np.int16(sign))
+        _add(v[i, 0], even[:last], even[channels:], np.int16(-1))
+        _add(v[i, 1], odd[:last], even[channels:], np.int16(1))
+        _add(v[i, 2], even[channels:], odd[:last], np.int16(-1))
+        _add(v[i, 3], odd[channels:], odd[:last], np.int16(-1))
 
 
 @njit
@@ -111,20 +116,28 @@ def _add(out, a, b, sign):  # type: ignore[no-untyped-def]
 
 @njit
 def _transform_output(out, m):  # type: ignore[no-untyped-def]
-    """out (2, 2 tiles, c_out) = (A^T M A) / 4 for a row of tiles; m (4, 4, tiles, c_out)."""
-    tiles, channels = m.shape[2:]
-    rows = np.empty((2, 4, channels), np.int32)  # A^T M of one tile
-    for t in range(tiles):
+    """out (2, 2 tiles, c_out) = (A^T M A) / 4 for a row of tiles; m (4, 4, tiles * c_out)."""
+    channels = out.shape[2]
+    rows = np.empty((4, m.shape[2]), np.int32)  # a row of A^T M
+    for i in range(2):
+        sign = np.int32(1 - 2 * i)
         for j in range(4):
-            _add_three(rows[0, j], m[0, j, t], m[1, j, t], m[2, j, t], np.int32(1), 0)
-            _add_three(rows[1, j], m[1, j, t], m[2, j, t], m[3, j, t], np.int32(-1), 0)
-        for i in range(2):
-            _add_three(out[i, 2 * t], rows[i, 0], rows[i, 1], rows[i, 2], np.int32(1), 2)
-            _add_three(out[i, 2 * t + 1], rows[i, 1], rows[i, 2], rows[i, 3], np.int32(-1), 2)
+            _add_three(rows[j], m[i, j], m[i + 1, j], m[i + 2, j], sign)
+        for t in range(out.shape[1] // 2):
+            some = slice(t * channels, (t + 1) * channels)
+            _quarter(out[i, 2 * t], out[i, 2 * t + 1], rows[0, some], rows[1, some], rows[2, some], rows[3, some])
 
 
 @njit
-def _add_three(out, a, b, c, sign, shift):  # type: ignore[no-untyped-def]
-    """out = (a + sign b + c) / 2^shift, in 32 bits that wrap around."""
+def _add_three(out, a, b, c, sign):  # type: ignore[no-untyped-def]
+    """out = a + sign b + c, in 32 bits that wrap around."""
     for k in range(len(out)):
-        out[k] = np.int32(np.int32(a[k] + np.int32(sign * b[k])) + c[k]) >> shift
+        out[k] = np.int32(np.int32(a[k] + np.int32(sign * b[k])) + c[k])
+
+
+@njit
+def _quarter(left, right, a, b, c, d):  # type: ignore[no-untyped-def]
+    """left = (a + b + c) / 4 and right = (b - c + d) / 4, the sums in 32 bits that wrap around."""
+    for k in range(len(left)):
+        left[k] = np.int32(np.int32(a[k] + b[k]) + c[k]) >> 2
+        right[k] = np.int32(np.int32(b[k] - c[k]) + d[k]) >> 2

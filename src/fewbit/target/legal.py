@@ -171,16 +171,15 @@ def _slots(
     return found
 
 
-def _within_chain(
-    graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]
-) -> tuple[dict[str, Slot], str, list[Refusal]]:
+def _within_chain(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]) -> tuple[dict[str, Slot], str, list[Refusal]]:
     """The slots without the grids whose products overflow a chain, why there are none then, and a refusal for each that lost.
 
     The first pair of grids that fits stays, and of the others those that are no larger: any two of them fit, also where
     another op that reads the tensor takes more away.
     """
     chain_bits, chain = rule.accumulator.chain_bits, rule.accumulator.chain
-    assert chain_bits is not None and chain is not None
+    assert chain_bits is not None
+    assert chain is not None
     names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
     a, b = names[0], names[-1]  # one name where a tensor is multiplied by itself
     terms = min(chain, op.terms or chain)
