@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from liu2021 import Bench
+from rows import Bench
 
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
@@ -58,7 +58,7 @@ def recipes(args: argparse.Namespace) -> dict[str, dict[str, Recipe]]:
 
 
 class Lapq(Bench):
-    """The bench of Liu et al. with the first and last op at 8 bits, and without samples of ops."""
+    """Rows with the first and last op at 8 bits, and without samples of ops."""
 
     def bits(self, bits: int) -> Bits:
         weighted = [op.name for op in self.graph.ops if "weight" in op.operands]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits
 from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
 from fewbit.files import read_json, write_json
@@ -68,8 +68,8 @@ class Bench:
         last = next(n for n in self.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
         return int(last.meta["tensor_meta"].shape[1])
 
-    def start(self, seed: int) -> None:
-        """Observe and sample the calibration images of a seed."""
+    def start(self, seed: int, *, samples: bool = True) -> None:
+        """Observe and, with `samples`, sample the calibration images of a seed."""
         if self.seed == seed:
             return
         self.seed = self.seed_of_images = seed
@@ -78,7 +78,7 @@ class Bench:
         self.stats: Stats = observe(self.graph, self.batches)
         self.count = len(images)
         names = [op.name for op in self.graph.ops]
-        self.samples = op_samples(self.graph, self.batches, names, max(1, ROWS // len(images)), seed)
+        self.samples = op_samples(self.graph, self.batches, names, max(1, ROWS // len(images)), seed) if samples else {}
 
     def plan(self, recipe: Recipe, text: str, target_name: str) -> tuple[Plan, dict[str, float]]:
         """The plan of a recipe, and the seconds of allocating and of choosing."""
@@ -95,9 +95,13 @@ class Bench:
             seconds["allocate"] = time.perf_counter() - began
         began = time.perf_counter()
         assert isinstance(asked, Bits)
-        plan = choose(
-            self.graph, self.stats, target, recipe, bits=asked, samples=self.samples, images=self.batches, channels=channels
-        )
+        if recipe.joint is not None:
+            recipe = replace(recipe, joint=replace(recipe.joint, seconds=self.args.time))
+            plan = lapq(self.graph, self.stats, target, recipe, self.batches, bits=asked, samples=self.samples)
+        else:
+            plan = choose(
+                self.graph, self.stats, target, recipe, bits=asked, samples=self.samples, images=self.batches, channels=channels
+            )
         seconds["choose"] = time.perf_counter() - began
         return replace(plan, extra={**plan.extra, **extra}), seconds
 
@@ -199,6 +203,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="ort-x86-vnni")
     parser.add_argument("--wide", default="ort-x86-wide", help="the target for candidates above 8 bits")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--time", type=float, default=60.0, help="seconds of a joint search")
     parser.add_argument("--out", type=Path)
 
 

@@ -111,8 +111,12 @@ def quantize(
     target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
     recipe: Annotated[str, typer.Option(help="See `fewbit recipes`.")] = DEFAULT,
     bits: Annotated[
-        str, typer.Option(help="8; w4a8; 4,first=8,last=8 (exceptions by op); mixed:6.0 (a width for each module).")
-    ] = "8",
+        str | None,
+        typer.Option(
+            help="8 (the default, or the most that the target has); w4a8; 4,first=8,last=8 (exceptions by op); mixed:6.0 (a "
+            "width for each module)."
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("run"),
     calibration: Annotated[int, typer.Option(min=1, help="Calibrate on so many images at most.")] = 128,
     scored: Annotated[int | None, typer.Option(min=1, help="Score on so many images at most.")] = None,

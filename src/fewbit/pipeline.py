@@ -106,7 +106,7 @@ def quantize(
     score: Any = None,
     target: str | None = None,
     recipe: str = DEFAULT,
-    bits: str | int = 8,
+    bits: str | int | None = None,
     out: str | Path | None = None,
     calibration: int = 128,
     scored: int | None = None,
@@ -130,11 +130,12 @@ def quantize(
 
     `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
     held out for it. `preprocess` overrides fields of the model's own record (input_size, mean, std, interpolation, resize,
-    crop_pct). `time` (`90s`, `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search. Raises
-    FewbitError for whatever the caller can mend.
+    crop_pct). Without `bits` it is 8, or the most that the target has. `time` (`90s`, `10min`, `1h`) and `loss` (`kl` or
+    `labels`) are for recipes with a joint search. Raises FewbitError for whatever the caller can mend.
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())
+    bits = default_bits(hardware) if bits is None else bits
     method, asked = with_joint(recipe_named(recipe), recipe, time, loss), parse_bits(bits)
     check_bits(hardware, asked)
     ref = model if isinstance(model, str) else type(model).__name__
@@ -410,14 +411,23 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
+def default_bits(target: Target) -> int:
+    """8, or the widest that the target has."""
+    return min(8, _most(target))
+
+
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
-    most = max(widest(target, rule.kind) for rule in target.op)
+    most = _most(target)
     if isinstance(bits, Bits) and max(bits.weights, bits.activations, *(b for _, b in bits.exceptions)) > most:
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
             "has wider ones: fewbit targets."
         )
+
+
+def _most(target: Target) -> int:
+    return max(widest(target, rule.kind) for rule in target.op)
 
 
 def _choose(

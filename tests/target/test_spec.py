@@ -29,7 +29,8 @@ def test_a_shipped_target_loads_under_its_own_name(name):
 
 
 def test_the_shipped_targets_are_the_files():
-    assert target_names() == ["openvino-x86", "ort-x86-avx2", "ort-x86-channel", "ort-x86-vnni", "ort-x86-wide"]
+    names = ["arm-int7", "openvino-x86", "ort-x86-avx2", "ort-x86-channel", "ort-x86-vnni", "ort-x86-wide"]
+    assert target_names() == names
 
 
 def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
@@ -54,6 +55,7 @@ def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
         ('readers = "all"', 'reader = "all"', 2, "op.2.reader: Extra inputs"),
         ('output = "integer"', 'output = "int"', 3, "op.4.output"),
         ("pair_bits = 16", 'pair_bits = "x"', 2, "op.1.accumulator.pair_bits"),
+        ("pair_bits = 16", "chain = 8", 1, "op.0.accumulator: Value error, chain and chain_bits belong together"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_line(tmp_path, old, new, nth, says):
@@ -131,6 +133,18 @@ def test_fewer_bits_live_in_the_type_and_more_do_not():
     assert types["w8"].grid(0, 4).high == 7
     assert types["w7"].grid(0, 8).high == 63
     assert (types["w8"].grid(0).axis, types["a8"].grid(0).axis) == (0, None)
+
+
+@pytest.mark.parametrize(("name", "most"), [("ort-x86-wide", "p16"), ("ort-x86-vnni", "p8")])
+def test_a_softmax_of_unsigned_codes_has_all_of_its_range_at_any_width(name, most):
+    p = load_target(name).types[most]
+    for bits in range(2, p.bits + 1):
+        assert p.step(p.grid(None, bits)) == 2.0**-bits
+
+
+def test_a_softmax_of_arm_int7_has_a_code_for_one():
+    p = load_target("arm-int7").types["p7"]
+    assert p.step(p.grid(None)) == pytest.approx(1 / 63, rel=1e-15)
 
 
 def test_a_target_does_not_change():

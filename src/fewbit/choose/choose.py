@@ -57,6 +57,8 @@ def choose(
     target has a step for each. Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a weight
     is not finite, FewbitError for a recipe that searches one step where the target has many.
     """
+    if recipe.joint is not None:
+        raise ValueError(f"recipe {name or recipe!r} searches all steps together: lapq(graph, stats, target, recipe, images)")
     return choosing(
         graph,
         stats,
@@ -203,8 +205,7 @@ class Choosing:
         """The choice of an activation by its range; by those of its channels where the target has a step for each."""
         recipe, grid = self.recipe, slot.grids[0]
         if slot.fixed_scale is not None:
-            step = slot.fixed_scale * 2.0 ** (8 - grid.bits)  # fewer bits, the same range
-            affine = Affine(torch.tensor(step), torch.tensor(0, dtype=torch.int32))
+            affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(0, dtype=torch.int32))
             return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
         if grid.axis is None:
             affine = recipe.activations(Samples.of_histogram(self.stats.sites[site.name]), grid)

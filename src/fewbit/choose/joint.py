@@ -67,11 +67,16 @@ class JointSearch:
             taken.append(left.pop(int(np.argmax([min(abs(p - q) for q in taken) for p in left]))))
         return taken
 
-    def search(self, loss: Loss, count: int) -> None:
-        """Evaluate `loss` from 0 on, for `count` numbers; the caller keeps what it has seen."""
+    def search(self, loss: Loss, count: int, together: Sequence[Point] = ()) -> None:
+        """Evaluate `loss` from 0 on, for `count` numbers; the caller keeps what it has seen.
+
+        `together` are directions that are searched once before the first sweep: a short search gets more from them.
+        """
         x = np.zeros(count)
         low, high = np.full(count, math.log(self.smallest)), np.full(count, math.log(self.largest))
         best = loss(x)
+        for direction in together if self.sweeps else ():
+            x, best = self._line(loss, x, best, direction, low, high)
         directions = list(np.eye(count))
         for _ in range(self.sweeps):
             start, before = x, best

@@ -94,7 +94,7 @@ def lapq(
 
     over = False
     try:
-        search.search(loss, len(model.free))
+        search.search(loss, len(model.free), model.kinds)
     except OutOfTimeError:
         over = True
     plan = model.plan(best)
@@ -321,6 +321,12 @@ class Model:
         self.walk.to(self._differ(x, self._asked))  # the next point is likely to differ from there on as well
         self._walked = self._asked = x.copy()
         return self.measure.total(self.walk.answers())
+
+    @property
+    def kinds(self) -> list[Point]:
+        """Two directions: all weights, and all activations."""
+        weights = np.array([self._start[name].role == "weight" for name in self.free], np.float64)
+        return [direction for direction in (weights, 1 - weights) if direction.any()]
 
     def plan(self, x: Point) -> Plan:
         """The plan at a point that has a loss."""

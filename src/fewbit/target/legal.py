@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from fewbit.errors import UnknownName
-from fewbit.grid import Grid
+from fewbit.grid import Grid, safe_terms
 from fewbit.target.spec import OpRule, Target, Type
 from fewbit.types import Graph, Op, Refusal, Site
 
@@ -18,12 +18,17 @@ OPTIONAL = ("bias", "output")
 
 @dataclass(frozen=True)
 class Slot:
-    """What a site gets: grids that the target allows (best first), a pinned step, and who reads the codes."""
+    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes."""
 
     grids: tuple[Grid, ...]
-    fixed_scale: float | None = None
+    pinned: Mapping[Grid, float] = field(default_factory=dict)
     everyone: bool = False
     pair_bits: int | None = None
+
+    @property
+    def fixed_scale(self) -> float | None:
+        """The step of the first grid, where the target pins it."""
+        return self.pinned.get(self.grids[0])
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def legal(
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
     `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the
-    largest width that one of them asks for.
+    largest width that one of them asks for. Where the products of two grids can overflow the target's chain of products,
+    the next type of the operands is taken, and where none fits the op stays float.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
     """
@@ -86,9 +92,13 @@ def legal(
             if op.name not in verdicts or (verdicts[op.name].runs == "follow") != following:
                 continue
             wanted = _slots(graph, target, op, verdicts[op.name], slots, asked)
-            if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
+            clash = next((name for name, slot in wanted.items() if not slot.grids), None)
+            why = f"{target.name} has no grid for {clash} that all of its readers take" if clash else ""
+            if not clash and verdicts[op.name].accumulator.chain_bits is not None:
+                wanted, why, narrowed = _within_chain(graph, op, verdicts[op.name], wanted)
+                refusals.extend(narrowed)
+            if why:
                 del verdicts[op.name]
-                why = f"{target.name} has no grid for {clash} that all of its readers take"
                 refusals.append(_refusal(graph, op, why))
             else:
                 slots.update(wanted)
@@ -160,16 +170,46 @@ def _slots(
         site = graph.site(name)
         types = wide_enough([target.types[t] for t in rule.operands[operand]], asked[name])
         axis = channel_axis(site) if site.axis is None else site.axis
+        typed = {t.grid(axis, asked[name]): t for t in reversed(types)}  # of two types with one grid the better
         grids = tuple(dict.fromkeys(t.grid(axis, asked[name]) for t in types))
+        pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
-        slot = Slot(grids, types[0].fixed_scale, everyone, pair_bits)
+        slot = Slot(grids, pinned, everyone, pair_bits)
         before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = Slot(shared, before.fixed_scale, before.everyone or everyone, pair_bits)
+            slot = Slot(shared, before.pinned, before.everyone or everyone, pair_bits)
         found[name] = slot
     return found
+
+
+def _within_chain(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]) -> tuple[dict[str, Slot], str, list[Refusal]]:
+    """The slots without the grids whose products overflow a chain, why there are none then, and a refusal for each that lost.
+
+    The first pair of grids that fits stays, and of the others those that are no larger: any two of them fit, also where
+    another op that reads the tensor takes more away.
+    """
+    chain_bits, chain = rule.accumulator.chain_bits, rule.accumulator.chain
+    assert chain_bits is not None
+    assert chain is not None
+    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
+    a, b = names[0], names[-1]  # one name where a tensor is multiplied by itself
+    terms = min(chain, op.terms or chain)
+    pairs = [(g, h) for g in wanted[a].grids for h in wanted[b].grids if a != b or g == h]
+    found = next((pair for pair in pairs if safe_terms(chain_bits, *pair) >= terms), None)
+    g, h = pairs[0]
+    why = f"{terms} products of {g.bits} by {h.bits} bits do not fit in {chain_bits} bits: {safe_terms(chain_bits, g, h)} do"
+    if found is None:
+        return {}, why, []
+    kept, narrowed = dict(wanted), []
+    for name, grid in dict(zip((a, b), found, strict=True)).items():
+        slot = wanted[name]
+        kept[name] = replace(slot, grids=tuple(other for other in slot.grids if other.largest <= grid.largest))
+        if (first := kept[name].grids[0]) != slot.grids[0]:
+            share = op.macs / max(graph.macs, 1)
+            narrowed.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
+    return kept, "", narrowed
 
 
 def _matches(op: Op, patterns: Sequence[str]) -> bool:

@@ -7,9 +7,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.grid import Grid
@@ -23,7 +23,8 @@ class Strict(BaseModel):
 
 
 class Type(Strict):
-    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256).
+    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits);
+    fewer bits than the type's have the same range in larger steps.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
     """
@@ -42,13 +43,28 @@ class Type(Strict):
         axis = axis if self.granularity == "channel" else None
         return Grid(bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container)
 
+    def step(self, grid: Grid) -> float | None:
+        """The pinned step on a grid of this type, None where there is none."""
+        return None if self.fixed_scale is None else self.fixed_scale * 2.0 ** (self.bits - grid.bits)
+
 
 class Accumulator(Strict):
-    """`bits` of the running sum. `pair_bits`: two neighbouring products are first added in so many bits, with saturation."""
+    """`bits` of the running sum. `pair_bits`: two neighbouring products are first added in so many bits, with saturation.
+
+    `chain_bits`: `chain` products are first added in so many bits; operands whose products could leave them are not legal.
+    """
 
     bits: int = 32
     overflow: Literal["wrap", "saturate"] = "wrap"
     pair_bits: int | None = None
+    chain_bits: int | None = Field(default=None, ge=2)
+    chain: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.chain is None) != (self.chain_bits is None):
+            raise ValueError("chain and chain_bits belong together: so many products in so many bits")
+        return self
 
 
 class OpRule(Strict):
