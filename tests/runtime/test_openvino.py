@@ -13,6 +13,7 @@ from fewbit.choose import choose
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
+from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.runtimes import OpenVino
 
@@ -49,3 +50,32 @@ def test_products_of_two_activations_run_in_integers_where_the_target_says_so(
     nodes = OpenVino(tmp_path / "model.onnx", threads=1).precisions()
     products = {name: count for name, count in nodes.items() if name.split()[0] in ("Subgraph", "MatMul")}
     assert any(name.endswith(("i8", "u8")) for name in products) == integers, nodes
+
+
+class ClassToken(nn.Module):
+    """Two convolutions, and a token for every image: the graph reads the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 32)), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(torch.relu(self.a(x))).flatten(2).transpose(1, 2)
+        return self.head(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1).mean(1))
+
+
+@pytest.mark.parametrize("keep_float", [(), ("a",)])
+def test_every_channel_has_its_own_bias(tmp_path: Path, keep_float: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    net = ClassToken().eval()
+    with torch.no_grad():
+        net.a.bias.normal_()
+    graph, images = capture(load_model(net, overrides={"input_size": (3, 32, 32)})), torch.randn(8, 3, 32, 32)
+    target = load_target("openvino-x86")
+    plan = choose(graph, observe(graph, [images]), target, recipe_named("minmax"), keep_float=keep_float)
+    realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    with torch.no_grad():
+        expected = simulate(graph, plan)(images)
+    found = torch.from_numpy(OpenVino(tmp_path / "model.onnx", threads=1).run(images.numpy())["logits"])
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()

@@ -93,8 +93,8 @@ def call_like(graph: Graph, origin: Node, target: Callable[..., Any], *args: Any
     return node
 
 
-def give_bias(node: Node, bias: Node) -> None:
-    """Let a linear or a convolution read another bias, or one at all."""
+def give_bias(node: Node, bias: Node | None) -> None:
+    """Let a linear or a convolution read another bias, or one at all, or none."""
     node.args = (*node.args[:2], bias, *node.args[3:])
     node.kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
 

@@ -79,7 +79,7 @@ def open_vit() -> torch.nn.Module:
 
 MODELS: Mapping[str, Training] = {
     "vit": Training(open_vit, WEIGHTS, (Cycle(30, 1.5e-3, 0.05),), warmup=0.1, mixing=0.3, smoothing=0.05, clip=1.0, adam=True),
-    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), (Cycle(27, 0.1, 5e-4),), warmup=0.2),
+    "resnet20": Training(NETS["resnet20"], weights_of("resnet20"), (Cycle(27, 0.1, 5e-4), Cycle(26, 0.1, 5e-4)), warmup=0.2),
     "mobilenet": Training(NETS["mobilenet"], weights_of("mobilenet"), (Cycle(20, 0.1, 4e-4),), warmup=0.2),
 }
 

@@ -21,7 +21,7 @@ from onnxscript import opset20 as op
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.rewrite import add_constant, aten, calls, give_bias, is_call
+from fewbit.capture.rewrite import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
@@ -90,6 +90,7 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         quantizer[quantized] = site.name
         for user in users:
             user.replace_input_with(tensor, real)
+    _add_float_biases(module)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -163,6 +164,25 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     linear.replace_all_uses_with(result)
     module.graph.erase_node(linear)
     nodes[name] = result
+
+
+def _add_float_biases(module: GraphModule) -> None:
+    """Float biases of convolutions as additions behind them.
+
+    openvino 2026.4 adds the first entry of the bias to all channels where a QuantizeLinear follows, the batch is dynamic and
+    the model reads its size (for a class token). An addition it makes part of the kernel again, as onnxruntime does.
+    """
+    for conv in calls(module.graph, aten.conv2d.default):
+        bias = argument(conv, 2, "bias")
+        if not is_constant(bias):
+            continue
+        give_bias(conv, None)
+        behind = list(conv.users)
+        with module.graph.inserting_after(conv):
+            flat = add_constant(module, f"{bias.name}_map", constant(module, bias).view(1, -1, 1, 1), conv)
+            total = module.graph.call_function(aten.add.Tensor, (conv, flat))
+        for user in behind:
+            user.replace_input_with(conv, total)
 
 
 def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
