@@ -29,8 +29,10 @@ from fewbit.overlay import Overlay
 from fewbit.pipeline import Request, open_both, with_joint
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
+from fewbit.replay import channel_samples
 from fewbit.simulate import simulate
 from fewbit.target import load_target
+from fewbit.target.legal import legal
 from fewbit.verify.compare import compare
 
 VNNI, AVX2 = load_target("ort-x86-vnni"), load_target("ort-x86-avx2")
@@ -385,6 +387,20 @@ def test_the_runtime_has_the_codes_of_the_plan(request, name, tmp_path, ort_targ
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     checks = compare(net.graph, plan, tmp_path / "model.onnx", net.images.split(4))
     assert not checks.wrong
+
+
+def test_steps_of_channels_share_a_factor(conv_net):
+    target = load_target("ort-x86-channel")
+    channels = channel_samples(conv_net.graph, conv_net.images.split(8), legal(conv_net.graph, target).channel_axes)
+    found = {}
+    for name, joint in (("start", dataclasses.replace(QUICK.joint, points=0, sweeps=0)), ("end", QUICK.joint)):
+        recipe = dataclasses.replace(QUICK, joint=dataclasses.replace(joint, points=0))
+        found[name] = searched(conv_net, recipe, target=target, channels=channels)
+    assert found["end"].extra["joint"]["best"] < found["start"].extra["joint"]["best"]
+    for site, choice in found["end"].choices.items():
+        ratio = choice.affine.scale / found["start"].choices[site].affine.scale
+        assert torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4)
+    assert any(c.affine.scale.ndim and c.role != "weight" for c in found["end"].choices.values())
 
 
 def test_a_start_without_norms_is_the_recipes_own(conv_net):

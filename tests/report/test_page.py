@@ -292,7 +292,7 @@ MISSING = {
     "seconds": "No stage was timed",
     "images": "No scored images were kept",
     "run": "The command and versions were not recorded",
-    "frontier": "No search was run",
+    "frontier": "No widths were searched",
 }
 WORDLESS = {"units", "runs", "joint", "norms"}  # only some runs have them, and nobody misses them elsewhere
 

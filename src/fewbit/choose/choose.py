@@ -15,7 +15,7 @@ from fewbit.capture.rewrite import MOVES, aten, is_call
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
-from fewbit.choose.objectives import flipped
+from fewbit.choose.flips import head_flips
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
 from fewbit.choose.weights import finite, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
@@ -24,7 +24,7 @@ from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Overlay, Stream, walked
 from fewbit.recipes import Recipe
-from fewbit.replay import Attention, ChannelSample, OpSample, PairSample, read_as
+from fewbit.replay import ChannelSample, OpSample, PairSample, read_as
 from fewbit.target.legal import Legal, Slot, legal
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Op, Plan, Refusal, Site
@@ -379,43 +379,7 @@ class Choosing:
         if self.recipe.search.ranking is not None and pair.ranked:
             plain = replace(self.recipe.search, ranking=None).pair(pair, given[0], given[1])
             self.unranked |= {choice.site: affine for choice, affine in zip(both, plain, strict=True)}
-            self._count_flips(op)
-
-    def _count_flips(self, product: Op) -> None:
-        """The share of key pairs of each head that change their order, with the steps found and with those without ranking.
-
-        Both projections and both operands are quantized, the modules' inputs are float.
-        """
-        sides = {}
-        for name, sample in self.samples.items():
-            attention = sample.attention if isinstance(sample, OpSample) else None
-            if attention is not None and attention.product == product.name:
-                sides[attention.side] = (self.graph.op(name), attention)
-        if set(sides) != {"query", "key"}:
-            return
-        scores = []
-        for kind in ("float", "with", "without"):
-            operands = {side: self._operand(kind, op, attention, product) for side, (op, attention) in sides.items()}
-            scores.append((operands["query"] @ operands["key"])[0])
-        for head, (ranked, plain) in enumerate(zip(*(flipped(scores[0], s).tolist() for s in scores[1:]), strict=True)):
-            self.flips.append({"op": product.name, "head": head, "with": ranked, "without": plain})
-
-    def _operand(self, kind: str, op: Op, attention: Attention, product: Op) -> Tensor:
-        """What a projection gives to the product of attention scores, (1, images, heads, ...)."""
-        w = tensor_of(self.graph, self.graph.site(op.operands["weight"]))
-        bias = tensor_of(self.graph, self.graph.site(op.operands["bias"])) if "bias" in op.operands else None
-        if kind == "float":
-            return attention.operand(torch.nn.functional.linear(attention.x, w, bias)[None])
-
-        def rounded(x: Tensor, site: str, grid: Grid) -> Tensor:
-            found = self.choices[site] if site in self.choices else self.searched[site]
-            return fake(x, self.unranked.get(site, found.affine) if kind == "without" else found.affine, grid)
-
-        read, weight, written = op.operands["input"], op.operands["weight"], product.operands[attention.side]
-        x = rounded(attention.x, read, self.choices[read].grid)
-        searched = self.searched[weight]
-        out = torch.nn.functional.linear(x, rounded(w, weight, searched.grid), bias)
-        return rounded(attention.operand(out[None]), written, self.choices[written].grid)
+            self.flips += head_flips(self.graph, op, self.samples, {**self.searched, **self.choices}, self.unranked)
 
     def bias(self, op: Op) -> Choice | Tensor | None:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""

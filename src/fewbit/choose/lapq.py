@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from fewbit.grid import TINY, Affine
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Env, Overlay
 from fewbit.recipes import Recipe
-from fewbit.replay import OpSample, PairSample
+from fewbit.replay import ChannelSample, OpSample, PairSample
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan
 
@@ -55,6 +56,7 @@ def lapq(
     keep_float: Sequence[str] = (),
     everything: bool = False,
     samples: Mapping[str, OpSample | PairSample] | None = None,
+    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
     journal: Journal | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
@@ -73,7 +75,7 @@ def lapq(
     def chosen(p: float | None) -> Choosing:
         return choosing(
             graph, stats, target, _with_norm(recipe, p), name=name, bits=bits, keep_float=keep_float, everything=everything,
-            samples=samples, images=torch.cat(batches).split(8),
+            samples=samples, images=torch.cat(batches).split(8), channels=channels,
         )  # fmt: skip
 
     start = _start(search, chosen, measure, batches, journal, progress)

@@ -251,7 +251,7 @@ def ranking(rows: Rows, caption: str) -> str:
 def frontier(rows: Rows, caption: str) -> str:
     if any(row["kind"] == "a width for each module" and row.get("loss") is not None for row in rows):
         caption += " Nothing lies below the line: no widths have a smaller estimated loss in as few bytes."
-    return picture(rows, figures.frontier, caption, "No search was run, so there is no frontier.")
+    return picture(rows, figures.frontier, caption, "No widths were searched, so there is no frontier.")
 
 
 def joint(rows: Rows, norms: Rows, caption: str) -> str:
