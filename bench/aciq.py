@@ -6,8 +6,8 @@
 
 Rows as in the paper's table: W8A4 (clipping and widths of activations), W4A8 (means and widths of weights), W4A4 (all). The
 first and the last op with a weight have 8 bits. A width for each channel of an activation needs a step for each: W8A4 and
-W4A4 run on `ort-x86-channel`, whose products are float; W4A8, and W4A4 as far as integer kernels can hold it ("integers"),
-on `ort-x86-vnni`. Naive is the whole range, a step for each channel where the target has one.
+W4A4 run on `ort-x86-channel`, whose products are float. "Integers" are the same on `ort-x86-vnni`, one step for a tensor, as
+far as its kernels can hold it. Naive is the whole range, of a channel where the target has a step for each.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ OURS = {
 CHANNEL, INTEGER = "ort-x86-channel", "ort-x86-vnni"
 ROWS = [  # label, recipe, widths, target
     *((f"{name}, W8A4", name, "w8a4", CHANNEL) for name in list(OURS)[:4]),
+    *((f"{name}, W8A4, integers", name, "w8a4", INTEGER) for name in ("naive", "clipping")),
+    *((f"{name}, W8A3", name, "w8a3", CHANNEL) for name in list(OURS)[:4]),
     *((f"{name}, W4A8", name, "w4a8", INTEGER) for name in ("naive", *list(OURS)[4:8])),
     *((f"{name}, W4A4", name, "4", CHANNEL) for name in ("naive", "all")),
     *((f"{name}, W4A4, integers", name, "4", INTEGER) for name in ("naive", "clipping", "all")),

@@ -1,7 +1,7 @@
 """EasyQuant in our hands: the cosine search against its start, one side alone, and the released tool's two passes.
 
-    python bench/easyquant.py demo:mobilenet --images DIR --score DIR --bits 8 7 6 --out easyquant
-    python bench/easyquant.py demo:mobilenet --images DIR --score DIR --bits 6 --target arm-int7 --out easyquant-arm
+    python bench/easyquant.py demo:resnet20 --images DIR --score DIR --bits 8 7 6 --out easyquant
+    python bench/easyquant.py demo:resnet20 --images DIR --score DIR --bits 6 --target arm-int7 --out easyquant-arm
     python bench/rows.py easyquant
 
 `kl` is the start: activations by the entropy of their histogram, all of the weights. 50 images for the search and the ranges

@@ -103,9 +103,7 @@ def numbers(text: str | None, option: str, count: int) -> tuple[float, ...] | No
 
 @command
 def quantize(
-    model: Annotated[
-        str, typer.Argument(help="demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function")
-    ],
+    model: Annotated[str, typer.Argument(help="demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function")],
     images: ImagesOption = None,
     score: Annotated[str | None, typer.Option(help="Images to score on; without it a part of --images is held out.")] = None,
     target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,

@@ -1,7 +1,7 @@
 """Every way to name a model, and torch.export with a dynamic batch.
 
 demo                 the small vision transformer that fewbit ships
-demo:resnet20        a small convolutional network for the same images; demo:mobilenet, one with depthwise convolutions
+demo:resnet20        a small convolutional network for the same images
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.pt2       an exported program (torch.export.save)
@@ -36,8 +36,8 @@ from torch.fx.graph import CodeGen
 from fewbit.capture.forms import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
-MODEL = "MODEL is demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function."
-DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
+MODEL = "MODEL is demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function."
+DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""The models that come with fewbit. Oracles: the labels of the images that come with it, the published number of parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from fewbit.capture import capture, load_model
+from fewbit.demo import cnn, model
+from fewbit.demo.train import MODELS, Cycle, normalized, pixels
+
+
+@pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86)])
+def test_a_model_knows_the_images_that_come_with_it(build, least):
+    images, labels = pixels(pq.read_table(model.TEST))
+    with torch.no_grad():
+        found = torch.cat([build()(x).argmax(1) for x in normalized(images).split(250)])
+    assert 100 * (found == labels).double().mean().item() > least
+
+
+def test_a_resnet20_has_the_paper_s_depth_and_parameters():
+    net = cnn.ResNet20()
+    weighted = [m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in name]
+    assert len(weighted) == 20
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(0.27e6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", cnn.NETS)
+def test_a_net_is_captured_whole(name):
+    torch.manual_seed(0)
+    net = cnn.NETS[name]().eval()
+    x = torch.randn(2, *cnn.INPUT_SIZE)
+    graph = capture(load_model(net, overrides={"input_size": cnn.INPUT_SIZE}))
+    assert not graph.notes
+    with torch.no_grad():
+        assert torch.allclose(graph.module(x), net(x), atol=1e-4)
+    kinds = {op.kind for op in graph.ops}
+    assert {"conv", "linear", "add", "avgpool"} <= kinds
+    assert ("depthwise" in kinds) == (name == "mobilenet")
+
+
+def test_weights_decay_and_norms_do_not():
+    net = cnn.ResNet20()
+    groups = MODELS["resnet20"].optimizer(net, Cycle(1, 0.1, 0.5)).param_groups
+    decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert {decays[id(p)] for p in net.parameters() if p.ndim > 1} == {0.5}
+    assert {decays[id(p)] for p in net.parameters() if p.ndim <= 1} == {0.0}
+    assert len(decays) == len(list(net.parameters()))
+
+
+def test_pixels_are_those_of_the_images():
+    table = pq.read_table(model.CALIBRATION).slice(0, 3)
+    images, labels = pixels(table)
+    assert images.shape == (3, 3, 32, 32)
+    assert labels.tolist() == table["label"].to_pylist()
+    mean, std = (np.array(v)[:, None, None] for v in (model.MEAN, model.STD))
+    assert np.allclose(normalized(images)[1].numpy() * std + mean, images[1].numpy() / 255, atol=1e-6)
