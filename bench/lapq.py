@@ -27,10 +27,7 @@ from fewbit.choose.choose import choosing
 from fewbit.choose.joint import JointSearch
 from fewbit.choose.lapq import BATCH, Measure, Model
 from fewbit.choose.scales.ranges import MseRange
-from fewbit.data.images import open_images
-from fewbit.demo import model as demo
 from fewbit.files import read_json, write_json
-from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import Recipe
 from fewbit.target import load_target
@@ -71,14 +68,13 @@ class Lapq(Bench):
         if file.exists():
             return
         before = self.float_answers()
-        self.start(seed)
+        self.start(seed, samples=False, labels=self.args.loss == "labels")
         target, began = load_target(self.args.target), time.perf_counter()
-        labels = self.calibration_labels()
         options = {"name": name, "bits": self.bits(bits)}
         if recipe.joint is None:
             plan = choose(self.graph, self.stats, target, recipe, **options)
         else:
-            plan = lapq(self.graph, self.stats, target, recipe, self.batches, labels=labels, **options)
+            plan = lapq(self.graph, self.stats, target, recipe, self.batches, labels=self.labels, **options)
         seconds = time.perf_counter() - began
         realize(self.graph, plan, self.out / "row.onnx", opset=target.opset)
         after, truth = self.answers(self.out / "row.onnx"), np.asarray(self.scored.labels)
@@ -96,27 +92,6 @@ class Lapq(Bench):
             flush=True,
         )
 
-    def calibration_labels(self) -> torch.Tensor | None:
-        """Of the images that `start` has read: the same draw, with labels."""
-        if self.args.loss != "labels":
-            return None
-        found = self.opened.labels
-        assert found is not None, "--loss labels needs calibration images with labels"
-        return found
-
-    def start(self, seed: int) -> None:
-        """Observe the calibration images of a seed; nothing here searches on the outputs of single ops."""
-        if self.seed == seed:
-            return
-        self.seed = seed
-        labelled = self.args.loss == "labels"
-        self.opened = open_images(
-            self.args.images or str(demo.CALIBRATION), self.preprocess, classes=self._outputs() if labelled else None,
-            labels=labelled, limit=self.args.calibration, seed=seed,
-        )  # fmt: skip
-        self.batches = list(self.opened.batches(8))
-        self.stats = observe(self.graph, self.batches)
-
     def model(self, bits: int, images: int) -> Model:
         """The loss as a function of all steps, from ranges at p = 2."""
         batches = list(torch.cat(self.batches)[:images].split(BATCH))
@@ -130,7 +105,7 @@ def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
 
     |L(a + δe_i + δe_j) - L(a + δe_i) - L(a + δe_j) + L(a)|, relative to L(a) and to what each of the two changes alone.
     """
-    bench.start(seed)
+    bench.start(seed, samples=False)
     model = bench.model(bits, bench.args.calibration)
     draw, n, args = np.random.default_rng(seed), len(model.free), bench.args
     at = model(np.zeros(n))
@@ -161,7 +136,7 @@ def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
 
 def speed(bench: Lapq) -> None:
     """Seconds of an evaluation in line searches in graph order: from each step's own place on, and of the whole model."""
-    bench.start(bench.args.seeds[0])
+    bench.start(bench.args.seeds[0], samples=False)
     model = bench.model(bench.args.bits[0], bench.args.calibration)
     n = len(model.free)
     some = range(0, n, max(1, n // bench.args.pairs))

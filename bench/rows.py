@@ -53,14 +53,13 @@ class Bench:
         self.preprocess = _preprocess(loaded, {})
         self.graph: Graph = capture(loaded)
         outputs = loaded.classes or None
-        self.scored = self._open(args.score or str(demo.TEST), labels=True, classes=outputs)
+        self.scored = self._open(args.score or str(demo.TEST), args.scored, labels=True, classes=outputs)
         np.save(self.out / "labels.npy", np.asarray(self.scored.labels))
         self.seed: int | None = None
 
-    def _open(self, source: str, *, labels: bool, **options: object) -> Images:
-        known = options.get("classes") or self._outputs()
-        return open_images(source, self.preprocess, classes=known if labels else None, labels=labels, limit=self.args.scored
-                           if labels else self.args.calibration, seed=self.seed_of_images)  # fmt: skip
+    def _open(self, source: str, limit: int | None, *, labels: bool, classes: Any = None) -> Images:
+        known = (classes or self._outputs()) if labels else None
+        return open_images(source, self.preprocess, classes=known, labels=labels, limit=limit, seed=self.seed_of_images)
 
     seed_of_images = 0
 
@@ -68,12 +67,13 @@ class Bench:
         last = next(n for n in self.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
         return int(last.meta["tensor_meta"].shape[1])
 
-    def start(self, seed: int, *, samples: bool = True) -> None:
-        """Observe and, with `samples`, sample the calibration images of a seed."""
+    def start(self, seed: int, *, samples: bool = True, labels: bool = False) -> None:
+        """Observe and, with `samples`, sample the calibration images of a seed; with `labels`, of a source that has them."""
         if self.seed == seed:
             return
         self.seed = self.seed_of_images = seed
-        images = self._open(self.args.images or str(demo.CALIBRATION), labels=False)
+        images = self._open(self.args.images or str(demo.CALIBRATION), self.args.calibration, labels=labels)
+        self.labels = images.labels
         self.batches = list(images.batches(8))
         self.stats: Stats = observe(self.graph, self.batches)
         self.count = len(images)

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app, fail_on_drop
 from fewbit.errors import FewbitError, FewbitFailed
-from fewbit.pipeline import Run, quantize
+from fewbit.pipeline import quantize
+from fewbit.run import Run
 
 runner = CliRunner()
 

@@ -16,7 +16,12 @@ ORDER = ("capture", "data", "observe", "equalize", "target", "choose", "realize"
 COMMON = {"types", "grid", "errors", "files"}  # every stage may import these, and they import only each other
 TOOLS = {"simulate", "replay", "overlay"}
 TOOL_USERS = {"choose", "verify", "pipeline", "cli"}
-HOME = {"recipes": "choose", "__main__": "cli", "": "pipeline"}  # files beside a stage; "" is fewbit/__init__.py
+HOME = {
+    "recipes": "choose",
+    "run": "pipeline",
+    "__main__": "cli",
+    "": "pipeline",
+}  # beside a stage; "" is __init__.py
 APART = {"kernels": {"types", "grid", "errors"}}  # what such a room may import; nothing of fewbit imports it
 DEMO_USERS = {"capture", "data", "pipeline", "cli"}
 

@@ -21,6 +21,7 @@ from fewbit.files import read_json, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.report import page, tables
+from fewbit.run import Run
 from fewbit.target import detect, load_target, target_names
 from fewbit.verify import bench as measure
 from fewbit.verify import evaluate as score_run
@@ -197,7 +198,7 @@ def evaluate(
     threads: Threads = 2,
 ) -> None:
     """Top-1 with labels, agreement and cosine without; float beside integer, in the runtime."""
-    opened = pipeline.Run.open(run)
+    opened = Run.open(run)
     found = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
     chosen = runtime or opened.record["runtime"]
     progress = BarProgress()
@@ -227,7 +228,7 @@ def evaluate(
 @command
 def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None) -> None:
     """Integer codes of the simulation against those of the runtime, site by site."""
-    opened = pipeline.Run.open(run)
+    opened = Run.open(run)
     progress = BarProgress()
     try:
         checks = opened.verify(images, progress)
@@ -259,7 +260,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Measure each for so long.")] = 4.0,
 ) -> None:
     """Latency, what loading takes, and size, float beside integer."""
-    opened = pipeline.Run.open(run)
+    opened = Run.open(run)
     progress = BarProgress()
     runtimes, batches = runtime or list(runtime_names()), batch or [1, 8]
     try:
@@ -332,7 +333,7 @@ def report(
     """Draw report.html again from report.json and tables.json."""
     summary, rows = read_json(run / "report.json"), read_json(run / "tables.json")
     if beside:
-        folders = {folder.resolve(): pipeline.Run.open(folder) for folder in (run, *beside)}
+        folders = {folder.resolve(): Run.open(folder) for folder in (run, *beside)}
         found = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in folders.values()}
         rows["runs"] = tables.runs(found)
     html = page.render(summary, rows)

@@ -1,7 +1,5 @@
-"""The whole way: capture, observe, choose, realize, verify, report. Each stage can start from the files of the one before.
-
-A run works in `<out>.part` and is renamed to `<out>` when it is done. A killed run leaves `<out>.part`; the same request
-finds it and goes on behind the last stage that was written.
+"""The whole way: capture, observe, choose, realize, verify, report. Each stage can start from the files of the one before,
+which lie in the run's folder (run.py).
 """
 
 from __future__ import annotations
@@ -11,13 +9,11 @@ import hashlib
 import io
 import json
 import os
-import platform
 import resource
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +30,23 @@ from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
-from fewbit.errors import BadFile, BadImages, FewbitError
-from fewbit.files import Journal, read_json, write_atomic, write_json
+from fewbit.errors import BadImages, FewbitError
+from fewbit.files import Journal, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
+from fewbit.run import CHECKED, FILES, Request, check_codes, free_folder, resume, run_record
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
 from fewbit.target.legal import legal
 from fewbit.types import Checks, Graph, Plan, Refusal
-from fewbit.verify import Latency, Load, Score, bench, compare, evaluate, loads, runtime_names
+from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtime_names
 from fewbit.verify.attention import attention_tables
 
-FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
 JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
-CHECKED = 8  # images on which codes are compared
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides what a run computes. The same request gives the same files."""
-
-    model: str
-    target: str
-    recipe: str = DEFAULT
-    bits: str = "8"
-    calibration: int = 128
-    scored: int | None = None
-    seed: int = 0
-    keep_float: tuple[str, ...] = ()
-    everything: bool = False
-    skip_bad: bool = False
-    labels: bool = True
-    time: str | None = None
-    loss: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +187,7 @@ def quantize(
     with progress.stage("verify", 3):
         sample = next(held_out.batches(CHECKED))
         write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
-        checks = _compare(graph, plan, part, sample, hardware.runtime, progress)
+        checks = check_codes(graph, plan, part, sample, hardware.runtime, progress)
     with progress.stage("evaluate", len(held_out)):
         result = evaluate(
             part / "float.onnx", part / "model.onnx", held_out,
@@ -230,7 +206,7 @@ def quantize(
         plan = _note_kernels(plan, checks)
     with progress.stage("report"):
         rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
-        record = _run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
+        record = run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
         rows["run"] = record
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
         rows["seconds"] = summary["seconds"]
@@ -280,30 +256,6 @@ def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None) ->
     return replace(recipe, joint=search if loss is None else replace(search, loss=loss))  # type: ignore[arg-type]
 
 
-def resume(part: Path, identity: Mapping[str, Any]) -> None:
-    """Make the working folder; one that a killed run of the same request left is kept, any other is emptied."""
-    note = part / "request.json"
-    if note.is_file() and read_json(note) == identity:
-        return
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    write_json(note, identity)
-
-
-def free_folder(folder: Path, *, force: bool, check_only: bool = False) -> None:
-    """Raise BadFile where a folder is in the way; with `force`, remove it if it is a run of ours."""
-    if not folder.exists():
-        return
-    ours = folder.is_dir() and (not any(folder.iterdir()) or (folder / "plan.json").is_file())
-    if not ours:
-        raise BadFile(f"{folder} exists and is not a run of fewbit; give another folder: --out DIR.")
-    if not force and any(folder.iterdir()):
-        raise BadFile(f"{folder} exists; replace it with --force, or give another folder: --out DIR.")
-    if not check_only:
-        shutil.rmtree(folder)
-
-
 def summarize(
     graph: Graph, plan: Plan, checks: Checks, score: Score, timings: Sequence[Latency], calibration: int, folder: Path,
     seconds: Mapping[str, float],
@@ -327,49 +279,6 @@ def summarize(
         "seconds": dict(seconds),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read back."""
-
-    folder: Path
-    record: Mapping[str, Any]
-
-    @staticmethod
-    def open(folder: str | Path) -> Run:
-        """Raises BadFile where the folder is no finished run."""
-        path = Path(folder)
-        if not path.is_dir():
-            raise BadFile(f"{path} is not a folder; give one that `fewbit quantize` wrote.")
-        missing = [name for name in FILES if not (path / name).is_file()]
-        record = read_json(path / "run.json")
-        if missing:
-            raise BadFile(f"{path} has no {', '.join(missing)}; write the run again with fewbit quantize --force.")
-        return Run(path, record)
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return Preprocess.from_json(self.record["preprocess"])
-
-    def graph(self) -> Graph:
-        return capture(load_model(str(self.folder / "exported.pt2")))
-
-    def images(self, source: Any, *, skip_bad: bool = False, labels: bool = True, limit: int | None = None) -> Images:
-        known = self.record["classes"] or self.record["outputs"]
-        return open_images(source, self.preprocess, classes=known, skip_bad=skip_bad, labels=labels, limit=limit)
-
-    def verify(self, images: Any = None, progress: Progress | None = None) -> Checks:
-        """Codes of the run's plan against its model.onnx, on the run's own images or others."""
-        progress = progress or Progress()
-        graph = self.graph()
-        plan = load_plan(graph, self.folder)
-        if images is None:
-            sample = load_file(self.folder / "images.safetensors")["images"]
-        else:
-            sample = next(self.images(images, labels=False).batches(CHECKED))
-        with progress.stage("verify", 3):
-            return _compare(graph, plan, self.folder, sample, self.record["runtime"], progress)
 
 
 def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
@@ -470,14 +379,6 @@ def _choose(
     return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
 
 
-def _compare(graph: Graph, plan: Plan, folder: Path, sample: Tensor, runtime: str, progress: Progress) -> Checks:
-    """Codes and outputs of a folder's model.onnx on a few images; optimised too where onnxruntime is what it is made for."""
-    return compare(
-        graph, plan, folder / "model.onnx", sample.split(4), optimised=runtime == "onnxruntime",
-        progress=lambda text: progress.advance(1, text),
-    )  # fmt: skip
-
-
 def _note_kernels(plan: Plan, checks: Checks) -> Plan:
     """A refusal where onnxruntime fused fewer integer kernels than the plan has integer ops."""
     expected, found = int(checks.kernels["expected"]), int(checks.kernels["found"])
@@ -544,38 +445,3 @@ def _pictures(images: Images, score: Score, count: int = 12) -> list[dict[str, A
             }
         )
     return rows
-
-
-def _run_record(
-    command: str, request: Request, identity: Mapping[str, Any], preprocess: Preprocess, names: Sequence[str] | None,
-    outputs: int | None, runtime: str, threads: int,
-) -> dict[str, Any]:  # fmt: skip
-    packages = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
-    return {
-        "command": command,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
-        "seed": request.seed,
-        "hashes": {k: identity[k] for k in ("model", "calibration", "scored", "target")},
-        "machine": {"processor": _processor(), "threads": threads, "system": platform.system()},
-        "request": identity["request"],
-        "runtime": runtime,
-        "preprocess": preprocess.to_json(),
-        "classes": list(names) if names else None,
-        "outputs": outputs,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

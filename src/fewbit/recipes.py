@@ -67,11 +67,12 @@ class Recipe:
         return self.search is not None or self.correction is not None
 
 
+TURNS = OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start="recipe", sequential=True)
 EASYQUANT = Recipe(
     EntropyRange(),
     MinMax(),
     about="Wu et al. 2020 (EasyQuant): steps in turn for the cosine of each op's output, layer by layer",
-    search=OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start="recipe", sequential=True),
+    search=TURNS,
 )
 LIU2021 = Recipe(
     about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
@@ -88,29 +89,8 @@ RECIPES: Mapping[str, Recipe] = {
     "easyquant-onepass": replace(
         EASYQUANT,
         about="EasyQuant's released tool: wider weights per channel in one pass, then wider activations in another",
-        search=OutputSearch(
-            objective=Cosine(),
-            low=0.01,
-            high=1.0,
-            candidates=98,
-            rounds=1,
-            inverse=True,
-            per_channel=True,
-            start="recipe",
-            sides="weights",
-            sequential=True,
-        ),
-        then=OutputSearch(
-            objective=Cosine(),
-            low=0.8,
-            high=1.0,
-            candidates=198,
-            rounds=1,
-            inverse=True,
-            start="recipe",
-            sides="inputs",
-            sequential=True,
-        ),
+        search=replace(TURNS, low=0.01, high=1.0, candidates=98, rounds=1, per_channel=True, sides="weights"),
+        then=replace(TURNS, low=0.8, high=1.0, candidates=198, rounds=1, sides="inputs"),
     ),
     "aciq": Recipe(
         AnalyticClip(),

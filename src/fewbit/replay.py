@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -119,25 +119,17 @@ def op_samples(
     inputs = {nodes[graph.op(name).node].args[0].name for name in wanted if name in scores}  # type: ignore[union-attr]
     rows: dict[tuple[Any, ...], list[Tensor]] = {key: [] for key in wanted.values()}
     whole: dict[str, list[Tensor]] = {name: [] for name in operands | inputs}
-    seen = 0
 
-    def see(name: str, value: Tensor) -> None:
+    def see(name: str, value: Tensor, count: int, first: int) -> None:
         for key, kept in rows.items():
             if key[0] == name:
-                kept.append(_sampled(value, key, batch_size, seen, _kept(value, key, tokens), seed))
-        if name in whole and seen < RANKED_IMAGES:
-            share = len(value) // batch_size
-            whole[name].append(value[: (RANKED_IMAGES - seen) * share].clone())
+                kept.append(_sampled(value, key, count, first, _kept(value, key, tokens), seed))
+        if name in whole and first < RANKED_IMAGES:
+            share = len(value) // count
+            whole[name].append(value[: (RANKED_IMAGES - first) * share].clone())
 
     watched = {key[0] for key in rows} | set(whole)
-    watcher = Watcher(graph, see, {name: [name] for name in watched})
-    with torch.no_grad():
-        for batch in batches:
-            batch_size = len(batch)
-            watcher.run(batch)
-            seen += batch_size
-    if not seen:
-        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    _watch(graph, batches, {name: [name] for name in watched}, see)
     joined = {key: torch.cat(kept) for key, kept in rows.items()}
     kept_whole = {name: torch.cat(parts) for name, parts in whole.items()}
     found: dict[str, OpSample | PairSample] = {}
@@ -207,30 +199,37 @@ def channel_samples(
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in axes}
     ends: dict[str, tuple[Tensor, Tensor]] = {}
-    seen = 0
 
-    def see(name: str, value: Tensor) -> None:
+    def see(name: str, value: Tensor, count: int, first: int) -> None:
         flat = value.movedim(axes[name], -1)
-        flat = flat.reshape(batch_size, -1, flat.shape[-1])
+        flat = flat.reshape(count, -1, flat.shape[-1])
         low, high = flat.amin((0, 1)), flat.amax((0, 1))
         if name in ends:
             low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
         ends[name] = (low, high)
-        for i in range(batch_size):
-            kept[name].append(flat[i, _places(flat.shape[1], places, seen + i, seed)].clone())
+        for i in range(count):
+            kept[name].append(flat[i, _places(flat.shape[1], places, first + i, seed)].clone())
 
     nodes: dict[str, list[str]] = {}
     for name in axes:
         nodes.setdefault(graph.site(name).tensor, []).append(name)
-    watcher = Watcher(graph, see, nodes)
+    _watch(graph, batches, nodes, see)
+    return {name: ChannelSample(torch.cat(kept[name]).t().contiguous(), *ends[name]) for name in axes}
+
+
+def _watch(
+    graph: Graph, batches: Iterable[Tensor], tensors: dict[str, list[str]], see: Callable[[str, Tensor, int, int], None]
+) -> None:
+    """One pass of the float graph: `see(name, value, images in the batch, number of the first)` for each tensor's names."""
+    first = count = 0
+    watcher = Watcher(graph, lambda name, value: see(name, value, count, first), tensors)
     with torch.no_grad():
         for batch in batches:
-            batch_size = len(batch)
+            count = len(batch)
             watcher.run(batch)
-            seen += batch_size
-    if not seen:
+            first += count
+    if not first:
         raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
-    return {name: ChannelSample(torch.cat(kept[name]).t().contiguous(), *ends[name]) for name in axes}
 
 
 def _is_pair(op: Op, nodes: Mapping[str, Node]) -> bool:

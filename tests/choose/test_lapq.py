@@ -26,10 +26,11 @@ from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal
 from fewbit.grid import affine_from_range, codes, of_bias
 from fewbit.overlay import Overlay
-from fewbit.pipeline import Request, open_both, with_joint
+from fewbit.pipeline import open_both, with_joint
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.replay import channel_samples
+from fewbit.run import Request
 from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.target.legal import legal

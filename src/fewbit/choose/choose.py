@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -34,45 +34,34 @@ W8A8 = Bits()
 ELEMENTS = "elements of "  # why a site has the step of the one that is named behind it
 
 
-def choose(
-    graph: Graph,
-    stats: Stats,
-    target: Target,
-    recipe: Recipe,
-    *,
-    name: str = "",
-    bits: Bits = W8A8,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    progress: Callable[[str], None] = lambda site: None,
-    samples: Mapping[str, OpSample | PairSample] | None = None,
-    images: Iterable[Tensor] = (),
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
-) -> Plan:
+class Options(TypedDict, total=False):
+    """What `choose`, `choosing` and `lapq` may be told beside their four.
+
+    `name` is the recipe's, for the record; `samples` is what single ops read, for a recipe that searches or corrects on their
+    outputs, and `images` the batches that it was sampled from, for one whose inputs are sequential or that searches whole
+    modules; `channels` the values of activations by channel, where the target has a step for each.
+    """
+
+    name: str
+    bits: Bits
+    keep_float: Sequence[str]
+    everything: bool
+    samples: Mapping[str, OpSample | PairSample] | None
+    channels: Mapping[str, ChannelSample]
+    images: Iterable[Tensor]
+    progress: Callable[[str], None]
+
+
+def choose(graph: Graph, stats: Stats, target: Target, recipe: Recipe, **options: Unpack[Options]) -> Plan:
     """The plan for a graph on a target: a choice for every site that is read in integers.
 
-    `stats` has a histogram for every activation site; `name` is the recipe's, for the record; `samples` is what single ops
-    read, for a recipe that searches or corrects on their outputs, and `images` the batches that it was sampled from, for one
-    whose inputs are sequential or that searches whole modules; `channels` the values of activations by channel, where the
-    target has a step for each. Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a weight
-    is not finite, FewbitError for a recipe that searches one step where the target has many.
+    `stats` has a histogram for every activation site. Raises UnknownName for a pattern in `keep_float` that matches nothing,
+    BadValues where a weight is not finite, FewbitError for a recipe that searches one step where the target has many.
     """
     if recipe.joint is not None:
-        raise ValueError(f"recipe {name or recipe!r} searches all steps together: lapq(graph, stats, target, recipe, images)")
-    return choosing(
-        graph,
-        stats,
-        target,
-        recipe,
-        name=name,
-        bits=bits,
-        keep_float=keep_float,
-        everything=everything,
-        progress=progress,
-        samples=samples,
-        images=images,
-        channels=channels,
-    ).plan()
+        name = options.get("name") or recipe
+        raise ValueError(f"recipe {name!r} searches all steps together: lapq(graph, stats, target, recipe, images)")
+    return choosing(graph, stats, target, recipe, **options).plan()
 
 
 def choosing(
@@ -85,10 +74,10 @@ def choosing(
     bits: Bits = W8A8,
     keep_float: Sequence[str] = (),
     everything: bool = False,
-    progress: Callable[[str], None] = lambda site: None,
     samples: Mapping[str, OpSample | PairSample] | None = None,
-    images: Iterable[Tensor] = (),
     channels: Mapping[str, ChannelSample] = MappingProxyType({}),
+    images: Iterable[Tensor] = (),
+    progress: Callable[[str], None] = lambda site: None,
 ) -> Choosing:
     """What `choose` makes its plan of: every choice but the biases, still open for other steps."""
     if recipe.needs_samples and samples is None:
