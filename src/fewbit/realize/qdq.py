@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.grid import Grid, codes, of_bias, values
+from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.unpack import flat_name, pack_weights
 from fewbit.types import Choice, Graph, Plan
 
@@ -34,8 +35,11 @@ CODES = ".codes"
 POOL = aten.adaptive_avg_pool2d.default
 
 
-def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
-    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all."""
+def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, fuse: Sequence[str] = ()) -> None:
+    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all.
+
+    `fuse` names forms of one runtime (fuse.py) that take the place of standard nodes.
+    """
     module, order = qdq_module(graph, plan)
     model = _onnx(module, graph.input_shape, opset)
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
@@ -50,6 +54,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
     pack_weights(model, plan)
+    fuse_nodes(model, fuse)
     _save(model, path)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewbit.realize.qdq import CODES
 from fewbit.simulate import SiteTrace, simulate, trace
 from fewbit.types import Checks, Graph, Plan, SiteCheck
-from fewbit.verify.runtimes import OnnxRuntime, open_session, runtime_names
+from fewbit.verify.runtimes import OnnxRuntime, open_session, runtimes_for
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
@@ -69,7 +69,7 @@ def compare(
     outputs = {}
     with torch.no_grad():
         expected = torch.cat([module(batch) for batch in images])
-    for runtime in runtime_names():
+    for runtime in runtimes_for(path):
         artefact = open_session(runtime, path)
         got = torch.cat([torch.from_numpy(np.array(artefact.run(batch.numpy())["logits"])) for batch in images])
         outputs[runtime] = _outputs(expected, got)

@@ -93,6 +93,13 @@ def runtime_names() -> tuple[str, ...]:
     return tuple(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name) is not None)
 
 
+def runtimes_for(path: Path) -> tuple[str, ...]:
+    """The installed runtimes that can load a file: onnxruntime alone where it has operators of onnxruntime's own."""
+    opsets = onnx.load(str(path), load_external_data=False).opset_import
+    own = any(opset.domain == "com.microsoft" for opset in opsets)
+    return tuple(name for name in runtime_names() if name == "onnxruntime" or not own)
+
+
 def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
     """A session for a runtime by name. Raises UnknownName, or FewbitError where the package is not installed."""
     if runtime not in ("onnxruntime", "openvino"):

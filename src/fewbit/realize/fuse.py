@@ -1,0 +1,171 @@
+"""Forms that onnxruntime has a kernel for and does not make of a Q/DQ graph by itself.
+
+bias        DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
+attention   Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
+
+Both are operators of onnxruntime's domain com.microsoft: the file then runs there and nowhere else, so a target asks for
+them (`fuse`). Each computes what the standard nodes compute; verify compares the codes behind them as it does all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+DOMAIN = "com.microsoft"
+HEADS, TURNED = (0, 2, 1, 3), (0, 2, 3, 1)  # (b, tokens, heads, width) to (b, heads, tokens, width), and transposed
+
+
+def fuse(model: ir.Model, forms: Collection[str]) -> None:
+    """Rewrite the model in place with the named forms. Raises KeyError for a name that is none of `FORMS`."""
+    made = 0
+    for name in forms:
+        for node in list(model.graph):
+            made += FORMS[name](model.graph, node)
+    if made:
+        model.opset_imports[DOMAIN] = 1
+        _remove_dead(model.graph)
+
+
+def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node` and the addition of a constant row behind it, if it is a product of codes with a constant's."""
+    if node.op_type != "MatMul" or any(x is None or _made_by(x) != "DequantizeLinear" for x in node.inputs):
+        return False
+    read, weight = (x.producer() for x in node.inputs if x is not None)
+    assert read is not None
+    assert weight is not None
+    if _made_by(read.inputs[0]) not in ("QuantizeLinear", "Clip") or len(_dims(weight.inputs[0])) != 2:
+        return False
+    if any(_constant(side.inputs[1]) is None for side in (read, weight)) or _constant(read.inputs[1]).size != 1:  # type: ignore[union-attr]
+        return False
+    result, bias = node.outputs[0], None
+    users = list(result.consumers())
+    if len(users) == 1 and users[0].op_type == "Add" and not result.is_graph_output():
+        other = next((x for x in users[0].inputs if x is not result), None)
+        if other is not None and _constant(other) is not None and len(_dims(other)) == 1:
+            result, bias = users[0].outputs[0], other
+    inputs = [read.inputs[0], weight.inputs[0], read.inputs[1], weight.inputs[1], read.inputs[2], weight.inputs[2], bias]
+    _put(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1), result)
+    return True
+
+
+@dataclass(frozen=True)
+class _Side:
+    """An operand of attention: what it is before it is cut into heads, the heads, and what it is multiplied by."""
+
+    value: ir.Value
+    heads: int
+    scale: float
+
+
+def attention(graph: ir.Graph, node: ir.Node) -> bool:
+    """The whole of an attention whose softmax is `node`, if it is float throughout and has neither mask nor bias."""
+    if node.op_type != "Softmax" or node.attributes.get_int("axis", -1) not in (-1, 3):
+        return False
+    scores, scale = _scaled(node.inputs[0])
+    product, behind = scores.producer(), list(node.outputs[0].consumers())
+    if product is None or product.op_type != "MatMul" or len(behind) != 1 or behind[0].op_type != "MatMul":
+        return False
+    if behind[0].inputs[0] is not node.outputs[0]:
+        return False
+    operands = ((product.inputs[0], HEADS), (product.inputs[1], TURNED), (behind[0].inputs[1], HEADS))
+    found = [_side(x, turn) for x, turn in operands]
+    result = _joined(behind[0].outputs[0])
+    sides = [side for side in found if side is not None]
+    if len(sides) < 3 or result is None or len({side.heads for side in sides}) > 1:
+        return False
+    query, key, value = sides
+    if value.scale != 1.0:
+        return False
+    attributes = {"num_heads": query.heads, "scale": scale * query.scale * key.scale}
+    made = ir.node("MultiHeadAttention", [s.value for s in sides], attributes, domain=DOMAIN, num_outputs=1)
+    last = result.producer()
+    assert last is not None
+    _put(graph, last, made, result)
+    return True
+
+
+FORMS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {"bias": product_bias, "attention": attention}
+
+
+def _put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> None:
+    """`made` in the place of a node, its output in that of `result`, with its name, type and shape."""
+    new = made.outputs[0]
+    new.name, new.type, new.shape = result.name, result.type, result.shape
+    result.name = f"{result.name}_before"
+    graph.insert_before(place, made)
+    ir.convenience.replace_all_uses_with(result, new)
+
+
+def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
+    """(b, tokens, heads · width) that `value` is cut from by Reshape and Transpose, with factors anywhere on the way."""
+    if value is None:
+        return None
+    value, scale = _scaled(value)
+    order = list(range(4))
+    while (turned := value.producer()) is not None and turned.op_type == "Transpose":
+        order = [turned.attributes.get_ints("perm", ())[i] for i in order]
+        value, factor = _scaled(turned.inputs[0])
+        scale *= factor
+    if tuple(order) != turn or turned is None or turned.op_type != "Reshape":
+        return None
+    source, factor = _scaled(turned.inputs[0])
+    shape, given = _constant(turned.inputs[1]), _dims(source)
+    if shape is None or len(shape) != 4 or len(given) != 3 or shape[1] != given[1] or shape[2] * shape[3] != given[2]:
+        return None
+    return _Side(source, int(shape[2]), scale * factor)
+
+
+def _joined(value: ir.Value) -> ir.Value | None:
+    """(b, tokens, heads · width) that Transpose and Reshape make of (b, heads, tokens, width), if nothing else reads it."""
+    for op, turn in (("Transpose", HEADS), ("Reshape", None)):
+        users = list(value.consumers())
+        if len(users) != 1 or users[0].op_type != op:
+            return None
+        if turn is not None and tuple(users[0].attributes.get_ints("perm", ())) != turn:
+            return None
+        value = users[0].outputs[0]
+    return value if len(_dims(value)) == 3 else None
+
+
+def _scaled(value: ir.Value | None) -> tuple[ir.Value, float]:
+    """What is multiplied by constant numbers to give `value`, and their product; values that others read too stay."""
+    scale = 1.0
+    assert value is not None
+    while (node := value.producer()) is not None and node.op_type == "Mul" and len(list(value.consumers())) == 1:
+        numbers = [(x, c) for x in node.inputs if (c := _constant(x)) is not None and c.size == 1]
+        if len(numbers) != 1:
+            break
+        scale *= float(numbers[0][1].reshape(()))
+        value = next(x for x in node.inputs if x is not None and x is not numbers[0][0])
+    return value, scale
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _dims(value: ir.Value | None) -> list[int | None]:
+    """The sizes of a value, None where one is not fixed; no sizes where nothing is known."""
+    if value is None or value.shape is None:
+        return []
+    return [d if isinstance(d, int) else None for d in value.shape]
+
+
+def _made_by(value: ir.Value | None) -> str:
+    node = None if value is None else value.producer()
+    return "" if node is None else node.op_type
+
+
+def _remove_dead(graph: ir.Graph) -> None:
+    """Nodes and initializers that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(list(out.consumers()) or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not list(value.consumers()) and not value.is_graph_output():
+            del graph.initializers[name]

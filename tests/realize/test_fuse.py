@@ -1,0 +1,111 @@
+"""Fused forms against the standard nodes that they replace, both in onnxruntime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewbit.capture import capture, load_model
+from fewbit.choose import Bits, choose
+from fewbit.observe import observe
+from fewbit.realize import float_onnx, realize
+from fewbit.realize.fuse import fuse
+from fewbit.recipes import recipe_named
+from fewbit.target import load_target
+from fewbit.types import Graph
+from fewbit.verify import compare
+from fewbit.verify.runtimes import OnnxRuntime
+
+
+class Attention(nn.Module):
+    """Four heads of 16 on 64 tokens; `form` is where the scale stands, or what keeps the attention from being one kernel."""
+
+    def __init__(self, form: str = "query") -> None:
+        super().__init__()
+        self.form = form
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 64, 4, stride=4), nn.Linear(64, 192), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = (y.reshape(-1, 64, 4, 16).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        if self.form == "query":
+            scores = (q * 0.5) @ k.transpose(-2, -1)
+        elif self.form == "both":
+            scores = (q * 0.5) @ (k * 1.5).transpose(-2, -1)
+        elif self.form == "scores":
+            scores = (q @ k.transpose(-2, -1)) * 0.5
+        elif self.form == "masked":
+            scores = q @ k.transpose(-2, -1) + torch.ones(64, 64).tril().log()
+        elif self.form == "pooled":
+            return self.proj(((q @ k.transpose(-2, -1)).softmax(-1) @ v).mean(2).flatten(1))
+        else:
+            scores = q @ k.transpose(-2, -1)
+        y = scores.softmax(-1) @ (v * 2.0 if self.form == "values" else v)
+        return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
+
+
+def captured(form: str) -> Graph:
+    torch.manual_seed(0)
+    return capture(load_model(Attention(form).eval(), overrides={"input_size": (3, 32, 32)}))
+
+
+def kinds(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in ir.load(path).graph)
+
+
+@pytest.mark.parametrize(
+    ("form", "fused"),
+    [("query", 1), ("both", 1), ("scores", 1), ("plain", 1), ("masked", 0), ("pooled", 0), ("values", 0)],
+)
+def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: str, fused: int) -> None:
+    float_onnx(captured(form), tmp_path / "nodes.onnx", opset=20)
+    model = ir.load(tmp_path / "nodes.onnx")
+    fuse(model, ("attention",))
+    ir.save(model, tmp_path / "fused.onnx")
+    found = kinds(tmp_path / "fused.onnx")
+    assert (found["MultiHeadAttention"], found["Softmax"]) == (fused, 1 - fused)
+    x = 3 * np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
+    nodes, one = (OnnxRuntime(tmp_path / f"{name}.onnx", threads=1).run(x)["logits"] for name in ("nodes", "fused"))
+    np.testing.assert_allclose(one, nodes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, bits: int) -> None:
+    graph, images = captured("query"), torch.randn(8, 3, 32, 32)
+    target = load_target("ort-x86-vnni")
+    options = {"bits": Bits(bits, bits), "keep_float": ("qk", "pv")}
+    plan = choose(graph, observe(graph, [images]), target, recipe_named("minmax"), **options)
+    realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=("bias", "attention"))
+    found = kinds(tmp_path / "model.onnx")
+    assert found["MultiHeadAttention"] == 1
+    assert found["MatMulIntegerToFloat"] >= 2  # the joint layer of queries, keys and values, and the projection
+    checks = compare(graph, plan, tmp_path / "model.onnx", [images], optimised=True)
+    for rows in (checks.off, checks.on):
+        assert sum(row.compared for row in rows) > 0
+        assert sum(row.wrong for row in rows) == 0
+
+
+def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+            self.table = nn.Parameter(torch.randn(3, 32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.b(self.a(x) + self.table) + x).mean((1, 2))
+
+    torch.manual_seed(0)
+    graph = capture(load_model(Net().eval(), overrides={"input_size": (3, 32, 32)}))
+    images = torch.randn(4, 3, 32, 32)
+    plan = choose(graph, observe(graph, [images]), load_target("ort-x86-vnni"), recipe_named("minmax"))
+    realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=("bias",))
+    found = kinds(tmp_path / "model.onnx")
+    assert (found["MatMulIntegerToFloat"], found["Add"]) == (2, 2)
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
