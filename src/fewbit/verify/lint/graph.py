@@ -18,8 +18,30 @@ from fewbit.errors import BadFile
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 MOVES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Slice Split Gather GatherElements GatherND Expand Tile Identity Cast "
-    "Constant ConstantOfShape Shape Size Range Dropout DepthToSpace SpaceToDepth".split()
+    [
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Split",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Expand",
+        "Tile",
+        "Identity",
+        "Cast",
+        "Constant",
+        "ConstantOfShape",
+        "Shape",
+        "Size",
+        "Range",
+        "Dropout",
+        "DepthToSpace",
+        "SpaceToDepth",
+    ]
 )
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,9 +11,13 @@ from typing import Any
 
 from fewbit.errors import FewbitError
 from fewbit.target import Target
-from fewbit.verify.lint.graph import DEQUANTIZE, QUANTIZE, Graph, Node
+from fewbit.verify.lint.accelerator import AcceleratorRules
+from fewbit.verify.lint.graph import DEQUANTIZE, QUANTIZE, Graph
 from fewbit.verify.lint.onnxruntime_cpu import OnnxRuntimeRules
+from fewbit.verify.lint.openvino_cpu import OpenVinoRules
 from fewbit.verify.lint.rules import Rules
+from fewbit.verify.lint.tensorrt import TensorRtRules
+from fewbit.verify.lint.truth import Ran, truth
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,32 @@ def _used(graph: Graph, integer: set[int]) -> set[int]:
 
 
 def rules_for(target: Target) -> Callable[[Graph], Rules]:
-    """The rules of a target, by its `runtime` and `machine`. Raises FewbitError that names the runtimes with rules."""
-    if target.runtime == "onnxruntime":
+    """The rules of a target by its `runtime`, and for onnxruntime by its `machine`: on ARM signed activations are taken.
+
+    A target of runtime "other" is its own rules. Raises FewbitError that names the runtimes with rules.
+    """
+    runtime: str = target.runtime
+    if runtime == "onnxruntime":
         signed = re.fullmatch(target.machine, "x86_64") is None
         return lambda graph: OnnxRuntimeRules(graph, signed)
-    raise FewbitError(f"lint has no rules for runtime '{target.runtime}' of target {target.name}.")
+    if runtime == "other":
+        return lambda graph: AcceleratorRules(graph, target)
+    if runtime in RULES:
+        return RULES[runtime]
+    known = sorted(("onnxruntime", "other", *RULES))
+    raise FewbitError(
+        f"lint has no rules for runtime '{runtime}' of target {target.name}; it has them for {', '.join(known)}. A machine "
+        'that only its target file describes has runtime = "other".'
+    )
+
+
+RULES: Mapping[str, Callable[[Graph], Rules]] = {"openvino": OpenVinoRules, "tensorrt": TensorRtRules}
+
+
+def disagreements(path: Path, found: Lint, target: Target) -> list[tuple[Row, Ran]]:
+    """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, or where the
+    target is for another kind of processor."""
+    if target.runtime not in ("onnxruntime", "openvino") or not re.fullmatch(target.machine, platform.machine()):
+        raise FewbitError(f"--check runs the file, and {target.name} ({target.runtime}, {target.machine}) does not run here.")
+    ran = truth(path, target.runtime)
+    return [(row, ran[row.index]) for row in found.rows if row.integer != ran[row.index].integer]

@@ -70,8 +70,9 @@ class OnnxRuntimeRules:
         return Verdict(False, f"{node.op} has no integer kernel in the CPU provider", change)
 
     def front(self, name: str) -> Steps | None:
-        """The DequantizeLinear that the reader of a tensor has in front of it, after propagation. s8 counts as u8 on x86."""
+        """The DequantizeLinear that the reader of a tensor has in front of it, after propagation and with its type there."""
         node, moved = self.graph.producer.get(name), False
+        readers = len(self.graph.consumers.get(name, ()))
         while node is not None and node.version in PASSES.get(node.op, ()):
             node, moved = self.graph.producer.get(node.inputs[0]), True
         if node is None or node.op != DEQUANTIZE:
@@ -79,14 +80,22 @@ class OnnxRuntimeRules:
         steps = self.graph.steps(node)
         if moved and not steps.per_tensor:
             return None
-        return self._unsigned(steps)
+        if node.inputs[0] in self.graph.constants:
+            return steps
+        return self._unsigned(steps, readers if moved else self._uses(node.inputs[0]))
 
     def back(self, node: Node) -> Steps:
-        """The numbers of a QuantizeLinear. s8 counts as u8 on x86."""
-        return self._unsigned(self.graph.steps(node))
+        """The numbers of a QuantizeLinear, with its type after optimisation."""
+        return self._unsigned(self.graph.steps(node), self._uses(node.outputs[0]))
 
-    def _unsigned(self, steps: Steps) -> Steps:
-        if self.signed or steps.dtype != INT8 or not steps.per_tensor or steps.zero is None:
+    def _uses(self, codes: str) -> int:
+        """How many readers codes have once every reader of a DequantizeLinear has one of its own."""
+        readers = self.graph.consumers.get(codes, ())
+        return sum(len(self.graph.consumers.get(r.outputs[0], ())) or 1 if r.op == DEQUANTIZE else 1 for r in readers)
+
+    def _unsigned(self, steps: Steps, uses: int) -> Steps:
+        """On x86 onnxruntime makes u8 of s8 codes with one reader (qdq_s8_to_u8.cc); others stay s8 and stop all fusion."""
+        if self.signed or steps.dtype != INT8 or not steps.per_tensor or steps.zero is None or uses != 1:
             return steps
         return replace(steps, dtype=UINT8, zero=steps.zero.astype(np.int64) + 128)
 
@@ -181,6 +190,9 @@ class OnnxRuntimeRules:
             if BITS.get(steps.dtype, 0) != 8:
                 change = f"store them in 8-bit containers instead of {steps.name}"
                 return Verdict(False, f"{steps.name} {what} are not taken by the CPU provider's integer kernels", change)
+        if read.dtype == INT8 and not self.signed:
+            change = "store activations as uint8: zero point + 128, same scale"
+            return Verdict(False, "int8 codes with more than one reader are not taken on x86", change)
         if read.dtype == INT8 and weight.dtype != INT8:
             return Verdict(False, "int8 activations need int8 weights", f"quantize the weights to int8, not {weight.name}")
         if not read.per_tensor:
@@ -193,13 +205,24 @@ class OnnxRuntimeRules:
         bias = len(node.inputs) > 2 and node.inputs[2] != ""
         read, weight = self.front(node.inputs[0]), self.front(node.inputs[1])
         made = read is not None and weight is None and self._float_weight_becomes_codes(node, behind)
-        if node.op == "MatMul" and add is None and read is None and weight is not None and self._weight_only(node, behind):
+        if (
+            node.op == "MatMul"
+            and add is None
+            and read is None
+            and weight is not None
+            and not behind.quantizers
+            and self._weight_only(node)
+        ):
             return Verdict(True, "weights only: runs as MatMulNBits, which quantizes its input as it runs")
         missing = self._missing(node, [0] if made else [0, 1])
         if missing is not None:
             return missing
         assert read is not None
         wrong = None if weight is None else self._types(read, weight)
+        if BITS.get(read.dtype, 0) == 16 and node.op != "Conv" and weight is not None and self._weight_only(node):
+            return Verdict(
+                True, f"{read.name} activations stay float: runs as MatMulNBits, which quantizes its input as it runs"
+            )
         if wrong is not None:
             return wrong
         has_float_bias = add is not None or (bias and self.front(node.inputs[2]) is None)
@@ -354,10 +377,10 @@ class OnnxRuntimeRules:
                 return False
             node = readers[0]
 
-    def _weight_only(self, node: Node, behind: Behind) -> bool:
+    def _weight_only(self, node: Node) -> bool:
         """Whether a product of a float input and dequantized weights becomes MatMulNBits."""
         dequantize = self.graph.producer[node.inputs[1]]
-        if dequantize.op != DEQUANTIZE or behind.quantizers or len(self.graph.consumers[dequantize.outputs[0]]) != 1:
+        if dequantize.op != DEQUANTIZE or len(self.graph.consumers[dequantize.outputs[0]]) != 1:
             return False
         steps, shape = self.graph.steps(dequantize), self.graph.shapes.get(node.inputs[1], ())
         if len(shape) != 2 or steps.scale is None or BITS.get(steps.dtype, 99) > 8:

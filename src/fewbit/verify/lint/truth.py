@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.verify.lint.graph import QUANTIZE, Graph, Node, read
+from fewbit.verify.lint.graph import Graph, Node, read
 
 TOKEN = re.compile(r"lint\d{6}")
 INTEGER_OPS = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|MatMulNBits|QuantizeLinear$")
