@@ -17,35 +17,14 @@ from onnx import TensorProto, numpy_helper
 from fewbit.errors import BadFile
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-MOVES = frozenset(
-    [
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Slice",
-        "Split",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Expand",
-        "Tile",
-        "Identity",
-        "Cast",
-        "Constant",
-        "ConstantOfShape",
-        "Shape",
-        "Size",
-        "Range",
-        "Dropout",
-        "DepthToSpace",
-        "SpaceToDepth",
-    ]
-)
+MOVES = {
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "GatherElements", "GatherND",
+    "Expand", "Tile", "Identity", "Cast", "Constant", "ConstantOfShape", "Shape", "Size", "Range", "Dropout", "DepthToSpace",
+    "SpaceToDepth",
+}  # fmt: skip
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
-BITS = {
+BITS: Mapping[int, int] = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.INT32: 32,
     TensorProto.INT4: 4, TensorProto.UINT4: 4,
 }  # fmt: skip
