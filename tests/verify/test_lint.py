@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Captured, Realized
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from conftest import Captured, Realized
+from fewbit import quantize
 from fewbit.cli import app
 from fewbit.errors import BadFile, FewbitError
 from fewbit.target import load_target
@@ -247,3 +248,129 @@ def test_the_rule_is_what_onnxruntime_does(tmp_path: Path, case: str) -> None:
     assert row.integer == integer, row
     assert words in row.rule
     assert disagreements(path, found, ORT) == []
+
+
+def on(runtime: str, base: str = "ort-x86-vnni") -> object:
+    """A shipped target under the name of another runtime."""
+    return load_target(base).model_copy(update={"runtime": runtime, "name": runtime})
+
+
+@pytest.mark.parametrize("net", ["conv_net", "vit"])
+@pytest.mark.parametrize("made_for", ["ort-x86-vnni", "openvino-x86"])
+@pytest.mark.parametrize("runs_on", ["ort-x86-vnni", "openvino-x86"])
+def test_prediction_and_truth_agree_on_files_of_fewbit(
+    request: pytest.FixtureRequest, realized: Callable[..., Realized], net: str, made_for: str, runs_on: str
+) -> None:
+    target = load_target(runs_on)
+    if target.runtime not in runtime_names():
+        pytest.skip(f"{target.runtime} is not installed")
+    made = realized(request.getfixturevalue(net), made_for, everything=True)
+    found = lint(made.path, target)
+    assert disagreements(made.path, found, target) == []
+    if made_for == runs_on:
+        assert found.integer_share == 1
+        assert (found.idle_pairs, found.idle_weights) == (0, 0)
+
+
+def test_convolutions_made_for_openvino_are_float_in_onnxruntime_and_lint_says_why(
+    conv_net: Captured, realized: Callable[..., Realized]
+) -> None:
+    found = lint(realized(conv_net, "openvino-x86").path, ORT)
+    convolutions = [row for row in found.rows if row.op == "Conv"]
+    assert len(convolutions) == 4
+    for row in convolutions:
+        assert not row.integer
+        assert "QLinearConv has no float result" in row.rule or "stands between" in row.rule or "read by" in row.rule
+        assert row.change
+    assert [row.op for row in found.rows if row.integer] == ["MatMul"]
+    assert found.integer_share < 0.1
+    assert found.idle_pairs == found.pairs - 1
+    assert found.idle_weights == 4
+
+
+def test_multiply_accumulates_are_counted(tmp_path: Path) -> None:
+    net, output = fused_conv()
+    assert lint(net.save(tmp_path / "a.onnx", output), ORT).rows[0].macs == 4 * 8 * 8 * 4 * 3 * 3
+    net, output = product(quantized=False)()
+    assert lint(net.save(tmp_path / "b.onnx", output), ORT).rows[0].macs == 5 * 16 * 8
+
+
+def symmetric(dtype: type, zero: int, width: int = 16) -> tuple[Net, str]:
+    net = Net(("batch", 5, width))
+    return net, net.node("MatMul", net.qdq("x", zero, dtype), net.weight(width, 32, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero", "width", "words"),
+    [(S8, 0, 16, ""), (S8, 3, 16, "symmetric only"), (U8, 128, 16, "takes int8"), (S8, 0, 8, "16 at least")],
+)
+def test_tensorrt(tmp_path: Path, dtype: type, zero: int, width: int, words: str) -> None:
+    net, output = symmetric(dtype, zero, width)
+    row = lint(net.save(tmp_path / "net.onnx", output), on("tensorrt")).rows[0]
+    assert row.integer == (not words)
+    assert words in row.rule
+
+
+@pytest.mark.parametrize(("dtype", "zero", "words"), [(U8, 7, ""), (S8, 0, "not unsigned"), (S16, 0, "int16 codes")])
+def test_a_machine_that_only_its_file_describes(tmp_path: Path, dtype: type, zero: int, words: str) -> None:
+    net, output = symmetric(dtype, zero)
+    row = lint(net.save(tmp_path / "net.onnx", output), on("other")).rows[0]
+    assert row.integer == (not words)
+    assert words in row.rule
+
+
+def test_on_arm_signed_codes_need_signed_weights(tmp_path: Path) -> None:
+    target = ORT.model_copy(update={"machine": "aarch64"})
+    for weight, integer in ((S8, True), (U8, False)):
+        net = tokens()
+        made = net.node("MatMul", net.qdq("x", 0, S8), net.weight(16, 8, axis=1, dtype=weight))
+        row = lint(net.save(tmp_path / "net.onnx", made), target).rows[0]
+        assert row.integer == integer
+        assert integer or "int8 weights" in row.rule
+
+
+def test_a_runtime_without_rules_is_named(tmp_path: Path) -> None:
+    net, output = fused_conv()
+    with pytest.raises(FewbitError, match="no rules for runtime 'abacus'.*onnxruntime, openvino, other, tensorrt"):
+        lint(net.save(tmp_path / "net.onnx", output), on("abacus"))
+
+
+def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(BadFile, match="not an ONNX file"):
+        lint(tmp_path / "a.onnx", ORT)
+    with pytest.raises(BadFile, match="does not exist"):
+        lint(tmp_path / "b.onnx", ORT)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    net, output = open_conv()
+    path, found = str(net.save(tmp_path / "net.onnx", output)), tmp_path / "lint.json"
+    run = CliRunner().invoke
+    good = run(app, ["lint", path, "--target", "ort-x86-vnni", "--check", "--json", str(found)])
+    assert good.exit_code == 0, good.output
+    assert "onnxruntime runs 1 of 1 nodes as predicted" in good.output
+    assert '"integer_share": 0' in found.read_text()
+    assert run(app, ["lint", path, "--target", "ort-x86-vnni", "--min-integer", "0.9"]).exit_code == 1
+    assert run(app, ["lint", path, "--target", "abacus"]).exit_code == 2
+    assert run(app, ["lint", str(tmp_path / "none.onnx"), "--target", "ort-x86-vnni"]).exit_code == 2
+
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "models").exists(), reason="needs ../shared/models beside the checkout")
+@pytest.mark.parametrize("made_for", ["ort-x86-vnni", "openvino-x86"])
+@pytest.mark.parametrize(
+    ("model", "images"),
+    [("demo", None), ("demo:resnet20", None), ("vit_s14_tiny200", "tiny200/val"), ("efficientnet_lite0", "ilsvrc_val")],
+)
+def test_prediction_and_truth_agree_on_whole_models(tmp_path: Path, model: str, images: str | None, made_for: str) -> None:
+    source = model if images is None else f"{SHARED}/models/{model}.py:model"
+    found = None if images is None else str(SHARED / "data" / images)
+    options = {"recipe": "minmax", "calibration": 8, "scored": 8, "labels": False, "threads": 1}
+    quantize(source, found, target=made_for, out=tmp_path / "run", **options)
+    for name in ("ort-x86-vnni", "openvino-x86"):
+        target = load_target(name)
+        assert disagreements(tmp_path / "run/model.onnx", lint(tmp_path / "run/model.onnx", target), target) == []
