@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from typer.testing import CliRunner
 
 from conftest import Captured, Realized
@@ -272,6 +273,27 @@ def test_prediction_and_truth_agree_on_files_of_fewbit(
         assert (found.idle_pairs, found.idle_weights) == (0, 0)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("net", ["realized_conv_net", "realized_vit"])
+def test_prediction_and_truth_agree_on_files_of_onnxruntimes_own_quantizer(
+    request: pytest.FixtureRequest, tmp_path: Path, net: str, signed: bool
+) -> None:
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        batches = iter([{"images": np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    path, kind = tmp_path / "static.onnx", QuantType.QInt8 if signed else QuantType.QUInt8
+    quantize_static(
+        str(request.getfixturevalue(net).float_path), str(path), Reader(), per_channel=not signed,
+        activation_type=kind, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    found = lint(path, ORT)
+    assert found.pairs > 5
+    assert disagreements(path, found, ORT) == []
+
+
 def test_convolutions_made_for_openvino_are_float_in_onnxruntime_and_lint_says_why(
     conv_net: Captured, realized: Callable[..., Realized]
 ) -> None:
@@ -331,7 +353,7 @@ def test_on_arm_signed_codes_need_signed_weights(tmp_path: Path) -> None:
 
 def test_a_runtime_without_rules_is_named(tmp_path: Path) -> None:
     net, output = fused_conv()
-    with pytest.raises(FewbitError, match="no rules for runtime 'abacus'.*onnxruntime, openvino, other, tensorrt"):
+    with pytest.raises(FewbitError, match=r"no rules for runtime 'abacus'.*onnxruntime, openvino, other, tensorrt"):
         lint(net.save(tmp_path / "net.onnx", output), on("abacus"))
 
 
