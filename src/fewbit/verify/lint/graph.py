@@ -1,0 +1,222 @@
+"""An ONNX file as lint reads it: nodes, who makes and who reads each tensor, types, shapes at batch 1, constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from fewbit.errors import BadFile
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+MOVES = {
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "GatherElements", "GatherND",
+    "Expand", "Tile", "Identity", "Cast", "Constant", "ConstantOfShape", "Shape", "Size", "Range", "Dropout", "DepthToSpace",
+    "SpaceToDepth",
+}  # fmt: skip
+FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
+INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
+BITS: Mapping[int, int] = {
+    TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.INT32: 32,
+    TensorProto.INT4: 4, TensorProto.UINT4: 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A node of the file; `name` is its own, or its first output where it has none."""
+
+    index: int
+    name: str
+    op: str
+    version: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves numbers about."""
+        return self.op in MOVES
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The numbers of a QuantizeLinear or DequantizeLinear: its code type, scale, zero point (None where computed), axis."""
+
+    dtype: int
+    scale: NDArray[Any] | None
+    zero: NDArray[Any] | None
+    axis: int
+    block: int = 0
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether one constant scale holds for the whole tensor."""
+        return self.scale is not None and self.scale.size == 1 and self.zero is not None and self.zero.size == 1
+
+    @property
+    def no_zero(self) -> bool:
+        """Whether the zero point is a constant 0."""
+        return self.zero is not None and not np.any(self.zero)
+
+    @property
+    def name(self) -> str:
+        return str(TensorProto.DataType.Name(self.dtype)).lower()
+
+    def same(self, other: Steps) -> bool:
+        """Equal type, scale and zero point, all of them constant."""
+        if self.scale is None or other.scale is None or self.zero is None or other.zero is None:
+            return False
+        return self.dtype == other.dtype and np.array_equal(self.scale, other.scale) and np.array_equal(self.zero, other.zero)
+
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest real number of a per-tensor pair."""
+        assert self.scale is not None
+        assert self.zero is not None
+        limits = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(self.dtype))
+        scale, zero = float(self.scale.flat[0]), int(self.zero.flat[0])
+        return (limits.min - zero) * scale, (limits.max - zero) * scale
+
+
+class Graph:
+    """A file's main graph. Dynamic dimensions count as 1. Raises BadFile where onnx cannot read or check the file."""
+
+    def __init__(self, path: Path) -> None:
+        model = read(path)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.initializers = {t.name: t for t in model.graph.initializer}
+        self.nodes = [self._node(i, proto) for i, proto in enumerate(model.graph.node)]
+        self.outputs = {value.name for value in model.graph.output}
+        self.producer = {name: node for node in self.nodes for name in node.outputs if name}
+        self.consumers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                self.consumers.setdefault(name, []).append(node)
+        self.constants = set(self.initializers)
+        for node in self.nodes:
+            if node.op == "Constant" or (node.inputs and all(not n or n in self.constants for n in node.inputs)):
+                self.constants.update(node.outputs)
+        self.dtypes, self.shapes, self.dynamic = _infer(model)
+
+    def _node(self, index: int, proto: onnx.NodeProto) -> Node:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+        name = proto.name or next((o for o in proto.output if o), f"{proto.op_type}_{index}")
+        standard = proto.domain in ("", "ai.onnx")
+        known = standard and onnx.defs.has(proto.op_type)
+        version = onnx.defs.get_schema(proto.op_type, self.opset).since_version if known else 1
+        return Node(index, name, proto.op_type, version, tuple(proto.input), tuple(proto.output), attributes)
+
+    @cached_property
+    def computing(self) -> list[Node]:
+        """Nodes that compute real numbers at every inference: no Q/DQ, no constants, nothing that only moves numbers."""
+        return [
+            node
+            for node in self.nodes
+            if node.op not in (QUANTIZE, DEQUANTIZE)
+            and not node.moves
+            and not set(node.outputs) <= self.constants
+            and self.dtypes.get(node.outputs[0], TensorProto.FLOAT) in FLOATS
+        ]
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """A constant's numbers, None where a node computes them."""
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name])
+        node = self.producer.get(name)
+        if node is not None and node.op == "Constant" and "value" in node.attributes:
+            return numpy_helper.to_array(node.attributes["value"])
+        if node is not None and node.op == "Identity":
+            return self.value(node.inputs[0])
+        return None
+
+    def steps(self, node: Node) -> Steps:
+        """What a QuantizeLinear or DequantizeLinear multiplies with."""
+        codes = node.outputs[0] if node.op == QUANTIZE else node.inputs[0]
+        given = len(node.inputs) > 2 and node.inputs[2] != ""
+        scale, zero = self.value(node.inputs[1]), self.value(node.inputs[2]) if given else None
+        fallback = self.dtypes.get(codes, 0)
+        if given:
+            fallback = self.dtypes.get(node.inputs[2], fallback)
+        if not given and scale is not None:
+            zero = np.zeros_like(scale, dtype=np.int64)
+        if fallback == 0 and node.op == QUANTIZE:
+            fallback = node.attributes.get("output_dtype", 0) or UINT8
+        return Steps(fallback, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
+
+    def size(self, name: str) -> int:
+        """How many numbers a tensor has at batch 1; 0 where its shape is not known."""
+        shape = self.shapes.get(name)
+        return math.prod(shape) if shape is not None else 0
+
+    def macs(self, node: Node) -> int:
+        """Multiply-accumulates of a node at batch 1; 0 for nodes without, or where shapes are not known."""
+        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            return 0
+        left, right = (self.shapes.get(name) for name in node.inputs[:2])
+        if left is None or right is None:
+            return 0
+        if node.op == "Conv":
+            return self.size(node.outputs[0]) * math.prod(right[1:])
+        if node.op == "ConvTranspose":
+            return math.prod(left) * math.prod(right[1:])
+        inner = left[0] if node.attributes.get("transA") else left[-1]
+        return self.size(node.outputs[0]) * inner
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The file. Raises BadFile that says what is wrong with it."""
+    if not path.is_file():
+        raise BadFile(f"{path} does not exist; lint reads one ONNX file, as in fewbit lint run/model.onnx.")
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise BadFile(f"{path} is not an ONNX file that lint can read: {str(error).strip().splitlines()[0]:.200}") from error
+    return model
+
+
+def _infer(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Sequence[int]], set[str]]:
+    """Element type and shape (dynamic dimensions 1) by tensor name, and the tensors whose shape depends on the input's."""
+    fixed, free = _inferred(model, fix=True), _inferred(model, fix=False)
+    dtypes = {t.name: t.data_type for t in fixed.initializer}
+    shapes: dict[str, Sequence[int]] = {t.name: tuple(t.dims) for t in fixed.initializer}
+    for value in (*fixed.input, *fixed.output, *fixed.value_info):
+        tensor = value.type.tensor_type
+        dtypes[value.name] = tensor.elem_type
+        if tensor.HasField("shape"):
+            shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in tensor.shape.dim)
+    values = {value.name: value.type.tensor_type for value in (*free.input, *free.output, *free.value_info)}
+    static = {n for n, t in values.items() if t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim)}
+    return dtypes, shapes, set(shapes) - static - {t.name for t in fixed.initializer}
+
+
+def _inferred(model: onnx.ModelProto, *, fix: bool) -> onnx.GraphProto:
+    """The graph with the types and shapes that onnx finds. Q/DQ nodes of com.microsoft are inferred as the standard ones.
+
+    With `fix` every dynamic dimension of an input is 1.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input if fix else ():
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = 1
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del copy.graph.value_info[:]
+    for node in copy.graph.node:
+        if node.op_type in (QUANTIZE, DEQUANTIZE) and node.domain == "com.microsoft":
+            node.domain = ""
+    try:
+        return onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    except Exception:  # of a file with operators that onnx does not know: what it says itself
+        return model.graph
