@@ -44,7 +44,7 @@ def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
         ("opset = 20", "opset = 20\ncolour = 3", 1, "colour: Extra inputs"),
         ("opset = 20", "opset = 7", 1, "greater than or equal to 13"),
         ("schema = 1", "schema = 2", 1, "Input should be 1"),
-        ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime' or 'openvino'"),
+        ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime', 'openvino', 'tensorrt' or 'other'"),
         ("bits = 7", "bits = 33", 1, "types.w7.bits: .* less than or equal to 32"),
         ("fixed_scale = 0.00390625", "fixed_scale = 0", 1, "types.p8.fixed_scale: .* greater than 0"),
         ("signed = true", "signed = 5", 2, "types.w7.signed: Input should be a valid boolean"),

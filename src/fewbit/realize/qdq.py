@@ -34,11 +34,15 @@ CODES = ".codes"
 POOL = aten.adaptive_avg_pool2d.default
 
 
-def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
-    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all."""
-    module, order = qdq_module(graph, plan)
+def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False) -> None:
+    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all.
+
+    With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
+    that want both (TensorRT); else their codes, with the latter alone.
+    """
+    module, order = qdq_module(graph, plan, float_weights=float_weights)
     model = _onnx(module, graph.input_shape, opset)
-    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
     for node, site in zip(quantizers, order, strict=True):
@@ -49,7 +53,8 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int) -> None:
             model.graph.remove(clips.pop(), safe=True)
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
-    pack_weights(model, plan)
+    if not float_weights:
+        pack_weights(model, plan)
     _save(model, path)
 
 
@@ -58,7 +63,7 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
     _save(_onnx(graph.module, graph.input_shape, opset), path)
 
 
-def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
+def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:
     """The graph with Q/DQ pairs, and the activation sites in the order in which their codes are computed."""
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in module.graph.nodes}
@@ -75,11 +80,12 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         if choice.codes is not None:
             for name, operand in site.readers:
                 reader = graph.op(name)
+                as_float = float_weights and operand == "weight"
                 if reader.kind == "linear" and operand == "weight":
-                    _as_product(module, nodes, reader.node, choice)
+                    _as_product(module, nodes, reader.node, choice, real=as_float)
                 else:
                     nodes[reader.node].update_arg(
-                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice)
+                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice, real=as_float)
                     )
             continue
         tensor = nodes[site.tensor]
@@ -90,7 +96,8 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         quantizer[quantized] = site.name
         for user in users:
             user.replace_input_with(tensor, real)
-    _add_float_biases(module)
+    if plan.choices:
+        _add_float_biases(module)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -143,14 +150,14 @@ def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
 
 
-def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice) -> None:
+def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice, *, real: bool = False) -> None:
     """linear(x, w, b) as x @ w' + b with w' stored transposed: the form that every runtime has an integer kernel for."""
     linear = nodes[name]
     x, bias = linear.args[0], linear.args[2] if len(linear.args) > 2 else None
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
     turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis))
-    weight = _dequantized(module, linear, turned)
+    weight = _dequantized(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
     with module.graph.inserting_before(linear):
@@ -190,22 +197,34 @@ def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
     return float(choice.affine.scale), int(choice.affine.zero), limits.min, limits.max, choice.grid.container
 
 
-def _dequantized(module: GraphModule, before: Node, choice: Choice) -> Node:
-    """A constant of codes and the DequantizeLinear behind it, just before a node."""
+def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: bool = False) -> Node:
+    """A constant of codes and the DequantizeLinear behind it, just before a node; with `real` the constant holds real numbers
+    that are those of codes, and a QuantizeLinear stands between.
+    """
     assert choice.codes is not None
-    flat = flat_name(choice.site)
-    axis = choice.grid.axis
-    module.register_buffer(flat, choice.codes.to(choice.grid.container))
+    flat, axis, call = flat_name(choice.site), choice.grid.axis, module.graph.call_function
+    held = values(choice.codes.to(torch.int32), choice.affine, choice.grid) if real else choice.codes.to(choice.grid.container)
+    module.register_buffer(flat, held)
     with module.graph.inserting_before(before):
         stored = module.graph.get_attr(flat)
         if axis is None:
-            return module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
-        module.register_buffer(f"{flat}_scale", choice.affine.scale)
-        module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
-        scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
-        limits = torch.iinfo(choice.grid.container)
-        arguments = (stored, scale, zero, axis, limits.min, limits.max, choice.grid.container)
-        return module.graph.call_function(qd.dequantize_per_channel.default, arguments)
+            arguments: tuple[Any, ...] = _arguments(choice)
+            write, read = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+        else:
+            module.register_buffer(f"{flat}_scale", choice.affine.scale)
+            module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
+            scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
+            limits = torch.iinfo(choice.grid.container)
+            arguments = (scale, zero, axis, limits.min, limits.max, choice.grid.container)
+            write, read = qd.quantize_per_channel.default, qd.dequantize_per_channel.default
+        if real:
+            stored = call(write, (stored, *arguments))
+        return call(read, (stored, *arguments))
+
+
+def _of_constant(node: ir.Node) -> bool:
+    read = node.inputs[0]
+    return read is not None and read.is_initializer()
 
 
 def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
