@@ -54,6 +54,9 @@ JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
 CHECKED = 8  # images on which codes are compared
 
 
+STANDS_IN = "the runtime"  # the site of the refusal of a plan whose runtime is not here
+
+
 @dataclass(frozen=True)
 class Request:
     """Everything that decides what a run computes. The same request gives the same files."""
@@ -202,7 +205,7 @@ def quantize(
     (part / JOURNAL).unlink(missing_ok=True)
     with progress.stage("realize", 2):
         for name, write in (
-            ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
+            ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset, float_weights=hardware.weights == "float")),
             ("float.onnx", lambda p: float_onnx(graph, p, opset=hardware.opset)),
         ):
             if not (part / name).exists():
@@ -211,11 +214,11 @@ def quantize(
     with progress.stage("verify", 3):
         sample = next(held_out.batches(CHECKED))
         write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
-        checks = _compare(graph, plan, part, sample, hardware.runtime, progress)
+        checks = _compare(graph, plan, part, sample, hardware.runtime == "onnxruntime", progress)
     with progress.stage("evaluate", len(held_out)):
         result = evaluate(
             part / "float.onnx", part / "model.onnx", held_out,
-            runtime=hardware.runtime, threads=threads, progress=progress.advance,
+            runtime=hardware.runs_in, threads=threads, progress=progress.advance,
         )  # fmt: skip
     with progress.stage("bench", 3 * len(runtime_names())):
         timings = bench(
@@ -230,7 +233,7 @@ def quantize(
         plan = _note_kernels(plan, checks)
     with progress.stage("report"):
         rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
-        record = _run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
+        record = _run_record(command, request, identity, recorded, names, outputs, hardware.runs_in, threads)
         rows["run"] = record
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
         rows["seconds"] = summary["seconds"]
@@ -369,7 +372,8 @@ class Run:
         else:
             sample = next(self.images(images, labels=False).batches(CHECKED))
         with progress.stage("verify", 3):
-            return _compare(graph, plan, self.folder, sample, self.record["runtime"], progress)
+            found = self.record["runtime"] == "onnxruntime" and not stands_in(plan)
+            return _compare(graph, plan, self.folder, sample, found, progress)
 
 
 def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
@@ -411,6 +415,11 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
+def stands_in(plan: Plan) -> bool:
+    """Whether the plan is for a runtime that cannot run here, and another one computes its file as written."""
+    return any(refusal.site == STANDS_IN for refusal in plan.refusals)
+
+
 def default_bits(target: Target) -> int:
     """8, or the widest that the target has."""
     return min(8, _most(target))
@@ -427,7 +436,7 @@ def check_bits(target: Target, bits: Bits | Mixed) -> None:
 
 
 def _most(target: Target) -> int:
-    return max(widest(target, rule.kind) for rule in target.op)
+    return max((widest(target, rule.kind) for rule in target.op), default=8)
 
 
 def _choose(
@@ -465,15 +474,18 @@ def _choose(
     else:
         with progress.stage("choose", len(graph.sites)):
             plan = choose(graph, stats, target, recipe, progress=lambda site: progress.advance(1, site), **options)
+    if target.runtime != target.runs_in:
+        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
+        refused = (*refused, Refusal(STANDS_IN, target.runtime, target.runs_in, why))
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
     return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
 
 
-def _compare(graph: Graph, plan: Plan, folder: Path, sample: Tensor, runtime: str, progress: Progress) -> Checks:
+def _compare(graph: Graph, plan: Plan, folder: Path, sample: Tensor, optimised: bool, progress: Progress) -> Checks:
     """Codes and outputs of a folder's model.onnx on a few images; optimised too where onnxruntime is what it is made for."""
     return compare(
-        graph, plan, folder / "model.onnx", sample.split(4), optimised=runtime == "onnxruntime",
+        graph, plan, folder / "model.onnx", sample.split(4), optimised=optimised,
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
 

@@ -47,12 +47,13 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
     for node, site in zip(quantizers, order, strict=True):
         _check_scale(node, plan.choices[site])
+        if plan.choices[site].grid.axis is not None:
+            _without_clip(model, node)
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
-        if clips and plan.choices[site].grid.axis is not None:  # to the limits of the container: torch.onnx writes it anyway
-            ir.convenience.replace_all_uses_with(clips[0].outputs[0], node.outputs[0])
-            model.graph.remove(clips.pop(), safe=True)
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
+    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _of_constant(node)]:
+        _without_clip(model, node)
     if not float_weights:
         pack_weights(model, plan)
     _save(model, path)
@@ -220,6 +221,13 @@ def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: boo
         if real:
             stored = call(write, (stored, *arguments))
         return call(read, (stored, *arguments))
+
+
+def _without_clip(model: ir.Model, quantizer: ir.Node) -> None:
+    """Without the Clip to the limits of the container that torch.onnx writes behind a QuantizeLinear with many steps."""
+    for clip in [user for user in quantizer.outputs[0].consumers() if user.op_type == "Clip"]:
+        ir.convenience.replace_all_uses_with(clip.outputs[0], quantizer.outputs[0])
+        model.graph.remove(clip, safe=True)
 
 
 def _of_constant(node: ir.Node) -> bool:
