@@ -120,8 +120,8 @@ KINDS = {
     "depthwise": (PaddedDepthwise, {"QLinearConv": 2}),
     "add": (Residual, {"QLinearConv": 2, "QLinearAdd": 1}),
     "avgpool": (Pooled, {"QLinearConv": 1, "QLinearGlobalAveragePool": 1, "MatMulIntegerToFloat": 1}),
-    "max pool": (MaxPooled, {"QLinearConv": 2, "MaxPool": 1}),
-    "concat": (Concat, {"QLinearConv": 4, "QLinearConcat": 1, "MaxPool": 1}),
+    "max pool": (MaxPooled, {"QLinearConv": 2, "NhwcMaxPool": 1}),
+    "concat": (Concat, {"QLinearConv": 4, "QLinearConcat": 1, "NhwcMaxPool": 1}),
     "attention": (Attention, {"MatMulIntegerToFloat": 5, "QLinearMatMul": 1}),
 }
 

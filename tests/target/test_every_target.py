@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fewbit.pipeline import Run, quantize
 from fewbit.target import load_target, target_names
 from fewbit.target.legal import legal
 from fewbit.verify.compare import compare
@@ -194,3 +195,12 @@ def test_no_source_names_a_target():
         if f'"{name}"' in path.read_text() or f"'{name}'" in path.read_text()
     }
     assert named == {("target/spec.py", "tensorrt")}  # a runtime of that name, in the list of runtimes
+
+
+@pytest.mark.parametrize("target", ["float", "tensorrt"])
+def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
+    result = quantize(mixed_net.module, mixed_net.images, target=target, preprocess={"input_size": (3, 8, 8)}, seconds=0.01)
+    stood_in = [refusal for refusal in result.plan.refusals if refusal.asked == "tensorrt"]
+    assert [refusal.given for refusal in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
+    assert not result.checks.wrong
+    assert not Run.open(result.export(tmp_path / "run")).verify().on or target == "float"

@@ -169,12 +169,12 @@ def test_the_example_of_the_documentation_loads_and_is_obeyed(tmp_path, mixed_ne
     path.write_text(documented(), encoding="utf-8")
     target = load_target(str(path))
     answer = legal(mixed_net.graph, target)
-    assert set(answer.integer_ops) == {"stem", "side", "concat", "widen", "narrow"}
+    assert set(answer.integer_ops) == {"stem", "side", "maxpool", "concat", "widen", "narrow", "add"}
     assert {r.site: r.why for r in answer.refusals} == {
         "depth": "my-chip has no integer depthwise",
         "head": "linear on my-chip: outputs is 4, the kernel needs a multiple of 8",
     }
-    assert answer.slots["stem:output"].grids[0].bits == 8
+    assert sorted(answer.shared[0]) == sorted(["stem:output", "maxpool:output", "side:output", "concat:output"])
 
 
 def test_the_message_of_the_documentation_is_the_one_that_is_given(tmp_path):

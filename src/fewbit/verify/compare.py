@@ -33,6 +33,7 @@ INTEGER_KERNELS = (
     "QLinearConv",
     "QLinearAdd",
     "QLinearConcat",
+    "NhwcMaxPool",
     "QLinearGlobalAveragePool",
 )
 
