@@ -19,7 +19,6 @@ from fewbit.target.shapes import sizes
 from fewbit.target.spec import HERE, Target
 from fewbit.target.sums import narrowed_pair
 
-
 CONVS = ("stem", "side", "widen", "narrow")
 
 
