@@ -92,6 +92,40 @@ class Vit(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write the files of tests/golden again")
+
+
+class Mixed(nn.Module):
+    """Convolutions of 16 channels and more: a pooling of maxima and a convolution joined, an inverted bottleneck with a
+    residual addition, a global pooling, a flat head.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.widen, self.depth = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 48, 3, padding=1, groups=48)
+        self.narrow, self.head = nn.Conv2d(48, 32, 1), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([F.max_pool2d(x, 3, 1, 1), self.side(x)], 1)
+        x = x + self.narrow(F.relu6(self.depth(F.relu6(self.widen(x)))))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class WideVit(nn.Module):
+    """One block of width 32 with two heads of 16 on 16 tokens: sizes that every target has kernels for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.blocks = nn.Conv2d(3, 32, 2, 2), nn.Sequential(Block(32, 2))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
+
+
 @dataclass(frozen=True)
 class Captured:
     """A module, its graph, images (16, 3, 8, 8) and what was observed on them."""
@@ -154,6 +188,18 @@ def vit() -> Captured:
 
 
 @pytest.fixture(scope="session")
+def mixed_net() -> Captured:
+    torch.manual_seed(0)
+    return captured(Mixed())
+
+
+@pytest.fixture(scope="session")
+def wide_vit() -> Captured:
+    torch.manual_seed(0)
+    return captured(WideVit())
+
+
+@pytest.fixture(scope="session")
 def ort_target() -> str:
     """The onnxruntime target whose sums are exact on this machine: no VNNI, no 8-bit weights."""
     flags = processor_flags()
@@ -169,7 +215,8 @@ def realized(ort_target: str, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def build(net: Captured, target: str = ort_target, *, twin: bool = False, **options: object) -> Realized:
         folder = tmp_path_factory.mktemp("run")
         plan, opset = net.plan(target, **options), load_target(target).opset
-        realize(net.graph, plan, folder / "model.onnx", opset=opset)
+        kept = load_target(target).weights == "float"
+        realize(net.graph, plan, folder / "model.onnx", opset=opset, float_weights=kept)
         if twin:
             float_onnx(net.graph, folder / "float.onnx", opset=opset)
         return Realized(net, plan, folder / "model.onnx", folder / "float.onnx")

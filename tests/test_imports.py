@@ -14,7 +14,7 @@ SRC = Path(__file__).parent.parent / "src"
 # A stage may import itself and the stages left of it. simulate and replay are tools of choose and verify.
 ORDER = ("capture", "data", "observe", "equalize", "target", "choose", "realize", "verify", "report", "pipeline", "cli")
 COMMON = {"types", "grid", "errors", "files"}  # every stage may import these, and they import only each other
-TOOLS = {"simulate", "replay", "overlay"}
+TOOLS = {"simulate", "replay", "overlay", "hardware"}
 TOOL_USERS = {"choose", "verify", "pipeline", "cli"}
 HOME = {
     "recipes": "choose",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fewbit import pipeline
-from fewbit.errors import FewbitError, FewbitFailed
+from fewbit.errors import FewbitError, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.report import page, tables
 from fewbit.run import Run
 from fewbit.target import detect, load_target, target_names
+from fewbit.target.spec import processor_flags
 from fewbit.verify import bench as measure
 from fewbit.verify import evaluate as score_run
 from fewbit.verify import lint as linter
@@ -332,14 +334,21 @@ def lint(
 @command
 def targets() -> None:
     """The targets that come with fewbit."""
-    here = detect()
-    table = Table("target", "runtime", "ops in integers", "about")
+    flags, installed = processor_flags(), runtime_names()
+    try:
+        here = detect()
+    except UnknownName:  # a machine that no target fits has no default
+        here = ""
+    table = Table("target", "runtime", "runs here", "ops in integers", "about")
     for name in target_names():
         found = load_target(name)
-        kinds = ", ".join(
-            rule.kind + {"integer": "", "float": " (float is faster)", "follow": ""}[rule.runs] for rule in found.op
-        )
-        table.add_row(f"{name} (this machine)" if name == here else name, found.runtime, kinds, found.about)
+        marks = {"integer": "", "float": " (float is faster)", "follow": ""}
+        kinds = ", ".join(dict.fromkeys(rule.kind + marks[rule.runs] for rule in found.op)) or "none"
+        if found.runtime not in installed:
+            runs = f"as written, in {found.runs_in}"
+        else:
+            runs = "yes" if found.fits(platform.machine(), flags) else "yes, not at its speed"
+        table.add_row(f"{name} (this machine)" if name == here else name, found.runtime, runs, kinds, found.about)
     out.print(table)
 
 

@@ -38,7 +38,7 @@ from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
-from fewbit.run import CHECKED, FILES, Request, check_codes, free_folder, resume, run_record
+from fewbit.run import CHECKED, FILES, STANDS_IN, Request, check_codes, free_folder, resume, run_record
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
 from fewbit.target.legal import legal
@@ -178,7 +178,7 @@ def quantize(
     (part / JOURNAL).unlink(missing_ok=True)
     with progress.stage("realize", 2):
         for name, write in (
-            ("model.onnx", lambda p: realize(graph, plan, p, opset=hardware.opset)),
+            ("model.onnx", lambda p: realize(graph, plan, p, **hardware.form)),
             ("float.onnx", lambda p: float_onnx(graph, p, opset=hardware.opset)),
         ):
             if not (part / name).exists():
@@ -187,11 +187,11 @@ def quantize(
     with progress.stage("verify", 3):
         sample = next(held_out.batches(CHECKED))
         write_atomic(part / "images.safetensors", lambda file: save_file({"images": sample.contiguous()}, file))
-        checks = check_codes(graph, plan, part, sample, hardware.runtime, progress)
+        checks = check_codes(graph, plan, part, sample, hardware.runtime == "onnxruntime", progress)
     with progress.stage("evaluate", len(held_out)):
         result = evaluate(
             part / "float.onnx", part / "model.onnx", held_out,
-            runtime=hardware.runtime, threads=threads, progress=progress.advance,
+            runtime=hardware.runs_in, threads=threads, progress=progress.advance,
         )  # fmt: skip
     with progress.stage("bench", 3 * len(runtime_names())):
         timings = bench(
@@ -206,7 +206,7 @@ def quantize(
         plan = _note_kernels(plan, checks)
     with progress.stage("report"):
         rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
-        record = run_record(command, request, identity, recorded, names, outputs, hardware.runtime, threads)
+        record = run_record(command, request, identity, recorded, names, outputs, hardware.runs_in, threads)
         rows["run"] = record
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
         rows["seconds"] = summary["seconds"]
@@ -336,7 +336,7 @@ def check_bits(target: Target, bits: Bits | Mixed) -> None:
 
 
 def _most(target: Target) -> int:
-    return max(widest(target, rule.kind) for rule in target.op)
+    return max((widest(target, rule.kind) for rule in target.op), default=8)
 
 
 def _choose(
@@ -374,6 +374,9 @@ def _choose(
     else:
         with progress.stage("choose", len(graph.sites)):
             plan = choose(graph, stats, target, recipe, progress=lambda site: progress.advance(1, site), **options)
+    if target.runtime != target.runs_in:
+        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
+        refused = (*refused, Refusal(STANDS_IN, target.runtime, target.runs_in, why))
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
     return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from fewbit.capture.forms import LINEAR, SOFTMAX
 from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.sites import WEIGHTED
 from fewbit.errors import BadImages
 from fewbit.observe.observe import Watcher
 from fewbit.types import Graph, Op
@@ -243,6 +244,8 @@ def _is_pair(op: Op, nodes: Mapping[str, Node]) -> bool:
 def _key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] | None:
     """The tensor that an op reads and how its rows are cut from it; None where rows cannot be."""
     node = nodes[op.node]
+    if op.kind not in WEIGHTED:
+        return None
     source = cast(Node, node.args[0]).name
     if is_call(node, LINEAR) and op.kind == "linear":
         return (source,)

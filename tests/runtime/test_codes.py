@@ -89,6 +89,20 @@ class MaxPooled(nn.Module):
         return self.conv(F.max_pool2d(self.stem(x).relu(), 3, 2, 1))
 
 
+class Concat(nn.Module):
+    """A convolution and a pooling of one tensor side by side, read by a convolution (SqueezeNet, Inception)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(16, 4, 1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.last(torch.cat([self.a(x), F.max_pool2d(x, 3, 1, 1), self.b(x).relu()], 1))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +120,8 @@ KINDS = {
     "depthwise": (PaddedDepthwise, {"QLinearConv": 2}),
     "add": (Residual, {"QLinearConv": 2, "QLinearAdd": 1}),
     "avgpool": (Pooled, {"QLinearConv": 1, "QLinearGlobalAveragePool": 1, "MatMulIntegerToFloat": 1}),
-    "max pool": (MaxPooled, {"QLinearConv": 2}),
+    "max pool": (MaxPooled, {"QLinearConv": 2, "NhwcMaxPool": 1}),
+    "concat": (Concat, {"QLinearConv": 4, "QLinearConcat": 1, "NhwcMaxPool": 1}),
     "attention": (Attention, {"MatMulIntegerToFloat": 5, "QLinearMatMul": 1}),
 }
 

@@ -6,7 +6,9 @@ import pytest
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.target import detect, load_target, target_names
-from fewbit.target.spec import HERE, Target
+from fewbit.target.legal import legal
+from fewbit.target.lines import line_of
+from fewbit.target.spec import HERE, Accumulator, Limit, OpRule, Shape, Target, Type
 
 SHIPPED = (HERE / "ort-x86-avx2.toml").read_text(encoding="utf-8")
 
@@ -25,12 +27,12 @@ def planted(tmp_path, old: str, new: str, nth: int = 1) -> tuple[str, int]:
 def test_a_shipped_target_loads_under_its_own_name(name):
     target = load_target(name)
     assert target.name == name
-    assert {"linear", "conv", "depthwise"} <= {rule.kind for rule in target.op}
+    assert {"linear", "conv", "depthwise"} <= {rule.kind for rule in target.op} or name == "float"
 
 
 def test_the_shipped_targets_are_the_files():
-    names = ["arm-int7", "openvino-x86", "ort-x86-avx2", "ort-x86-channel", "ort-x86-vnni", "ort-x86-wide"]
-    assert target_names() == names
+    onnxruntime = ["ort-arm64", "ort-x86-avx2", "ort-x86-channel", "ort-x86-vnni", "ort-x86-wide"]
+    assert target_names() == ["arm-int7", "float", "npu-int16", "openvino-x86", *onnxruntime, "tensorrt"]
 
 
 def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
@@ -44,7 +46,7 @@ def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
         ("opset = 20", "opset = 20\ncolour = 3", 1, "colour: Extra inputs"),
         ("opset = 20", "opset = 7", 1, "greater than or equal to 13"),
         ("schema = 1", "schema = 2", 1, "Input should be 1"),
-        ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime' or 'openvino'"),
+        ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime', 'openvino', 'tensorrt' or 'other'"),
         ("bits = 7", "bits = 33", 1, "types.w7.bits: .* less than or equal to 32"),
         ("fixed_scale = 0.00390625", "fixed_scale = 0", 1, "types.p8.fixed_scale: .* greater than 0"),
         ("signed = true", "signed = 5", 2, "types.w7.signed: Input should be a valid boolean"),
@@ -108,6 +110,8 @@ def test_an_unknown_target_offers_near_names():
         ("onnxruntime", "x86_64", {"avx2", "avx_vnni"}, "ort-x86-vnni"),
         ("onnxruntime", "AMD64", {"avx2"}, "ort-x86-avx2"),
         ("openvino", "x86_64", {"avx2", "avx512_vnni"}, "openvino-x86"),
+        ("onnxruntime", "aarch64", {"asimddp", "i8mm"}, "ort-arm64"),
+        ("onnxruntime", "arm64", set(), "ort-arm64"),
     ],
 )
 def test_the_target_of_a_machine_follows_from_its_flags(runtime, machine, flags, name):
@@ -117,8 +121,7 @@ def test_the_target_of_a_machine_follows_from_its_flags(runtime, machine, flags,
 @pytest.mark.parametrize(
     ("runtime", "machine", "flags"),
     [
-        ("onnxruntime", "aarch64", {"asimddp", "i8mm"}),
-        ("onnxruntime", "aarch64", {"avx2"}),
+        ("onnxruntime", "riscv64", {"avx2"}),
         ("onnxruntime", "x86_64", {"sse2"}),
         ("openvino", "x86_64", {"avx2"}),
     ],
@@ -151,3 +154,105 @@ def test_a_target_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         load_target("openvino-x86").name = "other"
     assert isinstance(load_target("openvino-x86"), Target)
+
+
+DOCS = HERE.parents[2] / "docs" / "targets.md"
+
+
+def documented() -> str:
+    """The worked example of docs/targets.md."""
+    return DOCS.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+
+
+def test_the_example_of_the_documentation_loads_and_is_obeyed(tmp_path, mixed_net):
+    path = tmp_path / "my-chip.toml"
+    path.write_text(documented(), encoding="utf-8")
+    target = load_target(str(path))
+    answer = legal(mixed_net.graph, target)
+    assert set(answer.integer_ops) == {"stem", "side", "maxpool", "concat", "widen", "narrow", "add"}
+    assert {r.site: r.why for r in answer.refusals} == {
+        "depth": "my-chip has no integer depthwise",
+        "head": "linear on my-chip: outputs is 4, the kernel needs a multiple of 8",
+    }
+    assert sorted(answer.shared[0]) == sorted(f"{name}:output" for name in ("stem", "maxpool", "side", "concat", "narrow"))
+
+
+def test_the_message_of_the_documentation_is_the_one_that_is_given(tmp_path):
+    path = tmp_path / "my-chip.toml"
+    path.write_text(documented().replace("narrow = true ", "narow = true ", 1), encoding="utf-8")
+    with pytest.raises(BadFile) as caught:
+        load_target(str(path))
+    assert str(caught.value).replace(str(path), "my-chip.toml") in DOCS.read_text(encoding="utf-8")
+
+
+def test_every_field_is_in_the_documentation():
+    text = DOCS.read_text(encoding="utf-8")
+    for model in (Target, Type, OpRule, Accumulator, Shape, Limit):
+        for name, field in model.model_fields.items():
+            assert f"`{field.alias or name}`" in text or f"[{field.alias or name}." in text or f"[[{name}]]" in text, name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "says"),
+    [
+        (
+            'shared = ["left", "right"]',
+            'shared = ["left", "rigth"]',
+            "rigth",
+            "op add: shared names 'rigth'; it can name left, right",
+        ),
+        ("query", "queery", "queery", "op matmul: operand queery does not exist; allowed are query, key"),
+        ("fixed_scale = 0.007874015748031496", "fixed_zero = 3", "[types.p8]", "fixed_zero belongs to a fixed_scale"),
+        ("{ multiple = 8 }", "{ multipel = 8 }", "multipel", "op.0.shape.inputs.multipel: .*did you mean multiple"),
+        ("chain = 32", "chain = 0", "chain = 0", "op.0.accumulator.chain: .*greater than or equal to 1"),
+        ("narrows_to = 4", "narrows_to = 9", "[types.a8]", "narrows_to is at most the type's 8 bits, not 9"),
+    ],
+)
+def test_what_does_not_go_together_is_named_with_its_line(tmp_path, old, new, at, says):
+    path = tmp_path / "mine.toml"
+    path.write_text(documented().replace(old, new, 1), encoding="utf-8")
+    text = path.read_text().splitlines()
+    expected = next(i for i, found in enumerate(text, 1) if at in found)
+    with pytest.raises(BadFile, match=rf"mine\.toml, line {expected}: .*{says}"):
+        load_target(str(path))
+
+
+NESTED = """\
+a = 1 # a = 2
+b.c = { d = 1, "e" = [1, 2], f = { g = "h = 3" } }
+[t."x.y"]
+k = [
+  { m = 1 },
+]
+[[p]]
+q = 1
+[[p]]
+"r" = 'q = 2'
+[p.s]
+z = 1
+[[p.u]]
+v = 1
+[[p.u]]
+v = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("location", "line"),
+    [
+        (("a",), 1),
+        (("b", "c", "d"), 2),
+        (("b", "c", "nothing"), 2),
+        (("t", "x.y"), 3),
+        (("p", 0, "q"), 8),
+        (("p", 1), 9),
+        (("p", 1, "r"), 10),
+        (("p", 1, "q"), 9),
+        (("p", 1, "s", "z"), 12),
+        (("p", 1, "u", 0, "v"), 14),
+        (("p", 1, "u", 1, "v"), 16),
+        (("gone",), 1),
+    ],
+)
+def test_the_line_of_a_path_is_found(location, line):
+    assert line_of(NESTED, location) == line

@@ -24,6 +24,8 @@ from fewbit.types import Choice, Graph, Op, Site
 ADDS = (aten.add.Tensor,)
 WEIGHTED = ("linear", "conv", "depthwise")  # kinds of op that read a weight
 POOLS = (aten.adaptive_avg_pool2d.default,)
+MAX_POOLS = (aten.max_pool2d.default,)  # of codes that grow with the value: the largest is one of them
+CONCATS = (aten.cat.default,)
 # what a runtime folds into the product before it, so that the product's output is the tensor behind it
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
 CLAMPS = (
@@ -161,11 +163,18 @@ def _kind(module: GraphModule, node: Node) -> str | None:
         return "add"
     if is_call(node, *POOLS) and _shape(node)[-2:] == (1, 1):
         return "avgpool"
+    if is_call(node, *MAX_POOLS):
+        return "maxpool"
+    if is_call(node, *CONCATS) and _joins_channels(node):
+        return "concat"
     return None
 
 
 def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
     """Operand name -> the node whose value is read (or written, for `output`)."""
+    if kind == "concat":
+        inputs = enumerate(cast("list[Node]", node.args[0]), 1)
+        return {**{f"input{i}": read for i, read in inputs}, "output": _fused_output(node)}
     left, right = (cast(Node, a) for a in (*node.args[:2], None)[:2])
     if kind in WEIGHTED:
         left = before_padding(left)
@@ -255,6 +264,12 @@ def _two_activations(node: Node) -> bool:
     if not isinstance(a, Node) or not isinstance(b, Node) or is_constant(a) or is_constant(b):
         return False
     return _shape(a) == _shape(b) and len(_shape(a)) >= 2
+
+
+def _joins_channels(node: Node) -> bool:
+    """Maps that depend on the image, one behind the other along their channels."""
+    read, axis = cast("list[Node]", node.args[0]), argument(node, 1, "dim", 0)
+    return axis in (1, -3) and all(not is_constant(a) and len(_shape(a)) == 4 for a in read)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from types import MappingProxyType
 from typing import TypedDict, Unpack, cast
 
@@ -11,17 +12,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.rewrite import MOVES, aten, is_call
+from fewbit.capture.rewrite import MOVES, is_call
+from fewbit.capture.sites import MAX_POOLS
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.flips import head_flips
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
-from fewbit.choose.weights import finite, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
+from fewbit.choose.weights import finite, overflowing, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
 from fewbit.errors import FewbitError
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
-from fewbit.observe.stats import Stats
+from fewbit.observe.stats import Histogram, Stats
 from fewbit.overlay import Overlay, Stream, walked
 from fewbit.recipes import Recipe
 from fewbit.replay import ChannelSample, OpSample, PairSample, read_as
@@ -29,9 +31,9 @@ from fewbit.target.legal import Legal, Slot, legal
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Op, Plan, Refusal, Site
 
-MAX_POOLS = (aten.max_pool2d.default,)  # of codes that grow with the value: the largest is one of them
 W8A8 = Bits()
 ELEMENTS = "elements of "  # why a site has the step of the one that is named behind it
+SHARED = "one step with "  # why a site has the step of several
 
 
 class Options(TypedDict, total=False):
@@ -165,7 +167,7 @@ class Choosing:
             str(self.bits),
             {s.name: self.choices[s.name] for s in self.graph.sites if s.name in self.choices},
             self.legal.integer_ops,
-            tuple(self.refusals),
+            (*self.refusals, *overflowing(self.graph, self.choices, biases, self.legal)),
             tuple(self.keep_float),
             {key: rows for key, rows in (("ranking", self.flips), ("search", self.found)) if rows},
             biases=biases,
@@ -173,7 +175,9 @@ class Choosing:
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
-        choice = _moved(self.graph, site, slot, self.choices) or self._ranged(site, slot)
+        group = next((group for group in self.legal.shared if site.name in group), ())
+        moved = None if group else _moved(self.graph, site, slot, self.choices)
+        choice = moved or self._ranged(site, slot, group)
         self._set(choice)
         ops = [op for op in self._readers(site) if op.name in self.samples]
         if self.stream is not None and ops:
@@ -190,15 +194,22 @@ class Choosing:
             if isinstance(self.samples[op.name], PairSample) and len(others) == 2:
                 self._search_pair(op)
 
-    def _ranged(self, site: Site, slot: Slot) -> Choice:
-        """The choice of an activation by its range; by those of its channels where the target has a step for each."""
+    def _ranged(self, site: Site, slot: Slot, group: Sequence[str] = ()) -> Choice:
+        """The choice of an activation by its range, or that of the group that it has one step with; by those of its channels
+        where the target has a step for each.
+        """
         recipe, grid = self.recipe, slot.grids[0]
         if slot.fixed_scale is not None:
-            affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(0, dtype=torch.int32))
+            affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(slot.fixed_zero, dtype=torch.int32))
             return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
         if grid.axis is None:
-            affine = recipe.activations(Samples.of_histogram(self.stats.sites[site.name]), grid)
+            seen = reduce(Histogram.merge, (self.stats.sites[name] for name in group or (site.name,)))
+            affine = recipe.activations(Samples.of_histogram(seen), grid)
             affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
+            if group:
+                why = SHARED + ", ".join(name for name in group if name != site.name)
+                method = repr(recipe.activations)
+                return Choice(site.name, site.role, grid, affine, method, everyone=slot.everyone, why=why)
         else:
             found = self.channels[site.name]
             if recipe.channels is not None and recipe.channels.activations and grid.bits <= recipe.channels.nominal:
@@ -259,8 +270,8 @@ class Choosing:
         if choice.role != "weight":
             return moved
         site = self.graph.site(choice.site)
-        coded_again = recoded(self.graph, site, moved, self.recipe, self.choices)
         slot, read = self.legal.slots[site.name], self.graph.op(site.readers[0][0]).operands["input"]
+        coded_again = recoded(self.graph, site, moved, self.recipe, self.choices, slot)
         assert coded_again.codes is not None
         bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
         safe = bound is None or pairs_are_safe(coded_again.codes, self.choices[read].grid, bound)

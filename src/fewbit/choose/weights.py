@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
 from fewbit.grid import Affine, Grid, values
 from fewbit.recipes import Recipe
-from fewbit.target.legal import Slot
+from fewbit.target.legal import Legal, Slot
 from fewbit.target.spec import Target
+from fewbit.target.sums import largest_sum
 from fewbit.types import Choice, Graph, Refusal, Site
 
 BIAS_CODE = 2**30  # the largest code of a bias: half of int32 is left for the products
+ROUNDS = 64  # of making steps larger until sums fit; each takes at least a thousandth of the excess away
 
 
 def weight_choice(
@@ -37,16 +39,16 @@ def weight_choice(
     """
     w = finite(graph, site)
     op = graph.op(site.readers[0][0])
-    least = _least_step(graph, site, choices)
+    room = _room(graph, site, choices, slot)
     if searched is not None:
-        grid, choice = searched.grid, coded(searched, w, recipe, least)
+        grid, choice = searched.grid, coded(searched, w, recipe, room)
     else:
-        grid, choice = slot.grids[0], _weight_on(site, w, slot.grids[0], recipe, least)
+        grid, choice = slot.grids[0], _weight_on(site, w, slot.grids[0], recipe, room)
     if slot.pair_bits is None:
         return choice
     activation = choices[op.operands["input"]].grid
     for grid in slot.grids if searched is None else ():
-        choice = _weight_on(site, w, grid, recipe, least)
+        choice = _weight_on(site, w, grid, recipe, room)
         assert choice.codes is not None
         if pairs_are_safe(choice.codes, activation, slot.pair_bits):
             break
@@ -58,17 +60,49 @@ def weight_choice(
     return choice
 
 
-def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice]) -> Choice:
+@dataclass(frozen=True)
+class Room:
+    """What the accumulator leaves for a weight: the smallest step of each channel, () or (channels,), and the largest sum.
+
+    `most` is None where no sum can leave the accumulator. `largest` is the largest code of what the weight multiplies, and
+    `bias` the magnitude of the bias in units of the input's step, () or (channels,).
+    """
+
+    least: Tensor
+    most: int | None = None
+    largest: int = 0
+    bias: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+
+    def excess(self, q: Tensor, scale: Tensor) -> Tensor:
+        """How many times too large the largest sum of each channel is, (channels,), for codes (channels, ...)."""
+        assert self.most is not None
+        return (q.flatten(1).double().abs().sum(1) * self.largest + (self.bias / scale).ceil()) / self.most
+
+
+def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: Slot) -> Choice:
     """The choice of a weight whose step has changed, with its codes."""
-    return coded(choice, finite(graph, site), recipe, _least_step(graph, site, choices))
+    return coded(choice, finite(graph, site), recipe, _room(graph, site, choices, slot))
 
 
-def coded(choice: Choice, w: Tensor, recipe: Recipe, least: Tensor) -> Choice:
-    """The choice of a weight with its codes; no step is below the least one, of shape () or (channels,)."""
+def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:
+    """The choice of a weight with its codes. Where sums could leave the accumulator, the steps of those channels are larger."""
     grid = choice.grid
-    scale = choice.affine.scale.maximum(least if grid.axis is not None else least.max())
+    scale = choice.affine.scale.maximum(room.least if grid.axis is not None else room.least.max())
+    made = _with_step(choice, w, recipe, scale)
+    for _ in range(ROUNDS if room.most is not None else 0):
+        assert made.codes is not None
+        excess = room.excess(made.codes, scale)
+        excess = excess if grid.axis is not None else excess.max()
+        if bool((excess <= 1).all()):
+            break
+        scale = torch.where(excess > 1, scale * (excess * 1.001).float(), scale)
+        made = _with_step(choice, w, recipe, scale)
+    return made
+
+
+def _with_step(choice: Choice, w: Tensor, recipe: Recipe, scale: Tensor) -> Choice:
     affine = Affine(scale, choice.affine.zero)
-    return replace(choice, affine=affine, codes=recipe.rounding(w, affine, grid).to(grid.container))
+    return replace(choice, affine=affine, codes=recipe.rounding(w, affine, choice.grid).to(choice.grid.container))
 
 
 def finite(graph: Graph, site: Site) -> Tensor:
@@ -105,20 +139,50 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     return bool(highest <= 2 ** (bits - 1) - 1) and bool(lowest >= -(2 ** (bits - 1)))
 
 
-def _least_step(graph: Graph, site: Site, choices: Mapping[str, Choice]) -> Tensor:
-    """The smallest step of each channel with which the bias, in units of input step times weight step, leaves room in int32.
+def overflowing(graph: Graph, choices: Mapping[str, Choice], biases: Mapping[str, Tensor], answer: Legal) -> list[Refusal]:
+    """A refusal for each op with a weight whose sums can leave its accumulator after all: a correction has moved its bias."""
+    found = []
+    for op in graph.ops:
+        if op.name not in answer.integer_ops or "weight" not in op.operands:
+            continue
+        site = graph.site(op.operands["weight"])
+        accumulator = answer.slots[site.name].accumulator
+        bias = choices.get(op.operands.get("bias", ""))
+        real = biases.get(op.name) if bias is None else values(bias.codes.int(), bias.affine, bias.grid)  # type: ignore[union-attr]
+        room = _room(graph, site, choices, answer.slots[site.name], real)
+        weight = choices[site.name]
+        assert weight.codes is not None
+        if room.most is not None and bool((room.excess(weight.codes, weight.affine.scale) > 1).any()):
+            fit = f"sums within {accumulator.bits} bits"
+            share = op.macs / max(graph.macs, 1)
+            found.append(Refusal(op.name, fit, "sums that may leave them", "the bias was moved after the weights", share))
+    return found
+
+
+def _room(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot, corrected: Tensor | None = None) -> Room:
+    """What the accumulator leaves for a weight. The smallest step is the one with which the bias, in units of input step times
+    weight step, leaves half of it.
 
     A dead channel has weights near 0 and a bias that is not: its code would fill the accumulator and the sum wrap around.
     Where the plan leaves the bias float a runtime may still quantize it so when it loads the file (onnxruntime does).
     """
     op = graph.op(site.readers[0][0])
-    bias = op.operands.get("bias", "")
-    if not bias:
-        return torch.tensor(0.0)
-    return tensor_of(graph, graph.site(bias)).abs() / (choices[op.operands["input"]].affine.scale.max() * BIAS_CODE)
+    bias, read = op.operands.get("bias", ""), choices[op.operands["input"]]
+    if not bias and corrected is None:
+        unit = torch.tensor(0.0)
+    else:
+        real = tensor_of(graph, graph.site(bias)) if corrected is None else corrected
+        unit = real.abs() / read.affine.scale.max()
+    accumulator = slot.accumulator
+    least = unit / min(BIAS_CODE, 2 ** (accumulator.bits - 2))
+    narrow = torch.iinfo(read.grid.container).bits <= accumulator.operand_bits
+    most = largest_sum(accumulator)
+    if not narrow or (op.terms or 0) * read.grid.largest * slot.grids[0].largest < most - BIAS_CODE:
+        return Room(least)
+    return Room(least, most, read.grid.largest, unit)
 
 
-def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, least: Tensor) -> Choice:
+def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, room: Room) -> Choice:
     if (
         recipe.channels is not None
         and recipe.channels.weights
@@ -130,8 +194,8 @@ def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, least: Tensor)
     affine = ranged(recipe.weights, Samples.of_weight(w, grid), grid)
     if grid.axis is None:
         affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
-    choice = coded(Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, least)
+    choice = coded(Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, room)
     if not isinstance(recipe.correction, WeightMean) or not recipe.correction.variance or grid.axis is None:
         return choice
     ratio = recipe.correction.ratio(w.flatten(1), real_weight(choice))
-    return replace(choice, affine=Affine((choice.affine.scale * ratio).maximum(least), choice.affine.zero))
+    return replace(choice, affine=Affine((choice.affine.scale * ratio).maximum(room.least), choice.affine.zero))

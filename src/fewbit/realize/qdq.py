@@ -35,25 +35,29 @@ CODES = ".codes"
 POOL = aten.adaptive_avg_pool2d.default
 
 
-def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, fuse: Sequence[str] = ()) -> None:
+def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> None:
     """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all.
 
-    `fuse` names forms of one runtime (fuse.py) that take the place of standard nodes.
+    With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
+    that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse.py) that take
+    the place of standard nodes. A target says all three: `realize(graph, plan, path, **target.form)`.
     """
-    module, order = qdq_module(graph, plan)
+    module, order = qdq_module(graph, plan, float_weights=float_weights)
     model = _onnx(module, graph.input_shape, opset)
-    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
     for node, site in zip(quantizers, order, strict=True):
         _check_scale(node, plan.choices[site])
+        if plan.choices[site].grid.axis is not None:
+            _without_clip(model, node)
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
-        if clips and plan.choices[site].grid.axis is not None:  # to the limits of the container: torch.onnx writes it anyway
-            ir.convenience.replace_all_uses_with(clips[0].outputs[0], node.outputs[0])
-            model.graph.remove(clips.pop(), safe=True)
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
-    pack_weights(model, plan)
+    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _of_constant(node)]:
+        _without_clip(model, node)
+    if not float_weights:
+        pack_weights(model, plan)
     fuse_nodes(model, fuse)
     _save(model, path)
 
@@ -63,7 +67,7 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
     _save(_onnx(graph.module, graph.input_shape, opset), path)
 
 
-def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
+def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:
     """The graph with Q/DQ pairs, and the activation sites in the order in which their codes are computed."""
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in module.graph.nodes}
@@ -80,11 +84,12 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         if choice.codes is not None:
             for name, operand in site.readers:
                 reader = graph.op(name)
+                as_float = float_weights and operand == "weight"
                 if reader.kind == "linear" and operand == "weight":
-                    _as_product(module, nodes, reader.node, choice)
+                    _as_product(module, nodes, reader.node, choice, real=as_float)
                 else:
                     nodes[reader.node].update_arg(
-                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice)
+                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice, real=as_float)
                     )
             continue
         tensor = nodes[site.tensor]
@@ -95,7 +100,8 @@ def qdq_module(graph: Graph, plan: Plan) -> tuple[GraphModule, list[str]]:
         quantizer[quantized] = site.name
         for user in users:
             user.replace_input_with(tensor, real)
-    _add_float_biases(module)
+    if plan.choices:
+        _add_float_biases(module)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -148,14 +154,14 @@ def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
 
 
-def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice) -> None:
+def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice, *, real: bool = False) -> None:
     """linear(x, w, b) as x @ w' + b with w' stored transposed: the form that every runtime has an integer kernel for."""
     linear = nodes[name]
     x, bias = linear.args[0], linear.args[2] if len(linear.args) > 2 else None
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
     turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis))
-    weight = _dequantized(module, linear, turned)
+    weight = _dequantized(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
     with module.graph.inserting_before(linear):
@@ -195,22 +201,41 @@ def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
     return float(choice.affine.scale), int(choice.affine.zero), limits.min, limits.max, choice.grid.container
 
 
-def _dequantized(module: GraphModule, before: Node, choice: Choice) -> Node:
-    """A constant of codes and the DequantizeLinear behind it, just before a node."""
+def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: bool = False) -> Node:
+    """A constant of codes and the DequantizeLinear behind it, just before a node; with `real` the constant holds real numbers
+    that are those of codes, and a QuantizeLinear stands between.
+    """
     assert choice.codes is not None
-    flat = flat_name(choice.site)
-    axis = choice.grid.axis
-    module.register_buffer(flat, choice.codes.to(choice.grid.container))
+    flat, axis, call = flat_name(choice.site), choice.grid.axis, module.graph.call_function
+    held = values(choice.codes.to(torch.int32), choice.affine, choice.grid) if real else choice.codes.to(choice.grid.container)
+    module.register_buffer(flat, held)
     with module.graph.inserting_before(before):
         stored = module.graph.get_attr(flat)
         if axis is None:
-            return module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
-        module.register_buffer(f"{flat}_scale", choice.affine.scale)
-        module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
-        scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
-        limits = torch.iinfo(choice.grid.container)
-        arguments = (stored, scale, zero, axis, limits.min, limits.max, choice.grid.container)
-        return module.graph.call_function(qd.dequantize_per_channel.default, arguments)
+            arguments: tuple[Any, ...] = _arguments(choice)
+            write, read = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
+        else:
+            module.register_buffer(f"{flat}_scale", choice.affine.scale)
+            module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
+            scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
+            limits = torch.iinfo(choice.grid.container)
+            arguments = (scale, zero, axis, limits.min, limits.max, choice.grid.container)
+            write, read = qd.quantize_per_channel.default, qd.dequantize_per_channel.default
+        if real:
+            stored = call(write, (stored, *arguments))
+        return call(read, (stored, *arguments))
+
+
+def _without_clip(model: ir.Model, quantizer: ir.Node) -> None:
+    """Without the Clip to the limits of the container that torch.onnx writes behind a QuantizeLinear with many steps."""
+    for clip in [user for user in quantizer.outputs[0].consumers() if user.op_type == "Clip"]:
+        ir.convenience.replace_all_uses_with(clip.outputs[0], quantizer.outputs[0])
+        model.graph.remove(clip, safe=True)
+
+
+def _of_constant(node: ir.Node) -> bool:
+    read = node.inputs[0]
+    return read is not None and read.is_initializer()
 
 
 def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import torch
+
 from fewbit.errors import UnknownName
 from fewbit.grid import Grid, safe_terms
-from fewbit.target.spec import OpRule, Target, Type
+from fewbit.target.shapes import channel_axis, misfit, shared_groups
+from fewbit.target.spec import Accumulator, OpRule, Target, Type
+from fewbit.target.sums import narrowed_pair
 from fewbit.types import Graph, Op, Refusal, Site
 
 # operands that an op can do without: a bias is added in float, a result stays float
@@ -18,26 +22,37 @@ OPTIONAL = ("bias", "output")
 
 @dataclass(frozen=True)
 class Slot:
-    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes."""
+    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes.
+
+    `zeros` are the zero points of pinned steps where they are not 0; `accumulator` is that of the op that reads a weight.
+    """
 
     grids: tuple[Grid, ...]
     pinned: Mapping[Grid, float] = field(default_factory=dict)
     everyone: bool = False
     pair_bits: int | None = None
+    zeros: Mapping[Grid, int] = field(default_factory=dict)
+    accumulator: Accumulator = Accumulator()
 
     @property
     def fixed_scale(self) -> float | None:
         """The step of the first grid, where the target pins it."""
         return self.pinned.get(self.grids[0])
 
+    @property
+    def fixed_zero(self) -> int:
+        """The zero point that goes with it."""
+        return self.zeros.get(self.grids[0], 0)
+
 
 @dataclass(frozen=True)
 class Legal:
-    """The answer: slots by site name, the ops that run in integers, and why others do not."""
+    """The answer: slots by site name, the ops that run in integers, why others do not, and sites with one step together."""
 
     slots: Mapping[str, Slot]
     integer_ops: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    shared: tuple[tuple[str, ...], ...] = ()
 
     @property
     def channel_axes(self) -> dict[str, int]:
@@ -59,66 +74,136 @@ def legal(
 ) -> Legal:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
-    `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the
-    largest width that one of them asks for. Where the products of two grids can overflow the target's chain of products,
-    the next type of the operands is taken, and where none fits the op stays float.
+    Of the target's entries for a kind of op the first that fits is taken: it has the op's operands and sizes, integers as wide
+    as those asked for (or none has), and sums that fit in its accumulator. Where the products of two grids can overflow the
+    target's chain of products or its accumulator, the next type or width of the operands is taken, and where none fits the op
+    stays float. A target without ops leaves everything float, which is no refusal.
+
+    `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the largest
+    width that one of them asks for.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
     """
     for pattern in keep_float:
         if not any(_matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
-    verdicts: dict[str, OpRule] = {}
+    asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
+    entries: dict[str, list[OpRule]] = {}
     refusals: list[Refusal] = []
-    for op in graph.ops:
-        rule = target.rule(op.kind)
+    for op in graph.ops if target.op else ():
         if _matches(op, keep_float):
             refusals.append(_refusal(graph, op, "kept float on request (--keep-float)"))
-        elif rule is None:
-            if op.macs:
-                refusals.append(_refusal(graph, op, f"{target.name} has no integer {op.kind}"))
-        elif missing := [name for name in op.operands if name not in rule.operands and name not in OPTIONAL]:
-            refusals.append(_refusal(graph, op, f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}"))
-        elif rule.runs == "float" and not everything:
-            refusals.append(_refusal(graph, op, rule.why or f"{target.name} runs {op.kind} faster in float"))
-        elif rule.runs != "follow":
-            verdicts[op.name] = rule
-    asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
+            continue
+        entries[op.name], why = _entries(graph, target, op, everything=everything, asked=asked)
+        if why and (op.macs or target.rules(op.kind)):
+            refusals.append(_refusal(graph, op, why))
     slots: dict[str, Slot] = {}
+    rules: dict[str, OpRule] = {}
     for following in (False, True):
+        candidates = {name: found for name, found in entries.items() if found and (found[0].runs == "follow") == following}
         if following:
-            _follow(graph, target, verdicts, keep_float)
+            candidates = _followers(graph, candidates, rules)
         for op in graph.ops:
-            if op.name not in verdicts or (verdicts[op.name].runs == "follow") != following:
-                continue
-            wanted = _slots(graph, target, op, verdicts[op.name], slots, asked)
-            clash = next((name for name, slot in wanted.items() if not slot.grids), None)
-            why = f"{target.name} has no grid for {clash} that all of its readers take" if clash else ""
-            if not clash and verdicts[op.name].accumulator.chain_bits is not None:
-                wanted, why, narrowed = _within_chain(graph, op, verdicts[op.name], wanted)
-                refusals.extend(narrowed)
-            if why:
-                del verdicts[op.name]
-                refusals.append(_refusal(graph, op, why))
+            reasons = []
+            for rule in candidates.get(op.name, ()):
+                wanted, why, narrowed = _fitted(graph, target, op, rule, slots, asked)
+                if not why:
+                    rules[op.name] = rule
+                    slots.update(wanted)
+                    refusals.extend(narrowed)
+                    break
+                reasons.append(why)
             else:
-                slots.update(wanted)
-    return Legal(slots, tuple(op.name for op in graph.ops if op.name in verdicts), tuple(refusals))
+                if reasons:
+                    refusals.append(_refusal(graph, op, reasons[0]))
+    groups = shared_groups(graph, rules, [name for name, slot in slots.items() if slot.everyone])
+    shared = [group for group in groups if _one_grid(slots, group, refusals)]
+    return Legal(slots, tuple(op.name for op in graph.ops if op.name in rules), tuple(refusals), tuple(shared))
 
 
-def _follow(graph: Graph, target: Target, verdicts: dict[str, OpRule], keep_float: Sequence[str]) -> None:
-    """Ops that join quantized tensors: in integers where every operand is the quantized result of an integer op."""
-    results = {_result(op) for op in graph.ops if op.name in verdicts and verdicts[op.name].output == "integer"}
+def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> OpRule | None:
+    """The entry that an op of a plan was given: the first whose types have the grids of its sites (site name -> grid)."""
+    for rule in target.rules(op.kind):
+        read = {name: site for name, site in op.operands.items() if rule.types(name)}
+        known = {name: grids[site] for name, site in read.items() if site in grids}
+        fits = all(any(target.types[t].has(replace(g, widths=())) for t in rule.types(name)) for name, g in known.items())
+        if known and fits and not misfit(graph, op, rule):
+            return rule
+    return None
+
+
+def _entries(
+    graph: Graph, target: Target, op: Op, *, everything: bool, asked: Mapping[str, int | None]
+) -> tuple[list[OpRule], str]:
+    """The target's entries that an op could have, best first, and why there are none."""
+    found: list[OpRule] = []
+    reasons = [] if target.rules(op.kind) else [f"{target.name} has no integer {op.kind}"]
+    for rule in target.rules(op.kind):
+        missing = [name for name in op.operands if not rule.types(name) and name not in OPTIONAL]
+        if missing:
+            reasons.append(f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
+        elif rule.runs == "float" and not everything:
+            reasons.append(rule.why or f"{target.name} runs {op.kind} faster in float")
+        elif wrong := misfit(graph, op, rule):
+            reasons.append(f"{op.kind} on {target.name}: {wrong}")
+        else:
+            found.append(rule)
+
+    def holds(rule: OpRule) -> bool:
+        wide = {name: max(target.types[t].bits for t in rule.types(name)) for name in op.operands if rule.types(name)}
+        return all((asked[op.operands[name]] or 0) <= bits for name, bits in wide.items())
+
+    return sorted(found, key=lambda rule: not holds(rule)), "" if found else reasons[0]
+
+
+def _fitted(
+    graph: Graph, target: Target, op: Op, rule: OpRule, slots: Mapping[str, Slot], asked: Mapping[str, int | None]
+) -> tuple[dict[str, Slot], str, list[Refusal]]:
+    """The slots of the sites that an op reads under a rule, why it cannot have it, and a refusal for each that is narrower."""
+    wanted = _slots(graph, target, op, rule, slots, asked)
+    if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
+        return {}, f"{target.name} has no grid for {clash} that all of its readers take", []
+    if not op.terms:
+        return wanted, "", []
+    narrowed: list[Refusal] = []
+    if rule.accumulator.chain_bits is not None:
+        wanted, why, narrowed = _within_chain(graph, op, rule, wanted)
+        if why:
+            return {}, why, []
+    wanted, why, more = _within_sum(graph, op, rule, wanted)
+    return wanted, why, narrowed + more
+
+
+def _followers(graph: Graph, candidates: Mapping[str, list[OpRule]], rules: Mapping[str, OpRule]) -> dict[str, list[OpRule]]:
+    """Ops that join quantized tensors: those whose every operand is the quantized result of an op that runs in integers."""
+    results = {_result(op) for op in graph.ops if op.name in rules and rules[op.name].output == "integer"}
+    found: dict[str, list[OpRule]] = {}
     changed = True
     while changed:
         changed = False
         for op in graph.ops:
-            rule = target.rule(op.kind)
-            if op.name in verdicts or rule is None or rule.runs != "follow" or _matches(op, keep_float):
+            if op.name in found or op.name not in candidates:
                 continue
             if all(site in results for operand, site in op.operands.items() if operand not in OPTIONAL):
-                verdicts[op.name] = rule
+                found[op.name] = candidates[op.name]
                 results.add(_result(op))
                 changed = True
+    return found
+
+
+def _one_grid(slots: dict[str, Slot], group: Sequence[str], refusals: list[Refusal]) -> bool:
+    """Give the sites of a group the grids that all have; False where one is pinned or, with a refusal, where there is none."""
+    if any(slots[name].pinned for name in group if name in slots) or any(name not in slots for name in group):
+        return False
+    common = tuple(grid for grid in slots[group[0]].grids if all(grid in slots[name].grids for name in group))
+    if not common:
+        refusals.append(
+            Refusal(group[0], "one step with " + ", ".join(group[1:]), "steps of their own", "no grid that all have")
+        )
+        return False
+    for name in group:
+        slots[name] = replace(slots[name], grids=common)
+    return True
 
 
 def wide_enough(types: Sequence[Type], bits: int | None) -> Sequence[Type]:
@@ -135,11 +220,6 @@ def widest(target: Target, kind: str) -> int:
         return 0
     operands = [types for operand, types in rule.operands.items() if operand != "bias"]
     return min(max(target.types[t].bits for t in types) for types in operands)
-
-
-def channel_axis(site: Site) -> int:
-    """Where the channels of an activation are: behind the batch in a map (batch, channels, h, w), last in anything else."""
-    return 1 if len(site.shape) == 4 else len(site.shape) - 1
 
 
 def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int]) -> int | None:
@@ -165,21 +245,22 @@ def _slots(
     """The slots of the sites that an op reads in integers; one without a grid where an op before it took another."""
     found: dict[str, Slot] = {}
     for operand, name in op.operands.items():
-        if operand not in rule.operands or (operand == "output" and rule.output != "integer"):
+        if not rule.types(operand) or (operand == "output" and rule.output != "integer"):
             continue
         site = graph.site(name)
-        types = wide_enough([target.types[t] for t in rule.operands[operand]], asked[name])
+        types = wide_enough([target.types[t] for t in rule.types(operand)], asked[name])
         axis = channel_axis(site) if site.axis is None else site.axis
-        typed = {t.grid(axis, asked[name]): t for t in reversed(types)}  # of two types with one grid the better
-        grids = tuple(dict.fromkeys(t.grid(axis, asked[name]) for t in types))
+        typed = {g: t for t in reversed(types) for g in t.grids(axis, asked[name])}  # of two types with one grid the better
+        grids = tuple(dict.fromkeys(g for t in types for g in t.grids(axis, asked[name])))
         pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
-        everyone = operand == "output" or (rule.readers == "all" and operand == "input")
-        pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
-        slot = Slot(grids, pinned, everyone, pair_bits)
+        zeros = {g: zero for g in pinned if (zero := typed[g].zero(g))}
+        everyone = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
+        accumulator = rule.accumulator if operand == "weight" else Accumulator()
+        slot = Slot(grids, pinned, everyone, accumulator.pair_bits, zeros, accumulator)
         before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = Slot(shared, before.pinned, before.everyone or everyone, pair_bits)
+            slot = replace(slot, grids=shared, pinned=before.pinned, zeros=before.zeros, everyone=before.everyone or everyone)
         found[name] = slot
     return found
 
@@ -210,6 +291,36 @@ def _within_chain(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]
             share = op.macs / max(graph.macs, 1)
             narrowed.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
     return kept, "", narrowed
+
+
+def _within_sum(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]) -> tuple[dict[str, Slot], str, list[Refusal]]:
+    """The slots without the grids whose sums overflow the accumulator, why there are none then, a refusal for each that lost.
+
+    Of a weight the numbers themselves count; of an activation the largest code, whatever the images are.
+    """
+    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
+    a, b = names[0], names[-1]
+    first = (wanted[a].grids[0], wanted[b].grids[0])
+    if rule.accumulator.operand_bits < max(_stored_bits(grid) for grid in first):
+        return dict(wanted), "", []
+    found = narrowed_pair(graph, op, rule.accumulator, wanted[a].grids, wanted[b].grids, same=a == b)
+    bits, terms = rule.accumulator.bits, op.terms
+    if found is None:
+        g, h = wanted[a].grids[-1], wanted[b].grids[-1]
+        return {}, f"a sum of {terms} products of {g.bits} by {h.bits} bits does not fit in {bits} bits", []
+    kept, narrowed = dict(wanted), []
+    for name, grid in dict(zip((a, b), found, strict=True)).items():
+        slot = wanted[name]
+        kept[name] = replace(slot, grids=tuple(g for g in slot.grids if g.largest <= grid.largest))
+        if grid != slot.grids[0]:
+            why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
+            share = op.macs / max(graph.macs, 1)
+            narrowed.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{grid.bits} bits", why, share))
+    return kept, "", narrowed
+
+
+def _stored_bits(grid: Grid) -> int:
+    return torch.iinfo(grid.container).bits
 
 
 def _matches(op: Op, patterns: Sequence[str]) -> bool:

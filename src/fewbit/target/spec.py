@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import platform
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypedDict, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.grid import Grid
+from fewbit.target.lines import line_of
 
 HERE = Path(__file__).parent
-Kind = Literal["linear", "conv", "depthwise", "matmul", "add", "avgpool"]
+Kind = Literal["linear", "conv", "depthwise", "matmul", "add", "concat", "maxpool", "avgpool"]
+OPERANDS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("input", "weight", "bias"),
+    "conv": ("input", "weight", "bias", "output"),
+    "depthwise": ("input", "weight", "bias", "output"),
+    "matmul": ("query", "key", "probs", "value", "left", "right"),
+    "add": ("left", "right", "output"),
+    "concat": ("input", "output"),
+    "maxpool": ("input", "output"),
+    "avgpool": ("input", "output"),
+}
+HERE_TOO = ("onnxruntime", "openvino")  # runtimes that can be run here; the file of any other runs as written in the first
 
 
 class Strict(BaseModel):
@@ -23,10 +36,11 @@ class Strict(BaseModel):
 
 
 class Type(Strict):
-    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits);
-    fewer bits than the type's have the same range in larger steps.
+    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits)
+    and `fixed_zero` the zero point that goes with it; fewer bits than the type's have the same range in larger steps.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
+    `narrows_to`: where sums overflow the accumulator of an op, codes may have fewer bits, down to so many.
     """
 
     bits: int = Field(ge=1, le=32)
@@ -35,7 +49,20 @@ class Type(Strict):
     symmetric: bool = True
     granularity: Literal["tensor", "channel"] = "tensor"
     fixed_scale: float | None = Field(default=None, gt=0)
+    fixed_zero: int = 0
     container: Literal[0, 8, 16, 32] = 0
+    narrows_to: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        grid = self.grid(None)
+        if self.fixed_zero and self.fixed_scale is None:
+            raise ValueError("fixed_zero belongs to a fixed_scale")
+        if not min(grid.low, 0) <= self.fixed_zero <= grid.high:
+            raise ValueError(f"fixed_zero is a code of the type, {grid.low} to {grid.high}, not {self.fixed_zero}")
+        if self.narrows_to is not None and self.narrows_to > self.bits:
+            raise ValueError(f"narrows_to is at most the type's {self.bits} bits, not {self.narrows_to}")
+        return self
 
     def grid(self, axis: int | None, bits: int | None = None) -> Grid:
         """The grid of this type with `bits` (at most its own: fewer bits live in the same container)."""
@@ -43,22 +70,42 @@ class Type(Strict):
         axis = axis if self.granularity == "channel" else None
         return Grid(bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container)
 
+    def grids(self, axis: int | None, bits: int | None = None) -> tuple[Grid, ...]:
+        """The grid with `bits`, and those that it may be narrowed to."""
+        first = self.grid(axis, bits)
+        least = first.bits if self.narrows_to is None else min(self.narrows_to, first.bits)
+        return tuple(self.grid(axis, b) for b in range(first.bits, least - 1, -1))
+
     def step(self, grid: Grid) -> float | None:
         """The pinned step on a grid of this type, None where there is none."""
         return None if self.fixed_scale is None else self.fixed_scale * 2.0 ** (self.bits - grid.bits)
 
+    def zero(self, grid: Grid) -> int:
+        """The zero point that goes with the pinned step."""
+        return round(self.fixed_zero * 2.0 ** (grid.bits - self.bits))
+
+    def has(self, grid: Grid) -> bool:
+        """Whether a grid is one of this type, at its width or a smaller one."""
+        alike = (grid.signed, grid.narrow, grid.symmetric, grid.stored) == (
+            self.signed, self.narrow, self.symmetric, self.container,
+        )  # fmt: skip
+        return alike and grid.bits <= self.bits and (grid.axis is None) == (self.granularity == "tensor")
+
 
 class Accumulator(Strict):
-    """`bits` of the running sum. `pair_bits`: two neighbouring products are first added in so many bits, with saturation.
+    """`bits` of the running sum and what it does when it leaves them. `pair_bits`: two neighbouring products are first added
+    in so many bits, with saturation.
 
     `chain_bits`: `chain` products are first added in so many bits; operands whose products could leave them are not legal.
+    Codes in containers above `operand_bits` are multiplied in float, behind their DequantizeLinear.
     """
 
-    bits: int = 32
+    bits: int = Field(default=32, ge=2, le=64)
     overflow: Literal["wrap", "saturate"] = "wrap"
-    pair_bits: int | None = None
+    pair_bits: int | None = Field(default=None, ge=2)
     chain_bits: int | None = Field(default=None, ge=2)
     chain: int | None = Field(default=None, ge=1)
+    operand_bits: Literal[8, 16, 32] = 8
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -67,14 +114,42 @@ class Accumulator(Strict):
         return self
 
 
+class Limit(Strict):
+    """What a size may be: at least, at most, and a multiple of what."""
+
+    least: int = Field(default=1, ge=1)
+    most: int | None = Field(default=None, ge=1)
+    multiple: int = Field(default=1, ge=1)
+
+    def why_not(self, size: int) -> str:
+        """What is wrong with a size; empty where nothing is."""
+        if size < self.least:
+            return f"at least {self.least}"
+        if self.most is not None and size > self.most:
+            return f"at most {self.most}"
+        return f"a multiple of {self.multiple}" if size % self.multiple else ""
+
+
+class Shape(Strict):
+    """Sizes for which a kernel exists. For a product of (rows, inputs) and (inputs, outputs): `inputs` are the input channels
+    or the inner size of a product of two activations, `outputs` the output channels or its columns, `rows` the tokens or
+    places of one image. An op of another size stays float: nothing is padded.
+    """
+
+    inputs: Limit = Limit()
+    outputs: Limit = Limit()
+    rows: Limit = Limit()
+
+
 class OpRule(Strict):
-    """What one kind of op accepts.
+    """What one kind of op accepts. A kind may have several entries; of those that fit an op the first is taken.
 
     operands    operand name -> names of types, best first; an operand that is not listed stays float
     output      "float": the result is float; "integer": it must be quantized at once, and every reader reads the codes
     runs        "integer": always; "float": legal in integers but slower there (`why` says where it was measured);
                 "follow": in integers where all of its operands have been quantized for others anyway
     readers     "integer": only integer ops read the codes of the input; "all": every reader does
+    shared      operands that have one step and zero point together
     """
 
     kind: Kind
@@ -82,29 +157,72 @@ class OpRule(Strict):
     output: Literal["float", "integer"] = "float"
     runs: Literal["integer", "float", "follow"] = "integer"
     readers: Literal["integer", "all"] = "integer"
+    shared: tuple[str, ...] = ()
+    shape: Shape = Shape()
     accumulator: Accumulator = Accumulator()
     why: str = ""
+
+    def types(self, operand: str) -> tuple[str, ...]:
+        """The names of the types of an operand; the inputs of a concatenation are numbered in an op and alike here."""
+        return self.operands.get(operand.rstrip("0123456789"), ())
+
+
+class Form(TypedDict):
+    """The form of a target's files: see `Target`."""
+
+    opset: int
+    float_weights: bool
+    fuse: tuple[str, ...]
 
 
 class Target(Strict):
     """A runtime on a kind of processor. `requires`: alternatives of processor flags; the first line that fits is enough.
 
-    `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it.
+    `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it. `weights`: "float" keeps
+    weights as float numbers with QuantizeLinear and DequantizeLinear behind them, "codes" as integers with the latter alone.
+    `fuse`: forms that onnxruntime has kernels for and does not make by itself (realize/fuse.py).
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    name: str
+    name: str = Field(min_length=1)
     about: str
-    runtime: Literal["onnxruntime", "openvino"]
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "other"]
     machine: str = ".*"
     requires: tuple[tuple[str, ...], ...] = ((),)
     detected: bool = True
     opset: int = Field(default=20, ge=13)
-    types: Mapping[str, Type]
-    op: tuple[OpRule, ...]
+    weights: Literal["codes", "float"] = "codes"
+    fuse: tuple[Literal["bias", "attention"], ...] = ()
+    types: Mapping[str, Type] = Field(default_factory=dict)
+    op: tuple[OpRule, ...] = ()
+
+    def rules(self, kind: str) -> tuple[OpRule, ...]:
+        """The entries of a kind of op, best first."""
+        return tuple(rule for rule in self.op if rule.kind == kind)
 
     def rule(self, kind: str) -> OpRule | None:
-        return next((rule for rule in self.op if rule.kind == kind), None)
+        """The first entry of a kind of op."""
+        return next(iter(self.rules(kind)), None)
+
+    @property
+    def form(self) -> Form:
+        """How its files are written: what `realize` wants to know."""
+        return {"opset": self.opset, "float_weights": self.weights == "float", "fuse": self.fuse}
+
+    @property
+    def runs_in(self) -> str:
+        """The runtime that its files are run in here: its own, or the one that stands in and computes them as written."""
+        return self.runtime if self.runtime in HERE_TOO else HERE_TOO[0]
+
+    def fits(self, machine: str, flags: frozenset[str]) -> bool:
+        """Whether a machine (`uname -m`) with these processor flags is one of the target's."""
+        return bool(re.fullmatch(self.machine, machine)) and any(flags.issuperset(need) for need in self.requires)
+
+    def with_exact_sums(self) -> Target:
+        """The same with accumulators that nothing overflows: what it would be to ignore them."""
+        wide = {"bits": 64, "pair_bits": None, "chain_bits": None, "chain": None}
+        exact = [rule.model_copy(update={"accumulator": rule.accumulator.model_copy(update=wide)}) for rule in self.op]
+        return self.model_copy(update={"op": tuple(exact)})
 
 
 def target_names() -> list[str]:
@@ -123,47 +241,61 @@ def load_target(name: str) -> Target:
     try:
         target = Target.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"target file {path.name} is not TOML: {error}.") from error
+        raise BadFile(f"target file {path} is not TOML: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        line = line_of(text, first["loc"])
-        raise BadFile(
-            f"target file {path.name}, line {line}: {where}: {first['msg']} (found {first['input']!r:.80}). "
-            "docs/targets.md describes every field."
-        ) from error
-    for i, rule in enumerate(target.op):
-        for operand, names in rule.operands.items():
-            if missing := [name for name in names if name not in target.types]:
-                line = line_of(text, ("op", i, "operands", operand))
-                raise BadFile(
-                    f"target file {path.name}, line {line}: op {rule.kind}: operand {operand} names type '{missing[0]}'; "
-                    f"there are {', '.join(sorted(target.types))}."
-                )
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
+        raise _bad(path, text, first["loc"], f"{where}: {first['msg']}{found}{_allowed(first)}") from error
+    for location, says in _contradictions(target):
+        raise _bad(path, text, location, says)
     return target
 
 
-def line_of(text: str, location: tuple[int | str, ...]) -> int:
-    """The line (from 1) of a field in a TOML text, by following tables, array entries and keys; the nearest that exists."""
-    lines = text.splitlines()
-    best, start = 1, 0
-    for depth, part in enumerate(location):
-        if isinstance(part, int):
-            headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[\s*{location[depth - 1]}\s*\]\]", line)]
-            if part < len(headers):
-                best, start = headers[part] + 1, headers[part]
-            continue
-        if depth and re.match(rf".*[{{,]\s*{re.escape(part)}\s*=", lines[start]):
-            continue  # a key of the table that stands in one line
-        dotted = re.escape(".".join(str(p) for p in location[: depth + 1]))
-        pattern = re.compile(rf"\s*(\[{dotted}\]|[\w\"'.]*\b{re.escape(part)}\b[\"']?\s*=)")
-        for i in range(start, len(lines)):
-            if i > start and start and re.match(r"\s*\[\[", lines[i]):
-                break
-            if pattern.match(lines[i]):
-                best, start = i + 1, i
-                break
-    return best
+def _bad(path: Path, text: str, location: tuple[int | str, ...], says: str) -> BadFile:
+    line = line_of(text, location)
+    return BadFile(f"target file {path}, line {line}: {says}. docs/targets.md describes every field.")
+
+
+def _allowed(error: Any) -> str:
+    """The fields that there are, for one that there is not."""
+    if error["type"] != "extra_forbidden":
+        return ""
+    model: Any = Target
+    for part in error["loc"][:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) and hasattr(model, "model_fields") else None
+        if field is not None:
+            inner = [a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")]
+            model = inner[0] if inner else model
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(names)}"
+
+
+def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Where two fields of a target do not go together: the place and what is wrong."""
+    runs: dict[str, str] = {}
+    if target.fuse and target.runtime != "onnxruntime":
+        yield ("fuse",), f"fuse names operators of onnxruntime; {target.runtime} has none of them, leave it out"
+    for i, rule in enumerate(target.op):
+        known = OPERANDS[rule.kind]
+        for operand, names in rule.operands.items():
+            where = f"op {rule.kind}: operand {operand}"
+            if operand not in known:
+                yield ("op", i, "operands", operand), f"{where} does not exist; allowed are {', '.join(known)}"
+            if not names:
+                yield ("op", i, "operands", operand), f"{where} has no type; leave it out where it stays float"
+            if missing := [name for name in names if name not in target.types]:
+                says = f"{where} names type '{missing[0]}'; there are {', '.join(sorted(target.types))}"
+                yield ("op", i, "operands", operand), says
+        if lost := [name for name in rule.shared if name not in rule.operands]:
+            says = f"op {rule.kind}: shared names '{lost[0]}'; it can name {', '.join(rule.operands)}"
+            yield ("op", i, "shared"), says
+        if rule.output == "integer" and "output" not in rule.operands:
+            yield ("op", i, "output"), f'op {rule.kind}: output = "integer" needs types: operands = {{ ..., output = [...] }}'
+        if runs.setdefault(rule.kind, rule.runs) != rule.runs:
+            says = f'op {rule.kind}: runs = "{rule.runs}", before "{runs[rule.kind]}"; all entries of a kind have the same'
+            yield ("op", i, "runs"), says
 
 
 def processor_flags() -> frozenset[str]:
@@ -184,10 +316,7 @@ def detect(runtime: str = "onnxruntime", machine: str | None = None, flags: froz
     fits = [
         (max(len(need) for need in target.requires if flags.issuperset(need)), target.name)
         for target in targets
-        if target.detected
-        and target.runtime == runtime
-        and re.fullmatch(target.machine, machine)
-        and any(flags.issuperset(need) for need in target.requires)
+        if target.detected and target.runtime == runtime and target.fits(machine, flags)
     ]
     if not fits:
         raise UnknownName("target for this machine", f"{runtime}, {machine}", target_names(), "Give one with --target.")

@@ -1,0 +1,79 @@
+"""Sizes of an op, held against those for which a target has a kernel; and operands that must have one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from torch.fx import Node
+
+from fewbit.capture.rewrite import MOVES, is_call
+from fewbit.capture.sites import MAX_POOLS, WEIGHTED
+from fewbit.target.spec import OpRule
+from fewbit.types import Graph, Op, Site
+
+
+def channel_axis(site: Site) -> int:
+    """Where the channels of an activation are: behind the batch in a map (batch, channels, h, w), last in anything else."""
+    return 1 if len(site.shape) == 4 else len(site.shape) - 1
+
+
+def sizes(graph: Graph, op: Op) -> dict[str, int]:
+    """`inputs`, `outputs` and `rows` of an op for one image, as a target's `shape` names them."""
+    shape = {name: graph.site(site).shape for name, site in op.operands.items()}
+    if op.kind in WEIGHTED:
+        outputs = shape["weight"][0]
+        read = graph.site(op.operands["input"])
+        return {"inputs": read.shape[channel_axis(read)], "outputs": outputs, "rows": op.macs // (op.terms or 1) // outputs}
+    if op.kind == "matmul":
+        left, right = list(shape.values())[:2]
+        return {"inputs": left[-1], "outputs": right[-1], "rows": left[-2]}
+    result = graph.site(op.operands["output"])
+    channels, read = result.shape[channel_axis(result)], graph.site(next(iter(op.operands.values())))
+    return {"inputs": read.shape[channel_axis(read)], "outputs": channels, "rows": math.prod(result.shape) // channels}
+
+
+def misfit(graph: Graph, op: Op, rule: OpRule) -> str:
+    """Why an op has no size that a rule's kernel takes: `inputs is 12, a kernel needs a multiple of 8`; empty where it has."""
+    for name, size in sizes(graph, op).items():
+        if wrong := getattr(rule.shape, name).why_not(size):
+            return f"{name} is {size}, the kernel needs {wrong}"
+    return ""
+
+
+def shared_groups(graph: Graph, rules: Mapping[str, OpRule], everyone: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of two or more activation sites that must have one step: operands that a rule names as shared.
+
+    A tensor that holds codes of another in other places (a view, a pooling of maxima) belongs to the group of that one, which
+    is among `everyone`: those whose codes all of their readers read. Groups that meet are one.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    owners = {graph.site(name).tensor: name for name in everyone}
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
+
+    for op in graph.ops:
+        if op.name not in rules:
+            continue
+        names = [site for operand, site in op.operands.items() if operand.rstrip("0123456789") in rules[op.name].shared]
+        for name in names:
+            leader[find(name)] = find(names[0])
+            owner = _owner(nodes[graph.site(name).tensor], owners)
+            if owner is not None:
+                leader[find(owner)] = find(names[0])
+    groups: dict[str, list[str]] = {}
+    for site in graph.sites:
+        if site.name in leader:
+            groups.setdefault(find(site.name), []).append(site.name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _owner(node: Node, owners: Mapping[str, str]) -> str | None:
+    """The site behind views and poolings of maxima whose codes a tensor holds."""
+    while node.name not in owners and is_call(node, *MOVES, *MAX_POOLS) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return owners.get(node.name)

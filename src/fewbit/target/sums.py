@@ -1,0 +1,57 @@
+"""Which widths of two operands keep every sum of an op inside its accumulator, whatever the images are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fewbit.capture.rewrite import constant
+from fewbit.grid import Grid, safe_terms
+from fewbit.target.spec import Accumulator
+from fewbit.types import Graph, Op
+
+
+def narrowed_pair(
+    graph: Graph, op: Op, accumulator: Accumulator, a: Sequence[Grid], b: Sequence[Grid], *, same: bool = False
+) -> tuple[Grid, Grid] | None:
+    """The widest pair of grids of an op's two operands whose sums fit: the first of each where they do.
+
+    Else the pair whose narrower operand is widest, then the one with more bits in all, then the one with more in the first
+    (an activation: a weight loses less to a step that fits its channel). None where no pair fits. With `same` both operands
+    are one tensor, and so have one grid.
+    """
+    limit = largest_sum(accumulator)
+    pairs = [(g, h) for g in a for h in b if not same or g == h]
+    pairs = pairs[:1] + sorted(pairs, key=lambda p: (min(p[0].bits, p[1].bits), p[0].bits + p[1].bits, p[0].bits), reverse=True)
+    terms = op.terms or 0
+    rows: Tensor | None = None
+    for g, h in pairs:
+        if terms <= safe_terms(accumulator.bits, g, h):
+            return g, h
+        if "weight" in op.operands:
+            if rows is None:
+                rows = _rows(graph, op)
+            if g.largest * int(_worst(rows, h)) <= limit:
+                return g, h
+    return None
+
+
+def largest_sum(accumulator: Accumulator) -> int:
+    """The largest sum that an accumulator holds; the lowest is one further from 0, which is given away."""
+    return int(2 ** (accumulator.bits - 1) - 1)
+
+
+def _rows(graph: Graph, op: Op) -> Tensor:
+    """A weight as rows (c_out, terms) of float64."""
+    site = graph.site(op.operands["weight"])
+    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
+    return constant(graph.module, node).flatten(1).double()
+
+
+def _worst(rows: Tensor, grid: Grid) -> Tensor:
+    """The largest sum of magnitudes of codes over channels, with steps that cover the whole range of the weight."""
+    top = rows.abs().amax() if grid.axis is None else rows.abs().amax(1, keepdim=True)
+    step = (top / grid.high).clamp_min(torch.finfo(torch.float32).tiny)
+    return (rows / step).round().abs().sum(1).max()

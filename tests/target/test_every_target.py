@@ -1,0 +1,207 @@
+"""Every target by small nets: a legal plan, a file, its codes. Oracles: the rules that runtimes publish, the float file's
+bytes, onnxruntime's codes, and the files of tests/golden (`pytest --rewrite-golden` writes them again)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fewbit.pipeline import quantize
+from fewbit.run import Run
+from fewbit.target import load_target, target_names
+from fewbit.target.legal import legal
+from fewbit.verify.compare import compare
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+NETS = ("mixed_net", "wide_vit")
+AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class File:
+    """A realized file, by who makes and who reads each value."""
+
+    def __init__(self, path: Path) -> None:
+        self.graph = onnx.load(str(path)).graph
+        self.constants = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
+        self.maker = {name: node for node in self.graph.node for name in node.output}
+
+    def nodes(self, *kinds: str) -> list[onnx.NodeProto]:
+        return [node for node in self.graph.node if node.op_type in kinds]
+
+    def is_dequantized(self, name: str) -> bool:
+        return name in self.maker and self.maker[name].op_type == "DequantizeLinear"
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        return [node for node in self.graph.node if name in node.input]
+
+    def text(self) -> str:
+        """One node a line; values are numbered in order, constants given by type and shape."""
+        numbers = {value.name: value.name for value in self.graph.input}
+        lines = []
+        for node in self.graph.node:
+            read = [self._constant(name) if name in self.constants else numbers.get(name, "-") for name in node.input]
+            axis = "".join(f" axis={a.i}" for a in node.attribute if a.name == "axis")
+            for name in node.output:
+                numbers[name] = name if name.endswith(".codes") else f"%{len(numbers)}"
+            lines.append(f"{', '.join(numbers[name] for name in node.output)} = {node.op_type}{axis}({', '.join(read)})")
+        return "\n".join(lines) + "\n"
+
+    def _constant(self, name: str) -> str:
+        found = self.constants[name]
+        zero = " 0" if np.issubdtype(found.dtype, np.integer) and not found.any() else ""
+        return f"{found.dtype}[{','.join(map(str, found.shape))}]{zero}"
+
+
+@pytest.fixture(scope="module")
+def made(realized, request):
+    """The file of a net on a target, once for this module."""
+    cache = {}
+
+    def build(net: str, target: str):
+        if (net, target) not in cache:
+            cache[net, target] = realized(request.getfixturevalue(net), target, twin=target == "float")
+        return cache[net, target]
+
+    return build
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("target", [name for name in target_names() if not name.endswith(("-channel", "-wide"))])
+def test_the_plan_is_legal_and_the_file_computes_its_codes(made, net, target):
+    run, rules = made(net, target), load_target(target)
+    answer = legal(run.net.graph, rules)
+    assert set(run.plan.integer_ops) == set(answer.integer_ops)
+    for name, choice in run.plan.choices.items():
+        assert choice.grid in answer.slots[name].grids
+    for group in answer.shared:
+        assert len({(run.plan.choices[n].affine.scale.item(), run.plan.choices[n].affine.zero.item()) for n in group}) == 1
+    if target != "float":
+        assert not compare(run.net.graph, run.plan, run.path, [run.net.images], optimised=False).wrong
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_under_float_the_graph_comes_back_unchanged(made, net):
+    run = made(net, "float")
+    assert not run.plan.refusals
+    assert not File(run.path).nodes("QuantizeLinear", "DequantizeLinear")
+    assert run.path.read_bytes() == run.float_path.read_bytes()
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("target", AS_WRITTEN)
+def test_the_file_is_the_golden_one(made, net, target, request):
+    path, found = GOLDEN / f"{net}.{target}.txt", File(made(net, target).path).text()
+    if request.config.getoption("--rewrite-golden"):
+        path.write_text(found)
+    assert found == path.read_text()
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_rules_of_tensorrt(made, net):
+    file = File(made(net, "tensorrt").path)
+    quantizers, dequantizers = file.nodes("QuantizeLinear"), file.nodes("DequantizeLinear")
+    assert quantizers
+    for node in quantizers + dequantizers:  # symmetric, int8, positive steps
+        zero, step = file.constants[node.input[2]], file.constants[node.input[1]]
+        assert zero.dtype == np.int8
+        assert not zero.any()
+        assert (step > 0).all()
+    assert all(file.maker[node.input[0]].op_type == "QuantizeLinear" for node in dequantizers)  # both, on weights too
+    held = [node for node in quantizers if node.input[0] in file.constants]
+    assert all(file.constants[node.input[0]].dtype == np.float32 for node in held)
+    for node in quantizers:  # only inputs of products and of residual additions
+        (read,) = file.readers(node.output[0])
+        assert {reader.op_type for reader in file.readers(read.output[0])} <= {"Conv", "MatMul", "Add"}
+    for conv in file.nodes("Conv"):  # per channel on axis 0, no integer bias, 16 channels or none of it
+        inner, outer = (file.is_dequantized(name) for name in conv.input[:2])
+        assert inner == outer
+        assert not any(file.is_dequantized(name) for name in conv.input[2:])
+        if outer:
+            weight = file.maker[conv.input[1]]
+            assert [a.i for a in weight.attribute if a.name == "axis"] == [0]
+            shape = file.constants[file.maker[weight.input[0]].input[0]].shape
+            assert shape[0] >= 16
+            assert shape[1] >= 16 or shape[1] == 1
+    for node in file.nodes("Add"):  # a residual's inputs agree; a bias is float
+        steps = {
+            float(file.constants[file.maker[name].input[1]])
+            for name in node.input
+            if file.is_dequantized(name) and not file.constants[file.maker[name].input[1]].ndim
+        }
+        both = [file.is_dequantized(name) for name in node.input]
+        assert both in ([True, True], [False, False])
+        assert len(steps) == any(both)
+    for node in file.nodes("MatMul"):
+        assert len({file.is_dequantized(name) for name in node.input}) == 1
+    assert not [n for n in file.nodes("Softmax", "Concat", "MaxPool", "GlobalAveragePool") if file.is_dequantized(n.input[0])]
+
+
+def test_tensorrt_gets_both_products_of_attention_and_no_small_product(made):
+    run = made("wide_vit", "tensorrt")
+    assert {"blocks.0.qk", "blocks.0.pv"} <= set(run.plan.integer_ops)
+    refused = {refusal.site: refusal.why for refusal in run.plan.refusals}
+    assert refused["head"] == "linear on tensorrt: outputs is 4, the kernel needs at least 16" or "rows" in refused["head"]
+    assert made("mixed_net", "tensorrt").plan.refusals[0].why == "conv on tensorrt: inputs is 3, the kernel needs at least 16"
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_rules_of_onnxruntime_on_arm(made, net):
+    file = File(made(net, "ort-arm64").path)
+    for node in file.nodes("QuantizeLinear"):
+        assert file.constants[node.input[2]].dtype == np.int8
+    for node in file.nodes("DequantizeLinear"):
+        if node.input[0] in file.constants and file.constants[node.input[0]].dtype == np.int8:
+            assert np.abs(file.constants[node.input[0]].astype(int)).max() == 127
+            assert not file.constants[node.input[2]].any()
+    for conv in file.nodes("Conv"):  # DQ(x), DQ(w), DQ(b) with the product of both steps, one Q behind it
+        assert all(file.is_dequantized(name) for name in conv.input)
+        x, w, b = (file.constants[file.maker[name].input[1]] for name in conv.input)
+        np.testing.assert_allclose(b, x * w, rtol=1e-6)
+        assert file.constants[file.maker[conv.input[2]].input[0]].dtype == np.int32
+        after = file.readers(conv.output[0])
+        assert [n.op_type for n in after] in (["QuantizeLinear"], ["Relu"], ["Clip"])
+    for node in file.nodes("Softmax"):
+        (write,) = file.readers(node.output[0])
+        assert (float(file.constants[write.input[1]]), int(file.constants[write.input[2]])) == (2**-8, -128)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_steps_that_the_accelerator_shares_are_one(made, net):
+    file = File(made(net, "npu-int16").path)
+
+    def step(name: str) -> float:
+        return float(file.constants[file.maker[name].input[1]])
+
+    for node in file.nodes("Concat", "Add"):
+        if all(file.is_dequantized(name) for name in node.input):
+            assert len({step(name) for name in node.input}) == 1
+    for node in file.nodes("QuantizeLinear", "DequantizeLinear"):
+        assert not file.constants[node.input[2]].any()
+    if net == "mixed_net":
+        assert len(file.nodes("Concat")) == 1
+        assert all(file.is_dequantized(name) for name in file.nodes("Concat")[0].input)
+
+
+def test_no_source_names_a_target():
+    source = Path(__file__).parents[2] / "src" / "fewbit"
+    named = {
+        (path.relative_to(source).as_posix(), name)
+        for path, name in itertools.product(source.rglob("*.py"), set(target_names()) - {"float"})
+        if f'"{name}"' in path.read_text() or f"'{name}'" in path.read_text()
+    }
+    assert named == {("target/spec.py", "tensorrt")}  # a runtime of that name, in the list of runtimes
+
+
+@pytest.mark.parametrize("target", ["float", "tensorrt"])
+def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
+    result = quantize(mixed_net.module, mixed_net.images, target=target, preprocess={"input_size": (3, 8, 8)}, seconds=0.01)
+    stood_in = [refusal for refusal in result.plan.refusals if refusal.asked == "tensorrt"]
+    assert [refusal.given for refusal in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
+    assert not result.checks.wrong
+    assert not Run.open(result.export(tmp_path / "run")).verify().on or target == "float"
