@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch.fx import Node
 
-from fewbit.capture.rewrite import constant, is_constant
+from fewbit.capture.rewrite import constant, is_call, is_constant
+from fewbit.capture.sites import PADS
 from fewbit.errors import FewbitError
 from fewbit.search.latency import Table, Work, quantizer, shape_of, work_of
 from fewbit.search.model import FLOAT, Model
@@ -114,19 +115,19 @@ class Times:
         found = []
         for name, slot in answer.slots.items():
             site = graph.site(name)
-            if site.role in ("weight", "bias") or name in self.model.moved:
+            if site.role in ("weight", "bias") or self.model.moved.get(name) in answer.slots:
                 continue
             tensor = self.nodes[site.tensor]
             if name not in made:
                 found.append(quantizer("quantize", shape_of(tensor)))
-            if slot.everyone and any(user.name not in reads and not self._carries(user) for user in tensor.users):
+            if slot.everyone and any(user.name not in reads and not self._carries(user, reads) for user in tensor.users):
                 found.append(quantizer("dequantize", shape_of(tensor)))
         return found
 
-    def _carries(self, user: Node) -> bool:
-        """Whether a node only moves codes on to a site that has the same."""
-        owned = {self.model.graph.site(site).tensor for site in self.model.moved}
-        return user.name in owned
+    def _carries(self, user: Node, reads: Collection[str]) -> bool:
+        """Whether a node only moves codes on, to a site that has the same or, as padding, into integer ops."""
+        moved = {self.model.graph.site(site).tensor for site in self.model.moved}
+        return user.name in moved or (is_call(user, *PADS) and all(reader.name in reads for reader in user.users))
 
     def _gives_codes(self, op: Op) -> bool:
         return "output" in op.operands and self.work[op.name].codes

@@ -50,7 +50,12 @@ def judge(
         row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
         row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
         path.parent.mkdir(exist_ok=True)
-        widths = {"weights": bits.weights, "activations": bits.activations, "widths": dict(bits.ops), "float": list(bits.floats)}
+        widths = {
+            "weights": bits.weights,
+            "activations": bits.activations,
+            "widths": dict(bits.ops),
+            "float": list(bits.floats),
+        }
         write_json(path, {"schema": 1, **widths, "found": row})
         rows.append(row)
         progress()

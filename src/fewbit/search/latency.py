@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,7 +68,9 @@ def work_of(graph: Graph, target: Target, op: Op, nodes: Mapping[str, Node]) -> 
     codes, inside = rule is not None and rule.output == "integer", target.runtime == "openvino"
     if op.kind in ("conv", "depthwise"):
         weight = graph.site(op.operands["weight"]).shape
-        pairs = [argument(node, i, name, default) for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))]
+        pairs = [
+            argument(node, i, name, default) for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+        ]
         attributes = [tuple(v) if isinstance(v, list | tuple) else (v, v) for v in pairs]
         return Work(op.kind, (shape_of(node.args[0]), weight), (*attributes, (argument(node, 6, "groups", 1),)), codes, inside)
     if op.kind == "linear":
@@ -191,8 +193,10 @@ def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
 
     def dequantized(name: str, zero: NDArray[Any], scale: NDArray[np.float32], axis: int = 1) -> str:
         constants[f"{name}.scale"], constants[f"{name}.zero"] = scale, zero
-        attributes = {"axis": axis} if scale.ndim else {}
-        nodes.append(helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.real"], **attributes))
+        attributes: dict[str, Any] = {"axis": axis} if scale.ndim else {}
+        nodes.append(
+            helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.real"], **attributes)
+        )
         return f"{name}.real"
 
     def activation(name: str) -> str:
@@ -214,7 +218,9 @@ def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
     names = ["a"] if weighted or work.kind == "avgpool" else ["a", "b"]
     taken = u8 if integer and not work.inside else f32
     # the batch is dynamic, as in a realized file: onnxruntime makes other products of fixed shapes, and fuses no Q/DQ there
-    inputs = [(name, taken, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)]
+    inputs: list[tuple[str, int, Sequence[int | str]]] = [
+        (name, taken, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)
+    ]
     read = [activation(name) if integer else name for name in names]
     if weighted:
         shape = work.shapes[1]
@@ -242,7 +248,9 @@ def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
                 "Conv", read, ["result"], strides=strides, pads=(*pads, *pads), dilations=dilations, group=groups[0]
             ))  # fmt: skip
     else:
-        nodes.append(helper.make_node({"matmul": "MatMul", "add": "Add", "avgpool": "GlobalAveragePool"}[work.kind], read, ["result"]))
+        nodes.append(
+            helper.make_node({"matmul": "MatMul", "add": "Add", "avgpool": "GlobalAveragePool"}[work.kind], read, ["result"])
+        )
     given = f32
     if integer and work.codes:
         constants |= {"out.scale": scales(), "out.zero": np.array(128, np.uint8)}
@@ -264,4 +272,4 @@ def _model(
         [helper.make_tensor_value_info("y", given, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    return cast(onnx.ModelProto, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

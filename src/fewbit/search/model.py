@@ -41,7 +41,9 @@ class Settings:
         if self.edges not in ("weights", "all"):
             raise FewbitError(f"--edges {self.edges} is not understood; allowed are weights (activations keep 8 bits) and all.")
         if not 2 <= self.least <= self.most <= 16:
-            raise FewbitError(f"--widths {self.least}-{self.most} is not understood; 2 to 16 are allowed, the smaller one first.")
+            raise FewbitError(
+                f"--widths {self.least}-{self.most} is not understood; 2 to 16 are allowed, the smaller one first."
+            )
 
 
 @dataclass
@@ -156,7 +158,9 @@ class Model:
         """The plan that `choose` makes for these widths."""
         answer = self.legal(bits)
         if answer.channel_axes:
-            raise FewbitError(f"{self.target.name} has a step for each channel of an activation; give another target to search.")
+            raise FewbitError(
+                f"{self.target.name} has a step for each channel of an activation; give another target to search."
+            )
         work = Ranges(
             self.graph, self.stats, self.target, self.recipe, answer, {}, list(answer.refusals), self.name, bits,
             (*self.keep_float, *bits.floats), known=self._known,
@@ -203,8 +207,7 @@ class Loss:
         """The place of the first node that may compute something else."""
         places = [self._place[name] for name in set(a.integer_ops) ^ set(b.integer_ops)]
         places += [self._place[k] for k in {*a.biases, *b.biases} if a.biases.get(k) is not b.biases.get(k)]
-        touched = {op for op in set(a.integer_ops) ^ set(b.integer_ops)}
-        names = {site for op in touched for site in self.graph.op(op).operands.values()}
+        names = {site for op in set(a.integer_ops) ^ set(b.integer_ops) for site in self.graph.op(op).operands.values()}
         names |= {k for k in {*a.choices, *b.choices} if not _same(a.choices.get(k), b.choices.get(k))}
         index = self.walk.index
         for name in names:

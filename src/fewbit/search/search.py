@@ -89,9 +89,11 @@ def found(model: Model, loss: Loss, times: Times, limits: Mapping[str, float], r
     """
     slower = times.slower()
     graph = model.graph
-    floats = {name: True for name in slower}
+    floats = dict.fromkeys(slower, True)
     if "ms" in limits:
-        floats |= {op.name: False for op in graph.ops if op.name in model.base.integer_ops and op.macs and op.name not in floats}
+        floats |= {
+            op.name: False for op in graph.ops if op.name in model.base.integer_ops and op.macs and op.name not in floats
+        }
     else:
         floats = {name: True for name in slower if "weight" in graph.op(name).operands}
     always = tuple(name for name in slower if name not in floats)
@@ -110,9 +112,9 @@ def stages(limits: Mapping[str, float], costs: Mapping[str, float]) -> list[dict
 
 def search(
     model: str, images: Any = None, *, score: Any = None, target: str | None = None, recipe: str = DEFAULT,
-    budgets: Sequence[str] = (), strategy: str = "greedy", time: str | None = None, evaluations: int = 300, edges: str = "weights",
-    least: int = 4, loss: str = "kl", calibration: int = 64, scored_images: int | None = None, seed: int = 0, threads: int = 2,
-    points: int = 8, keep_float: Sequence[str] = (), out: Path = Path("search"), force: bool = False,
+    budgets: Sequence[str] = (), strategy: str = "greedy", time: str | None = None, evaluations: int = 300,
+    edges: str = "weights", least: int = 4, loss: str = "kl", calibration: int = 64, scored_images: int | None = None, seed: int = 0,
+    threads: int = 2, points: int = 8, keep_float: Sequence[str] = (), out: Path = Path("search"), force: bool = False,
     command: str = "fewbit search", progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search, realize the points of the front, judge them on held-out images, and write the folder; gives report.json.
@@ -129,8 +131,8 @@ def search(
     settings = Settings(edges, pipeline.default_bits(hardware), least)
     seconds = None if time is None else parse_time(time)
     asked = Asked(
-        model, hardware.name, recipe, strategy, tuple(budgets), edges, least, loss, evaluations, calibration, scored_images, seed,
-        threads, points, tuple(keep_float),
+        model, hardware.name, recipe, strategy, tuple(budgets), edges, least, loss, evaluations, calibration, scored_images,
+        seed, threads, points, tuple(keep_float),
     )  # fmt: skip
     demos = images is None
     if images is None:
@@ -210,8 +212,8 @@ def search(
 
 
 def climb(
-    problem: Found, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None, journal: Journal | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    problem: Found, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
+    journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None,
 ) -> History:  # fmt: skip
     """One search for each stage, with an equal share of the evaluations, each from the start; all trials together."""
     journal, history = journal or Journal(), History()

@@ -6,7 +6,7 @@ Nothing here knows a model: strategies are tested on scores with known optima.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 Candidate = tuple[int, ...]  # the place of the chosen option in each dimension
@@ -67,7 +67,8 @@ class Problem:
             candidate, over = found
         return candidate
 
-    def _nearer(self, candidate: Candidate, order: list[int], over: float):  # type: ignore[no-untyped-def]
+    def _nearer(self, candidate: Candidate, order: list[int], over: float) -> Iterator[tuple[Candidate, float]]:
+        """Candidates that are less over the limits, each with by how much, the smallest steps first."""
         farthest = max(len(d.options) for d in self.dimensions)
         for size in range(1, farthest):
             for at in order:

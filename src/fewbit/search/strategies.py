@@ -13,6 +13,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fewbit.errors import FewbitError, UnknownName
 from fewbit.search.space import Candidate, Problem
@@ -61,40 +62,40 @@ class Strategy(ABC):
 class Greedy(Strategy):
     """HAGO's: edges in order, each one bit lower as long as the trial is not worse than the best so far (2103.14949).
 
-    Of equal losses the one with fewer bits is better, so edges that do not matter go down to 4. A paper without budgets says
-    nothing of a start that is over one. Ours is then lowered from the maxima by the edge that costs the least loss for what it
-    saves (`descent`), until it fits; the paper's pass follows, and what it frees is spent where one option finer helps.
+    Of equal losses the one with fewer bits is better, so edges that do not matter go down to the end. The paper has no budget;
+    with one that the maxima are over, three steps are ours: the maxima are lowered by the edge that costs the least loss for
+    what it saves (`descent`), and behind the paper's pass pairs are exchanged (`exchange`): one edge finer, others coarser.
     """
 
+    growth = 4.0  # of a rise with each further bit: the power of rounding errors
+    measured = 0.6  # of the evaluations: behind them a descent goes on with the rises that it knows
+
     def steps(self) -> Steps:
-        best = self.problem.start
-        if self.problem.excess(best) > 0:
-            best = yield from self.descent(best)
+        best, tight = self.start, self.problem.excess(self.problem.start) > 0
         loss = yield best
+        if tight:
+            found = yield from self.descent()
+            if found is not None and (reached := (yield found)) <= loss:
+                best, loss = found, reached
         for at in range(len(best)):
-            best, loss = yield from self.along(best, loss, at, 1, equal=True)
-        for at in range(len(best)):
-            best, loss = yield from self.along(best, loss, at, -1, equal=False)
+            while (moved := self.problem.moved(best, at, 1)) is not None and self.problem.excess(moved) == 0:
+                if (reached := (yield moved)) > loss:
+                    break
+                best, loss = moved, reached
+        if tight:
+            yield from self.exchange(best, loss)
 
-    def along(self, best: Candidate, loss: float, at: int, by: int, *, equal: bool) -> Generator[Candidate, float, tuple]:  # type: ignore[type-arg]
-        """One dimension, an option at a time, while the trial is better, or `equal`."""
-        while (moved := self.problem.moved(best, at, by)) is not None and self.problem.excess(moved) == 0:
-            found = yield moved
-            if found > loss or (found == loss and not equal):
-                break
-            best, loss = moved, found
-        return best, loss
+    def descent(self) -> Generator[Candidate, float, Candidate | None]:
+        """From the maxima to a candidate within the limits; None where no step leads there. Its trials are over them.
 
-    def descent(self, best: Candidate) -> Generator[Candidate, float, Candidate]:
-        """From a candidate over the limits to one within them; its trials on the way are over them as well.
-
-        The least rise of the loss for what is saved goes first. A rise is measured again, where others have moved since, before
-        it is taken: in a queue with the old values the first that is still the first is the least (lazy greedy).
+        The step with the least rise of the loss for what it saves goes first. A rise is measured again before it is taken,
+        where others have moved since; in a queue of old values one that still is the first is the least (lazy greedy).
         """
-        loss = yield best
-        queue: list[tuple[float, int, int]] = []  # rise per saving, dimension, in which round it was measured
+        at_most = self.problem.start
+        best, loss, asked, moves = at_most, (yield at_most), 1, 0
+        queue: list[tuple[float, int, int]] = []  # rise for what is saved, dimension, after how many moves it was measured
 
-        def wanted(at: int) -> tuple[Candidate, float] | None:
+        def step(at: int) -> tuple[Candidate, float] | None:
             over = self.problem.excess(best)
             for by in (1, -1):
                 moved = self.problem.moved(best, at, by)
@@ -102,28 +103,38 @@ class Greedy(Strategy):
                     return moved, saved
             return None
 
-        turn, losses = 0, {}
         for at in range(len(best)):
-            if (step := wanted(at)) is not None:
-                losses[at] = yield step[0]
-                heapq.heappush(queue, ((losses[at] - loss) / step[1], at, turn))
+            if (found := step(at)) is not None:
+                heapq.heappush(queue, (((yield found[0]) - loss) / found[1], at, 0))
+                asked += 1
         while queue and self.problem.excess(best) > 0:
-            _, at, measured = heapq.heappop(queue)
-            if (step := wanted(at)) is None:
+            rate, at, when = heapq.heappop(queue)
+            if (found := step(at)) is None:
                 continue
-            if measured != turn:
-                losses[at] = yield step[0]
-                rate = (losses[at] - loss) / step[1]
-                if queue and rate > queue[0][0]:
-                    heapq.heappush(queue, (rate, at, turn))
+            exact = when == moves
+            if not exact and asked < self.measured * self.evaluations:
+                again = ((yield found[0]) - loss) / found[1]
+                asked, exact = asked + 1, True
+                if queue and again > queue[0][0]:
+                    heapq.heappush(queue, (again, at, moves))
                     continue
-            best, loss, turn = step[0], losses[at], turn + 1
-            if (further := wanted(at)) is not None:
-                losses[at] = yield further[0]
-                heapq.heappush(queue, ((losses[at] - loss) / further[1], at, turn))
-        if self.problem.excess(best) > 0:
-            return self.start
-        return best
+                rate = again
+            best, loss, moves = found[0], loss + rate * found[1], moves + 1
+            if step(at) is not None:
+                heapq.heappush(queue, (self.growth * max(rate, 0.0), at, -1))
+        return best if self.problem.excess(best) == 0 else None
+
+    def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
+        """One option finer somewhere, paid for at random places, kept where the loss falls."""
+        for _ in range(10 * self.evaluations):
+            at = self.rng.randrange(len(best))
+            finer = self.problem.moved(best, at, -1)
+            moved = None if finer is None else self.problem.repaired(finer, self.rng)
+            if moved is None or moved == best:
+                continue
+            reached = yield moved
+            if reached < loss:
+                best, loss = moved, reached
 
 
 class Random(Strategy):
@@ -187,7 +198,7 @@ class Tpe(Strategy):
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         names = [f"{i}" for i in range(len(self.problem.dimensions))]
-        kinds = {
+        kinds: dict[str, Any] = {
             name: optuna.distributions.IntDistribution(0, len(d.options) - 1)
             for name, d in zip(names, self.problem.dimensions, strict=True)
         }

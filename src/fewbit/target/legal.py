@@ -60,7 +60,8 @@ def legal(
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
     `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the
-    largest width that one of them asks for, or, where it is named itself as a site, its own. Where the products of two grids can overflow the target's chain of products,
+    largest width that one of them asks for, or, where it is named itself as a site, its own. Where the products of two grids
+    can overflow the target's chain of products,
     the next type of the operands is taken, and where none fits the op stays float.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.

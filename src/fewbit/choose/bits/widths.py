@@ -69,7 +69,9 @@ def read_bits(path: Path) -> Bits:
     """
     found = read_json(path)
     try:
-        bits = Bits(int(found["weights"]), int(found["activations"]), dict(found["widths"]), f"{path}", (), tuple(found["float"]))
+        bits = Bits(
+            int(found["weights"]), int(found["activations"]), dict(found["widths"]), f"{path}", (), tuple(found["float"])
+        )
         given = [bits.weights, bits.activations, *bits.ops.values()]
         allowed = all(isinstance(b, int) and b in WIDTHS for b in given) and all(isinstance(f, str) for f in bits.floats)
     except (KeyError, TypeError, ValueError):
