@@ -134,8 +134,8 @@ def milliseconds(args: argparse.Namespace, seed: int) -> None:
         write_json(
             args.out / f"ms-{name.replace(', ', '-').replace(' ', '-')}_{args.model.replace(':', '-')}_seed{seed}.json", row
         )
-        print(f"| {name} | {row['ms']:.3f} | {row['predicted_ms']:.3f} | {row['predicted_ms'] / row['ms']:.2f} | {row['faster']:.2f} | "
-              f"{row['quantized']:.2f} | {len(bits.floats)} |", flush=True)  # fmt: skip
+        print(f"| {name} | {row['ms']:.3f} | {row['predicted_ms']:.3f} | {row['predicted_ms'] / row['ms']:.2f} | "
+              f"{row['faster']:.2f} | {row['quantized']:.2f} | {len(bits.floats)} |", flush=True)  # fmt: skip
 
 
 def hago(args: argparse.Namespace, seed: int) -> None:
@@ -167,8 +167,8 @@ def table(folder: Path) -> None:
         mean = {
             k: float(np.mean([r[k] for r in rows])) for k in ("weight_bits", "bytes", "loss", "quantized", "agreement", "ms")
         }
-        print(f"| {name} | {mean['weight_bits']:.2f} | {mean['bytes'] / 1e6:.3f} | {mean['loss']:.5f} | {mean['quantized']:.2f} | "
-              f"{mean['agreement']:.2f} | {mean['ms']:.3f} | {rows[0].get('evaluations', 0)} | {len(rows)} |")  # fmt: skip
+        print(f"| {name} | {mean['weight_bits']:.2f} | {mean['bytes'] / 1e6:.3f} | {mean['loss']:.5f} | "
+              f"{mean['quantized']:.2f} | {mean['agreement']:.2f} | {mean['ms']:.3f} | {rows[0].get('evaluations', 0)} | {len(rows)} |")  # fmt: skip
 
 
 def main() -> None:

@@ -323,8 +323,8 @@ def search(
     try:
         found = find(
             model, images, score=score, target=target, recipe=recipe, budgets=budget or (), strategy=strategy, time=time,
-            evaluations=evaluations, edges=edges, least=least, loss=loss, calibration=calibration, scored_images=scored, seed=seed,
-            threads=threads, points=points, keep_float=keep_float or (), out=folder, force=force,
+            evaluations=evaluations, edges=edges, least=least, loss=loss, calibration=calibration, scored_images=scored,
+            seed=seed, threads=threads, points=points, keep_float=keep_float or (), out=folder, force=force,
             command="fewbit " + shlex.join(sys.argv[1:]), progress=progress,
         )  # fmt: skip
     finally:

@@ -122,8 +122,8 @@ def test_the_float_prediction_is_the_float_measurement(net):
 
 
 def test_what_stands_between_codes_and_real_numbers_is_counted_once(conv_net):
-    """Convolutions in a row hand on codes: one quantizer at the input. With one of them in float the next one has a quantizer of
-    its own; the addition is float as well, and reads one convolution in codes, and the head quantizes what was pooled."""
+    """Convolutions in a row hand on codes: one quantizer at the input. With one of them in float the next one has a
+    quantizer of its own; the addition is float as well, and reads one convolution in codes, and the head quantizes what was pooled."""
     model = model_of(conv_net)
     times = made_up(model, lambda name: 1.0)
     kinds = [w.kind for w in times.boundary(model.kept(()))]

@@ -23,7 +23,10 @@ function pick(k) {
   document.querySelectorAll("tr[data-point]").forEach(tr => tr.classList.toggle("picked", tr.dataset.point == k));
 }
 figure.on("plotly_click", event => pick(event.points[0].customdata));
-document.querySelectorAll("tbody tr").forEach((tr, k) => { tr.dataset.point = k; tr.addEventListener("click", () => pick(k)); });
+document.querySelectorAll("tbody tr").forEach((tr, k) => {
+  tr.dataset.point = k;
+  tr.addEventListener("click", () => pick(k));
+});
 document.getElementById("copy").addEventListener("click", () => {
   navigator.clipboard.writeText(document.getElementById("command").textContent);
 });
@@ -90,8 +93,8 @@ def render(summary: Row) -> str:
     best = max((row for row in rows if row["searched"]), key=goodness, default=None)
     data = [{"command": row["command"], "said": _said(row).replace("<br>", ", "), "first": row is best} for row in rows]
     picture = front(summary).to_html(full_html=False, include_plotlyjs=False, div_id="front", config={"displayModeBar": False})
-    head = ("point", "top-1", "agreement", "ms", "predicted ms", "predicted / measured", "faster than float", "MB", "bits a weight",
-            "integer ops", "front")  # fmt: skip
+    head = ("point", "top-1", "agreement", "ms", "predicted ms", "predicted / measured", "faster than float", "MB",
+            "bits a weight", "integer ops", "front")  # fmt: skip
     cells = [
         (
             escape(row["point"]), percent(row["quantized"]), percent(row["agreement"]), number(row["ms"], 3),
@@ -105,8 +108,8 @@ def render(summary: Row) -> str:
     stopped = f" It was ended early ({escape(summary['stopped'])}): these are the best so far." if summary["stopped"] else ""
     about = (
         f"{escape(summary['model'])} on {escape(summary['target'])}, ranges of {escape(summary['recipe'])}, strategy "
-        f"{escape(summary['strategy'])}, budget {escape(', '.join(summary['budgets']) or 'none')}: {summary['evaluated']} candidates "
-        f"by {escape(summary['measure'])} on {summary['images']['calibration']} calibration images; points judged on "
+        f"{escape(summary['strategy'])}, budget {escape(', '.join(summary['budgets']) or 'none')}: "
+        f"{summary['evaluated']} candidates by {escape(summary['measure'])} on {summary['images']['calibration']} calibration images; points judged on "
         f"{summary['images']['scored']} other images in {escape(summary['latency_table']['runtime'])}.{stopped}"
     )
     css = files("fewbit.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -117,7 +120,8 @@ def render(summary: Row) -> str:
         '<div id="chosen"><b id="picked"></b><code id="command"></code><button id="copy">copy</button></div>',
         table(head, cells, numeric=range(1, 10)),
         f"<p>Ops that are slower in integers on this machine and begin in float: {escape(left)}.</p>",
-        f"<p>Made by <code>{escape(summary['command'])}</code>. Latency table: {escape(json.dumps(summary['latency_table']))}.</p>",
+        f"<p>Made by <code>{escape(summary['command'])}</code>.</p>",
+        f"<p>Latency table: {escape(json.dumps(summary['latency_table']))}.</p>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>fewbit search</title>'

@@ -25,8 +25,8 @@ def parse_budget(text: str) -> tuple[str, float]:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bits?|[km]?b|ms)\s*", str(text).lower())
     if found is None or float(found[1]) <= 0:
         raise FewbitError(
-            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) and "
-            "20ms (one image in the target's runtime)."
+            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) "
+            "and 20ms (one image in the target's runtime)."
         )
     name, factor = UNITS[found[2].rstrip("s") if found[2] != "ms" else "ms"]
     return name, float(found[1]) * factor
@@ -68,8 +68,8 @@ class Sizes:
 class Times:
     """The milliseconds of a plan: the float model's, and for each op in integers the difference, and what quantizes.
 
-    `float_ms` is the whole float model as measured; what its ops do not explain (norms, softmax, the call) stays as it is, so the
-    prediction for the float model is its measurement.
+    `float_ms` is the whole float model as measured; what its ops do not explain (norms, softmax, the call) stays as it is, so
+    the prediction for the float model is its measurement.
     """
 
     def __init__(self, model: Model, table: Table, float_ms: float) -> None:

@@ -33,7 +33,7 @@ def judge(
     """A row for each point, the smallest first, and one for the widest plan, which `--bits` makes without a search.
 
     Accuracy is that of held-out images, which no search has seen; `front` says whether another point is at least as good in
-    accuracy, milliseconds and bytes. `predicted_ms` stands beside `ms`. `command` makes the run (`again` with the point's file).
+    accuracy, milliseconds and bytes. `predicted_ms` stands beside `ms`. `command` makes the run (`again` with its file).
     """
     model = problem.model
     most = model.settings.most

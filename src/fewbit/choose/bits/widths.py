@@ -18,8 +18,8 @@ SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} f
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of weights and activations; `ops` has ops with another width of both, and sites with their own, by name. `asked` is
-    how it was asked for, `floats` are ops that stay float.
+    """Widths of weights and activations; `ops` has ops with another width of both, and sites with their own, by name.
+    `asked` is how it was asked for, `floats` are ops that stay float.
 
     `exceptions` are patterns of op names with a width of both, the last that fits counts; `first` and `last` are the first and
     the last op with a weight.
@@ -64,8 +64,8 @@ class Mixed:
 
 
 def read_bits(path: Path) -> Bits:
-    """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other keys are
-    for people. Raises BadFile where it holds anything else.
+    """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other
+    keys are for people. Raises BadFile where it holds anything else.
     """
     found = read_json(path)
     try:
@@ -78,7 +78,7 @@ def read_bits(path: Path) -> Bits:
         allowed = False
     if not allowed:
         raise BadFile(
-            f'{path} holds no widths; needed are {{"weights": 8, "activations": 8, "widths": {{"NAME": 4}}, "float": ["NAME"]}} '
+            f'{path} has no widths; needed are {{"weights": 8, "activations": 8, "widths": {{"NAME": 4}}, "float": ["NAME"]}} '
             "with 2 to 16 bits, as `fewbit search` writes them to points/."
         )
     return bits
