@@ -168,7 +168,8 @@ def table(folder: Path) -> None:
             k: float(np.mean([r[k] for r in rows])) for k in ("weight_bits", "bytes", "loss", "quantized", "agreement", "ms")
         }
         print(f"| {name} | {mean['weight_bits']:.2f} | {mean['bytes'] / 1e6:.3f} | {mean['loss']:.5f} | "
-              f"{mean['quantized']:.2f} | {mean['agreement']:.2f} | {mean['ms']:.3f} | {rows[0].get('evaluations', 0)} | {len(rows)} |")  # fmt: skip
+              f"{mean['quantized']:.2f} | {mean['agreement']:.2f} | {mean['ms']:.3f} | "
+              f"{rows[0].get('evaluations', 0)} | {len(rows)} |")  # fmt: skip
 
 
 def main() -> None:

@@ -109,7 +109,8 @@ def render(summary: Row) -> str:
     about = (
         f"{escape(summary['model'])} on {escape(summary['target'])}, ranges of {escape(summary['recipe'])}, strategy "
         f"{escape(summary['strategy'])}, budget {escape(', '.join(summary['budgets']) or 'none')}: "
-        f"{summary['evaluated']} candidates by {escape(summary['measure'])} on {summary['images']['calibration']} calibration images; points judged on "
+        f"{summary['evaluated']} candidates by {escape(summary['measure'])} on {summary['images']['calibration']} calibration "
+        f"images; points judged on "
         f"{summary['images']['scored']} other images in {escape(summary['latency_table']['runtime'])}.{stopped}"
     )
     css = files("fewbit.report").joinpath("page.css").read_text(encoding="utf-8")

@@ -114,8 +114,8 @@ def search(
     model: str, images: Any = None, *, score: Any = None, target: str | None = None, recipe: str = DEFAULT,
     budgets: Sequence[str] = (), strategy: str = "greedy", time: str | None = None, evaluations: int = 300,
     edges: str = "weights", least: int = 4, loss: str = "kl", calibration: int = 64, scored_images: int | None = None,
-    seed: int = 0, threads: int = 2, points: int = 8, keep_float: Sequence[str] = (), out: Path = Path("search"), force: bool = False,
-    command: str = "fewbit search", progress: Progress | None = None,
+    seed: int = 0, threads: int = 2, points: int = 8, keep_float: Sequence[str] = (),
+    out: Path = Path("search"), force: bool = False, command: str = "fewbit search", progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search, realize the points of the front, judge them on held-out images, and write the folder; gives report.json.
 
