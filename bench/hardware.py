@@ -25,7 +25,7 @@ from fewbit.data.images import open_images
 from fewbit.demo import model as demo
 from fewbit.hardware import Hardware
 from fewbit.observe import observe
-from fewbit.pipeline import _preprocess, default_bits
+from fewbit.pipeline import default_bits, preprocess_of
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
@@ -54,7 +54,7 @@ def main() -> None:
     print("|" + "---|" * 9)
     for ref in args.models:
         loaded = load_model(ref)
-        graph, preprocess, classes = capture(loaded), _preprocess(loaded, {}), loaded.classes or None
+        graph, preprocess, classes = capture(loaded), preprocess_of(loaded, {}), loaded.classes or None
         calibration = list(
             open_images(str(demo.CALIBRATION), preprocess, labels=False, limit=args.calibration, seed=0).batches(8)
         )

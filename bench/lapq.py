@@ -76,7 +76,7 @@ class Lapq(Bench):
         else:
             plan = lapq(self.graph, self.stats, target, recipe, self.batches, labels=self.labels, **options)
         seconds = time.perf_counter() - began
-        realize(self.graph, plan, self.out / "row.onnx", opset=target.opset)
+        realize(self.graph, plan, self.out / "row.onnx", **target.form)
         after, truth = self.answers(self.out / "row.onnx"), np.asarray(self.scored.labels)
         np.save(file.with_suffix(".npy"), after)
         found = plan.extra["joint"]

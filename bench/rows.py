@@ -29,7 +29,7 @@ from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
 from fewbit.files import read_json, write_json
 from fewbit.observe import Stats, observe
-from fewbit.pipeline import _preprocess
+from fewbit.pipeline import preprocess_of
 from fewbit.realize import float_onnx, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.replay import ROWS, channel_samples, op_samples
@@ -50,7 +50,7 @@ class Bench:
         self.args, self.out = args, args.out
         self.out.mkdir(parents=True, exist_ok=True)
         loaded = load_model(args.model)
-        self.preprocess = _preprocess(loaded, {})
+        self.preprocess = preprocess_of(loaded, {})
         self.graph: Graph = capture(loaded)
         outputs = loaded.classes or None
         self.scored = self._open(args.score or str(demo.TEST), args.scored, labels=True, classes=outputs)
@@ -129,7 +129,7 @@ class Bench:
         target = target or (self.args.wide if wide else self.args.target)
         plan, seconds = self.plan(self.recipes[recipe], text, target)
         path = self.out / "row.onnx"
-        realize(self.graph, plan, path, opset=load_target(target).opset)
+        realize(self.graph, plan, path, **load_target(target).form)
         after, labels = self.answers(path), np.asarray(self.scored.labels)
         _, flips = attention_tables(self.graph, plan, self.batches[0][:4])
         save_plan(self.graph, replace(plan, extra={}), self.out)

@@ -12,10 +12,23 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 
 # A stage may import itself and the stages left of it. simulate and replay are tools of choose and verify.
-ORDER = ("capture", "data", "observe", "equalize", "target", "choose", "realize", "verify", "report", "pipeline", "cli")
+ORDER = (
+    "capture",
+    "data",
+    "observe",
+    "equalize",
+    "target",
+    "choose",
+    "realize",
+    "verify",
+    "report",
+    "pipeline",
+    "search",
+    "cli",
+)
 COMMON = {"types", "grid", "errors", "files"}  # every stage may import these, and they import only each other
 TOOLS = {"simulate", "replay", "overlay", "hardware"}
-TOOL_USERS = {"choose", "verify", "pipeline", "cli"}
+TOOL_USERS = {"choose", "verify", "pipeline", "search", "cli"}
 HOME = {
     "recipes": "choose",
     "run": "pipeline",
@@ -23,7 +36,7 @@ HOME = {
     "": "pipeline",
 }  # beside a stage; "" is __init__.py
 APART = {"kernels": {"types", "grid", "errors"}}  # what such a room may import; nothing of fewbit imports it
-DEMO_USERS = {"capture", "data", "pipeline", "cli"}
+DEMO_USERS = {"capture", "data", "pipeline", "search", "cli"}
 
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 CLI_LIBRARIES = {"typer", "rich", "click"}

@@ -146,9 +146,9 @@ def quantize(
     load_overrides = {k: v for k, v in overrides.items() if k == "input_size"}
     with progress.stage("load"):
         loaded = load_model(model, weights=weights, overrides=load_overrides)
-        recorded = _preprocess(loaded, overrides)
+        recorded = preprocess_of(loaded, overrides)
         names = read_classes(classes) if isinstance(classes, str | Path) else (classes or loaded.classes or None)
-        outputs = _class_count(loaded)
+        outputs = class_count(loaded)
         known = names if names else outputs
         _check_class_names(names, outputs)
         chosen, held_out = open_both(images, score, recorded, known, request)
@@ -281,7 +281,7 @@ def summarize(
     }
 
 
-def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
+def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     record = dict(loaded.record)
     base = Preprocess.from_timm(record)
     extra: dict[str, Any] = {k: record[k] for k in ("resize", "antialias") if k in record}
@@ -290,7 +290,7 @@ def _preprocess(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     return base.replace(**fields)
 
 
-def _class_count(loaded: Loaded) -> int | None:
+def class_count(loaded: Loaded) -> int | None:
     node = next(n for n in loaded.program.graph.nodes if n.op == "output")
     value = node.args[0][0].meta["val"]
     return int(value.shape[1]) if value.ndim == 2 else None
@@ -328,7 +328,10 @@ def default_bits(target: Target) -> int:
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
     most = _most(target)
-    if isinstance(bits, Bits) and max(bits.weights, bits.activations, *(b for _, b in bits.exceptions)) > most:
+    if (
+        isinstance(bits, Bits)
+        and max(bits.weights, bits.activations, *bits.ops.values(), *(b for _, b in bits.exceptions)) > most
+    ):
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
             "has wider ones: fewbit targets."

@@ -143,7 +143,7 @@ def run_record(
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "seed": request.seed,
         "hashes": {k: identity[k] for k in ("model", "calibration", "scored", "target")},
-        "machine": {"processor": _processor(), "threads": threads, "system": platform.system()},
+        "machine": {"processor": processor(), "threads": threads, "system": platform.system()},
         "request": identity["request"],
         "runtime": runtime,
         "preprocess": preprocess.to_json(),
@@ -159,7 +159,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

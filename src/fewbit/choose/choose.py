@@ -85,6 +85,7 @@ def choosing(
     if recipe.needs_samples and samples is None:
         raise ValueError(f"recipe {name or recipe!r} needs what single ops read: choose(..., samples=op_samples(...))")
     bits = bits.of(graph)
+    keep_float = (*keep_float, *bits.floats)
     answer = legal(
         graph,
         target,

@@ -80,7 +80,7 @@ def legal(
     stays float. A target without ops leaves everything float, which is no refusal.
 
     `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the largest
-    width that one of them asks for.
+    width that one of them asks for, or, where it is named itself as a site, its own.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
     """
@@ -226,6 +226,8 @@ def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[s
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
         return None
+    if site.name in widths:
+        return widths[site.name]
     given = [widths[op] for op, _ in site.readers if op in widths]
     return max(given) if given else weight_bits if site.role == "weight" else activation_bits
 

@@ -22,6 +22,8 @@ class Session(Protocol):
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
 
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None: ...
+
 
 class OnnxRuntime:
     """onnxruntime's CPU provider. Spinning is off, so that two sessions in one process do not steal each other's cores."""
@@ -58,6 +60,10 @@ class OnnxRuntime:
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(self._names, self._session.run(None, {self._input: images}), strict=True))
 
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None:
+        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
+        self._session.run(None, {given.name: x for given, x in zip(self._session.get_inputs(), inputs, strict=True)})
+
 
 class OpenVino:
     """openvino's CPU plugin. `precision` is that of what stays float: f32, or bf16 where the processor has it."""
@@ -80,6 +86,10 @@ class OpenVino:
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         found = self._request.infer([images])
         return {port.get_any_name(): np.array(value) for port, value in found.items()}
+
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None:
+        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
+        self._request.infer(list(inputs))
 
     def precisions(self) -> Counter[str]:
         """How many nodes of the compiled model run in each precision, by layer type: `FullyConnected u8`."""

@@ -6,8 +6,10 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from fewbit.errors import FewbitError, UnknownName
+from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.files import read_json
 from fewbit.types import Graph
 
 WIDTHS = range(2, 17)  # that a grid may have; what a target holds is its own business
@@ -16,7 +18,8 @@ SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} f
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of weights and activations; `ops` has ops with another width of both, by name. `asked` is how it was asked for.
+    """Widths of weights and activations; `ops` has ops with another width of both, and sites with their own, by name.
+    `asked` is how it was asked for, `floats` are ops that stay float.
 
     `exceptions` are patterns of op names with a width of both, the last that fits counts; `first` and `last` are the first and
     the last op with a weight.
@@ -27,12 +30,17 @@ class Bits:
     ops: Mapping[str, int] = field(default_factory=dict)
     asked: str = ""
     exceptions: tuple[tuple[str, int], ...] = ()
+    floats: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.asked or ",".join([f"w{self.weights}a{self.activations}", *(f"{p}={b}" for p, b in self.exceptions)])
 
     def of(self, graph: Graph) -> Bits:
-        """The same with the exceptions found in a graph. Raises UnknownName for a pattern that fits nothing."""
+        """The same with the exceptions found in a graph. Raises UnknownName for a pattern or a name that fits nothing."""
+        known = {op.name for op in graph.ops} | {site.name for site in graph.sites}
+        for name in (*self.ops, *self.floats):
+            if name not in known:
+                raise UnknownName(f"op or site in --bits {self.asked}", name, known, "Is it a file of another model?")
         weighted = [op.name for op in graph.ops if "weight" in op.operands]
         ends = {"first": weighted[:1], "last": weighted[-1:]}
         ops = dict(self.ops)
@@ -55,8 +63,34 @@ class Mixed:
         return f"mixed:{self.mean:g}:{','.join(map(str, self.candidates))}"
 
 
+def read_bits(path: Path) -> Bits:
+    """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other
+    keys are for people. Raises BadFile where it holds anything else.
+    """
+    found = read_json(path)
+    try:
+        bits = Bits(
+            int(found["weights"]), int(found["activations"]), dict(found["widths"]), f"{path}", (), tuple(found["float"])
+        )
+        given = [bits.weights, bits.activations, *bits.ops.values()]
+        allowed = all(isinstance(b, int) and b in WIDTHS for b in given) and all(isinstance(f, str) for f in bits.floats)
+    except (KeyError, TypeError, ValueError):
+        allowed = False
+    if not allowed:
+        raise BadFile(
+            f'{path} has no widths; needed are {{"weights": 8, "activations": 8, "widths": {{"NAME": 4}}, "float": ["NAME"]}} '
+            "with 2 to 16 bits, as `fewbit search` writes them to points/."
+        )
+    return bits
+
+
 def parse_bits(text: str | int) -> Bits | Mixed:
-    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `mixed:6.0`, `mixed:6.0:4,6,8`. Raises FewbitError that says what is allowed."""
+    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `mixed:6.0`, `mixed:6.0:4,6,8`, or a file, `points/07.json`.
+
+    Raises FewbitError that says what is allowed.
+    """
+    if str(text).endswith(".json"):
+        return read_bits(Path(text))  # type: ignore[arg-type]
     parts = str(text).strip().split(",")
     asked, named = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
     exceptions = tuple((pattern, int(bits)) for pattern, _, bits in named if pattern and bits.isdigit() and int(bits) in WIDTHS)
@@ -77,5 +111,6 @@ def parse_bits(text: str | int) -> Bits | Mixed:
     raise FewbitError(
         f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), "
         "4,first=8,head=8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, 6.0 "
-        "bits a weight on average) and mixed:6.0:4,6,8 (from these widths, the mean not below them)."
+        "bits a weight on average), mixed:6.0:4,6,8 (from these widths, the mean not below them) and search/points/07.json (a "
+        "file of fewbit search)."
     )

@@ -1,0 +1,5 @@
+"""Search: bits per op under hard limits, the front of accuracy, milliseconds and bytes, and its points as artefacts."""
+
+from fewbit.search.search import search
+
+__all__ = ["search"]

@@ -1,0 +1,168 @@
+"""What a candidate costs: bits, bytes of the file, milliseconds of one image."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from torch.fx import Node
+
+from fewbit.capture.rewrite import constant, is_call, is_constant
+from fewbit.capture.sites import PADS
+from fewbit.errors import FewbitError
+from fewbit.search.latency import Table, Work, quantizer, shape_of, work_of
+from fewbit.search.model import FLOAT, Model
+from fewbit.search.space import Candidate, Dimension
+from fewbit.target.legal import Legal
+from fewbit.types import Op
+
+UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": ("bytes", 1.0), "ms": ("ms", 1.0)}
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """(cost, limit) of `6bit` (a weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError that says what is allowed."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bits?|[km]?b|ms)\s*", str(text).lower())
+    if found is None or float(found[1]) <= 0:
+        raise FewbitError(
+            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) "
+            "and 20ms (one image in the target's runtime)."
+        )
+    name, factor = UNITS[found[2].rstrip("s") if found[2] != "ms" else "ms"]
+    return name, float(found[1]) * factor
+
+
+class Sizes:
+    """Bits of a weight on average, and the bytes of the ONNX file: packed codes, steps, what is float, and its nodes.
+
+    `rest` is what the file of one plan had beyond the numbers in it.
+    """
+
+    def __init__(self, model: Model, rest: int = 0) -> None:
+        graph = model.graph
+        weights = {op.name: graph.site(op.operands["weight"]) for op in graph.ops if "weight" in op.operands}
+        self.counts = {name: math.prod(site.shape) for name, site in weights.items()}
+        self.channels = {name: site.shape[0] for name, site in weights.items()}
+        self.always = {name for name in weights if name not in model.base.integer_ops}
+        taken = {site.tensor for site in weights.values()}
+        nodes = [n for n in graph.module.graph.nodes if is_constant(n) and n.name not in taken]
+        self.float_bytes = sum(4 * constant(graph.module, n).numel() for n in nodes)
+        self.most, self.rest = model.settings.most, rest
+
+    def widths(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, int]:
+        """Bits of each weight by op, 32 where it is float."""
+        found = dict.fromkeys(self.counts, self.most) | dict.fromkeys(self.always, 32)
+        for dimension, k in zip(dimensions, candidate, strict=True):
+            if dimension.name in found:
+                found[dimension.name] = dimension.options[k] or 32
+        return found
+
+    def __call__(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, float]:
+        widths = self.widths(dimensions, candidate)
+        total = max(sum(self.counts.values()), 1)
+        packed = sum(-(-self.counts[op] * b // 8) + (4 * self.channels[op] if b < 32 else 0) for op, b in widths.items())
+        bits = sum(self.counts[op] * b for op, b in widths.items()) / total
+        return {"bits": bits, "bytes": float(packed + self.float_bytes + self.rest)}
+
+
+class Times:
+    """The milliseconds of a plan: the float model's, and for each op in integers the difference, and what quantizes.
+
+    `float_ms` is the whole float model as measured; what its ops do not explain (norms, softmax, the call) stays as it is, so
+    the prediction for the float model is its measurement.
+    """
+
+    def __init__(self, model: Model, table: Table, float_ms: float) -> None:
+        self.model, self.table, self.float_ms = model, table, float_ms
+        self.nodes: dict[str, Node] = {node.name: node for node in model.graph.module.graph.nodes}
+        self.work = {op.name: work_of(model.graph, model.target, op, self.nodes) for op in model.graph.ops}
+        self._known: dict[tuple[str, ...], float] = {}
+
+    @staticmethod
+    def works(model: Model) -> list[Work]:
+        """Everything that a prediction may ask for."""
+        nodes = {node.name: node for node in model.graph.module.graph.nodes}
+        found = [work_of(model.graph, model.target, op, nodes) for op in model.graph.ops if op.name in model.base.integer_ops]
+        if model.target.runtime == "openvino":
+            return found
+        shapes = {shape_of(nodes[site.tensor]) for site in model.graph.sites if site.role not in ("weight", "bias")}
+        return found + [quantizer(kind, shape) for shape in sorted(shapes) for kind in ("quantize", "dequantize")]
+
+    def __call__(self, floats: Sequence[str]) -> float:
+        key = tuple(floats)
+        if key not in self._known:
+            self._known[key] = self.of(self.model.kept(key))
+        return self._known[key]
+
+    def of(self, answer: Legal) -> float:
+        """Predicted milliseconds of one image."""
+        total = self.float_ms
+        for name in answer.integer_ops:
+            before, after = self.table[self.work[name]]
+            total += after - before
+        return total + sum(self.table[work][1] for work in self.boundary(answer))
+
+    def boundary(self, answer: Legal) -> list[Work]:
+        """A quantizer for each tensor whose codes no kernel gives, a dequantizer for each that others read as real numbers.
+
+        None where the times of ops have them inside.
+        """
+        if self.model.target.runtime == "openvino":
+            return []
+        graph, integer = self.model.graph, set(answer.integer_ops)
+        made = {op.operands["output"] for op in graph.ops if op.name in integer and self._gives_codes(op)}
+        reads = {graph.op(name).node for name in integer}
+        found = []
+        for name, slot in answer.slots.items():
+            site = graph.site(name)
+            if site.role in ("weight", "bias") or self.model.moved.get(name) in answer.slots:
+                continue
+            tensor = self.nodes[site.tensor]
+            if name not in made:
+                found.append(quantizer("quantize", shape_of(tensor)))
+            if slot.everyone and any(user.name not in reads and not self._carries(user, reads) for user in tensor.users):
+                found.append(quantizer("dequantize", shape_of(tensor)))
+        return found
+
+    def _carries(self, user: Node, reads: Collection[str]) -> bool:
+        """Whether a node only moves codes on, to a site that has the same or, as padding, into integer ops."""
+        moved = {self.model.graph.site(site).tensor for site in self.model.moved}
+        return user.name in moved or (is_call(user, *PADS) and all(reader.name in reads for reader in user.users))
+
+    def _gives_codes(self, op: Op) -> bool:
+        return "output" in op.operands and self.work[op.name].codes
+
+    def slower(self) -> list[str]:
+        """The integer ops without which the whole is faster: those that a search leaves float by itself.
+
+        The one that gains most goes first, then those that still do without it.
+        """
+        left: list[str] = []
+        now = self(())
+        while True:
+            gains = {
+                op: now - self((*left, op)) for op in self.model.kept(tuple(left)).integer_ops if self.model.graph.op(op).macs
+            }
+            best = max(gains, key=gains.__getitem__, default=None)
+            if best is None or gains[best] <= NOISE * now:
+                return left
+            left.append(best)
+            now = self(tuple(left))
+
+
+NOISE = 0.002  # of the whole: a smaller gain is not seen in a measurement
+
+
+def costs_of(
+    sizes: Sizes, dimensions: Sequence[Dimension], times: Times | None, always: Sequence[str] = ()
+) -> Callable[[Candidate], Mapping[str, float]]:
+    """candidate -> its costs; `ms` only where there are times. `always` are ops that stay float whatever the candidate."""
+
+    def costs(candidate: Candidate) -> Mapping[str, float]:
+        found = sizes(dimensions, candidate)
+        if times is not None:
+            chosen = [d.name for d, k in zip(dimensions, candidate, strict=True) if d.options[k] == FLOAT]
+            found["ms"] = times((*always, *chosen))
+        return found
+
+    return costs

@@ -1,0 +1,110 @@
+"""The points of a search as artefacts: realized, scored on held-out images in the runtime, and timed beside the float model."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbit.choose import Bits, choose
+from fewbit.data.images import Images
+from fewbit.files import write_json
+from fewbit.realize import realize
+from fewbit.search.run import History, pareto
+from fewbit.verify import evaluate
+from fewbit.verify.bench import paired
+from fewbit.verify.runtimes import open_session
+
+if TYPE_CHECKING:
+    from fewbit.search.search import Found
+
+SECONDS = 2.0  # of timing a point beside the float model
+Row = dict[str, Any]
+
+
+def judge(
+    problem: Found, history: History, picked: Sequence[int], images: Images, folder: Path, final: Path, again: Sequence[str],
+    threads: int, progress: Callable[[], None],
+) -> list[Row]:  # fmt: skip
+    """A row for each point, the smallest first, and one for the widest plan, which `--bits` makes without a search.
+
+    Accuracy is that of held-out images, which no search has seen; `front` says whether another point is at least as good in
+    accuracy, milliseconds and bytes. `predicted_ms` stands beside `ms`. `command` makes the run (`again` with its file).
+    """
+    model = problem.model
+    most = model.settings.most
+    rows = [artefact(problem, Bits(most, most), images, folder, threads)]
+    rows[0] |= {"point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None}
+    rows[0] |= {"command": shlex.join([*again, "--bits", str(most), "--out", f"run-{most}"]), "file": None, "searched": False}
+    progress()
+    for number, place in enumerate(picked, 1):
+        trial, name = history.trials[place], f"{number:02d}"
+        path, shown = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
+        bits = problem.bits(trial.candidate, str(shown))
+        command = shlex.join([*again, "--bits", str(shown), "--out", f"run-{name}"])
+        row = artefact(problem, bits, images, folder, threads)
+        row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
+        row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
+        path.parent.mkdir(exist_ok=True)
+        widths = {
+            "weights": bits.weights,
+            "activations": bits.activations,
+            "widths": dict(bits.ops),
+            "float": list(bits.floats),
+        }
+        write_json(path, {"schema": 1, **widths, "found": row})
+        rows.append(row)
+        progress()
+    columns = [[-_goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
+    kept = set(pareto(columns))
+    return [{**row, "front": i in kept} for i, row in enumerate(rows)]
+
+
+def artefact(problem: Found, bits: Bits, images: Images, folder: Path, threads: int) -> Row:
+    """What a realized plan is worth: percentages, milliseconds of one image, bytes of the file."""
+    model = problem.model
+    runtime = model.target.runtime
+    path, twin = folder / "point.onnx", folder / "float.onnx"
+    plan = choose(
+        model.graph, model.stats, model.target, model.recipe, name=model.name, bits=bits, keep_float=model.keep_float,
+        everything=model.everything,
+    )  # fmt: skip
+    realize(model.graph, plan, path, **model.target.form)
+    score = evaluate(twin, path, images, runtime=runtime, threads=threads)
+    sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
+    x = np.random.default_rng(0).standard_normal((1, *model.graph.input_shape)).astype(np.float32)
+    times = paired(sessions, x, SECONDS)
+    float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+    size, float_size = path.stat().st_size, twin.stat().st_size
+    path.unlink()
+    return {
+        **score.to_json(),
+        "ms": ms,
+        "float_ms": float_ms,
+        "faster": statistics.median(a / b for a, b in times),
+        "bytes": size,
+        "float_bytes": float_size,
+        "integer_ops": len(plan.integer_ops),
+        "weight_bits": mean_bits(problem, bits),
+    }
+
+
+def mean_bits(problem: Found, bits: Bits) -> float:
+    """Bits of a weight on average; a weight that is float counts 32."""
+    graph, total, count = problem.model.graph, 0, 0
+    for op in graph.ops:
+        if "weight" in op.operands:
+            site = graph.site(op.operands["weight"])
+            size = int(np.prod(site.shape))
+            integer = op.name in problem.model.base.integer_ops and op.name not in bits.floats
+            total += size * (bits.ops.get(site.name, bits.weights) if integer else 32)
+            count += size
+    return total / max(count, 1)
+
+
+def _goodness(row: Mapping[str, Any]) -> float:
+    return float(row["agreement"] if row["quantized"] is None else row["quantized"])

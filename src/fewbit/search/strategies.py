@@ -1,0 +1,233 @@
+"""Strategies: each is asked for the next candidate and told what the last one was worth.
+
+`propose(history)` gives a candidate within the limits of the problem, or None where the strategy has nothing left. The first
+one is the start (all maxima, lowered evenly where that is over a limit), so that no strategy ends worse than it began.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.util
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewbit.errors import FewbitError, UnknownName
+from fewbit.search.space import Candidate, Problem
+
+Steps = Generator[Candidate, float, None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate, its loss (smaller is better), and what it costs."""
+
+    candidate: Candidate
+    loss: float
+    costs: Mapping[str, float]
+
+
+class Strategy(ABC):
+    """A way through the space of a problem. `evaluations` is how many candidates will be looked at, all in all."""
+
+    def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
+        self.problem, self.evaluations = problem, evaluations
+        self.rng = random.Random(seed)
+        self.seed = seed
+        begin = problem.repaired(problem.start if start is None else start)
+        if begin is None:
+            least = {name: f"at most {limit:g}" for name, limit in problem.limits.items()}
+            raise FewbitError(f"no setting of the target keeps the budget ({least}); give a larger one with --budget.")
+        self.start = begin
+        self._steps: Steps | None = None
+
+    def propose(self, history: Sequence[Trial]) -> Candidate | None:
+        """The next candidate, from what has been tried; the last trial is the one that was proposed last."""
+        try:
+            if self._steps is None:
+                self._steps = self.steps()
+                return next(self._steps)
+            return self._steps.send(history[-1].loss)
+        except StopIteration:
+            return None
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """Yields candidates, each time given the loss of the last."""
+
+
+class Greedy(Strategy):
+    """HAGO's: edges in order, each one bit lower as long as the trial is not worse than the best so far (2103.14949).
+
+    Of equal losses the one with fewer bits is better, so edges that do not matter go down to the end. The paper has no budget;
+    with one that the maxima are over, three steps are ours: the maxima are lowered by the edge that costs the least loss for
+    what it saves (`descent`), and behind the paper's pass pairs are exchanged (`exchange`): one edge finer, others coarser.
+    """
+
+    growth = 4.0  # of a rise with each further bit: the power of rounding errors
+    measured = 0.6  # of the evaluations: behind them a descent goes on with the rises that it knows
+
+    def steps(self) -> Steps:
+        best, tight = self.start, self.problem.excess(self.problem.start) > 0
+        loss = yield best
+        if tight:
+            found = yield from self.descent()
+            if found is not None and (reached := (yield found)) <= loss:
+                best, loss = found, reached
+        for at in range(len(best)):
+            while (moved := self.problem.moved(best, at, 1)) is not None and self.problem.excess(moved) == 0:
+                if (reached := (yield moved)) > loss:
+                    break
+                best, loss = moved, reached
+        if tight:
+            yield from self.exchange(best, loss)
+
+    def descent(self) -> Generator[Candidate, float, Candidate | None]:
+        """From the maxima to a candidate within the limits; None where no step leads there. Its trials are over them.
+
+        The step with the least rise of the loss for what it saves goes first. A rise is measured again before it is taken,
+        where others have moved since; in a queue of old values one that still is the first is the least (lazy greedy).
+        """
+        at_most = self.problem.start
+        best, loss, asked, moves = at_most, (yield at_most), 1, 0
+        queue: list[tuple[float, int, int]] = []  # rise for what is saved, dimension, after how many moves it was measured
+
+        def step(at: int) -> tuple[Candidate, float] | None:
+            over = self.problem.excess(best)
+            for by in (1, -1):
+                moved = self.problem.moved(best, at, by)
+                if moved is not None and (saved := over - self.problem.excess(moved)) > 0:
+                    return moved, saved
+            return None
+
+        for at in range(len(best)):
+            if (found := step(at)) is not None:
+                heapq.heappush(queue, (((yield found[0]) - loss) / found[1], at, 0))
+                asked += 1
+        while queue and self.problem.excess(best) > 0:
+            rate, at, when = heapq.heappop(queue)
+            if (found := step(at)) is None:
+                continue
+            exact = when == moves
+            if not exact and asked < self.measured * self.evaluations:
+                again = ((yield found[0]) - loss) / found[1]
+                asked, exact = asked + 1, True
+                if queue and again > queue[0][0]:
+                    heapq.heappush(queue, (again, at, moves))
+                    continue
+                rate = again
+            best, loss, moves = found[0], loss + rate * found[1], moves + 1
+            if step(at) is not None:
+                heapq.heappush(queue, (self.growth * max(rate, 0.0), at, -1))
+        return best if self.problem.excess(best) == 0 else None
+
+    def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
+        """One option finer somewhere, paid for at random places, kept where the loss falls."""
+        for _ in range(10 * self.evaluations):
+            at = self.rng.randrange(len(best))
+            finer = self.problem.moved(best, at, -1)
+            moved = None if finer is None else self.problem.repaired(finer, self.rng)
+            if moved is None or moved == best:
+                continue
+            reached = yield moved
+            if reached < loss:
+                best, loss = moved, reached
+
+
+class Random(Strategy):
+    """Every edge any of its options, all alike; what is over a limit goes down at random places until it is not."""
+
+    def steps(self) -> Steps:
+        yield self.start
+        while True:
+            drawn = tuple(self.rng.randrange(len(d.options)) for d in self.problem.dimensions)
+            if (found := self.problem.repaired(drawn, self.rng)) is not None:
+                yield found
+
+
+class Annealing(Strategy):
+    """HAGO's old tuner: temperature 0.5 to 0.0005, a tenth of the dimensions moved by up to two options at a time.
+
+    Temperatures are in units of the start's loss, which has no scale of its own (the paper's is an accuracy); cooling is set
+    so that the last evaluation is the coldest. A move over a limit is brought back at random places.
+    """
+
+    hottest, coldest, share, farthest = 0.5, 0.0005, 0.1, 2
+
+    def steps(self) -> Steps:
+        at, loss = self.start, (yield self.start)
+        unit = loss if 0 < loss < math.inf else 1.0
+        cooling = (self.coldest / self.hottest) ** (1 / max(self.evaluations - 1, 1))
+        temperature = self.hottest
+        while True:
+            moved = self.near(at)
+            found = yield moved
+            if found <= loss or self.rng.random() < math.exp(-(found - loss) / (unit * temperature)):
+                at, loss = moved, found
+            temperature = max(temperature * cooling, self.coldest)
+
+    def near(self, at: Candidate) -> Candidate:
+        """A candidate within the limits beside another."""
+        count = max(1, round(self.share * len(at)))
+        for _ in range(100):
+            places = list(at)
+            for i in self.rng.sample(range(len(at)), count):
+                by = self.rng.choice([k for k in range(-self.farthest, self.farthest + 1) if k])
+                places[i] = min(max(places[i] + by, 0), len(self.problem.dimensions[i].options) - 1)
+            found = self.problem.repaired(tuple(places), self.rng)
+            if found is not None and found != at:
+                return found
+        return at
+
+
+class Tpe(Strategy):
+    """Optuna's tree-structured Parzen estimator; what it proposes over a limit is repaired and told as what it became."""
+
+    def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
+        if importlib.util.find_spec("optuna") is None:
+            raise FewbitError(
+                "--strategy tpe needs Optuna: pip install 'fewbit[search]'; greedy, random and annealing need nothing more."
+            )
+        super().__init__(problem, evaluations, seed, start)
+
+    def steps(self) -> Steps:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        names = [f"{i}" for i in range(len(self.problem.dimensions))]
+        kinds: dict[str, Any] = {
+            name: optuna.distributions.IntDistribution(0, len(d.options) - 1)
+            for name, d in zip(names, self.problem.dimensions, strict=True)
+        }
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
+        proposed: Candidate = self.start
+        while True:
+            loss = yield proposed
+            values = dict(zip(names, proposed, strict=True))
+            value = loss if math.isfinite(loss) else 1e30
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=value))
+            found = None
+            while found is None:
+                asked = study.ask(kinds)
+                drawn = tuple(asked.params[name] for name in names)
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                found = self.problem.repaired(drawn, self.rng)
+            proposed = found
+
+
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
+    "greedy": Greedy,
+    "random": Random,
+    "annealing": Annealing,
+    "tpe": Tpe,
+}
+
+
+def strategy_named(name: str) -> Callable[..., Strategy]:
+    """The strategy with a name. Raises UnknownName with near matches."""
+    if name not in STRATEGIES:
+        raise UnknownName("strategy", name, STRATEGIES)
+    return STRATEGIES[name]

@@ -1,0 +1,239 @@
+"""Candidates as plans, costs and files. Oracles: choose, simulate, the file on disk, sums by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fewbit.choose import choose, parse_bits
+from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.recipes import RECIPES
+from fewbit.report import frontpage
+from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
+from fewbit.search.latency import Table, Work, cache_folder, one_op, table
+from fewbit.search.model import Loss, Model, Settings, scored
+from fewbit.search.search import found
+from fewbit.simulate import simulate
+from fewbit.target import load_target
+from fewbit.verify.runtimes import OnnxRuntime
+
+VNNI = load_target("ort-x86-vnni")
+
+
+@pytest.fixture(params=["conv_net", "vit"])
+def net(request):
+    return request.getfixturevalue(request.param)
+
+
+def model_of(net, edges="weights", target=VNNI):
+    return Model(net.graph, net.stats, target, RECIPES["mse"], name="mse", settings=Settings(edges))
+
+
+def numbers(plan):
+    """A plan without the records of how it was asked for."""
+    choices = {k: (c.grid, c.affine.scale.tolist(), None if c.codes is None else c.codes.tolist(), c.everyone)
+               for k, c in plan.choices.items()}  # fmt: skip
+    return choices, plan.integer_ops, {k: b.tolist() for k, b in plan.biases.items()}
+
+
+def drawn(dimensions, seed):
+    rng = np.random.default_rng(seed)
+    return tuple(int(rng.integers(len(d.options))) for d in dimensions)
+
+
+@pytest.mark.parametrize("edges", ["weights", "all"])
+def test_a_candidates_plan_is_the_one_that_choose_makes_from_its_file(net, edges, tmp_path):
+    model = model_of(net, edges)
+    floats = {op.name: False for op in net.graph.ops if op.name in model.base.integer_ops}
+    dimensions = model.dimensions(floats)
+    for seed in range(3):
+        bits = model.bits(dimensions, drawn(dimensions, seed))
+        path = tmp_path / f"{seed}.json"
+        widths = {"weights": 8, "activations": 8, "widths": dict(bits.ops), "float": list(bits.floats)}
+        path.write_text(json.dumps(widths))
+        plan = choose(net.graph, net.stats, VNNI, RECIPES["mse"], name="mse", bits=parse_bits(str(path)))
+        assert numbers(model.plan(bits)) == numbers(plan)
+        assert not set(bits.floats) & set(plan.integer_ops)
+
+
+def test_the_loss_is_that_of_the_simulation_whatever_was_asked_before(net):
+    model = model_of(net, "all")
+    dimensions = model.dimensions({op.name: False for op in net.graph.ops if op.name in model.base.integer_ops})
+    loss = Loss(net.graph, [net.images], None)
+    score = scored(model, loss, dimensions)
+    with torch.no_grad():
+        p = net.graph.module(net.images).double().log_softmax(1)
+    first = drawn(dimensions, 0)
+    chain = [
+        first,
+        *((*first[:k], 0, *first[k + 1 :]) for k in range(len(first))),
+        *(drawn(dimensions, s) for s in range(1, 4)),
+    ]
+    for candidate in chain:
+        with torch.no_grad():
+            q = simulate(net.graph, model.plan(model.bits(dimensions, candidate)))(net.images).double().log_softmax(1)
+        assert score(candidate) == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4, abs=1e-9)
+
+
+def test_half_the_bits_are_half_the_bytes_of_the_codes(vit):
+    model = model_of(vit)
+    dimensions = model.dimensions({})
+    sizes = Sizes(model)
+    low = tuple(len(d.options) - 1 for d in dimensions)
+    predicted = sizes(dimensions, tuple(0 for _ in low))["bytes"] - sizes(dimensions, low)["bytes"]
+    weights = sum(int(np.prod(s.shape)) for s in vit.graph.sites if s.role == "weight")
+    assert predicted == pytest.approx(weights / 2, abs=len(low))  # 8 bits less 4
+    assert sizes(dimensions, low)["bits"] == 4
+
+
+def test_every_activation_edge_is_a_dimension_of_its_own(conv_net):
+    found = {d.name: d.options for d in model_of(conv_net, "all").dimensions({})}
+    assert found["stem:output"] == found["stem"] == (8, 7, 6, 5, 4)
+    assert "head:input" not in found  # the codes of the pooling, in another shape
+
+
+def made_up(model, integer):
+    """A table in which each op takes 2 ms as float and `integer(op)` ms as integers, and quantizers nothing."""
+    times = Times(model, Table({}), 100.0)
+    ms = {str(work): (2.0, integer(name)) for name, work in times.work.items()}
+    ms |= {str(work): (0.0, 0.0) for work in Times.works(model) if work.kind.endswith("quantize")}
+    return Times(model, Table({}, ms), 100.0)
+
+
+def test_an_op_that_is_slower_in_integers_stays_float_by_itself(vit):
+    model = model_of(vit)
+    times = made_up(model, lambda name: 3.0 if name.endswith(("qk", "pv")) else 1.0)
+    problem = found(model, Loss(vit.graph, [vit.images], None), times, {})
+    assert sorted(problem.always) == ["blocks.0.pv", "blocks.0.qk"]
+    plan = choose(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start))
+    assert not set(problem.always) & set(plan.integer_ops)
+    count = sum(1 for op in vit.graph.ops if op.name in plan.integer_ops)
+    assert times(problem.always) == 100.0 - count
+
+
+def test_the_float_prediction_is_the_float_measurement(net):
+    model = model_of(net)
+    times = made_up(model, lambda name: 1.0)
+    assert times([op.name for op in net.graph.ops]) == 100.0
+
+
+def test_what_stands_between_codes_and_real_numbers_is_counted_once(conv_net):
+    """Convolutions in a row hand on codes: one quantizer at the input. With `depth` in float the addition and the
+    pooling are float too: quantized are the image, depth's result and the pooled map; real again are the codes that depth
+    reads, and both that the addition reads (every reader of what a convolution reads takes the codes)."""
+    model = model_of(conv_net)
+    times = made_up(model, lambda name: 1.0)
+    kinds = [w.kind for w in times.boundary(model.kept(()))]
+    assert kinds == ["quantize"]
+    kinds = sorted(w.kind for w in times.boundary(model.kept(("depth",))))
+    assert kinds == ["dequantize"] * 3 + ["quantize"] * 3
+
+
+def test_a_budget_of_milliseconds_gives_every_op_the_choice(vit):
+    model = model_of(vit)
+    times = made_up(model, lambda name: 1.0)
+    problem = found(model, Loss(vit.graph, [vit.images], None), times, {"ms": 97.0})
+    assert all(d.options[0] == 0 for d in problem.dimensions)
+    each = problem.problem({"ms": 97.0})
+    everything_float = tuple(0 for _ in problem.dimensions)
+    assert each.costs(everything_float)["ms"] == 100.0
+    assert each.costs(each.repaired(everything_float))["ms"] == 97.0
+
+
+def test_a_recipe_that_looks_at_ops_is_refused(vit):
+    with pytest.raises(FewbitError, match="minmax, percentile, mse, kl"):
+        Model(vit.graph, vit.stats, VNNI, RECIPES["liu2021"], name="liu2021")
+
+
+# the table ----------------------------------------------------------------------------------------------------------
+
+
+LINEAR = Work("linear", ((1, 6, 16), (8, 16)))
+CONV = Work("conv", ((1, 4, 6, 6), (8, 4, 3, 3)), ((1, 1), (1, 1), (1, 1), (1,)), codes=True)
+
+
+@pytest.mark.parametrize(("work", "kernel"), [(LINEAR, "MatMulIntegerToFloat"), (CONV, "QLinearConv")])
+def test_the_integer_form_of_one_op_runs_in_an_integer_kernel(work, kernel, tmp_path):
+    onnx.save(one_op(work, integer=True), str(tmp_path / "op.onnx"))
+    OnnxRuntime(tmp_path / "op.onnx", save_optimised=tmp_path / "optimised.onnx")
+    assert kernel in {node.op_type for node in onnx.load(str(tmp_path / "optimised.onnx")).graph.node}
+
+
+def test_a_table_is_measured_once_and_says_where(tmp_path):
+    asked = []
+
+    def measure(work, runtime, threads):
+        asked.append(str(work))
+        return 2.0, 1.0
+
+    for works in ([LINEAR], [LINEAR, CONV, LINEAR]):
+        got = table(works, "onnxruntime", "a processor", 1, folder=tmp_path, measure=measure)
+    assert asked == [str(LINEAR), str(CONV)]
+    assert got[CONV] == (2.0, 1.0)
+    assert {"runtime", "version", "processor", "threads", "date", "rounds"} <= set(got.provenance)
+    table([LINEAR], "onnxruntime", "another processor", 1, folder=tmp_path, measure=measure)
+    assert len(asked) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_measurement_has_both_forms(tmp_path):
+    before, after = table([LINEAR], "onnxruntime", "this", 1, folder=tmp_path)[LINEAR]
+    assert before >= 0
+    assert after >= 0
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.delenv("FEWBIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "fewbit"
+    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+
+
+# what is typed ------------------------------------------------------------------------------------------------------
+
+
+def test_budgets():
+    assert parse_budget("6bit") == parse_budget("6 bits") == ("bits", 6.0)
+    assert parse_budget("3MB") == ("bytes", 3e6)
+    assert parse_budget("1.5ms") == ("ms", 1.5)
+    for wrong in ("6", "0bit", "ms", "3GB"):
+        with pytest.raises(FewbitError, match="6bit"):
+            parse_budget(wrong)
+
+
+def test_files_of_widths_that_are_wrong(vit, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"weights": 8, "activations": 8, "widths": {"head": 99}, "float": []}')
+    with pytest.raises(BadFile, match="2 to 16"):
+        parse_bits(str(path))
+    path.write_text('{"weights": 8, "activations": 8, "widths": {"haed": 4}, "float": []}')
+    with pytest.raises(UnknownName, match="head"):
+        parse_bits(str(path)).of(vit.graph)
+
+
+def test_the_page_has_a_command_for_every_point():
+    row = {"point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0, "faster": 2.0,
+           "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True, "searched": True,
+           "command": "fewbit quantize demo --bits </script>"}  # fmt: skip
+    other = {**row, "point": "uniform 8", "searched": False, "command": "fewbit quantize demo --bits 8"}
+    summary = {"model": "demo", "target": "t", "recipe": "mse", "strategy": "greedy", "budgets": (), "evaluated": 2,
+               "measure": "KL", "images": {"calibration": 1, "scored": 1}, "stopped": "", "left_float": [], "command": "c",
+               "latency_table": {"runtime": "onnxruntime"}, "points": [row, other]}  # fmt: skip
+    page = frontpage.render(summary)
+    data = page.split('<script type="application/json" id="points">')[1].split("</script>")[0]
+    assert [r["command"] for r in json.loads(data)] == [row["command"], other["command"]]
+    assert "1.1" in page
+    assert frontpage.render({**summary, "points": []}).count("No candidate was evaluated.") == 1
+
+
+def test_costs_have_milliseconds_only_where_there_are_times(vit):
+    model = model_of(vit)
+    dimensions = model.dimensions({})
+    start = tuple(0 for _ in dimensions)
+    assert set(costs_of(Sizes(model), dimensions, None)(start)) == {"bits", "bytes"}
+    assert costs_of(Sizes(model), dimensions, made_up(model, lambda name: 2.0))(start)["ms"] == 100.0

@@ -1,0 +1,189 @@
+"""Strategies on scores that need no model. Oracle: brute force over the whole space."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+
+import pytest
+
+from fewbit.errors import FewbitError
+from fewbit.files import Journal
+from fewbit.search.run import pareto, run
+from fewbit.search.space import Dimension, Problem
+from fewbit.search.strategies import STRATEGIES, Tpe, strategy_named
+
+WIDTHS = (8, 7, 6, 5, 4)
+NEED = (1.0, 9.0, 0.1, 3.0)  # how much each edge suffers
+DIMENSIONS = tuple(Dimension(f"edge{i}", WIDTHS) for i in range(len(NEED)))
+
+
+def widths(candidate):
+    return [WIDTHS[k] for k in candidate]
+
+
+def separable(candidate):
+    """Rounding noise of every edge by itself."""
+    return sum(need * 4.0**-w for need, w in zip(NEED, widths(candidate), strict=True))
+
+
+def interacting(candidate):
+    """The same, and two edges that should have the same width."""
+    w = widths(candidate)
+    return separable(candidate) + 1e-3 * abs(w[0] - w[3])
+
+
+def bits(candidate):
+    return {"bits": float(sum(widths(candidate))) / len(NEED)}
+
+
+BUDGET = Problem(DIMENSIONS, bits, {"bits": 6.0})
+FREE = Problem(DIMENSIONS, bits, {})
+
+
+def optimum(problem, score):
+    space = itertools.product(*(range(len(d.options)) for d in problem.dimensions))
+    return min(score(c) for c in space if problem.excess(c) == 0)
+
+
+def found(name, problem, score, evaluations=250, seed=0):
+    return run(problem, STRATEGIES[name](problem, evaluations, seed), score, evaluations=evaluations)
+
+
+@pytest.fixture(params=sorted(STRATEGIES))
+def name(request):
+    if request.param == "tpe" and importlib.util.find_spec("optuna") is None:
+        pytest.skip("needs optuna")
+    return request.param
+
+
+@pytest.mark.parametrize("score", [separable, interacting])
+def test_a_budget_is_kept_and_the_optimum_reached(name, score):
+    history = found(name, BUDGET, score)
+    best = history.best(BUDGET)
+    assert BUDGET.excess(best.candidate) == 0
+    slack = {"greedy": 1.0, "annealing": 1.0}.get(name, 1.6)  # random and tpe sample: near it
+    assert best.loss <= slack * optimum(BUDGET, score) + 1e-12
+
+
+def test_no_strategy_is_worse_than_its_start(name):
+    history = found(name, BUDGET, interacting, evaluations=12)
+    start = interacting(BUDGET.repaired(BUDGET.start))
+    assert history.best(BUDGET).loss <= start
+
+
+def test_the_seed_decides(name):
+    one, two = (found(name, BUDGET, interacting, 60, seed=3) for _ in range(2))
+    assert [t.candidate for t in one.trials] == [t.candidate for t in two.trials]
+
+
+def test_only_random_parts_depend_on_the_seed():
+    one, two = (found("random", BUDGET, separable, 40, seed=s).trials for s in (0, 1))
+    assert [t.candidate for t in one] != [t.candidate for t in two]
+
+
+def papers_greedy(score, count, options):
+    """HAGO's pseudocode (papers.md 2.5): lower the current edge while not worse, else fix it and go on."""
+    best, loss = [0] * count, score((0,) * count)
+    tried = [tuple(best)]
+    for edge in range(count):
+        while best[edge] + 1 < options:
+            trial = best.copy()
+            trial[edge] += 1
+            tried.append(tuple(trial))
+            if score(tuple(trial)) > loss:
+                break
+            best, loss = trial, score(tuple(trial))
+    return tried, tuple(best)
+
+
+def plateau(candidate):
+    """Edges 0 and 2 do not matter down to 6 bits; edge 1 is even better at 7."""
+    w = widths(candidate)
+    return max(0, 6 - w[0]) + max(0, 6 - w[2]) + abs(7 - w[1]) + (8 - w[3])
+
+
+def test_greedy_without_a_budget_is_the_papers_trial_by_trial():
+    tried, best = papers_greedy(plateau, 4, len(WIDTHS))
+    history = found("greedy", FREE, plateau)
+    assert [t.candidate for t in history.trials] == list(dict.fromkeys(tried))
+    assert history.best(FREE).candidate == best == (2, 1, 2, 0)
+
+
+def test_every_trial_of_the_samplers_is_within_the_budget():
+    for name in ("random", "annealing"):
+        assert all(BUDGET.excess(t.candidate) == 0 for t in found(name, BUDGET, separable, 80).trials)
+
+
+def test_two_limits_at_once():
+    problem = Problem(DIMENSIONS, lambda c: {**bits(c), "first": float(widths(c)[0])}, {"bits": 6.0, "first": 5.0})
+    for name in ("greedy", "annealing"):
+        best = found(name, problem, separable).best(problem)
+        assert widths(best.candidate)[0] <= 5
+        assert best.loss == pytest.approx(optimum(problem, separable))
+
+
+def test_a_budget_that_nothing_keeps_is_refused():
+    with pytest.raises(FewbitError, match="give a larger one"):
+        STRATEGIES["greedy"](Problem(DIMENSIONS, bits, {"bits": 3.0}), 10)
+
+
+def test_repair_goes_over_an_option_that_is_worse():
+    """Milliseconds that only rise and then fall: float 3, 8 bits 4, 4 bits 1."""
+    problem = Problem((Dimension("op", (0, 8, 4)),), lambda c: {"ms": (3.0, 4.0, 1.0)[c[0]]}, {"ms": 2.0})
+    assert problem.repaired((0,)) == (2,)
+
+
+def test_an_interrupted_search_keeps_its_best():
+    calls = []
+
+    def score(candidate):
+        calls.append(candidate)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return separable(candidate)
+
+    history = found("random", BUDGET, score)
+    assert history.stopped == "interrupted"
+    assert history.best(BUDGET).loss == min(separable(c) for c in calls[:4])
+
+
+def test_time_ends_a_search_after_the_first_evaluation():
+    clock = iter(range(0, 10**6, 10))
+    journal = Journal(clock=lambda: float(next(clock)))
+    history = run(BUDGET, STRATEGIES["random"](BUDGET, 50), separable, evaluations=50, seconds=5.0, journal=journal)
+    assert (len(history.trials), history.stopped) == (1, "time")
+
+
+def test_a_killed_search_computes_nothing_twice(name, tmp_path):
+    whole = found(name, BUDGET, interacting, 40)
+    calls = []
+
+    def score(candidate):
+        calls.append(candidate)
+        if len(calls) == 20:
+            raise RuntimeError("killed")
+        return interacting(candidate)
+
+    path = tmp_path / "search.jsonl"
+    with pytest.raises(RuntimeError):
+        run(BUDGET, STRATEGIES[name](BUDGET, 40), score, evaluations=40, journal=Journal(path))
+    again = run(BUDGET, STRATEGIES[name](BUDGET, 40), score, evaluations=40, journal=Journal(path))
+    assert again.trials == whole.trials
+    assert len(calls) == len(whole.trials) + 1
+
+
+def test_pareto_is_what_brute_force_leaves():
+    rows = [(1, 5), (2, 4), (2, 5), (3, 3), (1, 5), (4, 3), (5, 0)]
+    assert pareto(rows) == [0, 1, 3, 6]
+
+
+def test_without_optuna_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FewbitError, match=r"pip install 'fewbit\[search\]'"):
+        Tpe(BUDGET, 10)
+
+
+def test_an_unknown_strategy_offers_the_nearest():
+    with pytest.raises(FewbitError, match="greedy"):
+        strategy_named("greedi")
