@@ -70,7 +70,7 @@ class Lapq(Bench):
         before = self.float_answers()
         self.start(seed, samples=False, labels=self.args.loss == "labels")
         target, began = load_target(self.args.target), time.perf_counter()
-        options = {"name": name, "bits": self.bits(bits)}
+        options = {"name": name, "bits": self.bits(bits), "everything": True}
         if recipe.joint is None:
             plan = choose(self.graph, self.stats, target, recipe, **options)
         else:
@@ -96,7 +96,7 @@ class Lapq(Bench):
         """The loss as a function of all steps, from ranges at p = 2."""
         batches = list(torch.cat(self.batches)[:images].split(BATCH))
         recipe = Recipe(MseRange(), MseRange())
-        work = choosing(self.graph, self.stats, load_target(self.args.target), recipe, bits=self.bits(bits))
+        work = choosing(self.graph, self.stats, load_target(self.args.target), recipe, bits=self.bits(bits), everything=True)
         return Model(work, Measure.of(self.graph, batches), batches, "moved")
 
 

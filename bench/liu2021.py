@@ -140,7 +140,7 @@ def steps(bench: Bench, bits: int, every: int) -> None:
     for rows in (128, 256, 512, 2048, 10**9):
         recipe = replace(RECIPES["liu2021"], search=replace(RECIPES["liu2021"].search, rows=rows), correction=None)  # type: ignore[type-var]
         began = time.perf_counter()
-        found[rows] = choose(bench.graph, bench.stats, target, recipe, bits=Bits(bits, bits), samples=whole)
+        found[rows] = choose(bench.graph, bench.stats, target, recipe, bits=Bits(bits, bits), samples=whole, everything=True)
         print(f"{rows} rows: {time.perf_counter() - began:.0f} s", flush=True)
     print("| rows | steps | the same | within 2 % | within 5 % | largest difference |\n|---|---|---|---|---|---|")
     for rows, plan in list(found.items())[:-1]:
@@ -172,9 +172,9 @@ def cost(args: argparse.Namespace) -> None:
         recipe, target = RECIPES["liu2021"], load_target(args.target)
         mixed = parse_bits("mixed:6.0")
         assert isinstance(mixed, Mixed)
-        bits = allocate(graph, stats, target, recipe, mixed, batches[0]).bits
+        bits = allocate(graph, stats, target, recipe, mixed, batches[0], everything=True).bits
         seconds.append(time.perf_counter())
-        choose(graph, stats, target, recipe, bits=bits, samples=samples)
+        choose(graph, stats, target, recipe, bits=bits, samples=samples, everything=True)
         seconds.append(time.perf_counter())
         each = " | ".join(f"{b - a:.1f}" for a, b in pairwise(seconds))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

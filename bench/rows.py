@@ -2,7 +2,7 @@
 
     python bench/rows.py FOLDER        # the rows of a folder, and each against the next
 
-Each row is quantized from its own calibration images (drawn with the seed); the answers of every row on every scored image
+Every product has the width of its row, those of attention too (`--everything`). Each row is quantized from its own calibration images (drawn with the seed); the answers of every row on every scored image
 are kept, so that rows are compared in pairs (McNemar's exact test). A row that is there already is not made again.
 """
 
@@ -90,18 +90,17 @@ class Bench:
         )
         if isinstance(asked, Mixed):
             batch = torch.cat(self.batches)[: recipe.sensitivity.images]
-            found = allocate(self.graph, self.stats, target, recipe, asked, batch)
+            found = allocate(self.graph, self.stats, target, recipe, asked, batch, everything=True)
             asked, extra = found.bits, {"mixed": found.record}
             seconds["allocate"] = time.perf_counter() - began
         began = time.perf_counter()
         assert isinstance(asked, Bits)
+        options: dict[str, Any] = {"bits": asked, "samples": self.samples, "everything": True}
         if recipe.joint is not None:
             recipe = replace(recipe, joint=replace(recipe.joint, seconds=self.args.time))
-            plan = lapq(self.graph, self.stats, target, recipe, self.batches, bits=asked, samples=self.samples)
+            plan = lapq(self.graph, self.stats, target, recipe, self.batches, **options)
         else:
-            plan = choose(
-                self.graph, self.stats, target, recipe, bits=asked, samples=self.samples, images=self.batches, channels=channels
-            )
+            plan = choose(self.graph, self.stats, target, recipe, images=self.batches, channels=channels, **options)
         seconds["choose"] = time.perf_counter() - began
         return replace(plan, extra={**plan.extra, **extra}), seconds
 

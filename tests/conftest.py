@@ -136,7 +136,7 @@ class Captured:
     stats: Stats
 
     def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
-        chosen = RECIPES[recipe]
+        chosen, options = RECIPES[recipe], {"everything": True, **options}
         if chosen.needs_samples:
             options = {"samples": self.samples, "images": self.images.split(8), **options}
         if axes := legal(self.graph, load_target(target)).channel_axes:

@@ -6,6 +6,7 @@ import copy
 import itertools
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +19,7 @@ from fewbit.choose import Bits, choose, parse_bits
 from fewbit.choose.weights import pairs_are_safe
 from fewbit.errors import BadValues, FewbitError, UnknownName
 from fewbit.grid import Grid
+from fewbit.realize import realize
 from fewbit.recipes import RECIPES
 from fewbit.target import Target, load_target
 
@@ -69,7 +71,17 @@ LINEARS = ("patch", *(f"blocks.0.qkv.{part}" for part in (1, 2, 3)), "blocks.0.p
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_transformer_runs_in_integers_from_end_to_end(vit, target):
-    assert set(vit.plan(target).integer_ops) == {*LINEARS, "blocks.0.qk", "blocks.0.pv"}
+    assert set(vit.plan(target, everything=True).integer_ops) == {*LINEARS, "blocks.0.qk", "blocks.0.pv"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_onnxruntime_keeps_attention_in_float_and_writes_it_as_one_kernel(vit, target, tmp_path):
+    fused = load_target(target).fuse
+    plan = vit.plan(target, everything=False)
+    assert (set(plan.integer_ops) == set(LINEARS)) == ("attention" in fused)
+    realize(vit.graph, plan, tmp_path / "model.onnx", **load_target(target).form)
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "model.onnx")).graph.node]
+    assert kinds.count("MultiHeadAttention") == ("attention" in fused)
 
 
 def slow_attention(name: str) -> Target:
