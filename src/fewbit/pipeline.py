@@ -419,7 +419,7 @@ def default_bits(target: Target) -> int:
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
     most = _most(target)
-    if isinstance(bits, Bits) and max(bits.weights, bits.activations, *(b for _, b in bits.exceptions)) > most:
+    if isinstance(bits, Bits) and bits.most > most:
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
             "has wider ones: fewbit targets."

@@ -37,7 +37,7 @@ def weight_choice(
     """
     w = finite(graph, site)
     op = graph.op(site.readers[0][0])
-    least = _least_step(graph, site, choices)
+    least = least_step(graph, site, choices)
     if searched is not None:
         grid, choice = searched.grid, coded(searched, w, recipe, least)
     else:
@@ -60,7 +60,7 @@ def weight_choice(
 
 def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice]) -> Choice:
     """The choice of a weight whose step has changed, with its codes."""
-    return coded(choice, finite(graph, site), recipe, _least_step(graph, site, choices))
+    return coded(choice, finite(graph, site), recipe, least_step(graph, site, choices))
 
 
 def coded(choice: Choice, w: Tensor, recipe: Recipe, least: Tensor) -> Choice:
@@ -105,7 +105,7 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     return bool(highest <= 2 ** (bits - 1) - 1) and bool(lowest >= -(2 ** (bits - 1)))
 
 
-def _least_step(graph: Graph, site: Site, choices: Mapping[str, Choice]) -> Tensor:
+def least_step(graph: Graph, site: Site, choices: Mapping[str, Choice]) -> Tensor:
     """The smallest step of each channel with which the bias, in units of input step times weight step, leaves room in int32.
 
     A dead channel has weights near 0 and a bias that is not: its code would fill the accumulator and the sum wrap around.

@@ -18,12 +18,16 @@ OPTIONAL = ("bias", "output")
 
 @dataclass(frozen=True)
 class Slot:
-    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes."""
+    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes.
+
+    A pinned step that is `loose` is the target's custom, not its kernels': a recipe may search another.
+    """
 
     grids: tuple[Grid, ...]
     pinned: Mapping[Grid, float] = field(default_factory=dict)
     everyone: bool = False
     pair_bits: int | None = None
+    loose: bool = False
 
     @property
     def fixed_scale(self) -> float | None:
@@ -53,13 +57,13 @@ def legal(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
-    widths: Mapping[str, int] = MappingProxyType({}),
+    widths: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
     keep_float: Sequence[str] = (),
     everything: bool = False,
 ) -> Legal:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
-    `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the
+    `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has the
     largest width that one of them asks for. Where the products of two grids can overflow the target's chain of products,
     the next type of the operands is taken, and where none fits the op stays float.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
@@ -142,11 +146,14 @@ def channel_axis(site: Site) -> int:
     return 1 if len(site.shape) == 4 else len(site.shape) - 1
 
 
-def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int]) -> int | None:
+def _asked(
+    site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]
+) -> int | None:
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
         return None
-    given = [widths[op] for op, _ in site.readers if op in widths]
+    asked = [widths[op] for op, _ in site.readers if op in widths]
+    given = [both if isinstance(both, int) else both[site.role != "weight"] for both in asked]
     return max(given) if given else weight_bits if site.role == "weight" else activation_bits
 
 
@@ -175,11 +182,11 @@ def _slots(
         pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
         everyone = operand == "output" or (rule.readers == "all" and operand == "input")
         pair_bits = rule.accumulator.pair_bits if operand == "weight" else None
-        slot = Slot(grids, pinned, everyone, pair_bits)
+        slot = Slot(grids, pinned, everyone, pair_bits, all(t.loose for t in types))
         before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = Slot(shared, before.pinned, before.everyone or everyone, pair_bits)
+            slot = Slot(shared, before.pinned, before.everyone or everyone, pair_bits, before.loose and slot.loose)
         found[name] = slot
     return found
 

@@ -24,7 +24,7 @@ class Strict(BaseModel):
 
 class Type(Strict):
     """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits);
-    fewer bits than the type's have the same range in larger steps.
+    fewer bits than the type's have the same range in larger steps. A `loose` one is custom, not need: the kernels take any.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
     """
@@ -35,6 +35,7 @@ class Type(Strict):
     symmetric: bool = True
     granularity: Literal["tensor", "channel"] = "tensor"
     fixed_scale: float | None = Field(default=None, gt=0)
+    loose: bool = False
     container: Literal[0, 8, 16, 32] = 0
 
     def grid(self, axis: int | None, bits: int | None = None) -> Grid:
