@@ -1,4 +1,4 @@
-"""The whole way: capture, observe, choose, realize, verify, report. Each stage can start from the files of the one before.
+"""The whole way: capture, observe, equalize, choose, realize, verify, report. Each stage can start from the files of the one before.
 
 A run works in `<out>.part` and is renamed to `<out>` when it is done. A killed run leaves `<out>.part`; the same request
 finds it and goes on behind the last stage that was written.
@@ -34,6 +34,7 @@ from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
+from fewbit.equalize import Equalize, Equalized, replaced
 from fewbit.errors import BadFile, BadImages, FewbitError
 from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
@@ -50,6 +51,7 @@ from fewbit.verify import Latency, Load, Score, bench, compare, evaluate, loads,
 from fewbit.verify.attention import attention_tables
 
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
+EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
 JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
 CHECKED = 8  # images on which codes are compared
 
@@ -195,9 +197,13 @@ def quantize(
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
         stats = _observe(graph, chosen, part, progress)
+    if method.equalize is not None:
+        graph, stats, found = _equalize(graph, hardware, method.equalize, asked, request, chosen, part, progress)
     plan = load_plan(graph, part) if (part / "plan.json").exists() else None
     if plan is None:
         plan = _choose(graph, stats, hardware, method, asked, request, chosen, part, progress)
+        if method.equalize is not None:
+            plan = replace(plan, extra={**plan.extra, "equalize": [dict(row) for row in found]})
         save_plan(graph, plan, part)
     (part / JOURNAL).unlink(missing_ok=True)
     with progress.stage("realize", 2):
@@ -353,7 +359,9 @@ class Run:
         return Preprocess.from_json(self.record["preprocess"])
 
     def graph(self) -> Graph:
-        return capture(load_model(str(self.folder / "exported.pt2")))
+        """The graph that the plan is for, equalized where the run's was."""
+        graph, changed = capture(load_model(str(self.folder / "exported.pt2"))), self.folder / EQUALIZED
+        return replaced(graph, load_file(changed)) if changed.exists() else graph
 
     def images(self, source: Any, *, skip_bad: bool = False, labels: bool = True, limit: int | None = None) -> Images:
         known = self.record["classes"] or self.record["outputs"]
@@ -409,6 +417,25 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     stats = observe(graph, _counted(images, progress))
     write_atomic(path, lambda file: save_file(stats.tensors(), file))
     return stats
+
+
+def _equalize(
+    graph: Graph, target: Target, method: Equalize, bits: Bits | Mixed, request: Request, images: Images, part: Path,
+    progress: Progress,
+) -> tuple[Graph, Stats, Sequence[Mapping[str, Any]]]:  # fmt: skip
+    """The equalized graph, its statistics, and what was done; the constants that changed are in the run's folder."""
+    widths = bits.of(graph) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
+    with progress.stage("equalize", 2 * len(images)):
+        found: Equalized = method(
+            graph,
+            _counted(images, progress),
+            legal(
+                graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
+                keep_float=request.keep_float, everything=request.everything,
+            ).grids,
+        )  # fmt: skip
+        write_atomic(part / EQUALIZED, lambda file: save_file(dict(found.constants), file))
+        return found.graph, observe(found.graph, _counted(images, progress)), found.record
 
 
 def default_bits(target: Target) -> int:

@@ -16,6 +16,7 @@ from fewbit.choose.scales.aciq import AnalyticClip
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
+from fewbit.equalize import Equalize
 from fewbit.errors import UnknownName
 
 
@@ -26,6 +27,7 @@ class Recipe:
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
     `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
     can hold it. With `free_softmax` the step of probabilities is searched like any other where the target's own is mere custom.
+    `equalize` is the stage before choose, which moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -43,6 +45,7 @@ class Recipe:
     channels: ChannelBits | None = None
     joint: JointSearch | None = None
     free_softmax: bool = False
+    equalize: Equalize | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
@@ -90,6 +93,7 @@ FAST = Recipe(
     about="closed form: equalized, ranges by squared error, GPTQ on what the quantized model reads, bias and gain",
     correction=LayerOutput(),
     free_softmax=True,
+    equalize=Equalize(),
 )
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),

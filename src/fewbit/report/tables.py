@@ -126,6 +126,7 @@ def searched(plan: Plan) -> dict[str, Rows]:
         "ranking": list(cast(Any, plan.extra.get("ranking", ()))),
         "joint": joint(plan),
         "norms": norms(plan),
+        "equalized": list(cast(Any, plan.extra.get("equalize", ()))),
     }
 
 

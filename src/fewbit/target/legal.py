@@ -44,6 +44,11 @@ class Legal:
     refusals: tuple[Refusal, ...]
 
     @property
+    def grids(self) -> dict[str, Grid]:
+        """The first grid of each site."""
+        return {name: slot.grids[0] for name, slot in self.slots.items()}
+
+    @property
     def channel_axes(self) -> dict[str, int]:
         """The channel axis of each activation that has a step for each channel."""
         operands = ("weight", "bias")
