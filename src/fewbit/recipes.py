@@ -27,6 +27,7 @@ class Recipe:
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
     `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
     can hold it. With `free_softmax` the step of probabilities is searched like any other where the target's own is mere custom.
+    With `gradients` the range of an activation weighs each element by the square of the model's gradient there.
     `equalize` is the stage before choose, which moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
@@ -46,6 +47,7 @@ class Recipe:
     joint: JointSearch | None = None
     free_softmax: bool = False
     equalize: Equalize | None = None
+    gradients: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
@@ -66,7 +68,7 @@ class Recipe:
     @property
     def needs_images(self) -> bool:
         """Whether choose runs parts of the model on calibration images."""
-        return self.sequential or self.module is not None
+        return self.sequential or self.gradients or self.module is not None
 
     @property
     def needs_samples(self) -> bool:

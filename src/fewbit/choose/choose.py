@@ -15,6 +15,7 @@ from fewbit.capture.rewrite import MOVES, aten, is_call
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.flips import head_flips
 from fewbit.choose.layers import Layers, Solved, few_enough, solve
 from fewbit.choose.rounding.gptq import Gptq
@@ -117,11 +118,15 @@ def choosing(
     batches = list(images) if recipe.needs_images else []
     if recipe.needs_images and not batches:
         raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
+    weighted: Mapping[str, Samples] = {}
+    if recipe.gradients:
+        searched = [name for name, slot in answer.slots.items() if graph.site(name).axis is None and slot.grids[0].axis is None]
+        weighted = weighted_samples(graph, searched, batches, sum(map(len, batches)))
     fixed: Mapping[str, Choice] = {}
     for one_pass in recipe.passes:
         work = Choosing(
             graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), name, bits, keep_float,
-            channels, fixed=fixed,
+            channels, fixed=fixed, weighted=weighted,
         )  # fmt: skip
         if one_pass.sequential:
             walking = few_enough(graph, batches) if isinstance(recipe.rounding, Gptq) else batches
@@ -171,6 +176,7 @@ class Choosing:
     flips: list[dict[str, Json]] = field(default_factory=list)
     found: list[dict[str, Json]] = field(default_factory=list)
     fixed: Mapping[str, Choice] = field(default_factory=dict)
+    weighted: Mapping[str, Samples] = field(default_factory=dict)
     layers: Layers | None = None
     solved: dict[str, Solved] = field(default_factory=dict)
 
@@ -216,7 +222,8 @@ class Choosing:
             affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(0, dtype=torch.int32))
             return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
         if grid.axis is None:
-            affine = recipe.activations(Samples.of_histogram(self.stats.sites[site.name]), grid)
+            seen = self.weighted.get(site.name) or Samples.of_histogram(self.stats.sites[site.name])
+            affine = recipe.activations(seen, grid)
             affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
         else:
             found = self.channels[site.name]
