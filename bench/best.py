@@ -1,7 +1,7 @@
 """The closed-form recipe, each part added to those before it, at several widths.
 
-    python bench/best.py MODEL --images DIR --score DIR --bits w4a8 4,first=w4a8 --rows mse fast --out best-vit
-    python bench/rows.py best-vit
+python bench/best.py MODEL --images DIR --score DIR --bits w4a8 4,first=w4a8 --rows mse fast --out best-vit
+python bench/rows.py best-vit
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from rows import Bench, options
 
@@ -39,8 +38,9 @@ STEPS: Mapping[str, Recipe] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options(parser)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bits", nargs="+", default=["8", "6", "w4a8", "4,first=w4a8", "4,first=w4a8,*.qk=8,*.pv=8,*.fc2=w4a8"])
+    parser.add_argument(
+        "--bits", nargs="+", default=["8", "6", "w4a8", "4,first=w4a8", "4,first=w4a8,*.qk=8,*.pv=8,*.fc2=w4a8"]
+    )
     parser.add_argument("--rows", nargs="+", choices=[*STEPS], default=["mse", "fast"])
     args = parser.parse_args()
     bench = Bench(args)

@@ -88,9 +88,7 @@ class Bench:
         self.planned, stats = self.graph, self.stats
         if recipe.equalize is not None and isinstance(asked, Bits):
             widths = asked.of(self.graph)
-            slots = legal(
-                self.graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops
-            )
+            slots = legal(self.graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops)
             equalized = recipe.equalize(self.graph, self.batches, slots.grids)
             self.planned, stats = equalized.graph, observe(equalized.graph, self.batches)
             extra = {"equalize": [dict(row) for row in equalized.record]}

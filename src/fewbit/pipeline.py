@@ -1,4 +1,4 @@
-"""The whole way: capture, observe, equalize, choose, realize, verify, report. Each stage can start from the files of the one before.
+"""The whole way: capture, observe, equalize, choose, realize, verify, report. Each stage can start from earlier files.
 
 A run works in `<out>.part` and is renamed to `<out>` when it is done. A killed run leaves `<out>.part`; the same request
 finds it and goes on behind the last stage that was written.

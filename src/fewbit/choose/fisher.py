@@ -36,8 +36,8 @@ def weighted_samples(
     """Values of activation sites, each counted by its importance; `images` are in all batches (b, c, h, w) together.
 
     Importance is the diagonal of the Fisher information of the model's own answers: with y drawn from softmax(logits) and
-    g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there), and
-    the loss of an error e is E[g² e²] / 2 (Yuan et al. 2022, PTQ4ViT, whose weights are the same squares). One draw for an image
+    g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there),
+    so an error e costs E[g² e²] / 2 (Yuan et al. 2022, PTQ4ViT, whose weights are such squares). One draw for an image
     is noisy: g² is taken for the product of a factor for each row and one for each channel of the batch. Outputs that are no
     logits (b, classes) are projected on noise in place of log p. The extremes are those of the values.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -122,7 +121,8 @@ def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
     """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
     metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
     largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
-    kept, images = [], 0
+    kept: list[Tensor] = []
+    images = 0
     for batch in batches:
         if len(kept) >= HELD and (images + len(batch)) * largest * 4 > MEMORY:
             break
@@ -138,4 +138,4 @@ def _real(choice: Choice) -> Tensor:
 
 def _product(w: Tensor, mean: Tensor) -> Tensor:
     """W times a mean row (groups, m) -> (c_out,)."""
-    return cast(Tensor, torch.einsum("gom,gm->go", w.double().unflatten(0, (len(mean), -1)), mean).flatten())
+    return torch.einsum("gom,gm->go", w.double().unflatten(0, (len(mean), -1)), mean).flatten()

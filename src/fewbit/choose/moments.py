@@ -32,7 +32,9 @@ class Moments:
 
     @staticmethod
     def of(
-        rows: Iterable[tuple[Float[Tensor, "n c"], Float[Tensor, "n c"], Float[Tensor, "n o"] | None]], groups: int, outputs: int
+        rows: Iterable[tuple[Float[Tensor, "n c"], Float[Tensor, "n c"], Float[Tensor, "n o"] | None]],
+        groups: int,
+        outputs: int,
     ) -> Moments:
         """The moments of pieces (read, exact, drift)."""
         found: Moments | None = None

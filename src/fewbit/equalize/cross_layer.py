@@ -68,7 +68,9 @@ def balanced(
     depthwise = w.shape[1] == 1 and w.shape[0] == len(low)
 
     def error(scale: Tensor) -> float:
-        step = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (activation.high - activation.low)
+        step = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
+            activation.high - activation.low
+        )
         heavier = w * scale.view(-1, 1, 1, 1) if depthwise else w * scale.view(1, -1, 1, 1)
         through = step**2 * float(heavier.square().sum())
         steps = heavier.flatten(1).abs().amax(1) / weight.high

@@ -36,9 +36,9 @@ class Equalized:
 class Equalize:
     """What is equalized, each place with its own strength, "off" among them.
 
-    `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the layer
-    behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a shift of
-    keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
+    `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the
+    layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
+    shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
     `rows` are sampled of each tensor over all images.
     """
 

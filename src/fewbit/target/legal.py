@@ -68,8 +68,8 @@ def legal(
 ) -> Legal:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
-    `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has the
-    largest width that one of them asks for. Where the products of two grids can overflow the target's chain of products,
+    `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
+    the largest width that one of them asks for. Where the products of two grids can overflow the target's chain of products,
     the next type of the operands is taken, and where none fits the op stays float.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
@@ -151,9 +151,7 @@ def channel_axis(site: Site) -> int:
     return 1 if len(site.shape) == 4 else len(site.shape) - 1
 
 
-def _asked(
-    site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]
-) -> int | None:
+def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]) -> int | None:
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
         return None

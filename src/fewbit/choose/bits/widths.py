@@ -72,7 +72,10 @@ def _width(text: str) -> int | tuple[int, int] | None:
 
 
 def parse_bits(text: str | int) -> Bits | Mixed:
-    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `4,*.fc2=w4a8`, `mixed:6.0`, `mixed:6.0:4,6,8`. Raises FewbitError that says what is allowed."""
+    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `4,*.fc2=w4a8`, `mixed:6.0`, `mixed:6.0:4,6,8`.
+
+    Raises FewbitError that says what is allowed.
+    """
     parts = str(text).strip().split(",")
     asked, named = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
     exceptions = tuple((pattern, b) for pattern, _, bits in named if pattern and (b := _width(bits)) is not None)
@@ -92,6 +95,6 @@ def parse_bits(text: str | int) -> Bits | Mixed:
             return Mixed(mean, candidates)
     raise FewbitError(
         f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), "
-        "4,first=8,*.fc2=w4a8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, 6.0 "
-        "bits a weight on average) and mixed:6.0:4,6,8 (from these widths, the mean not below them)."
+        "4,first=8,*.fc2=w4a8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, "
+        "6.0 bits a weight on average) and mixed:6.0:4,6,8 (from these widths, the mean not below them)."
     )

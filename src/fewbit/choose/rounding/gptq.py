@@ -21,7 +21,8 @@ class Gptq:
 
         min over integer W'   E ||W x + d - W' q||²      q what it reads, x the same in float, d what the sum behind it lacks
 
-    First the best real weights, by ridge regression (Li and others 2024, ERQ; 2025, GPTAQ: float output, quantized input):
+    First the best real weights, by ridge regression (Zhong et al. 2024, ERQ; Li et al. 2025, GPTAQ: float output, quantized
+    input):
 
         W* = W + (W (C - H) + D) (H + λ I)⁻¹     H = cov(q, q), C = cov(x, q), D = cov(d, q); λ from `ridges`, in units of the
                                                  mean of H's diagonal, by the error on a quarter of the images ("off" as well)
@@ -142,11 +143,15 @@ def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Ten
     """W*; `moments` are centred."""
     change = moments.target(w) - moments.through(w.double())
     parts = change.unflatten(0, (len(moments.gram), -1))
-    solved = [torch.cholesky_solve(c.T, torch.linalg.cholesky(damped(h, share))).T for c, h in zip(parts, moments.gram, strict=True)]
+    solved = [
+        torch.cholesky_solve(c.T, torch.linalg.cholesky(damped(h, share))).T for c, h in zip(parts, moments.gram, strict=True)
+    ]
     return (w.double() + torch.cat(solved)).float()
 
 
-def _columns(w: Float[Tensor, "r m"], scale: Float[Tensor, "r"], grid: Grid, upper: Float[Tensor, "m m"]) -> Float[Tensor, "r m"]:
+def _columns(
+    w: Float[Tensor, "r m"], scale: Float[Tensor, "r"], grid: Grid, upper: Float[Tensor, "m m"]
+) -> Float[Tensor, "r m"]:
     """Codes of rows, column by column; `upper` is the Cholesky factor of the inverse of H."""
     w, q = w.clone(), torch.empty_like(w)
     m = w.shape[1]
@@ -169,6 +174,3 @@ def gain(w: Float[Tensor, "o m"], wanted: Float[Tensor, "o m"], moments: Moments
     power = (moments.through(v) * v).sum(1)
     best = (wanted * v).sum(1) / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
-
-
-
