@@ -2,14 +2,16 @@
 
     python bench/rows.py FOLDER        # the rows of a folder, and each against the next
 
-Every product has the width of its row, those of attention too (`--everything`). Each row is quantized from its own calibration images (drawn with the seed); the answers of every row on every scored image
-are kept, so that rows are compared in pairs (McNemar's exact test). A row that is there already is not made again.
+Every product has the width of its row, those of attention too (`--everything`). Each row is quantized from its own
+calibration images (drawn with the seed); the answers of every row on every scored image are kept, so that rows are compared in
+pairs (McNemar's exact test). A row that is there already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -84,6 +86,14 @@ class Bench:
         """The plan of a recipe, and the seconds of allocating and of choosing."""
         target, asked, seconds = load_target(target_name), parse_bits(text), {"allocate": 0.0}
         began, extra = time.perf_counter(), {}
+        self.planned, stats = self.graph, self.stats
+        if recipe.equalize is not None and isinstance(asked, Bits):
+            widths = asked.of(self.graph)
+            slots = legal(self.graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops)
+            equalized = recipe.equalize(self.graph, self.batches, slots.grids)
+            self.planned, stats = equalized.graph, observe(equalized.graph, self.batches)
+            extra = {"equalize": [dict(row) for row in equalized.record]}
+            seconds["equalize"] = time.perf_counter() - began
         axes = legal(self.graph, target).channel_axes
         channels = (
             channel_samples(self.graph, self.batches, axes, max(1, ROWS // self.count), seed=self.seed or 0) if axes else {}
@@ -100,7 +110,7 @@ class Bench:
             recipe = replace(recipe, joint=replace(recipe.joint, seconds=self.args.time))
             plan = lapq(self.graph, self.stats, target, recipe, self.batches, **options)
         else:
-            plan = choose(self.graph, self.stats, target, recipe, images=self.batches, channels=channels, **options)
+            plan = choose(self.planned, stats, target, recipe, images=self.batches, channels=channels, **options)
         seconds["choose"] = time.perf_counter() - began
         return replace(plan, extra={**plan.extra, **extra}), seconds
 
@@ -119,7 +129,8 @@ class Bench:
 
     def run(self, name: str, recipe: str, text: str, seed: int, target: str | None = None) -> None:
         """Make one row: a JSON file, and its answers beside it."""
-        file = self.out / f"{name.replace(' ', '_').replace(',', '')}_{text.replace(':', '-')}_seed{seed}.json"
+        widths = re.sub(r"[^\w.=-]", "-", text)
+        file = self.out / f"{name.replace(' ', '_').replace(',', '')}_{widths}_seed{seed}.json"
         if file.exists():
             return
         before = self.float_answers()
@@ -128,10 +139,10 @@ class Bench:
         target = target or (self.args.wide if wide else self.args.target)
         plan, seconds = self.plan(self.recipes[recipe], text, target)
         path = self.out / "row.onnx"
-        realize(self.graph, plan, path, **load_target(target).form)
+        realize(self.planned, plan, path, **load_target(target).form)
         after, labels = self.answers(path), np.asarray(self.scored.labels)
-        _, flips = attention_tables(self.graph, plan, self.batches[0][:4])
-        save_plan(self.graph, replace(plan, extra={}), self.out)
+        _, flips = attention_tables(self.planned, plan, self.batches[0][:4])
+        save_plan(self.planned, replace(plan, extra={}), self.out)
         weights = [s.name for s in self.graph.sites if s.role == "weight" and s.name in plan.choices]
         bits = {s: plan.choices[s].grid.mean_bits for s in weights}
         count = {s.name: math.prod(s.shape) for s in self.graph.sites if s.role == "weight"}
@@ -175,7 +186,7 @@ def table(folder: Path) -> None:
     for name, found in sorted(rows.items(), key=lambda item: np.mean([r["top1"] for r in item[1]])):  # type: ignore[misc, list-item]
         mean = {k: float(np.mean([r[k] for r in found])) for k in ("top1", "agreement")}  # type: ignore[misc, list-item]
         flipped = [r["flipped"] for r in found if r["flipped"] is not None]
-        seconds = float(np.mean([r["seconds"]["choose"] + r["seconds"]["allocate"] for r in found]))  # type: ignore[index]
+        seconds = float(np.mean([sum(r["seconds"].values()) for r in found]))  # type: ignore[index]
         each = ", ".join(f"{r['top1']:.2f}" for r in found)
         print(
             f"| {name} | {found[0]['weight_bytes'] / 1e6:.2f} | {each} | {mean['top1']:.2f} | {mean['agreement']:.2f} % "  # type: ignore[operator]

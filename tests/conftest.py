@@ -138,7 +138,9 @@ class Captured:
     def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
         chosen, options = RECIPES[recipe], {"everything": True, **options}
         if chosen.needs_samples:
-            options = {"samples": self.samples, "images": self.images.split(8), **options}
+            options = {"samples": self.samples, **options}
+        if chosen.needs_images or chosen.needs_samples:
+            options = {"images": self.images.split(8), **options}
         if axes := legal(self.graph, load_target(target)).channel_axes:
             options = {"channels": channel_samples(self.graph, self.images.split(8), axes), **options}
         return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)

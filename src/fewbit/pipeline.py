@@ -1,5 +1,5 @@
-"""The whole way: capture, observe, choose, realize, verify, report. Each stage can start from the files of the one before,
-which lie in the run's folder (run.py).
+"""The whole way: capture, observe, equalize, choose, realize, verify, report. Each stage can start from the files of the one
+before, which lie in the run's folder (run.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
 from fewbit.demo import model as demo
+from fewbit.equalize import Equalize, Equalized
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.observe import Stats, observe
@@ -38,12 +39,12 @@ from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
-from fewbit.run import CHECKED, FILES, STANDS_IN, Request, check_codes, free_folder, resume, run_record
+from fewbit.run import CHECKED, EQUALIZED, FILES, STANDS_IN, Request, check_codes, free_folder, resume, run_record
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
 from fewbit.target.legal import legal
 from fewbit.types import Checks, Graph, Plan, Refusal
-from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtime_names
+from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtimes_for, timed
 from fewbit.verify.attention import attention_tables
 
 JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
@@ -171,9 +172,13 @@ def quantize(
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
         stats = _observe(graph, chosen, part, progress)
+    if method.equalize is not None:
+        graph, stats, found = _equalize(graph, hardware, method.equalize, asked, request, chosen, part, progress)
     plan = load_plan(graph, part) if (part / "plan.json").exists() else None
     if plan is None:
         plan = _choose(graph, stats, hardware, method, asked, request, chosen, part, progress)
+        if method.equalize is not None:
+            plan = replace(plan, extra={**plan.extra, "equalize": [dict(row) for row in found]})
         save_plan(graph, plan, part)
     (part / JOURNAL).unlink(missing_ok=True)
     with progress.stage("realize", 2):
@@ -193,17 +198,19 @@ def quantize(
             part / "float.onnx", part / "model.onnx", held_out,
             runtime=hardware.runs_in, threads=threads, progress=progress.advance,
         )  # fmt: skip
-    with progress.stage("bench", 3 * len(runtime_names())):
+    here, ways = runtimes_for(part / "model.onnx"), timed(part / "model.onnx")
+    with progress.stage("bench", 2 * len(ways) + len(here)):
         timings = bench(
             part / "float.onnx", part / "model.onnx", graph.input_shape,
-            runtimes=runtime_names(), threads=threads, seconds=seconds, progress=lambda text: progress.advance(1, text),
+            runtimes=ways, threads=threads, seconds=seconds, progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
         weighed = loads(
             part / "float.onnx", part / "model.onnx", graph.input_shape,
-            runtimes=runtime_names(), threads=threads, runs=1, progress=lambda text: progress.advance(1, text),
+            runtimes=here, threads=threads, runs=1, progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
     if hardware.runtime == "onnxruntime":
         plan = _note_kernels(plan, checks)
+    plan = _note_bf16(plan, hardware.runtime, timings)
     with progress.stage("report"):
         rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
         record = run_record(command, request, identity, recorded, names, outputs, hardware.runs_in, threads)
@@ -320,6 +327,25 @@ def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> St
     return stats
 
 
+def _equalize(
+    graph: Graph, target: Target, method: Equalize, bits: Bits | Mixed, request: Request, images: Images, part: Path,
+    progress: Progress,
+) -> tuple[Graph, Stats, Sequence[Mapping[str, Any]]]:  # fmt: skip
+    """The equalized graph, its statistics, and what was done; the constants that changed are in the run's folder."""
+    widths = bits.of(graph) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
+    with progress.stage("equalize", 2 * len(images)):
+        found: Equalized = method(
+            graph,
+            _counted(images, progress),
+            legal(
+                graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
+                keep_float=request.keep_float, everything=request.everything,
+            ).grids,
+        )  # fmt: skip
+        write_atomic(part / EQUALIZED, lambda file: save_file(dict(found.constants), file))
+        return found.graph, observe(found.graph, _counted(images, progress)), found.record
+
+
 def default_bits(target: Target) -> int:
     """8, or the widest that the target has."""
     return min(8, _most(target))
@@ -328,10 +354,7 @@ def default_bits(target: Target) -> int:
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
     """Raise FewbitError where a uniform width is more than the target holds."""
     most = _most(target)
-    if (
-        isinstance(bits, Bits)
-        and max(bits.weights, bits.activations, *bits.ops.values(), *(b for _, b in bits.exceptions)) > most
-    ):
+    if isinstance(bits, Bits) and bits.most > most:
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
             "has wider ones: fewbit targets."
@@ -392,6 +415,17 @@ def _note_kernels(plan: Plan, checks: Checks) -> Plan:
         return plan
     lost = Refusal("the optimised graph", f"{expected} integer kernels", f"{found}", "onnxruntime did not fuse the others")
     return replace(plan, refusals=(*plan.refusals, lost))
+
+
+def _note_bf16(plan: Plan, runtime: str, timings: Sequence[Latency]) -> Plan:
+    """A refusal where the runtime's own bf16 float model is faster than the integer model, with f32 and with bf16 beside it."""
+    found = plan.refusals
+    for bf16 in (row for row in timings if row.runtime == f"{runtime}-bf16"):
+        own = [row.quantized_ms for row in timings if row.runtime in (runtime, bf16.runtime) and row.batch == bf16.batch]
+        if bf16.float_ms < min(own):
+            asked, given = "faster than bf16", f"{min(own):.2f} ms, bf16 {bf16.float_ms:.2f} ms, batch {bf16.batch}"
+            found = (*found, Refusal("the whole model", asked, given, f"{runtime} runs the float model in bf16 faster here"))
+    return replace(plan, refusals=found)
 
 
 def _tables(

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 from fewbit.choose.bits.channels import ChannelBits
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
-from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.correct import LayerOutput, OutputBias, WeightMean
 from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
+from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.rounding.nearest import Nearest
 from fewbit.choose.scales.aciq import AnalyticClip
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
 from fewbit.choose.scales.search import OutputSearch
+from fewbit.equalize import Equalize
 from fewbit.errors import UnknownName
 
 
@@ -24,7 +26,9 @@ class Recipe:
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
     `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
-    can hold it.
+    can hold it. With `free_softmax` the step of probabilities is searched like any other where the target's own is mere custom.
+    With `gradients` the range of an activation weighs each element by the square of the model's gradient there.
+    `equalize` is the stage before choose, which moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -32,17 +36,22 @@ class Recipe:
 
     activations: RangeMethod = MinMax()
     weights: RangeMethod = MinMax()
-    rounding: Nearest = Nearest()
+    rounding: Nearest | Gptq = Nearest()
     about: str = ""
     search: OutputSearch | None = None
-    correction: OutputBias | WeightMean | None = None
+    correction: OutputBias | WeightMean | LayerOutput | None = None
     sensitivity: Measure = OutputKL()
     module: ModuleSearch | None = None
     then: OutputSearch | None = None
     channels: ChannelBits | None = None
     joint: JointSearch | None = None
+    free_softmax: bool = False
+    equalize: Equalize | None = None
+    gradients: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
+            raise ValueError("correction on all rows comes with rounding on all rows: rounding=Gptq()")
         if self.channels is not None and (self.search is not None or self.module is not None):
             raise ValueError("widths of channels come with ranges; a search has one width for a tensor")
 
@@ -54,17 +63,17 @@ class Recipe:
     @property
     def sequential(self) -> bool:
         """Whether ops are searched and corrected on what the quantized model gives them."""
-        return self.search is not None and self.search.sequential
+        return isinstance(self.rounding, Gptq) or (self.search is not None and self.search.sequential)
 
     @property
     def needs_images(self) -> bool:
         """Whether choose runs parts of the model on calibration images."""
-        return self.sequential or self.module is not None
+        return self.sequential or self.gradients or self.module is not None
 
     @property
     def needs_samples(self) -> bool:
         """Whether choose needs what single ops read (fewbit.replay)."""
-        return self.search is not None or self.correction is not None
+        return self.search is not None or isinstance(self.correction, OutputBias | WeightMean)
 
 
 TURNS = OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start="recipe", sequential=True)
@@ -79,6 +88,15 @@ LIU2021 = Recipe(
     search=OutputSearch(ranking=RankHinge()),
     correction=OutputBias(),
     sensitivity=NuclearNorm(),
+)
+FAST = Recipe(
+    MseRange(),
+    MinMax(),
+    Gptq(),
+    about="closed form: equalized, ranges by squared error, GPTQ on what the quantized model reads, bias and gain",
+    correction=LayerOutput(),
+    free_softmax=True,
+    equalize=Equalize(),
 )
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
@@ -133,6 +151,7 @@ RECIPES: Mapping[str, Recipe] = {
         about="liu2021, with --bits mixed:6.0 widths by the KL divergence of the model's answers",
         sensitivity=OutputKL(),
     ),
+    "fast": FAST,
     "lapq": Recipe(
         MseRange(),
         MseRange(),

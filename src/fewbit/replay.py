@@ -181,6 +181,32 @@ def read_as(
     return read
 
 
+def op_rows(graph: Graph, op: Op, tensor: str, batches: Sequence[Tensor], places: int, seed: int = 0) -> list[Tensor] | None:
+    """What an op with a weight reads of a tensor, whose value in each batch is given: rows (n, c_in) for each batch.
+
+    All tokens of a linear layer, `places` patches of each image of a convolution, the same for any value of the tensor; None
+    where rows cannot be cut.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    key = _key(graph, op, nodes)
+    if key is None:
+        return None
+    if len(key) == 1:
+        return [batch.reshape(-1, batch.shape[-1]) for batch in batches]
+    padding, node = [], cast(Node, nodes[op.node].args[0])
+    while node.name != tensor:
+        padding.append(node)
+        node = cast(Node, node.args[0])
+    rows, first = [], 0
+    for batch in batches:
+        value = batch
+        for node in reversed(padding):
+            value = _applied(node, value, len(batch))
+        rows.append(_sampled(value, key, len(batch), first, _kept(value, key, places), seed).flatten(0, 1))
+        first += len(batch)
+    return rows
+
+
 @dataclass(frozen=True)
 class ChannelSample:
     """Values of each channel of one activation, drawn (channels, n), and the extremes of all of them (channels,)."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewbit.capture import capture, load_model
 from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.equalize import replaced
 from fewbit.errors import BadFile
 from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
@@ -27,6 +28,7 @@ from fewbit.recipes import DEFAULT
 from fewbit.types import Checks, Graph, Plan
 from fewbit.verify import compare
 
+EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
 CHECKED = 8  # images on which codes are compared
 STANDS_IN = "the runtime"  # the site of the refusal of a plan whose runtime is not here
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
@@ -99,7 +101,9 @@ class Run:
         return Preprocess.from_json(self.record["preprocess"])
 
     def graph(self) -> Graph:
-        return capture(load_model(str(self.folder / "exported.pt2")))
+        """The graph that the plan is for, equalized where the run's was."""
+        graph, changed = capture(load_model(str(self.folder / "exported.pt2"))), self.folder / EQUALIZED
+        return replaced(graph, load_file(changed)) if changed.exists() else graph
 
     def images(self, source: Any, *, skip_bad: bool = False, labels: bool = True, limit: int | None = None) -> Images:
         known = self.record["classes"] or self.record["outputs"]

@@ -175,7 +175,9 @@ def test_names_are_unique_and_readers_are_ops(name):
     for site in graph.sites:
         assert all(ops[op].operands[operand] == site.name for op, operand in site.readers)
     modules = {name for name, _ in net.named_modules()}
-    made = re.compile(r"\.?\b(qk|pv|add|avgpool)?(\.\d+)?$")  # what is added to the path of the module that does it
+    made = re.compile(
+        r"\.?\b(qk|pv|add|avgpool|concat|maxpool)?(\.\d+)?$"
+    )  # what is added to the path of the module that does it
     assert all(op.name in modules or made.sub("", op.name, count=1) in modules for op in graph.ops)
 
 

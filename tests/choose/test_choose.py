@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -320,6 +321,7 @@ def test_other_bits_are_refused_with_what_is_allowed(text):
 
 def test_ops_with_another_width_are_named_by_pattern_or_by_their_place(conv_net):
     assert parse_bits("w4a6,first=8,head=7") == Bits(4, 6, exceptions=(("first", 8), ("head", 7)))
+    assert parse_bits("4,*.fc2=w4a8") == Bits(4, 4, exceptions=(("*.fc2", (4, 8)),))
     plan = conv_net.plan("openvino-x86", bits=parse_bits("4,*=5,first=8,last=6,?=3"))
     widths = {name.removesuffix(":weight"): c.grid.bits for name, c in plan.choices.items() if c.role == "weight"}
     assert widths == {"stem": 8, "depth": 5, "a": 3, "b": 3, "head": 6}
@@ -327,3 +329,24 @@ def test_ops_with_another_width_are_named_by_pattern_or_by_their_place(conv_net)
     assert plan.bits == "w4a4,*=5,first=8,last=6,?=3"
     with pytest.raises(UnknownName, match=r"op in --bits 'heat'.*head"):
         conv_net.plan("openvino-x86", bits=parse_bits("4,heat=8"))
+
+
+def test_an_exception_may_have_one_width_for_weights_and_one_for_activations(vit):
+    plan = vit.plan("ort-x86-vnni", bits=parse_bits("4,*.fc2=w4a8,*.qk=w4a6"))
+    bits = {name: choice.grid.bits for name, choice in plan.choices.items()}
+    assert bits["blocks.0.fc2:weight"] == 4
+    assert bits["blocks.0.fc2:input"] == 8
+    assert [bits[f"blocks.0.qk:{side}"] for side in ("query", "key")] == [6, 6]
+    assert bits["blocks.0.fc1:input"] == 4
+    assert plan.bits == "w4a4,*.fc2=w4a8,*.qk=w4a6"
+    assert parse_bits("4,*.fc2=w4a8").most == 8
+
+
+def test_the_step_of_a_softmax_is_searched_where_the_recipe_asks_and_the_target_does_not_need_its_own(vit):
+    for target, free in (("ort-x86-vnni", True), ("arm-int7", False)):
+        recipe = replace(RECIPES["mse"], free_softmax=True)
+        plan = choose(vit.graph, vit.stats, load_target(target), recipe, bits=parse_bits(4), everything=True)
+        probs = next(c for c in plan.choices.values() if c.role == "probs")
+        assert (probs.method != "fixed") == free
+        if free:
+            assert float(probs.affine.scale) * 15 <= vit.stats.sites[probs.site].high * 1.001

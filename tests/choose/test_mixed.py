@@ -201,7 +201,7 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
         exact = net.graph.module(net.images[:4]).log_softmax(1)
         for row in OutputKL()(net.graph, units(net.graph), {3: plan}, net.images[:4]):
             others = [op.name for op in net.graph.ops if op.name not in row.unit.ops]
-            alone = choose(net.graph, net.stats, VNNI, RECIPES["mse"], bits=Bits(3, 3), keep_float=others)
+            alone = choose(net.graph, net.stats, VNNI, RECIPES["mse"], bits=Bits(3, 3), keep_float=others, everything=True)
             if any(net.graph.site(s).readers[0][0] not in row.unit.ops for s in alone.choices):
                 continue
             quantized = simulate(net.graph, alone)(net.images[:4]).log_softmax(1)
@@ -217,7 +217,7 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
 def mixed_plan(net, target, text="mixed:5:3,4,5,6,7,8", recipe="mse"):
     mixed = parse_bits(text)
     assert isinstance(mixed, Mixed)
-    found = allocate(net.graph, net.stats, load_target(target), RECIPES[recipe], mixed, net.images[:8])
+    found = allocate(net.graph, net.stats, load_target(target), RECIPES[recipe], mixed, net.images[:8], everything=True)
     return found, net.plan(target, recipe, bits=found.bits)
 
 

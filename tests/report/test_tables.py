@@ -25,7 +25,7 @@ MIXED: dict[str, Any] = {
         {"bytes": 23, "loss": 3.0, "mean": 6.0, "bits": [6, 6], "taken": False},
     ],
 }
-EMPTY: dict[str, Any] = {"frontier": [], "units": [], "ranking": [], "joint": [], "norms": []}
+EMPTY: dict[str, Any] = {"frontier": [], "units": [], "ranking": [], "joint": [], "norms": [], "equalized": []}
 JOINT: dict[str, Any] = {
     "loss": "KL from the float model",
     "images": 32,
@@ -136,3 +136,8 @@ def test_a_run_whose_record_lacks_something_is_named(place: str) -> None:
         tables.runs({"a": one(), "b": broken})
     with pytest.raises(BadFile, match=r"^b: "):
         tables.runs({"a": one(), "b": ([], [])})
+
+
+def test_equalized_rows_are_those_of_the_plan() -> None:
+    rows = [{"kind": "norm", "op": "fc1", "strength": 0.5, "before": 2.0, "after": 1.0, "shift": True, "moved": True}]
+    assert tables.searched(plan(equalize=rows)) == {**EMPTY, "equalized": rows}

@@ -30,7 +30,7 @@ def net(request):
 
 
 def model_of(net, edges="weights", target=VNNI):
-    return Model(net.graph, net.stats, target, RECIPES["mse"], name="mse", settings=Settings(edges))
+    return Model(net.graph, net.stats, target, RECIPES["mse"], name="mse", settings=Settings(edges), everything=True)
 
 
 def numbers(plan):
@@ -55,7 +55,7 @@ def test_a_candidates_plan_is_the_one_that_choose_makes_from_its_file(net, edges
         path = tmp_path / f"{seed}.json"
         widths = {"weights": 8, "activations": 8, "widths": dict(bits.ops), "float": list(bits.floats)}
         path.write_text(json.dumps(widths))
-        plan = choose(net.graph, net.stats, VNNI, RECIPES["mse"], name="mse", bits=parse_bits(str(path)))
+        plan = choose(net.graph, net.stats, VNNI, RECIPES["mse"], name="mse", bits=parse_bits(str(path)), everything=True)
         assert numbers(model.plan(bits)) == numbers(plan)
         assert not set(bits.floats) & set(plan.integer_ops)
 
@@ -109,7 +109,7 @@ def test_an_op_that_is_slower_in_integers_stays_float_by_itself(vit):
     times = made_up(model, lambda name: 3.0 if name.endswith(("qk", "pv")) else 1.0)
     problem = found(model, Loss(vit.graph, [vit.images], None), times, {})
     assert sorted(problem.always) == ["blocks.0.pv", "blocks.0.qk"]
-    plan = choose(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start))
+    plan = choose(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start), everything=True)
     assert not set(problem.always) & set(plan.integer_ops)
     count = sum(1 for op in vit.graph.ops if op.name in plan.integer_ops)
     assert times(problem.always) == 100.0 - count

@@ -17,7 +17,10 @@ from fewbit.capture.sites import MAX_POOLS
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.flips import head_flips
+from fewbit.choose.layers import Layers, Solved, few_enough, solve
+from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
 from fewbit.choose.weights import finite, overflowing, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
@@ -107,14 +110,21 @@ def choosing(
     batches = list(images) if recipe.needs_images else []
     if recipe.needs_images and not batches:
         raise ValueError(f"recipe {name or recipe!r} needs calibration images: choose(..., images=batches)")
+    weighted: Mapping[str, Samples] = {}
+    if recipe.gradients:
+        searched = [name for name, slot in answer.slots.items() if graph.site(name).axis is None and slot.grids[0].axis is None]
+        weighted = weighted_samples(graph, searched, batches, sum(map(len, batches)))
     fixed: Mapping[str, Choice] = {}
     for one_pass in recipe.passes:
         work = Choosing(
             graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), name, bits, keep_float,
-            channels, fixed=fixed,
+            channels, fixed=fixed, weighted=weighted,
         )  # fmt: skip
         if one_pass.sequential:
-            work.stream = Stream(Overlay(graph, answer.integer_ops), batches)
+            walking = few_enough(graph, batches) if isinstance(recipe.rounding, Gptq) else batches
+            work.stream = Stream(Overlay(graph, answer.integer_ops), walking)
+            if isinstance(recipe.rounding, Gptq):
+                work.layers = Layers(graph, work.stream, walking)
         for site in graph.sites:
             slot = answer.slots.get(site.name)
             if slot is None or site.role == "bias":
@@ -158,10 +168,14 @@ class Choosing:
     flips: list[dict[str, Json]] = field(default_factory=list)
     found: list[dict[str, Json]] = field(default_factory=list)
     fixed: Mapping[str, Choice] = field(default_factory=dict)
+    weighted: Mapping[str, Samples] = field(default_factory=dict)
+    layers: Layers | None = None
+    solved: dict[str, Solved] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """The plan, with the biases that follow from the steps."""
         biases = self.biases()
+        ridges = [{"op": name, "ridge": found.ridge} for name, found in self.solved.items()]
         return Plan(
             self.target.name,
             self.name or repr(self.recipe),
@@ -170,7 +184,7 @@ class Choosing:
             self.legal.integer_ops,
             (*self.refusals, *overflowing(self.graph, self.choices, biases, self.legal)),
             tuple(self.keep_float),
-            {key: rows for key, rows in (("ranking", self.flips), ("search", self.found)) if rows},
+            {key: rows for key, rows in (("ranking", self.flips), ("search", self.found), ("ridge", ridges)) if rows},
             biases=biases,
         )
 
@@ -200,12 +214,12 @@ class Choosing:
         where the target has a step for each.
         """
         recipe, grid = self.recipe, slot.grids[0]
-        if slot.fixed_scale is not None:
+        if slot.fixed_scale is not None and not (recipe.free_softmax and slot.loose):
             affine = Affine(torch.tensor(slot.fixed_scale), torch.tensor(slot.fixed_zero, dtype=torch.int32))
             return Choice(site.name, site.role, grid, affine, "fixed", everyone=slot.everyone, why="pinned by the target")
         if grid.axis is None:
             seen = reduce(Histogram.merge, (self.stats.sites[name] for name in group or (site.name,)))
-            affine = recipe.activations(Samples.of_histogram(seen), grid)
+            affine = recipe.activations(self.weighted.get(site.name) or Samples.of_histogram(seen), grid)
             affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
             if group:
                 why = SHARED + ", ".join(name for name in group if name != site.name)
@@ -224,6 +238,9 @@ class Choosing:
         found = self.searched.get(site.name)
         self._set(weight_choice(self.graph, site, slot, self.recipe, self.target, self.choices, self.refusals, found))
         op = self.graph.op(site.readers[0][0])
+        if self.layers is not None and (solved := solve(self.layers, site, slot, self.recipe, self.choices)) is not None:
+            self.solved[op.name] = solved
+            self._set(solved.choice)
         if self.stream is not None and (bias := self.bias(op)) is not None:
             real = values(bias.codes, bias.affine, bias.grid) if isinstance(bias, Choice) and bias.codes is not None else bias
             self.stream.overlay.set_bias(op.name, cast(Tensor, real))
@@ -386,8 +403,8 @@ class Choosing:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""
         bias, sample = op.operands.get("bias", ""), self.samples.get(op.name)
         read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))
-        corrected = None
-        if self.recipe.correction is not None and isinstance(sample, OpSample):
+        corrected = self.solved[op.name].bias if op.name in self.solved else None
+        if isinstance(self.recipe.correction, OutputBias | WeightMean) and isinstance(sample, OpSample):
             corrected = self._corrected(op, sample)
         if read.scale.ndim:  # a step for each input channel: no step of a bias is theirs
             return corrected
@@ -406,7 +423,7 @@ class Choosing:
         rows = sample.rows.flatten(0, 1)
         if isinstance(self.recipe.correction, WeightMean):
             return bias + self.recipe.correction.offset(w, quantized) * times(rows.mean(0), torch.ones_like(w))
-        assert self.recipe.correction is not None
+        assert isinstance(self.recipe.correction, OutputBias)
         given = rows if sample.read is None else sample.read.flatten(0, 1)
         return self.recipe.correction(times(rows, w), times(fake(given, read.affine, read.grid), quantized), bias)
 

@@ -51,3 +51,16 @@ class WeightMean:
     def offset(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
         """What each channel lacks of its mean; `quantized` has been multiplied by ξ."""
         return (exact.double().mean(1) - quantized.double().mean(1)).float()
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What is left of each output channel's error on all calibration rows, once its codes are known.
+
+        y' = g ŷ + b'        `gain`: g = cov(y, ŷ) / var(ŷ), which goes into the step;  `bias`: the means agree
+
+    y is the float output, ŷ that of the quantized layer on what the quantized model so far gives it to read.
+    """
+
+    bias: bool = True
+    gain: bool = True

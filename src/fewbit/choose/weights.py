@@ -39,7 +39,7 @@ def weight_choice(
     """
     w = finite(graph, site)
     op = graph.op(site.readers[0][0])
-    room = _room(graph, site, choices, slot)
+    room = room_of(graph, site, choices, slot)
     if searched is not None:
         grid, choice = searched.grid, coded(searched, w, recipe, room)
     else:
@@ -81,7 +81,7 @@ class Room:
 
 def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: Slot) -> Choice:
     """The choice of a weight whose step has changed, with its codes."""
-    return coded(choice, finite(graph, site), recipe, _room(graph, site, choices, slot))
+    return coded(choice, finite(graph, site), recipe, room_of(graph, site, choices, slot))
 
 
 def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:
@@ -149,7 +149,7 @@ def overflowing(graph: Graph, choices: Mapping[str, Choice], biases: Mapping[str
         accumulator = answer.slots[site.name].accumulator
         bias = choices.get(op.operands.get("bias", ""))
         real = biases.get(op.name) if bias is None else values(bias.codes.int(), bias.affine, bias.grid)  # type: ignore[union-attr]
-        room = _room(graph, site, choices, answer.slots[site.name], real)
+        room = room_of(graph, site, choices, answer.slots[site.name], real)
         weight = choices[site.name]
         assert weight.codes is not None
         if room.most is not None and bool((room.excess(weight.codes, weight.affine.scale) > 1).any()):
@@ -159,7 +159,7 @@ def overflowing(graph: Graph, choices: Mapping[str, Choice], biases: Mapping[str
     return found
 
 
-def _room(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot, corrected: Tensor | None = None) -> Room:
+def room_of(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot, corrected: Tensor | None = None) -> Room:
     """What the accumulator leaves for a weight. The smallest step is the one with which the bias, in units of input step times
     weight step, leaves half of it.
 

@@ -236,6 +236,22 @@ def units(rows: Rows, caption: str) -> str:
     return plot(figures.bits_by_unit(rows), said)
 
 
+def equalized(rows: Rows) -> str:
+    """What was moved between tensors before the steps were chosen, each place with its strength."""
+    if not rows:
+        return ""
+    what = {"norm": "layer norm", "value": "values", "key": "keys", "convolution": "convolutions"}
+    head = "<tr><th>before</th><th>what</th><th>strength</th><th>shift</th><th>error that is left</th></tr>"
+    body = ""
+    for row in rows:
+        strength = "off" if not row["moved"] or row["strength"] is None else f"{row['strength']:g}"
+        left = percent(100 * row["after"] / row["before"]) if row["before"] else "–"
+        cells = (escape(row["op"]), what.get(row["kind"], row["kind"]), strength, "yes" if row["shift"] else "no", left)
+        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    said = "Ranges moved out of activations into weights; the float function is the same."
+    return f"<figure><table>{head}{body}</table><figcaption>{said}</figcaption></figure>"
+
+
 def ranking(rows: Rows, caption: str) -> str:
     """Rank flips with and without the ranking term."""
     if rows:
@@ -423,6 +439,7 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
             picture(sites, figures.error_by_site, caption, "No sites were listed, so there is no error to show."),
             bits(sites, caption),
             units(tables.get("units") or (), caption),
+            equalized(tables.get("equalized") or ()),
             ranges(tables.get("histograms") or (), caption),
             attention(tables.get("attention") or (), caption),
             picture(tables.get("flips"), figures.flips_by_head, caption, flips_why),

@@ -111,10 +111,11 @@ def refusals(plan: Plan) -> Rows:
 
 
 def latency(rows: Sequence[Any]) -> dict[str, Any]:
-    """The first (smallest) batch of each runtime for report.json."""
+    """The first (smallest) batch of each runtime for report.json; milliseconds of a call."""
     found: dict[str, Any] = {}
     for row in rows:
-        found.setdefault(row.runtime, {"float_ms": row.float_ms, "quantized_ms": row.quantized_ms, "ratio": row.ratio})
+        fields = ("batch", "float_ms", "quantized_ms", "ratio")
+        found.setdefault(row.runtime, {field: getattr(row, field) for field in fields})
     return found
 
 
@@ -126,6 +127,7 @@ def searched(plan: Plan) -> dict[str, Rows]:
         "ranking": list(cast(Any, plan.extra.get("ranking", ()))),
         "joint": joint(plan),
         "norms": norms(plan),
+        "equalized": list(cast(Any, plan.extra.get("equalize", ()))),
     }
 
 

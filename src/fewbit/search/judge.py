@@ -101,7 +101,8 @@ def mean_bits(problem: Found, bits: Bits) -> float:
             site = graph.site(op.operands["weight"])
             size = int(np.prod(site.shape))
             integer = op.name in problem.model.base.integer_ops and op.name not in bits.floats
-            total += size * (bits.ops.get(site.name, bits.weights) if integer else 32)
+            width = bits.ops.get(site.name, bits.weights)
+            total += size * ((width if isinstance(width, int) else width[0]) if integer else 32)
             count += size
     return total / max(count, 1)
 

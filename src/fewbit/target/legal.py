@@ -25,6 +25,7 @@ class Slot:
     """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes.
 
     `zeros` are the zero points of pinned steps where they are not 0; `accumulator` is that of the op that reads a weight.
+    A pinned step that is `loose` is the target's custom, not its kernels': a recipe may search another.
     """
 
     grids: tuple[Grid, ...]
@@ -33,6 +34,7 @@ class Slot:
     pair_bits: int | None = None
     zeros: Mapping[Grid, int] = field(default_factory=dict)
     accumulator: Accumulator = Accumulator()
+    loose: bool = False
 
     @property
     def fixed_scale(self) -> float | None:
@@ -55,6 +57,11 @@ class Legal:
     shared: tuple[tuple[str, ...], ...] = ()
 
     @property
+    def grids(self) -> dict[str, Grid]:
+        """The first grid of each site."""
+        return {name: slot.grids[0] for name, slot in self.slots.items()}
+
+    @property
     def channel_axes(self) -> dict[str, int]:
         """The channel axis of each activation that has a step for each channel."""
         operands = ("weight", "bias")
@@ -68,7 +75,7 @@ def legal(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
-    widths: Mapping[str, int] = MappingProxyType({}),
+    widths: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
     keep_float: Sequence[str] = (),
     everything: bool = False,
 ) -> Legal:
@@ -79,8 +86,8 @@ def legal(
     target's chain of products or its accumulator, the next type or width of the operands is taken, and where none fits the op
     stays float. A target without ops leaves everything float, which is no refusal.
 
-    `widths` are ops (by name) whose weight and activations have another width; a tensor that several ops read has the largest
-    width that one of them asks for, or, where it is named itself as a site, its own.
+    `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
+    the largest width that one of them asks for, or, where it is named itself as a site, its own.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
     run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
     """
@@ -222,13 +229,12 @@ def widest(target: Target, kind: str) -> int:
     return min(max(target.types[t].bits for t in types) for types in operands)
 
 
-def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int]) -> int | None:
+def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]) -> int | None:
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
         return None
-    if site.name in widths:
-        return widths[site.name]
-    given = [widths[op] for op, _ in site.readers if op in widths]
+    own = [widths[site.name]] if site.name in widths else [widths[op] for op, _ in site.readers if op in widths]
+    given = [both if isinstance(both, int) else both[site.role != "weight"] for both in own]
     return max(given) if given else weight_bits if site.role == "weight" else activation_bits
 
 
@@ -258,11 +264,14 @@ def _slots(
         zeros = {g: zero for g in pinned if (zero := typed[g].zero(g))}
         everyone = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
         accumulator = rule.accumulator if operand == "weight" else Accumulator()
-        slot = Slot(grids, pinned, everyone, accumulator.pair_bits, zeros, accumulator)
+        slot = Slot(grids, pinned, everyone, accumulator.pair_bits, zeros, accumulator, all(t.loose for t in types))
         before = found.get(name, slots.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
             shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = replace(slot, grids=shared, pinned=before.pinned, zeros=before.zeros, everyone=before.everyone or everyone)
+            slot = replace(
+                slot, grids=shared, pinned=before.pinned, zeros=before.zeros, everyone=before.everyone or everyone,
+                loose=before.loose and slot.loose,
+            )  # fmt: skip
         found[name] = slot
     return found
 

@@ -38,6 +38,7 @@ class Strict(BaseModel):
 class Type(Strict):
     """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits)
     and `fixed_zero` the zero point that goes with it; fewer bits than the type's have the same range in larger steps.
+    A `loose` one is custom, not need: the kernels take any.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
     `narrows_to`: where sums overflow the accumulator of an op, codes may have fewer bits, down to so many.
@@ -50,6 +51,7 @@ class Type(Strict):
     granularity: Literal["tensor", "channel"] = "tensor"
     fixed_scale: float | None = Field(default=None, gt=0)
     fixed_zero: int = 0
+    loose: bool = False
     container: Literal[0, 8, 16, 32] = 0
     narrows_to: int | None = Field(default=None, ge=2)
 

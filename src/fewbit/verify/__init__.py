@@ -3,6 +3,19 @@
 from fewbit.verify.bench import Latency, Load, bench, loads
 from fewbit.verify.compare import compare
 from fewbit.verify.evaluate import Score, evaluate
-from fewbit.verify.runtimes import Session, open_session, runtime_names
+from fewbit.verify.runtimes import Session, open_session, runtime_names, runtimes_for, timed
 
-__all__ = ["Latency", "Load", "Score", "Session", "bench", "compare", "evaluate", "loads", "open_session", "runtime_names"]
+__all__ = [
+    "Latency",
+    "Load",
+    "Score",
+    "Session",
+    "bench",
+    "compare",
+    "evaluate",
+    "loads",
+    "open_session",
+    "runtime_names",
+    "runtimes_for",
+    "timed",
+]

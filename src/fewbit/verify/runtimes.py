@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
+BF16 = "openvino-bf16"  # openvino with bf16 in place of f32
+
 
 class Session(Protocol):
     """A loaded model: float32 images (b, c, h, w) to its outputs by name."""
@@ -110,13 +112,28 @@ def runtimes_for(path: Path) -> tuple[str, ...]:
     return tuple(name for name in runtime_names() if name == "onnxruntime" or not own)
 
 
+def timed(path: Path) -> tuple[str, ...]:
+    """The runtimes to time a file in: openvino also with bf16 for what stays float, where the processor has it."""
+    names = runtimes_for(path)
+    if "openvino" not in names:
+        return names
+    import openvino as ov
+
+    return (*names, BF16) if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else names
+
+
 def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
-    """A session for a runtime by name. Raises UnknownName, or FewbitError where the package is not installed."""
-    if runtime not in ("onnxruntime", "openvino"):
-        raise UnknownName("runtime", runtime, ("onnxruntime", "openvino"))
-    if runtime not in runtime_names():
-        raise FewbitError(f"{runtime} is not installed: pip install 'fewbit[{runtime}]'.")
-    return OnnxRuntime(path, threads=threads) if runtime == "onnxruntime" else OpenVino(path, threads=threads)
+    """A session for a runtime by name; `openvino-bf16` computes in bf16 what stays float. Raises UnknownName, or FewbitError
+    where the package is not installed.
+    """
+    if runtime not in ("onnxruntime", "openvino", BF16):
+        raise UnknownName("runtime", runtime, ("onnxruntime", "openvino", BF16))
+    package = runtime.removesuffix("-bf16")
+    if package not in runtime_names():
+        raise FewbitError(f"{package} is not installed: pip install 'fewbit[{package}]'.")
+    if package == "onnxruntime":
+        return OnnxRuntime(path, threads=threads)
+    return OpenVino(path, threads=threads, precision="bf16" if runtime == BF16 else "f32")
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:

@@ -18,22 +18,29 @@ SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} f
 
 @dataclass(frozen=True)
 class Bits:
-    """Widths of weights and activations; `ops` has ops with another width of both, and sites with their own, by name.
-    `asked` is how it was asked for, `floats` are ops that stay float.
+    """Widths of weights and activations; `ops` has ops with another width of both, or one of each, and sites with their own, by
+    name. `asked` is how it was asked for, `floats` are ops that stay float.
 
-    `exceptions` are patterns of op names with a width of both, the last that fits counts; `first` and `last` are the first and
-    the last op with a weight.
+    `exceptions` are patterns of op names with a width of both or one of each (weights, activations), the last that fits counts;
+    `first` and `last` are the first and the last op with a weight.
     """
 
     weights: int = 8
     activations: int = 8
-    ops: Mapping[str, int] = field(default_factory=dict)
+    ops: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
     asked: str = ""
-    exceptions: tuple[tuple[str, int], ...] = ()
+    exceptions: tuple[tuple[str, int | tuple[int, int]], ...] = ()
     floats: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.asked or ",".join([f"w{self.weights}a{self.activations}", *(f"{p}={b}" for p, b in self.exceptions)])
+        others = (f"{p}={b}" if isinstance(b, int) else f"{p}=w{b[0]}a{b[1]}" for p, b in self.exceptions)
+        return self.asked or ",".join([f"w{self.weights}a{self.activations}", *others])
+
+    @property
+    def most(self) -> int:
+        """The largest width of all."""
+        others = (b if isinstance(b, int) else max(b) for _, b in self.exceptions)
+        return max(self.weights, self.activations, *others)
 
     def of(self, graph: Graph) -> Bits:
         """The same with the exceptions found in a graph. Raises UnknownName for a pattern or a name that fits nothing."""
@@ -63,6 +70,14 @@ class Mixed:
         return f"mixed:{self.mean:g}:{','.join(map(str, self.candidates))}"
 
 
+def _width(text: str) -> int | tuple[int, int] | None:
+    """`8` or `w4a8` of an exception; None for anything else."""
+    found = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", text.lower())
+    if found is None or any(int(n) not in WIDTHS for n in found.groups() if n):
+        return None
+    return int(found[3]) if found[3] else (int(found[1]), int(found[2]))
+
+
 def read_bits(path: Path) -> Bits:
     """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other
     keys are for people. Raises BadFile where it holds anything else.
@@ -85,7 +100,7 @@ def read_bits(path: Path) -> Bits:
 
 
 def parse_bits(text: str | int) -> Bits | Mixed:
-    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `mixed:6.0`, `mixed:6.0:4,6,8`, or a file, `points/07.json`.
+    """`8`, `6`, `w4a8`, `4,first=8,head=8`, `4,*.fc2=w4a8`, `mixed:6.0`, `mixed:6.0:4,6,8`, or a file, `points/07.json`.
 
     Raises FewbitError that says what is allowed.
     """
@@ -93,7 +108,7 @@ def parse_bits(text: str | int) -> Bits | Mixed:
         return read_bits(Path(text))  # type: ignore[arg-type]
     parts = str(text).strip().split(",")
     asked, named = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
-    exceptions = tuple((pattern, int(bits)) for pattern, _, bits in named if pattern and bits.isdigit() and int(bits) in WIDTHS)
+    exceptions = tuple((pattern, b) for pattern, _, bits in named if pattern and (b := _width(bits)) is not None)
     found = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", asked)
     if found and len(exceptions) == len(named):
         weights, activations, both = found.groups()
@@ -110,7 +125,7 @@ def parse_bits(text: str | int) -> Bits | Mixed:
             return Mixed(mean, candidates)
     raise FewbitError(
         f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), "
-        "4,first=8,head=8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, 6.0 "
-        "bits a weight on average), mixed:6.0:4,6,8 (from these widths, the mean not below them) and search/points/07.json (a "
-        "file of fewbit search)."
+        "4,first=8,*.fc2=w4a8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, "
+        "6.0 bits a weight on average), mixed:6.0:4,6,8 (from these widths, the mean not below them) and "
+        "search/points/07.json (a file of fewbit search)."
     )

@@ -1,0 +1,84 @@
+"""How much each element of an activation matters: the square of its gradient, from one backward pass of the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from fewbit.choose.scales.ranges import Samples
+from fewbit.types import Graph
+
+VALUES = 1 << 15  # of each site, over all images
+
+
+class _Keeper(Interpreter):
+    """Runs a graph and keeps the values of some nodes, with what backward needs."""
+
+    def __init__(self, graph: Graph, wanted: Iterable[str]) -> None:
+        super().__init__(graph.module, garbage_collect_values=True)
+        self.wanted, self.kept = set(wanted), dict[str, Tensor]()
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.kept[n.name] = value
+        return value
+
+
+def weighted_samples(
+    graph: Graph, sites: Sequence[str], batches: Iterable[Tensor], images: int, seed: int = 0
+) -> dict[str, Samples]:
+    """Values of activation sites, each counted by its importance; `images` are in all batches (b, c, h, w) together.
+
+    Importance is the diagonal of the Fisher information of the model's own answers: with y drawn from softmax(logits) and
+    g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there),
+    so an error e costs E[g² e²] / 2 (Yuan et al. 2022, PTQ4ViT, whose weights are such squares). One draw for an image
+    is noisy: g² is taken for the product of a factor for each row and one for each channel of the batch. Outputs that are no
+    logits (b, classes) are projected on noise in place of log p. The extremes are those of the values.
+    """
+    names = {site: graph.site(site).tensor for site in sites}
+    values: dict[str, list[Tensor]] = {site: [] for site in sites}
+    counts: dict[str, list[Tensor]] = {site: [] for site in sites}
+    generator = torch.Generator().manual_seed(seed)
+    each = max(1, VALUES // max(images, 1))
+    for batch in batches:
+        keeper = _Keeper(graph, names.values())
+        with torch.enable_grad():
+            output = cast(Tensor, keeper.run(batch.detach().clone().requires_grad_()))
+            loss = _drawn(output, generator)
+            tensors = list(dict.fromkeys(names.values()))
+            found = torch.autograd.grad(loss, [keeper.kept[t] for t in tensors], allow_unused=True)
+        gradients = dict(zip(tensors, found, strict=True))
+        for site, name in names.items():
+            x, g = keeper.kept[name].detach(), gradients[name]
+            weight = torch.ones_like(x) if g is None else _smoothed(g.square())
+            chosen = torch.randint(x.numel(), (each * len(batch),), generator=generator)
+            values[site].append(x.flatten()[chosen])
+            counts[site].append(weight.flatten()[chosen])
+    made = {}
+    for site in sites:
+        x, weight = torch.cat(values[site]), torch.cat(counts[site]).double()
+        weight = weight / weight.mean().clamp_min(1e-300)
+        made[site] = Samples(x[None], weight.float(), x.min()[None], x.max()[None])
+    return made
+
+
+def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
+    """log p of an answer drawn from the model's own, summed over a batch."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return (output * torch.randn(output.shape, generator=generator)).sum()
+    drawn = torch.multinomial(output.detach().softmax(1), 1, generator=generator)
+    return output.log_softmax(1).gather(1, drawn).sum()
+
+
+def _smoothed(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The product of means over channels and over rows that is nearest to squares; channels are last, or second in a map."""
+    channel = 1 if squares.ndim == 4 and squares.shape[1] > 1 and squares.shape[2] == squares.shape[3] else squares.ndim - 1
+    others = [d for d in range(squares.ndim) if d != channel]
+    rows, columns = squares.mean(channel, keepdim=True), squares.mean(others, keepdim=True)
+    return rows * columns / squares.mean().clamp_min(1e-38)

@@ -1,0 +1,145 @@
+"""Layer by layer: the codes of each weight on what the quantized model so far gives the layer to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.capture.rewrite import argument, is_call, is_constant
+from fewbit.capture.sites import ADDS
+from fewbit.choose.correct import LayerOutput
+from fewbit.choose.moments import Moments
+from fewbit.choose.rounding.gptq import Gptq, gain
+from fewbit.choose.weights import finite, pairs_are_safe, room_of, tensor_of
+from fewbit.grid import fake, values
+from fewbit.overlay import Overlay, Stream
+from fewbit.recipes import Recipe
+from fewbit.replay import op_rows
+from fewbit.target.legal import Slot
+from fewbit.types import Choice, Graph, Op, Site
+
+HELD = 4  # one batch of so many is kept to choose the ridge by
+MEMORY = 1 << 28  # bytes of the largest tensor of all images together
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The codes of a weight, the bias (c_out,) that belongs to them (None: as it was) and the ridge that was taken."""
+
+    choice: Choice
+    bias: Tensor | None
+    ridge: float | None
+
+
+class Layers:
+    """The images on their way through the quantized model and the float one, side by side."""
+
+    def __init__(self, graph: Graph, quantized: Stream, batches: Sequence[Tensor]) -> None:
+        self.graph, self.quantized = graph, quantized
+        self.exact = Stream(Overlay(graph, ()), batches)
+        self.nodes = self.exact.overlay.nodes
+
+    def solve(
+        self, op: Op, choices: Mapping[str, Choice], choice: Choice, method: Gptq, correction: LayerOutput | None, w: Tensor,
+        bias: Tensor | None, least: Tensor,
+    ) -> Solved | None:  # fmt: skip
+        """The codes of an op's weight w (c_out, ...); `choice` has the step that covers its range, and its codes."""
+        pieces = self._rows(op, choices[op.operands["input"]], method)
+        if pieces is None or not pieces or choice.grid.widths:
+            return None
+        groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
+        rows = w.flatten(1)
+        held = pieces[HELD - 1 :: HELD]
+        fit = Moments.of((p for i, p in enumerate(pieces) if i % HELD != HELD - 1), groups, len(w))
+        outside = Moments.of(held, groups, len(w)) if held else None
+        whole = fit if outside is None else fit + outside
+        centred = whole.centred() if correction is not None and correction.bias else replace(whole, count=1)
+        real, ridge = method.ridge(rows, fit, outside)
+        codes, affine = method.solve(real, choice.affine, choice.grid, centred, least)
+        found = replace(choice, affine=affine, codes=codes.view_as(w).to(choice.grid.container), method=repr(method))
+        if correction is None:
+            return Solved(found, None, ridge)
+        if correction.gain and choice.grid.axis is not None:
+            factor = gain(_real(found), centred.target(rows), centred)
+            found = replace(found, affine=replace(affine, scale=(affine.scale * factor).maximum(least)))
+        if not correction.bias:
+            return Solved(found, None, ridge)
+        means = whole.centred()
+        missing = _product(rows, means.exact) - _product(_real(found), means.read) + means.drift
+        shift = missing if bias is None else bias.double() + missing
+        return Solved(found, shift.float(), ridge)
+
+    def _rows(self, op: Op, read: Choice, method: Gptq) -> list[tuple[Tensor, Tensor, Tensor | None]] | None:
+        """(read, exact, drift) of each batch; None where rows cannot be cut."""
+        tensor = self.graph.site(read.site).tensor
+        seen = [fake(x, read.affine, read.grid) for x in self.quantized.at(self.nodes[tensor])]
+        rows = op_rows(self.graph, op, tensor, seen, method.places)
+        exact = op_rows(self.graph, op, tensor, self.exact.at(self.nodes[tensor]), method.places)
+        if rows is None or exact is None:
+            return None
+        other = joined(self.nodes[op.node]) if method.residual and op.kind == "linear" else None
+        drifts: Iterator[Tensor | None] | list[None] = [None] * len(rows)
+        if other is not None:
+            pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
+            drifts = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
+        return list(zip(rows, exact, drifts, strict=True))
+
+
+def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mapping[str, Choice]) -> Solved | None:
+    """The codes of a weight whose range has been chosen; None where the op's rows cannot be cut, or where no codes are safe."""
+    op, choice = layers.graph.op(site.readers[0][0]), choices[site.name]
+    correction = recipe.correction if isinstance(recipe.correction, LayerOutput) else None
+    assert isinstance(recipe.rounding, Gptq)
+    w = finite(layers.graph, site)
+    bias = tensor_of(layers.graph, layers.graph.site(op.operands["bias"])) if "bias" in op.operands else None
+    room = room_of(layers.graph, site, choices, slot)
+    found = layers.solve(op, choices, choice, recipe.rounding, correction, w, bias, room.least)
+    if found is None:
+        return None
+    assert found.choice.codes is not None
+    if room.most is not None and bool((room.excess(found.choice.codes, found.choice.affine.scale) > 1).any()):
+        return None
+    if slot.pair_bits is None or choice.grid == slot.grids[-1]:
+        return found
+    safe = pairs_are_safe(found.choice.codes, choices[op.operands["input"]].grid, slot.pair_bits)
+    return found if safe else None
+
+
+def joined(linear: Node) -> Node | None:
+    """The other side of the addition that alone reads a layer's output: the residual stream before it."""
+    users = list(linear.users)
+    if len(users) != 1 or not is_call(users[0], *ADDS) or users[0].kwargs.get("alpha"):
+        return None
+    sides = [side for side in users[0].args[:2] if side is not linear]
+    if len(sides) != 1 or not isinstance(sides[0], Node) or is_constant(sides[0]):
+        return None
+    shapes = [tuple(getattr(node.meta.get("tensor_meta"), "shape", ())) for node in (linear, sides[0])]
+    return sides[0] if shapes[0] == shapes[1] else None
+
+
+def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
+    """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
+    metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
+    largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
+    kept: list[Tensor] = []
+    images = 0
+    for batch in batches:
+        if len(kept) >= HELD and (images + len(batch)) * largest * 4 > MEMORY:
+            break
+        kept.append(batch)
+        images += len(batch)
+    return kept
+
+
+def _real(choice: Choice) -> Tensor:
+    assert choice.codes is not None
+    return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+
+
+def _product(w: Tensor, mean: Tensor) -> Tensor:
+    """W times a mean row (groups, m) -> (c_out,)."""
+    return torch.einsum("gom,gm->go", w.double().unflatten(0, (len(mean), -1)), mean).flatten()

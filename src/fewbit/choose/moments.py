@@ -1,0 +1,85 @@
+"""First and second moments of what an op reads, in the float model and in one that is quantized so far.
+
+A layer is linear, so the error of its output, whatever its weights are, is a quadratic form in these; no row is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over `count` rows, float64. A row has `groups` parts of m elements; each part is read by its own outputs.
+
+    `read` (groups, m) and `exact` (groups, m) sum the rows of the quantized and of the float model, `gram` (groups, m, m) the
+    products of read with read, `cross` of exact with read. `drift` (c_out,) sums what the sum that the output goes into lacks
+    already (float minus quantized), `drift_read` (c_out, m) its products with what is read; zeros where there is no such sum.
+    """
+
+    count: int
+    read: Tensor
+    exact: Tensor
+    gram: Tensor
+    cross: Tensor
+    drift: Tensor
+    drift_read: Tensor
+
+    @staticmethod
+    def of(
+        rows: Iterable[tuple[Float[Tensor, "n c"], Float[Tensor, "n c"], Float[Tensor, "n o"] | None]],
+        groups: int,
+        outputs: int,
+    ) -> Moments:
+        """The moments of pieces (read, exact, drift)."""
+        found: Moments | None = None
+        for read, exact, drift in rows:
+            q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
+            m = q.shape[2]
+            drifted = drift is not None
+            d = drift if drift is not None else torch.zeros(1, outputs)
+            part = Moments(
+                len(read),
+                q.sum(1, dtype=torch.float64),
+                x.sum(1, dtype=torch.float64),
+                (q.mT @ q).double(),
+                (x.mT @ q).double(),
+                d.sum(0, dtype=torch.float64),
+                (d.T @ q[0]).double() if drifted and groups == 1 else torch.zeros(outputs, m, dtype=torch.float64),
+            )
+            found = part if found is None else found + part
+        if found is None:
+            raise ValueError("no rows")
+        return found
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both."""
+        names = ("read", "exact", "gram", "cross", "drift", "drift_read")
+        return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in names))
+
+    def centred(self) -> Moments:
+        """Means in place of sums, and covariances in place of products: what is left where the bias takes the mean error."""
+        n, groups = self.count, len(self.read)
+        q, x, d = self.read / n, self.exact / n, self.drift / n
+        behind = torch.zeros_like(self.drift_read) if groups > 1 else self.drift_read / n - d[:, None] * q[0]
+        gram, cross = self.gram / n - q[:, :, None] * q[:, None], self.cross / n - x[:, :, None] * q[:, None]
+        return Moments(1, q, x, gram, cross, d, behind)
+
+    def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
+        """The products of the wanted output, W x + drift, with what is read."""
+        parts = w.double().unflatten(0, (len(self.cross), -1)) @ self.cross
+        return parts.flatten(0, 1) + self.drift_read
+
+    def error(self, wanted: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
+        """The squared error of each output's wanted value, less what no weight changes; `wanted` is that of `target`."""
+        v = w.double()
+        return (self.through(v) * v).sum(1) - 2 * (wanted * v).sum(1)
+
+    def through(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
+        """W H with each output's own Gram matrix."""
+        return (w.unflatten(0, (len(self.gram), -1)) @ self.gram).flatten(0, 1)

@@ -1,0 +1,265 @@
+"""All rewrites of a graph whose statistics are known: constants are changed, nodes never are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fewbit.capture.rewrite import constant
+from fewbit.equalize.cross_layer import balanced, pairs
+from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
+from fewbit.equalize.structure import Heads, heads, norms
+from fewbit.errors import BadImages
+from fewbit.grid import Grid
+from fewbit.observe.observe import Watcher
+from fewbit.types import Graph, Json, Op
+
+TOLERANCE = 1e-4  # of the largest output, on random images
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """The graph with other constants, those constants by name, and a row for each place: kind, op, strength, errors."""
+
+    graph: Graph
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    record: tuple[Mapping[str, Json], ...] = ()
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """What is equalized, each place with its own strength, "off" among them.
+
+    `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the
+    layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
+    shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
+    `rows` are sampled of each tensor over all images.
+    """
+
+    norms: bool = True
+    values: bool = True
+    keys: bool = True
+    convolutions: bool = True
+    strengths: tuple[float, ...] = STRENGTHS
+    rows: int = 1024
+
+    def __call__(self, graph: Graph, batches: Iterable[Tensor], grids: Mapping[str, Grid]) -> Equalized:
+        """The graph equalized for the grids of its sites (by name; a site without one stays as it is).
+
+        A place whose rewrite changes the function by more than 1e-4 is left out and says so. Raises BadImages without a batch.
+        """
+        work = _Work(graph, grids, self.strengths)
+        work.seen = _sampled(graph, batches, work.wanted(self), self.rows)
+        for flag, step in (
+            (self.norms, work.layer_norms),
+            (self.values, work.value_scales),
+            (self.keys, work.query_scales),
+            (self.convolutions, work.convolutions),
+        ):
+            if flag:
+                step()
+        return work.result()
+
+
+def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
+    """A graph with other values of some constants; nodes, ops and sites keep their names. The first graph is left alone."""
+    if not constants:
+        return graph
+    module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
+    for name, value in constants.items():
+        owner, _, leaf = name.rpartition(".")
+        holder: nn.Module = module.get_submodule(owner)
+        delattr(holder, leaf)
+        holder.register_buffer(leaf, value.detach().clone().contiguous())
+    module.recompile()
+    return Graph(module.eval(), graph.ops, graph.sites, graph.input_shape, graph.notes)
+
+
+def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
+    """The largest difference of two graphs' outputs on random images, as a share of the largest output."""
+    x = torch.randn(2, *a.input_shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        before, after = a.module(x), b.module(x)
+    return float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
+
+
+class _Work:
+    """Constants that have changed so far, and what was seen of the tensors between."""
+
+    def __init__(self, graph: Graph, grids: Mapping[str, Grid], strengths: tuple[float, ...]) -> None:
+        self.graph, self.grids, self.strengths = graph, grids, strengths
+        self.nodes: dict[str, Node] = {node.name: node for node in graph.module.graph.nodes}
+        self.new: dict[str, Tensor] = {}
+        self.record: list[dict[str, Json]] = []
+        self.seen: dict[str, Tensor] = {}
+        self.heads: list[Heads] = heads(graph)
+
+    def wanted(self, what: Equalize) -> set[str]:
+        """The nodes whose values are looked at."""
+        found = {norm.node.name for norm in norms(self.graph)} if what.norms else set()
+        for h in self.heads if what.values else ():
+            found |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
+        for h in self.heads if what.keys else ():
+            found |= {op.node for op in (h.query, h.key) if op}
+        return found | ({p.between.name for p in pairs(self.graph)} if what.convolutions else set())
+
+    def layer_norms(self) -> None:
+        for norm in norms(self.graph):
+            read = self.grids.get(norm.layers[0].operands["input"])
+            others = [self.grids.get(op.operands["weight"]) for op in norm.layers]
+            if read is None or others[0] is None or any(o is None for o in others) or read.axis is not None:
+                continue
+            w = torch.cat([self._constant(op, 1) for op in norm.layers])
+            biased = all("bias" in op.operands for op in norm.layers)
+            x = self.seen[norm.node.name]
+            found = migrated(x, w, read, others[0], self.strengths, shift=biased)
+            changes = {self._name(norm.node, 2): self._at(norm.node, 2) / found.scale}
+            changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - found.shift) / found.scale
+            for op in norm.layers:
+                changes |= self._reading(op, found)
+            self._change("norm", norm.layers[0], found, changes)
+
+    def value_scales(self) -> None:
+        for h in self.heads:
+            if h.value is None or h.behind is None or "bias" not in h.behind.operands or "bias" not in h.value.operands:
+                continue
+            read, weight = (self.grids.get(h.behind.operands[operand]) for operand in ("input", "weight"))
+            if read is None or weight is None or read.axis is not None:
+                continue
+            values, mixed = self.seen[h.value.node], self.seen[self._input(h.behind).name]
+            if values.shape[1] != mixed.shape[1]:
+                continue
+            middle, _ = middle_and_reach(values)
+            found = migrated(mixed - middle, self._constant(h.behind, 1), read, weight, self.strengths, shift=False)
+            found = Migration(found.scale, middle, found.strength, found.before, found.after)
+            changes = self._made(h.value, found.scale, middle) | self._reading(h.behind, found)
+            self._change("value", h.value, found, changes)
+
+    def query_scales(self) -> None:
+        for h in self.heads:
+            if h.query is None or h.key is None or h.scores is None or "bias" not in h.key.operands:
+                continue
+            if any(self.grids.get(h.scores.operands[side]) is None for side in ("query", "key")):
+                continue
+            q, k = self.seen[h.query.node], self.seen[h.key.node]
+            if q.shape[1] != k.shape[1]:
+                continue
+            middle, _ = middle_and_reach(k)
+            found = _opposed(q, k - middle, (None, *self.strengths))
+            before = _opposed(q, k, (None,)).after
+            changes = self._made(h.key, found.scale, middle) | self._made(h.query, 1 / found.scale, torch.zeros_like(middle))
+            self._change("key", h.key, Migration(found.scale, middle, found.strength, before, found.after), changes)
+
+    def convolutions(self) -> None:
+        for pair in pairs(self.graph):
+            op = pair.second
+            read, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
+            if read is None or weight is None or read.axis is not None:
+                continue
+            low, high, squares = self.seen[pair.between.name]
+            w = self._constant(op, 1)
+            found = balanced(low, high, squares, w, read, weight)
+            along = (-1, 1, 1, 1) if w.shape[1] == 1 and w.shape[0] == len(low) else (1, -1, 1, 1)
+            changes = self._made(pair.first, found.scale, torch.zeros_like(low))
+            changes[self._name(self.nodes[op.node], 1)] = w * found.scale.view(along)
+            self._change("convolution", pair.first, found, changes)
+
+    def result(self) -> Equalized:
+        return Equalized(replaced(self.graph, self.new), self.new, tuple(self.record))
+
+    def _change(self, kind: str, op: Op, found: Migration, changes: Mapping[str, Tensor]) -> None:
+        """Keep changed constants, if the function is the same with them."""
+        row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": found.strength, "before": found.before}
+        moved = found.strength is not None or bool(found.shift.any())
+        if moved:
+            difference = same_function(replaced(self.graph, self.new), replaced(self.graph, {**self.new, **changes}))
+            row["difference"] = difference
+            if difference <= TOLERANCE:
+                self.new |= changes
+            else:
+                moved = False
+        after = found.after if moved else found.before
+        self.record.append({**row, "shift": moved and bool(found.shift.any()), "moved": moved, "after": after})
+
+    def _made(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        """The weight and bias of a layer whose output is to be (y - shift) / scale."""
+        w = self._constant(op, 1)
+        changes = {self._name(self.nodes[op.node], 1): w / scale.view(-1, *[1] * (w.ndim - 1))}
+        if "bias" in op.operands:
+            changes[self._name(self.nodes[op.node], 2)] = (self._constant(op, 2) - shift) / scale
+        return changes
+
+    def _reading(self, op: Op, found: Migration) -> dict[str, Tensor]:
+        """The weight and bias of a layer that is to read (x - shift) / scale in place of x."""
+        w = self._constant(op, 1)
+        changes = {self._name(self.nodes[op.node], 1): w * found.scale}
+        if "bias" in op.operands:
+            changes[self._name(self.nodes[op.node], 2)] = self._constant(op, 2) + w @ found.shift
+        return changes
+
+    def _input(self, op: Op) -> Node:
+        return cast(Node, self.nodes[op.node].args[0])
+
+    def _name(self, node: Node, place: int) -> str:
+        return cast(str, cast(Node, node.args[place]).target)
+
+    def _at(self, node: Node, place: int) -> Tensor:
+        name = self._name(node, place)
+        return self.new[name] if name in self.new else constant(self.graph.module, cast(Node, node.args[place]))
+
+    def _constant(self, op: Op, place: int) -> Tensor:
+        return self._at(self.nodes[op.node], place)
+
+
+def _opposed(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
+    """What keys are divided by and queries multiplied with, for the smallest expected error of their products.
+
+    A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides.
+    """
+    reach = [x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30) for x in (q, k)]
+
+    def error(scale: Tensor) -> float:
+        a, b = q * scale, k / scale
+        widths = [float(x.amax() - x.amin()) for x in (a, b)]
+        return float(widths[0] ** 2 * b.square().sum(1).mean() + widths[1] ** 2 * a.square().sum(1).mean())
+
+    one = torch.ones_like(reach[0])
+    tried = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
+    errors = [error(scale) for _, scale in tried]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return Migration(tried[best][1], torch.zeros_like(one), tried[best][0], errors[0], errors[best])
+
+
+def _sampled(graph: Graph, batches: Iterable[Tensor], wanted: set[str], rows: int) -> dict[str, Tensor]:
+    """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
+    mean square of each channel (3, c)."""
+    kept: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    maps: dict[str, list[Any]] = {}
+    source = list(batches)
+    if not source:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    each = max(4, rows // len(source))
+    generator = torch.Generator().manual_seed(0)
+
+    def see(name: str, value: Tensor) -> None:
+        if value.ndim == 4:
+            part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
+            last = maps.get(name)
+            join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
+            maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
+            return
+        flat = value.reshape(-1, value.shape[-1])
+        kept[name].append(flat[torch.randperm(len(flat), generator=generator)[:each]].clone())
+
+    with torch.no_grad():
+        watcher = Watcher(graph, see, {name: [name] for name in wanted})
+        for batch in source:
+            watcher.run(batch)
+    found = {name: torch.cat(parts) for name, parts in kept.items() if parts}
+    return found | {name: torch.stack([low, high, squares / len(source)]) for name, (low, high, squares) in maps.items()}

@@ -1,0 +1,92 @@
+"""How much of the range of channels goes from an activation into the weights that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewbit.grid import Grid, affine_from_range, fake
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range, of which the one with the smallest squared error is taken
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Migration:
+    """x' = (x - shift) / scale, per channel; `strength` is the power of the range, None for a tensor left as it was.
+
+    `before` and `after` are the errors that decided, in the same unit.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    strength: float | None
+    before: float
+    after: float
+
+
+def middle_and_reach(x: Float[Tensor, "rows c"]) -> tuple[Float[Tensor, "c"], Float[Tensor, "c"]]:
+    """The middle of each channel's range and half of its width, at least a thousandth of the mean width."""
+    low, high = x.amin(0), x.amax(0)
+    reach = (high - low) / 2
+    return (low + high) / 2, reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
+
+
+def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
+    """Reach to a power, its geometric mean 1."""
+    logs = reach.log()
+    return ((logs - logs.mean()) * strength).exp()
+
+
+def step_of(x: Tensor, grid: Grid) -> Tensor:
+    """x quantized with the share of its range that has the smallest squared error."""
+    tried = [fake(x, affine_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
+    return min(tried, key=lambda q: float((q - x).square().sum()))
+
+
+def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
+    """A weight quantized in the same way, each channel with its own share where the grid has a step for each."""
+    if grid.axis is None:
+        return step_of(w, grid)
+    low, high = w.amin(1), w.amax(1)
+    tried = torch.stack([fake(w, affine_from_range(low * s, high * s, grid), grid) for s in SHARES])
+    best = (tried - w).square().sum(2).argmin(0)
+    return tried[best, torch.arange(len(w))]
+
+
+def migrated(
+    x: Float[Tensor, "rows c"],
+    w: Float[Tensor, "o c"],
+    activation: Grid,
+    weight: Grid,
+    strengths: Sequence[float] = STRENGTHS,
+    *,
+    shift: bool = True,
+) -> Migration:
+    """The strength with the smallest squared error of the quantized layer's output, its mean aside, which the bias takes.
+
+    Tried are nothing at all, the shift alone (where there is one) and each of the strengths.
+    """
+    middle, _ = middle_and_reach(x)
+    move = middle if shift else torch.zeros_like(middle)
+    _, reach = middle_and_reach(x - move)
+    if not shift:
+        reach = x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30)
+    one, zero = torch.ones_like(middle), torch.zeros_like(middle)
+    tried: list[tuple[float | None, Tensor, Tensor]] = [(None, one, zero)]
+    tried += [(0.0, one, move)] if shift else []
+    tried += [(strength, scales(reach, strength), move) for strength in strengths]
+
+    def error(scale: Tensor, moved: Tensor) -> float:
+        lower, heavier = (x - moved) / scale, w * scale
+        lost = step_of(lower, activation) @ rows_of(heavier, weight).T - lower @ heavier.T
+        return float((lost - lost.mean(0)).square().mean())
+
+    errors = [error(scale, moved) for _, scale, moved in tried]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    strength, scale, moved = tried[best]
+    return Migration(scale, moved, strength, errors[0], errors[best])

@@ -1,0 +1,172 @@
+"""Oracles: nearest where nothing is correlated, brute force over 3 weights, least squares, the error itself on the rows."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fewbit.choose import choose, parse_bits
+from fewbit.choose.correct import LayerOutput
+from fewbit.choose.layers import joined
+from fewbit.choose.moments import Moments
+from fewbit.choose.rounding.gptq import Gptq, gain
+from fewbit.grid import Affine, Grid, affine_from_range, codes, values
+from fewbit.overlay import Overlay
+from fewbit.recipes import RECIPES
+from fewbit.replay import op_rows
+from fewbit.target import load_target
+
+GRID = Grid(3, narrow=True, axis=0)
+PLAIN = Gptq(ridges=(), shares=(1.0,), sweeps=0)
+ZERO = torch.tensor(0.0)
+
+
+def rows(n: int = 400, c: int = 12, mix: float = 1.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, c, generator=generator)
+    return x + mix * x @ torch.randn(c, c, generator=generator)
+
+
+def moments(read: torch.Tensor, exact: torch.Tensor | None = None, groups: int = 1, outputs: int = 5) -> Moments:
+    return Moments.of([(read, read if exact is None else exact, None)], groups, outputs)
+
+
+def weight(o: int = 5, c: int = 12) -> tuple[torch.Tensor, Affine]:
+    w = torch.randn(o, c, generator=torch.Generator().manual_seed(3))
+    return w, affine_from_range(w.amin(1), w.amax(1), GRID)
+
+
+def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
+    x, q = rows(), rows(seed=1)
+    drift = rows(c=5, seed=2)
+    pieces = [(q[:150], x[:150], drift[:150]), (q[150:], x[150:], drift[150:])]
+    found = Moments.of(pieces, 1, 5).centred()
+    both = torch.cov(torch.cat([x, q, drift], 1).T.double(), correction=0)
+    torch.testing.assert_close(found.cross[0], both[:12, 12:24], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.gram[0], both[12:24, 12:24], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.drift_read, both[24:, 12:24], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.read[0], q.double().mean(0))
+
+
+@pytest.mark.parametrize("sweeps", [0, 3])
+@pytest.mark.parametrize("order", [False, True])
+def test_without_correlation_every_weight_goes_to_the_nearest_code(sweeps, order):
+    w, affine = weight()
+    diagonal = torch.diag(torch.linspace(0.5, 4, 12, dtype=torch.float64))[None]
+    plain = moments(rows()).centred()
+    apart = Moments(1, plain.read, plain.exact, diagonal, diagonal, plain.drift, plain.drift_read)
+    q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).solve(w, affine, GRID, apart, ZERO)
+    assert torch.equal(q, codes(w, affine, GRID))
+    assert torch.equal(step.scale, affine.scale)
+
+
+def test_groups_are_solved_each_on_its_own_part():
+    w, _ = weight(6, 4)
+    affine = affine_from_range(w.amin(1), w.amax(1), GRID)
+    x = rows(c=12)
+    whole, _ = Gptq(ridges=()).solve(w, affine, GRID, moments(x, groups=3, outputs=6).centred(), ZERO)
+    for g in range(3):
+        part = Affine(affine.scale[2 * g : 2 * g + 2], affine.zero[2 * g : 2 * g + 2])
+        alone = moments(x[:, 4 * g : 4 * g + 4], outputs=2).centred()
+        found, _ = Gptq(ridges=()).solve(w[2 * g : 2 * g + 2], part, GRID, alone, ZERO)
+        assert torch.equal(whole[2 * g : 2 * g + 2], found)
+
+
+def error_on(x: torch.Tensor, w: torch.Tensor, q: torch.Tensor, affine: Affine) -> float:
+    lost = (x - x.mean(0)) @ (values(q, affine, GRID) - w).T
+    return float(lost.square().sum())
+
+
+def test_with_correlation_each_part_lowers_the_error_of_the_output():
+    x, (w, affine) = rows(), weight()
+    seen = moments(x).centred()
+    errors = [error_on(x, w, codes(w, affine, GRID), affine)]
+    for method in (PLAIN, Gptq(ridges=(), shares=(1.0,)), Gptq(ridges=())):
+        errors.append(error_on(x, w, *method.solve(w, affine, GRID, seen, ZERO)))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[3] < errors[1]
+
+
+def test_coordinate_descent_ends_where_no_single_code_can_move_and_near_the_best_of_all():
+    x = rows(c=3, mix=2.0)
+    w, _ = weight(4, 3)
+    affine = affine_from_range(w.amin(1), w.amax(1), GRID)
+    seen = moments(x, outputs=4).centred()
+    q, _ = Gptq(ridges=(), shares=(1.0,), sweeps=20).solve(w, affine, GRID, seen, ZERO)
+    wanted = seen.through(w.double())
+    span = range(GRID.low, GRID.high + 1)
+    every = torch.tensor(list(itertools.product(span, span, span)))
+    all_errors = torch.stack([seen.error(wanted, every[i].expand(4, 3) * affine.scale[:, None]) for i in range(len(every))])
+    exact = (wanted * w).sum(1)
+    best, own = all_errors.amin(0) + exact, seen.error(wanted, values(q, affine, GRID)) + exact
+    nearest = seen.error(wanted, values(codes(w, affine, GRID), affine, GRID)) + exact
+    assert bool((own >= best - 1e-6).all())
+    assert bool((own <= nearest + 1e-6).all())
+    assert int(((own - best).abs() < 1e-6).sum()) >= 3
+    for j, step in itertools.product(range(3), (-1, 1)):
+        moved = q.clone()
+        moved[:, j] = (moved[:, j] + step).clamp(GRID.low, GRID.high)
+        assert bool((seen.error(wanted, values(moved, affine, GRID)) + exact >= own - 1e-5).all())
+
+
+def test_ridge_goes_to_least_squares_and_is_off_where_both_models_read_the_same():
+    x, (w, _) = rows(2000), weight()
+    q = x + 0.7 * rows(2000, seed=9, mix=0.0)
+    fit, held = moments(q[:1500], x[:1500]), moments(q[1500:], x[1500:])
+    found, share = Gptq(ridges=(1e-9,)).ridge(w, fit, held)
+    centred = q - q.mean(0)
+    expected = torch.linalg.lstsq(centred, (x - x.mean(0)) @ w.T).solution.T
+    assert share == 1e-9
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    same, off = Gptq().ridge(w, moments(x[:1500]), moments(x[1500:]))
+    assert off is None
+    assert torch.equal(same, w)
+
+
+def test_the_gain_of_a_weight_that_is_too_small_by_a_factor_is_the_factor():
+    x, (w, _) = rows(), weight()
+    seen = moments(x).centred()
+    factors = torch.linspace(0.7, 1.5, 5)
+    torch.testing.assert_close(gain(w / factors[:, None], seen.target(w), seen), factors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "conv_net"])
+def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_it(name, request):
+    net, target = request.getfixturevalue(name), load_target("ort-x86-vnni")
+    recipe = RECIPES["fast"]
+    plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits(4), images=net.images.split(2))
+    overlay, exact = Overlay.of(net.graph, plan), Overlay(net.graph, ())
+    nodes = {node.name: node for node in net.graph.module.graph.nodes}
+    source = next(node for node in nodes.values() if node.op == "placeholder")
+    quantized, real = {source: net.images}, {source: net.images}
+    with torch.no_grad():
+        overlay.run(net.graph.module.graph.nodes, quantized)
+        exact.run(net.graph.module.graph.nodes, real)
+    for op in net.graph.ops:
+        if op.kind != "linear":
+            continue
+        node = nodes[op.node]
+        other = joined(node)
+        lost = [env[node] + (0 if other is None else env[other]) for env in (quantized, real)]
+        mean = (lost[0] - lost[1]).flatten(0, -2).mean(0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=2e-5)
+    assert any(row["op"] for row in plan.extra["ridge"])
+
+
+def test_rows_of_a_convolution_are_its_patches(conv_net):
+    op = conv_net.graph.op("stem")
+    tensor = conv_net.graph.site(op.operands["input"]).tensor
+    found = op_rows(conv_net.graph, op, tensor, conv_net.images.split(8), 10_000)
+    patches = torch.nn.functional.unfold(conv_net.images, 3, padding=1).transpose(1, 2).reshape(-1, 27)
+    assert found is not None
+    assert torch.equal(torch.cat(found), patches)
+
+
+def test_the_correction_needs_the_rounding_that_sees_all_rows():
+    with pytest.raises(ValueError, match="rounding=Gptq"):
+        type(RECIPES["mse"])(correction=LayerOutput())
+    with pytest.raises(ValueError, match="shares"):
+        Gptq(shares=())

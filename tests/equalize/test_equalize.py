@@ -1,0 +1,150 @@
+"""Oracles: the function itself on random images, constructed channels whose best scale is known, a closed form."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fewbit.equalize import Equalize, replaced
+from fewbit.equalize.cross_layer import balanced, pairs
+from fewbit.equalize.equalize import same_function
+from fewbit.equalize.migrate import migrated, scales
+from fewbit.equalize.structure import heads, norms
+from fewbit.grid import Grid
+from fewbit.observe import observe
+from fewbit.target import load_target
+from fewbit.target.legal import legal
+
+ACTIVATION, WEIGHT = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
+
+
+def grids(net, bits: int = 4) -> dict[str, Grid]:
+    return legal(net.graph, load_target("ort-x86-vnni"), weight_bits=bits, activation_bits=bits, everything=True).grids
+
+
+def uneven(module: nn.Module) -> nn.Module:
+    """Layer norms and biases whose channels differ a lot, as those of trained transformers do."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.weight.copy_(torch.rand(part.weight.shape, generator=generator) * 4 + 0.1)
+                part.bias.copy_(torch.randn(part.bias.shape, generator=generator) * 2)
+            elif isinstance(part, nn.Linear):
+                part.bias.copy_(torch.randn(part.bias.shape, generator=generator))
+    return module
+
+
+@pytest.fixture(scope="module")
+def net(capture_net, vit):
+    return capture_net(uneven(copy.deepcopy(vit.module)))
+
+
+class Plain(nn.Module):
+    """Two convolutions with a ReLU between, a depthwise one behind a ReLU6, and a third behind a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu6(self.b(F.relu(self.a(x))))
+        return self.d(F.relu(self.c(x))).mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def plain(capture_net):
+    torch.manual_seed(1)
+    module = Plain()
+    with torch.no_grad():
+        for layer in (module.a, module.c):
+            layer.weight.mul_(torch.logspace(-1, 1, 8).view(-1, 1, 1, 1))
+    return capture_net(module)
+
+
+@pytest.mark.parametrize("name", ["net", "plain"])
+def test_the_float_function_is_the_same_and_something_has_moved(name, request):
+    given = request.getfixturevalue(name)
+    found = Equalize()(given.graph, given.images.split(8), grids(given))
+    assert same_function(given.graph, found.graph, seed=7) < 1e-4
+    moved = [row for row in found.record if row["moved"]]
+    assert {row["kind"] for row in moved} == ({"norm", "value", "key"} if name == "net" else {"convolution"})
+    assert all(row["after"] <= row["before"] for row in found.record)
+    assert found.constants
+    again = replaced(given.graph, found.constants)
+    assert same_function(found.graph, again) == 0
+
+
+def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
+    assert [[op.name for op in norm.layers] for norm in norms(net.graph)] == [
+        ["blocks.0.qkv.3", "blocks.0.qkv.2", "blocks.0.qkv.1"],
+        ["blocks.0.fc1"],
+        ["head"],
+    ]
+    (found,) = heads(net.graph)
+    assert [op and op.name for op in (found.value, found.behind, found.query, found.key)] == [
+        "blocks.0.qkv.3",
+        "blocks.0.proj",
+        "blocks.0.qkv.1",
+        "blocks.0.qkv.2",
+    ]
+    assert [(p.first.name, p.second.name) for p in pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
+
+
+def test_a_rewrite_that_would_change_the_function_is_left_out_and_says_so(net, monkeypatch):
+    monkeypatch.setattr("fewbit.equalize.equalize.TOLERANCE", -1.0)
+    found = Equalize()(net.graph, net.images.split(8), grids(net))
+    assert not found.constants
+    assert not any(row["moved"] or row["shift"] for row in found.record)
+
+
+def test_sites_without_a_grid_stay_as_they_are(net):
+    assert Equalize()(net.graph, net.images.split(8), {}).record == ()
+
+
+def test_the_range_of_a_layer_norms_output_is_smaller_afterwards(net):
+    found = Equalize(values=False, keys=False)(net.graph, net.images.split(8), grids(net))
+    stats = observe(found.graph, net.images.split(8))
+    for norm in norms(net.graph):
+        site = norm.layers[0].operands["input"]
+        row = next(r for r in found.record if r["op"] == norm.layers[0].name)
+        if row["strength"] == 1.0:
+            before, after = (s.sites[site] for s in (net.stats, stats))
+            assert (after.high - after.low) / after.variance**0.5 < (before.high - before.low) / before.variance**0.5
+
+
+def test_uneven_channels_are_scaled_fully_and_even_ones_are_left_alone():
+    generator = torch.Generator().manual_seed(0)
+    even = torch.rand(512, 16, generator=generator) * 2 - 1
+    w = torch.randn(8, 16, generator=generator)
+    sizes = torch.logspace(-2, 0, 16)
+    found = migrated(even * sizes, w / sizes, ACTIVATION, WEIGHT)
+    assert found.strength == 1.0
+    assert found.after < 0.2 * found.before
+    torch.testing.assert_close(found.scale, sizes / sizes.log().mean().exp(), rtol=0.02, atol=0)
+    corners = torch.cat([even, torch.ones(1, 16), -torch.ones(1, 16)])
+    assert migrated(corners, w, ACTIVATION, WEIGHT).strength in (None, 0.0, 0.25, 0.5, 0.75, 1.0)
+    shifted = migrated(corners + torch.linspace(-20, 20, 16), w, ACTIVATION, WEIGHT)
+    torch.testing.assert_close(shifted.shift, torch.linspace(-20, 20, 16), rtol=0, atol=1e-4)
+    assert shifted.after < 0.05 * shifted.before
+
+
+def test_scales_have_a_geometric_mean_of_one():
+    reach = torch.tensor([0.1, 1.0, 7.0])
+    for strength in (0.25, 1.0):
+        found = scales(reach, strength)
+        torch.testing.assert_close(found.log().mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[2] / found[0], torch.tensor(70.0**strength))
+
+
+def test_a_depthwise_layer_takes_all_of_the_range_for_its_weights_lose_nothing():
+    low, high = torch.zeros(6), torch.logspace(-2, 0, 6)
+    w = (1 / high).view(6, 1, 1, 1) * torch.ones(6, 1, 3, 3)
+    found = balanced(low, high, high**2 / 3, w, ACTIVATION, WEIGHT)
+    assert found.strength == 1.0
+    assert found.after < 0.5 * found.before
