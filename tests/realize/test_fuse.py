@@ -30,10 +30,11 @@ class Attention(nn.Module):
         super().__init__()
         self.form = form
         self.stem, self.qkv, self.proj = nn.Conv2d(3, 64, 4, stride=4), nn.Linear(64, 192), nn.Linear(64, 8)
+        self.parts = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).flatten(2).transpose(1, 2)
-        q, k, v = (y.reshape(-1, 64, 4, 16).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        q, k, v = (y.reshape(-1, 64, 4, 16).transpose(1, 2) for y in self._parts(x))
         if self.form == "query":
             scores = (q * 0.5) @ k.transpose(-2, -1)
         elif self.form == "both":
@@ -48,6 +49,9 @@ class Attention(nn.Module):
             scores = q @ k.transpose(-2, -1)
         y = scores.softmax(-1) @ (v * 2.0 if self.form == "values" else v)
         return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part in self.parts) if self.form == "parts" else self.qkv(x).chunk(3, -1)
 
 
 def captured(form: str) -> Graph:
@@ -89,6 +93,19 @@ def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, bits:
     for rows in (checks.off, checks.on):
         assert sum(row.compared for row in rows) > 0
         assert sum(row.wrong for row in rows) == 0
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, bits: int) -> None:
+    graph, images = captured("parts"), torch.randn(8, 3, 32, 32)
+    plan = choose(graph, observe(graph, [images]), load_target("ort-x86-vnni"), recipe_named("minmax"), bits=Bits(bits, bits))
+    for name, forms in (("three", ("bias", "attention")), ("one", ("bias", "attention", "joint"))):
+        realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=forms)
+    three, one = (kinds(tmp_path / f"{name}.onnx")["MatMulIntegerToFloat"] for name in ("three", "one"))
+    assert one == three - 2
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "one.onnx", [images]).off) == 0
+    a, b = (OnnxRuntime(tmp_path / f"{name}.onnx", threads=1).run(images.numpy())["logits"] for name in ("three", "one"))
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Path) -> None:

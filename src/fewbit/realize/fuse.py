@@ -1,6 +1,7 @@
 """Forms that onnxruntime has a kernel for and does not make of a Q/DQ graph by itself.
 
 bias        DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
+joint       the three of these in front of one attention, if they read the same codes: one product, and Split behind it
 attention   Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
 
 Both are operators of onnxruntime's domain com.microsoft: the file then runs there and nowhere else, so a target asks for
@@ -21,13 +22,10 @@ HEADS, TURNED = (0, 2, 1, 3), (0, 2, 3, 1)  # (b, tokens, heads, width) to (b, h
 
 def fuse(model: ir.Model, forms: Collection[str]) -> None:
     """Rewrite the model in place with the named forms. Raises KeyError for a name that is none of `FORMS`."""
-    made = 0
     for name in forms:
-        for node in list(model.graph):
-            made += FORMS[name](model.graph, node)
-    if made:
-        model.opset_imports[DOMAIN] = 1
-        _remove_dead(model.graph)
+        if sum(FORMS[name](model.graph, node) for node in list(model.graph)):
+            model.opset_imports[DOMAIN] = 1
+            _remove_dead(model.graph)
 
 
 def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
@@ -88,7 +86,48 @@ def attention(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-FORMS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {"bias": product_bias, "attention": attention}
+def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
+    """The three products in front of `node`, an attention in one kernel, as one: a start of all threads instead of three."""
+    if node.op_type != "MultiHeadAttention":
+        return False
+    results = [x for x in node.inputs[:3] if x is not None]
+    made = [x.producer() for x in results]
+    if len(results) < 3 or any(n is None or n.op_type != "MatMulIntegerToFloat" or len(n.inputs) != 7 for n in made):
+        return False
+    products = [n for n in made if n is not None]
+    first = products[0]
+    alike = all(n.inputs[i] is first.inputs[i] for n in products for i in (0, 2, 4))
+    if not alike or any(len(list(x.consumers())) != 1 or x.is_graph_output() for x in results):
+        return False
+    if any(_constant(n.inputs[i]) is None or len(_dims(n.inputs[i])) != 1 for n in products for i in (3, 6)):
+        return False
+    width = [_dims(n.inputs[6])[0] for n in products]
+    if any(_dims(n.inputs[3])[0] != w for n, w in zip(products, width, strict=True)):
+        return False
+    place = next(n for n in reversed(list(graph)) if n in products)
+    inputs = list(first.inputs)
+    for i, axis in ((1, 1), (3, 0), (5, 0), (6, 0)):
+        parts = [n.inputs[i] for n in products]
+        side = ir.node("Concat", parts, {"axis": axis}, num_outputs=1)  # of constants: made when the file is loaded
+        graph.insert_before(place, side)
+        inputs[i] = side.outputs[0]
+    product = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1)
+    sizes = ir.Value(name=f"{results[0].name}_sizes", const_value=ir.tensor(np.array(width, np.int64)))
+    graph.register_initializer(sizes)
+    split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=3)
+    graph.insert_before(place, [product, split])
+    for old, new in zip(results, split.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.name = f"{old.name}_before"
+        ir.convenience.replace_all_uses_with(old, new)
+    return True
+
+
+FORMS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
+    "bias": product_bias,
+    "attention": attention,
+    "joint": joint_products,
+}
 
 
 def _put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> None:

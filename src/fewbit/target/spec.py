@@ -194,7 +194,7 @@ class Target(Strict):
     detected: bool = True
     opset: int = Field(default=20, ge=13)
     weights: Literal["codes", "float"] = "codes"
-    fuse: tuple[Literal["bias", "attention"], ...] = ()
+    fuse: tuple[Literal["bias", "attention", "joint"], ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
     op: tuple[OpRule, ...] = ()
 
