@@ -17,6 +17,7 @@ from conftest import Captured, Realized
 from fewbit import quantize
 from fewbit.cli import app
 from fewbit.errors import BadFile, FewbitError
+from fewbit.realize import realize
 from fewbit.target import load_target
 from fewbit.verify.lint import disagreements, lint, truth
 from fewbit.verify.runtimes import runtime_names
@@ -396,3 +397,21 @@ def test_prediction_and_truth_agree_on_whole_models(tmp_path: Path, model: str, 
     for name in ("ort-x86-vnni", "openvino-x86"):
         target = load_target(name)
         assert disagreements(tmp_path / "run/model.onnx", lint(tmp_path / "run/model.onnx", target), target) == []
+
+
+def test_a_fused_file_has_the_multiplications_of_the_one_with_standard_nodes(vit: Captured, tmp_path: Path) -> None:
+    plan = vit.plan(ORT.name, everything=False)
+    found = {}
+    for name, fuse in (("standard", ()), ("fused", ORT.fuse)):
+        path = tmp_path / f"{name}.onnx"
+        realize(vit.graph, plan, path, opset=ORT.opset, fuse=fuse)
+        found[name] = lint(path, ORT)
+        assert not disagreements(path, found[name], ORT)
+    macs = {name: sum(row.macs for row in rows.rows) for name, rows in found.items()}
+    assert macs["fused"] == macs["standard"] == vit.graph.macs
+    assert found["fused"].integer_share == pytest.approx(found["standard"].integer_share)
+    assert found["fused"].integer_share < 1  # attention is float
+    elsewhere = [
+        row for row in lint(tmp_path / "fused.onnx", load_target("openvino-x86")).rows if "onnxruntime alone" in row.rule
+    ]
+    assert {row.op for row in elsewhere} == {"MatMulIntegerToFloat", "MultiHeadAttention"}

@@ -112,6 +112,10 @@ def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
         graph.insert_before(place, side)
         inputs[i] = side.outputs[0]
     product = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1)
+    whole = results[0].shape
+    if whole is not None:
+        product.outputs[0].shape = ir.Shape([*list(whole)[:-1], sum(w or 0 for w in width)])
+        product.outputs[0].type = results[0].type
     sizes = ir.Value(name=f"{results[0].name}_sizes", const_value=ir.tensor(np.array(width, np.int64)))
     graph.register_initializer(sizes)
     split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=3)

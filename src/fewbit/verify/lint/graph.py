@@ -41,6 +41,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(repr=False)
+    domain: str = ""
 
     @property
     def moves(self) -> bool:
@@ -113,7 +114,7 @@ class Graph:
         standard = proto.domain in ("", "ai.onnx")
         known = standard and onnx.defs.has(proto.op_type)
         version = onnx.defs.get_schema(proto.op_type, self.opset).since_version if known else 1
-        return Node(index, name, proto.op_type, version, tuple(proto.input), tuple(proto.output), attributes)
+        return Node(index, name, proto.op_type, version, tuple(proto.input), tuple(proto.output), attributes, proto.domain)
 
     @cached_property
     def computing(self) -> list[Node]:
@@ -159,11 +160,15 @@ class Graph:
 
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of a node at batch 1; 0 for nodes without, or where shapes are not known."""
-        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention"):
             return 0
         left, right = (self.shapes.get(name) for name in node.inputs[:2])
+        if left is not None and node.op == "MatMulIntegerToFloat":  # its weight may be joined from several
+            return self.size(node.outputs[0]) * left[-1]
         if left is None or right is None:
             return 0
+        if node.op == "MultiHeadAttention":  # (b, s, d) and (b, t, d): scores, and the mean of values that they weigh
+            return 2 * math.prod(left) * right[1]
         if node.op == "Conv":
             return self.size(node.outputs[0]) * math.prod(right[1:])
         if node.op == "ConvTranspose":
@@ -199,6 +204,21 @@ def _infer(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Sequence[i
     return dtypes, shapes, set(shapes) - static - {t.name for t in fixed.initializer}
 
 
+def _standard(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Nodes of the standard with the types and shapes of one of onnxruntime's own; any other as it is."""
+    if node.domain != "com.microsoft":
+        return [node]
+    if node.op_type in (QUANTIZE, DEQUANTIZE):
+        node.domain = ""
+    if node.op_type == "MatMulIntegerToFloat":
+        sums = f"{node.output[0]}_sums"
+        product = onnx.helper.make_node("MatMulInteger", list(node.input[:2]), [sums])
+        return [product, onnx.helper.make_node("Cast", [sums], list(node.output), to=TensorProto.FLOAT)]
+    if node.op_type == "MultiHeadAttention":  # a row for each query, as wide as the values, which are as wide as the queries
+        return [onnx.helper.make_node("Identity", list(node.input[:1]), list(node.output[:1]))]
+    return [node]
+
+
 def _inferred(model: onnx.ModelProto, *, fix: bool) -> onnx.GraphProto:
     """The graph with the types and shapes that onnx finds. Q/DQ nodes of com.microsoft are inferred as the standard ones.
 
@@ -213,9 +233,9 @@ def _inferred(model: onnx.ModelProto, *, fix: bool) -> onnx.GraphProto:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
-    for node in copy.graph.node:
-        if node.op_type in (QUANTIZE, DEQUANTIZE) and node.domain == "com.microsoft":
-            node.domain = ""
+    nodes = [made for node in copy.graph.node for made in _standard(node)]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
     try:
         return onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
     except Exception:  # of a file with operators that onnx does not know: what it says itself

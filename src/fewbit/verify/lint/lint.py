@@ -12,10 +12,10 @@ from typing import Any
 from fewbit.errors import FewbitError
 from fewbit.target import Target
 from fewbit.verify.lint.accelerator import AcceleratorRules
-from fewbit.verify.lint.graph import DEQUANTIZE, QUANTIZE, Graph
+from fewbit.verify.lint.graph import DEQUANTIZE, QUANTIZE, Graph, Node
 from fewbit.verify.lint.onnxruntime_cpu import OnnxRuntimeRules
 from fewbit.verify.lint.openvino_cpu import OpenVinoRules
-from fewbit.verify.lint.rules import Rules
+from fewbit.verify.lint.rules import Rules, Verdict
 from fewbit.verify.lint.tensorrt import TensorRtRules
 from fewbit.verify.lint.truth import Ran, truth
 
@@ -78,7 +78,7 @@ def lint(path: Path, target: Target) -> Lint:
     without rules."""
     graph = Graph(path)
     rules = rules_for(target)(graph)
-    verdicts = {node.index: rules.verdict(node) for node in graph.computing}
+    verdicts = {node.index: _foreign(node, target) or rules.verdict(node) for node in graph.computing}
     macs = {node.index: graph.macs(node) for node in graph.computing}
     total = sum(macs.values()) or 1
     rows = tuple(
@@ -93,6 +93,14 @@ def lint(path: Path, target: Target) -> Lint:
         path.name, target.name, rows, len(pairs), sum(n.index not in used for n in pairs),
         len(weights), sum(n.index not in used for n in weights),
     )  # fmt: skip
+
+
+def _foreign(node: Node, target: Target) -> Verdict | None:
+    """What is said of an operator of onnxruntime's own under any other runtime."""
+    if node.domain != "com.microsoft" or target.runtime == "onnxruntime":
+        return None
+    change = f"write the file for {target.runtime}: fewbit quantize --target {target.name}"
+    return Verdict(False, f"{node.op} is an operator of onnxruntime alone: {target.runtime} cannot load the file", change)
 
 
 def _used(graph: Graph, integer: set[int]) -> set[int]:

@@ -8,6 +8,7 @@ qdq_transformer/relu_quantizelinear.cc and clip_quantizelinear.cc. `fewbit lint 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,6 +29,7 @@ PASSES = {
 UNARY = {"Softmax": "QLinearSoftmax", "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu",
          "AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool"}  # fmt: skip
 JOINING = {"Add": "QLinearAdd", "Mul": "QLinearMul", "Concat": "QLinearConcat", "Where": "QLinearWhere"}
+OWN = re.compile(r"QLinear|QGemm|QAttention|MatMulInteger|ConvInteger|DynamicQuantizeMatMul")
 SAME = frozenset(("MaxPool", "ReduceMax", "ReduceMin", "Resize"))
 PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
 
@@ -56,6 +58,8 @@ class OnnxRuntimeRules:
 
     def verdict(self, node: Node) -> Verdict:
         """The rule for one node that computes."""
+        if OWN.match(node.op):
+            return Verdict(True, f"{node.op} is an integer operator of onnxruntime itself")
         if node.op in ("Relu", "Clip"):
             return self._clip(node)
         if node.op in PRODUCTS:
@@ -65,8 +69,7 @@ class OnnxRuntimeRules:
         if node.op in SAME:
             return self._same(node)
         pairs = sum(self.front(name) is not None for name in node.inputs if name not in self.graph.constants)
-        pairs += bool(self.behind(node).quantizers)
-        change = f"take the Q/DQ around it out: {pairs} of them only cost time" if pairs else ""
+        change = f"take the Q/DQ in front of it out: {pairs} of them only cost time" if pairs else ""
         return Verdict(False, f"{node.op} has no integer kernel in the CPU provider", change)
 
     def front(self, name: str) -> Steps | None:
