@@ -13,7 +13,7 @@ from fewbit.demo import cnn, model
 from fewbit.demo.train import MODELS, Cycle, normalized, pixels
 
 
-@pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86)])
+@pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86), (cnn.mobilenet, 82)])
 def test_a_model_knows_the_images_that_come_with_it(build, least):
     images, labels = pixels(pq.read_table(model.TEST))
     with torch.no_grad():

@@ -37,7 +37,7 @@ from fewbit.capture.forms import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 MODEL = "MODEL is demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function."
-DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20"}
+DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 
 
 @dataclass(frozen=True)

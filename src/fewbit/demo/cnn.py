@@ -1,7 +1,7 @@
 """Two small convolutional networks for CIFAR-10, trained by `fewbit.demo.train`, for what a transformer has not.
 
 resnet20     He et al. 2016, section 4.2: 3 stages of 3 blocks, 16 to 64 channels, batch norm, ReLU; 0.27 M parameters
-mobilenet    inverted bottlenecks with depthwise convolutions and ReLU6 (Sandler et al. 2018); comes without weights
+mobilenet    inverted bottlenecks with depthwise convolutions and ReLU6 (Sandler et al. 2018); 0.27 M parameters
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewbit.demo.model import CLASSES, INPUT_SIZE, MEAN, STD
 
-__all__ = ["CLASSES", "INPUT_SIZE", "MEAN", "NETS", "STD", "resnet20", "weights_of"]
+__all__ = ["CLASSES", "INPUT_SIZE", "MEAN", "NETS", "STD", "mobilenet", "resnet20", "weights_of"]
 
 
 def conv_norm(c_in: int, c_out: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -101,7 +101,16 @@ def weights_of(name: str) -> Path:
 
 def resnet20() -> nn.Module:
     """The trained ResNet-20 in eval mode; weights are stored as fp16 and used as fp32, and "float" means these."""
-    net = ResNet20()
-    weights = load_file(weights_of("resnet20"))
+    return _trained("resnet20")
+
+
+def mobilenet() -> nn.Module:
+    """The trained MobileNet in eval mode, stored like the ResNet-20."""
+    return _trained("mobilenet")
+
+
+def _trained(name: str) -> nn.Module:
+    net = NETS[name]()
+    weights = load_file(weights_of(name))
     net.load_state_dict({k: w.float() if w.is_floating_point() else w for k, w in weights.items()})
     return net.eval()

@@ -95,7 +95,7 @@ def _in_float32(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
 MODELS: Mapping[str, Training] = {
     "vit": Training(open_vit, WEIGHTS, (Cycle(30, 1.5e-3, 0.05),), warmup=0.1, mixing=0.3, smoothing=0.05, clip=1.0, adam=True),
     "resnet20": Training(
-        NETS["resnet20"], weights_of("resnet20"), tuple(Cycle(epochs, 0.1, 5e-4) for epochs in (27, 26, 36)), warmup=0.2
+        NETS["resnet20"], weights_of("resnet20"), tuple(Cycle(epochs, 0.1, 5e-4) for epochs in (27, 26)), warmup=0.2
     ),
     "mobilenet": Training(open_mobilenet, weights_of("mobilenet"), (Cycle(20, 0.1, 4e-4),), warmup=0.2),
 }
