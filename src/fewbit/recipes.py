@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fewbit.choose.bits.channels import ChannelBits
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.distill import SHORTER, Distill
 from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.nearest import Nearest
@@ -23,7 +24,7 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
+    `tune` trains the weights afterwards. `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
     can hold it.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
@@ -41,6 +42,7 @@ class Recipe:
     then: OutputSearch | None = None
     channels: ChannelBits | None = None
     joint: JointSearch | None = None
+    tune: Distill | None = None
 
     def __post_init__(self) -> None:
         if self.channels is not None and (self.search is not None or self.module is not None):
@@ -138,6 +140,15 @@ RECIPES: Mapping[str, Recipe] = {
         MseRange(),
         about="LAPQ: ranges by the norm p that the model's loss likes best, then all steps together (slow; --time)",
         joint=JointSearch(),
+    ),
+    "fdda": Recipe(
+        MseRange(),
+        MseRange(),
+        about="FDDA: weights tuned on the images and on synthetic ones that share their batch-norm statistics (slow; --steps)",
+        tune=SHORTER,
+    ),
+    "fdda-paper": Recipe(
+        MseRange(), MseRange(), about="the same with the paper's number of steps: days on a processor", tune=Distill()
     ),
 }
 DEFAULT = "mse"
