@@ -24,8 +24,8 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `tune` trains the weights afterwards. `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
-    can hold it.
+    `tune` trains the weights behind them. `then` is a search in a second pass over the whole model; `channels` gives each
+    channel a width of its own where the target can hold it.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -62,6 +62,11 @@ class Recipe:
     def needs_images(self) -> bool:
         """Whether choose runs parts of the model on calibration images."""
         return self.sequential or self.module is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ranges and rounding are all of it."""
+        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.channels)
 
     @property
     def needs_samples(self) -> bool:

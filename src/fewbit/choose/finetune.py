@@ -158,10 +158,7 @@ def train(
         x = torch.cat(batch)
         with torch.no_grad():
             taught = graph.module(x).flatten(1)
-        if settings.loss == "labels":
-            wanted = torch.cat(cast("tuple[Tensor, ...]", labels))
-        else:
-            wanted = taught.argmax(1)
+        wanted = taught.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
         loss = settings(taught, student(x).flatten(1), wanted)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

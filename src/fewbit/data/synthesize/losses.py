@@ -19,9 +19,7 @@ def distance(found: Moments, wanted: Moments) -> Float[Tensor, ""]:
     """
     pairs = [
         F.mse_loss(mean, other) + F.mse_loss(variance, spread)
-        for mean, variance, other, spread in zip(
-            found.means, found.variances, wanted.means, wanted.variances, strict=True
-        )
+        for mean, variance, other, spread in zip(found.means, found.variances, wanted.means, wanted.variances, strict=True)
     ]
     return torch.stack(pairs).mean()
 

@@ -120,9 +120,7 @@ class Synthesis:
         size = self.preprocess.size
         if isinstance(self.method, Fdda):
             centres = self.centres(teacher)
-            return self.method(
-                teacher, size, self.classes, self.count, centres, seed=self.seed, kept=state, progress=progress
-            )
+            return self.method(teacher, size, self.classes, self.count, centres, seed=self.seed, kept=state, progress=progress)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
         return self.method(
             teacher, size, self.classes, self.count, -mean / std, (1 - mean) / std, seed=self.seed, progress=progress
