@@ -81,24 +81,30 @@ def made(asked: Synthesis, teacher: Teacher, file: Path, progress: Progress) -> 
         return asked(teacher, file, lambda text: progress.advance(1, text))
 
 
+def refuse_training(loaded: Loaded, outputs: int | None) -> None:
+    """Raise where a recipe that trains could make no images beside the real ones: BadModel without batch norm, BadImages
+    without classes.
+    """
+    refuse_without_norms(Teacher(loaded.program))
+    if outputs is None:
+        raise BadImages("FDDA makes images for classes, and the model's output is no list of them; take another recipe.")
+
+
 def lots(
     recipe: Recipe, loaded: Loaded, images: Images, outputs: int | None, synthetic: bool, request: Request, part: Path,
     progress: Progress,
 ) -> tuple[Lot | None, Lot | None]:  # fmt: skip
     """What a recipe that trains sees: the real images, and a pool of synthetic ones made beside them.
 
-    Images that are synthetic already are the pool. Raises BadModel for a model without batch norm.
+    Images that are synthetic already are the pool.
     """
     assert recipe.tune is not None
     given = Lot(torch.cat(list(images.batches(64))), images.labels)
     if synthetic:
         return None, given
-    teacher = Teacher(loaded.program)
-    refuse_without_norms(teacher)
-    if outputs is None:
-        raise BadImages("FDDA makes images for classes, and the model's output is no list of them; take another recipe.")
+    assert outputs is not None
     asked = Synthesis(recipe.tune.images, recipe.tune.pool, outputs, images.preprocess, request.seed, images)
-    pool = made(asked, teacher, part / POOL, progress)
+    pool = made(asked, Teacher(loaded.program), part / POOL, progress)
     return given, Lot(torch.cat(list(pool.batches(64))), pool.labels)
 
 

@@ -172,6 +172,8 @@ def quantize(
             teacher = Teacher(loaded.program)
             making, held_out = nodata.synthesis(teacher, images, score, recorded, outputs, known, request)
         else:
+            if method.tune is not None:
+                nodata.refuse_training(loaded, outputs)
             chosen, held_out = open_both(images, score, recorded, known, request)
     part = final.with_name(final.name + ".part")
     identity = {

@@ -72,7 +72,8 @@ class Distill:
 
     def in_steps(self, steps: int) -> Distill:
         """About so many steps of the student, and as many of the generator before it."""
-        return replace(self, epochs=1, iterations=steps, images=in_steps(self.images, steps))
+        made = min(self.pool, steps * self.batch)
+        return replace(self, epochs=1, iterations=steps, images=in_steps(self.images, steps), pool=made)
 
     def rate_at(self, step: int) -> float:
         return 0.5 * self.rate * (1 + math.cos(math.pi * step / max(self.steps, 1)))

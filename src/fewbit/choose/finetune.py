@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from fewbit.choose.bits import Bits
 from fewbit.choose.choose import W8A8, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
 from fewbit.choose.weights import finite, pairs_are_safe, recoded
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, BadValues
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe
@@ -142,7 +143,7 @@ def train(
     student: Student, graph: Graph, settings: Distill, lots: Sequence[Lot], real: Lot | None, seed: int,
     progress: Callable[[str], None],
 ) -> Json:  # fmt: skip
-    """Train in place; what came of the loss, for the record."""
+    """Train in place; what came of the loss, for the record. Raises BadValues where the loss is not finite."""
     if not lots or not all(len(lot) for lot in lots):
         raise BadImages("no images to fine-tune on; a few of each class are needed: --images DIR, or --images synthetic.")
     if settings.loss == "labels" and any(lot.labels is None for lot in lots):
@@ -160,12 +161,17 @@ def train(
             taught = graph.module(x).flatten(1)
         wanted = taught.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
         loss = settings(taught, student(x).flatten(1), wanted)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise BadValues(
+                f"fine-tuning diverged: its loss is {losses[-1]} at step {step + 1} of {settings.steps}. Take a recipe "
+                "that does not train (--recipe mse), or a smaller rate: Distill(rate=...)."
+            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
         optimizer.step()
-        losses.append(float(loss.detach()))
         if step % 10 == 9 or step == settings.steps - 1:
             progress(f"loss {losses[-1]:.4g}")
     span = max(1, len(losses) // 10)

@@ -115,7 +115,8 @@ class Enough:
             warnings.append(
                 "The calibration images are unlike what the model was trained on: what its batch norms read is "
                 f"{found.shift:.2f} standard deviations off (up to {self.shift:g} is usual) and its variances differ by a "
-                f"factor of {math.exp(found.spread):.2f} (up to {math.exp(self.spread):.2f}). Are --mean, --std and the images right?"
+                f"factor of {math.exp(found.spread):.2f} (up to {math.exp(self.spread):.2f}). Are --mean, --std and the images "
+                "right? (Synthetic ones come closer with more --steps.)"
             )
         if found.classes is not None and found.images >= self.counted and found.classes < self.classes:
             warnings.append(
