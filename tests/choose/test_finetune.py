@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_plan(conv_net: Captured) -> None:
 
 
 @pytest.mark.parametrize("target", ["ort-x86-avx2", "ort-x86-vnni", "openvino-x86", "npu-int16"])
-def test_a_tuned_plan_is_that_of_the_student_and_survives_its_files(conv_net: Captured, target: str, tmp_path: Path) -> None:
+def test_a_tuned_plan_stays_on_its_grids_and_survives_its_files(conv_net: Captured, target: str, tmp_path: Path) -> None:
     plan = tuned(conv_net, replace(QUICK, iterations=5), target)
     for site, choice in plan.choices.items():
         if choice.codes is not None:

@@ -426,8 +426,8 @@ def curve(rows: Rows) -> go.Figure:
         if labelled and rows[0].get("float") is not None:
             figure.add_hline(y=rows[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
     figure.update_traces(hovertemplate="%{x} images: %{y:.2f} %<extra></extra>")
-    y = "top-1, %" if labelled else "agreement with the float model, %"
-    return styled(figure, "How many calibration images are enough?", height=340, x="calibration images", y=y)
+    shown = "top-1, %" if labelled else "agreement with the float model, %"
+    return styled(figure, "How many calibration images are enough?", height=340, x="calibration images", y=shown)
 
 
 def joint(rows: Rows) -> go.Figure:
