@@ -39,6 +39,12 @@ class Net(nn.Module):
 
 def model(): return Net().eval()
 
+def normed():
+    net = Net()
+    net.conv = nn.Sequential(net.conv, nn.BatchNorm2d(8))
+    net.train()(torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    return net.eval()
+
 def infinite():
     net = Net().eval()
     net.head.weight.data[0, 0] = float("inf")
@@ -117,6 +123,12 @@ def refused(place: Path, *args: object, says: tuple[str, ...]) -> None:
         ("model", [], ("no images", "--images DIR")),
         ("model", ["--images", "{}/flat", "--score", "{}/flat"], ("calibration and for scoring",)),
         ("model", ["--images", "{}/flat", "--target", "{}/no.toml"], ("no.toml", "does not exist")),
+        ("model", ["--images", "synthetic"], ("real ones are needed to score on", "--score DIR")),
+        ("model", ["--images", "synthetic", "--score", "{}/flat"], ("neither batch norm nor attention", "--images DIR")),
+        ("model", ["--images", "synthetic:{}/flat", "--score", "{}/flat"], ("no batch norm", "--recipe mse")),
+        ("model", ["--images", "{}/flat", "--recipe", "fdda"], ("no batch norm", "--recipe mse")),
+        ("model", ["--images", "{}/flat", "--steps", "5"], ("--steps", "fdda", "recipe mse does not")),
+        ("model", ["--images", "{}/flat", "--curve", "--recipe", "lapq"], ("--curve", "mse")),
     ],
 )
 def test_a_wrong_request_is_one_message_and_exit_code_2(
@@ -335,6 +347,33 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
 def test_lists_name_what_there_is() -> None:
     assert "ort-x86-avx2" in run("targets")[1]
     assert "percentile" in run("recipes")[1]
+
+
+def test_synthetic_images_calibrate_and_are_shown_and_a_curve_is_drawn(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = {"score": place / "classes", "steps": 5, "calibration": 2, "seconds": 0.01, "bits": 4}
+    result = quantize(f"{place / 'net.py'}:normed", "synthetic", out=out, curve=True, **options)
+    made = load_file(out / "synthetic.safetensors")
+    assert made["images"].shape == (2, 3, 16, 16)
+    assert result.report["calibration"]["source"].startswith("2 synthetic images by Fdda")
+    rows = json.loads((out / "tables.json").read_text())
+    assert [row["images"] for row in rows["curve"]] == [1, 2]
+    assert rows["curve"][-1]["quantized"] == result.report["accuracy"]["quantized"]  # the same images, recipe and runtime
+    assert rows["curve"][-1]["cosine"] == pytest.approx(result.report["accuracy"]["cosine"])
+    assert [row["label"] for row in rows["synthetic"]] == made["labels"].tolist()
+    assert "What did the model make up?" in (out / "report.html").read_text()
+    assert any("Too few" in w or "unlike" in w for w in result.report["calibration"]["warnings"])
+
+
+@pytest.mark.slow
+def test_a_recipe_that_trains_takes_synthetic_images_beside_real_ones(place: Path, tmp_path: Path) -> None:
+    options = {"score": place / "classes", "steps": 5, "calibration": 2, "seconds": 0.01, "bits": 4}
+    beside = f"synthetic:{place / 'flat'}"
+    tuned = quantize(f"{place / 'net.py'}:normed", beside, out=tmp_path / "tuned", recipe="fdda", **options)
+    assert "beside 24 of folder" in tuned.report["calibration"]["source"]
+    record = json.loads((tmp_path / "tuned" / "plan.json").read_text())["extra"]["tuned"]
+    assert (record["steps"], record["real"], record["synthetic"]) == (5, 0, 2)
+    assert not tuned.checks.wrong
 
 
 def test_python_gives_the_simulation_and_exports_the_run(place: Path, tmp_path: Path) -> None:

@@ -109,7 +109,13 @@ def numbers(text: str | None, option: str, count: int) -> tuple[float, ...] | No
 @command
 def quantize(
     model: Annotated[str, typer.Argument(help="demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function")],
-    images: ImagesOption = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder (class sub-folders or flat), parquet, .npy or .npz; synthetic (made from the model) or synthetic:DIR "
+            "(made from the model and a few real ones)."
+        ),
+    ] = None,
     score: Annotated[str | None, typer.Option(help="Images to score on; without it a part of --images is held out.")] = None,
     target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
     recipe: Annotated[str, typer.Option(help="See `fewbit recipes`.")] = DEFAULT,
@@ -132,6 +138,10 @@ def quantize(
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Ignore labels.")] = False,
     time: Annotated[str | None, typer.Option(help="Of a search on the model's loss (lapq): 90s, 10min, 1h.")] = None,
     loss: Annotated[str | None, typer.Option(help="Of that search: kl (default) or labels, of the calibration images.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of what makes synthetic images and of recipes that train (fdda).")
+    ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Score 1, 2, 4, ... 256 calibration images as well.")] = False,
     classes: Annotated[Path | None, typer.Option(help="File with the model's class names in output order.")] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm model.")] = None,
     input_size: Annotated[str | None, typer.Option(help="3,height,width")] = None,
@@ -175,6 +185,8 @@ def quantize(
             labels=not no_labels,
             time=time,
             loss=loss,
+            steps=steps,
+            curve=curve,
             classes=classes,
             weights=weights,
             preprocess={k: v for k, v in overrides.items() if v is not None},
@@ -495,6 +507,8 @@ def show(report: dict[str, Any]) -> None:
     share = 100 * report["integer_share"]
     table.add_row("What did we not get?", f"{len(report['refusals'])} refusals; {share:.1f} % of the work runs in integers")
     out.print(table)
+    for warning in (report.get("calibration") or {}).get("warnings", ()):
+        out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def fail_on_drop(accuracy: dict[str, Any], allowed: float | None) -> None:

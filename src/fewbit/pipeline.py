@@ -22,17 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fewbit import nodata
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import DEMOS, fingerprint
-from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits
+from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, parse_bits
 from fewbit.choose.joint import parse_time
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
+from fewbit.data.synthesize.source import Synthesis, asked_for
+from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.equalize import Equalize, Equalized
 from fewbit.errors import BadImages, FewbitError
-from fewbit.files import Journal, write_atomic, write_json
+from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
@@ -94,6 +97,8 @@ def quantize(
     labels: bool = True,
     time: str | None = None,
     loss: str | None = None,
+    steps: int | None = None,
+    curve: bool = False,
     classes: str | Path | Sequence[str] | None = None,
     weights: Path | None = None,
     preprocess: Mapping[str, Any] | None = None,
@@ -106,14 +111,20 @@ def quantize(
     """Quantize a model with a few images, realize it, and prove it in the runtime.
 
     `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
-    held out for it. `preprocess` overrides fields of the model's own record (input_size, mean, std, interpolation, resize,
-    crop_pct). Without `bits` it is 8, or the most that the target has. `time` (`90s`, `10min`, `1h`) and `loss` (`kl` or
-    `labels`) are for recipes with a joint search. Raises FewbitError for whatever the caller can mend.
+    held out for it. `images` may be `synthetic` (made from the model) or `synthetic:DIR` (made beside a few real ones);
+    `calibration` says how many and `steps` how long. `preprocess` overrides fields of the model's own record (input_size,
+    mean, std, interpolation, resize, crop_pct). Without `bits` it is 8, or the most that the target has. `time` (`90s`,
+    `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search. `curve` scores 1, 2, 4, ... 256 of the
+    calibration images as well. Raises FewbitError for whatever the caller can mend.
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())
     bits = default_bits(hardware) if bits is None else bits
-    method, asked = with_joint(recipe_named(recipe), recipe, time, loss), parse_bits(bits)
+    synthetic, _ = asked_for(images)
+    method = nodata.with_steps(recipe_named(recipe), recipe, steps, synthetic=synthetic)
+    method, asked = with_joint(method, recipe, time, loss, synthetic=synthetic), parse_bits(bits)
+    if curve:
+        nodata.refuse_curve(method, recipe)
     check_bits(hardware, asked)
     ref = model if isinstance(model, str) else type(model).__name__
     request = Request(
@@ -130,11 +141,15 @@ def quantize(
         labels,
         time,
         loss,
+        steps,
+        curve,
     )
     if images is None:
         if ref not in DEMOS:
             raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
         images, score = demo.CALIBRATION, score or demo.TEST
+    if synthetic and ref in DEMOS:
+        score = score or demo.TEST
     keep: object = None
     if out is None:
         keep = tempfile.TemporaryDirectory(prefix="fewbit-")
@@ -152,31 +167,45 @@ def quantize(
         outputs = class_count(loaded)
         known = names if names else outputs
         _check_class_names(names, outputs)
-        chosen, held_out = open_both(images, score, recorded, known, request)
+        making: Synthesis | None = None
+        chosen: Images | None = None
+        if synthetic:
+            teacher = Teacher(loaded.program)
+            making, held_out = nodata.synthesis(teacher, images, score, recorded, outputs, known, request)
+        else:
+            if method.tune is not None:
+                nodata.refuse_training(loaded, outputs)
+            chosen, held_out = open_both(images, score, recorded, known, request)
     part = final.with_name(final.name + ".part")
     identity = {
         "request": json.loads(json.dumps(request.__dict__)),
         "model": fingerprint(loaded.program),
-        "calibration": chosen.fingerprint(),
+        "calibration": nodata.identity_of(making, chosen, loaded),
         "scored": held_out.fingerprint(),
         "preprocess": recorded.to_json(),
         "target": hashlib.sha256(hardware.model_dump_json().encode()).hexdigest(),
     }
-    if loss == "labels" and chosen.labels is not None:
+    if loss == "labels" and chosen is not None and chosen.labels is not None:
         identity["labels"] = hashlib.sha256(chosen.labels.numpy().tobytes()).hexdigest()
     resume(part, identity)
 
+    if making is not None:
+        chosen = nodata.made(making, teacher, part / nodata.MADE, progress)
+    assert chosen is not None
     with progress.stage("capture"):
         graph = capture(loaded)
         if not (part / "exported.pt2").exists():
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
-        stats = _observe(graph, chosen, part, progress)
+        stats, verdict = _observe(graph, loaded, chosen, part, progress)
     if method.equalize is not None:
         graph, stats, found = _equalize(graph, hardware, method.equalize, asked, request, chosen, part, progress)
     plan = load_plan(graph, part) if (part / "plan.json").exists() else None
     if plan is None:
-        plan = _choose(graph, stats, hardware, method, asked, request, chosen, part, progress)
+        lots = None
+        if method.tune is not None:
+            lots = nodata.lots(method, loaded, chosen, outputs, synthetic, request, part, progress)
+        plan = _choose(graph, stats, hardware, method, asked, request, chosen, part, progress, lots)
         if method.equalize is not None:
             plan = replace(plan, extra={**plan.extra, "equalize": [dict(row) for row in found]})
         save_plan(graph, plan, part)
@@ -198,6 +227,16 @@ def quantize(
             part / "float.onnx", part / "model.onnx", held_out,
             runtime=hardware.runs_in, threads=threads, progress=progress.advance,
         )  # fmt: skip
+    rows_by_count: list[dict[str, Any]] = []
+    if curve:
+
+        def scored_after(seen: Stats, some: Images, file: Path) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as own:
+                plan = _choose(graph, seen, hardware, method, asked, request, some, Path(own), Progress())
+            realize(graph, plan, file, **hardware.form)
+            return evaluate(part / "float.onnx", file, held_out, runtime=hardware.runs_in, threads=threads).to_json()
+
+        rows_by_count = nodata.curve(chosen, part, seed, progress, graph, scored_after)
     here, ways = runtimes_for(part / "model.onnx"), timed(part / "model.onnx")
     with progress.stage("bench", 2 * len(ways) + len(here)):
         timings = bench(
@@ -215,7 +254,10 @@ def quantize(
         rows = _tables(graph, plan, stats, checks, timings, weighed, held_out, result, sample, part)
         record = run_record(command, request, identity, recorded, names, outputs, hardware.runs_in, threads)
         rows["run"] = record
+        rows["curve"] = rows_by_count
+        rows["synthetic"] = nodata.thumbnails(chosen) if synthetic else []
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
+        summary["calibration"] = {"source": chosen.source, **verdict}
         rows["seconds"] = summary["seconds"]
         write_json(part / "run.json", record)
         write_json(part / "report.json", summary)
@@ -246,10 +288,15 @@ def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, req
     return found.subset(sorted(order[held : held + request.calibration])), found.subset(sorted(order[:held]))
 
 
-def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None) -> Recipe:
-    """A recipe whose joint search has another budget or loss. Raises FewbitError where it has no such search."""
+def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None, *, synthetic: bool = False) -> Recipe:
+    """A recipe whose joint search has another budget or loss. Raises FewbitError where it has no such search.
+
+    A recipe that trains has a loss as well; with `synthetic` images it says which classes the real ones beside them have.
+    """
     if time is None and loss is None:
         return recipe
+    if time is None and recipe.joint is None and loss in ("kl", "labels") and (recipe.tune is not None or synthetic):
+        return recipe if recipe.tune is None else replace(recipe, tune=replace(recipe.tune, loss=loss))
     if recipe.joint is None:
         found = ", ".join(n for n, r in RECIPES.items() if r.joint is not None)
         raise FewbitError(
@@ -317,14 +364,16 @@ def _counted(images: Images, progress: Progress, size: int = 8) -> Iterator[Tens
         progress.advance(len(batch))
 
 
-def _observe(graph: Graph, images: Images, part: Path, progress: Progress) -> Stats:
+def _observe(graph: Graph, loaded: Loaded, images: Images, part: Path, progress: Progress) -> tuple[Stats, Mapping[str, Any]]:
+    """What was seen, and whether the images are enough, judged by what two halves of them say."""
     path = part / "stats.safetensors"
     if path.exists():
-        return Stats.from_tensors(load_file(path))
-
-    stats = observe(graph, _counted(images, progress))
+        return Stats.from_tensors(load_file(path)), read_json(part / nodata.CALIBRATION)
+    found = [observe(graph, _counted(half, progress)) for half in nodata.halves(images)]
+    verdict = nodata.judged(loaded, images, found, part)
+    stats = found[0] if len(found) == 1 else found[0].merge(found[1])
     write_atomic(path, lambda file: save_file(stats.tensors(), file))
-    return stats
+    return stats, verdict
 
 
 def _equalize(
@@ -367,7 +416,7 @@ def _most(target: Target) -> int:
 
 def _choose(
     graph: Graph, stats: Stats, target: Target, recipe: Recipe, bits: Bits | Mixed, request: Request, images: Images,
-    part: Path, progress: Progress,
+    part: Path, progress: Progress, lots: tuple[Lot | None, Lot | None] | None = None,
 ) -> Plan:  # fmt: skip
     """The plan, with what its stages before choose have found: samples of what ops read, and the widths of mixed precision."""
     options: dict[str, Any] = {"keep_float": request.keep_float, "everything": request.everything}
@@ -396,6 +445,13 @@ def _choose(
             plan = lapq(
                 graph, stats, target, recipe, labels=images.labels, journal=Journal(part / JOURNAL),
                 progress=lambda text: progress.advance(1, text), **options,
+            )  # fmt: skip
+    elif recipe.tune is not None:
+        assert lots is not None
+        with progress.stage("tune", -(-recipe.tune.steps // 10)):
+            plan = finetune(
+                graph, stats, target, recipe, *lots, seed=request.seed, progress=lambda text: progress.advance(1, text),
+                **options,
             )  # fmt: skip
     else:
         with progress.stage("choose", len(graph.sites)):

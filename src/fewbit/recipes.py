@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fewbit.choose.bits.channels import ChannelBits
 from fewbit.choose.bits.sensitivity import Measure, NuclearNorm, OutputKL
 from fewbit.choose.correct import LayerOutput, OutputBias, WeightMean
+from fewbit.choose.distill import SHORTER, Distill
 from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.gptq import Gptq
@@ -25,10 +26,10 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `then` is a search in a second pass over the whole model; `channels` gives each channel a width of its own where the target
-    can hold it. With `free_softmax` the step of probabilities is searched like any other where the target's own is mere custom.
-    With `gradients` the range of an activation weighs each element by the square of the model's gradient there.
-    `equalize` is the stage before choose, which moves ranges between tensors of the graph.
+    `tune` trains the weights behind them. `then` is a search in a second pass over the whole model; `channels` gives each
+    channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
+    other where the target's own is mere custom. With `gradients` the range of an activation weighs each element by the square
+    of the model's gradient there. `equalize` is the stage before choose, which moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -48,6 +49,7 @@ class Recipe:
     free_softmax: bool = False
     equalize: Equalize | None = None
     gradients: bool = False
+    tune: Distill | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
@@ -69,6 +71,11 @@ class Recipe:
     def needs_images(self) -> bool:
         """Whether choose runs parts of the model on calibration images."""
         return self.sequential or self.gradients or self.module is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ranges and rounding are all of it."""
+        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.channels)
 
     @property
     def needs_samples(self) -> bool:
@@ -157,6 +164,15 @@ RECIPES: Mapping[str, Recipe] = {
         MseRange(),
         about="LAPQ: ranges by the norm p that the model's loss likes best, then all steps together (slow; --time)",
         joint=JointSearch(),
+    ),
+    "fdda": Recipe(
+        MseRange(),
+        MseRange(),
+        about="FDDA: weights tuned on the images and on synthetic ones that share their batch-norm statistics (slow; --steps)",
+        tune=SHORTER,
+    ),
+    "fdda-paper": Recipe(
+        MseRange(), MseRange(), about="the same with the paper's number of steps: days on a processor", tune=Distill()
     ),
 }
 DEFAULT = "mse"

@@ -51,6 +51,8 @@ class Request:
     labels: bool = True
     time: str | None = None
     loss: str | None = None
+    steps: int | None = None
+    curve: bool = False
 
 
 def resume(part: Path, identity: Mapping[str, Any]) -> None:

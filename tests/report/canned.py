@@ -141,6 +141,17 @@ def _joint() -> list[dict[str, Any]]:
     return rows
 
 
+def _curve() -> list[dict[str, Any]]:
+    """Accuracy that rises with the number of images."""
+    return [
+        {
+            "images": 2**i, "range_change": 0.15 / 2**i if i else None, "float": 75.45, "quantized": 60 + 2.0 * i,
+            "agreement": 70 + 2.0 * i, "cosine": 0.9, "interval": [58 + 2.0 * i, 62 + 2.0 * i], "runtime": "onnxruntime",
+        }
+        for i in range(8)
+    ]  # fmt: skip
+
+
 def _norms() -> list[dict[str, Any]]:
     """Ten values of p, the parabola through them and the start at its vertex."""
     rows = [
@@ -246,6 +257,16 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
             "max_difference": 1,
             "worst_site": "blocks.0.attn.values:value",
         },
+        "calibration": {
+            "source": "128 images of a folder",
+            "images": 128,
+            "range_change": 0.09,
+            "shift": 0.04,
+            "spread": 0.12,
+            "classes": 87.5,
+            "idle": 0.0,
+            "warnings": ["Too few calibration images: the ranges of two halves differ by 9 %."],
+        },
         "integer_share": 0.9873,
         "refusals": _refusals(),
         "seconds": timing,
@@ -321,6 +342,8 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "units": _units(),
         "runs": _runs(),
         "joint": _joint(),
+        "curve": _curve(),
+        "synthetic": [{"name": f"array[{i}]", "label": i, "thumbnail": thumbnail(90 * i)} for i in range(4)],
         "norms": _norms(),
     }
     return report, tables

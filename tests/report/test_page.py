@@ -109,7 +109,7 @@ def test_an_image_that_would_have_to_be_loaded_is_left_out() -> None:
 def test_tags_balance_and_there_is_one_plotly_and_a_json_for_every_figure(whole: Reader) -> None:
     _, tables = canned()
     heads = sum(len(row["float"]) for row in tables["attention"])
-    singles = 13  # error, bits, units, flips, ranking, latency, size, codes, frontier, joint, norms, runs, seconds
+    singles = 14  # error, bits, units, flips, ranking, latency, size, codes, frontier, joint, norms, curve, runs, seconds
     assert len(whole.figures) == singles + len(tables["histograms"]) + heads
     assert whole.tags["script"] == len(whole.figures) + 2
     assert whole.tags["figure"] == whole.tags["figcaption"] + heads
@@ -247,6 +247,7 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
     report, tables = canned()
     report.update(model=evil, target=evil, recipe=evil, bits=evil, exemptions=[evil])
     report["verify"]["worst_site"] = report["accuracy"]["runtime"] = evil
+    report["calibration"].update(source=evil, warnings=[evil])
     report["latency"] = {evil: report["latency"]["onnxruntime"]}
     for rows in (report["refusals"], tables["sites"], tables["histograms"], tables["attention"], tables["flips"]):
         for key in {"site", "role", "op", "asked", "given", "why", "grid", "method", "image", "block"} & rows[0].keys():
@@ -255,7 +256,7 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
     for key, name in [
         ("latency", "runtime"), ("size", "what"), ("outputs", "runtime"), ("frontier", "label"), ("frontier", "kind"),
         ("units", "unit"), ("units", "kind"), ("ranking", "op"), ("loads", "runtime"), ("runs", "label"), ("runs", "kind"),
-        ("joint", "what"), ("norms", "kind"),
+        ("joint", "what"), ("norms", "kind"), ("curve", "runtime"), ("synthetic", "label"),
     ]:  # fmt: skip
         tables[key][0][name] = evil
     tables["runs"][-1]["label"] = evil
@@ -294,7 +295,14 @@ MISSING = {
     "run": "The command and versions were not recorded",
     "frontier": "No widths were searched",
 }
-WORDLESS = {"units", "runs", "joint", "norms"}  # only some runs have them, and nobody misses them elsewhere
+WORDLESS = {
+    "units",
+    "runs",
+    "joint",
+    "norms",
+    "curve",
+    "synthetic",
+}  # only some runs have them, and nobody misses them elsewhere
 
 
 def test_every_table_has_its_sentence(whole: Reader) -> None:
@@ -435,6 +443,42 @@ def test_a_joint_search_shows_every_evaluation_the_best_so_far_and_where_it_star
     assert "The search starts at p = 3.2. The parabola's R² is 0.980." in whole.text
 
 
+def test_the_curve_has_a_point_for_each_number_of_images_with_its_interval_and_the_float_model() -> None:
+    rows = canned()[1]["curve"]
+    figure = figures.curve(rows)
+    assert points(figure.data[0]) == [(row["images"], row["quantized"]) for row in rows]
+    tops = [y + up for y, up in zip(figure.data[0].y, figure.data[0].error_y.array, strict=True)]
+    bottoms = [y - down for y, down in zip(figure.data[0].y, figure.data[0].error_y.arrayminus, strict=True)]
+    assert list(zip(bottoms, tops, strict=True)) == [tuple(row["interval"]) for row in rows]
+    assert figure.layout.shapes[0].y0 == rows[0]["float"]
+    bare = figures.curve([{**row, "float": None, "quantized": None} for row in rows])
+    assert points(bare.data[0]) == [(row["images"], row["agreement"]) for row in rows]
+    assert not bare.layout.shapes
+
+
+def test_what_speaks_against_the_calibration_images_stands_beside_the_accuracy(whole: Reader) -> None:
+    report, tables = brief()
+    warning = report["calibration"]["warnings"][0]
+    assert whole.text.index(warning) < whole.text.index("Pictures")
+    assert "128 images of a folder" in whole.text
+    report["calibration"]["warnings"] = []
+    text = read(report, tables).text
+    assert warning not in text
+    assert "Nothing speaks against them." in text
+
+
+def test_synthetic_images_stand_in_a_row_with_the_classes_that_they_were_made_for() -> None:
+    report, tables = brief()
+    tables["run"]["classes"] = ["ant", "bee", "cat", "dog"]
+    shown = read(report, tables)
+    assert "What did the model make up?" in shown.text
+    assert "ant bee cat dog" in shown.text
+    tables["synthetic"] = []
+    bare = read(report, tables)
+    assert "What did the model make up?" not in bare.text
+    assert bare.tags["img"] == shown.tags["img"] - 4
+
+
 def test_a_frontier_that_was_scored_shows_accuracy_and_no_loss() -> None:
     rows = [{"kind": "one width", "label": str(b), "bytes": b * 10**6, "accuracy": 70.0 + b, "loss": 1.0} for b in (4, 8)]
     figure = figures.frontier(rows)
@@ -528,6 +572,7 @@ def test_every_figure_asks_in_its_title_and_names_both_axes_or_labels_its_bars()
         (figures.runs, "runs"),
         (figures.joint, "joint"),
         (figures.norms, "norms"),
+        (figures.curve, "curve"),
     ]:
         layout = draw(tables[key]).layout
         assert "?" in layout.title.text

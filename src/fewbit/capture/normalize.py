@@ -41,18 +41,23 @@ TRUTH: set[Callable[..., Any]] = {aten.expand.default, aten.bitwise_and.Tensor, 
 
 def normalize(module: GraphModule) -> GraphModule:
     """All rewrites, in place, in the order that lets one see what the one before has uncovered."""
-    drop_writes(module)
-    drop_identities(module)
-    fold_constants(module)
-    drop_round_trips(module)
-    one_form(module)
-    open_attention(module)
+    opened(module)
     fold_batch_norm(module)
     fold_channel_scale(module)
     patches_to_linear(module)
     split_joint_linear(module)
     drop_round_trips(module)
     return finish(module)
+
+
+def opened(module: GraphModule) -> None:
+    """The rewrites that open what is written as one call, in place; batch norms still stand, with their statistics."""
+    drop_writes(module)
+    drop_identities(module)
+    fold_constants(module)
+    drop_round_trips(module)
+    one_form(module)
+    open_attention(module)
 
 
 def open_attention(module: GraphModule) -> None:

@@ -3,6 +3,7 @@
 from fewbit.choose.bits import Bits, Mixed, parse_bits
 from fewbit.choose.bits.mixed import Allocation, allocate
 from fewbit.choose.choose import choose
+from fewbit.choose.finetune import Lot, finetune
 from fewbit.choose.lapq import lapq
 
-__all__ = ["Allocation", "Bits", "Mixed", "allocate", "choose", "lapq", "parse_bits"]
+__all__ = ["Allocation", "Bits", "Lot", "Mixed", "allocate", "choose", "finetune", "lapq", "parse_bits"]

@@ -66,6 +66,8 @@ def choose(graph: Graph, stats: Stats, target: Target, recipe: Recipe, **options
     if recipe.joint is not None:
         name = options.get("name") or recipe
         raise ValueError(f"recipe {name!r} searches all steps together: lapq(graph, stats, target, recipe, images)")
+    if recipe.tune is not None:
+        raise ValueError(f"recipe {options.get('name') or recipe!r} trains weights: finetune(graph, ..., recipe, real, made)")
     return choosing(graph, stats, target, recipe, **options).plan()
 
 
@@ -147,7 +149,8 @@ class Choosing:
     """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found.
 
     `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head. `found`
-    are the objectives of each search before and after; `fixed` are weights whose step an earlier pass has found.
+    are the objectives of each search before and after; `fixed` are weights whose step an earlier pass has found; `tuned` are
+    biases (c_out,) by op that training has found.
     """
 
     graph: Graph
@@ -171,6 +174,7 @@ class Choosing:
     weighted: Mapping[str, Samples] = field(default_factory=dict)
     layers: Layers | None = None
     solved: dict[str, Solved] = field(default_factory=dict)
+    tuned: dict[str, Tensor] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """The plan, with the biases that follow from the steps."""
@@ -406,6 +410,7 @@ class Choosing:
         corrected = self.solved[op.name].bias if op.name in self.solved else None
         if isinstance(self.recipe.correction, OutputBias | WeightMean) and isinstance(sample, OpSample):
             corrected = self._corrected(op, sample)
+        corrected = self.tuned.get(op.name, corrected)
         if read.scale.ndim:  # a step for each input channel: no step of a bias is theirs
             return corrected
         steps = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])

@@ -79,9 +79,13 @@ class Room:
         return (q.flatten(1).double().abs().sum(1) * self.largest + (self.bias / scale).ceil()) / self.most
 
 
-def recoded(graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: Slot) -> Choice:
-    """The choice of a weight whose step has changed, with its codes."""
-    return coded(choice, finite(graph, site), recipe, room_of(graph, site, choices, slot))
+def recoded(
+    graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: Slot,
+    tuned: tuple[Tensor, Tensor | None] | None = None,
+) -> Choice:  # fmt: skip
+    """The choice of a weight whose step has changed, with its codes; of a weight and bias that were `tuned`, with theirs."""
+    w, bias = (finite(graph, site), None) if tuned is None else tuned
+    return coded(choice, w, recipe, room_of(graph, site, choices, slot, bias))
 
 
 def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:

@@ -410,6 +410,26 @@ def frontier(rows: Rows) -> go.Figure:
     return styled(figure, "What does a byte buy?", height=380, above=28, x=x, y=y, showlegend=True)
 
 
+def curve(rows: Rows) -> go.Figure:
+    """Top-1 (agreement without labels) against calibration images, with intervals; dotted is the float model."""
+    figure = go.Figure()
+    labelled = bool(rows) and rows[0].get("quantized") is not None
+    if rows:
+        y = [row["quantized" if labelled else "agreement"] for row in rows]
+        above = [row["interval"][1] - value for row, value in zip(rows, y, strict=True)]
+        below = [value - row["interval"][0] for row, value in zip(rows, y, strict=True)]
+        bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": FLOAT, "thickness": 1}
+        x = [row["images"] for row in rows]
+        line = {"color": INTEGER, "width": 2}
+        figure.add_scatter(x=x, y=y, mode="lines+markers", error_y=bars, line=line, showlegend=False)
+        figure.update_xaxes(type="log", tickvals=x, ticktext=[str(n) for n in x])
+        if labelled and rows[0].get("float") is not None:
+            figure.add_hline(y=rows[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
+    figure.update_traces(hovertemplate="%{x} images: %{y:.2f} %<extra></extra>")
+    shown = "top-1, %" if labelled else "agreement with the float model, %"
+    return styled(figure, "How many calibration images are enough?", height=340, x="calibration images", y=shown)
+
+
 def joint(rows: Rows) -> go.Figure:
     """The loss of every evaluation of a joint search, a point each, and the best so far, a line in steps."""
     figure = go.Figure()

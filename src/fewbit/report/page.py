@@ -148,7 +148,8 @@ def good(report: Json) -> str:
         big = f"{percent(accuracy['agreement'])} <small>agreement with the float model</small>"
         lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.5f}."]
     calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
-    return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.")
+    warned = [f"<b>{escape(str(warning))}</b>" for warning in (report.get("calibration") or {}).get("warnings", ())]
+    return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.", *warned)
 
 
 def small_and_fast(report: Json) -> str:
@@ -286,6 +287,58 @@ def joint(rows: Rows, norms: Rows, caption: str) -> str:
             said += f" The time was up after {number(first['seconds'])}{UNIT}s; more may bring more (--time)."
         parts.append(plot(figures.joint(rows), said))
     return "".join(parts)
+
+
+def synthetic(rows: Rows, classes: Sequence[str]) -> str:
+    """Images that were made from the model, in a row; nothing where there were none."""
+    if not rows:
+        return ""
+    cells = []
+    for row in rows:
+        label = row.get("label")
+        named = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else label
+        cells.append(f'<div class="image">{thumbnail(row.get("thumbnail"))}<div>{escape(str(named))}</div></div>')
+    note = "Calibrated on images that were made from the model alone; the class is the one that the model was to see in each."
+    return f'<h3>What did the model make up?</h3><div class="images">{"".join(cells)}</div><p class="note">{note}</p>'
+
+
+def calibration(report: Json, caption: str) -> str:
+    """What the statistics say of the calibration images; nothing where they were not looked at."""
+    found = report.get("calibration")
+    if not found:
+        return ""
+    change, shift, spread, classes = (found.get(key) for key in ("range_change", "shift", "spread", "classes"))
+    rows = [
+        ["images", escape(str(found.get("source", ""))), number(found.get("images"))],
+        ["ranges of two halves", "differ by, median over sites", share(change)],
+        ["what batch norms read, mean", "standard deviations from training's, median over layers", number(shift, 3)],
+        ["the same, variance", "mean |log ratio| to training's, median over layers", number(spread, 3)],
+        ["classes", "over which the float model spreads its answers", number(classes, 3)],
+        ["one colour or a repetition", "share of the images", share(found.get("idle"))],
+    ]
+    head = "<h3>Are the calibration images enough?</h3>"
+    warned = paragraphs(*([escape(str(w)) for w in found.get("warnings", ())] or ["Nothing speaks against them."]))
+    return f'{head}{warned}{table(["what", "how", "found"], rows, numeric=[2])}<p class="note">{caption}</p>'
+
+
+def curve(rows: Rows, caption: str) -> str:
+    """Accuracy against calibration images, as a figure and a table; nothing where the run was not asked for it."""
+    if not rows:
+        return ""
+    labelled = rows[0].get("quantized") is not None
+    cells = [
+        [
+            f"{row['images']:,}",
+            percent(row["quantized"] if labelled else row["agreement"]),
+            " to ".join(map(percent, row["interval"])),
+            percent(row["agreement"]),
+            share(row.get("range_change")),
+        ]
+        for row in rows
+    ]
+    head = ["images", "top-1" if labelled else "agreement", "95 % interval", "agreement", "ranges of halves differ by"]
+    said = f"{caption} Each set of images is inside of the next; scored in {escape(str(rows[0]['runtime']))}."
+    return plot(figures.curve(rows), said) + table(head, cells, numeric=range(5))
 
 
 def runs(rows: Rows) -> str:
@@ -451,6 +504,9 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
             runtimes(tables),
             frontier(tables.get("frontier") or (), caption),
             joint(tables.get("joint") or (), tables.get("norms") or (), caption),
+            calibration(report, caption),
+            curve(tables.get("curve") or (), caption),
+            synthetic(tables.get("synthetic") or (), (tables.get("run") or {}).get("classes") or ()),
             runs(tables.get("runs") or ()),
             picture(stages, figures.seconds, caption, "No stage was timed."),
         ]

@@ -82,7 +82,7 @@ class Model:
         keep_float: Sequence[str] = (), everything: bool = False,
     ) -> None:  # fmt: skip
         if recipe != Recipe(recipe.activations, recipe.weights, recipe.rounding, recipe.about, sensitivity=recipe.sensitivity):
-            plain = ", ".join(n for n, r in RECIPES.items() if not (r.needs_samples or r.needs_images or r.joint or r.channels))
+            plain = ", ".join(n for n, r in RECIPES.items() if r.is_plain)
             raise FewbitError(
                 f"--recipe {name} looks at more than one tensor, so its steps change with every width that a search tries; "
                 f"search with one of {plain}, then give the point that you like to fewbit quantize --recipe {name}."

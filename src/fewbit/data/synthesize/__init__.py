@@ -1,0 +1,9 @@
+"""Images from the model itself, where there are no others or too few.
+
+teacher    the float model as it was exported: its answers, what its batch norms read, what its attention gives
+losses     what images are held to
+generator  FDDA's class-conditional generator
+fdda       images from batch-norm statistics, with a centre for each class where there are calibration images
+patches    images from the variety of patches in attention, for models without batch norm
+source     both as a source of images like any other
+"""

@@ -1,0 +1,127 @@
+"""Synthetic images as a source like any other: `--images synthetic`, or `synthetic:DIR` with a few real ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewbit.data.images import Images, open_images
+from fewbit.data.preprocess import Preprocess
+from fewbit.data.synthesize.fdda import Centres, Fdda, centres_of, refuse_without_norms
+from fewbit.data.synthesize.patches import PatchDiversity
+from fewbit.data.synthesize.teacher import Teacher
+from fewbit.errors import BadModel, FewbitError
+from fewbit.files import write_atomic
+
+WORD = "synthetic"
+GENERATOR = "generator.pt"  # the state of a generator while it is trained
+Method = Fdda | PatchDiversity
+
+
+def asked_for(source: object) -> tuple[bool, str | None]:
+    """Whether images are to be synthetic, and the folder or file of real ones that they are made beside (None: none)."""
+    text = source if isinstance(source, str) else ""
+    if text == WORD:
+        return True, None
+    if text.startswith(f"{WORD}:"):
+        return True, text.removeprefix(f"{WORD}:") or None
+    return False, None
+
+
+def method_for(teacher: Teacher, *, real: bool, steps: int | None = None) -> Method:
+    """What a model can be asked for images with: attention, or batch norms; with real images batch norms always.
+
+    `steps` are iterations of an image, or of a generator (in epochs of at most 100). Raises BadModel where neither is there.
+    """
+    if teacher.has_attention and not real:
+        return PatchDiversity() if steps is None else PatchDiversity().shorter(-(-steps // PatchDiversity.rounds))
+    if real:
+        refuse_without_norms(teacher)
+    if not len(teacher.running):
+        raise BadModel(
+            "the model has neither batch norm nor attention, so no images can be made from it; give real ones: --images DIR."
+        )
+    return SHORT if steps is None else in_steps(SHORT, steps)
+
+
+SHORT = Fdda().shorter(40, 100)  # a twentieth of the paper's steps
+
+
+def in_steps(method: Fdda, steps: int) -> Fdda:
+    """About so many iterations in all, in at most as many epochs as there were."""
+    if steps < 1:
+        raise FewbitError(f"--steps {steps}: at least 1 is needed.")
+    epochs = min(method.epochs, max(1, steps // 5))
+    return method.shorter(epochs, -(-steps // epochs))
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """A request for images: how, how many, of how many classes, and the few real ones that give classes their centres."""
+
+    method: Method
+    count: int
+    classes: int
+    preprocess: Preprocess
+    seed: int = 0
+    real: Images | None = None
+
+    @property
+    def source(self) -> str:
+        beside = "" if self.real is None else f" beside {len(self.real)} of {self.real.source}"
+        return f"{self.count} synthetic images by {type(self.method).__name__} (seed {self.seed}){beside}"
+
+    def key(self, model: str) -> str:
+        """SHA-256 over everything that decides the images; `model` is the program's fingerprint."""
+        real, labels = "", ""
+        if self.real is not None:
+            real = self.real.fingerprint()
+            labels = "" if self.real.labels is None else str(self.real.labels.tolist())
+        said = (repr(self.method), self.count, self.classes, self.preprocess, self.seed, model, real, labels)
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    @property
+    def total(self) -> int:
+        """How often `progress` is called."""
+        if isinstance(self.method, Fdda):
+            return self.method.epochs
+        return -(-self.count // self.method.batch) * self.method.rounds * self.method.iterations
+
+    def __call__(
+        self,
+        teacher: Teacher,
+        file: Path,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Images:
+        """The images, from `file` if they are there, else made and kept in it. While they are made the state of a generator
+        lies beside it.
+        """
+        if not file.exists():
+            images, labels = self._made(teacher, file.with_name(GENERATOR), progress)
+            write_atomic(file, lambda part: save_file({"images": images.contiguous(), "labels": labels}, part))
+            file.with_name(GENERATOR).unlink(missing_ok=True)
+        found = load_file(file)
+        opened = open_images((found["images"], found["labels"]), self.preprocess, classes=self.classes)
+        return replace(opened, source=self.source)
+
+    def centres(self, teacher: Teacher) -> Centres | None:
+        """The centres of classes, from the real images if there are any."""
+        if self.real is None:
+            return None
+        return centres_of(teacher, self.real.batches(1), self.real.labels, self.classes)
+
+    def _made(self, teacher: Teacher, state: Path, progress: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+        size = self.preprocess.size
+        if isinstance(self.method, Fdda):
+            centres = self.centres(teacher)
+            return self.method(teacher, size, self.classes, self.count, centres, seed=self.seed, kept=state, progress=progress)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
+        return self.method(
+            teacher, size, self.classes, self.count, -mean / std, (1 - mean) / std, seed=self.seed, progress=progress
+        )

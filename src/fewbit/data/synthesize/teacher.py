@@ -1,0 +1,115 @@
+"""The float model as it was exported, watched: what its batch norms read, and what its attention gives.
+
+Capture folds batch norm into convolutions. Its statistics still stand in the exported program, whichever way the model was
+named, so they are read there and a .pt2 file serves as well as a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from fewbit.capture.export import graph_module
+from fewbit.capture.forms import BATCH_NORM, MATMUL, SOFTMAX
+from fewbit.capture.normalize import SDPA, opened
+from fewbit.capture.rewrite import MOVES, back_through, calls, constant, is_call, is_constant
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and biased variance of what each batch norm reads, in graph order: (channels,) each, or (classes, channels)."""
+
+    means: tuple[Tensor, ...]
+    variances: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def of(self, label: int) -> Moments:
+        """Those of one class, from (classes, channels)."""
+        return Moments(tuple(m[label] for m in self.means), tuple(v[label] for v in self.variances))
+
+    def from_layer(self, first: int) -> Moments:
+        """Those of the batch norms from index `first` on."""
+        return Moments(self.means[first:], self.variances[first:])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model has done with a batch: its answers (b, classes), what its batch norms have read, and the outputs
+    (..., heads, tokens, width) of its attention, probabilities times values.
+    """
+
+    logits: Tensor
+    moments: Moments
+    attention: tuple[Tensor, ...]
+
+
+class Teacher:
+    """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._module = graph_module(program)
+        opened(self._module)
+        self._module.graph.eliminate_dead_code()
+        self._norms = [node for node in calls(self._module.graph, BATCH_NORM) if _is_fixed(node)]
+        self._mixes = [n for n in calls(self._module.graph, MATMUL, SDPA) if is_call(n, SDPA) or _reads_softmax(n)]
+        tensors = [[constant(self._module, cast(Node, node.args[i])) for node in self._norms] for i in (3, 4)]
+        self.running = Moments(tuple(tensors[0]), tuple(tensors[1]))
+
+    @property
+    def has_attention(self) -> bool:
+        return bool(self._mixes)
+
+    def __call__(self, images: Tensor) -> Seen:
+        """Run normalized images (b, c, h, w)."""
+        runner = _Runner(self._module, [*self._mixes], [cast(Node, node.args[0]) for node in self._norms])
+        logits = cast(Tensor, runner.run(images))
+        pairs = [runner.moments[cast(Node, node.args[0]).name] for node in self._norms]
+        moments = Moments(tuple(mean for mean, _ in pairs), tuple(variance for _, variance in pairs))
+        return Seen(logits.flatten(1), moments, tuple(runner.kept[node.name] for node in self._mixes))
+
+
+class _Runner(Interpreter):
+    """Runs the graph with frozen constants and keeps some values, and of some only mean and variance."""
+
+    def __init__(self, module: torch.fx.GraphModule, kept: Sequence[Node], measured: Sequence[Node]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._wanted, self._measured = {n.name for n in kept}, {n.name for n in measured}
+        self.kept: dict[str, Tensor] = {}
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            self.kept[n.name] = value
+        if n.name in self._measured:
+            self.moments[n.name] = moments_of(value)
+        return value
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        value = super().get_attr(target, args, dict(kwargs))
+        return value.detach() if isinstance(value, Tensor) else value
+
+
+def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (channels,) of (b, channels, ...), over everything but the channels."""
+    others = [d for d in range(x.ndim) if d != 1]
+    return x.mean(others), x.var(others, unbiased=False)
+
+
+def _is_fixed(norm: Node) -> bool:
+    """The batch norm uses running statistics that are constants."""
+    return not norm.args[5] and is_constant(norm.args[3]) and is_constant(norm.args[4])
+
+
+def _reads_softmax(product: Node) -> bool:
+    """The left operand is a softmax, or views and moves of one."""
+    left = product.args[0]
+    return isinstance(left, Node) and is_call(list(back_through(left, MOVES))[-1], *SOFTMAX)

@@ -1,0 +1,179 @@
+"""Fine-tuning: the student is the simulation, its gradient a clamp's, its plan one like any other, verified in codes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Captured
+from fewbit.choose import Bits, Lot, choose, finetune
+from fewbit.choose.distill import Distill, Straight, cropped
+from fewbit.choose.finetune import Student
+from fewbit.errors import BadImages, BadValues
+from fewbit.grid import Affine, Grid, fake
+from fewbit.realize import load_plan, realize, save_plan
+from fewbit.recipes import RECIPES, Recipe
+from fewbit.simulate import simulate
+from fewbit.target import load_target
+from fewbit.types import Plan
+from fewbit.verify import compare
+
+W4 = Bits(4, 4)
+QUICK = Distill(epochs=1, iterations=30, batch=8, rate=1e-3, alpha=1.0, temperature=1.0, ce=0.0, decay=0.0, real_crop=(1, 1))
+
+
+def recipe(tune: Distill = QUICK) -> Recipe:
+    return replace(RECIPES["mse"], tune=tune)
+
+
+def tuned(net: Captured, tune: Distill = QUICK, target: str = "ort-x86-vnni", **options: object) -> Plan:
+    lots = {"real": Lot(net.images), "made": None, **options}
+    return finetune(net.graph, net.stats, load_target(target), recipe(tune), lots["real"], lots["made"], bits=W4)
+
+
+def plain(net: Captured, target: str = "ort-x86-vnni") -> Plan:
+    return choose(net.graph, net.stats, load_target(target), RECIPES["mse"], bits=W4)
+
+
+def kl(net: Captured, plan: Plan) -> float:
+    modules = net.graph.module, simulate(net.graph, plan)
+    exact, found = (m(net.images).log_softmax(1).detach() for m in modules)
+    return float(torch.nn.functional.kl_div(found, exact, reduction="batchmean", log_target=True))
+
+
+def test_rounding_is_that_of_the_grid_and_its_gradient_that_of_a_clamp() -> None:
+    x = torch.tensor([-3.0, -1.0, -0.26, 0.24, 0.9, 1.7, 1.76, 5.0], requires_grad=True)
+    affine, grid = Affine(torch.tensor(0.5), torch.tensor(1, dtype=torch.int32)), Grid(3)
+    found = Straight.apply(x, affine, grid)
+    assert torch.equal(found, fake(x.detach(), affine, grid))
+    found.sum().backward()
+    low, high = (grid.low - 1 - 0.5) * 0.5, (grid.high - 1 + 0.5) * 0.5
+    inside = (x.detach() >= low) & (x.detach() <= high)
+    assert torch.equal(x.grad, inside.float())
+    assert 0 < int(inside.sum()) < len(x)
+
+
+def test_channels_of_a_weight_are_clipped_each_at_its_own_end() -> None:
+    x = torch.tensor([[1.0, 3.0], [1.0, 3.0]], requires_grad=True)
+    affine = Affine(torch.tensor([0.5, 1.5]), torch.zeros(2, dtype=torch.int32))
+    Straight.apply(x, affine, Grid(3, axis=0)).sum().backward()
+    assert x.grad.tolist() == [[1, 0], [1, 1]]  # the ends are at 1.75 and 5.25
+
+
+@pytest.mark.parametrize("name", ["conv_net", "vit", "mixed_net"])
+def test_the_student_before_training_is_the_simulation(name: str, request: pytest.FixtureRequest) -> None:
+    net = request.getfixturevalue(name)
+    plan = net.plan("ort-x86-vnni", "mse", bits=W4)
+    with torch.no_grad():
+        torch.testing.assert_close(Student(net.graph, plan)(net.images), simulate(net.graph, plan)(net.images))
+
+
+def test_no_steps_leave_the_plan_as_it_was(conv_net: Captured) -> None:
+    found, start = tuned(conv_net, replace(QUICK, iterations=0)), plain(conv_net)
+    for site, choice in start.choices.items():
+        assert found.choices[site].affine == choice.affine
+        if choice.codes is not None:
+            assert torch.equal(found.choices[site].codes, choice.codes)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("conv_net", 0.3), ("vit", 0.1)])  # answers of untrained nets hardly differ
+def test_training_lowers_the_loss_and_leaves_the_float_model_and_the_steps_alone(
+    name: str, rate: float, request: pytest.FixtureRequest
+) -> None:
+    net = request.getfixturevalue(name)
+    before = {key: value.clone() for key, value in net.graph.module.state_dict().items()}
+    start, found = plain(net), tuned(net, replace(QUICK, iterations=60, rate=rate))
+    assert kl(net, found) < 0.9 * kl(net, start)
+    assert all(torch.equal(value, before[key]) for key, value in net.graph.module.state_dict().items())
+    weights = [site for site, choice in start.choices.items() if choice.role == "weight"]
+    assert any(not torch.equal(found.choices[site].codes, start.choices[site].codes) for site in weights)
+    assert all(found.choices[site].grid == choice.grid for site, choice in start.choices.items())
+    assert found.extra["tuned"]["last"] < found.extra["tuned"]["first"]
+
+
+def test_the_same_seed_gives_the_same_plan(conv_net: Captured) -> None:
+    plans = [tuned(conv_net, replace(QUICK, iterations=3, real_crop=(0.5, 1))) for _ in range(2)]
+    for site, choice in plans[0].choices.items():
+        if choice.codes is not None:
+            assert torch.equal(choice.codes, plans[1].choices[site].codes)
+    assert all(torch.equal(bias, plans[1].biases[name]) for name, bias in plans[0].biases.items())
+
+
+@pytest.mark.parametrize("target", ["ort-x86-avx2", "ort-x86-vnni", "openvino-x86", "npu-int16"])
+def test_a_tuned_plan_stays_on_its_grids_and_survives_its_files(conv_net: Captured, target: str, tmp_path: Path) -> None:
+    plan = tuned(conv_net, replace(QUICK, iterations=5), target)
+    for site, choice in plan.choices.items():
+        if choice.codes is not None:
+            assert int(choice.codes.int().min()) >= choice.grid.low, site
+            assert int(choice.codes.int().max()) <= choice.grid.high, site
+    save_plan(conv_net.graph, plan, tmp_path)
+    again = simulate(conv_net.graph, load_plan(conv_net.graph, tmp_path))
+    assert torch.equal(again(conv_net.images), simulate(conv_net.graph, plan)(conv_net.images))
+
+
+def test_a_tuned_plan_has_the_runtimes_codes(conv_net: Captured, ort_target: str, tmp_path: Path) -> None:
+    plan = tuned(conv_net, replace(QUICK, iterations=5), ort_target)
+    realize(conv_net.graph, plan, tmp_path / "model.onnx", **load_target(ort_target).form)
+    checks = compare(conv_net.graph, plan, tmp_path / "model.onnx", conv_net.images.split(8), optimised=True)
+    assert not checks.wrong
+
+
+def test_real_and_synthetic_images_are_both_drawn_and_counted(conv_net: Captured) -> None:
+    spoilt = Lot(torch.full((3, *conv_net.images.shape[1:]), float("nan")))
+    for lots in ({"made": spoilt}, {"real": spoilt, "made": Lot(conv_net.images)}):  # one of them is in every batch
+        with pytest.raises(BadValues, match="diverged: its loss is nan at step 1 of 2"):
+            tuned(conv_net, replace(QUICK, iterations=2), **lots)
+    record = tuned(conv_net, replace(QUICK, iterations=1), made=Lot(conv_net.images[:3])).extra["tuned"]
+    assert (record["real"], record["synthetic"]) == (16, 3)
+    assert tuned(conv_net, replace(QUICK, iterations=1), real=None, made=Lot(conv_net.images)).extra["tuned"]["real"] == 0
+
+
+def test_labels_are_needed_where_they_are_asked_for_and_images_always(conv_net: Captured) -> None:
+    with pytest.raises(BadImages, match="--loss labels needs"):
+        tuned(conv_net, replace(QUICK, loss="labels"))
+    with pytest.raises(BadImages, match="no images to fine-tune on"):
+        tuned(conv_net, real=None)
+    labels = conv_net.graph.module(conv_net.images).argmax(1)
+    by_answer, by_label = (
+        tuned(conv_net, replace(QUICK, iterations=2, ce=1.0, loss=loss), real=Lot(conv_net.images, labels))
+        for loss in ("kl", "labels")
+    )
+    for site, choice in by_answer.choices.items():  # these labels are the model's answers
+        if choice.codes is not None:
+            assert torch.equal(choice.codes, by_label.choices[site].codes)
+
+
+def test_the_loss_by_hand() -> None:
+    taught, learnt = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    p = math.exp(1.0) / (math.exp(1.0) + 1)  # T = 2
+    divergence = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    found = Distill(alpha=3.0, temperature=2.0, ce=0.5)(taught, learnt, torch.tensor([1]))
+    assert float(found) == pytest.approx(3 * 4 * divergence + 0.5 * math.log(2), rel=1e-5)
+
+
+def test_a_crop_of_everything_is_the_image_or_its_mirror_and_a_smaller_one_shows_a_part() -> None:
+    ramp = torch.arange(16.0).expand(64, 1, 16, 16).contiguous()
+    random = torch.Generator().manual_seed(0)
+    whole = cropped(ramp, (1.0, 1.0), random)
+    spans = whole.amax((1, 2, 3)) - whole.amin((1, 2, 3))
+    assert float(spans.min()) >= 15 * math.sqrt(3 / 4) - 1
+    directions = (whole[:, 0, 0, -1] > whole[:, 0, 0, 0]).float().mean()
+    assert 0.2 < float(directions) < 0.8
+    part = cropped(ramp, (0.25, 0.25), random)
+    assert float((part.amax((1, 2, 3)) - part.amin((1, 2, 3))).max()) < 15 * math.sqrt(0.25 * 4 / 3) + 1
+
+
+def test_the_rate_falls_from_its_start_to_nothing() -> None:
+    settings = Distill(epochs=2, iterations=50, rate=2.0)
+    assert settings.rate_at(0) == 2.0
+    assert settings.rate_at(50) == pytest.approx(1.0)
+    assert settings.rate_at(100) == pytest.approx(0.0)
+
+
+def test_choose_says_what_a_recipe_that_trains_needs(conv_net: Captured) -> None:
+    with pytest.raises(ValueError, match="trains weights"):
+        choose(conv_net.graph, conv_net.stats, load_target("ort-x86-vnni"), RECIPES["fdda"], name="fdda")

@@ -1,0 +1,103 @@
+"""Whether calibration images are enough: silent for 64 of the demo's own, loud for what is too little or something else."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewbit.capture import capture, load_model
+from fewbit.data.images import open_images
+from fewbit.data.synthesize.teacher import Teacher
+from fewbit.demo import model as demo
+from fewbit.observe import Stats, observe
+from fewbit.observe.enough import Enough, Look, look, range_change
+from fewbit.observe.stats import Histogram
+from fewbit.pipeline import preprocess_of
+from fewbit.types import Graph
+
+GOOD = Look(64, 0.05, 0.1, 8.0, 0.0)
+
+
+@pytest.fixture(scope="module", params=["demo", "demo:resnet20"])
+def model(request: pytest.FixtureRequest) -> tuple[Graph, Teacher, Tensor]:
+    """A demo, and 64 of its calibration images."""
+    loaded = load_model(request.param)
+    images = open_images(demo.CALIBRATION, preprocess_of(loaded, {}), limit=64)
+    return capture(loaded), Teacher(loaded.program), torch.cat(list(images.batches(64)))
+
+
+def warnings(model: tuple[Graph, Teacher, Tensor], images: Tensor) -> list[str]:
+    graph, teacher, _ = model
+    halves = [observe(graph, [images[i::2]]) for i in (0, 1)]
+    return Enough()(look(teacher, images.split(16)), range_change(*halves))["warnings"]
+
+
+def test_64_of_the_demos_own_images_are_enough(model: tuple[Graph, Teacher, Tensor]) -> None:
+    assert warnings(model, model[2]) == []
+
+
+def test_two_constant_images_are_not(model: tuple[Graph, Teacher, Tensor]) -> None:
+    found = warnings(model, torch.zeros(2, 3, 32, 32))
+    assert any("unlike what the model was trained on" in w for w in found)
+    assert any("one colour or repeat" in w for w in found)
+
+
+def test_noise_and_forgotten_normalization_are_not_however_many(model: tuple[Graph, Teacher, Tensor]) -> None:
+    noise = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for strange in (noise, model[2] * 0.25 + 0.47):
+        found = warnings(model, strange)
+        assert any("unlike what the model was trained on" in w for w in found)
+        assert not any("Too few" in w for w in found)
+
+
+def test_two_of_the_demos_own_are_too_few(model: tuple[Graph, Teacher, Tensor]) -> None:
+    assert any("Too few" in w for w in warnings(model, model[2][:2]))
+
+
+def test_the_same_image_again_says_nothing_new(model: tuple[Graph, Teacher, Tensor]) -> None:
+    assert look(model[1], [model[2][:4], model[2][:4]]).idle == 0.5
+    assert look(model[1], [model[2][:4]]).idle == 0
+
+
+def test_distances_from_running_statistics_do_not_depend_on_batches(model: tuple[Graph, Teacher, Tensor]) -> None:
+    whole, parts = (look(model[1], model[2].split(size)) for size in (64, 24))
+    assert whole.shift == pytest.approx(parts.shift, rel=1e-3)
+    assert whole.spread == pytest.approx(parts.spread, rel=1e-3)
+    assert whole.classes == parts.classes
+
+
+def test_classes_are_e_to_the_entropy_of_the_answers(model: tuple[Graph, Teacher, Tensor]) -> None:
+    answers = model[1](model[2]).logits.argmax(1).tolist()
+    shares = [answers.count(a) / 64 for a in set(answers)]
+    assert look(model[1], [model[2]]).classes == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
+
+
+def test_the_change_of_ranges_by_hand() -> None:
+    def stats(*spans: float) -> Stats:
+        return Stats({str(i): Histogram.of(torch.linspace(0, s, 4001)) for i, s in enumerate(spans)}, 1)
+
+    assert range_change(stats(1.0), stats(1.0)) == 0
+    assert range_change(stats(1.0), stats(2.0)) == pytest.approx(0.5, abs=0.01)
+    assert range_change(stats(1.0, 1.0, 1.0), stats(1.0, 1.25, 2.0)) == pytest.approx(0.2, abs=0.01)  # the median
+
+
+@pytest.mark.parametrize(
+    ("found", "change", "word"),
+    [
+        (GOOD, 0.01, None),
+        (GOOD, None, "one calibration image"),
+        (GOOD, 0.2, "differ by 20 %"),
+        (Look(64, 0.5, 0.1, 8.0, 0.0), 0.01, "0.50 standard deviations off"),
+        (Look(64, 0.05, 1.0, 8.0, 0.0), 0.01, "factor of 2.72"),
+        (Look(64, None, None, 1.1, 0.0), 0.01, "the same answer"),
+        (Look(4, None, None, 1.0, 0.0), 0.01, None),
+        (Look(64, None, None, None, 0.5), 0.01, "50 % of the 64"),
+    ],
+)
+def test_each_number_has_its_warning(found: Look, change: float | None, word: str | None) -> None:
+    said = Enough()(found, change)["warnings"]
+    assert len(said) == (word is not None)
+    assert word is None or word in said[0]
