@@ -80,13 +80,10 @@ def test_no_steps_leave_the_plan_as_it_was(conv_net: Captured) -> None:
             assert torch.equal(found.choices[site].codes, choice.codes)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("conv_net", 0.3), ("vit", 0.1)])  # answers of untrained nets hardly differ
-def test_training_lowers_the_loss_and_leaves_the_float_model_and_the_steps_alone(
-    name: str, rate: float, request: pytest.FixtureRequest
-) -> None:
-    net = request.getfixturevalue(name)
+def test_training_lowers_the_loss_and_leaves_the_float_model_and_the_steps_alone(vit: Captured) -> None:
+    net = vit
     before = {key: value.clone() for key, value in net.graph.module.state_dict().items()}
-    start, found = plain(net), tuned(net, replace(QUICK, iterations=60, rate=rate))
+    start, found = plain(net), tuned(net, replace(QUICK, iterations=60, rate=0.1))
     assert kl(net, found) < 0.9 * kl(net, start)
     assert all(torch.equal(value, before[key]) for key, value in net.graph.module.state_dict().items())
     weights = [site for site, choice in start.choices.items() if choice.role == "weight"]
