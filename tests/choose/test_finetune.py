@@ -86,6 +86,7 @@ def test_training_lowers_the_loss_and_leaves_the_float_model_and_the_steps_alone
     start, found = plain(net), tuned(net, replace(QUICK, iterations=60, rate=0.1))
     assert kl(net, found) < 0.9 * kl(net, start)
     assert all(torch.equal(value, before[key]) for key, value in net.graph.module.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.graph.module.parameters())
     weights = [site for site, choice in start.choices.items() if choice.role == "weight"]
     assert any(not torch.equal(found.choices[site].codes, start.choices[site].codes) for site in weights)
     assert all(found.choices[site].grid == choice.grid for site, choice in start.choices.items())

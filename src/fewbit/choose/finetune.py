@@ -167,8 +167,9 @@ def train(
                 f"fine-tuning diverged: its loss is {losses[-1]} at step {step + 1} of {settings.steps}. Take a recipe "
                 "that does not train (--recipe mse), or a smaller rate: Distill(rate=...)."
             )
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)  # and none of the graph's own parameters
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
         optimizer.step()
