@@ -68,7 +68,7 @@ def main() -> None:
             cases = [("", target)] + ([(", ignoring sums", target.with_exact_sums())] if name in UNSAFE else [])
             for note, rules in cases:
                 bits = default_bits(rules)
-                plan = choose(graph, stats, rules, recipe_named(args.recipe), bits=Bits(bits, bits))
+                plan = choose(graph, stats, rules, recipe_named(args.recipe), bits=Bits(bits, bits), everything=True)
                 row(ref, name + note, graph, plan, target, batches, labels, exact)
 
 
