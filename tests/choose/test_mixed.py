@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
 from fewbit.choose.bits.allocate import frontier
 from fewbit.choose.bits.sensitivity import NuclearNorm, OutputKL
+from fewbit.choose.bits.widths import read_bits
 from fewbit.errors import FewbitError
 from fewbit.overlay import Overlay, Stream, between
 from fewbit.pipeline import check_bits
@@ -287,3 +289,17 @@ def test_a_uniform_width_that_no_target_type_holds_is_refused_before_anything_is
     with pytest.raises(FewbitError, match=r"--bits w10a10: ort-x86-vnni has no integers wider than 8 bits"):
         check_bits(VNNI, parse_bits(10))
     check_bits(load_target("ort-x86-wide"), parse_bits(10))
+
+
+@pytest.mark.parametrize(
+    "given", [Bits(8, 8, {"a:weight": 10}), Bits(8, 8, {"a": (8, 10)}), Bits(8, 8, exceptions=(("*", 10),))]
+)
+def test_the_widest_of_all_widths_is_checked_whatever_way_it_was_given(given):
+    with pytest.raises(FewbitError, match="no integers wider than 8 bits"):
+        check_bits(VNNI, given)
+
+
+def test_widths_come_back_from_a_file(tmp_path):
+    bits = Bits(8, 7, {"a:weight": 10}, floats=("b",))
+    (tmp_path / "p.json").write_text(json.dumps(bits.to_json()))
+    assert dataclasses.replace(read_bits(tmp_path / "p.json"), asked="") == bits

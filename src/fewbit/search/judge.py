@@ -50,13 +50,7 @@ def judge(
         row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
         row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
         path.parent.mkdir(exist_ok=True)
-        widths = {
-            "weights": bits.weights,
-            "activations": bits.activations,
-            "widths": dict(bits.ops),
-            "float": list(bits.floats),
-        }
-        write_json(path, {"schema": 1, **widths, "found": row})
+        write_json(path, {"schema": 1, **bits.to_json(), "found": row})
         rows.append(row)
         progress()
     columns = [[-_goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]

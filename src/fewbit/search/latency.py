@@ -42,7 +42,7 @@ class Work:
     """What decides the time of one op: its kind, the shapes of what it reads (batch 1), and a convolution's attributes.
 
     `codes`: its integer kernel gives codes. `inside`: what makes codes of its inputs is measured with it, as openvino fuses it.
-    `attributes` are strides, paddings, dilations and groups.
+    `attributes` are strides, paddings, dilations and groups; of a max pooling those of `pooling`.
     """
 
     kind: str
@@ -53,7 +53,10 @@ class Work:
 
     def __str__(self) -> str:
         parts = [self.kind, *("x".join(map(str, shape)) for shape in self.shapes)]
-        parts += [f"{letter}{','.join(map(str, v))}" for letter, v in zip("spdg", self.attributes, strict=False)]
+        parts += [
+            f"{letter}{','.join(map(str, v))}"
+            for letter, v in zip("kspdc" if self.kind == "maxpool" else "spdg", self.attributes, strict=False)
+        ]
         return " ".join(parts) + (" -> codes" if self.codes else "") + (" quantizes" if self.inside else "")
 
 
@@ -75,8 +78,20 @@ def work_of(graph: Graph, target: Target, op: Op, nodes: Mapping[str, Node]) -> 
         return Work(op.kind, (shape_of(node.args[0]), weight), (*attributes, (argument(node, 6, "groups", 1),)), codes, inside)
     if op.kind == "linear":
         return Work(op.kind, (shape_of(node.args[0]), graph.site(op.operands["weight"]).shape), (), codes, inside)
-    inputs = 1 if op.kind == "avgpool" else 2
-    return Work(op.kind, tuple(shape_of(read) for read in node.args[:inputs]), (), codes, inside)
+    if op.kind == "maxpool":
+        return Work(op.kind, (shape_of(node.args[0]),), pooling(node), codes, inside)
+    inputs: Any = node.args[0] if op.kind == "concat" else node.args[: 1 if op.kind == "avgpool" else 2]
+    return Work(op.kind, tuple(shape_of(read) for read in inputs), (), codes, inside)
+
+
+def pooling(node: Node) -> tuple[tuple[int, ...], ...]:
+    """Kernel, strides, paddings, dilations of a max pooling, and whether its sizes are rounded up."""
+    kernel = argument(node, 1, "kernel_size")
+    given = [
+        kernel, argument(node, 2, "stride", None) or kernel, argument(node, 3, "padding", 0), argument(node, 4, "dilation", 1)
+    ]  # fmt: skip
+    pairs = [tuple(v) * (2 if len(v) == 1 else 1) if isinstance(v, list | tuple) else (v, v) for v in given]
+    return (*pairs, (int(argument(node, 5, "ceil_mode", False)),))
 
 
 def quantizer(kind: str, shape: tuple[int, ...]) -> Work:
@@ -215,7 +230,7 @@ def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
         return _model(nodes, [("x", f32 if work.kind == "quantize" else u8, work.shapes[0])],
                       u8 if work.kind == "quantize" else f32, constants)  # fmt: skip
     weighted = work.kind in ("linear", "conv", "depthwise")
-    names = ["a"] if weighted or work.kind == "avgpool" else ["a", "b"]
+    names = ["a"] if weighted else [chr(ord("a") + i) for i in range(len(work.shapes))]
     taken = u8 if integer and not work.inside else f32
     # the batch is dynamic, as in a realized file: onnxruntime makes other products of fixed shapes, and fuses no Q/DQ there
     inputs: list[tuple[str, int, Sequence[int | str]]] = [
@@ -247,6 +262,14 @@ def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
             nodes.append(helper.make_node(
                 "Conv", read, ["result"], strides=strides, pads=(*pads, *pads), dilations=dilations, group=groups[0]
             ))  # fmt: skip
+    elif work.kind == "maxpool":
+        kernel, strides, pads, dilations, (up,) = work.attributes
+        nodes.append(helper.make_node(
+            "MaxPool", read, ["result"], kernel_shape=kernel, strides=strides, pads=(*pads, *pads), dilations=dilations,
+            ceil_mode=up,
+        ))  # fmt: skip
+    elif work.kind == "concat":
+        nodes.append(helper.make_node("Concat", read, ["result"], axis=1))
     else:
         nodes.append(
             helper.make_node({"matmul": "MatMul", "add": "Add", "avgpool": "GlobalAveragePool"}[work.kind], read, ["result"])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.files import read_json
@@ -39,8 +40,17 @@ class Bits:
     @property
     def most(self) -> int:
         """The largest width of all."""
-        others = (b if isinstance(b, int) else max(b) for _, b in self.exceptions)
-        return max(self.weights, self.activations, *others)
+        given = (*self.ops.values(), *(b for _, b in self.exceptions))
+        return max(self.weights, self.activations, *(b if isinstance(b, int) else max(b) for b in given))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `read_bits` reads back from a file."""
+        return {
+            "weights": self.weights,
+            "activations": self.activations,
+            "widths": dict(self.ops),
+            "float": list(self.floats),
+        }
 
     def of(self, graph: Graph) -> Bits:
         """The same with the exceptions found in a graph. Raises UnknownName for a pattern or a name that fits nothing."""
