@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def main() -> None:
         sessions = [open_one(runtime, Path(path), args.threads) for _, path in named]
         for batch in args.batch:
             x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
-            times = paired(sessions, x, args.seconds)
+            times = paired([partial(session.run, x) for session in sessions], args.seconds)
             for i, (name, _) in enumerate(named):
                 milliseconds = 1e3 * statistics.median(row[i] for row in times)
                 ratio = statistics.median(row[0] / row[i] for row in times)

@@ -30,10 +30,11 @@ from fewbit.files import read_json, write_json
 from fewbit.observe import observe
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
+from fewbit.search.costs import Sizes
 from fewbit.search.judge import artefact
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.run import run
-from fewbit.search.search import Found, _times, found
+from fewbit.search.search import Found, found, times_of
 from fewbit.search.strategies import STRATEGIES
 from fewbit.target import load_target
 
@@ -56,7 +57,7 @@ class Setting:
         self.model = Model(graph, stats, target, RECIPES[args.recipe], name=args.recipe, settings=Settings(edges))
         float_onnx(graph, args.out / "float.onnx", opset=target.opset)
         self.problem: Found = found(
-            self.model, Loss(graph, self.batches, None), _times(self.model, args.out, args.threads, print), limits
+            self.model, Loss(graph, self.batches, None), times_of(self.model, args.out, args.threads, print), limits
         )
 
     def row(self, bits: Bits, loss: float, out: Path, threads: int) -> dict[str, Any]:
@@ -95,8 +96,6 @@ def equal_bytes(args: argparse.Namespace, seed: int) -> None:
 
 def pipeline_costs(problem: Found, candidate: tuple[int, ...]) -> Mapping[str, float]:
     """Bits and bytes alone."""
-    from fewbit.search.costs import Sizes
-
     return Sizes(problem.model)(problem.dimensions, candidate)
 
 

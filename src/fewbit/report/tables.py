@@ -78,7 +78,17 @@ def verify(found: Checks) -> dict[str, Any]:
 
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
-    """Bytes on disk, and the mean width of the weights of all products (a weight that stayed float counts 32)."""
+    """Bytes on disk, and the mean width of the weights."""
+    return {
+        "float_bytes": files["float.onnx"],
+        "onnx_bytes": files["model.onnx"],
+        "packed_bytes": files["plan.safetensors"],
+        "average_weight_bits": average_weight_bits(graph, plan),
+    }
+
+
+def average_weight_bits(graph: Graph, plan: Plan) -> float:
+    """The mean width of the weights of all products; a weight that stayed float counts 32."""
     bits, total = 0.0, 0
     for site in graph.sites:
         if site.role == "weight":
@@ -86,12 +96,7 @@ def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
             choice = plan.choices.get(site.name)
             bits += count * (choice.grid.mean_bits if choice else 32)
             total += count
-    return {
-        "float_bytes": files["float.onnx"],
-        "onnx_bytes": files["model.onnx"],
-        "packed_bytes": files["plan.safetensors"],
-        "average_weight_bits": bits / max(total, 1),
-    }
+    return bits / max(total, 1)
 
 
 def files(folder: Path) -> Rows:

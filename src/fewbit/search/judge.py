@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from fewbit.choose import Bits, choose
 from fewbit.data.images import Images
 from fewbit.files import write_json
 from fewbit.realize import realize
+from fewbit.report.frontpage import goodness
+from fewbit.report.tables import average_weight_bits
 from fewbit.search.run import History, pareto
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
@@ -53,7 +56,7 @@ def judge(
         write_json(path, {"schema": 1, **bits.to_json(), "found": row})
         rows.append(row)
         progress()
-    columns = [[-_goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
+    columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
     kept = set(pareto(columns))
     return [{**row, "front": i in kept} for i, row in enumerate(rows)]
 
@@ -71,7 +74,7 @@ def artefact(problem: Found, bits: Bits, images: Images, folder: Path, threads: 
     score = evaluate(twin, path, images, runtime=runtime, threads=threads)
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
     x = np.random.default_rng(0).standard_normal((1, *model.graph.input_shape)).astype(np.float32)
-    times = paired(sessions, x, SECONDS)
+    times = paired([partial(session.run, x) for session in sessions], SECONDS)
     float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     size, float_size = path.stat().st_size, twin.stat().st_size
     path.unlink()
@@ -83,23 +86,5 @@ def artefact(problem: Found, bits: Bits, images: Images, folder: Path, threads: 
         "bytes": size,
         "float_bytes": float_size,
         "integer_ops": len(plan.integer_ops),
-        "weight_bits": mean_bits(problem, bits),
+        "weight_bits": average_weight_bits(model.graph, plan),
     }
-
-
-def mean_bits(problem: Found, bits: Bits) -> float:
-    """Bits of a weight on average; a weight that is float counts 32."""
-    graph, total, count = problem.model.graph, 0, 0
-    for op in graph.ops:
-        if "weight" in op.operands:
-            site = graph.site(op.operands["weight"])
-            size = int(np.prod(site.shape))
-            integer = op.name in problem.model.base.integer_ops and op.name not in bits.floats
-            width = bits.ops.get(site.name, bits.weights)
-            total += size * ((width if isinstance(width, int) else width[0]) if integer else 32)
-            count += size
-    return total / max(count, 1)
-
-
-def _goodness(row: Mapping[str, Any]) -> float:
-    return float(row["agreement"] if row["quantized"] is None else row["quantized"])

@@ -13,9 +13,9 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from fewbit.capture.rewrite import argument
 from fewbit.files import read_json, write_json
 from fewbit.target.spec import Target
 from fewbit.types import Graph, Op
-from fewbit.verify.runtimes import Session, open_session
+from fewbit.verify.bench import paired
+from fewbit.verify.runtimes import open_session
 
 SECONDS = 0.25  # of measuring one op, all of its forms together
 ROUNDS = 30  # at least
@@ -159,30 +160,11 @@ def measured(work: Work, runtime: str, threads: int) -> tuple[float, float]:
             sessions.append(open_session(runtime, path, threads=threads))
             shapes = [(1,)] if integer is None else work.shapes
             inputs.append([_random(rng, value, shape) for value, shape in zip(model.graph.input, shapes, strict=False)])
-        times = rounds(sessions, inputs)
+        calls = [partial(session.call, given) for session, given in zip(sessions, inputs, strict=True)]
+        times = paired(calls, SECONDS, ROUNDS)
     nothing, *rest = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     found = [max(ms - nothing, 0.0) for ms in rest]
     return (0.0, found[0]) if len(found) == 1 else (found[0], found[1])
-
-
-def rounds(sessions: Sequence[Session], inputs: Sequence[Sequence[NDArray[Any]]]) -> list[tuple[float, ...]]:
-    """Seconds of one call of each session, round by round in a rotating order; the first three warm up."""
-    kept: list[tuple[float, ...]] = []
-    end = math.inf
-    for first in range(10**6):
-        row = [0.0] * len(sessions)
-        for k in range(len(sessions)):
-            i = (first + k) % len(sessions)
-            start = time.perf_counter()
-            sessions[i].call(inputs[i])
-            row[i] = time.perf_counter() - start
-        if first == 3:
-            end = time.perf_counter() + SECONDS
-        if first > 3:
-            kept.append(tuple(row))
-        if len(kept) >= ROUNDS and time.perf_counter() >= end:
-            break
-    return kept
 
 
 def _random(rng: np.random.Generator, value: onnx.ValueInfoProto, shape: Sequence[int]) -> NDArray[Any]:

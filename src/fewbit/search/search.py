@@ -9,6 +9,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,9 @@ def search(
     with progress.stage("times"):
         float_onnx(graph, part / "float.onnx", opset=hardware.opset)
         realize(graph, made.base, part / "widest.onnx", **hardware.form)
-        times = _times(made, part, threads, lambda text: progress.advance(1, text))
-        rest = (part / "widest.onnx").stat().st_size - int(
-            Sizes(made)(made.dimensions({}), tuple(0 for _ in made.dimensions({})))["bytes"]
-        )
+        times = times_of(made, part, threads, lambda text: progress.advance(1, text))
+        widest = made.dimensions({})
+        rest = (part / "widest.onnx").stat().st_size - int(Sizes(made)(widest, (0,) * len(widest))["bytes"])
         problem = found(made, measure, times, limits, rest)
     with progress.stage("search", evaluations):
         history = climb(
@@ -252,13 +252,13 @@ def pick(problem: Found, history: History, points: int) -> list[int]:
     return sorted(kept, key=lambda i: history.trials[i].costs["bytes"])[:points]
 
 
-def _times(model: Model, folder: Path, threads: int, progress: Callable[[str], None]) -> Times:
+def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str], None]) -> Times:
     """The table of the machine for the ops of a model, and the float model's own milliseconds."""
     runtime = model.target.runtime
     found = table(Times.works(model), runtime, processor(), threads, progress=progress)
     session = open_session(runtime, folder / "float.onnx", threads=threads)
     x = np.zeros((1, *model.graph.input_shape), np.float32)
-    rounds = paired([session], x, 2.0)
+    rounds = paired([partial(session.run, x)], 2.0)
     return Times(model, found, 1e3 * statistics.median(row[0] for row in rounds))
 
 

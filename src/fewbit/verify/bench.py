@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.verify.runtimes import Session, open_session, runtime_names
+from fewbit.verify.runtimes import open_session, runtime_names
 
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
 # file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
@@ -110,26 +111,26 @@ def bench(
         for batch in batches:
             progress(f"{runtime}, batch {batch}")
             x = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
-            times = paired(sessions, x, seconds)
+            times = paired([partial(session.run, x) for session in sessions], seconds)
             first, second = (statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(a / b for a, b in times)
             rows.append(Latency(runtime, batch, threads, 1e3 * first, 1e3 * second, ratio, len(times)))
     return rows
 
 
-def paired(sessions: Sequence[Session], x: np.ndarray, seconds: float) -> list[tuple[float, ...]]:
-    """Seconds of one call of each session, round by round, until the time is up; the first three rounds warm up.
+def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5) -> list[tuple[float, ...]]:
+    """Seconds of each call, round by round, at least so many and until the time is up; the first three rounds warm up.
 
     The order rotates: who runs behind the model with the largest weights finds the caches cold.
     """
     rounds: list[tuple[float, ...]] = []
     warm, end, first = 3, None, 0
-    while end is None or len(rounds) < 5 or time.perf_counter() < end:
-        row = [0.0] * len(sessions)
-        for k in range(len(sessions)):
-            i = (first + k) % len(sessions)
+    while end is None or len(rounds) < least or time.perf_counter() < end:
+        row = [0.0] * len(calls)
+        for k in range(len(calls)):
+            i = (first + k) % len(calls)
             start = time.perf_counter()
-            sessions[i].run(x)
+            calls[i]()
             row[i] = time.perf_counter() - start
         first += 1
         if warm:
