@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
 from fewbit.simulate import simulate, trace
 from fewbit.target import Target, load_target, target_names
-from fewbit.types import Graph, Plan
-from fewbit.verify.compare import TIE
+from fewbit.types import Graph, Plan, SiteCheck
+from fewbit.verify.compare import counted
 from fewbit.verify.runtimes import OnnxRuntime
 
 NOT_HERE = ("ort-x86-channel",)  # no integer products
@@ -118,15 +119,10 @@ def same_codes(graph: Graph, plan: Plan, target: Target, images: Tensor) -> str:
     got = {site: torch.from_numpy(found[site + CODES].astype(np.int32)) for site in sites}
     ours = Hardware(graph, plan, target).run(images, forced=got)
     _, traces = trace(simulate(graph, plan), images, forced=got)
-    ties = wrong = 0
+    check = SiteCheck("all", 0, 0, 0, 0, 0)
     for site in sites:
-        differs = (ours.codes[site] - got[site]).abs()
-        place = traces[site].position
-        near = (place - place.floor() - 0.5).abs() <= TIE
-        ties += int(((differs == 1) & near).sum())
-        wrong += int(((differs > 1) | ((differs == 1) & ~near)).sum())
-    total = sum(codes.numel() for codes in got.values())
-    return f"{'yes' if not wrong else f'no, {wrong} wrong'} ({total:,} compared, {ties} ties)"
+        check = counted(check, replace(traces[site], codes=ours.codes[site]), got[site])
+    return f"{'yes' if not check.wrong else f'no, {check.wrong} wrong'} ({check.compared:,} compared, {check.ties} ties)"
 
 
 if __name__ == "__main__":

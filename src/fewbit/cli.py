@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fewbit import pipeline
+from fewbit.capture.export import FORMS
 from fewbit.errors import FewbitError, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_atomic, write_json
 from fewbit.progress import Progress
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 out, err = Console(), Console(stderr=True)
 
+ModelArgument = Annotated[str, typer.Argument(help=FORMS)]
+TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")]
 ImagesOption = Annotated[str | None, typer.Option(help="Folder (class sub-folders or flat), parquet, .npy or .npz.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
 
@@ -108,7 +111,7 @@ def numbers(text: str | None, option: str, count: int) -> tuple[float, ...] | No
 
 @command
 def quantize(
-    model: Annotated[str, typer.Argument(help="demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function")],
+    model: ModelArgument,
     images: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +120,7 @@ def quantize(
         ),
     ] = None,
     score: Annotated[str | None, typer.Option(help="Images to score on; without it a part of --images is held out.")] = None,
-    target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
+    target: TargetOption = None,
     recipe: Annotated[str, typer.Option(help="See `fewbit recipes`.")] = DEFAULT,
     bits: Annotated[
         str | None,
@@ -315,7 +318,7 @@ def bench(
 @command
 def lint(
     file: Path,
-    target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
+    target: TargetOption = None,
     everything: Annotated[bool, typer.Option("--all", help="Every node, not only the worst.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every node here as well.")] = None,
     min_integer: Annotated[float | None, typer.Option(help="Exit with 1 where a smaller share (0 to 1) is integer.")] = None,
@@ -347,10 +350,10 @@ def lint(
 
 @command
 def search(
-    model: Annotated[str, typer.Argument(help="demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function")],
+    model: ModelArgument,
     images: ImagesOption = None,
     score: Annotated[str | None, typer.Option(help="Images to judge on; without it a part of --images is held out.")] = None,
-    target: Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")] = None,
+    target: TargetOption = None,
     recipe: Annotated[str, typer.Option(help="Of ranges: minmax, percentile, mse or kl.")] = DEFAULT,
     budget: Annotated[list[str] | None, typer.Option(help="6bit, 3MB or 20ms; may be repeated, all are kept.")] = None,
     strategy: Annotated[str, typer.Option(help="greedy, random, annealing or tpe.")] = "greedy",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from fewbit.capture import Loaded
 from fewbit.capture.export import fingerprint
 from fewbit.choose import Lot
-from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.data.images import Images, Preprocess, open_images, refuse_same
 from fewbit.data.synthesize.fdda import refuse_without_norms
 from fewbit.data.synthesize.source import Synthesis, asked_for, method_for
 from fewbit.data.synthesize.teacher import Teacher
@@ -70,8 +68,8 @@ def synthesis(
         score, preprocess, classes=known, limit=request.scored, labels=request.labels, skip_bad=request.skip_bad,
         seed=request.seed,
     )  # fmt: skip
-    if real is not None and real.source == held_out.source:
-        raise BadImages(f"{real.source} is given for calibration and for scoring; scores need images of their own.")
+    if real is not None:
+        refuse_same(real, held_out)
     return Synthesis(method, request.calibration, outputs, preprocess, request.seed, real), held_out
 
 
@@ -164,11 +162,8 @@ def thumbnails(images: Images, pixels: int = 96) -> list[dict[str, Json]]:
     """The first images for the report: name, class and a PNG inside a data URI."""
     rows = []
     for i in range(min(SHOWN, len(images))):
-        buffer = io.BytesIO()
-        images.thumbnail(i, pixels).save(buffer, "PNG")
-        uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         label = None if images.labels is None else int(images.labels[i])
-        rows.append({"name": images.names[i], "label": label, "thumbnail": uri})
+        rows.append({"name": images.names[i], "label": label, "thumbnail": images.data_uri(i, pixels)})
     return rows
 
 

@@ -4,9 +4,7 @@ before, which lie in the run's folder (run.py).
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import resource
@@ -29,7 +27,7 @@ from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, pa
 from fewbit.choose.joint import parse_time
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.choose.weights import tensor_of
-from fewbit.data.images import Images, Preprocess, open_images, read_classes
+from fewbit.data.images import Images, Preprocess, open_images, read_classes, refuse_same
 from fewbit.data.synthesize.source import Synthesis, asked_for
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
@@ -144,10 +142,7 @@ def quantize(
         steps,
         curve,
     )
-    if images is None:
-        if ref not in DEMOS:
-            raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
-        images, score = demo.CALIBRATION, score or demo.TEST
+    images, score = given_images(ref, images, score)
     if synthetic and ref in DEMOS:
         score = score or demo.TEST
     keep: object = None
@@ -183,7 +178,7 @@ def quantize(
         "calibration": nodata.identity_of(making, chosen, loaded),
         "scored": held_out.fingerprint(),
         "preprocess": recorded.to_json(),
-        "target": hashlib.sha256(hardware.model_dump_json().encode()).hexdigest(),
+        "target": hardware.fingerprint(),
     }
     if loss == "labels" and chosen is not None and chosen.labels is not None:
         identity["labels"] = hashlib.sha256(chosen.labels.numpy().tobytes()).hexdigest()
@@ -269,6 +264,15 @@ def quantize(
     return Result(final, graph, plan, checks, result, tuple(timings), summary, keep)
 
 
+def given_images(model: str, images: Any, score: Any) -> tuple[Any, Any]:
+    """What calibrates and what scores; a demo has images of its own. Raises BadImages for another model without any."""
+    if images is not None:
+        return images, score
+    if model not in DEMOS:
+        raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
+    return demo.CALIBRATION, score or demo.TEST
+
+
 def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, request: Request) -> tuple[Images, Images]:
     """Calibration images and scored images, never the same: without `score` a part of the images is held out."""
     options: dict[str, Any] = {"classes": classes, "skip_bad": request.skip_bad, "seed": request.seed}
@@ -277,8 +281,7 @@ def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, req
         given = {**options, "classes": classes if known else None}
         chosen = open_images(images, preprocess, limit=request.calibration, **given, labels=known)
         held_out = open_images(score, preprocess, limit=request.scored, labels=request.labels, **options)
-        if chosen.source == held_out.source:
-            raise BadImages(f"{chosen.source} is given for calibration and for scoring; scores need images of their own.")
+        refuse_same(chosen, held_out)
         return chosen, held_out
     found = open_images(images, preprocess, labels=request.labels, **options)
     if len(found) < 2:
@@ -529,12 +532,10 @@ def _pictures(images: Images, score: Score, count: int = 12) -> list[dict[str, A
     rest = (score.float_answers == score.answers).nonzero().flatten().tolist()
     rows = []
     for i in (changed[: count - 4] + rest)[:count]:
-        buffer = io.BytesIO()
-        images.thumbnail(i, 96).save(buffer, "PNG")
         rows.append(
             {
                 "name": images.names[i],
-                "thumbnail": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
+                "thumbnail": images.data_uri(i, 96),
                 "label": None if images.labels is None else int(images.labels[i]),
                 "float": int(score.float_answers[i]),
                 "quantized": int(score.answers[i]),

@@ -31,6 +31,7 @@ from fewbit.verify import compare
 EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
 CHECKED = 8  # images on which codes are compared
 STANDS_IN = "the runtime"  # the site of the refusal of a plan whose runtime is not here
+MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # by which a finished folder is known
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
 
 
@@ -66,13 +67,13 @@ def resume(part: Path, identity: Mapping[str, Any]) -> None:
     write_json(note, identity)
 
 
-def free_folder(folder: Path, *, force: bool, check_only: bool = False) -> None:
-    """Raise BadFile where a folder is in the way; with `force`, remove it if it is a run of ours."""
+def free_folder(folder: Path, *, force: bool, check_only: bool = False, kind: str = "run") -> None:
+    """Raise BadFile where a folder is in the way; with `force`, remove it if it is a run (or a search) of ours."""
     if not folder.exists():
         return
-    ours = folder.is_dir() and (not any(folder.iterdir()) or (folder / "plan.json").is_file())
+    ours = folder.is_dir() and (not any(folder.iterdir()) or all((folder / name).exists() for name in MARKS[kind]))
     if not ours:
-        raise BadFile(f"{folder} exists and is not a run of fewbit; give another folder: --out DIR.")
+        raise BadFile(f"{folder} exists and is not a {kind} of fewbit; give another folder: --out DIR.")
     if not force and any(folder.iterdir()):
         raise BadFile(f"{folder} exists; replace it with --force, or give another folder: --out DIR.")
     if not check_only:

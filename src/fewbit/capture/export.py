@@ -2,6 +2,7 @@
 
 demo                 the small vision transformer that fewbit ships
 demo:resnet20        a small convolutional network for the same images
+demo:mobilenet       one with depthwise convolutions
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.pt2       an exported program (torch.export.save)
@@ -36,8 +37,9 @@ from torch.fx.graph import CodeGen
 from fewbit.capture.forms import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
-MODEL = "MODEL is demo, demo:resnet20, a timm name, hf:NAME, path.pt2 or file.py:function."
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
+FORMS = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.pt2 or file.py:function"
+MODEL = f"MODEL is {FORMS}."
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ that `open_images` decodes every chosen image once, JPEG at an eighth of its siz
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +79,12 @@ class Images:
             picture = decode(item, self.names[i])
         picture.thumbnail((pixels, pixels))
         return picture
+
+    def data_uri(self, i: int, pixels: int) -> str:
+        """The thumbnail of picture `i` as a PNG inside a data URI, for a page that loads nothing."""
+        buffer = io.BytesIO()
+        self.thumbnail(i, pixels).save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over every image's name, size in bytes and bytes as stored, in order; labels are not in it."""
@@ -152,3 +160,9 @@ def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
 
 
 __all__ = ["Images", "Preprocess", "open_images", "read_classes", "spread"]
+
+
+def refuse_same(calibration: Images, scored: Images) -> None:
+    """Raise BadImages where one source is given for both."""
+    if calibration.source == scored.source:
+        raise BadImages(f"{calibration.source} is given for calibration and for scoring; scores need images of their own.")

@@ -242,15 +242,16 @@ def equalized(rows: Rows) -> str:
     if not rows:
         return ""
     what = {"norm": "layer norm", "value": "values", "key": "keys", "convolution": "convolutions"}
-    head = "<tr><th>before</th><th>what</th><th>strength</th><th>shift</th><th>error that is left</th></tr>"
-    body = ""
+    head = ("before", "what", "strength", "shift", "error that is left")
+    cells = []
     for row in rows:
         strength = "off" if not row["moved"] or row["strength"] is None else f"{row['strength']:g}"
         left = percent(100 * row["after"] / row["before"]) if row["before"] else "–"
-        cells = (escape(row["op"]), what.get(row["kind"], row["kind"]), strength, "yes" if row["shift"] else "no", left)
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        cells.append(
+            (escape(row["op"]), str(what.get(row["kind"], row["kind"])), strength, "yes" if row["shift"] else "no", left)
+        )
     said = "Ranges moved out of activations into weights; the float function is the same."
-    return f"<figure><table>{head}{body}</table><figcaption>{said}</figcaption></figure>"
+    return f"<figure>{table(head, cells, numeric=(2, 4))}<figcaption>{said}</figcaption></figure>"
 
 
 def ranking(rows: Rows, caption: str) -> str:

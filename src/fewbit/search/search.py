@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,18 +15,16 @@ import numpy as np
 
 from fewbit import pipeline
 from fewbit.capture import capture, load_model
-from fewbit.capture.export import DEMOS, fingerprint
+from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
 from fewbit.choose.joint import parse_time
-from fewbit.demo import model as demo
-from fewbit.errors import BadFile, BadImages
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
 from fewbit.recipes import DEFAULT, recipe_named
 from fewbit.report import frontpage
-from fewbit.run import Request, processor, resume
+from fewbit.run import Request, free_folder, processor, resume
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
 from fewbit.search.judge import judge
 from fewbit.search.latency import table
@@ -137,11 +133,8 @@ def search(
         seed, threads, points, tuple(keep_float),
     )  # fmt: skip
     demos = images is None
-    if images is None:
-        if model not in DEMOS:
-            raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
-        images, score = demo.CALIBRATION, score or demo.TEST
-    _free(out, force)
+    images, score = pipeline.given_images(model, images, score)
+    free_folder(out, force=force, check_only=True, kind="search")
     with progress.stage("load"):
         loaded = load_model(model)
         preprocess = pipeline.preprocess_of(loaded, {})
@@ -154,7 +147,7 @@ def search(
         "asked": json.loads(json.dumps(asdict(asked))),
         "model": fingerprint(loaded.program),
         "calibration": chosen.fingerprint(),
-        "target": hashlib.sha256(hardware.model_dump_json().encode()).hexdigest(),
+        "target": hardware.fingerprint(),
     }
     resume(part, identity)
     batches = []
@@ -205,9 +198,7 @@ def search(
         write_atomic(part / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
     for name in ("request.json", "search.jsonl", "widest.onnx"):
         (part / name).unlink(missing_ok=True)
-    _free(out, force)
-    if out.exists():
-        shutil.rmtree(out)
+    free_folder(out, force=force, kind="search")
     os.replace(part, out)
     return summary
 
@@ -260,12 +251,3 @@ def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str],
     x = np.zeros((1, *model.graph.input_shape), np.float32)
     rounds = paired([partial(session.run, x)], 2.0)
     return Times(model, found, 1e3 * statistics.median(row[0] for row in rounds))
-
-
-def _free(out: Path, force: bool) -> None:
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        ours = out.is_dir() and (out / "points").is_dir() and (out / "report.json").is_file()
-        if not ours:
-            raise BadFile(f"{out} exists and is not a search of fewbit; give another folder: --out DIR.")
-        if not force:
-            raise BadFile(f"{out} exists; replace it with --force, or give another folder: --out DIR.")

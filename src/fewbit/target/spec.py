@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import platform
 import re
 import tomllib
@@ -219,6 +220,10 @@ class Target(Strict):
     def fits(self, machine: str, flags: frozenset[str]) -> bool:
         """Whether a machine (`uname -m`) with these processor flags is one of the target's."""
         return bool(re.fullmatch(self.machine, machine)) and any(flags.issuperset(need) for need in self.requires)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that the specification says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def with_exact_sums(self) -> Target:
         """The same with accumulators that nothing overflows: what it would be to ignore them."""

@@ -65,7 +65,7 @@ def compare(
             codes = {site: torch.from_numpy(found[site + CODES].astype(np.int32)) for site in sites}
             _, traces = trace(module, batch, forced=codes)
             for site in sites:
-                counts[site] = _add(counts[site], traces[site], codes[site])
+                counts[site] = counted(counts[site], traces[site], codes[site])
         tables[optimise] = tuple(counts.values())
     progress("outputs per runtime")
     outputs = {}
@@ -93,7 +93,8 @@ def kernels(plan: Plan, path: Path) -> dict[str, object]:
     return {"expected": len(plan.integer_ops), "found": found, "ops": dict(count.most_common())}
 
 
-def _add(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
+def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
+    """A check with one more tensor of codes in it."""
     difference = (ours.codes - theirs).abs()
     where = difference > 0
     differing = int(where.sum())
