@@ -224,7 +224,10 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(place: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_run_goes_on_behind_the_last_stage(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["mse", "fast"])
+def test_a_killed_run_goes_on_behind_the_last_stage(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
     from fewbit import pipeline
 
     model, once = f"{place / 'net.py'}:model", pipeline.realize
@@ -234,7 +237,7 @@ def test_a_killed_run_goes_on_behind_the_last_stage(place: Path, tmp_path: Path,
 
     monkeypatch.setattr(pipeline, "realize", killed)
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, place / "flat", out=tmp_path / "run", seconds=0.01)
+        quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(pipeline, "realize", once)
 
@@ -242,7 +245,7 @@ def test_a_killed_run_goes_on_behind_the_last_stage(place: Path, tmp_path: Path,
         raise AssertionError("observed twice")
 
     monkeypatch.setattr(pipeline, "observe", again)
-    result = quantize(model, place / "flat", out=tmp_path / "run", seconds=0.01)
+    result = quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert result.report["verify"]["codes_wrong"] == 0
     assert not (tmp_path / "run.part").exists()
 

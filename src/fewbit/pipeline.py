@@ -31,7 +31,7 @@ from fewbit.data.images import Images, Preprocess, open_images, read_classes, re
 from fewbit.data.synthesize.source import Synthesis, asked_for
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
-from fewbit.equalize import Equalize, Equalized
+from fewbit.equalize import Equalize, Equalized, replaced
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
@@ -48,6 +48,7 @@ from fewbit.types import Checks, Graph, Plan, Refusal
 from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtimes_for, timed
 from fewbit.verify.attention import attention_tables
 
+EQUALIZATION = "equalization.json"  # what was moved, while the run works
 JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
 
 
@@ -188,7 +189,7 @@ def quantize(
         chosen = nodata.made(making, teacher, part / nodata.MADE, progress)
     assert chosen is not None
     with progress.stage("capture"):
-        graph = capture(loaded)
+        graph = exact = capture(loaded)
         if not (part / "exported.pt2").exists():
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
@@ -208,7 +209,7 @@ def quantize(
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, **hardware.form)),
-            ("float.onnx", lambda p: float_onnx(graph, p, opset=hardware.opset)),
+            ("float.onnx", lambda p: float_onnx(exact, p, opset=hardware.opset)),
         ):
             if not (part / name).exists():
                 write(part / name)
@@ -226,12 +227,15 @@ def quantize(
     if curve:
 
         def scored_after(seen: Stats, some: Images, file: Path) -> dict[str, Any]:
+            mine = exact
             with tempfile.TemporaryDirectory() as own:
-                plan = _choose(graph, seen, hardware, method, asked, request, some, Path(own), Progress())
-            realize(graph, plan, file, **hardware.form)
+                if method.equalize is not None:
+                    mine, seen, _ = _equalize(mine, hardware, method.equalize, asked, request, some, Path(own), Progress())
+                plan = _choose(mine, seen, hardware, method, asked, request, some, Path(own), Progress())
+            realize(mine, plan, file, **hardware.form)
             return evaluate(part / "float.onnx", file, held_out, runtime=hardware.runs_in, threads=threads).to_json()
 
-        rows_by_count = nodata.curve(chosen, part, seed, progress, graph, scored_after)
+        rows_by_count = nodata.curve(chosen, part, seed, progress, exact, scored_after)
     here, ways = runtimes_for(part / "model.onnx"), timed(part / "model.onnx")
     with progress.stage("bench", 2 * len(ways) + len(here)):
         timings = bench(
@@ -259,6 +263,8 @@ def quantize(
         write_json(part / "tables.json", rows)
         page.write(part / "report.html", summary, rows)
     (part / "request.json").unlink()
+    (part / EQUALIZATION).unlink(missing_ok=True)
+    (part / "equalized-stats.safetensors").unlink(missing_ok=True)
     free_folder(final, force=force)
     os.replace(part, final)
     return Result(final, graph, plan, checks, result, tuple(timings), summary, keep)
@@ -383,7 +389,11 @@ def _equalize(
     graph: Graph, target: Target, method: Equalize, bits: Bits | Mixed, request: Request, images: Images, part: Path,
     progress: Progress,
 ) -> tuple[Graph, Stats, Sequence[Mapping[str, Any]]]:  # fmt: skip
-    """The equalized graph, its statistics, and what was done; the constants that changed are in the run's folder."""
+    """The equalized graph, its statistics, and what was done; all of it is in the run's folder, the record last."""
+    done, seen = part / EQUALIZATION, part / "equalized-stats.safetensors"
+    if done.exists():
+        changed = replaced(graph, load_file(part / EQUALIZED))
+        return changed, Stats.from_tensors(load_file(seen)), read_json(done)["places"]
     widths = bits.of(graph) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
     with progress.stage("equalize", 2 * len(images)):
         found: Equalized = method(
@@ -395,7 +405,10 @@ def _equalize(
             ).grids,
         )  # fmt: skip
         write_atomic(part / EQUALIZED, lambda file: save_file(dict(found.constants), file))
-        return found.graph, observe(found.graph, _counted(images, progress)), found.record
+        stats = observe(found.graph, _counted(images, progress))
+        write_atomic(seen, lambda file: save_file(stats.tensors(), file))
+        write_json(done, {"places": [dict(row) for row in found.record]})
+        return found.graph, stats, found.record
 
 
 def default_bits(target: Target) -> int:
