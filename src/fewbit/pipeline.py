@@ -35,6 +35,7 @@ from fewbit.equalize import Equalize, Equalized, replaced
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
+from fewbit.observe.outliers import outliers
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
@@ -49,6 +50,7 @@ from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtimes
 from fewbit.verify.attention import attention_tables
 
 EQUALIZATION = "equalization.json"  # what was moved, while the run works
+OUTLIER_IMAGES = 32  # calibration images in which channels and tokens are looked at
 JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
 
 
@@ -194,6 +196,7 @@ def quantize(
             write_atomic(part / "exported.pt2", lambda file: torch.export.save(loaded.program, file))
     with progress.stage("observe", len(chosen)):
         stats, verdict = _observe(graph, loaded, chosen, part, progress)
+        standing = outliers(exact, chosen.subset(range(min(OUTLIER_IMAGES, len(chosen)))).batches(8))
     if method.equalize is not None:
         graph, stats, found = _equalize(graph, hardware, method.equalize, asked, request, chosen, part, progress)
     plan = load_plan(graph, part) if (part / "plan.json").exists() else None
@@ -254,6 +257,7 @@ def quantize(
         record = run_record(command, request, identity, recorded, names, outputs, hardware.runs_in, threads)
         rows["run"] = record
         rows["curve"] = rows_by_count
+        rows["outliers"] = tables.outliers(graph, plan, standing, {row["site"]: row["seen"] for row in rows["sites"]})
         rows["synthetic"] = nodata.thumbnails(chosen) if synthetic else []
         summary = summarize(graph, plan, checks, result, timings, len(chosen), part, progress.seconds)
         summary["calibration"] = {"source": chosen.source, **verdict}

@@ -141,6 +141,23 @@ def _joint() -> list[dict[str, Any]]:
     return rows
 
 
+def _outliers() -> list[dict[str, Any]]:
+    rows = []
+    for block in range(BLOCKS):
+        for op in ("attn.qkv", "mlp.fc1", "mlp.fc2"):
+            far = (block, op) == (2, "mlp.fc2")
+            rows.append(
+                {
+                    "site": f"blocks.{block}.{op}:input", "reach": 122.4 if far else 6.0, "any": far, "limit": 10.0,
+                    "channel_ratio": 42.0 if far else 3.0 + block / 4, "channels": [7, 199] if far else [],
+                    "rest_of_channels": 0.25 if far else 1.0, "token_ratio": 14.8 if far else 1.5,
+                    "token_share": 0.0154 if far else 0.0, "positions": [0, 17] if far else [],
+                    "rest_of_tokens": 0.125 if far else 1.0, "done": "clipped at 61.2 of 122",
+                }
+            )  # fmt: skip
+    return rows
+
+
 def _curve() -> list[dict[str, Any]]:
     """Accuracy that rises with the number of images."""
     return [
@@ -343,6 +360,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "runs": _runs(),
         "joint": _joint(),
         "curve": _curve(),
+        "outliers": _outliers(),
         "synthetic": [{"name": f"array[{i}]", "label": i, "thumbnail": thumbnail(90 * i)} for i in range(4)],
         "norms": _norms(),
     }

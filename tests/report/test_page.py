@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -109,7 +110,9 @@ def test_an_image_that_would_have_to_be_loaded_is_left_out() -> None:
 def test_tags_balance_and_there_is_one_plotly_and_a_json_for_every_figure(whole: Reader) -> None:
     _, tables = canned()
     heads = sum(len(row["float"]) for row in tables["attention"])
-    singles = 14  # error, bits, units, flips, ranking, latency, size, codes, frontier, joint, norms, curve, runs, seconds
+    singles = (
+        15  # error, bits, units, outliers, flips, ranking, latency, size, codes, frontier, joint, norms, curve, runs, seconds
+    )
     assert len(whole.figures) == singles + len(tables["histograms"]) + heads
     assert whole.tags["script"] == len(whole.figures) + 2
     assert whole.tags["figure"] == whole.tags["figcaption"] + heads
@@ -257,6 +260,7 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
         ("latency", "runtime"), ("size", "what"), ("outputs", "runtime"), ("frontier", "label"), ("frontier", "kind"),
         ("units", "unit"), ("units", "kind"), ("ranking", "op"), ("loads", "runtime"), ("runs", "label"), ("runs", "kind"),
         ("joint", "what"), ("norms", "kind"), ("curve", "runtime"), ("synthetic", "label"),
+        ("outliers", "site"), ("outliers", "done"),
     ]:  # fmt: skip
         tables[key][0][name] = evil
     tables["runs"][-1]["label"] = evil
@@ -301,6 +305,7 @@ WORDLESS = {
     "joint",
     "norms",
     "curve",
+    "outliers",
     "synthetic",
 }  # only some runs have them, and nobody misses them elsewhere
 
@@ -559,6 +564,25 @@ def test_codes_that_differ_are_drawn_for_the_settings_that_have_some(whole: Read
     assert "Graph optimisations off: none of 3,637,248 codes differs, at 148 sites." in whole.text
 
 
+def test_what_stands_out_is_drawn_and_listed_with_what_was_done() -> None:
+    rows = canned()[1]["outliers"]
+    channels, tokens = figures.outliers_by_site(rows, 10.0).data
+    assert [y for y in channels.y if y > 10] == [42.0]
+    assert [y for y in tokens.y if y > 10] == [14.8]
+    assert len(channels.x) == len(rows)
+    told = page.outliers(rows, "")
+    for said in ("blocks.2.mlp.fc2:input", "7, 199", "25.00", "1.54", "at 0, 17", "12.50", "clipped at 61.2 of 122"):
+        assert said in told
+    assert "blocks.3.mlp.fc2:input" not in told.partition("<tbody>")[2]
+    beside = page.outliers([{**row, "done": "stays float"} for row in rows], "")
+    assert "In float, so nothing was to be done: blocks.2.mlp.fc2:input." in beside
+    assert "stands out elsewhere" in beside
+    quiet = [{**row, "any": False} for row in rows]
+    assert "No channel and no token stands out." in page.outliers(quiet, "")
+    maps = figures.outliers_by_site([{**row, "token_ratio": None} for row in rows], 10.0).data
+    assert len(maps[1].x) == 0
+
+
 def test_every_figure_asks_in_its_title_and_names_both_axes_or_labels_its_bars() -> None:
     tables = canned()[1]
     for draw, key in [
@@ -573,6 +597,7 @@ def test_every_figure_asks_in_its_title_and_names_both_axes_or_labels_its_bars()
         (figures.joint, "joint"),
         (figures.norms, "norms"),
         (figures.curve, "curve"),
+        (partial(figures.outliers_by_site, limit=10.0), "outliers"),
     ]:
         layout = draw(tables[key]).layout
         assert "?" in layout.title.text

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from fewbit.errors import BadFile
+from fewbit.grid import Affine, Grid
+from fewbit.observe.outliers import Outliers
 from fewbit.report import tables
-from fewbit.types import Plan
+from fewbit.types import Choice, Graph, Op, Plan
 
 MIXED: dict[str, Any] = {
     "mean": 5.0,
@@ -141,3 +146,36 @@ def test_a_run_whose_record_lacks_something_is_named(place: str) -> None:
 def test_equalized_rows_are_those_of_the_plan() -> None:
     rows = [{"kind": "norm", "op": "fc1", "strength": 0.5, "before": 2.0, "after": 1.0, "shift": True, "moved": True}]
     assert tables.searched(plan(equalize=rows)) == {**EMPTY, "equalized": rows}
+
+
+def test_what_was_done_about_an_outlier_is_read_from_the_plan() -> None:
+    def found(site: str) -> Outliers:
+        return Outliers(site, 100.0, 20.0, (3,), 0.1, None, 0.0, (), 1.0)
+
+    def chosen(site: str, scale: float, axis: int | None = None) -> Choice:
+        steps = torch.full((4,) if axis is not None else (), scale)
+        return Choice(
+            site, "input", Grid(8, signed=False, symmetric=False, axis=axis), Affine(steps, torch.zeros_like(steps)), ""
+        )
+
+    ops = (Op("moved", "linear", "n", {"input": "moved:input"}), Op("off", "linear", "n", {"input": "off:input"}))
+    graph = Graph(nn.Module(), ops, (), (3, 8, 8))  # type: ignore[arg-type]
+    rows = [{"op": "moved", "strength": 0.5, "moved": True}, {"op": "off", "strength": None, "moved": False}]
+    one = dataclasses.replace(plan(equalize=rows), choices={
+        "moved:input": chosen("moved:input", 0.1),
+        "off:input": chosen("off:input", 0.1),
+        "wide:input": chosen("wide:input", 100 / 255),
+        "each:input": chosen("each:input", 0.1, axis=1),
+        "less:input": chosen("less:input", 0.1),
+    })  # fmt: skip
+    sites = ["moved:input", "off:input", "wide:input", "each:input", "float:input", "less:input"]
+    seen = {"less:input": (-12.5, 3.0), "off:input": (-100.0, 3.0)}
+    done = [row["done"] for row in tables.outliers(graph, one, [found(site) for site in sites], seen)]
+    assert done == [
+        "moved into the weights behind, strength 0.5",
+        "clipped at 25.5 of 100",
+        "covered by the range",
+        "each channel has its own step",
+        "stays float",
+        "equalized: 100 is 12.5",
+    ]

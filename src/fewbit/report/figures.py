@@ -141,6 +141,36 @@ def bits_by_site(sites: Rows) -> go.Figure:
     return styled(figure, title, height=260, above=28, x=SITES, y="bits of a code", barmode="overlay", showlegend=True)
 
 
+def outliers_by_site(rows: Rows, limit: float) -> go.Figure:
+    """The largest channel and the largest token of each site over the median one, on a log axis; what is over the line stands
+    out.
+    """
+    figure = go.Figure()
+    kinds = (
+        ("channel_ratio", "largest channel", PALETTE[0], "circle"),
+        ("token_ratio", "largest token", PALETTE[1], "diamond"),
+    )
+    for key, name, colour, symbol in kinds:
+        members = [(i, row) for i, row in enumerate(rows) if row.get(key) is not None]
+        figure.add_scatter(
+            x=[i for i, _ in members],
+            y=[row[key] for _, row in members],
+            mode="markers",
+            name=name,
+            marker={"color": colour, "symbol": symbol, "size": [10 if row[key] > limit else 6 for _, row in members]},
+            customdata=[[text(row["site"]), text(row["done"])] for _, row in members],
+            hovertemplate="<b>%{customdata[0]}</b><br>%{y:.1f} times the median<br>%{customdata[1]}<extra></extra>",
+        )
+    if rows:
+        figure.add_hline(y=limit, line={"dash": "dot", "color": FLOAT})
+        starts, labels = block_ticks(_names(rows))
+        figure.update_xaxes(tickvals=starts, ticktext=labels, showgrid=False, range=[-0.7, len(rows) - 0.3])
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[str(n) for n in ticks])
+    title = "Do a few channels or tokens stand out?"
+    return styled(figure, title, height=340, above=28, x=SITES, y="times the median", showlegend=True)
+
+
 def bits_by_unit(units: Rows) -> go.Figure:
     """One bar per module of mixed precision in graph order: its bits, coloured by kind."""
     figure = go.Figure()

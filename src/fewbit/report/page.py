@@ -27,6 +27,7 @@ from fewbit.report import figures
 Json = Mapping[str, Any]
 Rows = Sequence[Json]
 
+FLOAT = "stays float"  # what was done about an outlier that no grid holds
 WORST_SITES = 9  # histograms on the page
 PLAIN = ("site", "role", "op", "kind", "bits", "grid", "method", "why", "scale", "zero", "kept", "seen")
 UNIT = "\u00a0"  # a unit stays on the line of its number
@@ -251,7 +252,36 @@ def equalized(rows: Rows) -> str:
             (escape(row["op"]), str(what.get(row["kind"], row["kind"])), strength, "yes" if row["shift"] else "no", left)
         )
     said = "Ranges moved out of activations into weights; the float function is the same."
-    return f"<figure>{table(head, cells, numeric=(2, 4))}<figcaption>{said}</figcaption></figure>"
+    drawn = table(head, cells, numeric=(2, 4))
+    return f"<h3>What was moved between tensors?</h3><figure>{drawn}<figcaption>{said}</figcaption></figure>"
+
+
+def outliers(rows: Rows, caption: str) -> str:
+    """Channels and tokens far larger than the others, and what was done about each; nothing where they were not looked for."""
+    if not rows:
+        return ""
+    found = [row for row in rows if row["any"] and row["done"] != FLOAT]
+    beside = [escape(row["site"]) for row in rows if row["any"] and row["done"] == FLOAT]
+    limit = rows[0]["limit"]
+    caption += f" Over the line ({number(limit)} times the median) a channel or a token stands out."
+    drawn = plot(figures.outliers_by_site(rows, limit), caption)
+    drawn += paragraphs(*([f"In float, so nothing was to be done: {', '.join(beside)}."] if beside else []))
+    if not found:
+        return drawn + paragraphs(f"No channel and no token stands out{' elsewhere' if beside else ''}.")
+    cells = [
+        [
+            escape(row["site"]),
+            number(row["reach"], 3),
+            ", ".join(map(str, row["channels"])) or "–",
+            share(row["rest_of_channels"]) if row["channels"] else "–",
+            f"{share(row['token_share'])}, at {', '.join(map(str, row['positions']))}" if row["token_share"] else "–",
+            share(row["rest_of_tokens"]) if row["token_share"] else "–",
+            escape(row["done"]),
+        ]
+        for row in found
+    ]
+    head = ["site", "largest", "channels", "the others reach", "tokens", "the others reach", "what was done"]
+    return drawn + table(head, cells, numeric=(1, 3, 5))
 
 
 def ranking(rows: Rows, caption: str) -> str:
@@ -493,6 +523,7 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
             picture(sites, figures.error_by_site, caption, "No sites were listed, so there is no error to show."),
             bits(sites, caption),
             units(tables.get("units") or (), caption),
+            outliers(tables.get("outliers") or (), caption),
             equalized(tables.get("equalized") or ()),
             ranges(tables.get("histograms") or (), caption),
             attention(tables.get("attention") or (), caption),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from fewbit.errors import BadFile
-from fewbit.types import Checks, Graph, Plan
+from fewbit.observe.outliers import LIMIT, Outliers
+from fewbit.types import Checks, Choice, Graph, Plan
 
 Rows = list[dict[str, Any]]
 WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
@@ -48,6 +49,36 @@ def sites(
             }
         )
     return rows
+
+
+def outliers(graph: Graph, plan: Plan, found: Sequence[Outliers], seen: Mapping[str, Sequence[float]]) -> Rows:
+    """What stands out in each activation of the user's model, with what was done about it; `seen` has the extremes of each site
+    in the graph that the plan is for, which may be equalized.
+    """
+    moved: dict[str, float] = {}
+    for row in cast(Any, plan.extra.get("equalize", ())):
+        if row["moved"] and row["strength"]:
+            moved[graph.op(row["op"]).operands.get("input", "")] = row["strength"]
+    rows = []
+    for one in found:
+        after = max(map(abs, seen.get(one.site, (one.reach,))))
+        done = _done(plan.choices.get(one.site), one, after, moved)
+        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "done": done})
+    return rows
+
+
+def _done(choice: Choice | None, found: Outliers, after: float, moved: Mapping[str, float]) -> str:
+    if choice is None:
+        return "stays float"
+    if found.site in moved:
+        return f"moved into the weights behind, strength {moved[found.site]:g}"
+    if after < 0.9 * found.reach:
+        return f"equalized: {found.reach:.3g} is {after:.3g}"
+    if choice.grid.axis is not None:
+        return "each channel has its own step"
+    step, zero = float(choice.affine.scale), float(choice.affine.zero)
+    kept = max((choice.grid.high - zero) * step, (zero - choice.grid.low) * step)
+    return f"clipped at {kept:.3g} of {found.reach:.3g}" if kept < 0.98 * found.reach else "covered by the range"
 
 
 def histograms(rows: Rows, drawn: Mapping[str, Mapping[str, object]], worst: int = 8) -> Rows:

@@ -1,0 +1,113 @@
+"""Outlier channels and outlier tokens: the few elements of an activation that stretch the range of all the others.
+
+Large vision transformers grow a few tokens of background to ten times the norm of the others (Darcet et al. 2024, "Vision
+transformers need registers") and a few channels of large magnitude in all tokens (Dettmers et al. 2022 for language; Li et
+al. 2023, RepQ-ViT, section 3.2, behind layer norms). With one step for the whole tensor both cost the rest its codes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewbit.observe.observe import Watcher
+from fewbit.types import Graph, Json
+
+LIMIT = 10.0  # times the median: the tokens of Darcet et al. have ten times the norm of others
+SHOWN = 8  # places that are named
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """What stands out in one activation. Reach is the largest magnitude, of a channel over all tokens, of a token over all
+    channels; ratios are the largest reach over the median reach.
+
+    `channels` are those over the limit, `token_share` is the share of tokens over it and `positions` where they stand, the
+    most frequent first. `rest_of_channels` and `rest_of_tokens` are the reach without them, over the reach with them.
+    """
+
+    site: str
+    reach: float
+    channel_ratio: float
+    channels: tuple[int, ...]
+    rest_of_channels: float
+    token_ratio: float | None
+    token_share: float
+    positions: tuple[int, ...]
+    rest_of_tokens: float
+
+    @property
+    def any(self) -> bool:
+        return bool(self.channels) or self.token_share > 0
+
+    def to_json(self) -> dict[str, Json]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> list[Outliers]:
+    """What stands out in each activation with channels, in graph order, over batches of (b, c, h, w) images.
+
+    Of tokens (b, n, c) both are looked for, of maps (b, c, h, w) and rows (b, c) channels alone. Kept are a number for each
+    channel and for each token of each image.
+    """
+    axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
+    reach: dict[str, Tensor] = {}
+    tokens: dict[str, list[Tensor]] = {}
+
+    def see(name: str, value: Tensor) -> None:
+        largest = value.abs().movedim(axes[name], -1).flatten(0, -2).amax(0)
+        reach[name] = torch.maximum(reach[name], largest) if name in reach else largest
+        if value.ndim == 3:
+            tokens.setdefault(name, []).append(value.abs().amax(2))
+
+    nodes: dict[str, list[str]] = {}
+    for name in axes:
+        nodes.setdefault(graph.site(name).tensor, []).append(name)
+    watcher = Watcher(graph, see, nodes)
+    with torch.no_grad():
+        for batch in batches:
+            watcher.run(batch)
+    return [
+        standing_out(s.name, reach[s.name], torch.cat(tokens[s.name]) if s.name in tokens else None, limit)
+        for s in graph.sites
+        if s.name in reach
+    ]
+
+
+def standing_out(site: str, channels: Float[Tensor, "c"], tokens: Float[Tensor, "b n"] | None, limit: float) -> Outliers:
+    """The outliers among the reaches of channels, and of the tokens of each image."""
+    whole = max(float(channels.max()), 1e-30)
+    middle = float(channels.median().clamp_min(1e-30))
+    far = channels > limit * middle
+    rest = float(channels[~far].max()) / whole
+    named = channels.argsort(descending=True)[: min(int(far.sum()), SHOWN)].tolist()
+    ratio, share, positions, others = None, 0.0, (), 1.0
+    if tokens is not None and tokens.shape[1] > 1:
+        over = tokens > limit * tokens.median().clamp_min(1e-30)
+        ratio, share = float(tokens.max() / tokens.median().clamp_min(1e-30)), float(over.float().mean())
+        positions = tuple(place for place, _ in Counter(over.nonzero()[:, 1].tolist()).most_common(SHOWN))
+        others = float(tokens[~over].max()) / max(float(tokens.max()), 1e-30)
+    return Outliers(site, whole, whole / middle, tuple(named), rest, ratio, share, positions, others)
+
+
+def _activations(graph: Graph) -> list[str]:
+    """The sites that an op with a weight or an addition reads."""
+    weighted = {op.name for op in graph.ops if "weight" in op.operands or op.kind == "add"}
+    return [
+        s.name
+        for s in graph.sites
+        if s.role not in ("weight", "bias") and any(op in weighted and operand != "output" for op, operand in s.readers)
+    ]
+
+
+def _channels(graph: Graph, name: str) -> int | None:
+    """The axis of the channels; None for what is no row of channels, tokens or map."""
+    node = next(n for n in graph.module.graph.nodes if n.name == graph.site(name).tensor)
+    shape = tuple(node.meta["tensor_meta"].shape)
+    linear = any(graph.op(op).kind == "linear" and operand == "input" for op, operand in graph.site(name).readers)
+    return {2: 1, 3: 2, 4: -1 if linear else 1}.get(len(shape))
