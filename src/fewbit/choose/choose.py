@@ -39,12 +39,11 @@ ELEMENTS = "elements of "  # why a site has the step of the one that is named be
 SHARED = "one step with "  # why a site has the step of several
 
 
-class Options(TypedDict, total=False):
-    """What `choose`, `choosing` and `lapq` may be told beside their four.
+class Asked(TypedDict, total=False):
+    """What every way to a plan may be told: `choose`, `lapq` and `finetune`.
 
     `name` is the recipe's, for the record; `samples` is what single ops read, for a recipe that searches or corrects on their
-    outputs, and `images` the batches that it was sampled from, for one whose inputs are sequential or that searches whole
-    modules; `channels` the values of activations by channel, where the target has a step for each.
+    outputs; `channels` the values of activations by channel, where the target has a step for each.
     """
 
     name: str
@@ -53,6 +52,13 @@ class Options(TypedDict, total=False):
     everything: bool
     samples: Mapping[str, OpSample | PairSample] | None
     channels: Mapping[str, ChannelSample]
+
+
+class Options(Asked, total=False):
+    """What `choose` and `choosing` may be told besides: `images` are the batches that were sampled, for a recipe whose inputs
+    are sequential or that searches whole modules.
+    """
+
     images: Iterable[Tensor]
     progress: Callable[[str], None]
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.rewrite import argument, constant, is_constant
-from fewbit.choose.bits import Bits
-from fewbit.choose.choose import W8A8, Choosing, choosing
+from fewbit.choose.choose import Asked, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
 from fewbit.choose.weights import finite, pairs_are_safe, recoded
 from fewbit.errors import BadImages, BadValues
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe
-from fewbit.replay import ChannelSample, OpSample, PairSample
 from fewbit.simulate import FakeQuant, simulate
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan, Refusal
@@ -46,15 +43,10 @@ def finetune(
     real: Lot | None,
     made: Lot | None,
     *,
-    name: str = "",
-    bits: Bits = W8A8,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    samples: Mapping[str, OpSample | PairSample] | None = None,
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
-    images: Sequence[Tensor] = (),
+    images: Iterable[Tensor] = (),
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """The plan of a recipe whose weights and biases were trained on real images, synthetic ones, or both.
 
@@ -62,10 +54,7 @@ def finetune(
     """
     settings = recipe.tune
     assert settings is not None
-    work = choosing(
-        graph, stats, target, recipe, name=name, bits=bits, keep_float=keep_float, everything=everything, samples=samples,
-        channels=channels, images=images,
-    )  # fmt: skip
+    work = choosing(graph, stats, target, recipe, images=images, **asked)
     start = replace(work, choices=dict(work.choices), refusals=list(work.refusals)).plan()
     student = Student(graph, start)
     record = train(student, graph, settings, [lot for lot in (real, made) if lot is not None], real, seed, progress)
