@@ -133,15 +133,7 @@ def choosing(
             work.stream = Stream(Overlay(graph, answer.integer_ops), walking)
             if isinstance(recipe.rounding, Gptq):
                 work.layers = Layers(graph, work.stream, walking)
-        for site in graph.sites:
-            slot = answer.slots.get(site.name)
-            if slot is None or site.role == "bias":
-                continue
-            progress(site.name)
-            if site.role == "weight":
-                work.weight(site, slot)
-            else:
-                work.activation(site, slot)
+        work.walk(progress)
         fixed = work.searched
     if recipe.module is not None:
         work.modules(torch.cat(batches)[: recipe.module.images], progress)
@@ -197,6 +189,18 @@ class Choosing:
             {key: rows for key, rows in (("ranking", self.flips), ("search", self.found), ("ridge", ridges)) if rows},
             biases=biases,
         )
+
+    def walk(self, progress: Callable[[str], None] = lambda site: None) -> None:
+        """Choose for every site that the target has a slot for, in graph order; biases follow at the end."""
+        for site in self.graph.sites:
+            slot = self.legal.slots.get(site.name)
+            if slot is None or site.role == "bias":
+                continue
+            progress(site.name)
+            if site.role == "weight":
+                self.weight(site, slot)
+            else:
+                self.activation(site, slot)
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
