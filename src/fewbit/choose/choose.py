@@ -23,7 +23,16 @@ from fewbit.choose.layers import Layers, Solved, few_enough, solve
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
-from fewbit.choose.weights import finite, overflowing, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
+from fewbit.choose.weights import (
+    codes_are_safe,
+    finite,
+    overflowing,
+    pairs_are_safe,
+    real_weight,
+    recoded,
+    tensor_of,
+    weight_choice,
+)
 from fewbit.errors import FewbitError
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Histogram, Stats
@@ -301,13 +310,9 @@ class Choosing:
         moved = replace(choice, affine=affine, method=method)
         if choice.role != "weight":
             return moved
-        site = self.graph.site(choice.site)
-        slot, read = self.legal.slots[site.name], self.graph.op(site.readers[0][0]).operands["input"]
+        site, slot = self.graph.site(choice.site), self.legal.slots[choice.site]
         coded_again = recoded(self.graph, site, moved, self.recipe, self.choices, slot)
-        assert coded_again.codes is not None
-        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
-        safe = bound is None or pairs_are_safe(coded_again.codes, self.choices[read].grid, bound)
-        return coded_again if safe else None
+        return coded_again if codes_are_safe(self.graph, site, coded_again, self.choices, slot) else None
 
     def biases(self) -> dict[str, Tensor]:
         """The biases that were corrected and stay float, by op name; those that are integers become choices."""

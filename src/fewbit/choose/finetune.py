@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fewbit.capture.rewrite import argument, constant, is_constant
 from fewbit.choose.choose import Asked, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
-from fewbit.choose.weights import finite, pairs_are_safe, recoded
+from fewbit.choose.weights import codes_are_safe, finite, recoded
 from fewbit.errors import BadImages, BadValues
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
@@ -187,11 +187,8 @@ def set_tuned(work: Choosing, student: Student) -> list[Refusal]:
         slot, op = work.legal.slots[name], graph.op(site.readers[0][0])
         moved = replace(choice, method=f"{choice.method}, {work.recipe.tune!r}")
         made = recoded(graph, site, moved, work.recipe, work.choices, slot, tuned=(value, work.tuned.get(op.name)))
-        assert made.codes is not None
-        read = work.choices[op.operands["input"]].grid
-        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
-        if bound is not None and not pairs_are_safe(made.codes, read, bound):
-            why = f"tuned codes can saturate {bound} bits"
+        if not codes_are_safe(graph, site, made, work.choices, slot):
+            why = f"tuned codes can saturate {slot.pair_bits} bits"
             refused.append(Refusal(name, "tuned weights", "those before", why, op.macs / max(graph.macs, 1)))
             continue
         work.choices[name] = made

@@ -14,7 +14,7 @@ from fewbit.capture.sites import ADDS
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
 from fewbit.choose.rounding.gptq import Gptq, gain
-from fewbit.choose.weights import finite, pairs_are_safe, room_of, tensor_of
+from fewbit.choose.weights import codes_are_safe, finite, room_of, tensor_of
 from fewbit.grid import fake, values
 from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe
@@ -103,10 +103,7 @@ def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mappi
     assert found.choice.codes is not None
     if room.most is not None and bool((room.excess(found.choice.codes, found.choice.affine.scale) > 1).any()):
         return None
-    if slot.pair_bits is None or choice.grid == slot.grids[-1]:
-        return found
-    safe = pairs_are_safe(found.choice.codes, choices[op.operands["input"]].grid, slot.pair_bits)
-    return found if safe else None
+    return found if codes_are_safe(layers.graph, site, found.choice, choices, slot) else None
 
 
 def joined(linear: Node) -> Node | None:

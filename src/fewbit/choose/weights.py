@@ -129,6 +129,17 @@ def real_weight(choice: Choice) -> Tensor:
     return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
 
 
+def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: Slot) -> bool:
+    """Whether the codes of a weight are safe in the target's accumulator; on the last grid that it allows they are taken as
+    they are.
+    """
+    if slot.pair_bits is None or made.grid == slot.grids[-1]:
+        return True
+    assert made.codes is not None
+    read = graph.op(site.readers[0][0]).operands["input"]
+    return pairs_are_safe(made.codes, choices[read].grid, slot.pair_bits)
+
+
 def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     """No two products of one output channel can leave a signed sum of `bits`, whatever the activation codes are.
 
