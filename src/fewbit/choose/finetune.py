@@ -21,7 +21,7 @@ from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe
 from fewbit.simulate import FakeQuant, simulate
 from fewbit.target.spec import Target
-from fewbit.types import Choice, Graph, Json, Plan, Refusal
+from fewbit.types import Choice, Graph, Json, Plan, Refusal, flat_name
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Student(nn.Module):
             if choice.role == "weight":
                 self._open_weight(module, graph, nodes, choice)
             elif choice.codes is None:
-                flat = _flat(name)
+                flat = flat_name(name)
                 fixed = cast(FakeQuant, getattr(module, flat))
                 setattr(module, flat, _Fake(fixed.affine, fixed.grid))
         for name in plan.integer_ops:
@@ -104,7 +104,7 @@ class Student(nn.Module):
     def _open_weight(self, module: GraphModule, graph: Graph, nodes: Mapping[str, Node], choice: Choice) -> None:
         site = graph.site(choice.site)
         value = nn.Parameter(finite(graph, site).clone())
-        flat = _flat(site.name)
+        flat = flat_name(site.name)
         self.weights[flat], self._sites[site.name] = value, flat
         module.add_submodule(f"{flat}_tuned", _Weight(value, choice))
         for op, _ in site.readers:
@@ -118,7 +118,7 @@ class Student(nn.Module):
         old = argument(node, 2, "bias")
         if "weight" not in op.operands or not is_constant(old):
             return
-        flat = _flat(name) + "_bias"
+        flat = flat_name(name) + "_bias"
         value = nn.Parameter(constant(module, old).clone())
         self.biases[flat], self._ops[name] = value, flat
         module.add_submodule(f"{flat}_tuned", _Constant(value))
@@ -200,10 +200,6 @@ def _drawn(lot: Lot, settings: Distill, real: bool, random: torch.Generator) -> 
     rows = torch.randint(len(lot), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
     return cropped(lot.images[rows], area, random), None if lot.labels is None else lot.labels[rows]
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_").replace(":", "__")
 
 
 class _Fake(nn.Module):
