@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.forms import LINEAR, SOFTMAX
-from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.rewrite import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant, is_scaling
 from fewbit.capture.sites import WEIGHTED
 from fewbit.errors import BadImages
 from fewbit.observe.observe import Watcher
@@ -23,7 +23,6 @@ ROWS = 2048  # rows of one op that are kept over all images
 WIDE = 2048  # entries of a row above which fewer are kept: 16 MB of one op at most
 RANKED_IMAGES = 4  # images whose attention scores are kept
 QUERIES = 16  # queries of each of their heads
-SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 @dataclass(frozen=True)
@@ -330,7 +329,7 @@ def _scores(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, _Score]:
         scale = scale_behind(product)
         for side, operand in zip(("query", "key"), product.args[:2], strict=True):
             path, node = [], cast(Node, operand)
-            while is_call(node, *MOVES) or (is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)):
+            while is_call(node, *MOVES) or is_scaling(node):
                 path.append(node)
                 node = cast(Node, node.args[0])
             if node.name not in linears or not _shapes_are_known(path):
@@ -353,8 +352,8 @@ def scale_behind(product: Node) -> float:
     scale, node = 1.0, product
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if is_call(node, *SCALINGS) and isinstance(node.args[1], int | float):
-            scale = scale * node.args[1] if is_call(node, *SCALINGS[:2]) else scale / node.args[1]
+        if is_scaling(node):
+            scale = scale * cast(float, node.args[1]) if is_call(node, *SCALINGS[:2]) else scale / cast(float, node.args[1])
         elif is_call(node, *SOFTMAX):
             break
     return float(scale)

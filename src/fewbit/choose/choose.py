@@ -10,10 +10,8 @@ from typing import TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from fewbit.capture.rewrite import MOVES, is_call
-from fewbit.capture.sites import MAX_POOLS
+from fewbit.capture.sites import owner_of, tensor_of
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
@@ -30,7 +28,6 @@ from fewbit.choose.weights import (
     pairs_are_safe,
     real_weight,
     recoded,
-    tensor_of,
     weight_choice,
 )
 from fewbit.errors import FewbitError
@@ -460,10 +457,8 @@ def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> 
     Codes move without loss. Another step would round them a second time, which runtimes leave out.
     """
     owner = {s.tensor: s.name for s in graph.sites if s.name in choices and choices[s.name].everyone}
-    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-    while is_call(node, *MOVES, *MAX_POOLS) and node.name not in owner:
-        node = cast(Node, node.args[0])
-    found = choices.get(owner.get(node.name, ""))
+    name = owner_of(next(n for n in graph.module.graph.nodes if n.name == site.tensor), owner)
+    found = None if name is None else choices[name]
     if found is None or found.grid != slot.grids[0] or found.site == site.name or slot.fixed_scale is not None:
         return None
     return replace(found, site=site.name, role=site.role, everyone=slot.everyone, why=ELEMENTS + found.site)

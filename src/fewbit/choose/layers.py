@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.rewrite import argument, is_call, is_constant
-from fewbit.capture.sites import ADDS
+from fewbit.capture.sites import ADDS, tensor_of
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
 from fewbit.choose.rounding.gptq import Gptq, gain
-from fewbit.choose.weights import codes_are_safe, finite, room_of, tensor_of
+from fewbit.choose.weights import codes_are_safe, finite, room_of
 from fewbit.grid import fake, values
 from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe

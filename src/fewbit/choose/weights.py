@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.sites import tensor_of
 from fewbit.choose.correct import WeightMean
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
@@ -115,12 +115,6 @@ def finite(graph: Graph, site: Site) -> Tensor:
     if not bool(torch.isfinite(w).all()):
         raise BadValues(f"{site.name} holds NaN or infinite values; only finite weights can be quantized.")
     return w
-
-
-def tensor_of(graph: Graph, site: Site) -> Tensor:
-    """The constant behind a weight or bias site."""
-    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-    return constant(graph.module, node)
 
 
 def real_weight(choice: Choice) -> Tensor:
