@@ -23,10 +23,10 @@ from torch.export import ExportedProgram
 from fewbit import nodata
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import DEMOS, fingerprint
+from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, parse_bits
 from fewbit.choose.joint import parse_time
 from fewbit.choose.scales.ranges import Samples, fidelity
-from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Images, Preprocess, open_images, read_classes, refuse_same
 from fewbit.data.synthesize.source import Synthesis, asked_for
 from fewbit.data.synthesize.teacher import Teacher

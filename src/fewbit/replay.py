@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.forms import LINEAR, SOFTMAX
-from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.rewrite import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant, is_scaling
 from fewbit.capture.sites import WEIGHTED
 from fewbit.errors import BadImages
 from fewbit.observe.observe import Watcher
@@ -23,7 +23,6 @@ ROWS = 2048  # rows of one op that are kept over all images
 WIDE = 2048  # entries of a row above which fewer are kept: 16 MB of one op at most
 RANKED_IMAGES = 4  # images whose attention scores are kept
 QUERIES = 16  # queries of each of their heads
-SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 @dataclass(frozen=True)
@@ -163,17 +162,8 @@ def read_as(
         return replace(sample, right_read=whole.clone())
     key = _key(graph, op, nodes)
     assert key is not None
-    padding, node = [], cast(Node, nodes[op.node].args[0])
-    while node.name != tensor:  # a site lies before the zeros that a convolution reads around it
-        padding.append(node)
-        node = cast(Node, node.args[0])
-    rows, first = [], 0
-    for batch in batches:
-        value = batch
-        for node in reversed(padding):
-            value = _applied(node, value, len(batch))
-        rows.append(_sampled(value, key, len(batch), first, sample.rows.shape[1], sample.seed))
-        first += len(batch)
+    values = _padded(nodes[op.node], tensor, batches)
+    rows = [_sampled(x, key, count, first, sample.rows.shape[1], sample.seed) for x, count, first in values]
     read = replace(sample, read=torch.cat(rows))
     if sample.attention is not None:
         x = torch.cat(list(batches))[: len(sample.attention.x)].clone()
@@ -181,8 +171,10 @@ def read_as(
     return read
 
 
-def op_rows(graph: Graph, op: Op, tensor: str, batches: Sequence[Tensor], places: int, seed: int = 0) -> list[Tensor] | None:
-    """What an op with a weight reads of a tensor, whose value in each batch is given: rows (n, c_in) for each batch.
+def op_rows(
+    graph: Graph, op: Op, tensor: str, batches: Iterable[Tensor], places: int, seed: int = 0
+) -> Iterator[Tensor] | None:
+    """What an op with a weight reads of a tensor, whose value in each batch is given: rows (n, c_in), one batch at a time.
 
     All tokens of a linear layer, `places` patches of each image of a convolution, the same for any value of the tensor; None
     where rows cannot be cut.
@@ -192,19 +184,27 @@ def op_rows(graph: Graph, op: Op, tensor: str, batches: Sequence[Tensor], places
     if key is None:
         return None
     if len(key) == 1:
-        return [batch.reshape(-1, batch.shape[-1]) for batch in batches]
-    padding, node = [], cast(Node, nodes[op.node].args[0])
+        return (batch.reshape(-1, batch.shape[-1]) for batch in batches)
+    values = _padded(nodes[op.node], tensor, batches)
+    return (_sampled(x, key, count, first, _kept(x, key, places), seed).flatten(0, 1) for x, count, first in values)
+
+
+def _padded(op: Node, tensor: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, int, int]]:
+    """What an op reads of a tensor, whose value in each batch is given; the images of the batch, and the number of the first.
+
+    A site lies before the zeros that a convolution reads around it.
+    """
+    padding, node = [], cast(Node, op.args[0])
     while node.name != tensor:
         padding.append(node)
         node = cast(Node, node.args[0])
-    rows, first = [], 0
+    first = 0
     for batch in batches:
         value = batch
         for node in reversed(padding):
             value = _applied(node, value, len(batch))
-        rows.append(_sampled(value, key, len(batch), first, _kept(value, key, places), seed).flatten(0, 1))
+        yield value, len(batch), first
         first += len(batch)
-    return rows
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ def _scores(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, _Score]:
         scale = scale_behind(product)
         for side, operand in zip(("query", "key"), product.args[:2], strict=True):
             path, node = [], cast(Node, operand)
-            while is_call(node, *MOVES) or (is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)):
+            while is_call(node, *MOVES) or is_scaling(node):
                 path.append(node)
                 node = cast(Node, node.args[0])
             if node.name not in linears or not _shapes_are_known(path):
@@ -353,8 +353,8 @@ def scale_behind(product: Node) -> float:
     scale, node = 1.0, product
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if is_call(node, *SCALINGS) and isinstance(node.args[1], int | float):
-            scale = scale * node.args[1] if is_call(node, *SCALINGS[:2]) else scale / node.args[1]
+        if is_scaling(node):
+            scale = scale * cast(float, node.args[1]) if is_call(node, *SCALINGS[:2]) else scale / cast(float, node.args[1])
         elif is_call(node, *SOFTMAX):
             break
     return float(scale)

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Interpreter
 from fewbit.capture.rewrite import add_constant, give_bias
 from fewbit.capture.sites import readers
 from fewbit.grid import Affine, Grid, codes, fake, position, values
-from fewbit.types import Choice, Graph, Plan
+from fewbit.types import Choice, Graph, Plan, flat_name
 
 
 class FakeQuant(nn.Module):
@@ -49,7 +49,7 @@ def simulate(graph: Graph, plan: Plan) -> GraphModule:
         choice = plan.choices.get(site.name)
         if choice is None:
             continue
-        flat = site.name.replace(".", "_").replace(":", "__")
+        flat = flat_name(site.name)
         if choice.codes is not None:
             for name, operand in site.readers:
                 read = nodes[graph.op(name).node]

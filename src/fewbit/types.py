@@ -36,6 +36,11 @@ class Site:
     axis: int | None = None
 
 
+def flat_name(name: str) -> str:
+    """What an op or a site is called in a module and in a file: a buffer's name has no dots, and so no colons here either."""
+    return name.replace(".", "_").replace(":", "__")
+
+
 @dataclass(frozen=True)
 class Op:
     """A node that can run in integers: its kind, its operands (operand name -> site name) and what it costs.

@@ -162,7 +162,7 @@ def test_rows_of_a_convolution_are_its_patches(conv_net):
     found = op_rows(conv_net.graph, op, tensor, conv_net.images.split(8), 10_000)
     patches = torch.nn.functional.unfold(conv_net.images, 3, padding=1).transpose(1, 2).reshape(-1, 27)
     assert found is not None
-    assert torch.equal(torch.cat(found), patches)
+    assert torch.equal(torch.cat(list(found)), patches)
 
 
 def test_the_correction_needs_the_rounding_that_sees_all_rows():

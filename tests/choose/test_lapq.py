@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
 from fewbit.choose.joint import JointSearch, descend, parabola, parse_time, thinned
 from fewbit.choose.lapq import Measure, Model, Walk
 from fewbit.choose.scales.ranges import MinMax, MseRange
-from fewbit.choose.weights import tensor_of
 from fewbit.data.images import Preprocess
 from fewbit.demo import model as demo
 from fewbit.errors import BadImages, FewbitError

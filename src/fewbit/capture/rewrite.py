@@ -38,6 +38,7 @@ MOVES: set[Callable[..., Any]] = VIEWS | {
     aten.expand.default,
     operator.getitem,
 }
+SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 def is_constant(node: object) -> bool:
@@ -47,6 +48,11 @@ def is_constant(node: object) -> bool:
 
 def is_call(node: object, *targets: Callable[..., Any]) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def is_scaling(node: object) -> bool:
+    """A product with a number, or a division by one."""
+    return isinstance(node, Node) and is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)
 
 
 def calls(graph: Graph, *targets: Callable[..., Any]) -> list[Node]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 
 from fewbit.capture.export import WRAPPER, Loaded, graph_module
 from fewbit.capture.forms import DROPOUTS, LINEAR, MATMUL, SOFTMAX
 from fewbit.capture.normalize import CONVS, SDPA, normalize
-from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.rewrite import MOVES, SCALINGS, argument, aten, back_through, constant, is_call, is_constant
 from fewbit.errors import BadModel
 from fewbit.types import Choice, Graph, Op, Site
 
@@ -39,11 +40,8 @@ CLAMPS = (
 # what stands between a product and the softmax of its logits
 LOGIT_PATH: set[Callable[..., Any]] = {
     *ADDS,
+    *SCALINGS,
     aten.sub.Tensor,
-    aten.mul.Tensor,
-    aten.mul.Scalar,
-    aten.div.Tensor,
-    aten.div.Scalar,
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
     aten.where.self,
@@ -203,6 +201,17 @@ def readers(graph: Graph, choice: Choice, integer_ops: Collection[str], tensor: 
     ops = [op for op, operand in graph.site(choice.site).readers if op in integer_ops and operand != "output"]
     wanted = {graph.op(op).node for op in ops}
     return [u for u in tensor.users if u.name in wanted or (is_call(u, *PADS) and any(v.name in wanted for v in u.users))]
+
+
+def tensor_of(graph: Graph, site: Site) -> Tensor:
+    """The constant behind a weight or bias site."""
+    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
+    return constant(graph.module, node)
+
+
+def owner_of(node: Node, owners: Mapping[str, str]) -> str | None:
+    """The first of `owners` (node name -> site) behind views and poolings of maxima: the tensor holds codes of that site."""
+    return next((owners[n.name] for n in back_through(node, {*MOVES, *MAX_POOLS}) if n.name in owners), None)
 
 
 def before_padding(node: Node) -> Node:

@@ -10,10 +10,8 @@ from typing import TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from fewbit.capture.rewrite import MOVES, is_call
-from fewbit.capture.sites import MAX_POOLS
+from fewbit.capture.sites import owner_of, tensor_of
 from fewbit.capture.units import units
 from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
@@ -23,7 +21,15 @@ from fewbit.choose.layers import Layers, Solved, few_enough, solve
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
-from fewbit.choose.weights import finite, overflowing, pairs_are_safe, real_weight, recoded, tensor_of, weight_choice
+from fewbit.choose.weights import (
+    codes_are_safe,
+    finite,
+    overflowing,
+    pairs_are_safe,
+    real_weight,
+    recoded,
+    weight_choice,
+)
 from fewbit.errors import FewbitError
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Histogram, Stats
@@ -39,12 +45,11 @@ ELEMENTS = "elements of "  # why a site has the step of the one that is named be
 SHARED = "one step with "  # why a site has the step of several
 
 
-class Options(TypedDict, total=False):
-    """What `choose`, `choosing` and `lapq` may be told beside their four.
+class Asked(TypedDict, total=False):
+    """What every way to a plan may be told: `choose`, `lapq` and `finetune`.
 
     `name` is the recipe's, for the record; `samples` is what single ops read, for a recipe that searches or corrects on their
-    outputs, and `images` the batches that it was sampled from, for one whose inputs are sequential or that searches whole
-    modules; `channels` the values of activations by channel, where the target has a step for each.
+    outputs; `channels` the values of activations by channel, where the target has a step for each.
     """
 
     name: str
@@ -53,6 +58,13 @@ class Options(TypedDict, total=False):
     everything: bool
     samples: Mapping[str, OpSample | PairSample] | None
     channels: Mapping[str, ChannelSample]
+
+
+class Options(Asked, total=False):
+    """What `choose` and `choosing` may be told besides: `images` are the batches that were sampled, for a recipe whose inputs
+    are sequential or that searches whole modules.
+    """
+
     images: Iterable[Tensor]
     progress: Callable[[str], None]
 
@@ -127,15 +139,7 @@ def choosing(
             work.stream = Stream(Overlay(graph, answer.integer_ops), walking)
             if isinstance(recipe.rounding, Gptq):
                 work.layers = Layers(graph, work.stream, walking)
-        for site in graph.sites:
-            slot = answer.slots.get(site.name)
-            if slot is None or site.role == "bias":
-                continue
-            progress(site.name)
-            if site.role == "weight":
-                work.weight(site, slot)
-            else:
-                work.activation(site, slot)
+        work.walk(progress)
         fixed = work.searched
     if recipe.module is not None:
         work.modules(torch.cat(batches)[: recipe.module.images], progress)
@@ -191,6 +195,18 @@ class Choosing:
             {key: rows for key, rows in (("ranking", self.flips), ("search", self.found), ("ridge", ridges)) if rows},
             biases=biases,
         )
+
+    def walk(self, progress: Callable[[str], None] = lambda site: None) -> None:
+        """Choose for every site that the target has a slot for, in graph order; biases follow at the end."""
+        for site in self.graph.sites:
+            slot = self.legal.slots.get(site.name)
+            if slot is None or site.role == "bias":
+                continue
+            progress(site.name)
+            if site.role == "weight":
+                self.weight(site, slot)
+            else:
+                self.activation(site, slot)
 
     def activation(self, site: Site, slot: Slot) -> None:
         """The range of a tensor; where ops with weights read it, a search of their steps, where a product does, of its two."""
@@ -291,13 +307,9 @@ class Choosing:
         moved = replace(choice, affine=affine, method=method)
         if choice.role != "weight":
             return moved
-        site = self.graph.site(choice.site)
-        slot, read = self.legal.slots[site.name], self.graph.op(site.readers[0][0]).operands["input"]
+        site, slot = self.graph.site(choice.site), self.legal.slots[choice.site]
         coded_again = recoded(self.graph, site, moved, self.recipe, self.choices, slot)
-        assert coded_again.codes is not None
-        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
-        safe = bound is None or pairs_are_safe(coded_again.codes, self.choices[read].grid, bound)
-        return coded_again if safe else None
+        return coded_again if codes_are_safe(self.graph, site, coded_again, self.choices, slot) else None
 
     def biases(self) -> dict[str, Tensor]:
         """The biases that were corrected and stay float, by op name; those that are integers become choices."""
@@ -445,10 +457,8 @@ def _moved(graph: Graph, site: Site, slot: Slot, choices: dict[str, Choice]) -> 
     Codes move without loss. Another step would round them a second time, which runtimes leave out.
     """
     owner = {s.tensor: s.name for s in graph.sites if s.name in choices and choices[s.name].everyone}
-    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-    while is_call(node, *MOVES, *MAX_POOLS) and node.name not in owner:
-        node = cast(Node, node.args[0])
-    found = choices.get(owner.get(node.name, ""))
+    name = owner_of(next(n for n in graph.module.graph.nodes if n.name == site.tensor), owner)
+    found = None if name is None else choices[name]
     if found is None or found.grid != slot.grids[0] or found.site == site.name or slot.fixed_scale is not None:
         return None
     return replace(found, site=site.name, role=site.role, everyone=slot.everyone, why=ELEMENTS + found.site)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.rewrite import argument, constant, is_constant
-from fewbit.choose.bits import Bits
-from fewbit.choose.choose import W8A8, Choosing, choosing
+from fewbit.choose.choose import Asked, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
-from fewbit.choose.weights import finite, pairs_are_safe, recoded
+from fewbit.choose.weights import codes_are_safe, finite, recoded
 from fewbit.errors import BadImages, BadValues
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
 from fewbit.recipes import Recipe
-from fewbit.replay import ChannelSample, OpSample, PairSample
 from fewbit.simulate import FakeQuant, simulate
 from fewbit.target.spec import Target
-from fewbit.types import Choice, Graph, Json, Plan, Refusal
+from fewbit.types import Choice, Graph, Json, Plan, Refusal, flat_name
 
 
 @dataclass(frozen=True)
@@ -46,15 +43,10 @@ def finetune(
     real: Lot | None,
     made: Lot | None,
     *,
-    name: str = "",
-    bits: Bits = W8A8,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    samples: Mapping[str, OpSample | PairSample] | None = None,
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
-    images: Sequence[Tensor] = (),
+    images: Iterable[Tensor] = (),
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """The plan of a recipe whose weights and biases were trained on real images, synthetic ones, or both.
 
@@ -62,10 +54,7 @@ def finetune(
     """
     settings = recipe.tune
     assert settings is not None
-    work = choosing(
-        graph, stats, target, recipe, name=name, bits=bits, keep_float=keep_float, everything=everything, samples=samples,
-        channels=channels, images=images,
-    )  # fmt: skip
+    work = choosing(graph, stats, target, recipe, images=images, **asked)
     start = replace(work, choices=dict(work.choices), refusals=list(work.refusals)).plan()
     student = Student(graph, start)
     record = train(student, graph, settings, [lot for lot in (real, made) if lot is not None], real, seed, progress)
@@ -93,7 +82,7 @@ class Student(nn.Module):
             if choice.role == "weight":
                 self._open_weight(module, graph, nodes, choice)
             elif choice.codes is None:
-                flat = _flat(name)
+                flat = flat_name(name)
                 fixed = cast(FakeQuant, getattr(module, flat))
                 setattr(module, flat, _Fake(fixed.affine, fixed.grid))
         for name in plan.integer_ops:
@@ -115,7 +104,7 @@ class Student(nn.Module):
     def _open_weight(self, module: GraphModule, graph: Graph, nodes: Mapping[str, Node], choice: Choice) -> None:
         site = graph.site(choice.site)
         value = nn.Parameter(finite(graph, site).clone())
-        flat = _flat(site.name)
+        flat = flat_name(site.name)
         self.weights[flat], self._sites[site.name] = value, flat
         module.add_submodule(f"{flat}_tuned", _Weight(value, choice))
         for op, _ in site.readers:
@@ -129,7 +118,7 @@ class Student(nn.Module):
         old = argument(node, 2, "bias")
         if "weight" not in op.operands or not is_constant(old):
             return
-        flat = _flat(name) + "_bias"
+        flat = flat_name(name) + "_bias"
         value = nn.Parameter(constant(module, old).clone())
         self.biases[flat], self._ops[name] = value, flat
         module.add_submodule(f"{flat}_tuned", _Constant(value))
@@ -198,11 +187,8 @@ def set_tuned(work: Choosing, student: Student) -> list[Refusal]:
         slot, op = work.legal.slots[name], graph.op(site.readers[0][0])
         moved = replace(choice, method=f"{choice.method}, {work.recipe.tune!r}")
         made = recoded(graph, site, moved, work.recipe, work.choices, slot, tuned=(value, work.tuned.get(op.name)))
-        assert made.codes is not None
-        read = work.choices[op.operands["input"]].grid
-        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
-        if bound is not None and not pairs_are_safe(made.codes, read, bound):
-            why = f"tuned codes can saturate {bound} bits"
+        if not codes_are_safe(graph, site, made, work.choices, slot):
+            why = f"tuned codes can saturate {slot.pair_bits} bits"
             refused.append(Refusal(name, "tuned weights", "those before", why, op.macs / max(graph.macs, 1)))
             continue
         work.choices[name] = made
@@ -214,10 +200,6 @@ def _drawn(lot: Lot, settings: Distill, real: bool, random: torch.Generator) -> 
     rows = torch.randint(len(lot), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
     return cropped(lot.images[rows], area, random), None if lot.labels is None else lot.labels[rows]
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_").replace(":", "__")
 
 
 class _Fake(nn.Module):

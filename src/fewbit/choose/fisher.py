@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx import Interpreter, Node
 
 from fewbit.choose.scales.ranges import Samples
+from fewbit.observe.observe import Watcher
 from fewbit.types import Graph
 
 VALUES = 1 << 15  # of each site, over all images
-
-
-class _Keeper(Interpreter):
-    """Runs a graph and keeps the values of some nodes, with what backward needs."""
-
-    def __init__(self, graph: Graph, wanted: Iterable[str]) -> None:
-        super().__init__(graph.module, garbage_collect_values=True)
-        self.wanted, self.kept = set(wanted), dict[str, Tensor]()
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.kept[n.name] = value
-        return value
 
 
 def weighted_samples(
@@ -47,15 +33,16 @@ def weighted_samples(
     generator = torch.Generator().manual_seed(seed)
     each = max(1, VALUES // max(images, 1))
     for batch in batches:
-        keeper = _Keeper(graph, names.values())
+        kept: dict[str, Tensor] = {}
+        watcher = Watcher(graph, kept.__setitem__, {name: [name] for name in names.values()})
         with torch.enable_grad():
-            output = cast(Tensor, keeper.run(batch.detach().clone().requires_grad_()))
+            output = cast(Tensor, watcher.run(batch.detach().clone().requires_grad_()))
             loss = _drawn(output, generator)
             tensors = list(dict.fromkeys(names.values()))
-            found = torch.autograd.grad(loss, [keeper.kept[t] for t in tensors], allow_unused=True)
+            found = torch.autograd.grad(loss, [kept[t] for t in tensors], allow_unused=True)
         gradients = dict(zip(tensors, found, strict=True))
         for site, name in names.items():
-            x, g = keeper.kept[name].detach(), gradients[name]
+            x, g = kept[name].detach(), gradients[name]
             weight = torch.ones_like(x) if g is None else _smoothed(g.square())
             chosen = torch.randint(x.numel(), (each * len(batch),), generator=generator)
             values[site].append(x.flatten()[chosen])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fewbit.capture.sites import tensor_of
 from fewbit.choose.objectives import flipped
-from fewbit.choose.weights import tensor_of
 from fewbit.grid import Affine, Grid, fake
 from fewbit.replay import Attention, OpSample, PairSample
 from fewbit.types import Choice, Graph, Json, Op

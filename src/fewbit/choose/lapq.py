@@ -10,8 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from torch.fx import Node
 
 from fewbit.capture.rewrite import is_constant
 from fewbit.capture.sites import readers
-from fewbit.choose.bits import Bits
-from fewbit.choose.choose import ELEMENTS, W8A8, Choosing, choosing
+from fewbit.choose.choose import ELEMENTS, Asked, Choosing, choosing
 from fewbit.choose.joint import JointSearch, Parabola, Point, parabola, thinned
 from fewbit.choose.scales.ranges import MseRange, RangeMethod
 from fewbit.errors import BadImages
@@ -30,7 +28,6 @@ from fewbit.grid import TINY, Affine
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Env, Overlay
 from fewbit.recipes import Recipe
-from fewbit.replay import ChannelSample, OpSample, PairSample
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan
 
@@ -51,14 +48,9 @@ def lapq(
     images: Iterable[Tensor],
     *,
     labels: Tensor | None = None,
-    name: str = "",
-    bits: Bits = W8A8,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    samples: Mapping[str, OpSample | PairSample] | None = None,
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
     journal: Journal | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """The plan of a recipe with a joint search. `images` are batches of calibration images, `labels` (n,) their classes.
 
@@ -73,10 +65,7 @@ def lapq(
     journal = journal or Journal()
 
     def chosen(p: float | None) -> Choosing:
-        return choosing(
-            graph, stats, target, _with_norm(recipe, p), name=name, bits=bits, keep_float=keep_float, everything=everything,
-            samples=samples, images=torch.cat(batches).split(8), channels=channels,
-        )  # fmt: skip
+        return choosing(graph, stats, target, _with_norm(recipe, p), images=torch.cat(batches).split(8), **asked)
 
     start = _start(search, chosen, measure, batches, journal, progress)
     model = Model(start.work, measure, batches, repr(search))

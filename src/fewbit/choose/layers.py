@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.rewrite import argument, is_call, is_constant
-from fewbit.capture.sites import ADDS
+from fewbit.capture.sites import ADDS, tensor_of
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
 from fewbit.choose.rounding.gptq import Gptq, gain
-from fewbit.choose.weights import finite, pairs_are_safe, room_of, tensor_of
+from fewbit.choose.weights import codes_are_safe, finite, room_of
 from fewbit.grid import fake, values
 from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe
@@ -24,6 +24,7 @@ from fewbit.types import Choice, Graph, Op, Site
 
 HELD = 4  # one batch of so many is kept to choose the ridge by
 MEMORY = 1 << 28  # bytes of the largest tensor of all images together
+Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (read, exact, drift) of one batch
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,11 @@ class Layers:
     ) -> Solved | None:  # fmt: skip
         """The codes of an op's weight w (c_out, ...); `choice` has the step that covers its range, and its codes."""
         pieces = self._rows(op, choices[op.operands["input"]], method)
-        if pieces is None or not pieces or choice.grid.widths:
+        if pieces is None or choice.grid.widths:
             return None
         groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         rows = w.flatten(1)
-        held = pieces[HELD - 1 :: HELD]
-        fit = Moments.of((p for i, p in enumerate(pieces) if i % HELD != HELD - 1), groups, len(w))
-        outside = Moments.of(held, groups, len(w)) if held else None
+        fit, outside = _moments(pieces, groups, len(w))
         whole = fit if outside is None else fit + outside
         centred = whole.centred() if correction is not None and correction.bias else replace(whole, count=1)
         real, ridge = method.ridge(rows, fit, outside)
@@ -73,20 +72,36 @@ class Layers:
         shift = missing if bias is None else bias.double() + missing
         return Solved(found, shift.float(), ridge)
 
-    def _rows(self, op: Op, read: Choice, method: Gptq) -> list[tuple[Tensor, Tensor, Tensor | None]] | None:
-        """(read, exact, drift) of each batch; None where rows cannot be cut."""
+    def _rows(self, op: Op, read: Choice, method: Gptq) -> Iterator[Piece] | None:
+        """(read, exact, drift) of each batch, made when it is asked for; None where rows cannot be cut."""
         tensor = self.graph.site(read.site).tensor
-        seen = [fake(x, read.affine, read.grid) for x in self.quantized.at(self.nodes[tensor])]
+        given, float_given = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
+        seen = (fake(x, read.affine, read.grid) for x in given)
         rows = op_rows(self.graph, op, tensor, seen, method.places)
-        exact = op_rows(self.graph, op, tensor, self.exact.at(self.nodes[tensor]), method.places)
+        exact = op_rows(self.graph, op, tensor, float_given, method.places)
         if rows is None or exact is None:
             return None
         other = joined(self.nodes[op.node]) if method.residual and op.kind == "linear" else None
-        drifts: Iterator[Tensor | None] | list[None] = [None] * len(rows)
+        drifts: Iterator[Tensor | None] | list[None] = [None] * len(given)
         if other is not None:
             pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
             drifts = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
-        return list(zip(rows, exact, drifts, strict=True))
+        return zip(rows, exact, drifts, strict=True)
+
+
+def _moments(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
+    """The moments of the batches that weights are fitted to, and of those that are kept to choose the ridge by."""
+    fit: Moments | None = None
+    outside: Moments | None = None
+    for i, piece in enumerate(pieces):
+        part = Moments.of([piece], groups, outputs)
+        if i % HELD == HELD - 1:
+            outside = part if outside is None else outside + part
+        else:
+            fit = part if fit is None else fit + part
+    if fit is None:
+        raise ValueError("no rows")
+    return fit, outside
 
 
 def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mapping[str, Choice]) -> Solved | None:
@@ -103,10 +118,7 @@ def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mappi
     assert found.choice.codes is not None
     if room.most is not None and bool((room.excess(found.choice.codes, found.choice.affine.scale) > 1).any()):
         return None
-    if slot.pair_bits is None or choice.grid == slot.grids[-1]:
-        return found
-    safe = pairs_are_safe(found.choice.codes, choices[op.operands["input"]].grid, slot.pair_bits)
-    return found if safe else None
+    return found if codes_are_safe(layers.graph, site, found.choice, choices, slot) else None
 
 
 def joined(linear: Node) -> Node | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.sites import tensor_of
 from fewbit.choose.correct import WeightMean
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
@@ -117,16 +117,21 @@ def finite(graph: Graph, site: Site) -> Tensor:
     return w
 
 
-def tensor_of(graph: Graph, site: Site) -> Tensor:
-    """The constant behind a weight or bias site."""
-    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-    return constant(graph.module, node)
-
-
 def real_weight(choice: Choice) -> Tensor:
     """The real numbers of a weight's codes, (channels, ...) flattened to rows."""
     assert choice.codes is not None
     return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+
+
+def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: Slot) -> bool:
+    """Whether the codes of a weight are safe in the target's accumulator; on the last grid that it allows they are taken as
+    they are.
+    """
+    if slot.pair_bits is None or made.grid == slot.grids[-1]:
+        return True
+    assert made.codes is not None
+    read = graph.op(site.readers[0][0]).operands["input"]
+    return pairs_are_safe(made.codes, choices[read].grid, slot.pair_bits)
 
 
 def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:

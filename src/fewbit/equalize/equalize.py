@@ -83,9 +83,17 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
 
 def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
     """The largest difference of two graphs' outputs on random images, as a share of the largest output."""
-    x = torch.randn(2, *a.input_shape, generator=torch.Generator().manual_seed(seed))
+    return _difference(_output(a, seed), _output(b, seed))
+
+
+def _output(graph: Graph, seed: int = 0) -> Tensor:
+    """What a graph gives for two random images."""
+    x = torch.randn(2, *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        before, after = a.module(x), b.module(x)
+        return cast(Tensor, graph.module(x))
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
     return float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
 
 
@@ -96,6 +104,7 @@ class _Work:
         self.graph, self.grids, self.strengths = graph, grids, strengths
         self.nodes: dict[str, Node] = {node.name: node for node in graph.module.graph.nodes}
         self.new: dict[str, Tensor] = {}
+        self.output = _output(graph)  # with the constants that have changed so far
         self.record: list[dict[str, Json]] = []
         self.seen: dict[str, Tensor] = {}
         self.heads: list[Heads] = heads(graph)
@@ -178,10 +187,11 @@ class _Work:
         row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": found.strength, "before": found.before}
         moved = found.strength is not None or bool(found.shift.any())
         if moved:
-            difference = same_function(replaced(self.graph, self.new), replaced(self.graph, {**self.new, **changes}))
-            row["difference"] = difference
+            output = _output(replaced(self.graph, {**self.new, **changes}))
+            row["difference"] = difference = _difference(self.output, output)
             if difference <= TOLERANCE:
                 self.new |= changes
+                self.output = output
             else:
                 moved = False
         after = found.after if moved else found.before

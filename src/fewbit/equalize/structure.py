@@ -9,11 +9,10 @@ from typing import cast
 from torch.fx import Node
 
 from fewbit.capture.forms import LINEAR
-from fewbit.capture.rewrite import MOVES, aten, is_call, is_constant
+from fewbit.capture.rewrite import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling
 from fewbit.types import Graph, Op
 
 ROWS = (aten.select.int, aten.slice.Tensor, aten.mean.dim, aten.clone.default, aten.contiguous.default)  # keep channels last
-SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,7 @@ def _layer_before(graph: Graph, start: object, by_node: Mapping[str, Op], *, sca
         if node.name in by_node:
             op = by_node[node.name]
             return op if is_call(node, LINEAR) and own_weight(graph, op) else None
-        scaling = scaled and is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)
-        if not is_call(node, *MOVES) and not scaling:
+        if not is_call(node, *MOVES) and not (scaled and is_scaling(node)):
             return None
         node = node.args[0]
     return None

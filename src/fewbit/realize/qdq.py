@@ -27,8 +27,8 @@ from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.grid import Grid, codes, of_bias, values
 from fewbit.realize.fuse import fuse as fuse_nodes
-from fewbit.realize.unpack import flat_name, pack_weights
-from fewbit.types import Choice, Graph, Plan
+from fewbit.realize.unpack import pack_weights
+from fewbit.types import Choice, Graph, Plan, flat_name
 
 qd = torch.ops.quantized_decomposed
 CODES = ".codes"

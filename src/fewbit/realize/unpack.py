@@ -18,15 +18,10 @@ from numpy.typing import NDArray
 
 from fewbit.errors import FewbitFailed
 from fewbit.grid import Grid
-from fewbit.types import Plan
+from fewbit.types import Plan, flat_name
 
 WIDTHS = (8, 4, 2, 1)
 DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
-
-
-def flat_name(site: str) -> str:
-    """What the codes of a site are called in the file: a buffer's name has no dots, and so no colons here either."""
-    return site.replace(".", "_").replace(":", "__")
 
 
 def pack_weights(model: ir.Model, plan: Plan) -> None:

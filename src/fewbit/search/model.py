@@ -165,14 +165,7 @@ class Model:
             self.graph, self.stats, self.target, self.recipe, answer, {}, list(answer.refusals), self.name, bits,
             (*self.keep_float, *bits.floats), known=self._known,
         )  # fmt: skip
-        for site in self.graph.sites:
-            slot = answer.slots.get(site.name)
-            if slot is None or site.role == "bias":
-                continue
-            if site.role == "weight":
-                work.weight(site, slot)
-            else:
-                work.activation(site, slot)
+        work.walk()
         return work.plan()
 
 

@@ -294,13 +294,7 @@ def _within_chain(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]
     why = f"{terms} products of {g.bits} by {h.bits} bits do not fit in {chain_bits} bits: {safe_terms(chain_bits, g, h)} do"
     if found is None:
         return {}, why, []
-    kept, narrowed = dict(wanted), []
-    for name, grid in dict(zip((a, b), found, strict=True)).items():
-        slot = wanted[name]
-        kept[name] = replace(slot, grids=tuple(other for other in slot.grids if other.largest <= grid.largest))
-        if (first := kept[name].grids[0]) != slot.grids[0]:
-            share = op.macs / max(graph.macs, 1)
-            narrowed.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
+    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
     return kept, "", narrowed
 
 
@@ -319,15 +313,23 @@ def _within_sum(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]) 
     if found is None:
         g, h = wanted[a].grids[-1], wanted[b].grids[-1]
         return {}, f"a sum of {terms} products of {g.bits} by {h.bits} bits does not fit in {bits} bits", []
-    kept, narrowed = dict(wanted), []
-    for name, grid in dict(zip((a, b), found, strict=True)).items():
+    why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
+    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
+    return kept, "", narrowed
+
+
+def _narrowed(
+    graph: Graph, op: Op, wanted: Mapping[str, Slot], most: Mapping[str, Grid], why: str
+) -> tuple[dict[str, Slot], list[Refusal]]:
+    """The slots without grids larger than the most that fits (by site), and a refusal for each that lost its first."""
+    kept, refused = dict(wanted), []
+    for name, grid in most.items():
         slot = wanted[name]
         kept[name] = replace(slot, grids=tuple(g for g in slot.grids if g.largest <= grid.largest))
-        if grid != slot.grids[0]:
-            why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
+        if (first := kept[name].grids[0]) != slot.grids[0]:
             share = op.macs / max(graph.macs, 1)
-            narrowed.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{grid.bits} bits", why, share))
-    return kept, "", narrowed
+            refused.append(Refusal(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
+    return kept, refused
 
 
 def _stored_bits(grid: Grid) -> int:

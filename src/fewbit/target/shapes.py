@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from torch.fx import Node
-
-from fewbit.capture.rewrite import MOVES, is_call
-from fewbit.capture.sites import MAX_POOLS, WEIGHTED
+from fewbit.capture.sites import WEIGHTED, owner_of
 from fewbit.target.spec import OpRule
 from fewbit.types import Graph, Op, Site
 
@@ -62,7 +59,7 @@ def shared_groups(graph: Graph, rules: Mapping[str, OpRule], everyone: Iterable[
         names = [site for operand, site in op.operands.items() if operand.rstrip("0123456789") in rules[op.name].shared]
         for name in names:
             leader[find(name)] = find(names[0])
-            owner = _owner(nodes[graph.site(name).tensor], owners)
+            owner = owner_of(nodes[graph.site(name).tensor], owners)
             if owner is not None:
                 leader[find(owner)] = find(names[0])
     groups: dict[str, list[str]] = {}
@@ -70,10 +67,3 @@ def shared_groups(graph: Graph, rules: Mapping[str, OpRule], everyone: Iterable[
         if site.name in leader:
             groups.setdefault(find(site.name), []).append(site.name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _owner(node: Node, owners: Mapping[str, str]) -> str | None:
-    """The site behind views and poolings of maxima whose codes a tensor holds."""
-    while node.name not in owners and is_call(node, *MOVES, *MAX_POOLS) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return owners.get(node.name)

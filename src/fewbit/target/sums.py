@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.sites import tensor_of
 from fewbit.grid import Grid, safe_terms
 from fewbit.target.spec import Accumulator
 from fewbit.types import Graph, Op
@@ -32,7 +32,7 @@ def narrowed_pair(
             return g, h
         if "weight" in op.operands:
             if rows is None:
-                rows = _rows(graph, op)
+                rows = tensor_of(graph, graph.site(op.operands["weight"])).flatten(1).double()
             if g.largest * int(_worst(rows, h)) <= limit:
                 return g, h
     return None
@@ -41,13 +41,6 @@ def narrowed_pair(
 def largest_sum(accumulator: Accumulator) -> int:
     """The largest sum that an accumulator holds; the lowest is one further from 0, which is given away."""
     return int(2 ** (accumulator.bits - 1) - 1)
-
-
-def _rows(graph: Graph, op: Op) -> Tensor:
-    """A weight as rows (c_out, terms) of float64."""
-    site = graph.site(op.operands["weight"])
-    node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
-    return constant(graph.module, node).flatten(1).double()
 
 
 def _worst(rows: Tensor, grid: Grid) -> Tensor:
