@@ -13,6 +13,7 @@ from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.rounding.nearest import Nearest
+from fewbit.choose.rounding.reconstruct import Reconstruct
 from fewbit.choose.scales.aciq import AnalyticClip
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
@@ -26,7 +27,7 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `tune` trains the weights behind them. `then` is a search in a second pass over the whole model; `channels` gives each
+    `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass over the whole model; `channels` gives each
     channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
     other where the target's own is mere custom. With `gradients` the range of an activation weighs each element by the square
     of the model's gradient there. `equalize` is the stage before choose, which moves ranges between tensors of the graph.
@@ -50,6 +51,7 @@ class Recipe:
     equalize: Equalize | None = None
     gradients: bool = False
     tune: Distill | None = None
+    rebuild: Reconstruct | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
@@ -75,7 +77,7 @@ class Recipe:
     @property
     def is_plain(self) -> bool:
         """Whether ranges and rounding are all of it."""
-        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.channels)
+        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.rebuild or self.channels)
 
     @property
     def needs_samples(self) -> bool:
