@@ -27,8 +27,8 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass over the whole model; `channels` gives each
-    channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
+    `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass
+    over the whole model; `channels` gives each channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
     other where the target's own is mere custom. With `gradients` the range of an activation weighs each element by the square
     of the model's gradient there. `equalize` is the stage before choose, which moves ranges between tensors of the graph.
 
@@ -107,6 +107,18 @@ FAST = Recipe(
     free_softmax=True,
     equalize=Equalize(),
 )
+PAPERS = Reconstruct(seconds=600.0)
+LEARNT = Reconstruct(
+    steps=200,
+    batch=16,
+    rate=0.01,
+    rounding="straight",
+    drop=0.5,
+    learn_steps=True,
+    learn_biases=True,
+    step_rate=3e-3,
+    seconds=600.0,
+)
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
     "percentile": Recipe(Percentile(), MinMax(), about="99.99 % of the activations, all of the weights"),
@@ -161,6 +173,29 @@ RECIPES: Mapping[str, Recipe] = {
         sensitivity=OutputKL(),
     ),
     "fast": FAST,
+    "best": replace(
+        FAST,
+        about="fast, then codes, steps and biases of each attention module and MLP learnt for its output (slow; --time)",
+        rebuild=LEARNT,
+    ),
+    "adaround": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Nagel et al. 2020: each layer's rounding learnt for its output (slow; --time)",
+        rebuild=replace(PAPERS, scope="op"),
+    ),
+    "brecq": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Li et al. 2021: rounding and steps learnt block by block, by Fisher information (slow; --time)",
+        rebuild=replace(PAPERS, fisher=True, learn_steps=True),
+    ),
+    "qdrop": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Wei et al. 2022: the same with half of the activations left float at random (slow; --time)",
+        rebuild=replace(PAPERS, drop=0.5, learn_steps=True),
+    ),
     "lapq": Recipe(
         MseRange(),
         MseRange(),

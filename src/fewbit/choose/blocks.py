@@ -86,9 +86,7 @@ def is_count(node: Node) -> bool:
     return "tensor_meta" not in node.meta and not is_constant(node)
 
 
-def _with_addition(
-    output: Node, members: list[str], nodes: dict[str, Node], graph: Graph, order: dict[Node, int]
-) -> Node:
+def _with_addition(output: Node, members: list[str], nodes: dict[str, Node], graph: Graph, order: dict[Node, int]) -> Node:
     """The residual addition behind a unit, where its other side is there before the unit; else the output."""
     other = joined(output)
     first = min(order[nodes[graph.op(op).node]] for op in members)
@@ -102,7 +100,7 @@ def _clamped(output: Node) -> Node:
 
 
 def _fork(addition: Node, order: dict[Node, int]) -> list[Node]:
-    """The nodes between an addition and the one node that all of it comes from, in order; none where it adds no two branches."""
+    """The nodes between an addition and the node that all of it comes from, in order; none where it adds no two branches."""
     sides = [side for side in addition.args[:2] if isinstance(side, Node) and not is_constant(side)]
     if len(sides) < 2:
         return []

@@ -86,7 +86,7 @@ def _smoothed(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
     """How much an error of each element of some nodes' values matters, by node, (images, ...), 1 in the mean.
 
-    The squares of `weighted_samples` over all images, one backward pass; kept as a factor for each row and one for each channel.
+    The squares of `weighted_samples`, one backward pass; kept as a factor for each row and one for each channel.
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}

@@ -14,7 +14,7 @@ from fewbit.choose.choose import ELEMENTS, Choosing
 from fewbit.choose.distill import Straight
 from fewbit.choose.rounding.reconstruct import Reconstruct, Soft, cosine, soft_fake
 from fewbit.choose.weights import finite, tensor_of
-from fewbit.grid import TINY
+from fewbit.grid import TINY, values
 from fewbit.overlay import Env, Overlay
 from fewbit.types import Choice, Graph
 
@@ -134,9 +134,7 @@ class Learner:
                 self._biases[name] = (bias, float(env[nodes[op.node]].std()), torch.zeros_like(bias).requires_grad_())
         self.soft.steps = self._steps
 
-    def learn(
-        self, images: Tensor, seconds: float | None, clock: Callable[[], float], generator: torch.Generator
-    ) -> int:
+    def learn(self, images: Tensor, seconds: float | None, clock: Callable[[], float], generator: torch.Generator) -> int:
         """The steps that were taken: all, or as many as are done after `seconds` of the clock."""
         settings, lesson = self.settings, self.lesson
         weights = [soft.parameter for soft in self._weights.values()]
@@ -193,8 +191,6 @@ class Learner:
         if isinstance(found, Tensor):
             return found
         if isinstance(found, Choice):
-            from fewbit.grid import values
-
             assert found.codes is not None
             return values(found.codes, found.affine, found.grid)
         if "bias" in op.operands:

@@ -86,7 +86,7 @@ def reconstruct(
             assert file is not None
             found.append(Found.load(file))
             walk.put(part, found[0])
-        rows.append({**found[0].row, "at": journal.seconds})
+        rows.append(found[0].row)
         progress(part.name)
     plan = work.plan()
     record = {"units": rows, "seconds": settings.seconds, "images": sum(map(len, batches)), "held": walk.held}
@@ -172,7 +172,7 @@ class Walk:
 
     def put(self, part: Part, found: Found) -> Found:
         """Let the work and the stream have what was found, but for weights whose codes would not be safe; what they got."""
-        work, graph = self.work, self.work.graph
+        work = self.work
         start = self._state(part)
         for name, scale in found.steps.items():
             work.choices[name] = self._marked(replace(work.choices[name], affine=Affine(scale, work.choices[name].affine.zero)))

@@ -27,14 +27,15 @@ class Reconstruct:
         minimise   E ‖f(x) − f̂(x̂)‖² / E₀  +  pull · mean(1 − |2h − 1|^β)      E₀ the error at the start
 
     AdaRound (Nagel et al. 2020): a weight is (⌊w/s⌋ + h(V)) s, h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1), and β falls from `hard`
-    to `soft` behind a share `warmup` of the steps. With `rounding` = `straight` the weight is a number of its own that is
-    rounded in every step, with a gradient of 1 through the rounding (no pull). BRECQ (Li et al. 2021): `scope` = `unit` is an
+    to `soft` behind a share `warmup` of the steps. With `rounding` = `straight` the weight is a number that begins at its
+    code and is rounded in every step, with a gradient of 1 through the rounding (no pull); Adam moves it by `rate` at most, so it
+    leaves its code only where the gradients of many steps agree. BRECQ (Li et al. 2021): `scope` = `unit` is an
     attention module, MLP or residual block with the addition behind it; with `fisher` an error weighs as much as the square of
     the model's gradient there. QDrop (Wei et al. 2022): each element of an activation is its float value with probability
     `drop`. `learn_steps` learns steps of activations along (Esser et al. 2020, LSQ), `learn_biases` the biases.
 
-    Adam with `rate` for V (in codes for `straight`), `step_rate` for the logarithm of a step and `bias_rate` for a bias, in units
-    of the spread of its output; all but the first fall along half a cosine, with `straight` the first as well. `steps` of
+    Adam with `rate` for V (in codes for `straight`), `step_rate` for the logarithm of a step and `bias_rate` for a bias, in
+    units of the spread of its output; all but that of V fall along half a cosine. `steps` of
     `batch` images for each unit, fewer where `seconds` (None: no limit) are spent. The papers have 20,000 steps of 32 images
     at 1e-3, steps at 4e-5, warm-up 0.2, β from 20 to 2; their pull of 0.01 is on a sum beside an error that is not relative.
     """
@@ -74,10 +75,12 @@ class Reconstruct:
         return replace(self, seconds=seconds)
 
     def open(self, w: Float[Tensor, "*shape"], codes: Int[Tensor, "*shape"], affine: Affine, grid: Grid) -> Soft:
-        """Soft codes that begin at the weight itself where it rounds to its code, and else as near to it as the code is kept."""
+        """Soft codes that begin, with the sigmoid, as near to the weight itself as its code is kept, else at the code."""
         q = codes.to(torch.float32)
+        if self.rounding == "straight":
+            return Rounded(q, affine, grid)
         start = torch.minimum(torch.maximum(position(w, affine, grid), q - 0.5 + EDGE), q + 0.5 - EDGE)
-        return (Sigmoid if self.rounding == "sigmoid" else Rounded)(start, affine, grid)
+        return Sigmoid(start, affine, grid)
 
 
 def cosine(progress: float) -> float:
