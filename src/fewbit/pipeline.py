@@ -115,8 +115,8 @@ def quantize(
     held out for it. `images` may be `synthetic` (made from the model) or `synthetic:DIR` (made beside a few real ones);
     `calibration` says how many and `steps` how long. `preprocess` overrides fields of the model's own record (input_size,
     mean, std, interpolation, resize, crop_pct). Without `bits` it is 8, or the most that the target has. `time` (`90s`,
-    `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search, the first for reconstruction too. `curve` scores 1, 2, 4, ... 256 of the
-    calibration images as well. Raises FewbitError for whatever the caller can mend.
+    `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search, the first for reconstruction too. `curve`
+    scores 1, 2, 4, ... 256 of the calibration images as well. Raises FewbitError for whatever the caller can mend.
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())

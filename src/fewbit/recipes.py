@@ -28,9 +28,10 @@ class Recipe:
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
     `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass
-    over the whole model; `channels` gives each channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
-    other where the target's own is mere custom. With `gradients` the range of an activation weighs each element by the square
-    of the model's gradient there. `equalize` is the stage before choose, which moves ranges between tensors of the graph.
+    over the whole model; `channels` gives each channel a width of its own where the target can hold it. With `free_softmax` the
+    step of probabilities is searched like any other where the target's own is mere custom. With `gradients` the range of an
+    activation weighs each element by the square of the model's gradient there. `equalize` is the stage before choose, which
+    moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.

@@ -28,8 +28,8 @@ class Reconstruct:
 
     AdaRound (Nagel et al. 2020): a weight is (⌊w/s⌋ + h(V)) s, h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1), and β falls from `hard`
     to `soft` behind a share `warmup` of the steps. With `rounding` = `straight` the weight is a number that begins at its
-    code and is rounded in every step, with a gradient of 1 through the rounding (no pull); Adam moves it by `rate` at most, so it
-    leaves its code only where the gradients of many steps agree. BRECQ (Li et al. 2021): `scope` = `unit` is an
+    code and is rounded in every step, with a gradient of 1 through the rounding (no pull); Adam moves it by `rate` at most, so
+    it leaves its code only where the gradients of many steps agree. BRECQ (Li et al. 2021): `scope` = `unit` is an
     attention module, MLP or residual block with the addition behind it; with `fisher` an error weighs as much as the square of
     the model's gradient there. QDrop (Wei et al. 2022): each element of an activation is its float value with probability
     `drop`. `learn_steps` learns steps of activations along (Esser et al. 2020, LSQ), `learn_biases` the biases.
