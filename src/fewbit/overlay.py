@@ -70,9 +70,13 @@ class Overlay:
         """What the readers of an activation site get of it."""
         return fake(x, choice.affine, choice.grid)
 
-    def set_bias(self, op: str, bias: Tensor) -> None:
-        """Let an op add a bias (c_out,) of its own."""
-        self._biases[self.nodes[self.graph.op(op).node]] = bias
+    def set_bias(self, op: str, bias: Tensor | None) -> None:
+        """Let an op add a bias (c_out,) of its own; None: that of the graph, or of a choice."""
+        node = self.nodes[self.graph.op(op).node]
+        if bias is None:
+            self._biases.pop(node, None)
+        else:
+            self._biases[node] = bias
 
     def run(self, nodes: Iterable[Node], env: Env) -> None:
         """Compute nodes in order; their values are added to `env`, which holds what they read from elsewhere."""

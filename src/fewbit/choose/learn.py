@@ -115,7 +115,8 @@ class Learner:
             op = graph.op(name)
             site = graph.site(op.operands["weight"])
             choice = work.choices[site.name]
-            if all(reader in part.ops for reader, _ in site.readers) and choice.codes is not None:
+            shared = any(reader not in part.ops for reader, _ in site.readers)
+            if settings.learn_codes and not shared and choice.codes is not None:
                 self._weights[site.name] = settings.open(finite(graph, site), choice.codes, choice.affine, choice.grid)
         if settings.learn_steps:
             followed = {c.why.removeprefix(ELEMENTS) for c in work.choices.values() if c.why.startswith(ELEMENTS)}

@@ -230,8 +230,7 @@ class Walk:
             bias = work.bias(work.graph.op(op))
             if isinstance(bias, Choice):
                 work.choices[bias.site] = bias
-            elif bias is not None:
-                overlay.set_bias(op, bias)
+            overlay.set_bias(op, None if isinstance(bias, Choice) else bias)
         choices, _ = self._state(part)
         for choice in choices.values():
             overlay.set(choice)

@@ -32,7 +32,8 @@ class Reconstruct:
     it leaves its code only where the gradients of many steps agree. BRECQ (Li et al. 2021): `scope` = `unit` is an
     attention module, MLP or residual block with the addition behind it; with `fisher` an error weighs as much as the square of
     the model's gradient there. QDrop (Wei et al. 2022): each element of an activation is its float value with probability
-    `drop`. `learn_steps` learns steps of activations along (Esser et al. 2020, LSQ), `learn_biases` the biases.
+    `drop`. `learn_steps` learns steps of activations along (Esser et al. 2020, LSQ), `learn_biases` the biases;
+    without `learn_codes` the codes stay as they are.
 
     Adam with `rate` for V (in codes for `straight`), `step_rate` for the logarithm of a step and `bias_rate` for a bias, in
     units of the spread of its output; all but that of V fall along half a cosine. `steps` of
@@ -47,6 +48,7 @@ class Reconstruct:
     rounding: Literal["sigmoid", "straight"] = "sigmoid"
     drop: float = 0.0
     fisher: bool = False
+    learn_codes: bool = True
     learn_steps: bool = False
     learn_biases: bool = False
     step_rate: float = 4e-5
