@@ -1,6 +1,7 @@
 """The closed-form recipe, each part added to those before it, at several widths.
 
 python bench/best.py MODEL --images DIR --score DIR --bits w4a8 4,first=w4a8 --rows mse fast --out best-vit
+python bench/best.py demo --bits 4,first=w4a8 --rows fast best --time 120 --out best-demo
 python bench/rows.py best-vit
 """
 
@@ -19,6 +20,8 @@ from fewbit.recipes import RECIPES, Recipe
 
 FAST = RECIPES["fast"]
 PLAIN = Gptq(ridges=(), sweeps=0, residual=False)
+BEST = RECIPES["best"].rebuild
+assert BEST is not None
 STEPS: Mapping[str, Recipe] = {
     "mse": RECIPES["mse"],
     "softmax": replace(RECIPES["mse"], free_softmax=True),
@@ -32,6 +35,15 @@ STEPS: Mapping[str, Recipe] = {
     "fast": FAST,
     "fast, no residual": replace(FAST, rounding=replace(Gptq(), residual=False)),
     "gradients": replace(FAST, gradients=True),
+    "best": RECIPES["best"],
+    "best, ops": replace(FAST, rebuild=replace(BEST, scope="op")),
+    "best, no drop": replace(FAST, rebuild=replace(BEST, drop=0.0)),
+    "best, fisher": replace(FAST, rebuild=replace(BEST, fisher=True)),
+    "best, sigmoid": replace(FAST, rebuild=replace(BEST, learn_codes=True, rate=0.03, pull=0.1)),
+    "best, straight": replace(FAST, rebuild=replace(BEST, learn_codes=True, rounding="straight", rate=0.01)),
+    "adaround": RECIPES["adaround"],
+    "brecq": RECIPES["brecq"],
+    "qdrop": RECIPES["qdrop"],
 }
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits
+from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits, reconstruct
 from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
 from fewbit.files import read_json, write_json
@@ -109,6 +109,10 @@ class Bench:
         if recipe.joint is not None:
             recipe = replace(recipe, joint=replace(recipe.joint, seconds=self.args.time))
             plan = lapq(self.graph, self.stats, target, recipe, self.batches, **options)
+        elif recipe.rebuild is not None:
+            recipe = replace(recipe, rebuild=recipe.rebuild.in_seconds(self.args.time))
+            options |= {"channels": channels, "seed": self.seed or 0}
+            plan = reconstruct(self.planned, stats, target, recipe, self.batches, **options)
         else:
             plan = choose(self.planned, stats, target, recipe, images=self.batches, channels=channels, **options)
         seconds["choose"] = time.perf_counter() - began
@@ -213,7 +217,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="ort-x86-vnni")
     parser.add_argument("--wide", default="ort-x86-wide", help="the target for candidates above 8 bits")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--time", type=float, default=60.0, help="seconds of a joint search")
+    parser.add_argument("--time", type=float, default=60.0, help="seconds of a joint search or a reconstruction")
     parser.add_argument("--out", type=Path)
 
 

@@ -139,7 +139,7 @@ def quantize(
     everything: Annotated[bool, typer.Option("--everything", help="Also what runs faster in float on the target.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Ignore labels.")] = False,
-    time: Annotated[str | None, typer.Option(help="Of a search on the model's loss (lapq): 90s, 10min, 1h.")] = None,
+    time: Annotated[str | None, typer.Option(help="Of a search or reconstruction (lapq, best): 90s, 10min, 1h.")] = None,
     loss: Annotated[str | None, typer.Option(help="Of that search: kl (default) or labels, of the calibration images.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of what makes synthetic images and of recipes that train (fdda).")

@@ -150,7 +150,7 @@ def curve(
 
 def refuse_curve(recipe: Recipe, name: str) -> None:
     """Raise FewbitError for a recipe whose search would be run nine times over."""
-    if recipe.joint is not None or recipe.tune is not None:
+    if recipe.joint is not None or recipe.tune is not None or recipe.rebuild is not None:
         plain = ", ".join(n for n, r in RECIPES.items() if r.is_plain)
         raise FewbitError(
             f"--curve chooses again for every number of images, and recipe {name} takes long for one; "

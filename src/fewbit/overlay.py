@@ -55,16 +55,28 @@ class Overlay:
         site = self.graph.site(choice.site)
         tensor = self.nodes[site.tensor]
         if choice.codes is not None:
-            real = values(choice.codes.to(torch.int32), choice.affine, choice.grid)
-            for name, _ in site.readers:
-                self._constants[self.nodes[self.graph.op(name).node], tensor] = real
+            self.give(choice.site, values(choice.codes.to(torch.int32), choice.affine, choice.grid))
             return
         for reader in readers(self.graph, choice, self._integer_ops, tensor):
             self._fakes[reader, tensor] = choice
 
-    def set_bias(self, op: str, bias: Tensor) -> None:
-        """Let an op add a bias (c_out,) of its own."""
-        self._biases[self.nodes[self.graph.op(op).node]] = bias
+    def give(self, site: str, real: Tensor) -> None:
+        """Let the readers of a weight or bias read real numbers in place of its codes'."""
+        found = self.graph.site(site)
+        for name, _ in found.readers:
+            self._constants[self.nodes[self.graph.op(name).node], self.nodes[found.tensor]] = real
+
+    def read(self, x: Tensor, choice: Choice) -> Tensor:
+        """What the readers of an activation site get of it."""
+        return fake(x, choice.affine, choice.grid)
+
+    def set_bias(self, op: str, bias: Tensor | None) -> None:
+        """Let an op add a bias (c_out,) of its own; None: that of the graph, or of a choice."""
+        node = self.nodes[self.graph.op(op).node]
+        if bias is None:
+            self._biases.pop(node, None)
+        else:
+            self._biases[node] = bias
 
     def run(self, nodes: Iterable[Node], env: Env) -> None:
         """Compute nodes in order; their values are added to `env`, which holds what they read from elsewhere."""
@@ -85,7 +97,7 @@ class Overlay:
                 quantized = self._constants.get((node, read))
                 return constant(self.graph.module, read) if quantized is None else quantized
             choice = self._fakes.get((node, read))
-            return env[read] if choice is None else fake(env[read], choice.affine, choice.grid)
+            return env[read] if choice is None else self.read(env[read], choice)
 
         args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), value)
         if node in self._biases:

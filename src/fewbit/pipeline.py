@@ -24,7 +24,7 @@ from fewbit import nodata
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import DEMOS, fingerprint
 from fewbit.capture.sites import tensor_of
-from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, parse_bits
+from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, parse_bits, reconstruct
 from fewbit.choose.joint import parse_time
 from fewbit.choose.scales.ranges import Samples, fidelity
 from fewbit.data.images import Images, Preprocess, open_images, read_classes, refuse_same
@@ -51,7 +51,8 @@ from fewbit.verify.attention import attention_tables
 
 EQUALIZATION = "equalization.json"  # what was moved, while the run works
 OUTLIER_IMAGES = 32  # calibration images in which channels and tokens are looked at
-JOURNAL = "joint.jsonl"  # losses of a joint search, while it runs
+JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, while it runs
+UNITS = "units"  # what a reconstruction has found of each unit, while it runs
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def quantize(
     held out for it. `images` may be `synthetic` (made from the model) or `synthetic:DIR` (made beside a few real ones);
     `calibration` says how many and `steps` how long. `preprocess` overrides fields of the model's own record (input_size,
     mean, std, interpolation, resize, crop_pct). Without `bits` it is 8, or the most that the target has. `time` (`90s`,
-    `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search. `curve` scores 1, 2, 4, ... 256 of the
-    calibration images as well. Raises FewbitError for whatever the caller can mend.
+    `10min`, `1h`) and `loss` (`kl` or `labels`) are for recipes with a joint search, the first for reconstruction too. `curve`
+    scores 1, 2, 4, ... 256 of the calibration images as well. Raises FewbitError for whatever the caller can mend.
     """
     progress = progress or Progress()
     hardware = load_target(target or detect())
@@ -209,6 +210,7 @@ def quantize(
             plan = replace(plan, extra={**plan.extra, "equalize": [dict(row) for row in found]})
         save_plan(graph, plan, part)
     (part / JOURNAL).unlink(missing_ok=True)
+    shutil.rmtree(part / UNITS, ignore_errors=True)
     with progress.stage("realize", 2):
         for name, write in (
             ("model.onnx", lambda p: realize(graph, plan, p, **hardware.form)),
@@ -302,7 +304,8 @@ def open_both(images: Any, score: Any, preprocess: Preprocess, classes: Any, req
 
 
 def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None, *, synthetic: bool = False) -> Recipe:
-    """A recipe whose joint search has another budget or loss. Raises FewbitError where it has no such search.
+    """A recipe whose joint search has another budget or loss, or whose reconstruction another budget. Raises FewbitError where
+    it has no such search.
 
     A recipe that trains has a loss as well; with `synthetic` images it says which classes the real ones beside them have.
     """
@@ -310,10 +313,14 @@ def with_joint(recipe: Recipe, name: str, time: str | None, loss: str | None, *,
         return recipe
     if time is None and recipe.joint is None and loss in ("kl", "labels") and (recipe.tune is not None or synthetic):
         return recipe if recipe.tune is None else replace(recipe, tune=replace(recipe.tune, loss=loss))
+    if recipe.rebuild is not None and time is not None and loss is None:
+        return replace(recipe, rebuild=recipe.rebuild.in_seconds(parse_time(time)))
     if recipe.joint is None:
         found = ", ".join(n for n, r in RECIPES.items() if r.joint is not None)
+        timed = ", ".join(n for n, r in RECIPES.items() if r.rebuild is not None)
         raise FewbitError(
-            f"--time and --loss are for a search on the model's loss; recipe {name} has none, these have: {found}."
+            f"--time and --loss are for a search on the model's loss; recipe {name} has none, these have: {found}. "
+            f"--time is for reconstruction too: {timed}."
         )
     search = recipe.joint if time is None else replace(recipe.joint, seconds=parse_time(time))
     if loss is not None and loss not in ("kl", "labels"):
@@ -465,6 +472,12 @@ def _choose(
             plan = lapq(
                 graph, stats, target, recipe, labels=images.labels, journal=Journal(part / JOURNAL),
                 progress=lambda text: progress.advance(1, text), **options,
+            )  # fmt: skip
+    elif recipe.rebuild is not None:
+        with progress.stage("reconstruct"):
+            plan = reconstruct(
+                graph, stats, target, recipe, seed=request.seed, journal=Journal(part / JOURNAL), folder=part / UNITS,
+                progress=lambda unit: progress.advance(1, unit), **options,
             )  # fmt: skip
     elif recipe.tune is not None:
         assert lots is not None

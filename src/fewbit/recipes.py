@@ -13,6 +13,7 @@ from fewbit.choose.joint import JointSearch
 from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.rounding.nearest import Nearest
+from fewbit.choose.rounding.reconstruct import Reconstruct
 from fewbit.choose.scales.aciq import AnalyticClip
 from fewbit.choose.scales.module import ModuleSearch
 from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile, RangeMethod
@@ -26,10 +27,11 @@ class Recipe:
     """How each slot of choose is filled: ranges of activations and of weights, rounding of weights, and on the outputs of
     single ops a search of the steps and a correction of the biases (None: none). `sensitivity` is what mixed precision adds up.
     `module` searches the steps again, on the outputs of attention modules and MLPs, `joint` all of them on the model's loss;
-    `tune` trains the weights behind them. `then` is a search in a second pass over the whole model; `channels` gives each
-    channel a width of its own where the target can hold it. With `free_softmax` the step of probabilities is searched like any
-    other where the target's own is mere custom. With `gradients` the range of an activation weighs each element by the square
-    of the model's gradient there. `equalize` is the stage before choose, which moves ranges between tensors of the graph.
+    `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass
+    over the whole model; `channels` gives each channel a width of its own where the target can hold it. With `free_softmax` the
+    step of probabilities is searched like any other where the target's own is mere custom. With `gradients` the range of an
+    activation weighs each element by the square of the model's gradient there. `equalize` is the stage before choose, which
+    moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
     `activations` and `weights`.
@@ -50,6 +52,7 @@ class Recipe:
     equalize: Equalize | None = None
     gradients: bool = False
     tune: Distill | None = None
+    rebuild: Reconstruct | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
@@ -75,7 +78,7 @@ class Recipe:
     @property
     def is_plain(self) -> bool:
         """Whether ranges and rounding are all of it."""
-        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.channels)
+        return not (self.needs_samples or self.needs_images or self.joint or self.tune or self.rebuild or self.channels)
 
     @property
     def needs_samples(self) -> bool:
@@ -104,6 +107,17 @@ FAST = Recipe(
     correction=LayerOutput(),
     free_softmax=True,
     equalize=Equalize(),
+)
+PAPERS = Reconstruct(seconds=600.0)
+LEARNT = Reconstruct(
+    steps=200,
+    batch=16,
+    drop=0.5,
+    learn_codes=False,  # in a few hundred steps learning lowered no mean error below that of GPTQ's codes: bench/README.md
+    learn_steps=True,
+    learn_biases=True,
+    step_rate=5e-3,
+    seconds=600.0,
 )
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
@@ -159,6 +173,29 @@ RECIPES: Mapping[str, Recipe] = {
         sensitivity=OutputKL(),
     ),
     "fast": FAST,
+    "best": replace(
+        FAST,
+        about="fast, then steps and biases of each attention module and MLP learnt for its output (slow; --time)",
+        rebuild=LEARNT,
+    ),
+    "adaround": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Nagel et al. 2020: each layer's rounding learnt for its output (slow; --time)",
+        rebuild=replace(PAPERS, scope="op"),
+    ),
+    "brecq": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Li et al. 2021: rounding and steps learnt block by block, by Fisher information (slow; --time)",
+        rebuild=replace(PAPERS, fisher=True, learn_steps=True),
+    ),
+    "qdrop": Recipe(
+        MseRange(),
+        MseRange(),
+        about="Wei et al. 2022: the same with half of the activations left float at random (slow; --time)",
+        rebuild=replace(PAPERS, drop=0.5, learn_steps=True),
+    ),
     "lapq": Recipe(
         MseRange(),
         MseRange(),

@@ -632,3 +632,17 @@ def test_ticks_never_stand_closer_than_their_labels_are_wide() -> None:
     assert min(b - a for a, b in pairwise(places)) >= len(names) / figures.MANY_TICKS
     assert labels == [figures.block_of(names[place]) for place in places]
     assert "stem" not in labels
+
+
+def test_units_of_a_reconstruction_are_listed_with_what_was_kept():
+    rows = [
+        {"unit": "a<b", "before": 0.5, "after": 0.25, "steps": 1200, "kept": True, "seconds": 60.0, "images": 16, "held": 4},
+        {"unit": "head", "before": 0.125, "after": 0.125, "tried": 0.75, "steps": 3, "kept": False},
+    ]
+    text = page.rebuilt(rows, 12.5)
+    assert "<td>a&lt;b</td><td>0.5</td><td>0.25</td><td>1,200</td><td>yes</td>" in text
+    assert "<td>head</td><td>0.125</td><td>0.75</td><td>3</td><td>no</td>" in text
+    assert "4 images of 16" in text
+    assert "1 of 2 units" in text
+    assert "12.5" in text
+    assert page.rebuilt([], None) == ""

@@ -30,7 +30,9 @@ MIXED: dict[str, Any] = {
         {"bytes": 23, "loss": 3.0, "mean": 6.0, "bits": [6, 6], "taken": False},
     ],
 }
-EMPTY: dict[str, Any] = {"frontier": [], "units": [], "ranking": [], "joint": [], "norms": [], "equalized": []}
+EMPTY: dict[str, Any] = {
+    "frontier": [], "units": [], "ranking": [], "joint": [], "norms": [], "equalized": [], "rebuilt": [],
+}  # fmt: skip
 JOINT: dict[str, Any] = {
     "loss": "KL from the float model",
     "images": 32,

@@ -5,5 +5,6 @@ from fewbit.choose.bits.mixed import Allocation, allocate
 from fewbit.choose.choose import choose
 from fewbit.choose.finetune import Lot, finetune
 from fewbit.choose.lapq import lapq
+from fewbit.choose.rebuild import reconstruct
 
-__all__ = ["Allocation", "Bits", "Lot", "Mixed", "allocate", "choose", "finetune", "lapq", "parse_bits"]
+__all__ = ["Allocation", "Bits", "Lot", "Mixed", "allocate", "choose", "finetune", "lapq", "parse_bits", "reconstruct"]

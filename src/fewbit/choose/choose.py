@@ -80,6 +80,9 @@ def choose(graph: Graph, stats: Stats, target: Target, recipe: Recipe, **options
         raise ValueError(f"recipe {name!r} searches all steps together: lapq(graph, stats, target, recipe, images)")
     if recipe.tune is not None:
         raise ValueError(f"recipe {options.get('name') or recipe!r} trains weights: finetune(graph, ..., recipe, real, made)")
+    if recipe.rebuild is not None:
+        name = options.get("name") or recipe
+        raise ValueError(f"recipe {name!r} learns weights unit by unit: reconstruct(graph, stats, target, recipe, images)")
     return choosing(graph, stats, target, recipe, **options).plan()
 
 

@@ -65,7 +65,37 @@ def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
 
 def _smoothed(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The product of means over channels and over rows that is nearest to squares; channels are last, or second in a map."""
-    channel = 1 if squares.ndim == 4 and squares.shape[1] > 1 and squares.shape[2] == squares.shape[3] else squares.ndim - 1
-    others = [d for d in range(squares.ndim) if d != channel]
+    channel, others = _axes(squares)
     rows, columns = squares.mean(channel, keepdim=True), squares.mean(others, keepdim=True)
     return rows * columns / squares.mean().clamp_min(1e-38)
+
+
+def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """How much an error of each element of some nodes' values matters, by node, (images, ...), 1 in the mean.
+
+    The squares of `weighted_samples`, one backward pass; kept as a factor for each row and one for each channel.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
+    columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        keeper = _Keeper(graph, outputs)
+        with torch.enable_grad():
+            loss = _drawn(cast(Tensor, keeper.run(batch.detach().clone().requires_grad_())), generator)
+            found = torch.autograd.grad(loss, [keeper.kept[name] for name in outputs], allow_unused=True)
+        for name, g in zip(outputs, found, strict=True):
+            squares = torch.ones_like(keeper.kept[name].detach()) if g is None else g.square()
+            channel, others = _axes(squares)
+            rows[name].append(squares.mean(channel, keepdim=True))
+            columns[name].append(squares.mean(others, keepdim=True))
+    made = {}
+    for name in outputs:
+        row, column = torch.cat(rows[name]), torch.stack(columns[name]).mean(0)
+        made[name] = row / row.mean().clamp_min(1e-38) * (column / column.mean().clamp_min(1e-38))
+    return made
+
+
+def _axes(x: Tensor) -> tuple[int, list[int]]:
+    """The axis of channels, last or second in a map, and all others."""
+    channel = 1 if x.ndim == 4 and x.shape[1] > 1 and x.shape[2] == x.shape[3] else x.ndim - 1
+    return channel, [d for d in range(x.ndim) if d != channel]

@@ -284,6 +284,25 @@ def outliers(rows: Rows, caption: str) -> str:
     return drawn + table(head, cells, numeric=(1, 3, 5))
 
 
+def rebuilt(rows: Rows, spent: float | None) -> str:
+    """Each unit of a reconstruction with its error before and after; nothing where there was none."""
+    if not rows:
+        return ""
+    head = "<tr><th>unit</th><th>error before</th><th>after</th><th>steps</th><th>kept</th></tr>"
+    body = ""
+    for row in rows:
+        tried = row["after"] if row["kept"] else row.get("tried")
+        after = "–" if tried is None else number(tried, 3)
+        cells = (escape(row["unit"]), number(row["before"], 3), after, f"{row['steps']:,}", "yes" if row["kept"] else "no")
+        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    first, kept = rows[0], sum(bool(row["kept"]) for row in rows)
+    said = f"Squared error of each unit's output over the variance of the float output, on {plural(first['held'], 'image')} of "
+    said += f"{first['images']} that nothing was learnt on. {kept} of {plural(len(rows), 'unit')} kept what was learnt; "
+    said += f"{number(spent, 3)}{UNIT}s in all, the choice before included"
+    said += "." if first["seconds"] is None else f", of {number(first['seconds'], 3)}{UNIT}s (--time)."
+    return f"<figure><table>{head}{body}</table><figcaption>{said}</figcaption></figure>"
+
+
 def ranking(rows: Rows, caption: str) -> str:
     """Rank flips with and without the ranking term."""
     if rows:
@@ -525,6 +544,7 @@ def pictures(report: Json, tables: Json, caption: str) -> str:
             units(tables.get("units") or (), caption),
             outliers(tables.get("outliers") or (), caption),
             equalized(tables.get("equalized") or ()),
+            rebuilt(tables.get("rebuilt") or (), (report.get("seconds") or {}).get("reconstruct")),
             ranges(tables.get("histograms") or (), caption),
             attention(tables.get("attention") or (), caption),
             picture(tables.get("flips"), figures.flips_by_head, caption, flips_why),

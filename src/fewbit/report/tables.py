@@ -164,6 +164,7 @@ def searched(plan: Plan) -> dict[str, Rows]:
         "joint": joint(plan),
         "norms": norms(plan),
         "equalized": list(cast(Any, plan.extra.get("equalize", ()))),
+        "rebuilt": rebuilt(plan),
     }
 
 
@@ -197,6 +198,13 @@ def joint(plan: Plan) -> Rows:
     said = {key: found[key] for key in ("images", "sites", "evaluations", "out_of_time", "seconds")}
     rows = [{"evaluation": i, "loss": loss, "best": best} for i, loss, best in found["curve"]]
     return [{**row, "what": found["loss"], **(said if i == 0 else {})} for i, row in enumerate(rows)]
+
+
+def rebuilt(plan: Plan) -> Rows:
+    """The units of a reconstruction in order: the error on held-out images before and after, steps, whether it was kept."""
+    found = cast(Any, plan.extra.get("rebuilt"))
+    said = {key: found[key] for key in ("seconds", "images", "held")} if found else {}
+    return [{**row, **(said if i == 0 else {})} for i, row in enumerate(found["units"] if found else ())]
 
 
 def norms(plan: Plan, points: int = 41) -> Rows:

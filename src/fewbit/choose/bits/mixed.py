@@ -68,7 +68,7 @@ def allocate(
             why = f"{target.name} has no integers wider than {_widest(graph, target, unit)} bits"
             refusals.append(Refusal(unit.name, asked, f"at most {options[unit.name][-1]}", why, _share(graph, unit)))
     tried = sorted({b for widths in options.values() for b in widths})
-    plain = replace(recipe, search=None, correction=None, then=None, joint=None, tune=None)
+    plain = replace(recipe, search=None, correction=None, then=None, joint=None, tune=None, rebuild=None)
     plans = {
         b: choose(graph, stats, target, plain, bits=Bits(b, b), keep_float=keep_float, everything=everything, channels=channels)
         for b in tried
