@@ -33,16 +33,9 @@ def weighted_samples(
     generator = torch.Generator().manual_seed(seed)
     each = max(1, VALUES // max(images, 1))
     for batch in batches:
-        kept: dict[str, Tensor] = {}
-        watcher = Watcher(graph, kept.__setitem__, {name: [name] for name in names.values()})
-        with torch.enable_grad():
-            output = cast(Tensor, watcher.run(batch.detach().clone().requires_grad_()))
-            loss = _drawn(output, generator)
-            tensors = list(dict.fromkeys(names.values()))
-            found = torch.autograd.grad(loss, [kept[t] for t in tensors], allow_unused=True)
-        gradients = dict(zip(tensors, found, strict=True))
+        found = _backward(graph, list(dict.fromkeys(names.values())), batch, generator)
         for site, name in names.items():
-            x, g = kept[name].detach(), gradients[name]
+            x, g = found[name]
             weight = torch.ones_like(x) if g is None else _smoothed(g.square())
             chosen = torch.randint(x.numel(), (each * len(batch),), generator=generator)
             values[site].append(x.flatten()[chosen])
@@ -53,6 +46,18 @@ def weighted_samples(
         weight = weight / weight.mean().clamp_min(1e-300)
         made[site] = Samples(x[None], weight.float(), x.min()[None], x.max()[None])
     return made
+
+
+def _backward(
+    graph: Graph, tensors: Sequence[str], batch: Tensor, generator: torch.Generator
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """The value of each node for a batch, and its gradient; None where the answers do not depend on it."""
+    kept: dict[str, Tensor] = {}
+    watcher = Watcher(graph, kept.__setitem__, {name: [name] for name in tensors})
+    with torch.enable_grad():
+        loss = _drawn(cast(Tensor, watcher.run(batch.detach().clone().requires_grad_())), generator)
+        found = torch.autograd.grad(loss, [kept[name] for name in tensors], allow_unused=True)
+    return {name: (kept[name].detach(), g) for name, g in zip(tensors, found, strict=True)}
 
 
 def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,12 +84,8 @@ def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tenso
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        keeper = _Keeper(graph, outputs)
-        with torch.enable_grad():
-            loss = _drawn(cast(Tensor, keeper.run(batch.detach().clone().requires_grad_())), generator)
-            found = torch.autograd.grad(loss, [keeper.kept[name] for name in outputs], allow_unused=True)
-        for name, g in zip(outputs, found, strict=True):
-            squares = torch.ones_like(keeper.kept[name].detach()) if g is None else g.square()
+        for name, (x, g) in _backward(graph, outputs, batch, generator).items():
+            squares = torch.ones_like(x) if g is None else g.square()
             channel, others = _axes(squares)
             rows[name].append(squares.mean(channel, keepdim=True))
             columns[name].append(squares.mean(others, keepdim=True))
