@@ -35,6 +35,8 @@ STEPS: Mapping[str, Recipe] = {
     "fast": FAST,
     "fast, no residual": replace(FAST, rounding=replace(Gptq(), residual=False)),
     "gradients": replace(FAST, gradients=True),
+    "rotated": replace(FAST, equalize=Equalize(rotate=True)),
+    "rotated, heads too": RECIPES["fast-rotated"],
     "best": RECIPES["best"],
     "best, ops": replace(FAST, rebuild=replace(BEST, scope="op")),
     "best, no drop": replace(FAST, rebuild=replace(BEST, drop=0.0)),

@@ -119,6 +119,11 @@ LEARNT = Reconstruct(
     step_rate=5e-3,
     seconds=600.0,
 )
+ROTATED = replace(
+    FAST,
+    about="fast, behind random rotations of the residual stream and of each head: outliers of channels are spread",
+    equalize=Equalize(rotate=True, rotate_heads=True),
+)
 RECIPES: Mapping[str, Recipe] = {
     "minmax": Recipe(about="the whole range that was seen"),
     "percentile": Recipe(Percentile(), MinMax(), about="99.99 % of the activations, all of the weights"),
@@ -173,6 +178,7 @@ RECIPES: Mapping[str, Recipe] = {
         sensitivity=OutputKL(),
     ),
     "fast": FAST,
+    "fast-rotated": ROTATED,
     "best": replace(
         FAST,
         about="fast, then steps and biases of each attention module and MLP learnt for its output (slow; --time)",

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from fewbit.capture.rewrite import constant
 from fewbit.equalize.cross_layer import balanced, pairs
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
+from fewbit.equalize.rotate import can_rotate, residual, rotated, rotated_heads
 from fewbit.equalize.structure import Heads, heads, norms
 from fewbit.errors import BadImages
 from fewbit.grid import Grid
@@ -39,7 +40,8 @@ class Equalize:
     `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the
     layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
     shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
-    `rows` are sampled of each tensor over all images.
+    `rotate` turns the residual stream by a random orthogonal matrix, first of all, and with `rotate_heads` values, and queries
+    with keys, in each head (equalize/rotate.py). `rows` are sampled of each tensor over all images.
     """
 
     norms: bool = True
@@ -48,13 +50,18 @@ class Equalize:
     convolutions: bool = True
     strengths: tuple[float, ...] = STRENGTHS
     rows: int = 1024
+    rotate: bool = False
+    rotate_heads: bool = False
+    seed: int = 0
 
     def __call__(self, graph: Graph, batches: Iterable[Tensor], grids: Mapping[str, Grid]) -> Equalized:
         """The graph equalized for the grids of its sites (by name; a site without one stays as it is).
 
         A place whose rewrite changes the function by more than 1e-4 is left out and says so. Raises BadImages without a batch.
         """
-        work = _Work(graph, grids, self.strengths)
+        turned = self._rotated(graph)
+        work = _Work(turned.graph, grids, self.strengths)
+        graph, work.new, work.record = turned.graph, dict(turned.constants), [dict(row) for row in turned.record]
         work.seen = _sampled(graph, batches, work.wanted(self), self.rows)
         for flag, step in (
             (self.norms, work.layer_norms),
@@ -65,6 +72,29 @@ class Equalize:
             if flag:
                 step()
         return work.result()
+
+    def _rotated(self, graph: Graph) -> Equalized:
+        """The graph after the rotations, each a row; one that would change the function is left out."""
+        found = Equalized(graph)
+        if self.rotate:
+            stream = residual(graph)
+            able = stream is not None and can_rotate(graph, stream)
+            found = _turned(found, "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {})
+        for op, changes in rotated_heads(found.graph, self.seed) if self.rotate_heads else ():
+            found = _turned(found, op.name, changes)
+        return found
+
+
+def _turned(found: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equalized:
+    """With one rotation more, if the function is the same with it."""
+    graph = replaced(found.graph, changes)
+    difference = same_function(found.graph, graph)
+    moved = bool(changes) and difference <= TOLERANCE
+    row: dict[str, Json] = {"kind": "rotation", "op": name, "strength": None, "before": 0.0, "after": 0.0}
+    record = (*found.record, {**row, "difference": difference, "shift": False, "moved": moved})
+    return (
+        Equalized(graph, {**found.constants, **changes}, record) if moved else Equalized(found.graph, found.constants, record)
+    )
 
 
 def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:

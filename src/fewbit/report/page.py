@@ -242,11 +242,12 @@ def equalized(rows: Rows) -> str:
     """What was moved between tensors before the steps were chosen, each place with its strength."""
     if not rows:
         return ""
-    what = {"norm": "layer norm", "value": "values", "key": "keys", "convolution": "convolutions"}
+    what = {"norm": "layer norm", "value": "values", "key": "keys", "convolution": "convolutions", "rotation": "rotation"}
     head = ("before", "what", "strength", "shift", "error that is left")
     cells = []
     for row in rows:
         strength = "off" if not row["moved"] or row["strength"] is None else f"{row['strength']:g}"
+        strength = "on" if row["moved"] and row["kind"] == "rotation" else strength
         left = percent(100 * row["after"] / row["before"]) if row["before"] else "–"
         cells.append(
             (escape(row["op"]), str(what.get(row["kind"], row["kind"])), strength, "yes" if row["shift"] else "no", left)
