@@ -44,6 +44,10 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
             continue
         if stored is None or stored.const_value is None:
             raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
+        if choice.grid.stored == 4:
+            stored.const_value = ir.tensor(stored.const_value.numpy(), dtype=ir.DataType.INT4, name=name)
+            stored.dtype = ir.DataType.INT4
+            continue
         del model.graph.initializers[name]
         nodes, unpacked = _unpacking(model.graph, name, stored.const_value.numpy(), choice.grid)
         stored.replace_all_uses_with(unpacked)

@@ -53,5 +53,5 @@ def _rows(graph: Graph, op: Op) -> Tensor:
 def _worst(rows: Tensor, grid: Grid) -> Tensor:
     """The largest sum of magnitudes of codes over channels, with steps that cover the whole range of the weight."""
     top = rows.abs().amax() if grid.axis is None else rows.abs().amax(1, keepdim=True)
-    step = (top / grid.high).clamp_min(torch.finfo(torch.float32).tiny)
+    step = (top / (grid.high * max(grid.multiples, 1))).clamp_min(torch.finfo(torch.float32).tiny)
     return (rows / step).round().abs().sum(1).max()

@@ -30,6 +30,7 @@ INTEGER_KERNELS = (
     "MatMulIntegerToFloat",
     "QLinearMatMul",
     "QGemm",
+    "MatMulNBits",
     "QLinearConv",
     "QLinearAdd",
     "QLinearConcat",
