@@ -174,12 +174,16 @@ def rowwise(v: Tensor, like: Tensor) -> Tensor:
     return v[:, None] if v.ndim == 1 and like.ndim == 2 else v
 
 
-def in_multiples(scale: Float[Tensor, "channels blocks"], grid: Grid) -> Float[Tensor, "channels blocks"]:
-    """The steps of blocks as the nearest whole multiples of their row's: 1 to `multiples` times it, the largest step kept."""
+def in_multiples(scale: Float[Tensor, "*steps"], grid: Grid) -> Float[Tensor, "*steps"]:
+    """Steps, those of blocks as the nearest whole multiples of their row's: 1 to `multiples` times it, the largest kept."""
     if not grid.multiples:
         return scale
-    step = scale.amax(1, keepdim=True) / grid.multiples
-    return step * multiples_of(scale, grid)
+    return row_step(scale, grid)[:, None] * multiples_of(scale, grid)
+
+
+def row_step(scale: Float[Tensor, "channels blocks"], grid: Grid) -> Float[Tensor, "channels"]:
+    """The step of each row of which those of its blocks are whole multiples."""
+    return scale.amax(1) / grid.multiples
 
 
 def multiples_of(scale: Float[Tensor, "... channels blocks"], grid: Grid) -> Float[Tensor, "... channels blocks"]:

@@ -100,6 +100,8 @@ def choosing(
         keep_float=keep_float,
         everything=everything,
     )
+    if not bits.asked and not bits.exceptions and answer.slots and all(graph.site(s).role == "weight" for s in answer.slots):
+        bits = replace(bits, asked=f"w{bits.weights}")  # nothing else has any
     if answer.channel_axes and (
         recipe.search is not None or recipe.module is not None or isinstance(recipe.correction, OutputBias)
     ):

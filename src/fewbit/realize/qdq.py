@@ -26,7 +26,7 @@ from fewbit.capture.rewrite import add_constant, argument, aten, calls, constant
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import Grid, codes, of_bias, values
+from fewbit.grid import Affine, Grid, codes, of_bias, row_step, values
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.unpack import flat_name, pack_weights
 from fewbit.types import Choice, Graph, Plan
@@ -147,8 +147,10 @@ def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice
 def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     """The int32 form of the bias that correction gave to a convolution whose result is quantized; None for any other op."""
     op = graph.op(name)
+    if op.operands.get("output", "") not in plan.choices or op.operands["input"] not in plan.choices:
+        return None
     read, weight = (plan.choices[op.operands[operand]].affine for operand in ("input", "weight"))
-    if op.operands.get("output", "") not in plan.choices or read.scale.ndim:
+    if read.scale.ndim:
         return None
     bias, grid = plan.biases[name], Grid(32, axis=0)
     affine = of_bias(read, weight, len(bias))
@@ -162,8 +164,11 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
     turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis, block=0))
-    native = choice.grid.stored == 4
-    weight = _native(module, linear, turned) if native else _dequantized(module, linear, turned, real=real)
+    if choice.grid.multiples:  # unpack.py multiplies the codes: what is left is one step for each channel
+        step = row_step(choice.affine.scale, choice.grid)
+        turned = replace(turned, affine=Affine(step, torch.zeros_like(step, dtype=torch.int32)))
+    own = choice.grid.stored == 4 or (choice.grid.block and not choice.grid.multiples)
+    weight = _native(module, linear, turned) if own else _dequantized(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
     with module.graph.inserting_before(linear):
@@ -191,7 +196,7 @@ def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
-    """A weight (inputs, outputs) whose codes have a type of their own in the file, and the DequantizeLinear behind it."""
+    """A weight (inputs, outputs) with steps of blocks, or codes of 4 bits in the file, and the DequantizeLinear behind it."""
     assert choice.codes is not None
     flat, scale = flat_name(choice.site), choice.affine.scale
     module.register_buffer(flat, choice.codes.to(choice.grid.container))

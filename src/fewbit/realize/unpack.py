@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from fewbit.errors import FewbitFailed
-from fewbit.grid import Grid
+from fewbit.grid import Grid, multiples_of
 from fewbit.types import Plan
 
 WIDTHS = (8, 4, 2, 1)
+MULTIPLE_BITS = 4  # of a multiple, 1 to 16
 DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
 
 
@@ -49,7 +51,14 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
             stored.dtype = ir.DataType.INT4
             continue
         del model.graph.initializers[name]
-        nodes, unpacked = _unpacking(model.graph, name, stored.const_value.numpy(), choice.grid)
+        codes = stored.const_value.numpy()
+        nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, Grid(choice.grid.bits, choice.grid.signed).low)
+        if choice.grid.multiples:
+            times = multiples_of(choice.affine.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
+            more, multiples = _unpacking(model.graph, f"{name}.multiples", times, MULTIPLE_BITS, 1)
+            unpacked.name = f"{name}.codes"
+            last, product = _multiplied(model.graph, name, unpacked, multiples, choice.grid.block)
+            nodes, unpacked = nodes + more + last, product
         stored.replace_all_uses_with(unpacked)
         model.graph.insert_before(first, nodes)
 
@@ -76,8 +85,33 @@ def plane_table(width: int, above: int, low: int, dtype: np.dtype[Any]) -> NDArr
     return table
 
 
-def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> tuple[list[ir.Node], ir.Value]:
-    """The nodes that compute `codes`, and the value, which has their shape and type and is called `name`.
+def _multiplied(
+    graph: ir.Graph, name: str, codes: ir.Value, multiples: ir.Value, block: int
+) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that multiply codes (inputs, outputs) with those of their block (inputs / block, outputs), and the value."""
+    assert codes.shape is not None
+    inputs, outputs = (int(n) for n in codes.shape)
+    nodes: list[ir.Node] = []
+
+    def node(kind: str, *given: ir.Value, **attributes: int) -> ir.Value:
+        nodes.append(ir.node(kind, given, attributes, name=f"{name}.multiply.{len(nodes)}"))
+        nodes[-1].outputs[0].name = nodes[-1].name
+        return nodes[-1].outputs[0]
+
+    def shaped(value: ir.Value, *shape: int) -> ir.Value:
+        text = "x".join(map(str, shape))
+        return node("Reshape", value, _constant(graph, f"unpack.shape.{text}", np.array(shape)))
+
+    wide = [node("Cast", value, to=int(ir.DataType.INT32)) for value in (codes, multiples)]  # runtimes multiply no int8
+    blocks = inputs // block
+    product = node("Mul", shaped(wide[0], blocks, block, outputs), shaped(wide[1], blocks, 1, outputs))
+    product = node("Cast", shaped(product, inputs, outputs), to=int(ir.DataType.INT8))
+    product.name, product.shape, product.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
+    return nodes, product
+
+
+def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that compute `codes` of `bits` from `low` on, and the value: it has their shape and type and is called `name`.
 
     Every plane becomes (n, 2, 2, 2) for 8 n codes without a Reshape of its own: a byte's codes are the last axes of its table.
     """
@@ -88,12 +122,11 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> t
         nodes[-1].outputs[0].name = nodes[-1].name
         return nodes[-1].outputs[0]
 
-    low = Grid(grid.bits, grid.signed).low
     offset = np.zeros(-(-codes.size // 8) * 8, np.uint16)
     offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint16)
     kind = codes.dtype if codes.dtype.itemsize == 1 else np.dtype(np.int32)  # runtimes add no int16
     parts: list[ir.Value] = []
-    for width, above in planes(grid.bits):
+    for width, above in planes(bits):
         axes = WIDTHS.index(width)
         packed = packed_plane(offset, width, above).reshape(-1, *(2,) * (3 - axes))
         least = 0 if parts else low
