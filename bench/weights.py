@@ -137,10 +137,14 @@ def table(args: argparse.Namespace) -> None:
             f"{t['float1']:.2f}, {t['float8']:.2f}", f"{t['int81']:.2f}, {t['int88']:.2f}",
         ] if t else ["", "", "", "", "", ""]  # fmt: skip
         drop = row["float"] - row["top1"]
-        print(f"| {row['name']} | {row['onnx_bytes'] / 1e6:.2f} | {drop:+.2f} | {row['agreement']:.2f} % | {' | '.join(shown)} |")
+        print(
+            f"| {row['name']} | {row['onnx_bytes'] / 1e6:.2f} | {drop:+.2f} | {row['agreement']:.2f} % | {' | '.join(shown)} |"
+        )
     for name in ("onnxruntime", "openvino"):
         if t := times.get(f"float {name}"):
-            print(f"float in {name}: load {t['load']:.2f} s, peak {t['peak'] / 1e6:.0f} MB, {t['ms1']:.1f} and {t['ms8']:.1f} ms")
+            print(
+                f"float in {name}: load {t['load']:.2f} s, peak {t['peak'] / 1e6:.0f} MB, {t['ms1']:.1f} and {t['ms8']:.1f} ms"
+            )
 
 
 def main() -> None:

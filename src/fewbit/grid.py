@@ -95,7 +95,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Affine:
-    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, both of shape (), (channels,) or (channels, blocks)."""
+    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, of shape (), (channels,) or (channels, blocks)."""
 
     scale: Tensor
     zero: Tensor

@@ -99,6 +99,18 @@ def test_weights_alone_run_as_matmulnbits_and_as_written_give_the_simulation(mad
     assert 0 < np.abs(shipped - expected).max() < 0.03 * np.abs(expected).max()
 
 
+def test_a_code_that_was_changed_in_the_file_is_caught(made, mlp, tmp_path):
+    plan, path = made("ort-x86-w4")
+    checks = compare(mlp.graph, plan, path, [mlp.images])
+    assert [check.site for check in checks.off] == ["fc1:weight", "fc2:weight", "patch:weight"]
+    codes = plan.choices["fc2:weight"].codes.clone()
+    codes[3, 5] += 1 if codes[3, 5] < 0 else -1
+    changed = dataclasses.replace(plan.choices["fc2:weight"], codes=codes)
+    other = dataclasses.replace(plan, choices={**plan.choices, "fc2:weight": changed})
+    (wrong,) = compare(mlp.graph, other, path, [mlp.images]).wrong
+    assert (wrong.site, wrong.wrong, wrong.max_difference) == ("fc2:weight", 1, 1)
+
+
 @needs_openvino
 def test_openvino_keeps_the_weights_in_4_bits(made, mlp):
     plan, path = made("openvino-x86-w4")

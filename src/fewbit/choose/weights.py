@@ -207,4 +207,10 @@ def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, room: Room) ->
     if not isinstance(recipe.correction, WeightMean) or not recipe.correction.variance or grid.axis is None:
         return choice
     ratio = recipe.correction.ratio(w.flatten(1), real_weight(choice))
-    return replace(choice, affine=Affine((choice.affine.scale * rowwise(ratio, choice.affine.scale)).maximum(rowwise(room.least, choice.affine.scale)), choice.affine.zero))
+    return replace(
+        choice,
+        affine=Affine(
+            (choice.affine.scale * rowwise(ratio, choice.affine.scale)).maximum(rowwise(room.least, choice.affine.scale)),
+            choice.affine.zero,
+        ),
+    )

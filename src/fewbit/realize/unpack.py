@@ -85,12 +85,10 @@ def plane_table(width: int, above: int, low: int, dtype: np.dtype[Any]) -> NDArr
     return table
 
 
-def _multiplied(
-    graph: ir.Graph, name: str, codes: ir.Value, multiples: ir.Value, block: int
-) -> tuple[list[ir.Node], ir.Value]:
+def _multiplied(graph: ir.Graph, name: str, codes: ir.Value, multiples: ir.Value, block: int) -> tuple[list[ir.Node], ir.Value]:
     """The nodes that multiply codes (inputs, outputs) with those of their block (inputs / block, outputs), and the value."""
     assert codes.shape is not None
-    inputs, outputs = (int(n) for n in codes.shape)
+    inputs, outputs = (int(n) for n in codes.shape.numpy())
     nodes: list[ir.Node] = []
 
     def node(kind: str, *given: ir.Value, **attributes: int) -> ir.Value:

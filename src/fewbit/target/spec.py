@@ -73,7 +73,9 @@ class Type(Strict):
         if self.multiples and not self.block:
             raise ValueError("multiples belongs to a block: its steps are multiples of the channel's")
         if self.multiples and self.multiples * max(-grid.low, grid.high) > 2**7 - 1:
-            raise ValueError(f"a code times multiple is a code of 8 bits; {self.multiples} times {max(-grid.low, grid.high)} is none")
+            raise ValueError(
+                f"a code times multiple is a code of 8 bits; {self.multiples} times {max(-grid.low, grid.high)} is none"
+            )
         if self.container == 4 and (self.bits > 4 or self.granularity == "tensor"):
             raise ValueError('a container of 4 bits holds codes of a weight with at most 4: granularity = "channel"')
         if self.narrows_to is not None and self.narrows_to > self.bits:
@@ -310,6 +312,11 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
     runs: dict[str, str] = {}
     if target.fuse and target.runtime != "onnxruntime":
         yield ("fuse",), f"fuse names operators of onnxruntime; {target.runtime} has none of them, leave it out"
+    own = [name for name, t in target.types.items() if t.container == 4 or (t.block and not t.multiples)]
+    if own and target.opset < 21:
+        yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
+    if target.weights == "float" and (own or any(t.block for t in target.types.values())):
+        yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
         known = OPERANDS[rule.kind]
         for operand, names in rule.operands.items():
@@ -328,7 +335,9 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
         plain = Accumulator(bits=rule.accumulator.bits, overflow=rule.accumulator.overflow)
         whole = rule.kind == "linear" and rule.output == "float" and "bias" not in rule.operands
         if blocks and not (whole and rule.accumulator == plain and plain.bits >= 32):
-            says = f"op {rule.kind}: type '{blocks[0]}' has blocks, which are for linear with float bias, float result, whole sums"
+            says = (
+                f"op {rule.kind}: type '{blocks[0]}' has blocks, which are for linear with float bias, float result, whole sums"
+            )
             yield ("op", i, "operands", "weight"), says
         if rule.output == "integer" and "output" not in rule.operands:
             yield ("op", i, "output"), f'op {rule.kind}: output = "integer" needs types: operands = {{ ..., output = [...] }}'

@@ -154,7 +154,9 @@ def _by_block(
     each weighted with the power of what it multiplies: what is lost where inputs are not correlated.
     """
     affines = [Affine(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in tried]
-    errors = [((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.block)).sum(2) for a in affines]
+    errors = [
+        ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.block)).sum(2) for a in affines
+    ]
     best = torch.stack(errors).argmin(0)
     return torch.stack(list(tried)).gather(0, best[None])[0]
 
