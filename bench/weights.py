@@ -1,7 +1,7 @@
 """Forms of narrow weights: the bytes of the file, accuracy, what loading takes, and speed beside int8 and float.
 
 python bench/weights.py make MODEL --images DIR --score DIR --scored 2000 --seeds 0 --out weights-vit    # --help: forms
-python bench/weights.py time weights-vit                                                # when nothing else runs
+python bench/weights.py time weights-vit                                                # when nothing else runs; and load
 python bench/weights.py table weights-vit
 """
 
@@ -74,6 +74,10 @@ class Forms(Bench):
     everything = False
     runtime = "onnxruntime"
 
+    def start(self, seed: int, *, samples: bool = False, labels: bool = False) -> None:
+        """As in `Bench`; what single ops read is not needed."""
+        super().start(seed, samples=samples, labels=labels)
+
     def answers(self, path: Path) -> np.ndarray:
         session = open_session(self.runtime, path, threads=self.args.threads)
         return np.concatenate([np.asarray(session.run(x.numpy())["logits"]).argmax(1) for x in self.scored.batches(16)])
@@ -96,31 +100,45 @@ def make(args: argparse.Namespace) -> None:
                     shutil.move(made, args.out / f"{label}.onnx")
 
 
-def measured(args: argparse.Namespace) -> None:
-    """Loads and latencies of each file, paired with int8 and float in the same runtime."""
+def forms_of(args: argparse.Namespace, runtime: str) -> dict[str, Path]:
+    """The files that were made, by form, float first."""
     files = {file.stem: file for file in sorted(args.out.glob("*-*.onnx")) if file.stem.endswith(f"-{args.recipes[0]}")}
-    names = [name for name in FORMS if name in (args.forms or FORMS) and f"{name}-{args.recipes[0]}" in files]
-    found = read_json(args.out / "times.json") if (args.out / "times.json").exists() else {}
-    shape = tuple(args.shape)
+    made = {name: files[f"{name}-{args.recipes[0]}"] for name in args.forms if f"{name}-{args.recipes[0]}" in files}
+    return {"float": args.out / "float.onnx"} | {name: path for name, path in made.items() if FORMS[name].runtime == runtime}
+
+
+def measured(args: argparse.Namespace) -> None:
+    """Latencies of each file, paired with int8 and float in the same runtime."""
+    found, shape = read_json(args.out / "times.json") if (args.out / "times.json").exists() else {}, tuple(args.shape)
     for runtime in ("onnxruntime", "openvino"):
-        of_it = [name for name in names if FORMS[name].runtime == runtime]
-        paths = [args.out / "float.onnx", *(files[f"{name}-{args.recipes[0]}"] for name in of_it)]
-        sessions = [open_session(runtime, path, threads=args.threads) for path in paths]
+        files = forms_of(args, runtime)
+        sessions = [open_session(runtime, path, threads=args.threads) for path in files.values()]
         for batch in (1, 8):
             x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
             rounds = paired([partial(session.run, x) for session in sessions], args.seconds)
-            base = next((i for i, name in enumerate(of_it, 1) if name.startswith("int8")), 0)
-            for i, name in enumerate(["float", *of_it]):
+            base = next((i for i, name in enumerate(files) if name.startswith("int8")), 0)
+            for i, name in enumerate(files):
                 row = found.setdefault(f"{name} {runtime}", {})
                 row[f"ms{batch}"] = 1e3 * statistics.median(r[i] for r in rounds)
                 row[f"float{batch}"] = statistics.median(r[0] / r[i] for r in rounds)
                 row[f"int8{batch}"] = statistics.median(r[base] / r[i] for r in rounds)
-        del sessions
-        for name, path in zip(of_it, paths[1:], strict=True):
-            load = loads(paths[0], path, shape, runtimes=[runtime], threads=args.threads)[0]
-            found[f"{name} {runtime}"] |= {"load": load.quantized_seconds, "peak": load.quantized_bytes - load.baseline_bytes}
-            found[f"float {runtime}"] |= {"load": load.float_seconds, "peak": load.float_bytes - load.baseline_bytes}
         write_json(args.out / "times.json", found)
+
+
+def loaded(args: argparse.Namespace) -> None:
+    """Seconds of making a session and bytes at the peak of loading and one image, in processes of their own."""
+    found, shape = read_json(args.out / "times.json") if (args.out / "times.json").exists() else {}, tuple(args.shape)
+    for runtime in ("onnxruntime", "openvino"):
+        files = forms_of(args, runtime)
+        exact = files.pop("float")
+        for name, path in files.items():
+            load = loads(exact, path, shape, runtimes=[runtime], threads=args.threads, runs=args.runs)[0]
+            for row, seconds, peak in (
+                (f"{name} {runtime}", load.quantized_seconds, load.quantized_bytes),
+                (f"float {runtime}", load.float_seconds, load.float_bytes),
+            ):
+                found.setdefault(row, {}).update({"load": seconds, "peak": peak - load.baseline_bytes})
+    write_json(args.out / "times.json", found)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -131,7 +149,7 @@ def table(args: argparse.Namespace) -> None:
     for file in sorted(args.out.glob("*_seed*.json")):
         row = read_json(file)
         name = row["name"].rpartition("-")[0]
-        t = times.get(f"{name} {FORMS[name].runtime}", {}) if row["recipe"] == args.recipes[0] else {}
+        t = times.get(f"{name} {FORMS[name].runtime}", {})
         shown = [
             f"{t['load']:.2f}", f"{t['peak'] / 1e6:.0f}", f"{t['ms1']:.1f}", f"{t['ms8']:.1f}",
             f"{t['float1']:.2f}, {t['float8']:.2f}", f"{t['int81']:.2f}, {t['int88']:.2f}",
@@ -149,10 +167,11 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "time", "table"))
+    parser.add_argument("what", choices=("make", "time", "load", "table"))
     parser.add_argument("--forms", nargs="+", choices=[*FORMS], default=[*FORMS])
     parser.add_argument("--recipes", nargs="+", default=["fast"])
     parser.add_argument("--shape", nargs=3, type=int, default=(3, 112, 112), help="of an image, for timing")
+    parser.add_argument("--runs", type=int, default=3, help="processes of each file, for loading")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing, for each runtime and batch")
     options(parser)
     args = parser.parse_args()
@@ -160,7 +179,7 @@ def main() -> None:
         make(args)
     else:
         args.out = args.out or Path(args.model)
-        {"time": measured, "table": table}[args.what](args)
+        {"time": measured, "load": loaded, "table": table}[args.what](args)
 
 
 if __name__ == "__main__":

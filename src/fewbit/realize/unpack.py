@@ -9,7 +9,7 @@ load the file and run the kernels of int8 weights. (Bitwise nodes would not do: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,14 +51,12 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
             stored.dtype = ir.DataType.INT4
             continue
         del model.graph.initializers[name]
-        codes = stored.const_value.numpy()
-        nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, Grid(choice.grid.bits, choice.grid.signed).low)
+        codes, low = stored.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
         if choice.grid.multiples:
             times = multiples_of(choice.affine.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
-            more, multiples = _unpacking(model.graph, f"{name}.multiples", times, MULTIPLE_BITS, 1)
-            unpacked.name = f"{name}.codes"
-            last, product = _multiplied(model.graph, name, unpacked, multiples, choice.grid.block)
-            nodes, unpacked = nodes + more + last, product
+            nodes, unpacked = _multiplying(model.graph, name, codes, choice.grid.bits, low, times)
+        else:
+            nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, low)
         stored.replace_all_uses_with(unpacked)
         model.graph.insert_before(first, nodes)
 
@@ -85,27 +83,47 @@ def plane_table(width: int, above: int, low: int, dtype: np.dtype[Any]) -> NDArr
     return table
 
 
-def _multiplied(graph: ir.Graph, name: str, codes: ir.Value, multiples: ir.Value, block: int) -> tuple[list[ir.Node], ir.Value]:
-    """The nodes that multiply codes (inputs, outputs) with those of their block (inputs / block, outputs), and the value."""
-    assert codes.shape is not None
-    inputs, outputs = (int(n) for n in codes.shape.numpy())
-    nodes: list[ir.Node] = []
+def _maker(nodes: list[ir.Node], name: str) -> Callable[..., ir.Value]:
+    """What adds a node to a list and gives its result."""
 
-    def node(kind: str, *given: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(kind, given, attributes, name=f"{name}.multiply.{len(nodes)}"))
+    def node(kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        nodes.append(ir.node(kind, inputs, attributes, name=f"{name}.unpack.{len(nodes)}"))
         nodes[-1].outputs[0].name = nodes[-1].name
         return nodes[-1].outputs[0]
 
-    def shaped(value: ir.Value, *shape: int) -> ir.Value:
-        text = "x".join(map(str, shape))
-        return node("Reshape", value, _constant(graph, f"unpack.shape.{text}", np.array(shape)))
+    return node
 
-    wide = [node("Cast", value, to=int(ir.DataType.INT32)) for value in (codes, multiples)]  # runtimes multiply no int8
-    blocks = inputs // block
-    product = node("Mul", shaped(wide[0], blocks, block, outputs), shaped(wide[1], blocks, 1, outputs))
-    product = node("Cast", shaped(product, inputs, outputs), to=int(ir.DataType.INT8))
-    product.name, product.shape, product.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
-    return nodes, product
+
+def _multiplying(
+    graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int, times: NDArray[np.int8]
+) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that compute codes (inputs, outputs) times those of their block (inputs / block, outputs), as int8.
+
+    A byte holds neighbours along the inputs, which are of one block; the table that it is read from has rows for each multiple.
+    """
+    nodes, base = _unpacking(graph, f"{name}.multiples", times, MULTIPLE_BITS, 1)
+    node = _maker(nodes, name)
+    (inputs, outputs), blocks = codes.shape, len(times)
+    rows = _constant(graph, "unpack.rows", np.array(256, np.int32))  # of a table, for each multiple; runtimes multiply no int8
+    base = node("Mul", node("Cast", base, to=int(ir.DataType.INT32)), rows)
+    base = node("Reshape", base, _constant(graph, f"unpack.shape.{blocks}x1x{outputs}", np.array([blocks, 1, outputs])))
+    offset = (codes.astype(np.int32) - low).astype(np.uint16)
+    joined: ir.Value | None = None
+    for width, above in planes(bits):
+        held = 8 // width
+        packed = packed_plane(offset.reshape(-1, held, outputs).swapaxes(1, 2).reshape(-1), width, above)
+        least = low if joined is None else 0
+        plane = plane_table(width, above, least, np.dtype(np.int32))
+        table = np.concatenate([k * plane for k in range(2**MULTIPLE_BITS + 1)]).astype(np.int8)
+        read = _constant(graph, f"unpack.times.bits{width}.above{above}.from{least}", table)
+        stored = _constant(graph, f"{name}.bits{width}", packed.reshape(blocks, -1, outputs))
+        part = node("Gather", read, node("Add", node("Cast", stored, to=int(ir.DataType.INT32)), base))
+        part = node("Transpose", part, perm=[0, 1, 3, 2])
+        part = node("Reshape", part, _constant(graph, f"unpack.shape.{inputs}x{outputs}", np.array([inputs, outputs])))
+        joined = part if joined is None else node("Add", joined, part)
+    assert joined is not None
+    joined.name, joined.shape, joined.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
+    return nodes, joined
 
 
 def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int) -> tuple[list[ir.Node], ir.Value]:
@@ -114,12 +132,7 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: 
     Every plane becomes (n, 2, 2, 2) for 8 n codes without a Reshape of its own: a byte's codes are the last axes of its table.
     """
     nodes: list[ir.Node] = []
-
-    def node(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(kind, inputs, attributes, name=f"{name}.unpack.{len(nodes)}"))
-        nodes[-1].outputs[0].name = nodes[-1].name
-        return nodes[-1].outputs[0]
-
+    node = _maker(nodes, name)
     offset = np.zeros(-(-codes.size // 8) * 8, np.uint16)
     offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint16)
     kind = codes.dtype if codes.dtype.itemsize == 1 else np.dtype(np.int32)  # runtimes add no int16
