@@ -44,9 +44,12 @@ from fewbit.verify.runtimes import OnnxRuntime
 
 
 class Bench:
-    """One model and one target: captured once, observed and sampled once for each seed. `recipes` are rows' by name."""
+    """One model and one target: captured once, observed and sampled once for each seed. `recipes` are rows' by name;
+    `everything` takes ops that are faster in float as well.
+    """
 
     recipes: Mapping[str, Recipe] = RECIPES
+    everything = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, args.out
@@ -105,7 +108,7 @@ class Bench:
             seconds["allocate"] = time.perf_counter() - began
         began = time.perf_counter()
         assert isinstance(asked, Bits)
-        options: dict[str, Any] = {"bits": asked, "samples": self.samples, "everything": True}
+        options: dict[str, Any] = {"bits": asked, "samples": self.samples, "everything": self.everything}
         if recipe.joint is not None:
             recipe = replace(recipe, joint=replace(recipe.joint, seconds=self.args.time))
             plan = lapq(self.graph, self.stats, target, recipe, self.batches, **options)

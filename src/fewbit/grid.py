@@ -22,7 +22,9 @@ class Grid:
     """The integers that a tensor may use. `narrow` drops the lowest code; `axis` is the channel axis, None is per tensor.
 
     `widths` are the bits of each channel where they differ, at most `bits`; a channel of 0 bits has the code 0 alone.
-    `stored` are the bits of the container where it is not the smallest that holds the codes.
+    `stored` are the bits of the container where it is not the smallest that holds the codes. `block`: each row of a weight
+    (channels, inputs) has a step for every so many of its inputs. `multiples`: those are 1 to so many times one step of the
+    row, so that codes times multiple are codes of that one.
     """
 
     bits: int = 8
@@ -32,10 +34,14 @@ class Grid:
     axis: int | None = None
     widths: tuple[int, ...] = ()
     stored: int = 0
+    block: int = 0
+    multiples: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 32:
             raise ValueError(f"a grid has 1 to 32 bits, not {self.bits}")
+        if self.block and (self.axis != 0 or self.widths or not self.symmetric):
+            raise ValueError(f"blocks are those of a symmetric weight with steps along axis 0, not of {self}")
         if self.widths and (self.axis is None or not 0 <= min(self.widths) <= max(self.widths) <= self.bits):
             raise ValueError(f"widths of channels are 0 to {self.bits} along an axis, not {self.widths} along {self.axis}")
 
@@ -49,8 +55,8 @@ class Grid:
 
     @property
     def largest(self) -> int:
-        """The largest magnitude of a code."""
-        return max(-self.low, self.high)
+        """The largest magnitude of a code as a kernel reads it: times the multiple where there is one."""
+        return max(-self.low, self.high) * max(self.multiples, 1)
 
     @property
     def mean_bits(self) -> float:
@@ -82,13 +88,14 @@ class Grid:
     def __str__(self) -> str:
         sign = "s" if self.signed else "u"
         where = "per-tensor" if self.axis is None else f"per-channel (axis {self.axis})"
+        where = f"per block of {self.block}" + f", {self.multiples} multiples" * bool(self.multiples) if self.block else where
         width = f"{self.mean_bits:.2f} of {self.bits}" if self.widths else self.bits
         return f"{sign}{width} [{self.low}, {self.high}] {'symmetric' if self.symmetric else 'asymmetric'} {where}"
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, both of shape () or (channels,)."""
+    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, of shape (), (channels,) or (channels, blocks)."""
 
     scale: Tensor
     zero: Tensor
@@ -102,9 +109,13 @@ class Affine:
 
 
 def along(v: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """`v` of shape () or (channels,) shaped so that it broadcasts over `x` along `axis`."""
+    """`v` of shape (), (channels,) or (channels, blocks) shaped so that it broadcasts over `x` along `axis`; blocks have
+    equal numbers of columns of x (channels, columns).
+    """
     if axis is None or v.ndim == 0:
         return v
+    if v.ndim == 2:
+        return v.repeat_interleave(x.shape[1] // v.shape[1], 1)
     shape = [1] * x.ndim
     shape[axis] = -1
     return v.view(shape)
@@ -156,6 +167,29 @@ def affine_from_range(low: Tensor, high: Tensor, grid: Grid) -> Affine:
     scale = ((high.double() - low.double()) / (grid.high - grid.low)).clamp_min(TINY).to(torch.float32)
     zero = torch.round(grid.low - low / scale).clamp(grid.low, grid.high)
     return Affine(scale, zero.to(torch.int32))
+
+
+def rowwise(v: Tensor, like: Tensor) -> Tensor:
+    """`v` of shape () or (channels,) shaped so that it broadcasts over steps (channels,) or (channels, blocks)."""
+    return v[:, None] if v.ndim == 1 and like.ndim == 2 else v
+
+
+def in_multiples(scale: Float[Tensor, "*steps"], grid: Grid) -> Float[Tensor, "*steps"]:
+    """Steps, those of blocks as the nearest whole multiples of their row's: 1 to `multiples` times it, the largest kept."""
+    if not grid.multiples:
+        return scale
+    return row_step(scale, grid)[:, None] * multiples_of(scale, grid)
+
+
+def row_step(scale: Float[Tensor, "channels blocks"], grid: Grid) -> Float[Tensor, "channels"]:
+    """The step of each row of which those of its blocks are whole multiples."""
+    return scale.amax(1) / grid.multiples
+
+
+def multiples_of(scale: Float[Tensor, "... channels blocks"], grid: Grid) -> Float[Tensor, "... channels blocks"]:
+    """How many times the step of its row each step is."""
+    share = scale / scale.amax(-1, keepdim=True)
+    return (share * grid.multiples).round().clamp(1, grid.multiples)
 
 
 def of_bias(read: Affine, weight: Affine, channels: int) -> Affine:

@@ -72,7 +72,9 @@ class Hardware:
             rule = rule_of(graph, rules, op, grids) if op.terms else None
             if rule is None:
                 continue
-            left, right = (plan.choices[site] for site in list(op.operands.values())[:2])
+            left, right = (plan.choices.get(site) for site in list(op.operands.values())[:2])
+            if left is None or right is None or right.grid.block:  # real numbers times codes
+                continue
             wide = max(torch.iinfo(c.grid.container).bits for c in (left, right))
             if wide <= rule.accumulator.operand_bits and not left.affine.scale.ndim:
                 integer = op.operands.get("bias", "") in plan.choices or (

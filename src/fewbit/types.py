@@ -109,8 +109,9 @@ class Refusal:
 class Plan:
     """The product of choose: everything a realizer or a simulation needs beside the graph.
 
-    `integer_ops` are the ops whose operands are all quantized. `biases` are float biases that were corrected, (c_out,) by op
-    name, for ops that may have had none; a corrected bias that is quantized is a choice like any other.
+    `integer_ops` are the ops whose operands are all quantized, or the weight alone where the target has that. `biases` are
+    float biases that were corrected, (c_out,) by op name, for ops that may have had none; a corrected bias that is quantized is
+    a choice like any other.
     """
 
     target: str

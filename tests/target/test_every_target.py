@@ -19,7 +19,7 @@ from fewbit.verify.compare import compare
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
-AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16")
+AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16", "ort-x86-w4")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -46,7 +46,7 @@ class File:
         lines = []
         for node in self.graph.node:
             read = [self._constant(name) if name in self.constants else numbers.get(name, "-") for name in node.input]
-            axis = "".join(f" axis={a.i}" for a in node.attribute if a.name == "axis")
+            axis = "".join(f" {a.name}={a.i}" for a in node.attribute if a.name in ("axis", "block_size"))
             for name in node.output:
                 numbers[name] = name if name.endswith(".codes") else f"%{len(numbers)}"
             lines.append(f"{', '.join(numbers[name] for name in node.output)} = {node.op_type}{axis}({', '.join(read)})")

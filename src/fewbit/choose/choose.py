@@ -115,12 +115,20 @@ def choosing(
         keep_float=keep_float,
         everything=everything,
     )
+    if not bits.asked and not bits.exceptions and answer.slots and all(graph.site(s).role == "weight" for s in answer.slots):
+        bits = replace(bits, asked=f"w{bits.weights}")  # nothing else has any
     if answer.channel_axes and (
         recipe.search is not None or recipe.module is not None or isinstance(recipe.correction, OutputBias)
     ):
         raise FewbitError(
             f"recipe {name or recipe!r} searches one step for an activation and {target.name} has one for each channel; give "
             "another target, or --recipe minmax, percentile, mse, kl or aciq."
+        )
+    moves = (recipe.search, recipe.module, recipe.joint, recipe.tune, recipe.rebuild)
+    if any(stage is not None for stage in moves) and any(grid.block for grid in answer.grids.values()):
+        raise FewbitError(
+            f"recipe {name or recipe!r} moves one step for a row of weights and {target.name} has one for each block; give "
+            "another target, or --recipe minmax, mse or fast."
         )
     if missing := [site for site in answer.channel_axes if site not in channels]:
         raise ValueError(f"{target.name} needs values by channel of {missing[0]}: choose(..., channels=channel_samples(...))")
@@ -421,12 +429,14 @@ class Choosing:
     def bias(self, op: Op) -> Choice | Tensor | None:
         """The bias of an op: a choice where it is an integer, a tensor (c_out,) where it was corrected, else None."""
         bias, sample = op.operands.get("bias", ""), self.samples.get(op.name)
-        read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))
         corrected = self.solved[op.name].bias if op.name in self.solved else None
         if isinstance(self.recipe.correction, OutputBias | WeightMean) and isinstance(sample, OpSample):
             corrected = self._corrected(op, sample)
         corrected = self.tuned.get(op.name, corrected)
-        if read.scale.ndim:  # a step for each input channel: no step of a bias is theirs
+        if op.operands["input"] not in self.choices:
+            return corrected
+        read, weight = (self.choices[op.operands[operand]].affine for operand in ("input", "weight"))
+        if read.scale.ndim or weight.scale.ndim > 1:  # many steps for one sum: no step of a bias is theirs
             return corrected
         steps = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])
         if bias in self.legal.slots:
@@ -437,7 +447,7 @@ class Choosing:
 
     def _corrected(self, op: Op, sample: OpSample) -> Tensor:
         """The bias (c_out,) of an op after correction on its samples."""
-        graph, read, weight = self.graph, self.choices[op.operands["input"]], self.choices[op.operands["weight"]]
+        graph, read, weight = self.graph, self.choices.get(op.operands["input"]), self.choices[op.operands["weight"]]
         w, quantized = tensor_of(graph, graph.site(weight.site)).flatten(1), real_weight(weight)
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else torch.zeros(len(w))
         rows = sample.rows.flatten(0, 1)
@@ -445,7 +455,8 @@ class Choosing:
             return bias + self.recipe.correction.offset(w, quantized) * times(rows.mean(0), torch.ones_like(w))
         assert isinstance(self.recipe.correction, OutputBias)
         given = rows if sample.read is None else sample.read.flatten(0, 1)
-        return self.recipe.correction(times(rows, w), times(fake(given, read.affine, read.grid), quantized), bias)
+        given = given if read is None else fake(given, read.affine, read.grid)
+        return self.recipe.correction(times(rows, w), times(given, quantized), bias)
 
 
 def _multiples(bias: Tensor, steps: Affine) -> Tensor:

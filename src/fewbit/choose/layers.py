@@ -15,7 +15,7 @@ from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
 from fewbit.choose.rounding.gptq import Gptq, gain
 from fewbit.choose.weights import codes_are_safe, finite, room_of
-from fewbit.grid import fake, values
+from fewbit.grid import fake, in_multiples, rowwise, values
 from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe
 from fewbit.replay import op_rows
@@ -49,7 +49,7 @@ class Layers:
         bias: Tensor | None, least: Tensor,
     ) -> Solved | None:  # fmt: skip
         """The codes of an op's weight w (c_out, ...); `choice` has the step that covers its range, and its codes."""
-        pieces = self._rows(op, choices[op.operands["input"]], method)
+        pieces = self._rows(op, choices.get(op.operands["input"]), method)
         if pieces is None or choice.grid.widths:
             return None
         groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
@@ -64,7 +64,8 @@ class Layers:
             return Solved(found, None, ridge)
         if correction.gain and choice.grid.axis is not None:
             factor = gain(_real(found), centred.target(rows), centred)
-            found = replace(found, affine=replace(affine, scale=(affine.scale * factor).maximum(least)))
+            scale = (affine.scale * rowwise(factor, affine.scale)).maximum(least)
+            found = replace(found, affine=replace(affine, scale=in_multiples(scale, choice.grid)))
         if not correction.bias:
             return Solved(found, None, ridge)
         means = whole.centred()
@@ -72,11 +73,14 @@ class Layers:
         shift = missing if bias is None else bias.double() + missing
         return Solved(found, shift.float(), ridge)
 
-    def _rows(self, op: Op, read: Choice, method: Gptq) -> Iterator[Piece] | None:
-        """(read, exact, drift) of each batch, made when it is asked for; None where rows cannot be cut."""
-        tensor = self.graph.site(read.site).tensor
+    def _rows(self, op: Op, read: Choice | None, method: Gptq) -> Iterator[Piece] | None:
+        """(read, exact, drift) of each batch, made when it is asked for; None where rows cannot be cut.
+
+        Without a choice the op reads real numbers.
+        """
+        tensor = self.graph.site(op.operands["input"]).tensor
         given, float_given = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
-        seen = (fake(x, read.affine, read.grid) for x in given)
+        seen = (x if read is None else fake(x, read.affine, read.grid) for x in given)
         rows = op_rows(self.graph, op, tensor, seen, method.places)
         exact = op_rows(self.graph, op, tensor, float_given, method.places)
         if rows is None or exact is None:
@@ -112,7 +116,8 @@ def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mappi
     w = finite(layers.graph, site)
     bias = tensor_of(layers.graph, layers.graph.site(op.operands["bias"])) if "bias" in op.operands else None
     room = room_of(layers.graph, site, choices, slot)
-    found = layers.solve(op, choices, choice, recipe.rounding, correction, w, bias, room.least)
+    least = rowwise(room.least * max(choice.grid.multiples, 1), choice.affine.scale)
+    found = layers.solve(op, choices, choice, recipe.rounding, correction, w, bias, least)
     if found is None:
         return None
     assert found.choice.codes is not None

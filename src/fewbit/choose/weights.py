@@ -12,7 +12,7 @@ from fewbit.capture.sites import tensor_of
 from fewbit.choose.correct import WeightMean
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
-from fewbit.grid import Affine, Grid, values
+from fewbit.grid import Affine, Grid, in_multiples, rowwise, values
 from fewbit.recipes import Recipe
 from fewbit.target.legal import Legal, Slot
 from fewbit.target.spec import Target
@@ -91,7 +91,8 @@ def recoded(
 def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:
     """The choice of a weight with its codes. Where sums could leave the accumulator, the steps of those channels are larger."""
     grid = choice.grid
-    scale = choice.affine.scale.maximum(room.least if grid.axis is not None else room.least.max())
+    least = rowwise(room.least * max(grid.multiples, 1), choice.affine.scale) if grid.axis is not None else room.least.max()
+    scale = in_multiples(choice.affine.scale.maximum(least), grid)
     made = _with_step(choice, w, recipe, scale)
     for _ in range(ROUNDS if room.most is not None else 0):
         assert made.codes is not None
@@ -176,7 +177,9 @@ def room_of(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot,
     Where the plan leaves the bias float a runtime may still quantize it so when it loads the file (onnxruntime does).
     """
     op = graph.op(site.readers[0][0])
-    bias, read = op.operands.get("bias", ""), choices[op.operands["input"]]
+    bias, read = op.operands.get("bias", ""), choices.get(op.operands["input"])
+    if read is None:  # a float activation: the sum is float
+        return Room(torch.tensor(0.0))
     if not bias and corrected is None:
         unit = torch.tensor(0.0)
     else:
@@ -186,7 +189,7 @@ def room_of(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot,
     least = unit / min(BIAS_CODE, 2 ** (accumulator.bits - 2))
     narrow = torch.iinfo(read.grid.container).bits <= accumulator.operand_bits
     most = largest_sum(accumulator)
-    if not narrow or (op.terms or 0) * read.grid.largest * slot.grids[0].largest < most - BIAS_CODE:
+    if not narrow or slot.grids[0].block or (op.terms or 0) * read.grid.largest * slot.grids[0].largest < most - BIAS_CODE:
         return Room(least)
     return Room(least, most, read.grid.largest, unit)
 
@@ -203,8 +206,16 @@ def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, room: Room) ->
     affine = ranged(recipe.weights, Samples.of_weight(w, grid), grid)
     if grid.axis is None:
         affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
+    if grid.block:
+        affine = Affine(affine.scale.view(len(w), -1), affine.zero.view(len(w), -1))
     choice = coded(Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, room)
     if not isinstance(recipe.correction, WeightMean) or not recipe.correction.variance or grid.axis is None:
         return choice
     ratio = recipe.correction.ratio(w.flatten(1), real_weight(choice))
-    return replace(choice, affine=Affine((choice.affine.scale * ratio).maximum(room.least), choice.affine.zero))
+    return replace(
+        choice,
+        affine=Affine(
+            (choice.affine.scale * rowwise(ratio, choice.affine.scale)).maximum(rowwise(room.least, choice.affine.scale)),
+            choice.affine.zero,
+        ),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,9 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     """A weight quantized in the same way, each channel with its own share where the grid has a step for each."""
     if grid.axis is None:
         return step_of(w, grid)
+    if grid.block:
+        alone = replace(grid, block=0, multiples=0)
+        return rows_of(w.unflatten(1, (-1, grid.block)).flatten(0, 1), alone).view_as(w)
     low, high = w.amin(1), w.amax(1)
     tried = torch.stack([fake(w, affine_from_range(low * s, high * s, grid), grid) for s in SHARES])
     best = (tried - w).square().sum(2).argmin(0)

@@ -37,6 +37,8 @@ def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
     assert weight is not None
     if _made_by(read.inputs[0]) not in ("QuantizeLinear", "Clip") or len(_dims(weight.inputs[0])) != 2:
         return False
+    if len(weight.inputs) < 3:  # steps of blocks, or codes of 4 bits: there is no such kernel
+        return False
     if any(_constant(side.inputs[1]) is None for side in (read, weight)) or _constant(read.inputs[1]).size != 1:  # type: ignore[union-attr]
         return False
     result, bias = node.outputs[0], None

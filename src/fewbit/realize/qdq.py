@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed ops
 from onnxscript import opset20 as op
+from onnxscript import opset21
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
@@ -25,7 +26,7 @@ from fewbit.capture.rewrite import add_constant, argument, aten, calls, constant
 from fewbit.capture.sites import readers
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import Grid, codes, of_bias, values
+from fewbit.grid import Affine, Grid, codes, of_bias, row_step, values
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.unpack import pack_weights
 from fewbit.types import Choice, Graph, Plan, flat_name
@@ -146,8 +147,10 @@ def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice
 def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     """The int32 form of the bias that correction gave to a convolution whose result is quantized; None for any other op."""
     op = graph.op(name)
+    if op.operands.get("output", "") not in plan.choices or op.operands["input"] not in plan.choices:
+        return None
     read, weight = (plan.choices[op.operands[operand]].affine for operand in ("input", "weight"))
-    if op.operands.get("output", "") not in plan.choices or read.scale.ndim:
+    if read.scale.ndim:
         return None
     bias, grid = plan.biases[name], Grid(32, axis=0)
     affine = of_bias(read, weight, len(bias))
@@ -160,8 +163,12 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     x, bias = linear.args[0], linear.args[2] if len(linear.args) > 2 else None
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
-    turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis))
-    weight = _dequantized(module, linear, turned, real=real)
+    turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis, block=0))
+    if choice.grid.multiples:  # unpack.py multiplies the codes: what is left is one step for each channel
+        step = row_step(choice.affine.scale, choice.grid)
+        turned = replace(turned, affine=Affine(step, torch.zeros_like(step, dtype=torch.int32)))
+    own = choice.grid.stored == 4 or (choice.grid.block and not choice.grid.multiples)
+    weight = _native(module, linear, turned) if own else _dequantized(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
     with module.graph.inserting_before(linear):
@@ -175,6 +182,36 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     linear.replace_all_uses_with(result)
     module.graph.erase_node(linear)
     nodes[name] = result
+
+
+@torch.library.custom_op("fewbit::dequantize", mutates_args=())
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
+    """Codes (inputs, outputs) without zero points times the steps (inputs / block, outputs), or (outputs,) where block is 0."""
+    return codes.to(torch.float32) * (scale.repeat_interleave(block, 0) if block else scale)
+
+
+@dequantize.register_fake
+def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
+    return torch.empty(codes.shape, dtype=torch.float32)
+
+
+def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
+    """A weight (inputs, outputs) with steps of blocks, or codes of 4 bits in the file, and the DequantizeLinear behind it."""
+    assert choice.codes is not None
+    flat, scale = flat_name(choice.site), choice.affine.scale
+    module.register_buffer(flat, choice.codes.to(choice.grid.container))
+    module.register_buffer(f"{flat}_scale", scale.t().contiguous())
+    block = len(choice.codes) // scale.shape[1] if scale.ndim == 2 else 0
+    with module.graph.inserting_before(before):
+        stored, steps = module.graph.get_attr(flat), module.graph.get_attr(f"{flat}_scale")
+        return module.graph.call_function(torch.ops.fewbit.dequantize.default, (stored, steps, block))
+
+
+def _blocked(codes: Any, scale: Any, block: int) -> Any:
+    """The ONNX form of `fewbit::dequantize`."""
+    if block:
+        return opset21.DequantizeLinear(codes, scale, axis=0, block_size=block)
+    return opset21.DequantizeLinear(codes, scale, axis=1)
 
 
 def _add_float_biases(module: GraphModule) -> None:
@@ -269,7 +306,7 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
 def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Model:
     """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
     pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
-    translations: dict[Callable[..., Any], Callable[..., Any]] = {}
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
     with warnings.catch_warnings(), torch.no_grad():

@@ -9,18 +9,20 @@ load the file and run the kernels of int8 weights. (Bitwise nodes would not do: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from fewbit.errors import FewbitFailed
-from fewbit.grid import Grid
+from fewbit.grid import Grid, multiples_of
 from fewbit.types import Plan, flat_name
 
 WIDTHS = (8, 4, 2, 1)
+MULTIPLE_BITS = 4  # of a multiple, 1 to 16
 DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
 
 
@@ -39,8 +41,17 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
             continue
         if stored is None or stored.const_value is None:
             raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
+        if choice.grid.stored == 4:
+            stored.const_value = ir.tensor(stored.const_value.numpy(), dtype=ir.DataType.INT4, name=name)
+            stored.dtype = ir.DataType.INT4
+            continue
         del model.graph.initializers[name]
-        nodes, unpacked = _unpacking(model.graph, name, stored.const_value.numpy(), choice.grid)
+        codes, low = stored.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
+        if choice.grid.multiples:
+            times = multiples_of(choice.affine.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
+            nodes, unpacked = _multiplying(model.graph, name, codes, choice.grid.bits, low, times)
+        else:
+            nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, low)
         stored.replace_all_uses_with(unpacked)
         model.graph.insert_before(first, nodes)
 
@@ -67,24 +78,61 @@ def plane_table(width: int, above: int, low: int, dtype: np.dtype[Any]) -> NDArr
     return table
 
 
-def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], grid: Grid) -> tuple[list[ir.Node], ir.Value]:
-    """The nodes that compute `codes`, and the value, which has their shape and type and is called `name`.
+def _maker(nodes: list[ir.Node], name: str) -> Callable[..., ir.Value]:
+    """What adds a node to a list and gives its result."""
 
-    Every plane becomes (n, 2, 2, 2) for 8 n codes without a Reshape of its own: a byte's codes are the last axes of its table.
-    """
-    nodes: list[ir.Node] = []
-
-    def node(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def node(kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         nodes.append(ir.node(kind, inputs, attributes, name=f"{name}.unpack.{len(nodes)}"))
         nodes[-1].outputs[0].name = nodes[-1].name
         return nodes[-1].outputs[0]
 
-    low = Grid(grid.bits, grid.signed).low
+    return node
+
+
+def _multiplying(
+    graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int, times: NDArray[np.int8]
+) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that compute codes (inputs, outputs) times those of their block (inputs / block, outputs), as int8.
+
+    A byte holds neighbours along the inputs, which are of one block; the table that it is read from has rows for each multiple.
+    """
+    nodes, base = _unpacking(graph, f"{name}.multiples", times, MULTIPLE_BITS, 1)
+    node = _maker(nodes, name)
+    (inputs, outputs), blocks = codes.shape, len(times)
+    rows = _constant(graph, "unpack.rows", np.array(256, np.int32))  # of a table, for each multiple; runtimes multiply no int8
+    base = node("Mul", node("Cast", base, to=int(ir.DataType.INT32)), rows)
+    base = node("Reshape", base, _constant(graph, f"unpack.shape.{blocks}x1x{outputs}", np.array([blocks, 1, outputs])))
+    offset = (codes.astype(np.int32) - low).astype(np.uint16)
+    joined: ir.Value | None = None
+    for width, above in planes(bits):
+        held = 8 // width
+        packed = packed_plane(offset.reshape(-1, held, outputs).swapaxes(1, 2).reshape(-1), width, above)
+        least = low if joined is None else 0
+        plane = plane_table(width, above, least, np.dtype(np.int32))
+        table = np.concatenate([k * plane for k in range(2**MULTIPLE_BITS + 1)]).astype(np.int8)
+        read = _constant(graph, f"unpack.times.bits{width}.above{above}.from{least}", table)
+        stored = _constant(graph, f"{name}.bits{width}", packed.reshape(blocks, -1, outputs))
+        part = node("Gather", read, node("Add", node("Cast", stored, to=int(ir.DataType.INT32)), base))
+        part = node("Transpose", part, perm=[0, 1, 3, 2])
+        part = node("Reshape", part, _constant(graph, f"unpack.shape.{inputs}x{outputs}", np.array([inputs, outputs])))
+        joined = part if joined is None else node("Add", joined, part)
+    assert joined is not None
+    joined.name, joined.shape, joined.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
+    return nodes, joined
+
+
+def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that compute `codes` of `bits` from `low` on, and the value: it has their shape and type and is called `name`.
+
+    Every plane becomes (n, 2, 2, 2) for 8 n codes without a Reshape of its own: a byte's codes are the last axes of its table.
+    """
+    nodes: list[ir.Node] = []
+    node = _maker(nodes, name)
     offset = np.zeros(-(-codes.size // 8) * 8, np.uint16)
     offset[: codes.size] = (codes.reshape(-1).astype(np.int32) - low).astype(np.uint16)
     kind = codes.dtype if codes.dtype.itemsize == 1 else np.dtype(np.int32)  # runtimes add no int16
     parts: list[ir.Value] = []
-    for width, above in planes(grid.bits):
+    for width, above in planes(bits):
         axes = WIDTHS.index(width)
         packed = packed_plane(offset, width, above).reshape(-1, *(2,) * (3 - axes))
         least = 0 if parts else low

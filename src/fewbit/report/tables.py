@@ -136,8 +136,9 @@ def files(folder: Path) -> Rows:
 
 
 def integer_share(graph: Graph, plan: Plan) -> float:
-    """The share of multiply-accumulates whose op runs in integers."""
-    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops) / max(graph.macs, 1)
+    """The share of multiply-accumulates whose op runs in integers; products of real numbers and codes do not."""
+    read = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
+    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in read) / max(graph.macs, 1)
 
 
 def refusals(plan: Plan) -> Rows:

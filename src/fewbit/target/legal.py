@@ -117,6 +117,7 @@ def legal(
                 if not why:
                     rules[op.name] = rule
                     slots.update(wanted)
+                    narrowed += _without_blocks(graph, target, op, rule)
                     refusals.extend(narrowed)
                     break
                 reasons.append(why)
@@ -146,7 +147,8 @@ def _entries(
     found: list[OpRule] = []
     reasons = [] if target.rules(op.kind) else [f"{target.name} has no integer {op.kind}"]
     for rule in target.rules(op.kind):
-        missing = [name for name in op.operands if not rule.types(name) and name not in OPTIONAL]
+        optional = (*OPTIONAL, "input") if rule.weight_only else OPTIONAL
+        missing = [name for name in op.operands if not rule.types(name) and name not in optional]
         if missing:
             reasons.append(f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
         elif rule.runs == "float" and not everything:
@@ -170,7 +172,7 @@ def _fitted(
     wanted = _slots(graph, target, op, rule, slots, asked)
     if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
         return {}, f"{target.name} has no grid for {clash} that all of its readers take", []
-    if not op.terms:
+    if not op.terms or rule.weight_only:
         return wanted, "", []
     narrowed: list[Refusal] = []
     if rule.accumulator.chain_bits is not None:
@@ -258,8 +260,10 @@ def _slots(
         site = graph.site(name)
         types = wide_enough([target.types[t] for t in rule.types(operand)], asked[name])
         axis = channel_axis(site) if site.axis is None else site.axis
-        typed = {g: t for t in reversed(types) for g in t.grids(axis, asked[name])}  # of two types with one grid the better
-        grids = tuple(dict.fromkeys(g for t in types for g in t.grids(axis, asked[name])))
+        inputs = site.shape[1] if operand == "weight" and op.kind == "linear" else 0
+        made = [(t, t.grids(axis, asked[name], inputs)) for t in types]
+        typed = {g: t for t, own in reversed(made) for g in own}  # of two types with one grid the better
+        grids = tuple(dict.fromkeys(g for _, own in made for g in own))
         pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
         zeros = {g: zero for g in pinned if (zero := typed[g].zero(g))}
         everyone = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
@@ -274,6 +278,17 @@ def _slots(
             )  # fmt: skip
         found[name] = slot
     return found
+
+
+def _without_blocks(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[Refusal]:
+    """A refusal where an op has the type of a weight with blocks, and a number of inputs that they do not divide."""
+    block = max((target.types[t].block for t in rule.types("weight")), default=0)
+    if not block or (op.kind == "linear" and graph.site(op.operands["weight"]).shape[1] % block == 0):
+        return []
+    what = f"{graph.site(op.operands['weight']).shape[1]} inputs" if op.kind == "linear" else f"a {op.kind}"
+    why = f"{what} cannot be cut into blocks of {block}"
+    share = op.macs / max(graph.macs, 1)
+    return [Refusal(op.operands["weight"], f"a step per block of {block}", "a step per channel", why, share)]
 
 
 def _within_chain(graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, Slot]) -> tuple[dict[str, Slot], str, list[Refusal]]:

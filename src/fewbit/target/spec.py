@@ -41,7 +41,10 @@ class Type(Strict):
     and `fixed_zero` the zero point that goes with it; fewer bits than the type's have the same range in larger steps.
     A `loose` one is custom, not need: the kernels take any.
 
-    `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it.
+    `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it; 4:
+    the file's own type of 4 bits, where narrower codes are packed otherwise. `block`: a weight of a linear op has a step for
+    each channel and so many inputs; where the inputs are no multiple of it, for each channel. `multiples`: the steps of
+    blocks are 1 to so many times one step of the channel.
     `narrows_to`: where sums overflow the accumulator of an op, codes may have fewer bits, down to so many.
     """
 
@@ -53,7 +56,9 @@ class Type(Strict):
     fixed_scale: float | None = Field(default=None, gt=0)
     fixed_zero: int = 0
     loose: bool = False
-    container: Literal[0, 8, 16, 32] = 0
+    container: Literal[0, 4, 8, 16, 32] = 0
+    block: Literal[0, 16, 32, 64, 128, 256] = 0
+    multiples: Literal[0, 4, 16] = 0
     narrows_to: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
@@ -63,21 +68,38 @@ class Type(Strict):
             raise ValueError("fixed_zero belongs to a fixed_scale")
         if not min(grid.low, 0) <= self.fixed_zero <= grid.high:
             raise ValueError(f"fixed_zero is a code of the type, {grid.low} to {grid.high}, not {self.fixed_zero}")
+        if self.block and not (self.granularity == "channel" and self.symmetric):
+            raise ValueError('block belongs to a symmetric type with granularity = "channel"')
+        if self.multiples and not self.block:
+            raise ValueError("multiples belongs to a block: its steps are multiples of the channel's")
+        if self.multiples and self.multiples * max(-grid.low, grid.high) > 2**7 - 1:
+            raise ValueError(
+                f"a code times multiple is a code of 8 bits; {self.multiples} times {max(-grid.low, grid.high)} is none"
+            )
+        if self.container == 4 and (self.bits > 4 or self.granularity == "tensor"):
+            raise ValueError('a container of 4 bits holds codes of a weight with at most 4: granularity = "channel"')
         if self.narrows_to is not None and self.narrows_to > self.bits:
             raise ValueError(f"narrows_to is at most the type's {self.bits} bits, not {self.narrows_to}")
         return self
 
-    def grid(self, axis: int | None, bits: int | None = None) -> Grid:
-        """The grid of this type with `bits` (at most its own: fewer bits live in the same container)."""
+    def grid(self, axis: int | None, bits: int | None = None, inputs: int = 0) -> Grid:
+        """The grid of this type with `bits` (at most its own: fewer bits live in the same container).
+
+        `inputs` are the columns of the weight of a linear op; blocks that do not divide them are none.
+        """
         bits = self.bits if bits is None else min(bits, self.bits)
         axis = axis if self.granularity == "channel" else None
-        return Grid(bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container)
+        blocks = bool(self.block and inputs and inputs % self.block == 0)
+        block, multiples = (self.block, self.multiples) if blocks else (0, 0)
+        return Grid(
+            bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container, block=block, multiples=multiples
+        )
 
-    def grids(self, axis: int | None, bits: int | None = None) -> tuple[Grid, ...]:
+    def grids(self, axis: int | None, bits: int | None = None, inputs: int = 0) -> tuple[Grid, ...]:
         """The grid with `bits`, and those that it may be narrowed to."""
-        first = self.grid(axis, bits)
+        first = self.grid(axis, bits, inputs)
         least = first.bits if self.narrows_to is None else min(self.narrows_to, first.bits)
-        return tuple(self.grid(axis, b) for b in range(first.bits, least - 1, -1))
+        return tuple(self.grid(axis, b, inputs) for b in range(first.bits, least - 1, -1))
 
     def step(self, grid: Grid) -> float | None:
         """The pinned step on a grid of this type, None where there is none."""
@@ -92,6 +114,7 @@ class Type(Strict):
         alike = (grid.signed, grid.narrow, grid.symmetric, grid.stored) == (
             self.signed, self.narrow, self.symmetric, self.container,
         )  # fmt: skip
+        alike = alike and (grid.block, grid.multiples) in ((self.block, self.multiples), (0, 0))
         return alike and grid.bits <= self.bits and (grid.axis is None) == (self.granularity == "tensor")
 
 
@@ -164,6 +187,11 @@ class OpRule(Strict):
     shape: Shape = Shape()
     accumulator: Accumulator = Accumulator()
     why: str = ""
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the weight alone is codes and the activation stays float."""
+        return "weight" in self.operands and "input" not in self.operands
 
     def types(self, operand: str) -> tuple[str, ...]:
         """The names of the types of an operand; the inputs of a concatenation are numbered in an op and alike here."""
@@ -284,6 +312,11 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
     runs: dict[str, str] = {}
     if target.fuse and target.runtime != "onnxruntime":
         yield ("fuse",), f"fuse names operators of onnxruntime; {target.runtime} has none of them, leave it out"
+    own = [name for name, t in target.types.items() if t.container == 4 or (t.block and not t.multiples)]
+    if own and target.opset < 21:
+        yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
+    if target.weights == "float" and (own or any(t.block for t in target.types.values())):
+        yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
         known = OPERANDS[rule.kind]
         for operand, names in rule.operands.items():
@@ -298,6 +331,14 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
         if lost := [name for name in rule.shared if name not in rule.operands]:
             says = f"op {rule.kind}: shared names '{lost[0]}'; it can name {', '.join(rule.operands)}"
             yield ("op", i, "shared"), says
+        blocks = [name for name in rule.types("weight") if name in target.types and target.types[name].block]
+        plain = Accumulator(bits=rule.accumulator.bits, overflow=rule.accumulator.overflow)
+        whole = rule.kind == "linear" and rule.output == "float" and "bias" not in rule.operands
+        if blocks and not (whole and rule.accumulator == plain and plain.bits >= 32):
+            says = (
+                f"op {rule.kind}: type '{blocks[0]}' has blocks, which are for linear with float bias, float result, whole sums"
+            )
+            yield ("op", i, "operands", "weight"), says
         if rule.output == "integer" and "output" not in rule.operands:
             yield ("op", i, "output"), f'op {rule.kind}: output = "integer" needs types: operands = {{ ..., output = [...] }}'
         if runs.setdefault(rule.kind, rule.runs) != rule.runs:

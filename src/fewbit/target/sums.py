@@ -46,5 +46,5 @@ def largest_sum(accumulator: Accumulator) -> int:
 def _worst(rows: Tensor, grid: Grid) -> Tensor:
     """The largest sum of magnitudes of codes over channels, with steps that cover the whole range of the weight."""
     top = rows.abs().amax() if grid.axis is None else rows.abs().amax(1, keepdim=True)
-    step = (top / grid.high).clamp_min(torch.finfo(torch.float32).tiny)
+    step = (top / (grid.high * max(grid.multiples, 1))).clamp_min(torch.finfo(torch.float32).tiny)
     return (rows / step).round().abs().sum(1).max()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewbit.realize.qdq import CODES
+from fewbit.realize.unpack import flat_name
 from fewbit.simulate import SiteTrace, simulate, trace
 from fewbit.types import Checks, Graph, Plan, SiteCheck
 from fewbit.verify.runtimes import OnnxRuntime, open_session, runtimes_for
@@ -30,6 +31,7 @@ INTEGER_KERNELS = (
     "MatMulIntegerToFloat",
     "QLinearMatMul",
     "QGemm",
+    "MatMulNBits",
     "QLinearConv",
     "QLinearAdd",
     "QLinearConcat",
@@ -67,6 +69,7 @@ def compare(
             for site in sites:
                 counts[site] = counted(counts[site], traces[site], codes[site])
         tables[optimise] = tuple(counts.values())
+    tables[False] += weights_alone(graph, plan, path)
     progress("outputs per runtime")
     outputs = {}
     with torch.no_grad():
@@ -76,6 +79,25 @@ def compare(
         got = torch.cat([torch.from_numpy(np.array(artefact.run(batch.numpy())["logits"])) for batch in images])
         outputs[runtime] = _outputs(expected, got)
     return Checks(tables[False], tables.get(True, ()), outputs, kernels(plan, path))
+
+
+def weights_alone(graph: Graph, plan: Plan, path: Path) -> tuple[SiteCheck, ...]:
+    """The codes in the file against those of the plan, for weights whose op reads real numbers: no other codes prove them."""
+    alone = [op for op in graph.ops if "weight" in op.operands and op.operands["input"] not in plan.choices]
+    weights = {op.operands["weight"] for op in alone}
+    choices = [plan.choices[site] for site in sorted(weights) if site in plan.choices]
+    stored = {t.name: t for t in onnx.load(str(path)).graph.initializer} if choices else {}
+    checks = []
+    for choice in choices:
+        tensor = stored.get(flat_name(choice.site))
+        if tensor is None or choice.codes is None:  # packed, or in the file under the name of an equal one
+            continue
+        ours = choice.codes.t().to(torch.int32)
+        theirs = torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.int32))
+        difference = (ours - theirs).abs()
+        wrong = int((difference > 0).sum())
+        checks.append(SiteCheck(choice.site, ours.numel(), wrong, 0, wrong, int(difference.max())))
+    return tuple(checks)
 
 
 def kernels(plan: Plan, path: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewbit.choose.moments import Moments
-from fewbit.grid import Affine, Grid, codes
+from fewbit.grid import Affine, Grid, along, codes, fake, in_multiples
 
 BLOCK = 128  # columns whose later ones are corrected together
 WORK = 1 << 23  # elements of all candidates that are held at a time
@@ -29,7 +30,8 @@ class Gptq:
 
     then GPTQ on W* (Frantar et al. 2023, algorithm 1) with `damp` times the mean of the diagonal added to it, columns of large
     variance first, once for each of `shares` of the weight's range as its step; each output channel takes the step that is
-    best for it. Then `sweeps` of coordinate descent over the codes: each moves to what is best given all others.
+    best for it. Where a row has blocks, once more with the share of each block whose squared error, weighted with H's diagonal,
+    is smallest. Then `sweeps` of coordinate descent over the codes: each moves to what is best given all others.
     Means are left to the bias. Without moments every weight is rounded to the nearest code.
     """
 
@@ -67,11 +69,15 @@ class Gptq:
         """Codes and steps for real weights on centred moments; `affine` covers the whole range, no step is below `least`."""
         o, m = w.shape
         shares = self.shares if grid.axis is not None else self.shares[:1]
-        scale = (affine.scale * torch.tensor(shares)[:, None]).maximum(least).expand(len(shares), o)
+        tried = [affine.scale * share for share in torch.tensor(shares)]
+        if grid.block:
+            tried.append(_by_block(w, tried, grid, moments.gram))
+        tried = [in_multiples(s.maximum(least), grid) if grid.block else s.maximum(least).expand(o) for s in tried]
+        scale = torch.stack(tried)
         wanted, best, found = moments.through(w.double()), None, None
         for part in scale.split(max(1, WORK // (o * m))):
             rounded = self._rounded(w, part, grid, moments)
-            error = torch.stack([moments.error(wanted, q * s[:, None]) for q, s in zip(rounded, part, strict=True)])
+            error = torch.stack([moments.error(wanted, q * along(s, q, 0)) for q, s in zip(rounded, part, strict=True)])
             choice = error.argmin(0)
             rows = torch.arange(o)
             if best is None or found is None:
@@ -80,16 +86,16 @@ class Gptq:
                 better = error[choice, rows] < best
                 best = torch.where(better, error[choice, rows], best)
                 found = torch.where(better[:, None], rounded[choice, rows], found)
-                step = torch.where(better, part[choice, rows], step)
+                step = torch.where(better if step.ndim == 1 else better[:, None], part[choice, rows], step)
         assert found is not None
         q = self._descended(w, found, step, grid, moments)
         chosen = step if grid.axis is not None else affine.scale
         return q.to(torch.int32), replace(affine, scale=chosen.float().contiguous())
 
     def _rounded(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o"], grid: Grid, moments: Moments
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
     ) -> Float[Tensor, "k o m"]:
-        """GPTQ's codes of all groups for several steps of each channel."""
+        """GPTQ's codes of all groups for several steps of each channel, or of each of its blocks."""
         k, groups = len(scale), len(moments.gram)
         parts = w.unflatten(0, (groups, -1))
         steps = scale.unflatten(1, (groups, -1))
@@ -99,7 +105,9 @@ class Gptq:
             h = damped(moments.gram[g], self.damp)
             place = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
             upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h[place][:, place])), upper=True)
-            q = _columns(parts[g][:, place].repeat(k, 1), steps[:, g].reshape(-1), grid, upper.float())
+            rows = parts[g].repeat(k, 1)
+            step = along(steps[:, g].flatten(0, 1), rows, 0).expand_as(rows)
+            q = _columns(rows[:, place], step[:, place], grid, upper.float())
             back = torch.empty_like(q)
             back[:, place] = q
             found[:, g * outputs : (g + 1) * outputs] = back.unflatten(0, (k, outputs))
@@ -114,17 +122,17 @@ class Gptq:
         q = q.clone()
         for g in range(groups):
             rows = slice(g * outputs, (g + 1) * outputs)
-            h, s = moments.gram[g].float(), scale[rows]
+            h, s = moments.gram[g].float(), along(scale[rows], w[rows], 0).expand_as(w[rows])
             diagonal = h.diagonal().clamp_min(1e-12 * float(h.diagonal().max().clamp_min(1e-30)))
             part = q[rows]
-            gradient = (part * s[:, None] - w[rows]) @ h
+            gradient = (part * s - w[rows]) @ h
             for _ in range(self.sweeps):
                 moved = False
                 for j in range(w.shape[1]):
-                    better = (part[:, j] - gradient[:, j] / (diagonal[j] * s)).round_().clamp_(grid.low, grid.high)
+                    better = (part[:, j] - gradient[:, j] / (diagonal[j] * s[:, j])).round_().clamp_(grid.low, grid.high)
                     step = better - part[:, j]
                     if bool(step.any()):
-                        gradient += (step * s)[:, None] * h[j]
+                        gradient += (step * s[:, j])[:, None] * h[j]
                         part[:, j] = better
                         moved = True
                 if not moved:
@@ -139,6 +147,20 @@ def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
     return h + torch.eye(len(h), dtype=h.dtype) * (share * mean if mean > 0 else 1.0)
 
 
+def _by_block(
+    w: Float[Tensor, "o m"], tried: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
+) -> Float[Tensor, "o b"]:
+    """Of the steps that are tried, each block's own with the smallest squared error of its weights rounded to the nearest code,
+    each weighted with the power of what it multiplies: what is lost where inputs are not correlated.
+    """
+    affines = [Affine(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in tried]
+    errors = [
+        ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.block)).sum(2) for a in affines
+    ]
+    best = torch.stack(errors).argmin(0)
+    return torch.stack(list(tried)).gather(0, best[None])[0]
+
+
 def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
     """W*; `moments` are centred."""
     change = moments.target(w) - moments.through(w.double())
@@ -150,18 +172,19 @@ def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Ten
 
 
 def _columns(
-    w: Float[Tensor, "r m"], scale: Float[Tensor, "r"], grid: Grid, upper: Float[Tensor, "m m"]
+    w: Float[Tensor, "r m"], scale: Float[Tensor, "r m"], grid: Grid, upper: Float[Tensor, "m m"]
 ) -> Float[Tensor, "r m"]:
-    """Codes of rows, column by column; `upper` is the Cholesky factor of the inverse of H."""
+    """Codes of rows, column by column, each with its steps; `upper` is the Cholesky factor of the inverse of H."""
     w, q = w.clone(), torch.empty_like(w)
     m = w.shape[1]
     for first in range(0, m, BLOCK):
         last = min(first + BLOCK, m)
         block, errors = w[:, first:last], torch.empty(len(w), last - first)
         for j in range(last - first):
-            code = (block[:, j] / scale).round_().clamp_(grid.low, grid.high)
+            step = scale[:, first + j]
+            code = (block[:, j] / step).round_().clamp_(grid.low, grid.high)
             q[:, first + j] = code
-            error = (block[:, j] - code * scale) / upper[first + j, first + j]
+            error = (block[:, j] - code * step) / upper[first + j, first + j]
             errors[:, j] = error
             block[:, j + 1 :] -= error[:, None] * upper[first + j, first + j + 1 : last]
         w[:, last:] -= errors @ upper[first:last, last:]

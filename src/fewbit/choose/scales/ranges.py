@@ -39,8 +39,14 @@ class Samples:
 
     @staticmethod
     def of_weight(w: Float[Tensor, "channels ..."], grid: Grid) -> Samples:
-        """One row per channel for a per-channel grid, else one row."""
-        rows = w.flatten(1) if grid.axis is not None else w.reshape(1, -1)
+        """One row per channel for a per-channel grid, one per block where it has blocks, else one row."""
+        rows = (
+            w.unflatten(1, (-1, grid.block)).flatten(0, 1)
+            if grid.block
+            else w.flatten(1)
+            if grid.axis is not None
+            else w.reshape(1, -1)
+        )
         return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
 
     @staticmethod

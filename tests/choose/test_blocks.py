@@ -1,0 +1,159 @@
+"""Steps of blocks. Oracles: numpy with one row per block, GPTQ with a step per channel, whole multiples counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewbit.choose import Bits, lapq
+from fewbit.choose.moments import Moments
+from fewbit.choose.rounding.gptq import Gptq
+from fewbit.choose.scales.ranges import MinMax, MseRange, Samples
+from fewbit.errors import FewbitError
+from fewbit.grid import Affine, Grid, affine_from_range, codes, fake, in_multiples, multiples_of, row_step, values
+from fewbit.recipes import RECIPES
+from fewbit.simulate import simulate
+from fewbit.target import load_target
+
+BLOCK = Grid(4, narrow=True, axis=0, block=16)
+
+
+def weight(rows: int = 6, columns: int = 48) -> torch.Tensor:
+    """Weights whose blocks have ranges of their own."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(rows, columns, generator=generator)
+    return w * torch.rand(rows, columns // 16, generator=generator).repeat_interleave(16, 1)
+
+
+def stepped(w: torch.Tensor, method: MinMax | MseRange, grid: Grid = BLOCK) -> Affine:
+    found = method(Samples.of_weight(w, grid), grid)
+    return Affine(found.scale.view(len(w), -1), found.zero.view(len(w), -1))
+
+
+def moments(columns: int, seed: int = 0) -> Moments:
+    x = torch.randn(300, columns, generator=torch.Generator().manual_seed(seed))
+    x = x @ torch.randn(columns, columns, generator=torch.Generator().manual_seed(seed + 1))
+    return Moments.of([(x, x, None)], 1, 6).centred()
+
+
+def test_a_block_matrix_is_rounded_as_numpy_rounds_each_block_on_its_own():
+    w = weight()
+    affine = stepped(w, MinMax())
+    rows = w.numpy().reshape(-1, 16)
+    step = np.abs(rows).max(1, keepdims=True) / np.float32(7)
+    expected = np.clip(np.rint(rows / step), -7, 7)
+    np.testing.assert_array_equal(codes(w, affine, BLOCK).numpy(), expected.reshape(w.shape))
+    np.testing.assert_array_equal(fake(w, affine, BLOCK).numpy(), (expected * step).reshape(w.shape))
+    assert torch.equal(values(codes(w, affine, BLOCK), affine, BLOCK), fake(w, affine, BLOCK))
+
+
+@pytest.mark.parametrize("method", [MinMax(), MseRange()])
+def test_the_ranges_of_blocks_are_those_of_as_many_rows(method):
+    w = weight()
+    alone = Grid(4, narrow=True, axis=0)
+    apart = method(Samples.of_weight(w.view(-1, 16), alone), alone)
+    assert torch.equal(stepped(w, method).scale.flatten(), apart.scale)
+
+
+@pytest.mark.parametrize("shares", [(1.0,), (1.0, 0.8, 0.6)])
+def test_gptq_of_one_block_a_row_is_that_of_a_step_per_channel(shares):
+    w, seen = weight(), moments(48)
+    alone, whole = Grid(4, narrow=True, axis=0), Grid(4, narrow=True, axis=0, block=48)
+    affine = affine_from_range(w.amin(1), w.amax(1), alone)
+    blocks = Affine(affine.scale[:, None], affine.zero[:, None])
+    q, found = Gptq(shares=shares).solve(w, affine, alone, seen, torch.tensor(0.0))
+    p, same = Gptq(shares=shares).solve(w, blocks, whole, seen, torch.tensor(0.0))
+    assert torch.equal(p, q)
+    assert torch.equal(same.scale[:, 0], found.scale)
+
+
+@pytest.mark.parametrize("multiples", [0, 16])
+def test_gptq_by_blocks_has_less_error_than_rounding_and_than_a_step_per_channel(multiples):
+    w, seen = weight(), moments(48)
+    grid, alone = Grid(4, narrow=True, axis=0, block=16, multiples=multiples), Grid(4, narrow=True, axis=0)
+
+    def error(v: torch.Tensor) -> float:
+        return float((seen.through((v - w).double()) * (v - w)).sum())
+
+    affine = stepped(w, MinMax(), grid)
+    q, found = Gptq().solve(w, affine, grid, seen, torch.tensor(0.0))
+    channel = affine_from_range(w.amin(1), w.amax(1), alone)
+    r, other = Gptq().solve(w, channel, alone, seen, torch.tensor(0.0))
+    assert error(values(q, found, grid)) < 0.8 * error(fake(w, affine, grid))
+    assert error(values(q, found, grid)) < 0.9 * error(values(r, other, alone))
+
+
+def test_without_correlations_each_block_has_the_share_that_is_best_for_it():
+    w = weight()
+    seen = Moments.of([(torch.eye(48), torch.eye(48), None)], 1, 6)
+    method = Gptq(sweeps=0, damp=1e-9)
+    affine = stepped(w, MinMax())
+    _, found = method.solve(w, affine, BLOCK, seen, torch.tensor(0.0))
+    for i, row in enumerate(w):
+        for b, part in enumerate(row.split(16)):
+            tried = affine.scale[i, b] * torch.tensor(method.shares)
+            lost = [((part / s).round().clamp(-7, 7) * s - part).square().sum() for s in tried]
+            assert found.scale[i, b] == tried[int(torch.stack(lost).argmin())]
+
+
+def test_multiples_are_whole_and_codes_times_them_are_codes_of_one_step():
+    grid = Grid(4, narrow=True, axis=0, block=16, multiples=16)
+    w = weight()
+    scale = in_multiples(stepped(w, MinMax(), grid).scale, grid)
+    times, step = multiples_of(scale, grid), row_step(scale, grid)
+    assert torch.equal(times, times.round())
+    assert times.min() >= 1
+    assert torch.equal(times.amax(1), torch.full((6,), 16.0))
+    assert torch.equal(in_multiples(scale, grid), scale)
+    affine = Affine(scale, torch.zeros_like(scale, dtype=torch.int32))
+    wide = codes(w, affine, grid) * times.repeat_interleave(16, 1)
+    assert wide.abs().max() <= grid.largest == 112
+    torch.testing.assert_close(wide * step[:, None], fake(w, affine, grid), rtol=3e-7, atol=0)
+
+
+def test_a_grid_says_what_cannot_be():
+    with pytest.raises(ValueError, match="blocks are those of a symmetric weight"):
+        Grid(4, block=16)
+    assert str(BLOCK) == "s4 [-7, 7] symmetric per block of 16"
+
+
+def test_weights_alone_leave_every_activation_float(wide_vit):
+    plan = wide_vit.plan("ort-x86-w4", "mse", bits=Bits(4, 4))
+    assert {choice.role for choice in plan.choices.values()} == {"weight"}
+    assert plan.bits == "w4"
+    blocks = {name: (choice.grid.block, tuple(choice.affine.scale.shape)) for name, choice in plan.choices.items()}
+    assert blocks["blocks.0.fc2:weight"] == (32, (32, 2))
+    assert blocks["blocks.0.fc1:weight"] == (32, (64, 1))
+
+
+def test_inputs_that_blocks_do_not_divide_have_a_step_per_channel_and_a_refusal(vit):
+    plan = vit.plan("ort-x86-w4", bits=Bits(4, 4))
+    refused = {refusal.site: (refusal.asked, refusal.given, refusal.why) for refusal in plan.refusals}
+    found = plan.choices["blocks.0.fc1:weight"]
+    assert (found.grid.block, found.affine.scale.shape) == (0, (32,))
+    why = "16 inputs cannot be cut into blocks of 32"
+    assert refused["blocks.0.fc1:weight"] == ("a step per block of 32", "a step per channel", why)
+    assert plan.choices["blocks.0.fc2:weight"].grid.block == 32
+
+
+def test_a_search_of_one_step_says_that_blocks_have_many(wide_vit):
+    with pytest.raises(FewbitError, match="has one for each block; give another target, or --recipe minmax, mse or fast"):
+        wide_vit.plan("ort-x86-block", "liu2021-similarity", bits=Bits(4, 8))
+    with pytest.raises(FewbitError, match="has one for each block"):
+        lapq(wide_vit.graph, wide_vit.stats, load_target("ort-x86-block"), RECIPES["lapq"], [wide_vit.images], bits=Bits(4, 8))
+
+
+def test_eight_bits_have_a_step_per_channel_where_four_have_blocks(wide_vit):
+    grids = {b: wide_vit.plan("ort-x86-block", bits=Bits(b, 8)).choices["blocks.0.fc1:weight"].grid for b in (8, 4, 3)}
+    assert [(g.bits, g.block, g.multiples) for g in grids.values()] == [(8, 0, 0), (4, 32, 16), (3, 32, 16)]
+
+
+@pytest.mark.parametrize("target", ["ort-x86-w4", "ort-x86-block"])
+def test_the_closed_form_recipe_loses_less_than_the_ranges(wide_vit, target):
+    exact = wide_vit.graph.module(wide_vit.images).detach()
+    lost = {}
+    for recipe in ("minmax", "fast"):
+        plan = wide_vit.plan(target, recipe, bits=Bits(4, 8))
+        lost[recipe] = float((simulate(wide_vit.graph, plan)(wide_vit.images).detach() - exact).square().mean())
+    assert lost["fast"] < 0.5 * lost["minmax"]
