@@ -100,7 +100,11 @@ def _foreign(node: Node, target: Target) -> Verdict | None:
     if node.domain != "com.microsoft" or target.runtime == "onnxruntime":
         return None
     change = f"write the file for {target.runtime}: fewbit quantize --target {target.name}"
-    return Verdict(False, f"{node.op} is an operator of onnxruntime alone: {target.runtime} cannot load the file", change)
+    rule = f"{node.op} is {OWN}: {target.runtime} cannot load the file, or loads it and answers otherwise"
+    return Verdict(False, rule, change)
+
+
+OWN = "an operator of onnxruntime's own"
 
 
 def _used(graph: Graph, integer: set[int]) -> set[int]:
@@ -153,9 +157,15 @@ RULES: Mapping[str, Callable[[Graph], Rules]] = {"openvino": OpenVinoRules, "ten
 
 
 def disagreements(path: Path, found: Lint, target: Target) -> list[tuple[Row, Ran]]:
-    """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, or where the
-    target is for another kind of processor."""
+    """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, where the
+    target is for another kind of processor, and for a file of another runtime, whose answers would mean nothing."""
     if target.runtime not in ("onnxruntime", "openvino") or not re.fullmatch(target.machine, platform.machine()):
         raise FewbitError(f"--check runs the file, and {target.name} ({target.runtime}, {target.machine}) does not run here.")
+    if foreign := sorted({row.op for row in found.rows if OWN in row.rule}):
+        raise FewbitError(
+            f"--check runs the file, and {path} has operators of onnxruntime's own ({', '.join(foreign)}), which "
+            f"{target.runtime} does not compute as onnxruntime does; check it with --target ort-x86-vnni, or write one with "
+            f"--target {target.name}."
+        )
     ran = truth(path, target.runtime)
     return [(row, ran[row.index]) for row in found.rows if row.integer != ran[row.index].integer]
