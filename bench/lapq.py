@@ -35,7 +35,7 @@ from fewbit.target import load_target
 
 def recipes(args: argparse.Namespace) -> dict[str, dict[str, Recipe]]:
     """Rows of each command; a joint search with 0 sweeps stops at its start."""
-    powell = JointSearch(sweeps=args.sweeps, seconds=args.time, loss=args.loss)
+    powell = JointSearch(sweeps=args.sweeps, seconds=args.time, evaluations=args.evaluations, loss=args.loss)
     own, still = replace(powell, points=0), replace(powell, sweeps=0)
 
     def at(p: float, joint: JointSearch) -> Recipe:
@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--loss", choices=("kl", "labels"), default="kl")
     parser.add_argument("--sweeps", type=int, default=1)
     parser.add_argument("--time", type=float, help="seconds of a search; without it a search ends by itself")
+    parser.add_argument("--evaluations", type=int, help="losses of a search, the same on any machine")
+    parser.add_argument("--rows", nargs="+", help="these rows only")
     parser.add_argument("--pairs", type=int, default=100, help="cross: pairs; speed: steps that are moved")
     parser.add_argument("--move", type=float, default=0.2, help="cross: each step is so much larger")
     parser.add_argument("--target", default="ort-x86-vnni")
@@ -213,7 +215,8 @@ def main() -> None:
                 cross(bench, bits, seed)
                 continue
             for name, recipe in recipes(args)[args.what].items():
-                bench.row(name, recipe, bits, seed)
+                if args.rows is None or name in args.rows:
+                    bench.row(name, recipe, bits, seed)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Stream:
                 for i in range(self._at, stop):
                     self.overlay.run([self._order[i]], env)
                     for read in self._order[i].all_input_nodes:
-                        if self._last[read] == i and not self._wanted[read]:
+                        if self._last[read] == i and self._wanted[read] <= 0:
                             env.pop(read, None)
         self._at = stop
         found = [env[tensor] for env in self._envs]

@@ -493,6 +493,18 @@ def test_the_search_ends_when_its_time_is_up(vit, monkeypatch, seconds, norms, e
     assert kl(vit, plan) == same(record["best"])
 
 
+@pytest.mark.parametrize("most", [1, 12])
+def test_a_search_ends_after_so_many_evaluations_wherever_a_longer_one_was_then(vit, most):
+    recipe = dataclasses.replace(QUICK, joint=dataclasses.replace(QUICK.joint, points=0, evaluations=40))
+    longer = searched(vit, recipe).extra["joint"]
+    recipe = dataclasses.replace(recipe, joint=dataclasses.replace(recipe.joint, evaluations=most))
+    plan = searched(vit, recipe)
+    record = plan.extra["joint"]
+    assert (record["evaluations"], record["out_of_time"]) == (most, False)
+    assert record["curve"] == longer["curve"][:most]
+    assert kl(vit, plan) == same(record["best"])
+
+
 def test_a_search_that_was_killed_has_the_time_that_was_left(vit, monkeypatch, tmp_path):
     recipe = dataclasses.replace(QUICK, joint=dataclasses.replace(QUICK.joint, seconds=20))
     whole = searched(vit, recipe, journal=Journal(tmp_path / "whole", Clock(monkeypatch)))

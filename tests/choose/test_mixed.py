@@ -148,6 +148,17 @@ def test_a_stream_gives_every_node_its_value_and_keeps_what_is_wanted_later(vit)
         assert torch.equal(value, env[node]) if isinstance(value, torch.Tensor) else value == env[node]
 
 
+def test_a_stream_drops_what_nobody_reads_later_even_if_it_was_asked_for(vit):
+    order = list(vit.graph.module.graph.nodes)
+    stream = Stream(Overlay(vit.graph, ()), [vit.images])
+    for node in order:
+        if node.op == "call_function":
+            stream.at(node)
+            later = order[order.index(node) + 1 :]
+            needed = {read for n in later for read in n.all_input_nodes}
+            assert set(stream._envs[0]) <= needed, node
+
+
 def test_between_runs_nothing_that_does_not_lead_to_the_output(vit):
     graph = vit.graph
     nodes = {n.name: n for n in graph.module.graph.nodes}

@@ -34,7 +34,8 @@ class JointSearch:
     mean over at most `images` calibration images. p takes `points` values on [low, high]; with 0 the recipe's own ranges are
     the start. Factors e^u stay in [smallest, largest]. A line search starts with `step` and ends at `tolerance`, both of u.
     `sweeps` are outer iterations; `coordinate` leaves out the extrapolation behind each and moves one step at a time only.
-    The search ends after `seconds` (None: never); the plan is the best point that was evaluated.
+    The search ends after `seconds` (None: never), or after `evaluations` of its loss, which do not depend on the machine; the
+    plan is the best point that was evaluated.
     """
 
     low: float = 2.0
@@ -49,6 +50,7 @@ class JointSearch:
     step: float = 0.1
     tolerance: float = 0.01
     seconds: float | None = 300.0
+    evaluations: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high or min(self.points, self.sweeps) < 0 or self.images < 1:
@@ -57,6 +59,8 @@ class JointSearch:
             raise ValueError(f"0 < smallest < 1 < largest and 0 < tolerance <= step are allowed, not {self}")
         if self.seconds is not None and self.seconds < 0:
             raise ValueError(f"seconds >= 0 or None is allowed, not {self.seconds}")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError(f"evaluations >= 1 or None is allowed, not {self.evaluations}")
 
     @property
     def norms(self) -> list[float]:

@@ -36,7 +36,7 @@ KEPT_BYTES = 1 << 30  # of values before the place where a line search begins
 SAID = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
 
 
-class OutOfTimeError(Exception):
+class OutOfBudgetError(Exception):
     """The budget of the search is spent."""
 
 
@@ -72,10 +72,13 @@ def lapq(
     losses: list[float] = []
     best = np.zeros(len(model.free))
 
+    def late() -> bool:
+        return search.seconds is not None and not journal.replaying and journal.seconds >= search.seconds
+
     def loss(x: Point) -> float:
         nonlocal best
-        if losses and search.seconds is not None and not journal.replaying and journal.seconds >= search.seconds:
-            raise OutOfTimeError
+        if losses and (late() or len(losses) == search.evaluations):
+            raise OutOfBudgetError
         found = journal.value(hashlib.sha256(x.tobytes()).hexdigest()[:16], lambda: model(x))
         if found < min(losses, default=math.inf):
             best = x.copy()
@@ -86,8 +89,8 @@ def lapq(
     over = False
     try:
         search.search(loss, len(model.free), model.kinds)
-    except OutOfTimeError:
-        over = True
+    except OutOfBudgetError:
+        over = late()
     plan = model.plan(best)
     record: Json = {
         "loss": SAID[search.loss],
