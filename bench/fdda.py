@@ -6,7 +6,7 @@
 Rows: the plan without tuning, tuned on the real images alone, and on these with synthetic images from plain batch-norm
 statistics, with L_C, with L_D, and with both. All rows of a seed have the same real images (`--per-class` of each class, drawn
 with the seed from the shipped calibration images) and the same number of student steps. Accuracy is measured in onnxruntime on
-the shipped test images. A row that is there already is not made again.
+`--score`, or the shipped test images. A row that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=10)
     parser.add_argument("--steps", type=int, default=4000, help="of the generator, and of the student")
     parser.add_argument("--pool", type=int, default=1024, help="synthetic images")
+    parser.add_argument("--score", help="labelled images to score on; without it the shipped 1,000")
     parser.add_argument("--scored", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
@@ -108,7 +109,7 @@ def lot(args: argparse.Namespace, name: str, loaded: Any, real: Images, classes:
 
 
 def scored(args: argparse.Namespace, graph: Any, plan: Plan, target: Any, preprocess: Any, classes: int) -> dict[str, Any]:
-    held_out = open_images(demo.TEST, preprocess, classes=classes, limit=args.scored)
+    held_out = open_images(args.score or demo.TEST, preprocess, classes=classes, limit=args.scored)
     with tempfile.TemporaryDirectory() as folder:
         model, twin = Path(folder) / "model.onnx", Path(folder) / "float.onnx"
         realize(graph, plan, model, **target.form)
