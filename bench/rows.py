@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import Tensor
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits, reconstruct
@@ -77,13 +78,16 @@ class Bench:
         if self.seed == seed:
             return
         self.seed = self.seed_of_images = seed
-        images = self._open(self.args.images or str(demo.CALIBRATION), self.args.calibration, labels=labels)
-        self.labels = images.labels
-        self.batches = list(images.batches(8))
+        self.batches, self.labels = self.calibration(seed, labels=labels)
         self.stats: Stats = observe(self.graph, self.batches)
-        self.count = len(images)
+        self.count = sum(map(len, self.batches))
         names = [op.name for op in self.graph.ops]
-        self.samples = op_samples(self.graph, self.batches, names, max(1, ROWS // len(images)), seed) if samples else {}
+        self.samples = op_samples(self.graph, self.batches, names, max(1, ROWS // self.count), seed) if samples else {}
+
+    def calibration(self, seed: int, *, labels: bool) -> tuple[list[Tensor], Tensor | None]:
+        """Batches of images to calibrate on, drawn with a seed, and their classes if those are wanted."""
+        images = self._open(self.args.images or str(demo.CALIBRATION), self.args.calibration, labels=labels)
+        return list(images.batches(8)), images.labels
 
     def plan(self, recipe: Recipe, text: str, target_name: str) -> tuple[Plan, dict[str, float]]:
         """The plan of a recipe, and the seconds of allocating and of choosing."""
