@@ -2,6 +2,7 @@
 
     python bench/easyquant.py demo:resnet20 --images DIR --score DIR --bits 8 7 6 --out easyquant
     python bench/easyquant.py demo:resnet20 --images DIR --score DIR --bits 6 --target arm-int7 --out easyquant-arm
+    python bench/easyquant.py demo:mobilenet --images DIR --score DIR --weights tensor --out easyquant-tensor   # as the paper
     python bench/rows.py easyquant
 
 `kl` is the start: activations by the entropy of their histogram, all of the weights. 50 images for the search and the ranges
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from rows import Bench, options, rows_of
+from rows import Bench, edited, options, rows_of
 
 from fewbit.recipes import RECIPES, Recipe
 
@@ -48,10 +49,14 @@ def main() -> None:
     options(parser)
     parser.set_defaults(calibration=50)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 7, 6])
+    parser.add_argument("--weights", choices=("channel", "tensor"), default="channel", help="what a step of a weight is for")
     parser.add_argument("--ends", type=int, help="width of the first and the last op with a weight")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     args = parser.parse_args()
     bench = EasyQuant(args)
+    if args.weights == "tensor":
+        narrow = "signed = true\nnarrow = true\ngranularity = "
+        args.target = edited(args.target, [(f'{narrow}"channel"', f'{narrow}"tensor"')], args.out / "tensor.toml")
     ends = f",first={args.ends},last={args.ends}" if args.ends else ""
     for seed in args.seeds:
         for bits in args.bits:

@@ -14,7 +14,7 @@ import math
 import re
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from fewbit.recipes import RECIPES, Recipe
 from fewbit.replay import ROWS, channel_samples, op_samples
 from fewbit.target import load_target
 from fewbit.target.legal import legal
+from fewbit.target.spec import HERE
 from fewbit.types import Graph, Plan
 from fewbit.verify.attention import attention_tables
 from fewbit.verify.evaluate import wilson
@@ -170,6 +171,17 @@ class Bench:
         }  # fmt: skip
         write_json(file, row)
         print(f"{name:28} seed {seed}  top-1 {row['top1']:.2f}  agreement {row['agreement']:.2f}  {seconds}", flush=True)
+
+
+def edited(target: str, edits: Iterable[tuple[str, str]], path: Path) -> str:
+    """A file for a target like a shipped one, with parts of its text replaced."""
+    text = (HERE / f"{target}.toml").read_text()
+    for old, new in edits:
+        if old not in text:
+            raise ValueError(f"{target} has no {old!r}")
+        text = text.replace(old, new)
+    path.write_text(text)
+    return str(path)
 
 
 def peak() -> int:

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rows import Bench, options
+from rows import Bench, edited, options
 
 from fewbit.files import read_json, write_json
-from fewbit.target.spec import HERE
 from fewbit.verify.bench import loads, paired
 from fewbit.verify.runtimes import open_session
 
@@ -35,16 +34,7 @@ class Form:
 
     def named(self, folder: Path, name: str) -> str:
         """The target by name, or the file of its own."""
-        if not self.edits:
-            return self.target
-        text = (HERE / f"{self.target}.toml").read_text()
-        for old, new in self.edits:
-            if old not in text:
-                raise ValueError(f"{self.target} has no {old!r}")
-            text = text.replace(old, new)
-        path = folder / f"{name}.toml"
-        path.write_text(text)
-        return str(path)
+        return edited(self.target, self.edits, folder / f"{name}.toml") if self.edits else self.target
 
 
 AS_WRITTEN = (

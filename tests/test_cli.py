@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -398,3 +400,13 @@ def test_the_demo_finishes_and_is_right(tmp_path: Path) -> None:
     result = quantize("demo", out=tmp_path / "run")
     assert result.report["verify"]["codes_wrong"] == 0
     assert result.report["accuracy"]["float"] - result.report["accuracy"]["quantized"] < 1.0
+
+
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fewbit", "recipes"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("fewbit", run_name="__main__")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "minmax" in said
+    assert "liu2021" in said

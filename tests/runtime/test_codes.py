@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fewbit.choose import Bits
 from fewbit.grid import Affine
+from fewbit.target.spec import HERE
 from fewbit.verify.compare import compare, kernels
 from fewbit.verify.runtimes import runtime_names
 
@@ -173,6 +174,18 @@ def test_whole_nets_agree_in_codes_and_have_all_of_their_kernels(request, net, k
 @pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
 def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(request, realized, net, kernels):
     run = realized(request.getfixturevalue(net), recipe="mse", everything=True, bits=Bits(4, 6))
+    checks = verified(run)
+    assert_agree(run, checks)
+    assert checks.kernels["found"] == checks.kernels["expected"] == kernels
+
+
+@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
+def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, realized, tmp_path, net, kernels):
+    text = (HERE / "ort-x86-vnni.toml").read_text()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text.replace('narrow = true\ngranularity = "channel"', "narrow = true"))
+    run = realized(request.getfixturevalue(net), str(mine), recipe="mse", everything=True)
+    assert all(c.affine.scale.ndim == 0 for c in run.plan.choices.values() if c.role == "weight")
     checks = verified(run)
     assert_agree(run, checks)
     assert checks.kernels["found"] == checks.kernels["expected"] == kernels

@@ -208,6 +208,12 @@ def test_every_field_is_in_the_documentation():
         ("fixed_scale = 0.007874015748031496", "fixed_zero = 3", "[types.p8]", "fixed_zero belongs to a fixed_scale"),
         ("{ multiple = 8 }", "{ multipel = 8 }", "multipel", "op.0.shape.inputs.multipel: .*did you mean multiple"),
         ("chain = 32", "chain = 0", "chain = 0", "op.0.accumulator.chain: .*greater than or equal to 1"),
+        (
+            "[types.b32]                          # a bias",
+            "[types.b32]\nbits = 32\nsigned = true\n[types.c32] # a bias",
+            '{ input = ["a8"], weight = ["w8"], bias = ["b32"], output = ["a8"] }',
+            'op conv: type .b32. has one step for all channels; a bias has one for each: "channel"',
+        ),
         ("narrows_to = 4", "narrows_to = 9", "[types.a8]", "narrows_to is at most the type's 8 bits, not 9"),
     ],
 )

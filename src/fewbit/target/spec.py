@@ -339,6 +339,10 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
                 f"op {rule.kind}: type '{blocks[0]}' has blocks, which are for linear with float bias, float result, whole sums"
             )
             yield ("op", i, "operands", "weight"), says
+        for name in rule.types("bias"):
+            if name in target.types and target.types[name].granularity != "channel":
+                says = f"op {rule.kind}: type '{name}' has one step for all channels; a bias has one for each: \"channel\""
+                yield ("op", i, "operands", "bias"), says
         if rule.output == "integer" and "output" not in rule.operands:
             yield ("op", i, "output"), f'op {rule.kind}: output = "integer" needs types: operands = {{ ..., output = [...] }}'
         if runs.setdefault(rule.kind, rule.runs) != rule.runs:
