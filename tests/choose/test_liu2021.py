@@ -27,6 +27,7 @@ from fewbit.verify.compare import compare, kernels
 from oracles.search import dense
 
 LIU = [name for name in RECIPES if name.startswith("liu2021")]
+QUICK = ("liu2021", "liu2021-channel")  # of every other the file is checked with the slow tests
 BITS = parse_bits(4)
 
 
@@ -51,7 +52,7 @@ def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return exact, F.linear(fake(rows, read.affine, read.grid), dense(w, rows.shape[-1]), new)
 
 
-@pytest.mark.parametrize("recipe", LIU)
+@pytest.mark.parametrize("recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LIU])
 def test_simulation_and_runtime_agree_in_codes_and_no_kernel_is_lost(net, ort_target, recipe, tmp_path):
     plan = net.plan(ort_target, recipe, bits=parse_bits(6))
     realize(net.graph, plan, tmp_path / "model.onnx", opset=load_target(ort_target).opset)

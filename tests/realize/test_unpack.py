@@ -145,7 +145,10 @@ def test_onnxruntime_runs_the_graph_that_it_runs_for_int8_and_no_code_is_wrong(c
 
 
 @needs_openvino
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, MIXED], ids=lambda bits: "mixed" if isinstance(bits, dict) else bits)
+@pytest.mark.parametrize(
+    "bits",
+    [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 5, 6)), 3, 7, pytest.param(MIXED, id="mixed")],
+)
 def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, bits):
     plan, path = plan_of(odd, "openvino-x86", bits), tmp_path / "model.onnx"
     realize(odd.graph, plan, path, opset=20)

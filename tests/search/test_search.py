@@ -1,0 +1,71 @@
+"""A search from model to folder. Oracle: the run that a point's own command makes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewbit.cli import app
+from fewbit.files import read_json
+from fewbit.verify.bench import paired
+from fewbit.verify.runtimes import runtime_names
+
+MODEL = """
+import torch
+from torch import nn
+INPUT_SIZE, MEAN, STD = (3, 8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(16, 4)
+    def forward(self, x):
+        a = self.pool(torch.relu(self.a(x)))
+        b = a + torch.relu(self.b(a))
+        return self.head(torch.cat([a, b], 1).mean((2, 3)))
+
+def model():
+    torch.manual_seed(0)
+    return Net().eval()
+"""
+needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("search")
+    (root / "net.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = root / "images" / "abcd"[i % 4] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=needs_openvino)])
+def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, monkeypatch, target):
+    for module in ("search.judge", "search.latency", "search.search", "verify.bench"):
+        monkeypatch.setattr(sys.modules[f"fewbit.{module}"], "paired", lambda calls, *_: paired(calls, 0.001, 2))
+    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    asked = ["search", f"{place / 'net.py'}:model", "--images", str(place / "images"), "--target", target]
+    asked += ["--budget", "5bit", "--evaluations", "6", "--points", "1"]
+    result = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    row = next(row for row in read_json(Path("search/report.json"))["points"] if row["searched"])
+    assert row["weight_bits"] <= 5
+    again = shlex.split(row["command"])[1:]
+    assert CliRunner().invoke(app, again, catch_exceptions=False).exit_code == 0
+    report = read_json(Path("run-01/report.json"))
+    assert (tmp_path / "run-01" / "model.onnx").stat().st_size == row["bytes"]
+    assert {k: report["accuracy"][k] for k in ("float", "quantized", "agreement")} == {
+        k: row[k] for k in ("float", "quantized", "agreement")
+    }
