@@ -14,7 +14,7 @@ from fewbit.capture.sites import ADDS, tensor_of
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
 from fewbit.choose.rounding.gptq import Gptq, gain
-from fewbit.choose.weights import codes_are_safe, finite, room_of
+from fewbit.choose.weights import finite, room_of, sums_are_safe
 from fewbit.grid import fake, in_multiples, rowwise, values
 from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe
@@ -120,10 +120,7 @@ def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mappi
     found = layers.solve(op, choices, choice, recipe.rounding, correction, w, bias, least)
     if found is None:
         return None
-    assert found.choice.codes is not None
-    if room.most is not None and bool((room.excess(found.choice.codes, found.choice.affine.scale) > 1).any()):
-        return None
-    return found if codes_are_safe(layers.graph, site, found.choice, choices, slot) else None
+    return found if sums_are_safe(layers.graph, site, found.choice, choices, slot) else None
 
 
 def joined(linear: Node) -> Node | None:

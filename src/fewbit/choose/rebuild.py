@@ -20,7 +20,7 @@ from fewbit.choose.fisher import output_weights
 from fewbit.choose.layers import few_enough
 from fewbit.choose.learn import Learner, Lesson
 from fewbit.choose.rounding.reconstruct import Reconstruct
-from fewbit.choose.weights import pairs_are_safe, room_of
+from fewbit.choose.weights import sums_are_safe
 from fewbit.errors import BadImages
 from fewbit.files import Journal, write_atomic
 from fewbit.grid import Affine
@@ -193,17 +193,9 @@ class Walk:
         return replace(choice, method=f"{choice.method}, {self.settings!r}")
 
     def _is_safe(self, choice: Choice) -> bool:
-        """Whether no sum of a weight's codes can leave its accumulator, with the input and bias that it has now."""
         work, site = self.work, self.work.graph.site(choice.site)
-        slot, op = work.legal.slots[site.name], work.graph.op(site.readers[0][0])
-        assert choice.codes is not None
-        room = room_of(work.graph, site, work.choices, slot, work.tuned.get(op.name))
-        if bool((choice.affine.scale < room.least).any()):
-            return False
-        if room.most is not None and bool((room.excess(choice.codes, choice.affine.scale) > 1).any()):
-            return False
-        bound = slot.pair_bits if choice.grid != slot.grids[-1] else None
-        return bound is None or pairs_are_safe(choice.codes, work.choices[op.operands["input"]].grid, bound)
+        bias = work.tuned.get(site.readers[0][0])
+        return sums_are_safe(work.graph, site, choice, work.choices, work.legal.slots[site.name], bias)
 
     def _state(self, part: Part) -> tuple[dict[str, Choice], dict[str, Tensor]]:
         """What the work has of a part's sites and biases."""

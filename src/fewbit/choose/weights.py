@@ -135,6 +135,21 @@ def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str,
     return pairs_are_safe(made.codes, choices[read].grid, slot.pair_bits)
 
 
+def sums_are_safe(
+    graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: Slot, bias: Tensor | None = None
+) -> bool:
+    """Whether no sum of a weight's codes, with the step of its input and its bias (None: the graph's), can leave the target's
+    accumulator, nor any two of its products their own.
+    """
+    assert made.codes is not None
+    room = room_of(graph, site, choices, slot, bias)
+    if bool((made.affine.scale < rowwise(room.least, made.affine.scale)).any()):
+        return False
+    if room.most is not None and bool((room.excess(made.codes, made.affine.scale) > 1).any()):
+        return False
+    return codes_are_safe(graph, site, made, choices, slot)
+
+
 def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     """No two products of one output channel can leave a signed sum of `bits`, whatever the activation codes are.
 
