@@ -25,7 +25,8 @@ from rows import Bench
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
 from fewbit.choose.joint import JointSearch
-from fewbit.choose.lapq import BATCH, Measure, Model
+from fewbit.choose.lapq import Model
+from fewbit.choose.loss import BATCH, Measure
 from fewbit.choose.scales.ranges import MseRange
 from fewbit.files import read_json, write_json
 from fewbit.realize import realize

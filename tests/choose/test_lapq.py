@@ -18,7 +18,8 @@ from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
 from fewbit.choose.joint import JointSearch, descend, parabola, parse_time, thinned
-from fewbit.choose.lapq import Measure, Model, Walk
+from fewbit.choose.lapq import Model
+from fewbit.choose.loss import Measure, Walk
 from fewbit.choose.scales.ranges import MinMax, MseRange
 from fewbit.data.images import Preprocess
 from fewbit.demo import model as demo
@@ -264,7 +265,7 @@ def test_a_line_search_runs_only_what_is_behind_its_step(vit, monkeypatch):
 
 
 def test_what_is_held_stays_under_its_limit(vit, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("fewbit.choose.lapq"), "KEPT_BYTES", 20_000)
+    monkeypatch.setattr(importlib.import_module("fewbit.choose.loss"), "KEPT_BYTES", 20_000)
     model = a_model(vit)
     for x in points(model, 8):
         assert model(x) == same(kl(vit, model.plan(x), 4))

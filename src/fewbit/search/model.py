@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewbit.choose.bits import Bits
 from fewbit.choose.choose import ELEMENTS, Choosing
-from fewbit.choose.lapq import BATCH, Measure, Walk
+from fewbit.choose.loss import BATCH, Measure, Walk
 from fewbit.errors import BadImages, FewbitError
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Overlay
