@@ -30,8 +30,7 @@ class Recipe:
     `tune` trains the weights behind them, `rebuild` learns their codes again unit by unit. `then` is a search in a second pass
     over the whole model; `channels` gives each channel a width of its own where the target can hold it. With `free_softmax` the
     step of probabilities is searched like any other where the target's own is mere custom. With `gradients` the range of an
-    activation weighs each element by the square of the model's gradient there. Of `norms` the activations' ranges have the one
-    with which the model, its weights still real, is nearest to the float one. `equalize` is the stage before choose, which
+    activation weighs each element by the square of the model's gradient there. `equalize` is the stage before choose, which
     moves ranges between tensors of the graph.
 
     A search takes linear layers, convolutions and products of two activations; whatever else is quantized has the ranges of
@@ -52,22 +51,14 @@ class Recipe:
     free_softmax: bool = False
     equalize: Equalize | None = None
     gradients: bool = False
-    norms: tuple[float, ...] = ()
     tune: Distill | None = None
     rebuild: Reconstruct | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.correction, LayerOutput) and not isinstance(self.rounding, Gptq):
             raise ValueError("correction on all rows comes with rounding on all rows: rounding=Gptq()")
-        if self.norms and not isinstance(self.activations, MseRange):
-            raise ValueError("norms are those of ranges by |x - fake(x)|^p: activations=MseRange()")
         if self.channels is not None and (self.search is not None or self.module is not None):
             raise ValueError("widths of channels come with ranges; a search has one width for a tensor")
-
-    def with_norm(self, p: float) -> Recipe:
-        """The recipe whose activations have ranges of the norm p."""
-        assert isinstance(self.activations, MseRange)
-        return replace(self, activations=replace(self.activations, p=p), norms=())
 
     @property
     def passes(self) -> tuple[Recipe, ...]:
@@ -82,7 +73,7 @@ class Recipe:
     @property
     def needs_images(self) -> bool:
         """Whether choose runs parts of the model on calibration images."""
-        return self.sequential or self.gradients or self.module is not None or bool(self.norms)
+        return self.sequential or self.gradients or self.module is not None
 
     @property
     def is_plain(self) -> bool:
@@ -116,7 +107,6 @@ FAST = Recipe(
     correction=LayerOutput(),
     free_softmax=True,
     equalize=Equalize(),
-    norms=(2.0, 2.5, 3.0, 3.5, 4.0),
 )
 PAPERS = Reconstruct(seconds=600.0)
 LEARNT = Reconstruct(

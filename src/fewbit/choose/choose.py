@@ -18,7 +18,6 @@ from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.flips import head_flips
 from fewbit.choose.layers import Layers, Solved, few_enough, solve
-from fewbit.choose.loss import losses_of_norms
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
@@ -141,23 +140,11 @@ def choosing(
         searched = [name for name, slot in answer.slots.items() if graph.site(name).axis is None and slot.grids[0].axis is None]
         weighted = weighted_samples(graph, searched, batches, sum(map(len, batches)))
     fixed: Mapping[str, Choice] = {}
-
-    def begun(of: Recipe) -> Choosing:
-        return Choosing(
-            graph, stats, target, of, answer, dict(samples or {}), list(answer.refusals), name, bits, keep_float, channels,
-            fixed=fixed, weighted=weighted,
-        )  # fmt: skip
-
-    def ranges(p: float) -> Mapping[str, Choice]:
-        progress(f"p = {p:g}")
-        return begun(replace(recipe.with_norm(p), search=None)).ranges()
-
-    losses = losses_of_norms(graph, answer.integer_ops, recipe.norms, ranges, batches)
-    if losses:
-        recipe = recipe.with_norm(min(losses, key=losses.__getitem__))
     for one_pass in recipe.passes:
-        work = begun(one_pass)
-        work.norms = losses
+        work = Choosing(
+            graph, stats, target, one_pass, answer, dict(samples or {}), list(answer.refusals), name, bits, keep_float,
+            channels, fixed=fixed, weighted=weighted,
+        )  # fmt: skip
         if one_pass.sequential:
             walking = few_enough(graph, batches) if isinstance(recipe.rounding, Gptq) else batches
             work.stream = Stream(Overlay(graph, answer.integer_ops), walking)
@@ -177,8 +164,8 @@ class Choosing:
     """What has been chosen so far, site by site in graph order; `searched` are weights whose step a search has found.
 
     `unranked` are the steps that the same search finds without ranking, `flips` what that does to each attention head. `found`
-    are the objectives of each search before and after; `norms` the model's losses with ranges of each p; `fixed` are weights
-    whose step an earlier pass has found; `tuned` are biases (c_out,) by op that training has found.
+    are the objectives of each search before and after; `fixed` are weights whose step an earlier pass has found; `tuned` are
+    biases (c_out,) by op that training has found.
     """
 
     graph: Graph
@@ -203,14 +190,11 @@ class Choosing:
     layers: Layers | None = None
     solved: dict[str, Solved] = field(default_factory=dict)
     tuned: dict[str, Tensor] = field(default_factory=dict)
-    norms: Mapping[float, float] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """The plan, with the biases that follow from the steps."""
         biases = self.biases()
         ridges = [{"op": name, "ridge": found.ridge} for name, found in self.solved.items()]
-        norms = [{"p": p, "loss": loss} for p, loss in self.norms.items()]
-        records = {"ranking": self.flips, "search": self.found, "ridge": ridges, "norms": norms}
         return Plan(
             self.target.name,
             self.name or repr(self.recipe),
@@ -219,17 +203,9 @@ class Choosing:
             self.legal.integer_ops,
             (*self.refusals, *overflowing(self.graph, self.choices, biases, self.legal)),
             tuple(self.keep_float),
-            {key: rows for key, rows in records.items() if rows},
+            {key: rows for key, rows in (("ranking", self.flips), ("search", self.found), ("ridge", ridges)) if rows},
             biases=biases,
         )
-
-    def ranges(self) -> Mapping[str, Choice]:
-        """Choose for the activations alone."""
-        for site in self.graph.sites:
-            slot = self.legal.slots.get(site.name)
-            if slot is not None and site.role not in ("weight", "bias"):
-                self.activation(site, slot)
-        return self.choices
 
     def walk(self, progress: Callable[[str], None] = lambda site: None) -> None:
         """Choose for every site that the target has a slot for, in graph order; biases follow at the end."""

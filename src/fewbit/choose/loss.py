@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from fewbit.capture.rewrite import is_constant
 from fewbit.overlay import Env, Overlay
-from fewbit.types import Choice, Graph
+from fewbit.types import Graph
 
 BATCH = 32
-NORM_IMAGES = 64  # that a norm is chosen by
 KEPT_BYTES = 1 << 30  # of values before the place where a walk begins
 
 
@@ -120,23 +119,3 @@ def _size(meta: Any) -> int:
     if hasattr(meta, "shape"):
         return 4 * int(torch.Size(meta.shape).numel())
     return sum(map(_size, meta)) if isinstance(meta, tuple | list) else 0
-
-
-def losses_of_norms(
-    graph: Graph, integer_ops: Sequence[str], norms: Sequence[float], ranges: Callable[[float], Mapping[str, Choice]],
-    batches: Iterable[Tensor],
-) -> dict[float, float]:  # fmt: skip
-    """What the model loses on calibration images with the activations that `ranges` gives for each norm, and real weights.
-
-    Nothing where there is no norm to choose, or no activation that has a range.
-    """
-    found: dict[float, float] = {}
-    for p in norms:
-        choices = ranges(p)
-        if not choices:
-            break
-        if not found:
-            images = torch.cat(list(batches))[:NORM_IMAGES].split(BATCH)
-            measure = Measure.of(graph, images)
-        found[p] = measure(Overlay(graph, integer_ops, choices), images)
-    return found
