@@ -11,7 +11,7 @@ from fewbit.choose import choose, parse_bits
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.layers import joined
 from fewbit.choose.moments import Moments
-from fewbit.choose.rounding.gptq import Gptq, gain
+from fewbit.choose.rounding.gptq import Gptq, factor, gain
 from fewbit.grid import Affine, Grid, affine_from_range, codes, values
 from fewbit.overlay import Overlay
 from fewbit.recipes import RECIPES
@@ -48,6 +48,26 @@ def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
     torch.testing.assert_close(found.gram[0], both[12:24, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.drift_read, both[24:, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.read[0], q.double().mean(0))
+
+
+def test_covariances_keep_their_digits_where_rows_hardly_move():
+    """Calibration images that are all alike, as noise is to a model: means a thousand times the spread."""
+    x, q, drift = (100 + 0.1 * rows(c=c, seed=seed) for c, seed in ((12, 0), (12, 1), (5, 2)))
+    found = Moments.of([(q[:150], x[:150], drift[:150]), (q[150:], x[150:], drift[150:])], 1, 5).centred()
+    both = torch.cov(torch.cat([x, q, drift], 1).T.double(), correction=0)
+    for value, exact in (
+        (found.cross[0], both[:12, 12:24]),
+        (found.gram[0], both[12:24, 12:24]),
+        (found.drift_read, both[24:, 12:24]),
+    ):
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_matrix_of_nothing_but_rounding_gets_the_diagonal_it_takes():
+    h = torch.diag(torch.tensor([1.0, 1.0, -0.2], dtype=torch.float64))
+    lower = factor(h, 0.003)
+    added = (lower @ lower.T - h).diagonal()
+    torch.testing.assert_close(added, torch.full((3,), 0.003 * 1000 * 0.6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("sweeps", [0, 3])

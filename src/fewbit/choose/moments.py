@@ -41,16 +41,16 @@ class Moments:
         for read, exact, drift in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
             m = q.shape[2]
-            drifted = drift is not None
             d = drift if drift is not None else torch.zeros(1, outputs)
+            joint = drift is not None and groups == 1
             part = Moments(
                 len(read),
                 q.sum(1, dtype=torch.float64),
                 x.sum(1, dtype=torch.float64),
-                (q.mT @ q).double(),
-                (x.mT @ q).double(),
+                _products(q, q),
+                _products(x, q),
                 d.sum(0, dtype=torch.float64),
-                (d.T @ q[0]).double() if drifted and groups == 1 else torch.zeros(outputs, m, dtype=torch.float64),
+                _products(d[None], q)[0] if joint else torch.zeros(outputs, m, dtype=torch.float64),
             )
             found = part if found is None else found + part
         if found is None:
@@ -83,3 +83,13 @@ class Moments:
     def through(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
         """W H with each output's own Gram matrix."""
         return (w.unflatten(0, (len(self.gram), -1)) @ self.gram).flatten(0, 1)
+
+
+def _products(a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"]) -> Float[Tensor, "groups o m"]:
+    """aᵀ b in float64, from products of float32 numbers around their means: covariances keep the digits of the rows."""
+    a0, b0 = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+    left, right = a - a0, b - b0
+    sums = [v.sum(1, keepdim=True, dtype=torch.float64) for v in (left, right)]
+    a0, b0 = a0.double(), b0.double()
+    inner = (left.mT @ right).double()
+    return inner + a0.mT @ sums[1] + sums[0].mT @ b0 + a.shape[1] * (a0.mT @ b0)

@@ -13,6 +13,7 @@ from fewbit.choose.moments import Moments
 from fewbit.grid import Affine, Grid, along, codes, fake, in_multiples
 
 BLOCK = 128  # columns whose later ones are corrected together
+TRIES = 12  # to make a matrix positive definite
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
 
@@ -102,9 +103,9 @@ class Gptq:
         found = torch.empty(k, *w.shape)
         outputs = parts.shape[1]
         for g in range(groups):
-            h = damped(moments.gram[g], self.damp)
+            h = moments.gram[g]
             place = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
-            upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h[place][:, place])), upper=True)
+            upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[place][:, place], self.damp)), upper=True)
             rows = parts[g].repeat(k, 1)
             step = along(steps[:, g].flatten(0, 1), rows, 0).expand_as(rows)
             q = _columns(rows[:, place], step[:, place], grid, upper.float())
@@ -147,6 +148,18 @@ def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
     return h + torch.eye(len(h), dtype=h.dtype) * (share * mean if mean > 0 else 1.0)
 
 
+def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
+    """The lower Cholesky factor of H with a share of its diagonal's mean added, or as many times ten of it as it takes: of
+    inputs that hardly move, H is nothing but rounding.
+    """
+    for _ in range(TRIES):
+        found, failed = torch.linalg.cholesky_ex(damped(h, share))
+        if not bool(failed):
+            return found
+        share *= 10
+    return torch.linalg.cholesky(damped(h, share))
+
+
 def _by_block(
     w: Float[Tensor, "o m"], tried: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
 ) -> Float[Tensor, "o b"]:
@@ -165,9 +178,7 @@ def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Ten
     """W*; `moments` are centred."""
     change = moments.target(w) - moments.through(w.double())
     parts = change.unflatten(0, (len(moments.gram), -1))
-    solved = [
-        torch.cholesky_solve(c.T, torch.linalg.cholesky(damped(h, share))).T for c, h in zip(parts, moments.gram, strict=True)
-    ]
+    solved = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
     return (w.double() + torch.cat(solved)).float()
 
 
