@@ -13,8 +13,8 @@ demo: $(STAMP)  ## quantize the model that comes with fewbit, run it, write run/
 	$(BIN)/fewbit quantize demo --out run --force
 	@echo "The report: run/report.html"
 
-test: lint  ## lint, then the fast tests
-	$(BIN)/pytest
+test: lint  ## lint, then the fast tests, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -211,6 +211,12 @@ def ort_target() -> str:
 
 
 @pytest.fixture(scope="session")
+def openvino_target(ort_target: str) -> str:
+    """The same of openvino."""
+    return "openvino-x86" if ort_target == "ort-x86-vnni" else "openvino-x86-avx2"
+
+
+@pytest.fixture(scope="session")
 def realized(ort_target: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Realized]:
     """Realize a net on a target (that of the machine where none is given); `options` are those of choose."""
 

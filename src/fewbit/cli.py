@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from fewbit.files import read_json, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.report import page, tables
-from fewbit.run import Run
+from fewbit.run import THIS_MACHINE, Run
 from fewbit.search import search as find
 from fewbit.target import detect, load_target, target_names
 from fewbit.target.spec import processor_flags
@@ -202,7 +202,7 @@ def quantize(
         progress.close()
     show(dict(result.report))
     out.print(f"Report: {folder / 'report.html'}")
-    fail_on_wrong(result.report["verify"])
+    fail_on_wrong(result.report["verify"], result.report)
     fail_on_drop(result.report["accuracy"], max_drop)
 
 
@@ -267,7 +267,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other ima
     out.print(table)
     for runtime, row in checks.outputs.items():
         out.print(f"{runtime}: largest difference of an output {row['max_abs_difference']:.3g}, cosine {row['cosine']:.6f}")
-    fail_on_wrong(tables.verify(checks))
+    fail_on_wrong(tables.verify(checks), read_json(run / "report.json"))
 
 
 @command
@@ -412,7 +412,7 @@ def targets() -> None:
         if found.runtime not in installed:
             runs = f"as written, in {found.runs_in}"
         else:
-            runs = "yes" if found.fits(platform.machine(), flags) else "yes, not at its speed"
+            runs = "yes" if found.fits(platform.machine(), flags) else f"needs {found.processor}"
         table.add_row(f"{name} (this machine)" if name == here else name, found.runtime, runs, kinds, found.about)
     out.print(table)
 
@@ -523,12 +523,14 @@ def fail_on_drop(accuracy: dict[str, Any], allowed: float | None) -> None:
         raise FewbitFailed(f"{what} {drop:.2f} {'points' if labelled else '% of the images'}; --max-drop allows {allowed:g}.")
 
 
-def fail_on_wrong(check: dict[str, Any]) -> None:
-    """Exit code 1 where codes differ that are no ties."""
+def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Exit code 1 where codes differ that are no ties; `report` is the run's."""
     if check["codes_wrong"]:
-        raise FewbitFailed(
-            f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
-        )
+        says = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
+        for refusal in report["refusals"]:
+            if refusal["site"] == THIS_MACHINE:
+                says += f" {report['target']} needs {refusal['asked']}; `fewbit targets` lists what fits this machine."
+        raise FewbitFailed(says)
 
 
 if __name__ == "__main__":

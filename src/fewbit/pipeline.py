@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import resource
 import shutil
 import tempfile
@@ -41,10 +42,11 @@ from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
 from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
-from fewbit.run import CHECKED, EQUALIZED, FILES, STANDS_IN, Request, check_codes, free_folder, resume, run_record
+from fewbit.run import CHECKED, EQUALIZED, FILES, STANDS_IN, THIS_MACHINE, Request, check_codes, free_folder, resume, run_record
 from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
 from fewbit.target.legal import legal
+from fewbit.target.spec import processor_flags
 from fewbit.types import Checks, Graph, Plan, Refusal
 from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtimes_for, timed
 from fewbit.verify.attention import attention_tables
@@ -492,6 +494,9 @@ def _choose(
     if target.runtime != target.runs_in:
         why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
         refused = (*refused, Refusal(STANDS_IN, target.runtime, target.runs_in, why))
+    elif not target.fits(platform.machine(), processor_flags()):
+        why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
+        refused = (*refused, Refusal(THIS_MACHINE, target.processor, "another processor", why))
     notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
     return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)

@@ -30,6 +30,7 @@ from fewbit.verify import compare
 
 EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
 CHECKED = 8  # images on which codes are compared
+THIS_MACHINE = "this machine"  # the site of the refusal of a plan for another processor
 STANDS_IN = "the runtime"  # the site of the refusal of a plan whose runtime is not here
 MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # by which a finished folder is known
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")

@@ -180,8 +180,8 @@ def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(req
 
 
 @pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
-def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, realized, tmp_path, net, kernels):
-    text = (HERE / "ort-x86-vnni.toml").read_text()
+def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, realized, ort_target, tmp_path, net, kernels):
+    text = (HERE / f"{ort_target}.toml").read_text()
     mine = tmp_path / "mine.toml"
     mine.write_text(text.replace('narrow = true\ngranularity = "channel"', "narrow = true"))
     run = realized(request.getfixturevalue(net), str(mine), recipe="mse", everything=True)
@@ -193,8 +193,8 @@ def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, reali
 
 @needs_openvino
 @pytest.mark.parametrize(("net", "bits"), [("conv_net", Bits(4, 6)), ("vit", Bits(8, 8))])
-def test_openvino_gives_the_output_of_the_simulation(request, realized, net, bits):
-    run = realized(request.getfixturevalue(net), "openvino-x86", recipe="mse", everything=True, bits=bits)
+def test_openvino_gives_the_output_of_the_simulation(request, realized, openvino_target, net, bits):
+    run = realized(request.getfixturevalue(net), openvino_target, recipe="mse", everything=True, bits=bits)
     assert verified(run).outputs["openvino"]["max_abs_difference"] < 3e-6
 
 

@@ -66,13 +66,13 @@ class ClassToken(nn.Module):
 
 
 @pytest.mark.parametrize("keep_float", [(), ("a",)])
-def test_every_channel_has_its_own_bias(tmp_path: Path, keep_float: tuple[str, ...]) -> None:
+def test_every_channel_has_its_own_bias(tmp_path: Path, openvino_target: str, keep_float: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     net = ClassToken().eval()
     with torch.no_grad():
         net.a.bias.normal_()
     graph, images = capture(load_model(net, overrides={"input_size": (3, 32, 32)})), torch.randn(8, 3, 32, 32)
-    target = load_target("openvino-x86")
+    target = load_target(openvino_target)
     plan = choose(graph, observe(graph, [images]), target, recipe_named("minmax"), keep_float=keep_float)
     realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
     with torch.no_grad():

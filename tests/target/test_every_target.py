@@ -11,8 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from fewbit.cli import fail_on_wrong
+from fewbit.errors import FewbitFailed
 from fewbit.pipeline import quantize
-from fewbit.run import Run
+from fewbit.run import THIS_MACHINE, Run
 from fewbit.target import load_target, target_names
 from fewbit.target.legal import legal
 from fewbit.verify.compare import compare
@@ -205,3 +207,16 @@ def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net
     assert [refusal.given for refusal in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
     assert not result.checks.wrong
     assert not Run.open(result.export(tmp_path / "run")).verify().on or target == "float"
+
+
+@pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx2"})])
+def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, monkeypatch):
+    monkeypatch.setattr("fewbit.pipeline.processor_flags", lambda: flags)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    options = {"preprocess": {"input_size": (3, 8, 8)}, "seconds": 0.01}
+    result = quantize(mixed_net.module, mixed_net.images, target="ort-x86-avx2", **options)
+    said = [refusal.asked for refusal in result.plan.refusals if refusal.site == THIS_MACHINE]
+    assert said == ([] if flags else ["x86_64 with avx2"])
+    with pytest.raises(FewbitFailed) as failed:
+        fail_on_wrong({"codes_wrong": 3, "worst_site": "stem:output"}, result.report)
+    assert ("ort-x86-avx2 needs x86_64 with avx2" in str(failed.value)) == (not flags)

@@ -34,7 +34,7 @@ def test_a_shipped_target_loads_under_its_own_name(name):
 def test_the_shipped_targets_are_the_files():
     x86 = [f"ort-x86-{name}" for name in ("avx2", "block", "channel", "vnni", "w4", "wide")]
     assert target_names() == [
-        "arm-int7", "float", "npu-int16", "openvino-x86", "openvino-x86-w4", "ort-arm64", *x86, "tensorrt"
+        "arm-int7", "float", "npu-int16", "openvino-x86", "openvino-x86-avx2", "openvino-x86-w4", "ort-arm64", *x86, "tensorrt"
     ]  # fmt: skip
 
 
@@ -113,6 +113,8 @@ def test_an_unknown_target_offers_near_names():
         ("onnxruntime", "x86_64", {"avx2", "avx_vnni"}, "ort-x86-vnni"),
         ("onnxruntime", "AMD64", {"avx2"}, "ort-x86-avx2"),
         ("openvino", "x86_64", {"avx2", "avx512_vnni"}, "openvino-x86"),
+        ("openvino", "x86_64", {"avx2", "avx_vnni"}, "openvino-x86"),
+        ("openvino", "x86_64", {"avx2"}, "openvino-x86-avx2"),
         ("onnxruntime", "aarch64", {"asimddp", "i8mm"}, "ort-arm64"),
         ("onnxruntime", "arm64", set(), "ort-arm64"),
     ],
@@ -126,7 +128,7 @@ def test_the_target_of_a_machine_follows_from_its_flags(runtime, machine, flags,
     [
         ("onnxruntime", "riscv64", {"avx2"}),
         ("onnxruntime", "x86_64", {"sse2"}),
-        ("openvino", "x86_64", {"avx2"}),
+        ("openvino", "x86_64", {"sse2"}),
     ],
 )
 def test_a_machine_that_no_target_fits_is_told_to_name_one(runtime, machine, flags):

@@ -249,6 +249,12 @@ class Target(Strict):
         """Whether a machine (`uname -m`) with these processor flags is one of the target's."""
         return bool(re.fullmatch(self.machine, machine)) and any(flags.issuperset(need) for need in self.requires)
 
+    @property
+    def processor(self) -> str:
+        """The processor that it needs, in words."""
+        sets = " or ".join(" and ".join(need) for need in self.requires if need)
+        return f"{self.machine.split('|')[0]}{' with ' + sets if sets else ''}"
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that the specification says."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
