@@ -190,3 +190,12 @@ def test_the_correction_needs_the_rounding_that_sees_all_rows():
         type(RECIPES["mse"])(correction=LayerOutput())
     with pytest.raises(ValueError, match="shares"):
         Gptq(shares=())
+
+
+@pytest.mark.parametrize(("memory", "left"), [(1, ["8"]), (1 << 28, [])])
+def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeypatch, memory, left):
+    monkeypatch.setattr("fewbit.choose.layers.MEMORY", memory)
+    images = conv_net.images.split(2)  # of 16, 4 batches are always taken
+    plan = choose(conv_net.graph, conv_net.stats, load_target("ort-x86-vnni"), RECIPES["fast"], images=images)
+    assert [r.given for r in plan.refusals if r.site == "calibration images"] == left
+    assert [r.asked for r in plan.refusals if r.site == "calibration images"] == ["16 for the codes of weights"] * len(left)

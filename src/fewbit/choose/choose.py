@@ -17,7 +17,7 @@ from fewbit.choose.bits import Bits
 from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.flips import head_flips
-from fewbit.choose.layers import Layers, Solved, few_enough, solve
+from fewbit.choose.layers import Layers, Solved, few_enough, solve, too_many
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
@@ -147,6 +147,7 @@ def choosing(
         )  # fmt: skip
         if one_pass.sequential:
             walking = few_enough(graph, batches) if isinstance(recipe.rounding, Gptq) else batches
+            work.refusals += too_many(batches, walking)
             work.stream = Stream(Overlay(graph, answer.integer_ops), walking)
             if isinstance(recipe.rounding, Gptq):
                 work.layers = Layers(graph, work.stream, walking)

@@ -20,7 +20,7 @@ from fewbit.overlay import Overlay, Stream
 from fewbit.recipes import Recipe
 from fewbit.replay import op_rows
 from fewbit.target.legal import Slot
-from fewbit.types import Choice, Graph, Op, Site
+from fewbit.types import Choice, Graph, Op, Refusal, Site
 
 HELD = 4  # one batch of so many is kept to choose the ridge by
 MEMORY = 1 << 28  # bytes of the largest tensor of all images together
@@ -147,6 +147,15 @@ def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
         kept.append(batch)
         images += len(batch)
     return kept
+
+
+def too_many(given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Refusal, ...]:
+    """What says that `few_enough` has kept fewer images than were given."""
+    asked, read = (sum(map(len, batches)) for batches in (given, kept))
+    if read == asked:
+        return ()
+    why = f"the largest tensor of more would take over {MEMORY >> 20} MB; ranges are those of all images"
+    return (Refusal("calibration images", f"{asked} for the codes of weights", f"{read}", why),)
 
 
 def _real(choice: Choice) -> Tensor:

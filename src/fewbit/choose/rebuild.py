@@ -17,7 +17,7 @@ from fewbit.choose.bits import Bits
 from fewbit.choose.blocks import Part, parts
 from fewbit.choose.choose import W8A8, Choosing, choosing
 from fewbit.choose.fisher import output_weights
-from fewbit.choose.layers import few_enough
+from fewbit.choose.layers import few_enough, too_many
 from fewbit.choose.learn import Learner, Lesson
 from fewbit.choose.rounding.reconstruct import Reconstruct
 from fewbit.choose.weights import sums_are_safe
@@ -66,6 +66,7 @@ def reconstruct(
     )  # fmt: skip
     work.stream = work.layers = None  # their images are at the end
     batches = few_enough(graph, given)
+    work.refusals = [*dict.fromkeys((*work.refusals, *too_many(given, batches)))]
     if sum(map(len, batches)) < HELD:
         raise BadImages(f"reconstruction holds every {HELD}th image back: give {HELD} calibration images or more.")
     walk = Walk(work, settings, batches)
