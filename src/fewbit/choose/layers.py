@@ -23,7 +23,7 @@ from fewbit.target.legal import Slot
 from fewbit.types import Choice, Graph, Op, Refusal, Site
 
 HELD = 4  # one batch of so many is kept to choose the ridge by
-MEMORY = 1 << 28  # bytes of the largest tensor of all images together
+MEMORY = 1 << 30  # bytes of the largest tensor of all images together
 Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (read, exact, drift) of one batch
 
 
