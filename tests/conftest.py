@@ -211,6 +211,12 @@ def ort_target() -> str:
 
 
 @pytest.fixture(scope="session")
+def widest_weights(ort_target: str) -> int:
+    """The bits of weights up to which sums are exact on this machine whatever the codes are."""
+    return 8 if ort_target == "ort-x86-vnni" else 7
+
+
+@pytest.fixture(scope="session")
 def openvino_target(ort_target: str) -> str:
     """The same of openvino."""
     return "openvino-x86" if ort_target == "ort-x86-vnni" else "openvino-x86-avx2"
