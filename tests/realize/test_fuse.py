@@ -15,9 +15,10 @@ from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, choose
 from fewbit.observe import observe
 from fewbit.realize import float_onnx, realize
-from fewbit.realize.fuse import fuse
+from fewbit.realize.fuse import FORMS, fuse
 from fewbit.recipes import recipe_named
 from fewbit.target import load_target
+from fewbit.target.spec import FUSE
 from fewbit.types import Graph
 from fewbit.verify import compare
 from fewbit.verify.runtimes import OnnxRuntime
@@ -35,8 +36,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).flatten(2).transpose(1, 2)
         q, k, v = (y.reshape(-1, 64, 4, 16).transpose(1, 2) for y in self._parts(x))
-        if self.form == "query":
-            scores = (q * 0.5) @ k.transpose(-2, -1)
+        if self.form in ("query", "parts", "shared"):
+            scores = (q * 0.25) @ k.transpose(-2, -1)
         elif self.form == "both":
             scores = (q * 0.5) @ (k * 1.5).transpose(-2, -1)
         elif self.form == "scores":
@@ -47,6 +48,9 @@ class Attention(nn.Module):
             return self.proj(((q @ k.transpose(-2, -1)).softmax(-1) @ v).mean(2).flatten(1))
         else:
             scores = q @ k.transpose(-2, -1)
+        if self.form == "shared":  # values are read by another as well
+            y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 64, 64)
+            return self.proj(y + v.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
         y = scores.softmax(-1) @ (v * 2.0 if self.form == "values" else v)
         return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
 
@@ -109,6 +113,36 @@ def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, widest_weig
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(("form", "bits"), [("parts", 8), ("parts", 5), ("query", 8)])
+def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
+    tmp_path: Path, widest_weights: int, form: str, bits: int
+) -> None:
+    graph, images = captured(form), torch.randn(8, 3, 32, 32)
+    given = load_target("ort-x86-vnni"), recipe_named("minmax")
+    plan = choose(graph, observe(graph, [images]), *given, bits=Bits(min(bits, widest_weights), bits))
+    forms = ("bias", "attention", "joint")
+    for name, more in (("two", ()), ("one", ("projected",))):
+        realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=(*forms, *more))
+    found = kinds(tmp_path / "one.onnx")
+    assert (found["QAttention"], found["MultiHeadAttention"], found["Split"]) == (1, 0, 0)
+    checks = compare(graph, plan, tmp_path / "one.onnx", [images])
+    assert sum(row.wrong for row in (*checks.off, *checks.on)) == 0
+    assert checks.kernels["found"] == checks.kernels["expected"]
+    two, one = (OnnxRuntime(tmp_path / f"{name}.onnx", threads=1).run(images.numpy())["logits"] for name in ("two", "one"))
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)  # sums in another order: a code on a boundary may differ
+
+
+@pytest.mark.parametrize("form", ["scores", "plain", "shared"])
+def test_an_attention_that_the_kernel_does_not_know_keeps_its_own(tmp_path: Path, widest_weights: int, form: str) -> None:
+    graph, images = captured(form), torch.randn(4, 3, 32, 32)
+    target, recipe = load_target("ort-x86-vnni"), recipe_named("minmax")
+    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(widest_weights, 8))
+    realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=target.fuse)
+    found = kinds(tmp_path / "model.onnx")
+    assert (found["QAttention"], found["MultiHeadAttention"]) == (0, 1)
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
+
+
 def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Path, widest_weights: int) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -130,3 +164,25 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
         assert found["MatMulIntegerToFloat"] == 2
         assert bits < 8 or found["Add"] == 2
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
+
+
+def test_codes_made_before_the_heads_are_joined_are_the_same(tmp_path: Path, widest_weights: int) -> None:
+    graph, images = captured("parts"), torch.randn(4, 3, 32, 32)
+    target, recipe = load_target("openvino-x86"), recipe_named("minmax")
+    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(widest_weights, 8))
+    found = {}
+    for name, forms in (("late", ()), ("early", ("early",))):
+        realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=forms)
+        session = OnnxRuntime(tmp_path / f"{name}.onnx", optimise=False, outputs=["proj:input.codes"])
+        found[name] = session.run(images.numpy())
+    assert found["early"]["proj:input.codes"].shape == (4, 64, 64)
+    for key in ("proj:input.codes", "logits"):
+        np.testing.assert_array_equal(found["early"][key], found["late"][key])
+    quantizer = next(n for n in ir.load(tmp_path / "early.onnx").graph if n.name == "proj:input.QuantizeLinear")
+    assert quantizer.inputs[0].producer().op_type == "MatMul"
+    assert kinds(tmp_path / "early.onnx") == kinds(tmp_path / "late.onnx")
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "early.onnx", [images], optimised=False).off) == 0
+
+
+def test_every_form_that_a_target_may_ask_for_is_there() -> None:
+    assert sorted(FORMS) == sorted(name for forms in FUSE.values() for name in forms)

@@ -414,7 +414,7 @@ def test_a_fused_file_has_the_multiplications_of_the_one_with_standard_nodes(vit
     elsewhere = [
         row for row in lint(tmp_path / "fused.onnx", load_target("openvino-x86")).rows if "onnxruntime's own" in row.rule
     ]
-    assert {row.op for row in elsewhere} == {"MatMulIntegerToFloat", "MultiHeadAttention"}
+    assert {row.op for row in elsewhere} == {"MatMulIntegerToFloat", "QAttention"}
     target = load_target("openvino-x86")
-    with pytest.raises(FewbitError, match=r"own \(MatMulIntegerToFloat, MultiHeadAttention\), which openvino does not compute"):
+    with pytest.raises(FewbitError, match=r"own \(MatMulIntegerToFloat, QAttention\), which openvino does not compute"):
         disagreements(tmp_path / "fused.onnx", lint(tmp_path / "fused.onnx", target), target)

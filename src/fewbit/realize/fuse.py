@@ -1,11 +1,18 @@
-"""Forms that onnxruntime has a kernel for and does not make of a Q/DQ graph by itself.
+"""Forms that a runtime has a kernel for and does not make of a Q/DQ graph by itself. A target asks for its own (`fuse`).
+
+Of onnxruntime:
 
 bias        DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
-joint       the three of these in front of one attention, if they read the same codes: one product, and Split behind it
 attention   Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
+joint       the three products in front of one attention, if they read the same codes: one product, and Split behind it
+projected   this product, the Split and the attention  ->  QAttention, which multiplies in integers and attends in float
 
-Both are operators of onnxruntime's domain com.microsoft: the file then runs there and nowhere else, so a target asks for
-them (`fuse`). Each computes what the standard nodes compute; verify compares the codes behind them as it does all others.
+All are operators of its domain com.microsoft: the file then runs there and nowhere else. Of openvino, in standard nodes:
+
+early       MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes of the mixed
+            values are made inside of openvino's attention kernel, and bytes are moved in place of floats
+
+Each computes what the standard nodes compute; verify compares the codes behind them as it does all others.
 """
 
 from __future__ import annotations
@@ -24,8 +31,9 @@ def fuse(model: ir.Model, forms: Collection[str]) -> None:
     """Rewrite the model in place with the named forms. Raises KeyError for a name that is none of `FORMS`."""
     for name in forms:
         if sum(FORMS[name](model.graph, node) for node in list(model.graph)):
-            model.opset_imports[DOMAIN] = 1
             _remove_dead(model.graph)
+    if any(node.domain == DOMAIN for node in model.graph):
+        model.opset_imports[DOMAIN] = 1
 
 
 def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
@@ -47,7 +55,8 @@ def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
         other = next((x for x in users[0].inputs if x is not result), None)
         if other is not None and _constant(other) is not None and len(_dims(other)) == 1:
             result, bias = users[0].outputs[0], other
-    inputs = [read.inputs[0], weight.inputs[0], read.inputs[1], weight.inputs[1], read.inputs[2], weight.inputs[2], bias]
+    zero = weight.inputs[2] if _moved(weight.inputs[2]) else None  # without one the kernel has less to add
+    inputs = [read.inputs[0], weight.inputs[0], read.inputs[1], weight.inputs[1], read.inputs[2], zero, bias]
     _put(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1), result)
     return True
 
@@ -108,8 +117,12 @@ def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     place = next(n for n in reversed(list(graph)) if n in products)
     inputs = list(first.inputs)
+    if len({n.inputs[5] is None for n in products}) > 1:
+        return False
     for i, axis in ((1, 1), (3, 0), (5, 0), (6, 0)):
         parts = [n.inputs[i] for n in products]
+        if parts[0] is None:
+            continue
         side = ir.node("Concat", parts, {"axis": axis}, num_outputs=1)  # of constants: made when the file is loaded
         graph.insert_before(place, side)
         inputs[i] = side.outputs[0]
@@ -129,10 +142,67 @@ def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
+def projected_attention(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, an attention, with the one product in front of it that makes its queries, keys and values.
+
+    Its kernel knows one scale of scores, 1 / sqrt(width of a head); it makes each head where attention wants it, without
+    Split and Transpose.
+    """
+    if node.op_type != "MultiHeadAttention" or any(x is None for x in node.inputs[:3]):
+        return False
+    split = node.inputs[0].producer()  # type: ignore[union-attr]
+    if split is None or split.op_type != "Split" or list(node.inputs[:3]) != list(split.outputs):
+        return False
+    product = split.inputs[0].producer() if split.inputs[0] is not None else None
+    if product is None or product.op_type != "MatMulIntegerToFloat" or product.inputs[6] is None:
+        return False
+    widths = [_dims(x)[-1:] for x in split.outputs]
+    heads, width = node.attributes.get_int("num_heads", 0), widths[0][0] if widths[0] else None
+    usual = width is not None and np.isclose(node.attributes.get_float("scale", 0.0), (heads / width) ** 0.5, rtol=1e-6)
+    if not usual or widths != [widths[0]] * 3 or split.attributes.get_int("axis", 0) not in (-1, 2):
+        return False
+    alone = all(len(list(x.consumers())) == 1 and not x.is_graph_output() for x in (split.inputs[0], *split.outputs))  # type: ignore[union-attr]
+    if not alone:
+        return False
+    x, weight, scale, steps, zero, weight_zero, bias = product.inputs
+    inputs = [x, weight, bias, scale, steps, None, zero, weight_zero]
+    made = ir.node("QAttention", inputs, {"num_heads": heads}, domain=DOMAIN, num_outputs=1)
+    _put(graph, node, made, node.outputs[0])
+    return True
+
+
+def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a quantizer with one step, moved in front of the Transpose and the Reshape that join the heads."""
+    numbers = [_constant(x) for x in node.inputs[1:]]
+    if node.op_type != "QuantizeLinear" or any(c is None or c.size != 1 for c in numbers):
+        return False
+    if any(user.op_type != "DequantizeLinear" for user in node.outputs[0].consumers()):
+        return False
+    path: list[ir.Node] = []
+    value = node.inputs[0]
+    for op in ("Reshape", "Transpose", "MatMul"):
+        made = None if value is None else value.producer()
+        if made is None or made.op_type != op or len(list(made.outputs[0].consumers())) != 1:
+            return False
+        if made.outputs[0].is_graph_output():
+            return False
+        path.append(made)
+        value = made.inputs[0]
+    reshape, transpose, product = path
+    early = ir.node("QuantizeLinear", [product.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)
+    turned = ir.node("Transpose", [early.outputs[0]], transpose.attributes, num_outputs=1)
+    joined = ir.node("Reshape", [turned.outputs[0], reshape.inputs[1]], reshape.attributes, num_outputs=1)
+    graph.insert_before(node, [early, turned])
+    _put(graph, node, joined, node.outputs[0])
+    return True
+
+
 FORMS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "bias": product_bias,
     "attention": attention,
     "joint": joint_products,
+    "projected": projected_attention,
+    "early": early_codes,
 }
 
 
@@ -192,6 +262,12 @@ def _scaled(value: ir.Value | None) -> tuple[ir.Value, float]:
 def _constant(value: ir.Value | None) -> np.ndarray | None:
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def _moved(value: ir.Value | None) -> bool:
+    """Whether zero points may be other than zero."""
+    zero = _constant(value)
+    return value is not None and (zero is None or bool(zero.any()))
 
 
 def _dims(value: ir.Value | None) -> list[int | None]:

@@ -29,6 +29,10 @@ OPERANDS: Mapping[str, tuple[str, ...]] = {
     "maxpool": ("input", "output"),
     "avgpool": ("input", "output"),
 }
+FUSE: Mapping[str, tuple[str, ...]] = {  # what a runtime's kernels can take together: realize/fuse.py
+    "onnxruntime": ("bias", "attention", "joint", "projected"),
+    "openvino": ("early",),
+}
 HERE_TOO = ("onnxruntime", "openvino")  # runtimes that can be run here; the file of any other runs as written in the first
 
 
@@ -211,7 +215,7 @@ class Target(Strict):
 
     `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it. `weights`: "float" keeps
     weights as float numbers with QuantizeLinear and DequantizeLinear behind them, "codes" as integers with the latter alone.
-    `fuse`: forms that onnxruntime has kernels for and does not make by itself (realize/fuse.py).
+    `fuse`: forms that the runtime has kernels for and does not make by itself (realize/fuse.py).
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -223,7 +227,7 @@ class Target(Strict):
     detected: bool = True
     opset: int = Field(default=20, ge=13)
     weights: Literal["codes", "float"] = "codes"
-    fuse: tuple[Literal["bias", "attention", "joint"], ...] = ()
+    fuse: tuple[Literal["bias", "attention", "joint", "projected", "early"], ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
     op: tuple[OpRule, ...] = ()
 
@@ -316,8 +320,10 @@ def _allowed(error: Any) -> str:
 def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Where two fields of a target do not go together: the place and what is wrong."""
     runs: dict[str, str] = {}
-    if target.fuse and target.runtime != "onnxruntime":
-        yield ("fuse",), f"fuse names operators of onnxruntime; {target.runtime} has none of them, leave it out"
+    own_forms = FUSE.get(target.runtime, ())
+    if strange := [name for name in target.fuse if name not in own_forms]:
+        has = f"it has {', '.join(own_forms)}" if own_forms else "it has none, leave it out"
+        yield ("fuse",), f"fuse: {target.runtime} has no form '{strange[0]}'; {has}"
     own = [name for name, t in target.types.items() if t.container == 4 or (t.block and not t.multiples)]
     if own and target.opset < 21:
         yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"

@@ -112,7 +112,15 @@ def kernels(plan: Plan, path: Path) -> dict[str, object]:
     of_codes = sum(maker.startswith(("QLinear", "QuantizeLinear", "MaxPool")) for maker in pools)
     joint = [node for node in nodes if node.op_type == "Split" and makers.get(node.input[0]) == "MatMulIntegerToFloat"]
     found = sum(count[kind] for kind in INTEGER_KERNELS) + of_codes + sum(len(node.output) - 1 for node in joint)
+    found += _layers_in_attention(path) if count["QAttention"] else 0
     return {"expected": len(plan.integer_ops), "found": found, "ops": dict(count.most_common())}
+
+
+def _layers_in_attention(path: Path) -> int:
+    """How many layers the QAttention nodes of a file hold: as many as their weights are joined from."""
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    joined = {node.output[0]: len(node.input) for node in nodes if node.op_type == "Concat"}
+    return sum(joined.get(node.input[1], 1) for node in nodes if node.op_type == "QAttention")
 
 
 def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:

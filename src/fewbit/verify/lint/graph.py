@@ -24,6 +24,7 @@ MOVES = {
 }  # fmt: skip
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention", "QAttention"))
 BITS: Mapping[int, int] = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.INT32: 32,
     TensorProto.INT4: 4, TensorProto.UINT4: 4,
@@ -160,11 +161,13 @@ class Graph:
 
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of a node at batch 1; 0 for nodes without, or where shapes are not known."""
-        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention"):
+        if node.op not in PRODUCTS:
             return 0
         left, right = (self.shapes.get(name) for name in node.inputs[:2])
         if left is not None and node.op == "MatMulIntegerToFloat":  # its weight may be joined from several
             return self.size(node.outputs[0]) * left[-1]
+        if left is not None and node.op == "QAttention":
+            return 3 * self.size(node.outputs[0]) * left[-1] + self.float_macs(node)
         if left is None or right is None:
             return 0
         if node.op == "MultiHeadAttention":  # (b, s, d) and (b, t, d): scores, and the mean of values that they weigh
@@ -175,6 +178,11 @@ class Graph:
             return math.prod(left) * math.prod(right[1:])
         inner = left[0] if node.attributes.get("transA") else left[-1]
         return self.size(node.outputs[0]) * inner
+
+    def float_macs(self, node: Node) -> int:
+        """Those of them that are float in a node whose kernel is an integer one: the attention inside of QAttention."""
+        made = self.shapes.get(node.outputs[0]) if node.op == "QAttention" else None
+        return 2 * math.prod(made) * made[1] if made is not None else 0
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -214,6 +222,11 @@ def _standard(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         sums = f"{node.output[0]}_sums"
         product = onnx.helper.make_node("MatMulInteger", list(node.input[:2]), [sums])
         return [product, onnx.helper.make_node("Cast", [sums], list(node.output), to=TensorProto.FLOAT)]
+    if node.op_type == "QAttention":  # as wide as a third of the product
+        sums, parts = f"{node.output[0]}_sums", [node.output[0], f"{node.output[0]}_keys", f"{node.output[0]}_values"]
+        product = onnx.helper.make_node("MatMulInteger", list(node.input[:2]), [sums])
+        cast = onnx.helper.make_node("Cast", [sums], [f"{sums}_float"], to=TensorProto.FLOAT)
+        return [product, cast, onnx.helper.make_node("Split", [f"{sums}_float"], parts, axis=-1, num_outputs=3)]
     if node.op_type == "MultiHeadAttention":  # a row for each query, as wide as the values, which are as wide as the queries
         return [onnx.helper.make_node("Identity", list(node.input[:1]), list(node.output[:1]))]
     return [node]

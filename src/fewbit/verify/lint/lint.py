@@ -22,7 +22,8 @@ from fewbit.verify.lint.truth import Ran, truth
 
 @dataclass(frozen=True)
 class Row:
-    """One node that computes. `macs`: multiply-accumulates at batch 1; `share`: of the whole file's, 0 to 1."""
+    """One node that computes. `macs`: multiply-accumulates at batch 1; `share`: of the whole file's, 0 to 1; `integer_macs`:
+    those in integers, which are not all where one kernel holds a product in integers and attention in float."""
 
     index: int
     name: str
@@ -32,6 +33,7 @@ class Row:
     change: str
     macs: int
     share: float
+    integer_macs: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Lint:
     def integer_share(self) -> float:
         """The share of the multiply-accumulates that run in integers, 0 to 1; 1 for a file without any."""
         total = sum(row.macs for row in self.rows)
-        return sum(row.macs for row in self.rows if row.integer) / total if total else 1.0
+        return sum(row.integer_macs for row in self.rows) / total if total else 1.0
 
     def worst(self) -> list[Row]:
         """Float rows first, those with the most multiply-accumulates and with something to change before others."""
@@ -82,9 +84,9 @@ def lint(path: Path, target: Target) -> Lint:
     macs = {node.index: graph.macs(node) for node in graph.computing}
     total = sum(macs.values()) or 1
     rows = tuple(
-        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, macs[n.index], macs[n.index] / total)
+        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, count, count / total, (count - graph.float_macs(n)) * v.integer)
         for n in graph.computing
-        for v in (verdicts[n.index],)
+        for v, count in ((verdicts[n.index], macs[n.index]),)
     )
     used = _used(graph, {index for index, v in verdicts.items() if v.integer})
     pairs = [n for n in graph.nodes if n.op == QUANTIZE and n.outputs[0] not in graph.constants]

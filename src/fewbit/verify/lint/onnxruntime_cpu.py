@@ -58,6 +58,8 @@ class OnnxRuntimeRules:
 
     def verdict(self, node: Node) -> Verdict:
         """The rule for one node that computes."""
+        if node.op == "QAttention":
+            return Verdict(True, "QAttention of onnxruntime itself: queries, keys and values in integers, attention in float")
         if OWN.match(node.op):
             return Verdict(True, f"{node.op} is an integer operator of onnxruntime itself")
         if node.op in ("Relu", "Clip"):
