@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fewbit.cli import app, fail_on_drop
+from fewbit.capture.export import FORMS
+from fewbit.cli import app
+from fewbit.cli.app import MODELS, fail_on_drop
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.pipeline import quantize
 from fewbit.run import Run
@@ -106,6 +109,18 @@ def refused(place: Path, *args: object, says: tuple[str, ...]) -> None:
     for fragment in says:
         assert fragment in text, text
     assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize("args", [("--help",), ("quantize", "--bad"), ("search", "--help")])
+def test_help_and_a_mistyped_option_are_answered_without_torch(args: tuple[str, ...]) -> None:
+    code = f"import sys; from fewbit.cli import app; app({list(args)}, standalone_mode=False)"
+    after = "import atexit, sys; atexit.register(lambda: print('loaded', 'torch' in sys.modules)); "
+    done = subprocess.run([sys.executable, "-c", after + code], capture_output=True, text=True)
+    assert "loaded False" in done.stdout
+
+
+def test_help_names_the_models_that_can_be_loaded() -> None:
+    assert MODELS == FORMS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fewbit.cli import fail_on_wrong
+from fewbit.cli.app import fail_on_wrong
 from fewbit.errors import FewbitFailed
 from fewbit.pipeline import quantize
 from fewbit.run import THIS_MACHINE, Run

@@ -1,0 +1,145 @@
+"""The app: how commands are registered, what several of them share, and how they end.
+
+Exit codes: 0 done, 1 verification or an accuracy floor failed, 2 the request was wrong. Libraries are imported inside of the
+commands that need them, so that --help and a mistyped option are answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from fewbit.errors import FewbitError, FewbitFailed
+from fewbit.progress import Progress
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Post-training quantization of vision models.",
+)
+out, err = Console(), Console(stderr=True)
+
+MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function"
+ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
+TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")]
+ImagesOption = Annotated[str | None, typer.Option(help="Folder (class sub-folders or flat), parquet, .npy or .npz.")]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
+
+
+class BarProgress(Progress):
+    """A line per stage on standard error, with a bar where the number of steps is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<10}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=err)
+        self._task: Any = None
+
+    def begin(self, name: str, total: int | None) -> None:
+        self._finish()
+        self._bars.start()
+        self._task = self._bars.add_task(name, total=total, note="")
+
+    def advance(self, steps: int = 1, text: str = "") -> None:
+        self._bars.update(self._task, advance=steps, note=text[-40:])
+
+    def close(self) -> None:
+        self._finish()
+        self._bars.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            total = self._bars.tasks[-1].total or 1
+            self._bars.update(self._task, total=total, completed=total, note="")
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of the app: errors that a user can mend are one message and an exit code, not a stack."""
+
+    @app.command()
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (FewbitError, FewbitFailed) as error:
+            err.print(f"{type(error).__name__}: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+
+    return run
+
+
+def numbers(text: str | None, option: str, count: int) -> tuple[float, ...] | None:
+    """`0.5,0.5,0.5` as numbers. Raises FewbitError that says what is allowed."""
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        raise FewbitError(
+            f"{option} {text} is not understood; {count} numbers with commas are needed, as in {option} 3,224,224."
+        )
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    """The four answers on the terminal."""
+    accuracy, size, check = report["accuracy"], report["size"], report["verify"]
+    table = Table(show_header=False, title=f"{report['model']} on {report['target']}, {report['recipe']}, {report['bits']}")
+    wrong = check["codes_wrong"]
+    table.add_row(
+        "Is it right?",
+        f"{'yes' if not wrong else 'NO'}: {wrong} of {check['codes_compared']:,} codes wrong at {check['sites']} sites"
+        f" ({check['codes_differing']} ties)" + (f", worst {check['worst_site']}" if wrong else ""),
+    )
+    low, high = accuracy["interval"]
+    if accuracy["quantized"] is not None:
+        good = f"{accuracy['float']:.2f} % -> {accuracy['quantized']:.2f} % top-1 ({low:.2f} to {high:.2f}), "
+    else:
+        good = ""
+    good += f"agreement {accuracy['agreement']:.2f} %, cosine {accuracy['cosine']:.4f}"
+    table.add_row("Is it good?", f"{good}, {report['images']['scored']} images in {accuracy['runtime']}")
+    faster = ", ".join(f"{name} {row['ratio']:.2f} x faster" for name, row in report["latency"].items())
+    times = size["float_bytes"] / size["onnx_bytes"]
+    table.add_row("Is it small and fast?", f"{size['onnx_bytes'] / 1e6:.2f} MB, {times:.2f} x smaller; {faster}")
+    share = 100 * report["integer_share"]
+    table.add_row("What did we not get?", f"{len(report['refusals'])} refusals; {share:.1f} % of the work runs in integers")
+    out.print(table)
+    for warning in (report.get("calibration") or {}).get("warnings", ()):
+        out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def fail_on_drop(accuracy: dict[str, Any], allowed: float | None) -> None:
+    """Exit code 1 where more points were lost than allowed; without labels, where agreement is further from 100 %."""
+    labelled = accuracy["quantized"] is not None
+    drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
+    if allowed is not None and drop > allowed:
+        what = "accuracy fell by" if labelled else "answers differ for"
+        raise FewbitFailed(f"{what} {drop:.2f} {'points' if labelled else '% of the images'}; --max-drop allows {allowed:g}.")
+
+
+def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Exit code 1 where codes differ that are no ties; `report` is the run's."""
+    from fewbit.run import THIS_MACHINE
+
+    if check["codes_wrong"]:
+        says = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
+        for refusal in report["refusals"]:
+            if refusal["site"] == THIS_MACHINE:
+                says += f" {report['target']} needs {refusal['asked']}; `fewbit targets` lists what fits this machine."
+        raise FewbitFailed(says)

@@ -1,0 +1,49 @@
+"""`fewbit lint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fewbit.cli.app import TargetOption, command, out
+from fewbit.errors import FewbitFailed
+
+
+@command
+def lint(
+    file: Path,
+    target: TargetOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every node, not only the worst.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every node here as well.")] = None,
+    min_integer: Annotated[float | None, typer.Option(help="Exit with 1 where a smaller share (0 to 1) is integer.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Run the file here too and show where the rules are wrong.")] = False,
+) -> None:
+    """Which nodes of a Q/DQ ONNX file run in integers on a target, by which rule, and what to change."""
+    from fewbit.files import write_json
+    from fewbit.target import detect, load_target
+    from fewbit.verify import lint as linter
+
+    chosen = load_target(target or detect())
+    found = linter.lint(file, chosen)
+    rows = found.worst() if not everything else list(found.rows)
+    table = Table("node", "op", "MACs", "integer", "rule", "change")
+    for row in rows if everything else rows[:20]:
+        share = f"{100 * row.share:.1f} %" if row.macs else "-"
+        table.add_row(row.name, row.op, share, "yes" if row.integer else "no", row.rule, row.change)
+    out.print(table)
+    if len(rows) > 20 and not everything:
+        out.print(f"... and {len(rows) - 20} more nodes; --all shows every one.")
+    out.print(f"{found.file} on {found.target}: {found.summary()}", soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    wrong = linter.disagreements(file, found, chosen) if check else []
+    for row, ran in wrong:
+        out.print(f"Ran otherwise: {row.op} {row.name} as {ran.kernel}; the rule said: {row.rule}", soft_wrap=True)
+    if check:
+        out.print(f"{chosen.runtime} runs {len(rows) - len(wrong)} of {len(rows)} nodes as predicted.")
+    if min_integer is not None and found.integer_share < min_integer:
+        share = f"{found.integer_share:.3f} of the multiply-accumulates run in integers"
+        raise FewbitFailed(f"{share}; --min-integer asks for {min_integer:g}.")

@@ -1,0 +1,51 @@
+"""`fewbit targets` and `fewbit recipes`."""
+
+from __future__ import annotations
+
+import platform
+
+from rich.table import Table
+
+from fewbit.cli.app import command, out
+from fewbit.errors import UnknownName
+
+
+@command
+def targets() -> None:
+    """The targets that come with fewbit."""
+    from fewbit.target import detect, load_target, target_names
+    from fewbit.target.spec import processor_flags
+    from fewbit.verify import runtime_names
+
+    flags, installed = processor_flags(), runtime_names()
+    try:
+        here = detect()
+    except UnknownName:  # a machine that no target fits has no default
+        here = ""
+    table = Table("target", "runtime", "runs here", "ops in integers", "about")
+    for name in target_names():
+        found = load_target(name)
+        marks = {"integer": "", "float": " (float is faster)", "follow": ""}
+        kinds = ", ".join(dict.fromkeys(rule.kind + marks[rule.runs] for rule in found.op)) or "none"
+        if found.runtime not in installed:
+            runs = f"as written, in {found.runs_in}"
+        else:
+            runs = "yes" if found.fits(platform.machine(), flags) else f"needs {found.processor}"
+        table.add_row(f"{name} (this machine)" if name == here else name, found.runtime, runs, kinds, found.about)
+    out.print(table)
+
+
+@command
+def recipes() -> None:
+    """The recipes that have a name."""
+    from fewbit.recipes import DEFAULT, RECIPES
+
+    table = Table("recipe", "about", "settings")
+    for name, recipe in RECIPES.items():
+        settings = f"activations {recipe.activations!r}, weights {recipe.weights!r}, rounding {recipe.rounding!r}"
+        settings += f", search {recipe.search!r}" if recipe.search is not None else ""
+        settings += f", module {recipe.module!r}" if recipe.module is not None else ""
+        settings += f", correction {recipe.correction!r}" if recipe.correction is not None else ""
+        settings += f", widths by {recipe.sensitivity!r}"
+        table.add_row(f"{name} (default)" if name == DEFAULT else name, recipe.about, settings)
+    out.print(table)

@@ -1,0 +1,193 @@
+"""What is done with a finished run: evaluate, verify, bench, report, diff."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fewbit.cli.app import BarProgress, Threads, command, fail_on_wrong, out
+
+
+@command
+def evaluate(
+    run: Path,
+    images: Annotated[str, typer.Option(help="Images that were not used to calibrate.")],
+    runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino")] = None,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad")] = False,
+    no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
+    threads: Threads = 2,
+) -> None:
+    """Top-1 with labels, agreement and cosine without; float beside integer, in the runtime."""
+    from fewbit.run import Run
+    from fewbit.verify import evaluate as score_run
+
+    opened = Run.open(run)
+    found = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
+    chosen = runtime or opened.record["runtime"]
+    progress = BarProgress()
+    try:
+        with progress.stage("evaluate", len(found)):
+            score = score_run(
+                run / "float.onnx",
+                run / "model.onnx",
+                found,
+                runtime=chosen,
+                threads=threads,
+                progress=progress.advance,
+            )
+    finally:
+        progress.close()
+    table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
+    top = ["-", "-", "-"]
+    if score.top1 is not None and score.float_top1 is not None:
+        top = [f"{score.float_top1:.2f} %", f"{score.top1:.2f} %", f"{score.float_top1 - score.top1:+.2f}"]
+    low, high = score.interval
+    table.add_row(
+        chosen, *top, f"{score.agreement:.2f} %", f"{score.cosine:.5f}", f"{low:.2f} to {high:.2f} %", str(score.images)
+    )
+    out.print(table)
+
+
+@command
+def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None) -> None:
+    """Integer codes of the simulation against those of the runtime, site by site."""
+    from fewbit.files import read_json
+    from fewbit.report import tables
+    from fewbit.run import Run
+
+    opened = Run.open(run)
+    progress = BarProgress()
+    try:
+        checks = opened.verify(images, progress)
+    finally:
+        progress.close()
+    table = Table("graph optimisations", "sites", "codes", "ties", "wrong", "worst site")
+    for name, part in (("off", checks.off), ("on", checks.on)) if checks.on else (("off", checks.off),):
+        worst = max(part, key=lambda c: (c.wrong, c.differing))
+        table.add_row(
+            name,
+            str(len(part)),
+            f"{sum(c.compared for c in part):,}",
+            str(sum(c.ties for c in part)),
+            str(sum(c.wrong for c in part)),
+            worst.site if worst.differing else "-",
+        )
+    out.print(table)
+    for runtime, row in checks.outputs.items():
+        out.print(f"{runtime}: largest difference of an output {row['max_abs_difference']:.3g}, cosine {row['cosine']:.6f}")
+    fail_on_wrong(tables.verify(checks), read_json(run / "report.json"))
+
+
+@command
+def bench(
+    run: Path,
+    batch: Annotated[list[int] | None, typer.Option(help="May be repeated; 1 and 8 by default.")] = None,
+    runtime: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    threads: Threads = 2,
+    seconds: Annotated[float, typer.Option(help="Measure each for so long.")] = 4.0,
+) -> None:
+    """Latency, what loading takes, and size, float beside integer."""
+    from fewbit.run import Run
+    from fewbit.verify import bench as measure
+    from fewbit.verify import loads, runtime_names, timed
+
+    opened = Run.open(run)
+    progress = BarProgress()
+    runtimes, batches = runtime or list(timed(opened.folder / "model.onnx")), batch or [1, 8]
+    try:
+        files = run / "float.onnx", run / "model.onnx", opened.preprocess.size
+        with progress.stage("bench", len(runtimes) * (len(batches) + 1)):
+            rows = measure(
+                *files,
+                runtimes=runtimes,
+                batches=batches,
+                threads=threads,
+                seconds=seconds,
+                progress=lambda text: progress.advance(1, text),
+            )
+            whole = [name for name in runtimes if name in runtime_names()]  # what loading takes does not hang on the precision
+            loaded = loads(*files, runtimes=whole, threads=threads, runs=3, progress=lambda text: progress.advance(1, text))
+    finally:
+        progress.close()
+    table = Table("runtime", "batch", "threads", "float ms", "integer ms", "faster", "pairs")
+    for row in rows:
+        times = f"{row.float_ms:.2f}", f"{row.quantized_ms:.2f}", f"{row.ratio:.2f} x"
+        table.add_row(row.runtime, str(row.batch), str(row.threads), *times, str(row.runs))
+    out.print(table)
+    table = Table("runtime", "load", "peak memory", "without a model", title="float -> integer")
+    for load in loaded:
+        table.add_row(
+            load.runtime,
+            f"{load.float_seconds:.3f} -> {load.quantized_seconds:.3f} s",
+            f"{load.float_bytes / 1e6:.0f} -> {load.quantized_bytes / 1e6:.0f} MB",
+            f"{load.baseline_bytes / 1e6:.0f} MB",
+        )
+    out.print(table)
+    for name in ("float.onnx", "model.onnx", "plan.safetensors"):
+        out.print(f"{name}: {(run / name).stat().st_size / 1e6:.2f} MB")
+
+
+@command
+def report(
+    run: Path,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Another run of the model, for a picture of bytes against accuracy; repeat it.")
+    ] = None,
+) -> None:
+    """Draw report.html again from report.json and tables.json."""
+    from fewbit.files import read_json, write_atomic, write_json
+    from fewbit.report import page, tables
+    from fewbit.run import Run
+
+    summary, rows = read_json(run / "report.json"), read_json(run / "tables.json")
+    if beside:
+        folders = {folder.resolve(): Run.open(folder) for folder in (run, *beside)}
+        found = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in folders.values()}
+        rows["runs"] = tables.runs(found)
+    html = page.render(summary, rows)
+    if beside:
+        write_json(run / "tables.json", rows)
+    write_atomic(run / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
+    out.print(f"Report: {run / 'report.html'}")
+
+
+@command
+def diff(
+    a: Path,
+    b: Path,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the differences here as well.")] = None,
+) -> None:
+    """What two runs decided differently, site by site, and what came of it."""
+    from fewbit.files import read_json, write_json
+
+    plans = [read_json(folder / "plan.json") for folder in (a, b)]
+    sites = [{choice["site"]: choice for choice in plan["choices"]} for plan in plans]
+    rows = []
+    for site in dict.fromkeys([*sites[0], *sites[1]]):
+        one, two = sites[0].get(site), sites[1].get(site)
+        fields = sorted({*(one or {}), *(two or {})} - {"site"})
+        changed = [f for f in fields if (one or {}).get(f) != (two or {}).get(f)]
+        rows += [
+            {"site": site, "field": f, "a": (one or {}).get(f, "float"), "b": (two or {}).get(f, "float")} for f in changed
+        ]
+    table = Table("site", "field", str(a), str(b))
+    for row in rows[:60]:
+        table.add_row(row["site"], row["field"], str(row["a"]), str(row["b"]))
+    out.print(table if rows else "The plans are the same.")
+    if len(rows) > 60:
+        out.print(f"... and {len(rows) - 60} more rows; --json FILE has all.")
+    reports = [read_json(folder / "report.json") for folder in (a, b)]
+    summary = Table("", str(a), str(b))
+    for name, where in (
+        ("quantized %", ("accuracy", "quantized")),
+        ("agreement %", ("accuracy", "agreement")),
+        ("bytes", ("size", "onnx_bytes")),
+    ):
+        summary.add_row(name, *(str(r[where[0]][where[1]]) for r in reports))
+    out.print(summary)
+    if json_file is not None:
+        write_json(json_file, rows)
