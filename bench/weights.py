@@ -50,11 +50,17 @@ FORMS: Mapping[str, Form] = {
     "w4a8-block16": Form("ort-x86-block", "w4a8", edits=(("block = 32", "block = 16"),)),
     "w4a8-written": Form("ort-x86-w4", "w4a8", edits=AS_WRITTEN),
     "w3a8": Form("ort-x86-vnni", "w3a8"),
+    "w6a6": Form("ort-x86-vnni", "6"),
+    "w4a4": Form("ort-x86-vnni", "4"),
+    "w3a3": Form("ort-x86-vnni", "3"),
     "w3a8-block32": Form("ort-x86-block", "w3a8"),
     "w4-ort": Form("ort-x86-w4", "4"),
     "w4-ort-block64": Form("ort-x86-w4", "4", edits=(("block = 32", "block = 64"),)),
     "w4-openvino": Form("openvino-x86-w4", "4", "openvino"),
     "int8-openvino": Form("openvino-x86", "8", "openvino"),
+    "w6a6-openvino": Form("openvino-x86", "6", "openvino"),
+    "w4a8-openvino": Form("openvino-x86", "w4a8", "openvino"),
+    "w4a4-openvino": Form("openvino-x86", "4", "openvino"),
 }
 
 
