@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,3 +206,28 @@ def test_a_planted_violation_is_noticed(tmp_path, file, text):
 )
 def test_an_import_along_the_arrows_is_not_reported(tmp_path, file, text):
     assert violations(tree(tmp_path, **{file: text})) == []
+
+
+FIRST = """
+import importlib, os, sys
+import fewbit.cli, fewbit.search  # so that what others wrote is imported once
+for name in [name for name in sys.modules if name.partition(".")[0] == "fewbit"]:
+    del sys.modules[name]
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+            getattr(importlib.import_module("fewbit"), "Run")
+        except BaseException as error:
+            print(name, type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_every_room_may_be_the_first_that_is_imported() -> None:
+    names = [name for name in modules(SRC) if name.count(".") < 2 and not name.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-c", FIRST, *names], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(names) > 20

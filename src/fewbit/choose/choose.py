@@ -18,6 +18,7 @@ from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.flips import head_flips
 from fewbit.choose.layers import Layers, Solved, few_enough, solve, too_many
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.rounding.gptq import Gptq
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.choose.scales.search import Pair, Product, Range, times
@@ -34,7 +35,6 @@ from fewbit.errors import FewbitError
 from fewbit.grid import Affine, Grid, codes, fake, of_bias, values
 from fewbit.observe.stats import Histogram, Stats
 from fewbit.overlay import Overlay, Stream, walked
-from fewbit.recipes import Recipe
 from fewbit.replay import ChannelSample, OpSample, PairSample, read_as
 from fewbit.target.legal import Legal, Slot, legal
 from fewbit.target.spec import Target

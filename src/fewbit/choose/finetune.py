@@ -14,11 +14,11 @@ from torch.fx import GraphModule, Node
 from fewbit.capture.rewrite import argument, constant, is_constant
 from fewbit.choose.choose import Asked, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.weights import codes_are_safe, finite, recoded
 from fewbit.errors import BadImages, BadValues
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
-from fewbit.recipes import Recipe
 from fewbit.simulate import FakeQuant, simulate
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan, Refusal, flat_name

@@ -21,13 +21,13 @@ from fewbit.capture.sites import readers
 from fewbit.choose.choose import ELEMENTS, Asked, Choosing, choosing
 from fewbit.choose.joint import JointSearch, Parabola, Point, parabola, thinned
 from fewbit.choose.loss import BATCH, Measure, Walk
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.scales.ranges import MseRange, RangeMethod
 from fewbit.errors import BadImages
 from fewbit.files import Journal
 from fewbit.grid import TINY, Affine
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Overlay
-from fewbit.recipes import Recipe
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan
 

@@ -13,11 +13,11 @@ from fewbit.capture.rewrite import argument, is_call, is_constant
 from fewbit.capture.sites import ADDS, tensor_of
 from fewbit.choose.correct import LayerOutput
 from fewbit.choose.moments import Moments
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.rounding.gptq import Gptq, gain
 from fewbit.choose.weights import finite, room_of, sums_are_safe
 from fewbit.grid import fake, in_multiples, rowwise, values
 from fewbit.overlay import Overlay, Stream
-from fewbit.recipes import Recipe
 from fewbit.replay import op_rows
 from fewbit.target.legal import Slot
 from fewbit.types import Choice, Graph, Op, Refusal, Site

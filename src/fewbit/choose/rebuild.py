@@ -19,6 +19,7 @@ from fewbit.choose.choose import W8A8, Choosing, choosing
 from fewbit.choose.fisher import output_weights
 from fewbit.choose.layers import few_enough, too_many
 from fewbit.choose.learn import Learner, Lesson
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.rounding.reconstruct import Reconstruct
 from fewbit.choose.weights import sums_are_safe
 from fewbit.errors import BadImages
@@ -26,7 +27,6 @@ from fewbit.files import Journal, write_atomic
 from fewbit.grid import Affine
 from fewbit.observe.stats import Stats
 from fewbit.overlay import Overlay, Stream
-from fewbit.recipes import Recipe
 from fewbit.replay import ChannelSample, OpSample, PairSample
 from fewbit.target.spec import Target
 from fewbit.types import Choice, Graph, Json, Plan

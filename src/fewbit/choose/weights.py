@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.correct import WeightMean
+from fewbit.choose.recipe import Recipe
 from fewbit.choose.scales.ranges import Samples, ranged
 from fewbit.errors import BadValues
 from fewbit.grid import Affine, Grid, in_multiples, rowwise, values
-from fewbit.recipes import Recipe
 from fewbit.target.legal import Legal, Slot
 from fewbit.target.spec import Target
 from fewbit.target.sums import largest_sum

@@ -14,9 +14,9 @@ from fewbit.choose.bits import Bits, Mixed
 from fewbit.choose.bits.allocate import Frontier, frontier
 from fewbit.choose.bits.sensitivity import Sensitivity
 from fewbit.choose.choose import choose
+from fewbit.choose.recipe import Recipe
 from fewbit.errors import FewbitError
 from fewbit.observe.stats import Stats
-from fewbit.recipes import Recipe
 from fewbit.replay import ChannelSample
 from fewbit.target.legal import legal, widest
 from fewbit.target.spec import Target
