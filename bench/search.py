@@ -65,10 +65,13 @@ class Setting:
         return {**artefact(self.problem, bits, self.scored, out, threads), "loss": loss}
 
 
+ROWS = (*STRATEGIES, "uniform", "mixed, weights only", "mixed, activations too")
+
+
 def equal_bytes(args: argparse.Namespace, seed: int) -> None:
     """Every strategy, one width for all and mixed precision, with `mean` bits a weight."""
     setting = None
-    for name in [*STRATEGIES, "uniform", "mixed, weights only", "mixed, activations too"]:
+    for name in args.rows:
         file = args.out / f"{name.replace(', ', '-').replace(' ', '-')}_{args.mean:g}_seed{seed}.json"
         if file.exists():
             continue
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--score", help="images that no row is calibrated on; the default are the demo's")
     parser.add_argument("--target", default="ort-x86-vnni")
     parser.add_argument("--recipe", default="mse")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="of `bytes`")
     parser.add_argument("--mean", type=float, default=5.0)
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--calibration", type=int, default=64)

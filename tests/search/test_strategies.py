@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import random
 
 import pytest
 
@@ -64,6 +65,29 @@ def test_a_budget_is_kept_and_the_optimum_reached(name, score):
     assert BUDGET.excess(best.candidate) == 0
     slack = {"greedy": 1.0, "annealing": 1.0}.get(name, 1.6)  # random and tpe sample: near it
     assert best.loss <= slack * optimum(BUDGET, score) + 1e-12
+
+
+def test_greedy_sees_through_a_loss_that_is_flat_and_noisy_at_its_widest():
+    """Forty edges and a hundred trials; one bit less moves the loss by less than its noise, as in a deep net."""
+    rng = random.Random(0)
+    need = [10.0 ** rng.uniform(-2, 2) for _ in range(40)]
+    problem = Problem(
+        tuple(Dimension(f"edge{i}", WIDTHS) for i in range(40)), lambda c: {"bits": sum(widths(c)) / 40}, {"bits": 5.0}
+    )
+
+    def exact(candidate):
+        return sum(n * 4.0**-w for n, w in zip(need, widths(candidate), strict=True))
+
+    def noisy(candidate):
+        return exact(candidate) + random.Random(hash(candidate)).uniform(-1, 1) * 5e-3
+
+    least = [0] * 40  # of a convex sum the best is found by the cheapest step again and again
+    while problem.excess(tuple(least)) > 0:
+        at = min((i for i in range(40) if least[i] < 4), key=lambda i: need[i] * 4.0 ** least[i])
+        least[at] += 1
+    even = exact(problem.repaired(problem.start))
+    best = exact(found("greedy", problem, noisy, evaluations=100).best(problem).candidate)
+    assert exact(tuple(least)) <= best <= 1.25 * exact(tuple(least)) < 0.5 * even
 
 
 def test_no_strategy_is_worse_than_its_start(name):

@@ -6,7 +6,6 @@ one is the start (all maxima, lowered evenly where that is over a limit), so tha
 
 from __future__ import annotations
 
-import heapq
 import importlib.util
 import math
 import random
@@ -68,7 +67,6 @@ class Greedy(Strategy):
     """
 
     growth = 4.0  # of a rise with each further bit: the power of rounding errors
-    measured = 0.6  # of the evaluations: behind them a descent goes on with the rises that it knows
 
     def steps(self) -> Steps:
         best, tight = self.start, self.problem.excess(self.problem.start) > 0
@@ -88,41 +86,39 @@ class Greedy(Strategy):
     def descent(self) -> Generator[Candidate, float, Candidate | None]:
         """From the maxima to a candidate within the limits; None where no step leads there. Its trials are over them.
 
-        The step with the least rise of the loss for what it saves goes first. A rise is measured again before it is taken,
-        where others have moved since; in a queue of old values one that still is the first is the least (lazy greedy).
+        Each dimension alone is measured where an even lowering would put it: one bit less than the maximum moves the loss of
+        a deep net by less than its noise. What the steps to there and beyond add follows from the law of rounding errors, and
+        those that add least for what they save are taken.
         """
-        at_most = self.problem.start
-        best, loss, asked, moves = at_most, (yield at_most), 1, 0
-        queue: list[tuple[float, int, int]] = []  # rise for what is saved, dimension, after how many moves it was measured
+        best, even = self.problem.start, self.start
+        loss = yield best
+        first: dict[int, tuple[int, float]] = {}  # by dimension: the direction that saves, and what its first step adds
+        for at, (now, level) in enumerate(zip(best, even, strict=True)):
+            steps = [level - now] if level != now else [by for by in (1, -1) if self._saves(best, at, by)]
+            if steps and (moved := self.problem.moved(best, at, steps[0])) is not None:
+                rise = max((yield moved) - loss, 0.0)
+                count = abs(steps[0])
+                first[at] = (steps[0] // count, rise * (self.growth - 1) / (self.growth**count - 1))
+        taken = dict.fromkeys(first, 0)
 
-        def step(at: int) -> tuple[Candidate, float] | None:
-            over = self.problem.excess(best)
-            for by in (1, -1):
-                moved = self.problem.moved(best, at, by)
-                if moved is not None and (saved := over - self.problem.excess(moved)) > 0:
-                    return moved, saved
-            return None
+        def rate(at: int) -> float:
+            by, rise = first[at]
+            saved = self._saves(best, at, by)
+            return rise * self.growth ** taken[at] / saved if saved > 0 else math.inf
 
-        for at in range(len(best)):
-            if (found := step(at)) is not None:
-                heapq.heappush(queue, (((yield found[0]) - loss) / found[1], at, 0))
-                asked += 1
-        while queue and self.problem.excess(best) > 0:
-            rate, at, when = heapq.heappop(queue)
-            if (found := step(at)) is None:
-                continue
-            exact = when == moves
-            if not exact and asked < self.measured * self.evaluations:
-                again = ((yield found[0]) - loss) / found[1]
-                asked, exact = asked + 1, True
-                if queue and again > queue[0][0]:
-                    heapq.heappush(queue, (again, at, moves))
-                    continue
-                rate = again
-            best, loss, moves = found[0], loss + rate * found[1], moves + 1
-            if step(at) is not None:
-                heapq.heappush(queue, (self.growth * max(rate, 0.0), at, -1))
-        return best if self.problem.excess(best) == 0 else None
+        while self.problem.excess(best) > 0:
+            least = min(first, key=rate, default=None)
+            if least is None or math.isinf(rate(least)):
+                return None
+            lower = self.problem.moved(best, least, first[least][0])
+            assert lower is not None  # it saves something
+            best, taken[least] = lower, taken[least] + 1
+        return best
+
+    def _saves(self, candidate: Candidate, at: int, by: int) -> float:
+        """How much nearer to the limits a step brings a candidate; 0 where there is none."""
+        moved = self.problem.moved(candidate, at, by)
+        return 0.0 if moved is None else self.problem.excess(candidate) - self.problem.excess(moved)
 
     def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
         """One option finer somewhere, paid for at random places, kept where the loss falls."""
