@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -186,3 +187,34 @@ def test_codes_made_before_the_heads_are_joined_are_the_same(tmp_path: Path, wid
 
 def test_every_form_that_a_target_may_ask_for_is_there() -> None:
     assert sorted(FORMS) == sorted(name for forms in FUSE.values() for name in forms)
+
+
+@pytest.mark.parametrize("zeros", [0, 3])
+def test_zero_points_of_weights_are_left_out_only_where_they_are_zero(tmp_path: Path, zeros: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-60, 60, (32, 16), dtype=np.int8)
+    given = {
+        "step": np.float32(0.05), "middle": np.uint8(128), "weight": weight,
+        "steps": rng.uniform(0.01, 0.02, 16).astype(np.float32), "zeros": np.full(16, zeros, np.int8),
+    }  # fmt: skip
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["images", "step", "middle"], ["codes"]),
+        onnx.helper.make_node("DequantizeLinear", ["codes", "step", "middle"], ["read"]),
+        onnx.helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["real"], axis=1),
+        onnx.helper.make_node("MatMul", ["read", "real"], ["logits"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["batch", width]) for n, width in (("images", 32), ("logits", 16))]
+    graph = onnx.helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in given.items()]
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "nodes.onnx")
+    model = ir.load(tmp_path / "nodes.onnx")
+    fuse(model, ("bias",))
+    (node,) = [n for n in model.graph if n.op_type == "MatMulIntegerToFloat"]
+    assert (node.inputs[5] is None) == (zeros == 0)
+    ir.save(model, tmp_path / "fused.onnx")
+    x = rng.standard_normal((8, 32)).astype(np.float32)
+    codes = np.clip(np.rint(x / given["step"]) + 128, 0, 255)
+    expected = ((codes - 128) * given["step"]) @ ((weight.astype(np.float32) - zeros) * given["steps"])
+    found = OnnxRuntime(tmp_path / "fused.onnx", threads=1).run(x)["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

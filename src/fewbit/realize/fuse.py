@@ -212,7 +212,7 @@ def _put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> No
     new.name, new.type, new.shape = result.name, result.type, result.shape
     result.name = f"{result.name}_before"
     graph.insert_before(place, made)
-    ir.convenience.replace_all_uses_with(result, new)
+    ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
 
 
 def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
