@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -167,22 +168,27 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
 
 
-def test_codes_made_before_the_heads_are_joined_are_the_same(tmp_path: Path, widest_weights: int) -> None:
+@pytest.mark.parametrize("bits", [8, 5])
+def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("openvino-x86"), recipe_named("minmax")
-    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(widest_weights, 8))
+    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(min(bits, widest_weights), bits))
+    sites = [f"{name}.codes" for name, choice in plan.choices.items() if choice.codes is None]
     found = {}
-    for name, forms in (("late", ()), ("early", ("early",))):
+    for name, forms in (("late", ()), ("early", ("early",)), ("numbers", ("early", "numbers"))):
         realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=forms)
-        session = OnnxRuntime(tmp_path / f"{name}.onnx", optimise=False, outputs=["proj:input.codes"])
-        found[name] = session.run(images.numpy())
+        found[name] = OnnxRuntime(tmp_path / f"{name}.onnx", optimise=False, outputs=sites).run(images.numpy())
+        assert kinds(tmp_path / f"{name}.onnx") == kinds(tmp_path / "late.onnx")
     assert found["early"]["proj:input.codes"].shape == (4, 64, 64)
-    for key in ("proj:input.codes", "logits"):
-        np.testing.assert_array_equal(found["early"][key], found["late"][key])
-    quantizer = next(n for n in ir.load(tmp_path / "early.onnx").graph if n.name == "proj:input.QuantizeLinear")
-    assert quantizer.inputs[0].producer().op_type == "MatMul"
-    assert kinds(tmp_path / "early.onnx") == kinds(tmp_path / "late.onnx")
-    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "early.onnx", [images], optimised=False).off) == 0
+    for form, key in itertools.product(("early", "numbers"), (*sites, "logits")):
+        np.testing.assert_array_equal(found[form][key], found["late"][key])
+    nodes = list(ir.load(tmp_path / "numbers.onnx").graph)
+    quantizers = [node for node in nodes if node.op_type == "QuantizeLinear"]
+    quantizer = next(node for node in quantizers if node.name == "proj:input.QuantizeLinear")
+    before = quantizer.inputs[0].producer()
+    assert (before if bits == 8 else before.inputs[0].producer()).op_type == "MatMul"
+    assert bits == 8 or all(node.inputs[0].producer().op_type == "Clip" for node in quantizers)
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "numbers.onnx", [images], optimised=False).off) == 0
 
 
 def test_every_form_that_a_target_may_ask_for_is_there() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from conftest import Captured, Realized
 from fewbit import quantize
+from fewbit.choose import Bits
 from fewbit.cli import app
 from fewbit.errors import BadFile, FewbitError
 from fewbit.realize import realize
@@ -397,6 +398,20 @@ def test_prediction_and_truth_agree_on_whole_models(tmp_path: Path, model: str, 
     for name in ("ort-x86-vnni", "openvino-x86"):
         target = load_target(name)
         assert disagreements(tmp_path / "run/model.onnx", lint(tmp_path / "run/model.onnx", target), target) == []
+
+
+@pytest.mark.parametrize("net", ["conv_net", "vit"])
+def test_prediction_and_truth_agree_where_codes_have_fewer_bits_than_their_bytes(
+    request: pytest.FixtureRequest, tmp_path: Path, net: str
+) -> None:
+    target = load_target("openvino-x86")
+    if target.runtime not in runtime_names():
+        pytest.skip(f"{target.runtime} is not installed")
+    made = request.getfixturevalue(net)
+    realize(made.graph, made.plan(target.name, bits=Bits(5, 5)), tmp_path / "model.onnx", **target.form)
+    found = lint(tmp_path / "model.onnx", target)
+    assert sum(row.op == "Clip" for row in found.rows) > 2
+    assert disagreements(tmp_path / "model.onnx", found, target) == []
 
 
 def test_a_fused_file_has_the_multiplications_of_the_one_with_standard_nodes(vit: Captured, tmp_path: Path) -> None:

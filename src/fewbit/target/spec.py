@@ -31,7 +31,7 @@ OPERANDS: Mapping[str, tuple[str, ...]] = {
 }
 FUSE: Mapping[str, tuple[str, ...]] = {  # what a runtime's kernels can take together: realize/fuse.py
     "onnxruntime": ("bias", "attention", "joint", "projected"),
-    "openvino": ("early",),
+    "openvino": ("early", "numbers"),
 }
 HERE_TOO = ("onnxruntime", "openvino")  # runtimes that can be run here; the file of any other runs as written in the first
 
@@ -227,7 +227,7 @@ class Target(Strict):
     detected: bool = True
     opset: int = Field(default=20, ge=13)
     weights: Literal["codes", "float"] = "codes"
-    fuse: tuple[Literal["bias", "attention", "joint", "projected", "early"], ...] = ()
+    fuse: tuple[Literal["bias", "attention", "joint", "projected", "early", "numbers"], ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
     op: tuple[OpRule, ...] = ()
 

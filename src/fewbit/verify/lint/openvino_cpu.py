@@ -31,6 +31,8 @@ class OpenVinoRules:
         kernel = self._absorbed_by(node)
         if kernel is not None:
             return Verdict(True, f"fused into the integer kernel of {kernel.op} {kernel.name}")
+        if node.op == "Clip" and (maker := self._cutting(node)) is not None:
+            return Verdict(True, f"its limits become those of the codes that {maker.op} {maker.name} writes")
         if node.op in ("MaxPool", "AveragePool", "GlobalAveragePool") and self.front(node.inputs[0]) is not None:
             return Verdict(True, f"{node.op} reads the codes")
         return Verdict(False, f"{node.op} is not behind an integer product that could take it in: it runs in float")
@@ -94,12 +96,25 @@ class OpenVinoRules:
         if len(constants) != 1 or self.graph.size(constants[0]) != 1:
             return None
         at = node
-        while at.op in ("Mul", QUANTIZE, DEQUANTIZE) or at.moves:
+        while at.op in ("Mul", "Clip", QUANTIZE, DEQUANTIZE) or at.moves:
             readers = self.graph.consumers.get(at.outputs[0], ())
-            if len(readers) != 1 or (at is node and readers[0].op != QUANTIZE):
+            if len(readers) != 1 or (at is node and readers[0].op not in (QUANTIZE, "Clip")):
                 return None
             at = readers[0]
         return at if at.op in PRODUCTS and self._product(at).integer else None
+
+    def _cutting(self, node: Node) -> Node | None:
+        """The integer product whose codes a Clip cuts: one quantizer behind it, nothing but views and scalings before."""
+        behind = self.graph.consumers.get(node.outputs[0], ())
+        maker = self.graph.producer.get(node.inputs[0])
+        if len(behind) != 1 or behind[0].op != QUANTIZE:
+            return None
+        while maker is not None and (maker.moves or maker.op in ("Mul", "Add")):
+            given = [name for name in maker.inputs if name not in self.graph.constants]
+            if len(given) != 1 or len(self.graph.consumers.get(maker.outputs[0], ())) != 1:
+                return None
+            maker = self.graph.producer.get(given[0])
+        return maker if maker is not None and maker.op in PRODUCTS and self._product(maker).integer else None
 
     def _made_by(self, name: str) -> Node | None:
         """The node that made a tensor, Q and DQ with one reader left out."""
