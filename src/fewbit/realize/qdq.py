@@ -40,7 +40,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
     """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
-    that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse.py) that take
+    that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
     the place of standard nodes. A target says all three: `realize(graph, plan, path, **target.form)`.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)

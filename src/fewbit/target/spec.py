@@ -29,7 +29,7 @@ OPERANDS: Mapping[str, tuple[str, ...]] = {
     "maxpool": ("input", "output"),
     "avgpool": ("input", "output"),
 }
-FUSE: Mapping[str, tuple[str, ...]] = {  # what a runtime's kernels can take together: realize/fuse.py
+FUSE: Mapping[str, tuple[str, ...]] = {  # what a runtime's kernels can take together: realize/fuse/
     "onnxruntime": ("bias", "attention", "joint", "projected"),
     "openvino": ("early", "numbers"),
 }
@@ -215,7 +215,7 @@ class Target(Strict):
 
     `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it. `weights`: "float" keeps
     weights as float numbers with QuantizeLinear and DequantizeLinear behind them, "codes" as integers with the latter alone.
-    `fuse`: forms that the runtime has kernels for and does not make by itself (realize/fuse.py).
+    `fuse`: forms that the runtime has kernels for and does not make by itself (realize/fuse/).
     """
 
     schema_version: Literal[1] = Field(alias="schema")

@@ -1,65 +1,46 @@
-"""Forms that a runtime has a kernel for and does not make of a Q/DQ graph by itself. A target asks for its own (`fuse`).
-
-Of onnxruntime:
+"""Forms of onnxruntime. All are operators of its domain com.microsoft: the file then runs there and nowhere else.
 
 bias        DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
 attention   Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
 joint       the three products in front of one attention, if they read the same codes: one product, and Split behind it
 projected   this product, the Split and the attention  ->  QAttention, which multiplies in integers and attends in float
-
-All are operators of its domain com.microsoft: the file then runs there and nowhere else. Of openvino, in standard nodes:
-
-early       MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes of the mixed
-            values are made inside of openvino's attention kernel, and bytes are moved in place of floats
-numbers     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are cut as real numbers,
-            in the kernel that makes them, and not as codes in one of their own
-
-Each computes what the standard nodes compute; verify compares the codes behind them as it does all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from fewbit.realize.fuse.nodes import constant, dims, made_by, put
+
 DOMAIN = "com.microsoft"
 HEADS, TURNED = (0, 2, 1, 3), (0, 2, 3, 1)  # (b, tokens, heads, width) to (b, heads, tokens, width), and transposed
 
 
-def fuse(model: ir.Model, forms: Collection[str]) -> None:
-    """Rewrite the model in place with the named forms. Raises KeyError for a name that is none of `FORMS`."""
-    for name in forms:
-        if sum(FORMS[name](model.graph, node) for node in list(model.graph)):
-            _remove_dead(model.graph)
-    if any(node.domain == DOMAIN for node in model.graph):
-        model.opset_imports[DOMAIN] = 1
-
-
 def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
     """`node` and the addition of a constant row behind it, if it is a product of codes with a constant's."""
-    if node.op_type != "MatMul" or any(x is None or _made_by(x) != "DequantizeLinear" for x in node.inputs):
+    if node.op_type != "MatMul" or any(x is None or made_by(x) != "DequantizeLinear" for x in node.inputs):
         return False
     read, weight = (x.producer() for x in node.inputs if x is not None)
     assert read is not None
     assert weight is not None
-    if _made_by(read.inputs[0]) not in ("QuantizeLinear", "Clip") or len(_dims(weight.inputs[0])) != 2:
+    if made_by(read.inputs[0]) not in ("QuantizeLinear", "Clip") or len(dims(weight.inputs[0])) != 2:
         return False
     if len(weight.inputs) < 3:  # steps of blocks, or codes of 4 bits: there is no such kernel
         return False
-    if any(_constant(side.inputs[1]) is None for side in (read, weight)) or _constant(read.inputs[1]).size != 1:  # type: ignore[union-attr]
+    if any(constant(side.inputs[1]) is None for side in (read, weight)) or constant(read.inputs[1]).size != 1:  # type: ignore[union-attr]
         return False
     result, bias = node.outputs[0], None
     users = list(result.consumers())
     if len(users) == 1 and users[0].op_type == "Add" and not result.is_graph_output():
         other = next((x for x in users[0].inputs if x is not result), None)
-        if other is not None and _constant(other) is not None and len(_dims(other)) == 1:
+        if other is not None and constant(other) is not None and len(dims(other)) == 1:
             result, bias = users[0].outputs[0], other
     zero = weight.inputs[2] if _moved(weight.inputs[2]) else None  # without one the kernel has less to add
     inputs = [read.inputs[0], weight.inputs[0], read.inputs[1], weight.inputs[1], read.inputs[2], zero, bias]
-    _put(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1), result)
+    put(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1), result)
     return True
 
 
@@ -95,7 +76,7 @@ def attention(graph: ir.Graph, node: ir.Node) -> bool:
     made = ir.node("MultiHeadAttention", [s.value for s in sides], attributes, domain=DOMAIN, num_outputs=1)
     last = result.producer()
     assert last is not None
-    _put(graph, last, made, result)
+    put(graph, last, made, result)
     return True
 
 
@@ -112,10 +93,10 @@ def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
     alike = all(n.inputs[i] is first.inputs[i] for n in products for i in (0, 2, 4))
     if not alike or any(len(list(x.consumers())) != 1 or x.is_graph_output() for x in results):
         return False
-    if any(_constant(n.inputs[i]) is None or len(_dims(n.inputs[i])) != 1 for n in products for i in (3, 6)):
+    if any(constant(n.inputs[i]) is None or len(dims(n.inputs[i])) != 1 for n in products for i in (3, 6)):
         return False
-    width = [_dims(n.inputs[6])[0] for n in products]
-    if any(_dims(n.inputs[3])[0] != w for n, w in zip(products, width, strict=True)):
+    width = [dims(n.inputs[6])[0] for n in products]
+    if any(dims(n.inputs[3])[0] != w for n, w in zip(products, width, strict=True)):
         return False
     place = next(n for n in reversed(list(graph)) if n in products)
     inputs = list(first.inputs)
@@ -158,7 +139,7 @@ def projected_attention(graph: ir.Graph, node: ir.Node) -> bool:
     product = split.inputs[0].producer() if split.inputs[0] is not None else None
     if product is None or product.op_type != "MatMulIntegerToFloat" or product.inputs[6] is None:
         return False
-    widths = [_dims(x)[-1:] for x in split.outputs]
+    widths = [dims(x)[-1:] for x in split.outputs]
     heads, width = node.attributes.get_int("num_heads", 0), widths[0][0] if widths[0] else None
     usual = width is not None and np.isclose(node.attributes.get_float("scale", 0.0), (heads / width) ** 0.5, rtol=1e-6)
     if not usual or widths != [widths[0]] * 3 or split.attributes.get_int("axis", 0) not in (-1, 2):
@@ -169,84 +150,8 @@ def projected_attention(graph: ir.Graph, node: ir.Node) -> bool:
     x, weight, scale, steps, zero, weight_zero, bias = product.inputs
     inputs = [x, weight, bias, scale, steps, None, zero, weight_zero]
     made = ir.node("QAttention", inputs, {"num_heads": heads}, domain=DOMAIN, num_outputs=1)
-    _put(graph, node, made, node.outputs[0])
+    put(graph, node, made, node.outputs[0])
     return True
-
-
-def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node`, a quantizer with one step, moved in front of the Transpose and the Reshape that join the heads."""
-    numbers = [_constant(x) for x in node.inputs[1:]]
-    if node.op_type != "QuantizeLinear" or any(c is None or c.size != 1 for c in numbers):
-        return False
-    last = _cut(node) or node
-    if any(user.op_type != "DequantizeLinear" for user in last.outputs[0].consumers()):
-        return False
-    path: list[ir.Node] = []
-    value = node.inputs[0]
-    for op in ("Reshape", "Transpose", "MatMul"):
-        made = None if value is None else value.producer()
-        if made is None or made.op_type != op or len(list(made.outputs[0].consumers())) != 1:
-            return False
-        if made.outputs[0].is_graph_output():
-            return False
-        path.append(made)
-        value = made.inputs[0]
-    reshape, transpose, product = path
-    moved = [ir.node("QuantizeLinear", [product.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)]
-    if last is not node:
-        moved.append(ir.node("Clip", [moved[-1].outputs[0], *last.inputs[1:]], num_outputs=1))
-    moved.append(ir.node("Transpose", [moved[-1].outputs[0]], transpose.attributes, num_outputs=1))
-    joined = ir.node("Reshape", [moved[-1].outputs[0], reshape.inputs[1]], reshape.attributes, num_outputs=1)
-    graph.insert_before(node, moved)
-    _put(graph, last, joined, last.outputs[0])
-    return True
-
-
-def cut_numbers(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node`, a quantizer with one step whose codes are cut behind it, with its input cut at the numbers of the last codes."""
-    clip = _cut(node) if node.op_type == "QuantizeLinear" else None
-    if clip is None:
-        return False
-    step, zero, *ends = (_constant(x) for x in (*node.inputs[1:], *clip.inputs[1:]))
-    if any(c is None or c.size != 1 for c in (step, zero, *ends)) or len(ends) != 2:
-        return False
-    assert step is not None and zero is not None  # noqa: PT018
-    numbers = [(np.float32(int(end) - int(zero)) * step.reshape(())).astype(np.float32) for end in ends if end is not None]
-    limits = []
-    for name, number in zip(("least", "most"), numbers, strict=True):
-        limits.append(ir.Value(name=f"{clip.outputs[0].name}_{name}", const_value=ir.tensor(number)))
-        graph.register_initializer(limits[-1])
-    held = ir.node("Clip", [node.inputs[0], *limits], num_outputs=1)
-    made = ir.node("QuantizeLinear", [held.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)
-    graph.insert_before(clip, held)
-    _put(graph, clip, made, clip.outputs[0])
-    return True
-
-
-def _cut(node: ir.Node) -> ir.Node | None:
-    """The Clip that alone reads a quantizer's codes, if there is one."""
-    users = list(node.outputs[0].consumers())
-    alone = len(users) == 1 and users[0].op_type == "Clip" and not node.outputs[0].is_graph_output()
-    return users[0] if alone else None
-
-
-FORMS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
-    "bias": product_bias,
-    "attention": attention,
-    "joint": joint_products,
-    "projected": projected_attention,
-    "early": early_codes,
-    "numbers": cut_numbers,
-}
-
-
-def _put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> None:
-    """`made` in the place of a node, its output in that of `result`, with its name, type and shape."""
-    new = made.outputs[0]
-    new.name, new.type, new.shape = result.name, result.type, result.shape
-    result.name = f"{result.name}_before"
-    graph.insert_before(place, made)
-    ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
 
 
 def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
@@ -262,7 +167,7 @@ def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
     if tuple(order) != turn or turned is None or turned.op_type != "Reshape":
         return None
     source, factor = _scaled(turned.inputs[0])
-    shape, given = _constant(turned.inputs[1]), _dims(source)
+    shape, given = constant(turned.inputs[1]), dims(source)
     if shape is None or len(shape) != 4 or len(given) != 3 or shape[1] != given[1] or shape[2] * shape[3] != given[2]:
         return None
     return _Side(source, int(shape[2]), scale * factor)
@@ -277,7 +182,7 @@ def _joined(value: ir.Value) -> ir.Value | None:
         if turn is not None and tuple(users[0].attributes.get_ints("perm", ())) != turn:
             return None
         value = users[0].outputs[0]
-    return value if len(_dims(value)) == 3 else None
+    return value if len(dims(value)) == 3 else None
 
 
 def _scaled(value: ir.Value | None) -> tuple[ir.Value, float]:
@@ -285,7 +190,7 @@ def _scaled(value: ir.Value | None) -> tuple[ir.Value, float]:
     scale = 1.0
     assert value is not None
     while (node := value.producer()) is not None and node.op_type == "Mul" and len(list(value.consumers())) == 1:
-        numbers = [(x, c) for x in node.inputs if (c := _constant(x)) is not None and c.size == 1]
+        numbers = [(x, c) for x in node.inputs if (c := constant(x)) is not None and c.size == 1]
         if len(numbers) != 1:
             break
         scale *= float(numbers[0][1].reshape(()))
@@ -293,34 +198,7 @@ def _scaled(value: ir.Value | None) -> tuple[ir.Value, float]:
     return value, scale
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def _moved(value: ir.Value | None) -> bool:
     """Whether zero points may be other than zero."""
-    zero = _constant(value)
+    zero = constant(value)
     return value is not None and (zero is None or bool(zero.any()))
-
-
-def _dims(value: ir.Value | None) -> list[int | None]:
-    """The sizes of a value, None where one is not fixed; no sizes where nothing is known."""
-    if value is None or value.shape is None:
-        return []
-    return [d if isinstance(d, int) else None for d in value.shape]
-
-
-def _made_by(value: ir.Value | None) -> str:
-    node = None if value is None else value.producer()
-    return "" if node is None else node.op_type
-
-
-def _remove_dead(graph: ir.Graph) -> None:
-    """Nodes and initializers that nothing reads any more."""
-    for node in reversed(list(graph)):
-        if not any(list(out.consumers()) or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not list(value.consumers()) and not value.is_graph_output():
-            del graph.initializers[name]

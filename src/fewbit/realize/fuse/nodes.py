@@ -1,0 +1,42 @@
+"""Nodes and values of an ONNX graph, as every form needs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> None:
+    """`made` in the place of a node, its output in that of `result`, with its name, type and shape."""
+    new = made.outputs[0]
+    new.name, new.type, new.shape = result.name, result.type, result.shape
+    result.name = f"{result.name}_before"
+    graph.insert_before(place, made)
+    ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def dims(value: ir.Value | None) -> list[int | None]:
+    """The sizes of a value, None where one is not fixed; no sizes where nothing is known."""
+    if value is None or value.shape is None:
+        return []
+    return [d if isinstance(d, int) else None for d in value.shape]
+
+
+def made_by(value: ir.Value | None) -> str:
+    node = None if value is None else value.producer()
+    return "" if node is None else node.op_type
+
+
+def remove_dead(graph: ir.Graph) -> None:
+    """Nodes and initializers that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(list(out.consumers()) or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not list(value.consumers()) and not value.is_graph_output():
+            del graph.initializers[name]

@@ -1,0 +1,72 @@
+"""Forms of openvino, in standard nodes.
+
+early       MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes of the mixed
+            values are made inside of openvino's attention kernel, and bytes are moved in place of floats
+numbers     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are cut as real numbers,
+            in the kernel that makes them, and not as codes in one of their own
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.realize.fuse.nodes import constant, put
+
+
+def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a quantizer with one step, moved in front of the Transpose and the Reshape that join the heads."""
+    numbers = [constant(x) for x in node.inputs[1:]]
+    if node.op_type != "QuantizeLinear" or any(c is None or c.size != 1 for c in numbers):
+        return False
+    last = _cut(node) or node
+    if any(user.op_type != "DequantizeLinear" for user in last.outputs[0].consumers()):
+        return False
+    path: list[ir.Node] = []
+    value = node.inputs[0]
+    for op in ("Reshape", "Transpose", "MatMul"):
+        made = None if value is None else value.producer()
+        if made is None or made.op_type != op or len(list(made.outputs[0].consumers())) != 1:
+            return False
+        if made.outputs[0].is_graph_output():
+            return False
+        path.append(made)
+        value = made.inputs[0]
+    reshape, transpose, product = path
+    moved = [ir.node("QuantizeLinear", [product.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)]
+    if last is not node:
+        moved.append(ir.node("Clip", [moved[-1].outputs[0], *last.inputs[1:]], num_outputs=1))
+    moved.append(ir.node("Transpose", [moved[-1].outputs[0]], transpose.attributes, num_outputs=1))
+    joined = ir.node("Reshape", [moved[-1].outputs[0], reshape.inputs[1]], reshape.attributes, num_outputs=1)
+    graph.insert_before(node, moved)
+    put(graph, last, joined, last.outputs[0])
+    return True
+
+
+def cut_numbers(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a quantizer with one step whose codes are cut behind it, with its input cut at the numbers of the last codes."""
+    clip = _cut(node) if node.op_type == "QuantizeLinear" else None
+    if clip is None:
+        return False
+    step, zero, *ends = (constant(x) for x in (*node.inputs[1:], *clip.inputs[1:]))
+    if any(c is None or c.size != 1 for c in (step, zero, *ends)) or len(ends) != 2:
+        return False
+    assert step is not None
+    assert zero is not None
+    numbers = [(np.float32(int(end) - int(zero)) * step.reshape(())).astype(np.float32) for end in ends if end is not None]
+    limits = []
+    for name, number in zip(("least", "most"), numbers, strict=True):
+        limits.append(ir.Value(name=f"{clip.outputs[0].name}_{name}", const_value=ir.tensor(number)))
+        graph.register_initializer(limits[-1])
+    held = ir.node("Clip", [node.inputs[0], *limits], num_outputs=1)
+    made = ir.node("QuantizeLinear", [held.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)
+    graph.insert_before(clip, held)
+    put(graph, clip, made, clip.outputs[0])
+    return True
+
+
+def _cut(node: ir.Node) -> ir.Node | None:
+    """The Clip that alone reads a quantizer's codes, if there is one."""
+    users = list(node.outputs[0].consumers())
+    alone = len(users) == 1 and users[0].op_type == "Clip" and not node.outputs[0].is_graph_output()
+    return users[0] if alone else None
