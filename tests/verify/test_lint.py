@@ -397,7 +397,12 @@ def test_prediction_and_truth_agree_on_whole_models(tmp_path: Path, model: str, 
     quantize(source, found, target=made_for, out=tmp_path / "run", **options)
     for name in ("ort-x86-vnni", "openvino-x86"):
         target = load_target(name)
-        assert disagreements(tmp_path / "run/model.onnx", lint(tmp_path / "run/model.onnx", target), target) == []
+        found = lint(tmp_path / "run/model.onnx", target)
+        if any("onnxruntime's own" in row.rule for row in found.rows):  # a transformer's file for onnxruntime
+            with pytest.raises(FewbitError, match="does not compute as onnxruntime does"):
+                disagreements(tmp_path / "run/model.onnx", found, target)
+        else:
+            assert disagreements(tmp_path / "run/model.onnx", found, target) == []
 
 
 @pytest.mark.parametrize("net", ["conv_net", "vit"])
