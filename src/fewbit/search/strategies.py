@@ -91,34 +91,29 @@ class Greedy(Strategy):
         those that add least for what they save are taken.
         """
         best, even = self.problem.start, self.start
-        loss = yield best
-        first: dict[int, tuple[int, float]] = {}  # by dimension: the direction that saves, and what its first step adds
+        loss, over = (yield best), self.problem.excess(best)
+        first: dict[int, tuple[int, float]] = {}  # by dimension: the direction that it goes, and what its first step adds
         for at, (now, level) in enumerate(zip(best, even, strict=True)):
-            steps = [level - now] if level != now else [by for by in (1, -1) if self._saves(best, at, by)]
-            if steps and (moved := self.problem.moved(best, at, steps[0])) is not None:
-                rise = max((yield moved) - loss, 0.0)
-                count = abs(steps[0])
-                first[at] = (steps[0] // count, rise * (self.growth - 1) / (self.growth**count - 1))
+            for by in (level - now,) if level != now else (1, -1):
+                alone = self.problem.moved(best, at, by)
+                if alone is not None and (level != now or self.problem.excess(alone) != over):
+                    rise, count = max((yield alone) - loss, 0.0), abs(by)
+                    first[at] = (by // count, rise * (self.growth - 1) / (self.growth**count - 1))
+                    break
         taken = dict.fromkeys(first, 0)
 
-        def rate(at: int) -> float:
-            by, rise = first[at]
-            saved = self._saves(best, at, by)
-            return rise * self.growth ** taken[at] / saved if saved > 0 else math.inf
-
-        while self.problem.excess(best) > 0:
-            least = min(first, key=rate, default=None)
-            if least is None or math.isinf(rate(least)):
+        while over > 0:
+            ahead: list[tuple[float, int, Candidate]] = []  # what a step adds for what it saves, its dimension, where it leads
+            for at, (by, rise) in first.items():
+                moved = self.problem.moved(best, at, by)
+                if moved is not None and (saved := over - self.problem.excess(moved)) > 0:
+                    ahead.append((rise * self.growth ** taken[at] / saved, at, moved))
+            if not ahead:
                 return None
-            lower = self.problem.moved(best, least, first[least][0])
-            assert lower is not None  # it saves something
-            best, taken[least] = lower, taken[least] + 1
+            _, at, best = min(ahead)
+            taken[at] += 1
+            over = self.problem.excess(best)
         return best
-
-    def _saves(self, candidate: Candidate, at: int, by: int) -> float:
-        """How much nearer to the limits a step brings a candidate; 0 where there is none."""
-        moved = self.problem.moved(candidate, at, by)
-        return 0.0 if moved is None else self.problem.excess(candidate) - self.problem.excess(moved)
 
     def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
         """One option finer somewhere, paid for at random places, kept where the loss falls."""

@@ -29,6 +29,7 @@ TIE = 2e-3
 
 INTEGER_KERNELS = (
     "MatMulIntegerToFloat",
+    "QAttention",
     "QLinearMatMul",
     "QGemm",
     "MatMulNBits",
@@ -110,17 +111,16 @@ def kernels(plan: Plan, path: Path) -> dict[str, object]:
     makers = {output: node.op_type for node in nodes for output in node.output}
     pools = [makers.get(node.input[0], "") for node in nodes if node.op_type == "MaxPool"]
     of_codes = sum(maker.startswith(("QLinear", "QuantizeLinear", "MaxPool")) for maker in pools)
-    joint = [node for node in nodes if node.op_type == "Split" and makers.get(node.input[0]) == "MatMulIntegerToFloat"]
-    found = sum(count[kind] for kind in INTEGER_KERNELS) + of_codes + sum(len(node.output) - 1 for node in joint)
-    found += _layers_in_attention(path) if count["QAttention"] else 0
+    found = sum(count[kind] for kind in INTEGER_KERNELS) + of_codes + _joined_layers(path)
     return {"expected": len(plan.integer_ops), "found": found, "ops": dict(count.most_common())}
 
 
-def _layers_in_attention(path: Path) -> int:
-    """How many layers the QAttention nodes of a file hold: as many as their weights are joined from."""
+def _joined_layers(path: Path) -> int:
+    """How many layers of a file are in the kernel of another: those whose weights are joined with its own."""
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     joined = {node.output[0]: len(node.input) for node in nodes if node.op_type == "Concat"}
-    return sum(joined.get(node.input[1], 1) for node in nodes if node.op_type == "QAttention")
+    products = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QAttention")]
+    return sum(joined.get(node.input[1], 1) - 1 for node in products)
 
 
 def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:

@@ -24,7 +24,7 @@ MOVES = {
 }  # fmt: skip
 FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
-PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention", "QAttention"))
+MULTIPLYING = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm", "MatMulIntegerToFloat", "MultiHeadAttention", "QAttention"))
 BITS: Mapping[int, int] = {
     TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.INT32: 32,
     TensorProto.INT4: 4, TensorProto.UINT4: 4,
@@ -161,7 +161,7 @@ class Graph:
 
     def macs(self, node: Node) -> int:
         """Multiply-accumulates of a node at batch 1; 0 for nodes without, or where shapes are not known."""
-        if node.op not in PRODUCTS:
+        if node.op not in MULTIPLYING:
             return 0
         left, right = (self.shapes.get(name) for name in node.inputs[:2])
         if left is not None and node.op == "MatMulIntegerToFloat":  # its weight may be joined from several

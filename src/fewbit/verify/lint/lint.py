@@ -82,11 +82,12 @@ def lint(path: Path, target: Target) -> Lint:
     rules = rules_for(target)(graph)
     verdicts = {node.index: _foreign(node, target) or rules.verdict(node) for node in graph.computing}
     macs = {node.index: graph.macs(node) for node in graph.computing}
+    integer = {n.index: macs[n.index] - graph.float_macs(n) if verdicts[n.index].integer else 0 for n in graph.computing}
     total = sum(macs.values()) or 1
     rows = tuple(
-        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, count, count / total, (count - graph.float_macs(n)) * v.integer)
+        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, macs[n.index], macs[n.index] / total, integer[n.index])
         for n in graph.computing
-        for v, count in ((verdicts[n.index], macs[n.index]),)
+        for v in (verdicts[n.index],)
     )
     used = _used(graph, {index for index, v in verdicts.items() if v.integer})
     pairs = [n for n in graph.nodes if n.op == QUANTIZE and n.outputs[0] not in graph.constants]

@@ -104,7 +104,7 @@ class OpenVinoRules:
         return at if at.op in PRODUCTS and self._product(at).integer else None
 
     def _cutting(self, node: Node) -> Node | None:
-        """The integer product whose codes a Clip cuts: one quantizer behind it, nothing but views and scalings before."""
+        """The integer product whose codes a Clip cuts: one quantizer behind it, nothing but views and constants before."""
         behind = self.graph.consumers.get(node.outputs[0], ())
         maker = self.graph.producer.get(node.inputs[0])
         if len(behind) != 1 or behind[0].op != QUANTIZE:
