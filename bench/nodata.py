@@ -4,9 +4,10 @@
     python bench/nodata.py MODEL --images DIR --score DIR --steps 100 --made 32 --out nodata-vit
     python bench/rows.py nodata-demo
 
-A source is `noise` (normal with mean 0 and variance 1 in every colour, which is what normalized images have), `synthetic`
-(images made from the model, `fewbit quantize --images synthetic`; they lie in the folder when made), or a number of real
-images. Everything else of a row is as in bench/rows.py.
+A source is `noise` (normal with mean 0 and variance 1 in every colour, which is what normalized images have), `photographic`
+(noise with the spectrum of photographs, which synthetic images start from), `synthetic` (images made from the model, `fewbit
+quantize --images synthetic`; they lie in the folder when made), or a number of real images. Everything else of a row is as in
+bench/rows.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rows import Bench, options
 from torch import Tensor
 
 from fewbit.capture import load_model
+from fewbit.data.synthesize.inversion import photographic
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.recipes import RECIPES
@@ -35,6 +37,10 @@ class NoData(Bench):
         if self.source == "noise":
             shape = (self.args.made, *self.preprocess.size)
             return list(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).split(8)), None
+        if self.source == "photographic":
+            low, high = self.preprocess.ends()
+            random = torch.Generator().manual_seed(seed)
+            return list(photographic(self.args.made, self.preprocess.size, low, high, random).split(8)), None
         if self.source == "synthetic":
             return list(self.made(seed).split(8)), None
         self.args.calibration = int(self.source)
@@ -54,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options(parser)
     parser.set_defaults(out=Path("nodata"))
-    parser.add_argument("--sources", nargs="+", default=["noise", "synthetic", "16", "128"])
+    parser.add_argument("--sources", nargs="+", default=["noise", "photographic", "synthetic", "16", "128"])
     parser.add_argument("--recipes", nargs="+", default=["mse", "fast"], choices=RECIPES)
     parser.add_argument("--bits", nargs="+", default=["8", "w4a8"])
     parser.add_argument("--made", type=int, default=128, help="synthetic images, and of noise")

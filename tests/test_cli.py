@@ -375,7 +375,7 @@ def test_synthetic_images_calibrate_and_are_shown_and_a_curve_is_drawn(place: Pa
     result = quantize(f"{place / 'net.py'}:normed", "synthetic", out=out, curve=True, **options)
     made = load_file(out / "synthetic.safetensors")
     assert made["images"].shape == (2, 3, 16, 16)
-    assert result.report["calibration"]["source"].startswith("2 synthetic images by Fdda")
+    assert result.report["calibration"]["source"].startswith("2 synthetic images by NormInversion")
     rows = json.loads((out / "tables.json").read_text())
     assert [row["images"] for row in rows["curve"]] == [1, 2]
     assert rows["curve"][-1]["quantized"] == result.report["accuracy"]["quantized"]  # the same images, recipe and runtime

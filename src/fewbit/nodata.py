@@ -13,9 +13,8 @@ from fewbit.capture import Loaded
 from fewbit.capture.export import fingerprint
 from fewbit.choose import Lot
 from fewbit.data.images import Images, Preprocess, open_images, refuse_same
-from fewbit.data.synthesize.fdda import refuse_without_norms
 from fewbit.data.synthesize.source import Synthesis, asked_for, method_for
-from fewbit.data.synthesize.teacher import Teacher
+from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import read_json, write_json
 from fewbit.observe import Stats, observe

@@ -119,10 +119,13 @@ def test_nearest_is_the_same_with_and_without_antialias() -> None:
 
 
 def test_mean_and_std_are_in_units_of_0_to_1() -> None:
-    white = Image.new("RGB", (8, 8), (255, 255, 255))
-    x = Preprocess((3, 8, 8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))(white)
+    white, black = (Image.new("RGB", (8, 8), (n, n, n)) for n in (255, 0))
+    preprocess = Preprocess((3, 8, 8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
+    x = preprocess(white)
     assert x.dtype == torch.float32
     assert x.amax((1, 2)).tolist() == x.amin((1, 2)).tolist() == [1.0, 3.0, 0.5]
+    for end, picture_of_it in zip(preprocess.ends(), (black, white), strict=True):
+        assert torch.equal(end.expand(3, 8, 8), preprocess(picture_of_it))
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ class Preprocess:
             crop_pct=field("crop_pct", 0.875),
         )
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """What black and white become, (3, 1, 1) each."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return -mean / std, (1 - mean) / std
+
     def replace(self, **overrides: Any) -> Preprocess:
         """The same with some fields changed; lists become tuples. Raises UnknownName for another field."""
         allowed = [f.name for f in dataclasses.fields(self)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from fewbit.capture import load_model
 from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.fdda import Centres, Fdda, centres_of
 from fewbit.data.synthesize.generator import ClassNorm, generator_of
-from fewbit.data.synthesize.losses import distance, patch_entropy
+from fewbit.data.synthesize.inversion import COLOUR, GREY, photographic, spread
+from fewbit.data.synthesize.losses import apart, distance, patch_entropy, roughness
+from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.source import Synthesis, asked_for, in_steps, method_for
 from fewbit.data.synthesize.teacher import Moments, Teacher
@@ -161,11 +164,11 @@ def test_patches_become_more_diverse_and_the_same_for_the_same_seed(seer: Teache
     found, labels = settings(seer, SIZE, 4, 6, LOW, HIGH)
     again, _ = settings(seer, SIZE, 4, 6, LOW, HIGH)
     assert torch.equal(found, again)
-    assert labels.tolist() == [0, 1, 2, 3, 0, 1]
+    assert labels.tolist() == [0, 2, 1, 3, 0, 2]
     assert bool(((found >= LOW) & (found <= HIGH)).all())
-    noise = torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(0))
+    start = photographic(4, SIZE, LOW, HIGH, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before, after = (float(patch_entropy(seer(x).attention[0], 201, 0.05)) for x in (noise.clamp(-2, 2), found[:4]))
+        before, after = (float(patch_entropy(seer(x).attention[0], 201, 0.05)) for x in (start, found[:4]))
     assert after > before
 
 
@@ -176,9 +179,69 @@ def test_images_of_a_batch_do_not_depend_on_how_many_follow(seer: Teacher) -> No
     assert torch.equal(long[:4], short)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 4, 7, 10, 200, 1000])
+def test_every_class_has_an_image_before_any_has_two_and_the_first_are_far_apart(classes: int) -> None:
+    labels = spread(2 * classes, classes)
+    assert sorted(labels[:classes].tolist()) == list(range(classes))
+    assert torch.equal(labels[classes:], labels[:classes])
+    assert torch.equal(spread(classes, classes), labels[:classes])  # and do not depend on how many follow
+    if classes >= 200:
+        few = torch.tensor(sorted(labels[:32].tolist()))
+        assert int(few.diff().max()) <= 2 * int(few.diff().min())
+
+
+def test_photographic_noise_has_the_spectrum_and_the_spread_that_it_says() -> None:
+    low, high = torch.tensor([-2.0, -1.0, 0.0]).view(3, 1, 1), torch.tensor([2.0, 3.0, 1.0]).view(3, 1, 1)
+    found = photographic(64, (3, 64, 96), low, high, torch.Generator().manual_seed(0))
+    assert bool(((found >= low) & (found <= high)).all())
+    x = (found - low) / (high - low)
+    grey = x.mean(1, keepdim=True)
+    assert float(grey.std()) == pytest.approx((GREY**2 + COLOUR**2 / 3) ** 0.5, rel=0.1)  # a little is cut off at the ends
+    assert float((x - grey).std()) == pytest.approx(COLOUR * (2 / 3) ** 0.5, rel=0.1)
+    radius = (torch.fft.fftfreq(64)[:, None] ** 2 + torch.fft.fftfreq(96)[None] ** 2).sqrt()
+    power = torch.fft.fft2(grey[:, 0] - 0.5).abs().square().mean(0)
+    near, far = ((radius > r) & (radius < 1.2 * r) for r in (0.05, 0.2))
+    assert float(power[near].mean() / power[far].mean()) == pytest.approx(16, rel=0.2)  # 1 / f in amplitude: four times f
+
+
+def test_images_come_to_what_batch_norms_saw_in_training(teacher: Teacher, pictures: torch.Tensor) -> None:
+    settings = NormInversion(iterations=40, warm_up=1, batch=16, ce=1.0, variation=0.0)
+    found, labels = settings(teacher, SIZE, 4, 16, LOW, HIGH)
+    assert torch.equal(found, settings(teacher, SIZE, 4, 16, LOW, HIGH)[0])
+    start = photographic(16, SIZE, LOW, HIGH, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = teacher(start), teacher(found)
+    statistics = [float(apart(seen.moments, teacher.running, teacher.eps)) for seen in (before, after)]
+    wrong = [float(torch.nn.functional.cross_entropy(seen.logits, labels)) for seen in (before, after)]
+    assert statistics[1] < 0.3 * statistics[0]
+    assert wrong[1] < wrong[0] - 0.1
+    smooth, _ = replace(settings, variation=10.0)(teacher, SIZE, 4, 16, LOW, HIGH)
+    assert float(roughness(smooth / (HIGH - LOW))) < 0.7 * float(roughness(found / (HIGH - LOW)))
+
+
+def test_a_killed_inversion_goes_on_behind_the_batches_that_are_ready(teacher: Teacher, tmp_path: Path) -> None:
+    settings = NormInversion(iterations=3, warm_up=1, batch=4)
+    whole, _ = settings(teacher, SIZE, 4, 10, LOW, HIGH)
+    said: list[str] = []
+
+    def stop(text: str) -> None:
+        said.append(text)
+        if len(said) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        settings(teacher, SIZE, 4, 10, LOW, HIGH, kept=tmp_path / "state.pt", progress=stop)
+    said = ["from here on nothing stops"] * 5
+    found, _ = settings(teacher, SIZE, 4, 10, LOW, HIGH, kept=tmp_path / "state.pt", progress=said.append)
+    assert len(said) - 5 == 6  # two of three batches
+    assert torch.equal(found, whole)
+
+
 def test_a_model_without_batch_norm_is_told_what_works(seer: Teacher) -> None:
     with pytest.raises(BadModel, match=r"no batch norm.*has attention.*--images synthetic.*--recipe mse"):
         TINY(seer, SIZE, 4, 4)
+    with pytest.raises(BadModel, match="no batch norm"):
+        NormInversion()(seer, SIZE, 4, 4, LOW, HIGH)
     with pytest.raises(BadModel, match="no batch norm"):
         method_for(seer, real=True)
     assert isinstance(method_for(seer, real=False), PatchDiversity)
@@ -190,7 +253,8 @@ def test_a_model_with_neither_needs_real_images(teacher: Teacher) -> None:
         method_for(bare, real=False)
     with pytest.raises(BadModel, match="no attention"):
         PatchDiversity()(teacher, SIZE, 4, 4, LOW, HIGH)
-    assert isinstance(method_for(teacher, real=False), Fdda)
+    assert isinstance(method_for(teacher, real=False), NormInversion)
+    assert isinstance(method_for(teacher, real=True), Fdda)
 
 
 def test_synthetic_images_are_a_source_like_any_other_and_are_made_once(teacher: Teacher, tmp_path: Path) -> None:

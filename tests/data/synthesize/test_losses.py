@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewbit.data.synthesize.losses import deep_from, density, distance, distorted, patch_entropy, prefix_of, roughness
+from fewbit.data.synthesize.losses import apart, deep_from, density, distance, distorted, patch_entropy, prefix_of, roughness
 from fewbit.data.synthesize.teacher import Moments, moments_of
 
 
@@ -36,6 +36,17 @@ def test_the_distance_of_two_layers_by_hand() -> None:
     first, second = (1 + 4) / 2 + (0 + 4) / 2, 4 + 0
     assert float(distance(found, wanted)) == (first + second) / 2
     assert float(distance(wanted, wanted)) == 0
+
+
+def test_the_distance_in_units_of_spread_is_that_of_two_normal_distributions() -> None:
+    """Of N(0, 4) and N(2, 9): the means are one spread of 2 apart, the spreads 3 / 2 - 1; a constant channel has eps."""
+    found, wanted = moments(([2.0, 1.0], [9.0, 0.0])), moments(([0.0, 1.0], [4.0, 0.0]))
+    assert float(apart(found, wanted, [0.0 + 1e-12])) == pytest.approx((1 + 0.25) / 2)
+    assert float(apart(wanted, wanted, [0.1])) == 0
+    off = moments(([0.0, 2.0], [4.0, 0.0]))
+    assert float(apart(off, wanted, [0.25])) == pytest.approx((1 / 0.5) ** 2 / 2)
+    layers = Moments(found.means * 2, found.variances * 2), Moments(wanted.means * 2, wanted.variances * 2)
+    assert float(apart(*layers, [1e-12, 1e-12])) == pytest.approx((1 + 0.25) / 2)
 
 
 def test_distorted_statistics_by_hand_for_two_classes() -> None:

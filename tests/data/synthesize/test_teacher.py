@@ -22,6 +22,7 @@ def test_a_batch_with_the_running_statistics_has_no_loss_and_another_one_has() -
     teacher = Teacher(load_model(net, overrides={"input_size": SIZE}).program)
     seen = teacher(images())
     assert len(teacher.running) == 3
+    assert teacher.eps == (1e-5, 1e-5, 1e-5)
     torch.testing.assert_close(seen.logits, net(images()))
     # batch norms in eval mode standardise exactly, so each layer sees what it saw
     assert float(distance(seen.moments, teacher.running)) < 1e-9

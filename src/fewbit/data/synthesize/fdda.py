@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fewbit.data.synthesize.generator import ImageGenerator, generator_of
 from fewbit.data.synthesize.losses import deep_from, distance, distorted
-from fewbit.data.synthesize.teacher import Moments, Seen, Teacher
-from fewbit.errors import BadImages, BadModel
+from fewbit.data.synthesize.teacher import Moments, Seen, Teacher, refuse_without_norms
+from fewbit.errors import BadImages
 from fewbit.files import write_atomic
 
 
@@ -175,17 +175,6 @@ class Fdda:
     def _due(self, epoch: int, count: int) -> int:
         """How many images have been drawn after an epoch."""
         return max(epoch + 1 - self.warm_up, 0) * count // (self.epochs - self.warm_up)
-
-
-def refuse_without_norms(teacher: Teacher) -> None:
-    """Raise BadModel, which says what works, for a model whose batch norms cannot be held to anything."""
-    if len(teacher.running):
-        return
-    if teacher.has_attention:
-        works = "it has attention, which is enough for --images synthetic with another recipe, e.g. --recipe mse"
-    else:
-        works = "it has no attention either, so images cannot be made from it: give real ones, --images DIR, and --recipe mse"
-    raise BadModel(f"the model has no batch norm with running statistics, which FDDA makes its images from; {works}.")
 
 
 class _State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,19 @@ def distance(found: Moments, wanted: Moments) -> Float[Tensor, ""]:
         for mean, variance, other, spread in zip(found.means, found.variances, wanted.means, wanted.variances, strict=True)
     ]
     return torch.stack(pairs).mean()
+
+
+def apart(found: Moments, wanted: Moments, eps: Sequence[float]) -> Float[Tensor, ""]:
+    """How far statistics are apart in units of each channel's spread: the mean over channels, then over layers.
+
+    The squared Wasserstein distance of two normal distributions, over the wanted variance. `eps` of each batch norm is added to
+    variances, as it does itself, so that a channel that is always the same does not count for all others.
+    """
+    layers = []
+    for mean, variance, other, spread, e in zip(found.means, found.variances, wanted.means, wanted.variances, eps, strict=True):
+        unit = (spread + e).sqrt()
+        layers.append(((mean - other) / unit).square().mean() + ((variance + e).sqrt() / unit - 1).square().mean())
+    return torch.stack(layers).mean()
 
 
 def distorted(wanted: Moments, means: float, variances: float, generator: torch.Generator) -> Moments:

@@ -7,21 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewbit.data.images import Images, open_images
 from fewbit.data.preprocess import Preprocess
-from fewbit.data.synthesize.fdda import Centres, Fdda, centres_of, refuse_without_norms
+from fewbit.data.synthesize.fdda import Centres, Fdda, centres_of
+from fewbit.data.synthesize.inversion import Inversion
+from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
-from fewbit.data.synthesize.teacher import Teacher
+from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadModel, FewbitError
 from fewbit.files import write_atomic
 
 WORD = "synthetic"
-GENERATOR = "generator.pt"  # the state of a generator while it is trained
-Method = Fdda | PatchDiversity
+STATE = "synthesize.pt"  # a generator while it is trained, or the images that are ready
+Method = Fdda | Inversion
 
 
 def asked_for(source: object) -> tuple[bool, str | None]:
@@ -35,19 +36,19 @@ def asked_for(source: object) -> tuple[bool, str | None]:
 
 
 def method_for(teacher: Teacher, *, real: bool, steps: int | None = None) -> Method:
-    """What a model can be asked for images with: attention, or batch norms; with real images batch norms always.
+    """What a model can be asked for images with: attention, or batch norms; beside real images a generator, from batch norms.
 
     `steps` are iterations of an image, or of a generator (in epochs of at most 100). Raises BadModel where neither is there.
     """
-    if teacher.has_attention and not real:
-        return PatchDiversity() if steps is None else PatchDiversity().shorter(-(-steps // PatchDiversity.rounds))
     if real:
         refuse_without_norms(teacher)
-    if not len(teacher.running):
+        return SHORT if steps is None else in_steps(SHORT, steps)
+    if not teacher.has_attention and not len(teacher.running):
         raise BadModel(
             "the model has neither batch norm nor attention, so no images can be made from it; give real ones: --images DIR."
         )
-    return SHORT if steps is None else in_steps(SHORT, steps)
+    found = PatchDiversity() if teacher.has_attention else NormInversion()
+    return found if steps is None else found.shorter(-(-steps // found.rounds))
 
 
 SHORT = Fdda().shorter(40, 100)  # a twentieth of the paper's steps
@@ -91,7 +92,7 @@ class Synthesis:
         """How often `progress` is called."""
         if isinstance(self.method, Fdda):
             return self.method.epochs
-        return -(-self.count // self.method.batch) * self.method.rounds * self.method.iterations
+        return self.method.steps(self.count)
 
     def __call__(
         self,
@@ -99,13 +100,13 @@ class Synthesis:
         file: Path,
         progress: Callable[[str], None] = lambda text: None,
     ) -> Images:
-        """The images, from `file` if they are there, else made and kept in it. While they are made the state of a generator
-        lies beside it.
+        """The images, from `file` if they are there, else made and kept in it. While they are made what is ready lies beside
+        it.
         """
         if not file.exists():
-            images, labels = self._made(teacher, file.with_name(GENERATOR), progress)
+            images, labels = self._made(teacher, file.with_name(STATE), progress)
             write_atomic(file, lambda part: save_file({"images": images.contiguous(), "labels": labels}, part))
-            file.with_name(GENERATOR).unlink(missing_ok=True)
+            file.with_name(STATE).unlink(missing_ok=True)
         found = load_file(file)
         opened = open_images((found["images"], found["labels"]), self.preprocess, classes=self.classes)
         return replace(opened, source=self.source)
@@ -121,7 +122,5 @@ class Synthesis:
         if isinstance(self.method, Fdda):
             centres = self.centres(teacher)
             return self.method(teacher, size, self.classes, self.count, centres, seed=self.seed, kept=state, progress=progress)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.preprocess.mean, self.preprocess.std))
-        return self.method(
-            teacher, size, self.classes, self.count, -mean / std, (1 - mean) / std, seed=self.seed, progress=progress
-        )
+        low, high = self.preprocess.ends()
+        return self.method(teacher, size, self.classes, self.count, low, high, seed=self.seed, kept=state, progress=progress)

@@ -19,6 +19,7 @@ from fewbit.capture.export import graph_module
 from fewbit.capture.forms import BATCH_NORM, MATMUL, SOFTMAX
 from fewbit.capture.normalize import SDPA, opened
 from fewbit.capture.rewrite import MOVES, back_through, calls, constant, is_call, is_constant
+from fewbit.errors import BadModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Seen:
 
 
 class Teacher:
-    """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms."""
+    """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms, `eps`
+    what each adds to a variance.
+    """
 
     def __init__(self, program: ExportedProgram) -> None:
         self._module = graph_module(program)
@@ -62,6 +65,7 @@ class Teacher:
         self._mixes = [n for n in calls(self._module.graph, MATMUL, SDPA) if is_call(n, SDPA) or _reads_softmax(n)]
         tensors = [[constant(self._module, cast(Node, node.args[i])) for node in self._norms] for i in (3, 4)]
         self.running = Moments(tuple(tensors[0]), tuple(tensors[1]))
+        self.eps = tuple(float(cast(float, node.args[7])) for node in self._norms)
 
     @property
     def has_attention(self) -> bool:
@@ -74,6 +78,17 @@ class Teacher:
         pairs = [runner.moments[cast(Node, node.args[0]).name] for node in self._norms]
         moments = Moments(tuple(mean for mean, _ in pairs), tuple(variance for _, variance in pairs))
         return Seen(logits.flatten(1), moments, tuple(runner.kept[node.name] for node in self._mixes))
+
+
+def refuse_without_norms(teacher: Teacher) -> None:
+    """Raise BadModel, which says what works, for a model whose batch norms cannot be held to anything."""
+    if len(teacher.running):
+        return
+    if teacher.has_attention:
+        works = "it has attention, which is enough for --images synthetic with another recipe, e.g. --recipe mse"
+    else:
+        works = "it has no attention either, so images cannot be made from it: give real ones, --images DIR, and --recipe mse"
+    raise BadModel(f"the model has no batch norm with running statistics, which FDDA makes its images from; {works}.")
 
 
 class _Runner(Interpreter):
@@ -101,7 +116,8 @@ class _Runner(Interpreter):
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (channels,) of (b, channels, ...), over everything but the channels."""
     others = [d for d in range(x.ndim) if d != 1]
-    return x.mean(others), x.var(others, unbiased=False)
+    mean = x.mean(others, keepdim=True)
+    return mean.flatten(), (x - mean).square().mean(others)  # x.var takes several times as long on a processor
 
 
 def _is_fixed(norm: Node) -> bool:
