@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from fewbit.report import figures, page
+from fewbit.report import answers, figures, page, sections
 from report.canned import canned
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -230,7 +230,7 @@ def test_answers_that_are_numbers_get_the_names_of_their_classes() -> None:
 
 def test_refusals_collapse_and_their_shares_add_up() -> None:
     refusals = canned()[0]["refusals"]
-    groups = page.collapsed(refusals)
+    groups = answers.collapsed(refusals)
     keys = [(group["asked"], group["given"], group["why"]) for group in groups]
     assert len(keys) == len(set(keys)) == len({(r["asked"], r["given"], r["why"]) for r in refusals}) == 3
     assert Counter(site for group in groups for site in group["sites"]) == Counter(r["site"] for r in refusals)
@@ -570,15 +570,15 @@ def test_what_stands_out_is_drawn_and_listed_with_what_was_done() -> None:
     assert [y for y in channels.y if y > 10] == [42.0]
     assert [y for y in tokens.y if y > 10] == [14.8]
     assert len(channels.x) == len(rows)
-    told = page.outliers(rows, "")
+    told = sections.outliers(rows, "")
     for said in ("blocks.2.mlp.fc2:input", "7, 199", "25.00", "1.54", "at 0, 17", "12.50", "clipped at 61.2 of 122"):
         assert said in told
     assert "blocks.3.mlp.fc2:input" not in told.partition("<tbody>")[2]
-    beside = page.outliers([{**row, "done": "stays float"} for row in rows], "")
+    beside = sections.outliers([{**row, "done": "stays float"} for row in rows], "")
     assert "In float, so nothing was to be done: blocks.2.mlp.fc2:input." in beside
     assert "stands out elsewhere" in beside
     quiet = [{**row, "any": False} for row in rows]
-    assert "No channel and no token stands out." in page.outliers(quiet, "")
+    assert "No channel and no token stands out." in sections.outliers(quiet, "")
     maps = figures.outliers_by_site([{**row, "token_ratio": None} for row in rows], 10.0).data
     assert len(maps[1].x) == 0
 
@@ -639,10 +639,10 @@ def test_units_of_a_reconstruction_are_listed_with_what_was_kept():
         {"unit": "a<b", "before": 0.5, "after": 0.25, "steps": 1200, "kept": True, "seconds": 60.0, "images": 16, "held": 4},
         {"unit": "head", "before": 0.125, "after": 0.125, "tried": 0.75, "steps": 3, "kept": False},
     ]
-    text = page.rebuilt(rows, 12.5)
+    text = sections.rebuilt(rows, 12.5)
     assert "<td>a&lt;b</td><td>0.5</td><td>0.25</td><td>1,200</td><td>yes</td>" in text
     assert "<td>head</td><td>0.125</td><td>0.75</td><td>3</td><td>no</td>" in text
     assert "4 images of 16" in text
     assert "1 of 2 units" in text
     assert "12.5" in text
-    assert page.rebuilt([], None) == ""
+    assert sections.rebuilt([], None) == ""

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from fewbit.report.figures import FLOAT, INTEGER, PALETTE, styled
-from fewbit.report.page import megabytes, nothing, number, percent, table
+from fewbit.report.pieces import megabytes, nothing, number, percent, table
 
 SCRIPT = """
 const rows = JSON.parse(document.getElementById("points").textContent);

@@ -1,0 +1,104 @@
+"""The four answers that a report begins with (is it right, good, small and fast, what was not got), and every refusal."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from fewbit.report.pieces import UNIT, Json, Rows, card, megabytes, nothing, percent, plural, share, table
+
+
+def right(report: Json, tables: Json) -> str:
+    verify, question = report.get("verify"), "Is it right?"
+    if not verify:
+        return card(question, "not verified", "No codes were compared with a runtime.", word="unknown", mood="unsure")
+    differing, compared = verify["codes_differing"], verify["codes_compared"]
+    checks, explained = tables.get("checks"), ""
+    counted = sum(row["wrong"] for row in checks) if checks else None
+    known = verify.get("codes_wrong", counted)
+    wrong = differing if known is None else known
+    if known is not None and differing:
+        ties = "Every difference is a tie: off by one where the simulation stands on a rounding boundary."
+        explained = f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties
+    big = f"{differing:,} <small>of {compared:,} codes differ</small>"
+    how = f"Simulation against runtime, the same codes going in, at {plural(verify['sites'], 'site')}."
+    worst = f"Worst site: {escape(str(verify['worst_site']))}, off by at most {verify['max_difference']}."
+    word, mood = ("no", "bad") if wrong else ("yes", "good")
+    return card(question, big, how, worst if differing else "", explained, word=word, mood=mood)
+
+
+def good(report: Json) -> str:
+    accuracy, images, question = report.get("accuracy"), report.get("images") or {}, "Is it good?"
+    exempt = "; ".join(map(escape, report.get("exemptions") or ())) or "nothing"
+    if not accuracy:
+        return card(question, "not evaluated", "No images were scored.", f"Exempt: {exempt}.")
+    before, after = accuracy.get("float"), accuracy.get("quantized")
+    labelled = before is not None and after is not None
+    agreement = f"{percent(accuracy['agreement'])} agreement with the float model, cosine {accuracy['cosine']:.5f}."
+    interval = " to ".join(map(percent, accuracy["interval"])) if accuracy.get("interval") else "not known"
+    scored = f"{plural(images.get('scored', 0), 'image')} scored in {escape(str(accuracy['runtime']))}"
+    if labelled:
+        change = f"{after - before:+.2f}".replace("-", "−")
+        big = f"{before:.2f} → {percent(after)} <small>accuracy</small>"
+        lines = [f"{change} points; 95{UNIT}% interval {interval}.", agreement]
+    else:
+        big = f"{percent(accuracy['agreement'])} <small>agreement with the float model</small>"
+        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.5f}."]
+    calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
+    warned = [f"<b>{escape(str(warning))}</b>" for warning in (report.get("calibration") or {}).get("warnings", ())]
+    return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.", *warned)
+
+
+def small_and_fast(report: Json) -> str:
+    sizes, timings, question = report.get("size"), report.get("latency") or {}, "Is it small and fast?"
+    lines = []
+    if sizes:
+        big = f"{sizes['float_bytes'] / 1e6:.2f} → {megabytes(sizes['onnx_bytes'])}"
+        big += f" <small>{sizes['float_bytes'] / sizes['onnx_bytes']:.2f}× smaller</small>"
+        packed = f"weights packed {megabytes(sizes['packed_bytes'])}, " if sizes.get("packed_bytes") is not None else ""
+        lines.append(f"ONNX files; {packed}{sizes['average_weight_bits']:.2f} bits a weight.")
+    else:
+        big = "not exported"
+    for runtime, row in timings.items():
+        lines.append(
+            f"{escape(runtime)}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, "
+            f"{'<b>slower</b>, ' if row['quantized_ms'] > row['float_ms'] else ''}{row['ratio']:.2f}× as fast."
+        )
+    return card(question, big, *lines, "" if timings else "No latency was measured.")
+
+
+def not_got(report: Json) -> str:
+    refusals, integer = report.get("refusals") or (), report.get("integer_share")
+    big = f"{len(refusals):,} <small>{'request' if len(refusals) == 1 else 'requests'} refused</small>"
+    lines = [] if integer is None else [f"{share(integer)} of multiply-accumulates run in integers."]
+    if refusals:
+        most = max(collapsed(refusals), key=lambda group: len(group["sites"]))
+        asked, given, why = (escape(str(most[key])) for key in ("asked", "given", "why"))
+        lines.append(f"Most often {asked} became {given}, at {plural(len(most['sites']), 'site')}: {why}.")
+    islands = {row["site"] for row in refusals if row["given"] == "float"}
+    lines.append(f"{plural(len(islands), 'site')} stayed float." if islands else "No site was left float against a request.")
+    return card("What did we not get?", big, *lines)
+
+
+def collapsed(refusals: Rows) -> list[dict[str, Any]]:
+    """One row per (asked, given, why): its sites and the sum of their shares, the largest share first."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in refusals:
+        same = {key: row[key] for key in ("asked", "given", "why")}
+        group = groups.setdefault(tuple(same.values()), {**same, "sites": [], "macs_share": 0.0})
+        group["sites"].append(row["site"])
+        group["macs_share"] += row.get("macs_share") or 0.0
+    return sorted(groups.values(), key=lambda group: -group["macs_share"])
+
+
+def refusals(report: Json) -> str:
+    rows = report.get("refusals") or ()
+    if not rows:
+        return nothing("Nothing was refused: every site got what was asked for.")
+    cells = []
+    for group in collapsed(rows):
+        sites, count = "<br>".join(map(escape, group["sites"])), len(group["sites"])
+        if count > 1:
+            sites = f"<details><summary>{count} sites</summary>{sites}</details>"
+        cells.append([*(escape(str(group[k])) for k in ("asked", "given", "why")), sites, share(group["macs_share"])])
+    return table(["asked", "given", "why", "where", "of the MACs"], cells, numeric=[4])
