@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from fewbit.report import answers, figures, page, sections
+from fewbit.report import answers, figures, page, pieces, sections
 from report.canned import canned
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -145,8 +145,9 @@ def test_main_reads_the_run_folder_and_says_what_is_missing(tmp_path: Path, caps
 
 
 def test_figures_and_page_import_only_what_draws() -> None:
-    allowed = {"fewbit.errors", "fewbit.report"}
-    for module in (figures, page):
+    drawing = (figures, pieces, answers, sections, page)
+    allowed = {"fewbit.errors", "fewbit.report", *(module.__name__ for module in drawing)}
+    for module in drawing:
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
