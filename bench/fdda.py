@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("bench/out/fdda"))
     args = parser.parse_args()
+    args.made_steps = args.made_steps or args.steps
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.silhouette:
@@ -109,7 +110,7 @@ def lot(args: argparse.Namespace, name: str, loaded: Any, real: Images, classes:
     """The synthetic images of a row."""
     settings = ROWS[name]
     assert settings is not None
-    method = replace(in_steps(FDDA.images, args.made_steps or args.steps), **settings)
+    method = replace(in_steps(FDDA.images, args.made_steps), **settings)
     asked = Synthesis(method, args.pool, classes, real.preprocess, seed, None if name == PLAIN else real)
     images = asked(Teacher(loaded.program), args.out / f"{seed} {name}.safetensors")
     return Lot(torch.cat(list(images.batches(64))), images.labels)

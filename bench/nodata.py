@@ -34,13 +34,11 @@ class NoData(Bench):
 
     def calibration(self, seed: int, *, labels: bool) -> tuple[list[Tensor], Tensor | None]:
         """Images of the source; their classes are not used."""
+        count, size, random = self.args.made, self.preprocess.size, torch.Generator().manual_seed(seed)
         if self.source == "noise":
-            shape = (self.args.made, *self.preprocess.size)
-            return list(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).split(8)), None
+            return list(torch.randn(count, *size, generator=random).split(8)), None
         if self.source == "photographic":
-            low, high = self.preprocess.ends()
-            random = torch.Generator().manual_seed(seed)
-            return list(photographic(self.args.made, self.preprocess.size, low, high, random).split(8)), None
+            return list(photographic(count, size, *self.preprocess.ends(), random).split(8)), None
         if self.source == "synthetic":
             return list(self.made(seed).split(8)), None
         self.args.calibration = int(self.source)

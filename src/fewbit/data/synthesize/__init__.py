@@ -7,5 +7,5 @@ fdda       images from batch-norm statistics, with a centre for each class where
 inversion  images that are learned themselves: schedule, starts
 norms      such images from batch-norm statistics alone
 patches    such images from the variety of patches in attention, for models without batch norm
-source     both as a source of images like any other
+source     all of them as a source of images like any other
 """
