@@ -19,10 +19,10 @@ from dataclasses import replace
 import numpy as np
 from rows import Bench, options
 
-from fewbit.choose.bits.channels import ChannelBits
+from fewbit.choose.aciq import AnalyticClip, clipping_factor
+from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import WeightMean
-from fewbit.choose.scales.aciq import AnalyticClip, clipping_factor
-from fewbit.choose.scales.ranges import MinMax
+from fewbit.choose.ranges import MinMax
 from fewbit.recipes import RECIPES, Recipe
 
 NAIVE = Recipe(MinMax(), MinMax())

@@ -14,7 +14,7 @@ from dataclasses import replace
 from rows import Bench, options
 
 from fewbit.choose.correct import LayerOutput
-from fewbit.choose.rounding.gptq import Gptq
+from fewbit.choose.gptq import Gptq
 from fewbit.equalize import Equalize
 from fewbit.recipes import RECIPES, Recipe
 

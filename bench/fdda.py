@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import Lot, choose, finetune, parse_bits
+from fewbit.choose import LabelledImages, choose, finetune, parse_bits
+from fewbit.core.values import Plan
 from fewbit.data.images import Images, open_images
 from fewbit.data.synthesize.source import Synthesis, in_steps
 from fewbit.data.synthesize.teacher import Teacher
@@ -34,7 +35,6 @@ from fewbit.pipeline import preprocess_of
 from fewbit.realize import float_onnx, realize
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target
-from fewbit.types import Plan
 from fewbit.verify import evaluate
 
 FDDA = RECIPES["fdda"].tune
@@ -94,7 +94,7 @@ def one(args: argparse.Namespace, name: str, seed: int, width: str) -> dict[str,
         tune = replace(FDDA.in_steps(args.steps), loss="labels")
         recipe = replace(RECIPES["fdda"], tune=tune)
         made = None if name == "real only" else lot(args, name, loaded, real, classes, seed)
-        given = Lot(x, real.labels)
+        given = LabelledImages(x, real.labels)
         plan = finetune(graph, stats, target, recipe, given, made, name=name, bits=bits, seed=seed)
     row = {
         "row": name, "seed": seed, "bits": width, "steps": args.steps, "made_steps": args.made_steps,
@@ -106,14 +106,14 @@ def one(args: argparse.Namespace, name: str, seed: int, width: str) -> dict[str,
     return row
 
 
-def lot(args: argparse.Namespace, name: str, loaded: Any, real: Images, classes: int, seed: int) -> Lot:
+def lot(args: argparse.Namespace, name: str, loaded: Any, real: Images, classes: int, seed: int) -> LabelledImages:
     """The synthetic images of a row."""
     settings = ROWS[name]
     assert settings is not None
     method = replace(in_steps(FDDA.images, args.made_steps), **settings)
     asked = Synthesis(method, args.pool, classes, real.preprocess, seed, None if name == PLAIN else real)
     images = asked(Teacher(loaded.program), args.out / f"{seed} {name}.safetensors")
-    return Lot(torch.cat(list(images.batches(64))), images.labels)
+    return LabelledImages(torch.cat(list(images.batches(64))), images.labels)
 
 
 def scored(args: argparse.Namespace, graph: Any, plan: Plan, target: Any, preprocess: Any, classes: int) -> dict[str, Any]:

@@ -18,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench.integer_arithmetic import Hardware
 from torch import Tensor
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, choose
+from fewbit.core.values import Graph, Plan, SiteCheck
 from fewbit.data.images import open_images
 from fewbit.demo import model as demo
-from fewbit.hardware import Hardware
+from fewbit.execute.simulate import simulate, trace
 from fewbit.observe import observe
 from fewbit.pipeline import default_bits, preprocess_of
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
-from fewbit.simulate import simulate, trace
 from fewbit.target import Target, load_target, target_names
-from fewbit.types import Graph, Plan, SiteCheck
 from fewbit.verify.compare import counted
 from fewbit.verify.runtimes import OnnxRuntime
 

@@ -24,10 +24,10 @@ from rows import Bench
 
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
-from fewbit.choose.joint import JointSearch
-from fewbit.choose.lapq import Model
+from fewbit.choose.joint_search import Model
 from fewbit.choose.loss import BATCH, Measure
-from fewbit.choose.scales.ranges import MseRange
+from fewbit.choose.powell import JointSearch
+from fewbit.choose.ranges import MseRange
 from fewbit.files import read_json, write_json
 from fewbit.realize import realize
 from fewbit.recipes import Recipe

@@ -30,15 +30,15 @@ from scipy.stats import binomtest
 from fewbit.capture import capture, load_model
 from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
-from fewbit.choose.bits.sensitivity import NuclearNorm
+from fewbit.choose.sensitivity import NuclearNorm
+from fewbit.core.values import Plan
+from fewbit.execute.samples import ROWS, op_samples
 from fewbit.files import read_json
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
-from fewbit.replay import ROWS, op_samples
 from fewbit.report.figures import FLOAT
 from fewbit.report.figures import frontier as frontier_figure
 from fewbit.target import load_target
-from fewbit.types import Plan
 
 SEARCHES = ("similarity", "similarity+ranking", "similarity+bias", "all three")
 OURS = dict(RECIPES)
@@ -145,7 +145,7 @@ def steps(bench: Bench, bits: int, every: int) -> None:
     print("| rows | steps | the same | within 2 % | within 5 % | largest difference |\n|---|---|---|---|---|---|")
     for rows, plan in list(found.items())[:-1]:
         searched = [c.site for c in plan.choices.values() if c.role != "bias" and "OutputSearch" in c.method]
-        pairs = [(plan.choices[s].affine.scale, found[10**9].choices[s].affine.scale) for s in searched]
+        pairs = [(plan.choices[s].qparams.scale, found[10**9].choices[s].qparams.scale) for s in searched]
         away = np.array([float((a / b - 1).abs().max()) for a, b in pairs])
         shares = [100 * float((away <= limit + 1e-6).mean()) for limit in (0, 0.02, 0.05)]
         print(

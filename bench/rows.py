@@ -28,18 +28,18 @@ from torch import Tensor
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, Mixed, allocate, choose, lapq, parse_bits, reconstruct
+from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Images, open_images
 from fewbit.demo import model as demo
+from fewbit.execute.samples import ROWS, channel_samples, op_samples
 from fewbit.files import read_json, write_json
 from fewbit.observe import Stats, observe
 from fewbit.pipeline import preprocess_of
 from fewbit.realize import float_onnx, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
-from fewbit.replay import ROWS, channel_samples, op_samples
 from fewbit.target import load_target
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.target.spec import HERE
-from fewbit.types import Graph, Plan
 from fewbit.verify.attention import attention_tables
 from fewbit.verify.evaluate import wilson
 from fewbit.verify.runtimes import OnnxRuntime
@@ -97,12 +97,14 @@ class Bench:
         self.planned, stats = self.graph, self.stats
         if recipe.equalize is not None and isinstance(asked, Bits):
             widths = asked.of(self.graph)
-            slots = legal(self.graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops)
+            slots = allowed(
+                self.graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops
+            )
             equalized = recipe.equalize(self.graph, self.batches, slots.grids)
             self.planned, stats = equalized.graph, observe(equalized.graph, self.batches)
             extra = {"equalize": [dict(row) for row in equalized.record]}
             seconds["equalize"] = time.perf_counter() - began
-        axes = legal(self.graph, target).channel_axes
+        axes = allowed(self.graph, target).channel_axes
         channels = (
             channel_samples(self.graph, self.batches, axes, max(1, ROWS // self.count), seed=self.seed or 0) if axes else {}
         )

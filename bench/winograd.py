@@ -17,8 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
-from fewbit.kernels import direct, winograd
+from bench.kernels import direct, winograd
 
 LAYERS = (
     ("ResNet-20", 16, 32),

@@ -15,28 +15,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHECKED = [
-    "fewbit.grid",
+    "fewbit.core.grid",
     "fewbit.observe",
-    "fewbit.choose.rounding",
+    "fewbit.choose.gptq",
+    "fewbit.choose.soft_codes",
     "fewbit.choose.objectives",
     "fewbit.choose.correct",
-    "fewbit.replay",
-    "fewbit.choose.scales",
-    "fewbit.simulate",
-    "fewbit.choose.bits.sensitivity",
+    "fewbit.execute.samples",
+    "fewbit.choose.ranges",
+    "fewbit.choose.output_search",
+    "fewbit.choose.aciq",
+    "fewbit.execute.simulate",
+    "fewbit.choose.sensitivity",
 ]
 install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
 
 from fewbit.capture import capture, load_model  # noqa: E402
 from fewbit.choose import choose  # noqa: E402
+from fewbit.core.values import Graph, Plan  # noqa: E402
+from fewbit.execute.samples import OpSample, PairSample, channel_samples, op_samples  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.recipes import RECIPES  # noqa: E402
-from fewbit.replay import OpSample, PairSample, channel_samples, op_samples  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
-from fewbit.target.legal import legal  # noqa: E402
+from fewbit.target.allowed import allowed  # noqa: E402
 from fewbit.target.spec import processor_flags  # noqa: E402
-from fewbit.types import Graph, Plan  # noqa: E402
 
 settings.register_profile("fewbit", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("fewbit")
@@ -141,7 +144,7 @@ class Captured:
             options = {"samples": self.samples, **options}
         if chosen.needs_images or chosen.needs_samples:
             options = {"images": self.images.split(8), **options}
-        if axes := legal(self.graph, load_target(target)).channel_axes:
+        if axes := allowed(self.graph, load_target(target)).channel_axes:
             options = {"channels": channel_samples(self.graph, self.images.split(8), axes), **options}
         return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)
 

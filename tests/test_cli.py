@@ -277,7 +277,7 @@ def test_report_json_has_the_fields_that_others_read(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert set(report) >= {
         "schema", "model", "target", "recipe", "bits", "exemptions", "images", "accuracy", "size", "latency", "verify",
-        "integer_share", "refusals", "seconds", "peak_memory_bytes",
+        "integer_share", "fallbacks", "seconds", "peak_memory_bytes",
     }  # fmt: skip
     assert set(report["accuracy"]) == {"float", "quantized", "agreement", "cosine", "interval", "runtime"}
     assert set(report["size"]) == {"float_bytes", "onnx_bytes", "packed_bytes", "average_weight_bits"}

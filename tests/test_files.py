@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewbit.core.grid import Grid
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, sha256, unpack, write_atomic, write_json
-from fewbit.grid import Grid
 
 
 @st.composite

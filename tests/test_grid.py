@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from fewbit.grid import TINY, Affine, Grid, affine_from_range, codes, fake, safe_terms, values
+from fewbit.core.grid import TINY, Grid, QParams, codes, fake, qparams_from_range, safe_terms, values
 
 U8, S8 = Grid(8, signed=False, symmetric=False), Grid(8, symmetric=False)
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 grids = st.builds(Grid, bits=st.integers(2, 8), signed=st.booleans(), narrow=st.booleans(), symmetric=st.booleans())
 
 
-def affine(scale: float | list[float], zero: int | list[int] = 0) -> Affine:
-    return Affine(torch.tensor(scale), torch.tensor(zero, dtype=torch.int32))
+def qparams(scale: float | list[float], zero: int | list[int] = 0) -> QParams:
+    return QParams(torch.tensor(scale), torch.tensor(zero, dtype=torch.int32))
 
 
-def onnx_model(kind: str, grid: Grid, a: Affine) -> onnx.ModelProto:
+def onnx_model(kind: str, grid: Grid, a: QParams) -> onnx.ModelProto:
     """A model of one QuantizeLinear or DequantizeLinear; scale and zero point are constants."""
     container = np.int8 if grid.signed else np.uint8
     code, real = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(container)), onnx.TensorProto.FLOAT
@@ -43,7 +43,7 @@ def onnx_model(kind: str, grid: Grid, a: Affine) -> onnx.ModelProto:
     return onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
 
 
-def run_both(kind: str, grid: Grid, a: Affine, x: np.ndarray) -> list[np.ndarray]:
+def run_both(kind: str, grid: Grid, a: QParams, x: np.ndarray) -> list[np.ndarray]:
     model = onnx_model(kind, grid, a)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return [ReferenceEvaluator(model).run(None, {"x": x})[0], session.run(None, {"x": x})[0]]
@@ -59,7 +59,7 @@ def with_ties(scale: torch.Tensor, rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("scale", [0.0625, 0.1, 3e-5, 41.7])
 @pytest.mark.parametrize(("grid", "zero"), [(U8, 0), (U8, 128), (U8, 255), (S8, 0), (S8, -7), (S8, 127)])
 def test_codes_are_those_of_onnx_and_onnxruntime_also_on_ties(grid, zero, scale):
-    a = affine(scale, zero)
+    a = qparams(scale, zero)
     x = with_ties(a.scale, 1)
     for theirs in run_both("QuantizeLinear", grid, a, x.numpy()):
         np.testing.assert_array_equal(codes(x, a, grid).numpy(), theirs)
@@ -68,7 +68,7 @@ def test_codes_are_those_of_onnx_and_onnxruntime_also_on_ties(grid, zero, scale)
 @pytest.mark.parametrize("signed", [False, True])
 def test_codes_per_channel_are_those_of_onnx_and_onnxruntime(signed):
     grid = Grid(8, signed=signed, symmetric=False, axis=0)
-    a = affine([0.1, 0.25, 7.0], [3, 100, 0])
+    a = qparams([0.1, 0.25, 7.0], [3, 100, 0])
     x = with_ties(a.scale, 3)
     for theirs in run_both("QuantizeLinear", grid, a, x.numpy()):
         np.testing.assert_array_equal(codes(x, a, grid).numpy(), theirs)
@@ -76,14 +76,14 @@ def test_codes_per_channel_are_those_of_onnx_and_onnxruntime(signed):
 
 @pytest.mark.parametrize(("grid", "zero"), [(U8, 0), (U8, 131), (S8, -7)])
 def test_values_are_those_of_onnx_and_onnxruntime(grid, zero):
-    a, q = affine(0.1, zero), torch.arange(grid.low, grid.high + 1)
+    a, q = qparams(0.1, zero), torch.arange(grid.low, grid.high + 1)
     for theirs in run_both("DequantizeLinear", grid, a, q.to(grid.container).numpy()):
         np.testing.assert_array_equal(values(q.to(torch.int32), a, grid).numpy(), theirs)
 
 
 @given(grid=grids, low=finite, high=finite, seed=st.integers(0, 99))
 def test_fake_is_the_values_of_the_codes_and_doing_it_twice_changes_nothing(grid, low, high, seed):
-    a = affine_from_range(torch.tensor(min(low, high)), torch.tensor(max(low, high)), grid)
+    a = qparams_from_range(torch.tensor(min(low, high)), torch.tensor(max(low, high)), grid)
     x = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * (abs(low) + abs(high))
     once = fake(x, a, grid)
     assert torch.equal(once, values(codes(x, a, grid), a, grid))
@@ -92,7 +92,7 @@ def test_fake_is_the_values_of_the_codes_and_doing_it_twice_changes_nothing(grid
 
 @given(grid=grids, low=st.floats(-100, 0, width=32), high=st.floats(0.0625, 100, width=32))
 def test_inside_of_the_range_of_the_codes_the_error_is_at_most_half_a_step(grid, low, high):
-    a = affine_from_range(torch.tensor(low), torch.tensor(high), grid)
+    a = qparams_from_range(torch.tensor(low), torch.tensor(high), grid)
     ends = values(torch.tensor([grid.low, grid.high], dtype=torch.int32), a, grid)
     x = torch.linspace(ends[0].item(), ends[1].item(), 1001)
     # x / scale is rounded in float32, and is at most 255: 2 ** -17 of a step
@@ -102,7 +102,7 @@ def test_inside_of_the_range_of_the_codes_the_error_is_at_most_half_a_step(grid,
 @given(grid=grids, low=finite, high=finite)
 def test_the_codes_cover_the_range_to_half_a_step_at_either_end(grid, low, high):
     low, high = min(low, high, 0.0), max(low, high, 0.0)
-    a = affine_from_range(torch.tensor(low), torch.tensor(high), grid)
+    a = qparams_from_range(torch.tensor(low), torch.tensor(high), grid)
     x = torch.tensor([low, high])
     assert ((fake(x, a, grid) - x).abs() <= a.scale * (0.5 + 2**-16)).all()
 
@@ -110,13 +110,13 @@ def test_the_codes_cover_the_range_to_half_a_step_at_either_end(grid, low, high)
 @given(grid=grids, scale=st.builds(math.ldexp, st.floats(1, 2, width=32), st.integers(-20, 20)), seed=st.integers(0, 99))
 def test_scaling_input_and_step_by_four_leaves_the_codes_unchanged(grid, scale, seed):
     x = torch.randn(200, generator=torch.Generator().manual_seed(seed)) * scale * 50
-    a = affine(scale, (grid.low + grid.high) // 2)
-    assert torch.equal(codes(x, a, grid), codes(4 * x, Affine(4 * a.scale, a.zero), grid))
+    a = qparams(scale, (grid.low + grid.high) // 2)
+    assert torch.equal(codes(x, a, grid), codes(4 * x, QParams(4 * a.scale, a.zero), grid))
 
 
 @given(grid=grids, low=finite, high=finite)
 def test_zero_is_always_a_code_and_stands_for_itself(grid, low, high):
-    a = affine_from_range(torch.tensor(min(low, high)), torch.tensor(max(low, high)), grid)
+    a = qparams_from_range(torch.tensor(min(low, high)), torch.tensor(max(low, high)), grid)
     assert grid.low <= a.zero <= grid.high
     assert codes(torch.zeros(1), a, grid) == a.zero
     assert fake(torch.zeros(1), a, grid) == 0
@@ -143,7 +143,7 @@ def test_zero_is_always_a_code_and_stands_for_itself(grid, low, high):
     ],
 )
 def test_a_range_becomes_the_step_and_zero_point_of_the_closed_form(grid, low, high, scale, zero):
-    a = affine_from_range(torch.tensor(low), torch.tensor(high), grid)
+    a = qparams_from_range(torch.tensor(low), torch.tensor(high), grid)
     assert a.scale.item() == pytest.approx(scale, rel=2**-22)
     assert a.zero.item() == zero
     assert (a.scale.dtype, a.zero.dtype) == (torch.float32, torch.int32)
@@ -151,16 +151,16 @@ def test_a_range_becomes_the_step_and_zero_point_of_the_closed_form(grid, low, h
 
 def test_ranges_of_many_channels_are_each_what_they_are_alone():
     low, high = torch.tensor([-1.0, 0.0, -3.0]), torch.tensor([2.0, 0.0, -1.0])
-    together = affine_from_range(low, high, U8)
+    together = qparams_from_range(low, high, U8)
     for i in range(3):
-        alone = affine_from_range(low[i], high[i], U8)
+        alone = qparams_from_range(low[i], high[i], U8)
         assert (together.scale[i], together.zero[i]) == (alone.scale, alone.zero)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_step_that_is_not_finite_and_positive_is_refused(scale):
     with pytest.raises(ValueError, match="finite and > 0"):
-        affine(scale)
+        qparams(scale)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_one_more_term_than_safe_can_overflow_and_no_fewer(bits, a, w):
 def test_narrow_drops_the_lowest_code_alone(grid, low, high):
     assert (grid.low, grid.high) == (low, high)
     x = torch.tensor([-1e9, 1e9])
-    assert codes(x, affine(1.0), grid).tolist() == [low, high]
+    assert codes(x, qparams(1.0), grid).tolist() == [low, high]
 
 
 @pytest.mark.parametrize("bits", [0, 33])
@@ -203,6 +203,6 @@ def test_the_codes_of_a_bias_are_those_of_a_float64_computation():
     b = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 100
     scale = torch.rand(2000, generator=torch.Generator().manual_seed(1)) * 1e-6 + 1e-8
     expected = np.rint(b.numpy().astype(np.float64) / scale.numpy().astype(np.float64)).clip(-(2**31), 2**31 - 1)
-    found = codes(b, Affine(scale, torch.zeros(2000, dtype=torch.int32)), grid)
+    found = codes(b, QParams(scale, torch.zeros(2000, dtype=torch.int32)), grid)
     np.testing.assert_array_equal(found.numpy(), expected.astype(np.int64))
     assert (found.abs() > 2**24).any()  # float32 would not hold these

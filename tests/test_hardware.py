@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bench.integer_arithmetic import Hardware, held, matmul_codes, simulate_hardware, weighted_codes, wrapped
+from bench.kernels.chains import chained
 from torch.nn import functional as F
 
 from fewbit.choose import Bits, choose
-from fewbit.hardware import Hardware, held, matmul_codes, simulate_hardware, weighted_codes, wrapped
-from fewbit.kernels.chains import chained
+from fewbit.execute.simulate import simulate, trace
 from fewbit.recipes import RECIPES
-from fewbit.simulate import simulate, trace
 from fewbit.target import load_target
 from fewbit.target.spec import Accumulator
 from fewbit.verify.compare import TIE

@@ -13,31 +13,30 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
-# A stage may import itself and the stages left of it. simulate and replay are tools of choose and verify.
+# A room may import itself and the rooms left of it.
 ORDER = (
     "capture",
+    "execute",
     "data",
     "observe",
-    "equalize",
     "target",
+    "equalize",
     "choose",
     "realize",
     "verify",
+    "lint",
     "report",
     "pipeline",
     "search",
     "cli",
 )
-COMMON = {"types", "grid", "errors", "files"}  # every stage may import these, and they import only each other
-TOOLS = {"simulate", "replay", "overlay", "hardware"}
-TOOL_USERS = {"choose", "verify", "pipeline", "search", "cli"}
+COMMON = {"core", "errors", "files", "progress"}  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",
     "run": "pipeline",
     "__main__": "cli",
     "": "pipeline",
-}  # beside a stage; "" is __init__.py
-APART = {"kernels": {"types", "grid", "errors"}}  # what such a room may import; nothing of fewbit imports it
+}  # files beside the rooms; "" is __init__.py
 DEMO_USERS = {"capture", "data", "pipeline", "search", "cli"}
 
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
@@ -56,7 +55,7 @@ def modules(src: Path) -> dict[str, Path]:
 def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]:
     """(line, module) of every import statement of a file, also inside functions; relative ones made absolute.
 
-    `from fewbit import grid` is an import of fewbit.grid, `from fewbit.grid import Affine` one of fewbit.grid.
+    `from fewbit.core import grid` and `from fewbit.core.grid import QParams` are imports of fewbit.core.grid.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -78,27 +77,22 @@ def place(module: str) -> str:
     parts = module.split(".")
     top = parts[1] if len(parts) > 1 else ""
     top = HOME.get(top, top)
-    return top if top in {*ORDER, *COMMON, *TOOLS, *APART, "demo"} else "pipeline"
+    return top if top in {*ORDER, *COMMON, "demo"} else "pipeline"
 
 
 def may_import(user: str, used: str) -> bool:
     """Whether a file at place `user` may import one at place `used`."""
     if user == used:
         return True
-    if user in APART or used in APART:
-        return used in APART.get(user, set())
     if used in COMMON:
         return True
     if user in COMMON:
         return False
-    if used in TOOLS:
-        return user in TOOL_USERS | TOOLS
     if used == "demo":
         return user in DEMO_USERS
     if user == "demo":
         return False
-    reach = ORDER.index("choose") - 1 if user in TOOLS else ORDER.index(user)
-    return ORDER.index(used) <= reach
+    return ORDER.index(used) <= ORDER.index(user)
 
 
 def forbidden(module: str, path: Path) -> dict[str, str]:
@@ -124,6 +118,8 @@ def violations(src: Path) -> list[str]:
             library = imported.split(".")[0]
             if library == "fewbit" and not may_import(place(module), place(imported)):
                 found.append(f"{where}: {place(module)} may not import {place(imported)}")
+            elif library == "bench":
+                found.append(f"{where}: nothing in the package imports bench")
             elif library in banned:
                 found.append(f"{where}: {banned[library]}")
     return found
@@ -134,7 +130,7 @@ def test_no_module_imports_against_the_arrows():
 
 
 def test_the_package_has_modules():
-    assert {"fewbit", "fewbit.grid", "fewbit.types", "fewbit.errors"} <= set(modules(SRC))
+    assert {"fewbit", "fewbit.core.grid", "fewbit.core.values", "fewbit.errors"} <= set(modules(SRC))
 
 
 @pytest.mark.parametrize("name", [name for name in modules(SRC) if not name.endswith("__main__")])
@@ -147,7 +143,7 @@ def test_module_can_be_imported(name):
 
 def tree(src: Path, **files: str) -> Path:
     """A fewbit package in `src` in which a__b="text" is the file fewbit/a/b.py."""
-    for name, text in {"__init__": "", "grid": "", "types": "", "simulate": "", "cli": "", **files}.items():
+    for name, text in {"__init__": "", "core__grid": "", "cli": "", **files}.items():
         path = src / "fewbit" / (name if name == "__init__" else name.replace("__", "/"))
         path = path.with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +158,10 @@ def tree(src: Path, **files: str) -> Path:
         ("capture__export", "from ..observe.stats import Stats"),
         ("capture__export", "def f():\n    import fewbit.observe.stats"),
         ("capture__export", "from fewbit.observe import stats"),
-        ("realize__qdq", "from fewbit import simulate"),
-        ("equalize__smooth", "from fewbit.simulate import simulate"),
-        ("simulate", "from fewbit.choose.choose import choose"),
-        ("grid", "from fewbit.choose import choose"),
+        ("execute__stream", "from fewbit.observe import stats"),
+        ("equalize__smooth", "from fewbit.choose.ranges import MinMax"),
+        ("target__allowed", "from fewbit.choose.choose import choose"),
+        ("core__grid", "from fewbit.choose import choose"),
         ("verify__bench", "from fewbit import quantize"),
         ("observe__observe", "from fewbit.recipes import RECIPES"),
         ("choose__choose", "import fewbit.unheard_of"),
@@ -176,10 +172,8 @@ def tree(src: Path, **files: str) -> Path:
         ("report__figures", "from torch import Tensor"),
         ("pipeline", "import typer"),
         ("verify__bench", "from rich.table import Table"),
-        ("kernels__winograd", "from fewbit.simulate import simulate"),
-        ("kernels__winograd", "from fewbit.files import read_json"),
-        ("pipeline", "from fewbit.kernels import winograd"),
-        ("cli", "from fewbit.kernels.direct import direct"),
+        ("pipeline", "from bench.kernels import winograd"),
+        ("lint__lint", "from fewbit.report import page"),
     ],
 )
 def test_a_planted_violation_is_noticed(tmp_path, file, text):
@@ -193,12 +187,12 @@ def test_a_planted_violation_is_noticed(tmp_path, file, text):
     ("file", "text"),
     [
         ("observe__observe", "from fewbit.capture.export import capture\nfrom . import stats"),
-        ("choose__choose", "from fewbit import simulate\nfrom fewbit.grid import Grid\nimport fewbit.recipes"),
-        ("verify__compare", "from fewbit.simulate import simulate\nimport onnxruntime"),
-        ("recipes", "from fewbit.choose.scales import ranges\nfrom fewbit.equalize import smooth"),
+        ("choose__choose", "from fewbit.execute import simulate\nfrom fewbit.core.grid import Grid\nimport fewbit.recipes"),
+        ("verify__compare", "from fewbit.execute.simulate import simulate\nimport onnxruntime"),
+        ("recipes", "from fewbit.choose import ranges\nfrom fewbit.equalize import smooth"),
         ("data__images", "from fewbit.demo import model"),
         ("pipeline", "from fewbit.report import page\nfrom fewbit.unheard_of import x"),
-        ("kernels__winograd", "from fewbit.kernels import direct\nfrom fewbit.grid import Grid"),
+        ("lint__truth", "from fewbit.verify import runtimes\nfrom fewbit.core.grid import Grid"),
         ("progress", "from rich.progress import Progress"),
         ("cli", "import typer\nfrom fewbit.pipeline import quantize"),
         ("cli__quantize", "import rich\nimport fewbit"),

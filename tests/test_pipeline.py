@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fewbit.core.values import Plan
 from fewbit.pipeline import _note_bf16
-from fewbit.types import Plan
 from fewbit.verify import Latency
 
 
@@ -26,4 +26,4 @@ def test_an_integer_model_slower_than_bf16_is_said_to_be(runtime: str, with_bf16
     rows = [timing("openvino", 1, 8.0, 4.0), timing("openvino", 8, 8.0, 1.0)]
     rows += [timing("openvino-bf16", 1, 3.0, with_bf16), timing("openvino-bf16", 8, 3.0, 9.0)]
     noted = _note_bf16(Plan("t", "r", "8", {}, ()), runtime, rows)
-    assert [refusal.given for refusal in noted.refusals] == said
+    assert [fallback.actual for fallback in noted.fallbacks] == said

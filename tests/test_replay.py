@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewbit.errors import BadImages
-from fewbit.replay import OpSample, op_samples
+from fewbit.execute.samples import OpSample, op_samples
 
 
 def everything(net, tokens: int = 10_000, batch: int = 8, seed: int = 0):
@@ -38,7 +38,7 @@ def test_patches_of_a_convolution_are_those_of_unfold(conv_net):
 def test_wide_patches_are_kept_of_fewer_places(capture_net, monkeypatch):
     torch.manual_seed(0)
     net = capture_net(Strided())
-    monkeypatch.setattr("fewbit.replay.WIDE", 9)  # half of a patch of 3 channels, 3 x 2
+    monkeypatch.setattr("fewbit.execute.samples.WIDE", 9)  # half of a patch of 3 channels, 3 x 2
     assert everything(net, tokens=6)["conv"].rows.shape[1] == 3
     assert everything(net, tokens=1)["conv"].rows.shape[1] == 1
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.simulate import simulate, trace
-from fewbit.types import Plan
+from fewbit.core.values import Plan
+from fewbit.execute.simulate import simulate, trace
 
 
 class OneLinear(nn.Module):
@@ -53,14 +53,14 @@ def build(capture_net, net: nn.Module, target: str = "openvino-x86"):
     return captured, captured.plan(target, "mse")
 
 
-def with_everyone(plan: Plan, site: str, everyone: bool) -> Plan:
-    choice = dataclasses.replace(plan.choices[site], everyone=everyone)
+def with_everyone(plan: Plan, site: str, all_readers: bool) -> Plan:
+    choice = dataclasses.replace(plan.choices[site], all_readers=all_readers)
     return dataclasses.replace(plan, choices={**plan.choices, site: choice})
 
 
 def numpy_fake(x: np.ndarray, plan: Plan, site: str) -> np.ndarray:
     """fake(x) of an activation site, per tensor, u8: float32 division as everywhere, then float64."""
-    a = plan.choices[site].affine
+    a = plan.choices[site].qparams
     scale, zero = a.scale.numpy(), float(a.zero)
     return (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * np.float64(scale)
 
@@ -68,7 +68,7 @@ def numpy_fake(x: np.ndarray, plan: Plan, site: str) -> np.ndarray:
 def weight(plan: Plan, site: str) -> np.ndarray:
     """Codes times the step of their channel, float64."""
     choice = plan.choices[site]
-    steps = choice.affine.scale.double().numpy().reshape(-1, *[1] * (choice.codes.ndim - 1))
+    steps = choice.qparams.scale.double().numpy().reshape(-1, *[1] * (choice.codes.ndim - 1))
     return choice.codes.double().numpy() * steps
 
 
@@ -114,22 +114,22 @@ def test_a_plan_of_nothing_simulates_the_float_model(conv_net):
 
 def test_a_residual_reads_the_float_tensor_where_only_integer_ops_read_the_codes(capture_net):
     net, plan = build(capture_net, Residual())
-    assert not plan.choices["fc:input"].everyone
+    assert not plan.choices["fc:input"].all_readers
     x, bias = net.images, net.module.fc.bias.detach()
     product = faked(x, plan, "fc:input") @ torch.from_numpy(weight(plan, "fc:weight")).float().T + bias
     close(run(net, plan), x + product)
     close(run(net, with_everyone(plan, "fc:input", True)), faked(x, plan, "fc:input") + product)
 
 
-@pytest.mark.parametrize("everyone", [False, True])
-def test_codes_are_taken_before_the_padding_of_a_convolution(capture_net, everyone):
+@pytest.mark.parametrize("all_readers", [False, True])
+def test_codes_are_taken_before_the_padding_of_a_convolution(capture_net, all_readers):
     net, plan = build(capture_net, Padded())
-    plan = with_everyone(plan, "conv:input", everyone)
+    plan = with_everyone(plan, "conv:input", all_readers)
     x = net.images.sigmoid()
     quantized = faked(x, plan, "conv:input")
     w = torch.from_numpy(weight(plan, "conv:weight")).float()
     expected = F.conv2d(F.pad(quantized, (0, 2, 1, 1)), w, net.module.conv.bias.detach())
-    close(run(net, plan), expected + (quantized if everyone else x))
+    close(run(net, plan), expected + (quantized if all_readers else x))
 
 
 def test_biases_of_a_plan_replace_those_of_the_float_model(capture_net):
@@ -170,7 +170,7 @@ def test_what_follows_a_site_computes_with_the_forced_codes_and_the_site_itself_
     net, plan = build(capture_net, OneLinear())
     module = simulate(net.graph, plan)
     _, own = trace(module, net.images)
-    zero = torch.full_like(own["fc:input"].codes, int(plan.choices["fc:input"].affine.zero))
+    zero = torch.full_like(own["fc:input"].codes, int(plan.choices["fc:input"].qparams.zero))
     output, forced = trace(module, net.images, forced={"fc:input": zero})
     close(output, net.module.fc.bias.detach().expand_as(output))
     assert torch.equal(forced["fc:input"].codes, own["fc:input"].codes)

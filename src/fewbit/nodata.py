@@ -11,18 +11,18 @@ import torch
 
 from fewbit.capture import Loaded
 from fewbit.capture.export import fingerprint
-from fewbit.choose import Lot
+from fewbit.choose import LabelledImages
+from fewbit.core.values import Json
 from fewbit.data.images import Images, Preprocess, open_images, refuse_same
 from fewbit.data.synthesize.source import Synthesis, asked_for, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import read_json, write_json
 from fewbit.observe import Stats, observe
-from fewbit.observe.enough import Enough, look, range_change
+from fewbit.observe.calibration_check import Enough, look, range_change
 from fewbit.progress import Progress
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.run import Request
-from fewbit.types import Json
 
 CURVE = tuple(2**i for i in range(9))  # 1 to 256 images
 LOOKED_AT = 64  # images that the float model is asked about
@@ -90,19 +90,19 @@ def refuse_training(loaded: Loaded, outputs: int | None) -> None:
 def lots(
     recipe: Recipe, loaded: Loaded, images: Images, outputs: int | None, synthetic: bool, request: Request, part: Path,
     progress: Progress,
-) -> tuple[Lot | None, Lot | None]:  # fmt: skip
+) -> tuple[LabelledImages | None, LabelledImages | None]:  # fmt: skip
     """What a recipe that trains sees: the real images, and a pool of synthetic ones made beside them.
 
     Images that are synthetic already are the pool.
     """
     assert recipe.tune is not None
-    given = Lot(torch.cat(list(images.batches(64))), images.labels)
+    given = LabelledImages(torch.cat(list(images.batches(64))), images.labels)
     if synthetic:
         return None, given
     assert outputs is not None
     asked = Synthesis(recipe.tune.images, recipe.tune.pool, outputs, images.preprocess, request.seed, images)
     pool = made(asked, Teacher(loaded.program), part / POOL, progress)
-    return given, Lot(torch.cat(list(pool.batches(64))), pool.labels)
+    return given, LabelledImages(torch.cat(list(pool.batches(64))), pool.labels)
 
 
 def halves(images: Images) -> list[Images]:

@@ -25,29 +25,29 @@ from fewbit import nodata
 from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.export import DEMOS, fingerprint
 from fewbit.capture.sites import tensor_of
-from fewbit.choose import Bits, Lot, Mixed, allocate, choose, finetune, lapq, parse_bits, reconstruct
-from fewbit.choose.joint import parse_time
-from fewbit.choose.scales.ranges import Samples, fidelity
+from fewbit.choose import Bits, LabelledImages, Mixed, allocate, choose, finetune, lapq, parse_bits, reconstruct
+from fewbit.choose.powell import parse_time
+from fewbit.choose.ranges import Samples, fidelity
+from fewbit.core.values import Checks, Fallback, Graph, Plan
 from fewbit.data.images import Images, Preprocess, open_images, read_classes, refuse_same
 from fewbit.data.synthesize.source import Synthesis, asked_for
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.equalize import Equalize, Equalized, replaced
 from fewbit.errors import BadImages, FewbitError
+from fewbit.execute.samples import ROWS, OpSample, PairSample, channel_samples, op_samples
+from fewbit.execute.simulate import simulate
 from fewbit.files import Journal, read_json, write_atomic, write_json
 from fewbit.observe import Stats, observe
 from fewbit.observe.outliers import outliers
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, load_plan, realize, save_plan
 from fewbit.recipes import DEFAULT, RECIPES, Recipe, recipe_named
-from fewbit.replay import ROWS, OpSample, PairSample, channel_samples, op_samples
 from fewbit.report import page, tables
 from fewbit.run import CHECKED, EQUALIZED, FILES, STANDS_IN, THIS_MACHINE, Request, check_codes, free_folder, resume, run_record
-from fewbit.simulate import simulate
 from fewbit.target import Target, detect, load_target, widest
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.target.spec import processor_flags
-from fewbit.types import Checks, Graph, Plan, Refusal
 from fewbit.verify import Latency, Load, Score, bench, evaluate, loads, runtimes_for, timed
 from fewbit.verify.attention import attention_tables
 
@@ -351,7 +351,7 @@ def summarize(
         "latency": tables.latency(timings),
         "verify": tables.verify(checks),
         "integer_share": tables.integer_share(graph, plan),
-        "refusals": tables.refusals(plan),
+        "fallbacks": tables.fallbacks(plan),
         "seconds": dict(seconds),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -412,7 +412,7 @@ def _equalize(
         found: Equalized = method(
             graph,
             _counted(images, progress),
-            legal(
+            allowed(
                 graph, target, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
                 keep_float=request.keep_float, everything=request.everything,
             ).grids,
@@ -445,7 +445,7 @@ def _most(target: Target) -> int:
 
 def _choose(
     graph: Graph, stats: Stats, target: Target, recipe: Recipe, bits: Bits | Mixed, request: Request, images: Images,
-    part: Path, progress: Progress, lots: tuple[Lot | None, Lot | None] | None = None,
+    part: Path, progress: Progress, lots: tuple[LabelledImages | None, LabelledImages | None] | None = None,
 ) -> Plan:  # fmt: skip
     """The plan, with what its stages before choose have found: samples of what ops read, and the widths of mixed precision."""
     options: dict[str, Any] = {"keep_float": request.keep_float, "everything": request.everything}
@@ -454,20 +454,20 @@ def _choose(
         with progress.stage("replay", len(images)):
             names, rows = [op.name for op in graph.ops], max(1, ROWS // len(images))
             samples = op_samples(graph, _counted(images, progress), names, rows, request.seed)
-    if axes := legal(graph, target, **options).channel_axes:
+    if axes := allowed(graph, target, **options).channel_axes:
         with progress.stage("channels", len(images)):
             options["channels"] = channel_samples(
                 graph, _counted(images, progress), axes, max(1, ROWS // len(images)), request.seed
             )
     mixed: dict[str, Any] = {}
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[Fallback, ...] = ()
     if isinstance(bits, Mixed):
         with progress.stage("allocate"):
             batch = next(images.batches(recipe.sensitivity.images))
             found = allocate(
                 graph, stats, target, recipe, bits, batch, progress=lambda unit: progress.advance(1, unit), **options
             )
-        bits, refused, mixed["mixed"] = found.bits, found.refusals, found.record
+        bits, refused, mixed["mixed"] = found.bits, found.fallbacks, found.record
     options |= {"name": request.recipe, "bits": bits, "samples": samples, "images": images.batches(8)}
     if recipe.joint is not None:
         with progress.stage("joint"):
@@ -493,33 +493,33 @@ def _choose(
             plan = choose(graph, stats, target, recipe, progress=lambda site: progress.advance(1, site), **options)
     if target.runtime != target.runs_in:
         why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
-        refused = (*refused, Refusal(STANDS_IN, target.runtime, target.runs_in, why))
+        refused = (*refused, Fallback(STANDS_IN, target.runtime, target.runs_in, why))
     elif not target.fits(platform.machine(), processor_flags()):
         why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
-        refused = (*refused, Refusal(THIS_MACHINE, target.processor, "another processor", why))
-    notes = tuple(Refusal(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
+        refused = (*refused, Fallback(THIS_MACHINE, target.processor, "another processor", why))
+    notes = tuple(Fallback(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     extra = {"model": request.model, "recipe": repr(recipe), **plan.extra, **mixed}
-    return replace(plan, refusals=(*refused, *plan.refusals, *notes), extra=extra)
+    return replace(plan, fallbacks=(*refused, *plan.fallbacks, *notes), extra=extra)
 
 
 def _note_kernels(plan: Plan, checks: Checks) -> Plan:
-    """A refusal where onnxruntime fused fewer integer kernels than the plan has integer ops."""
+    """A fallback where onnxruntime fused fewer integer kernels than the plan has integer ops."""
     expected, found = int(checks.kernels["expected"]), int(checks.kernels["found"])
     if found >= expected:
         return plan
-    lost = Refusal("the optimised graph", f"{expected} integer kernels", f"{found}", "onnxruntime did not fuse the others")
-    return replace(plan, refusals=(*plan.refusals, lost))
+    lost = Fallback("the optimised graph", f"{expected} integer kernels", f"{found}", "onnxruntime did not fuse the others")
+    return replace(plan, fallbacks=(*plan.fallbacks, lost))
 
 
 def _note_bf16(plan: Plan, runtime: str, timings: Sequence[Latency]) -> Plan:
-    """A refusal where the runtime's own bf16 float model is faster than the integer model, with f32 and with bf16 beside it."""
-    found = plan.refusals
+    """A fallback where the runtime's own bf16 float model is faster than the integer model, f32 and bf16 beside it."""
+    found = plan.fallbacks
     for bf16 in (row for row in timings if row.runtime == f"{runtime}-bf16"):
         own = [row.quantized_ms for row in timings if row.runtime in (runtime, bf16.runtime) and row.batch == bf16.batch]
         if bf16.float_ms < min(own):
             asked, given = "faster than bf16", f"{min(own):.2f} ms, bf16 {bf16.float_ms:.2f} ms, batch {bf16.batch}"
-            found = (*found, Refusal("the whole model", asked, given, f"{runtime} runs the float model in bf16 faster here"))
-    return replace(plan, refusals=found)
+            found = (*found, Fallback("the whole model", asked, given, f"{runtime} runs the float model in bf16 faster here"))
+    return replace(plan, fallbacks=found)
 
 
 def _tables(
@@ -541,7 +541,7 @@ def _tables(
         if site.name in by_channel:
             there = by_channel[site.name]
             samples = Samples.of_channels(there.values, there.low, there.high)
-        found[site.name] = fidelity(samples, choice.affine, choice.grid)
+        found[site.name] = fidelity(samples, choice.qparams, choice.grid)
         seen[site.name] = (samples.low.min().item(), samples.high.max().item())
     rows = tables.sites(graph, plan, found, seen)
     maps, flips = attention_tables(graph, plan, sample[:4])

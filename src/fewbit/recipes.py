@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fewbit.choose.bits.channels import ChannelBits
-from fewbit.choose.bits.sensitivity import NuclearNorm, OutputKL
+from fewbit.choose.aciq import AnalyticClip
+from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import LayerOutput, OutputBias, WeightMean
 from fewbit.choose.distill import SHORTER, Distill
-from fewbit.choose.joint import JointSearch
-from fewbit.choose.objectives import Cosine, RankHinge, SquaredError
+from fewbit.choose.gptq import Gptq
+from fewbit.choose.module_search import ModuleSearch
+from fewbit.choose.objectives import Cosine, RankingLoss, SquaredError
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.powell import JointSearch
+from fewbit.choose.ranges import EntropyRange, MinMax, MseRange, Percentile
 from fewbit.choose.recipe import Recipe
-from fewbit.choose.rounding.gptq import Gptq
-from fewbit.choose.rounding.reconstruct import Reconstruct
-from fewbit.choose.scales.aciq import AnalyticClip
-from fewbit.choose.scales.module import ModuleSearch
-from fewbit.choose.scales.ranges import EntropyRange, MinMax, MseRange, Percentile
-from fewbit.choose.scales.search import OutputSearch
+from fewbit.choose.sensitivity import NuclearNorm, OutputKL
+from fewbit.choose.soft_codes import Reconstruct
 from fewbit.equalize import Equalize
 from fewbit.errors import UnknownName
 
@@ -30,7 +30,7 @@ EASYQUANT = Recipe(
 )
 LIU2021 = Recipe(
     about="Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
-    search=OutputSearch(ranking=RankHinge()),
+    search=OutputSearch(ranking=RankingLoss()),
     correction=OutputBias(),
     sensitivity=NuclearNorm(),
 )
@@ -89,7 +89,7 @@ RECIPES: Mapping[str, Recipe] = {
     "liu2021-channel": replace(
         LIU2021,
         about="liu2021, each channel of a weight with the factor that is best for its own output",
-        search=OutputSearch(ranking=RankHinge(), per_channel=True),
+        search=OutputSearch(ranking=RankingLoss(), per_channel=True),
     ),
     "output-mse": Recipe(
         about="the search of liu2021 by squared error of each op's output, which sees scale, and bias",
@@ -99,7 +99,7 @@ RECIPES: Mapping[str, Recipe] = {
     "liu2021-sequential": replace(
         LIU2021,
         about="liu2021, each op on what the quantized model so far gives it",
-        search=OutputSearch(ranking=RankHinge(), sequential=True),
+        search=OutputSearch(ranking=RankingLoss(), sequential=True),
     ),
     "liu2021-module": replace(
         LIU2021,

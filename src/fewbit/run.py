@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewbit.capture import capture, load_model
+from fewbit.core.values import Checks, Graph, Plan
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.equalize import replaced
 from fewbit.errors import BadFile
@@ -25,13 +26,12 @@ from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
 from fewbit.realize import load_plan
 from fewbit.recipes import DEFAULT
-from fewbit.types import Checks, Graph, Plan
 from fewbit.verify import compare
 
 EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
 CHECKED = 8  # images on which codes are compared
-THIS_MACHINE = "this machine"  # the site of the refusal of a plan for another processor
-STANDS_IN = "the runtime"  # the site of the refusal of a plan whose runtime is not here
+THIS_MACHINE = "this machine"  # the site of the fallback of a plan for another processor
+STANDS_IN = "the runtime"  # the site of the fallback of a plan whose runtime is not here
 MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # by which a finished folder is known
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
 
@@ -129,7 +129,7 @@ class Run:
 
 def stands_in(plan: Plan) -> bool:
     """Whether the plan is for a runtime that cannot run here, and another one computes its file as written."""
-    return any(refusal.site == STANDS_IN for refusal in plan.refusals)
+    return any(fallback.site == STANDS_IN for fallback in plan.fallbacks)
 
 
 def check_codes(graph: Graph, plan: Plan, folder: Path, sample: Tensor, optimised: bool, progress: Progress) -> Checks:

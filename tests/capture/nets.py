@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import graph_module, one_tensor
-from fewbit.types import Graph
+from fewbit.core.values import Graph
 
 
 def randomize(net: nn.Module, size: tuple[int, int, int], seed: int = 0) -> nn.Module:

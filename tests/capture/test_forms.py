@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from capture.nets import count, opened
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, same, tokens
 from fewbit.capture import normalize
-from fewbit.capture.forms import drop_writes, writes_through_views
+from fewbit.capture.canonicalize import drop_writes, writes_through_views
 
 W = torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(5))
 B = torch.randn(7, generator=torch.Generator().manual_seed(6))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capture.nets import count, graph_of, images, opened, randomize
 from fewbit.capture import normalize
-from fewbit.capture.rewrite import calls, constant
+from fewbit.capture.fx import calls, constant
 
 SIZE = (3, 8, 8)
 TOKENS, WIDTH = 16, 12
@@ -137,10 +137,10 @@ def test_a_counter_that_starts_below_the_bound_still_masks():
 # batch norm
 
 
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("qparams", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, affine):
-    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, affine=affine))
+def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, qparams):
+    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, qparams=qparams))
     assert count(same(net)) == {"conv2d": 1}
 
 

@@ -64,7 +64,7 @@ def test_kinds_of_convolution_follow_groups():
     )
     graph = graph_of(net)
     assert [op.kind for op in graph.ops] == ["conv", "depthwise", "conv"]
-    assert [op.terms for op in graph.ops] == [27, 9, 3]
+    assert [op.reduction_size for op in graph.ops] == [27, 9, 3]
     assert [op.macs for op in graph.ops] == [64 * 6 * 27, 36 * 6 * 9, 36 * 6 * 3]
 
 

@@ -10,9 +10,9 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
-from fewbit.choose.scales.aciq import AnalyticClip, clipping_factor
-from fewbit.choose.scales.ranges import MinMax, Samples
-from fewbit.grid import Grid, fake
+from fewbit.choose.aciq import AnalyticClip, clipping_factor
+from fewbit.choose.ranges import MinMax, Samples
+from fewbit.core.grid import Grid, fake
 
 U4 = Grid(4, signed=False, symmetric=False)
 
@@ -72,9 +72,9 @@ def test_a_heavy_tail_is_clipped_and_the_error_is_smaller_for_it(prior):
 
 def test_what_a_relu_leaves_is_clipped_at_the_one_sided_factor_of_its_positive_values():
     x = torch.from_numpy(np.random.default_rng(2).laplace(size=200_000)).float().clamp_min(0) * 3
-    affine = AnalyticClip()(row(x), U4)
-    assert affine.zero == 0
-    assert affine.scale.item() * 15 == pytest.approx(3 * clipping_factor("laplace", 4, True), rel=0.02)
+    qparams = AnalyticClip()(row(x), U4)
+    assert qparams.zero == 0
+    assert qparams.scale.item() * 15 == pytest.approx(3 * clipping_factor("laplace", 4, True), rel=0.02)
 
 
 def test_a_range_is_never_wider_than_what_was_seen():

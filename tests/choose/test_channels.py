@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.fx import constant
 from fewbit.choose import parse_bits
-from fewbit.choose.bits.channels import ChannelBits, shares
+from fewbit.choose.aciq import AnalyticClip
+from fewbit.choose.channel_bits import ChannelBits, shares
 from fewbit.choose.correct import WeightMean
-from fewbit.choose.scales.aciq import AnalyticClip
-from fewbit.choose.scales.ranges import MinMax, Samples, ranged
+from fewbit.choose.ranges import MinMax, Samples, ranged
+from fewbit.core.grid import Grid, QParams, codes, fake, values
 from fewbit.errors import FewbitError
+from fewbit.execute.samples import channel_samples
+from fewbit.execute.simulate import simulate
 from fewbit.files import pack
-from fewbit.grid import Affine, Grid, codes, fake, values
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
-from fewbit.replay import channel_samples
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
 
@@ -73,12 +73,12 @@ def test_channels_of_a_grid_are_rounded_each_on_its_own_grid():
     x = drawn(2, 4, 5, 5) * 3
     widths = (0, 2, 5, 8)
     grid = Grid(8, signed=False, symmetric=False, axis=1, widths=widths)
-    affine = Affine(torch.tensor([1.0, 0.9, 0.1, 0.02]), torch.tensor([0, 1, 12, 100], dtype=torch.int32))
-    whole, rounded = codes(x, affine, grid), fake(x, affine, grid)
+    qparams = QParams(torch.tensor([1.0, 0.9, 0.1, 0.02]), torch.tensor([0, 1, 12, 100], dtype=torch.int32))
+    whole, rounded = codes(x, qparams, grid), fake(x, qparams, grid)
     assert (whole[:, 0] == 0).all()
     assert (rounded[:, 0] == 0).all()
     for c in (1, 2, 3):
-        alone, one = Grid(widths[c], signed=False, symmetric=False), Affine(affine.scale[c], affine.zero[c])
+        alone, one = Grid(widths[c], signed=False, symmetric=False), QParams(qparams.scale[c], qparams.zero[c])
         assert torch.equal(whole[:, c], codes(x[:, c], one, alone))
         assert torch.equal(rounded[:, c], fake(x[:, c], one, alone))
         assert whole[:, c].max() == 2 ** widths[c] - 1
@@ -100,7 +100,7 @@ def test_a_channel_is_sampled_at_the_places_of_each_image(conv_net, vit):
     for net, site, axis in ((conv_net, "stem:output", 1), (vit, "blocks.0.fc1:input", 2)):
         found = channel_samples(net.graph, net.images.split(5), {site: axis}, places=10_000)[site]
         seen: list[torch.Tensor] = []
-        from fewbit.observe.observe import Watcher
+        from fewbit.execute.watch import Watcher
 
         Watcher(net.graph, lambda _, v, seen=seen: seen.append(v), {net.graph.site(site).tensor: [site]}).run(net.images)
         whole = seen[0].movedim(axis, 0).flatten(1)
@@ -143,13 +143,13 @@ def test_the_bias_holds_what_the_offset_of_the_weight_would_add(request, name, v
     for op in (net.graph.op(n) for n in net.rows):
         rows, w = net.rows[op.name].rows.flatten(0, 1), weight_of(net, op.name)
         choice = plan.choices[op.operands["weight"]]
-        q = values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+        q = values(choice.codes.to(torch.int32), choice.qparams, choice.grid).flatten(1)
         assert torch.equal(choice.codes, plain.choices[choice.site].codes)
         exact = q + (w.mean(1) - q.mean(1))[:, None]  # the paper's weight, which no integer kernel can hold
         groups = rows.shape[1] // w.shape[1]
         paper, ours = (F.conv1d(rows[..., None], m[..., None], groups=groups)[..., 0].mean(0) for m in (exact, q))
         bias = constant_bias(net, op)
-        step = plan.choices[op.operands["input"]].affine.scale * choice.affine.scale  # where a kernel adds in int32
+        step = plan.choices[op.operands["input"]].qparams.scale * choice.qparams.scale  # where a kernel adds in int32
         within = (0.5 * step if op.operands.get("output", "") in plan.choices else 0) + 2e-4
         assert ((ours + plan.biases[op.name] - paper - bias).abs() <= within).all()
         moved = max(moved, (ours - paper).abs().max().item())
@@ -183,7 +183,7 @@ def test_codes_agree_with_the_runtime_with_widths_of_channels(request, ort_targe
     by_channel = target == "ort-x86-channel"
     assert ("weight" in widths) == (bits in ("4", "w4a8"))
     assert bool(set(widths) - {"weight"}) == (by_channel and bits in ("4", "w8a4"))
-    refused = [r for r in plan.refusals if r.asked == "a width for each channel"]
+    refused = [r for r in plan.fallbacks if r.requested == "a width for each channel"]
     assert bool(refused) == (bits in ("4", "w8a4") and (not by_channel or name == "vit"))
 
 
@@ -211,7 +211,7 @@ def test_the_packed_plan_has_the_bits_of_each_channel_and_comes_back(capture_net
     for site, choice in plan.choices.items():
         other = back.choices[site]
         assert other.grid == choice.grid
-        assert other.affine == choice.affine
+        assert other.qparams == choice.qparams
         assert (other.codes is None) == (choice.codes is None)
         assert choice.codes is None or torch.equal(other.codes, choice.codes)
     with torch.no_grad():
@@ -239,10 +239,10 @@ def test_clipping_and_widths_of_channels_each_bring_the_outputs_nearer(capture_n
     torch.manual_seed(0)
     net = capture_net(Spread())
     from fewbit.choose import choose
-    from fewbit.target.legal import legal
+    from fewbit.target.allowed import allowed
 
     target = load_target("ort-x86-channel")
-    channels = channel_samples(net.graph, net.images.split(8), legal(net.graph, target).channel_axes)
+    channels = channel_samples(net.graph, net.images.split(8), allowed(net.graph, target).channel_axes)
     with torch.no_grad():
         exact = net.module(net.images)
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.fx import constant
 from fewbit.choose import Bits, choose, parse_bits
 from fewbit.choose.weights import pairs_are_safe
+from fewbit.core.grid import Grid
 from fewbit.errors import BadValues, FewbitError, UnknownName
-from fewbit.grid import Grid
 from fewbit.realize import realize
 from fewbit.recipes import RECIPES
 from fewbit.target import Target, load_target
@@ -56,7 +56,7 @@ def test_a_plan_chooses_for_each_site_that_an_integer_op_reads_and_for_no_other(
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_op_is_in_integers_or_refused_or_joins_what_is_float(net, target):
     plan = net.plan(target)
-    refused = {refusal.site for refusal in plan.refusals if refusal.given == "float"}
+    refused = {fallback.site for fallback in plan.fallbacks if fallback.actual == "float"}
     for op in net.graph.ops:
         assert (op.name in plan.integer_ops) + (op.name in refused) + (op.macs == 0 and op.name not in plan.integer_ops) == 1
 
@@ -98,10 +98,10 @@ def test_what_a_target_runs_faster_in_float_is_refused_with_its_share_and_taken_
         return choose(vit.graph, vit.stats, slow_attention(name), RECIPES["minmax"], **options)
 
     assert plan().integer_ops == LINEARS
-    shares = {r.site: r.macs_share for r in plan().refusals if r.given == "float"}
+    shares = {r.site: r.macs_share for r in plan().fallbacks if r.actual == "float"}
     macs = 3 * 4 * 16 * 16 + 16 * 16 * (48 + 16 + 32 + 32) + 16 * 4 + 2 * (16 * 16 * 16)
     assert shares == {name: pytest.approx(16 * 16 * 16 / macs) for name in ("blocks.0.qk", "blocks.0.pv")}
-    assert {r.why for r in plan().refusals} >= {"slow"}
+    assert {r.why for r in plan().fallbacks} >= {"slow"}
     assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan(everything=True).integer_ops)
 
 
@@ -110,13 +110,13 @@ def test_softmax_is_pinned_at_one_in_256(vit, target):
     plan = vit.plan(target, "mse")
     assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan.integer_ops)
     probs = plan.choices["blocks.0.pv:probs"]
-    assert (probs.affine.scale.item(), probs.affine.zero.item(), probs.method) == (1 / 256, 0, "fixed")
+    assert (probs.qparams.scale.item(), probs.qparams.zero.item(), probs.method) == (1 / 256, 0, "fixed")
     assert (probs.grid.low, probs.grid.high) == (0, 255)
 
 
 def test_softmax_of_fewer_bits_keeps_its_range(vit):
     probs = vit.plan("ort-x86-vnni", everything=True, bits=Bits(6, 6)).choices["blocks.0.pv:probs"]
-    assert (probs.affine.scale.item(), probs.grid.high) == (1 / 64, 63)
+    assert (probs.qparams.scale.item(), probs.grid.high) == (1 / 64, 63)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_softmax_of_fewer_bits_keeps_its_range(vit):
 def test_openvino_has_no_zero_point_on_either_side_of_a_product_of_activations(vit, recipe):
     plan = vit.plan("openvino-x86", recipe, everything=True)
     for operand in ("qk:query", "qk:key", "pv:probs", "pv:value"):
-        assert plan.choices[f"blocks.0.{operand}"].affine.zero == 0
+        assert plan.choices[f"blocks.0.{operand}"].qparams.zero == 0
 
 
 class SelfProduct(nn.Module):
@@ -147,8 +147,8 @@ def test_a_product_is_refused_where_its_operand_has_a_grid_that_it_cannot_read(c
     for name in plan.integer_ops:
         op = net.graph.op(name)
         if op.kind == "matmul":
-            assert all(plan.choices[site].affine.zero == 0 for site in op.operands.values())
-    refused = {r.site: r.why for r in plan.refusals}
+            assert all(plan.choices[site].qparams.zero == 0 for site in op.operands.values())
+    refused = {r.site: r.why for r in plan.fallbacks}
     first = net.graph.op("pv").operands["value"]
     assert refused == {"pv": f"openvino-x86 has no grid for {first} that all of its readers take"}
 
@@ -159,7 +159,7 @@ def test_keep_float_leaves_the_op_float_and_says_so(vit, pattern):
     assert "blocks.0.fc1" not in plan.integer_ops
     assert "blocks.0.fc2" in plan.integer_ops
     assert not {"blocks.0.fc1:input", "blocks.0.fc1:weight"} & set(plan.choices)
-    why = {r.site: r.why for r in plan.refusals}
+    why = {r.site: r.why for r in plan.fallbacks}
     assert "on request" in why["blocks.0.fc1"]
     assert plan.exemptions == (pattern,)
 
@@ -221,9 +221,9 @@ def test_without_vnni_weights_keep_8_bits_only_where_no_two_products_saturate(ca
     bits = {name: plan.choices[f"{name}:weight"].grid.bits for name in ("alone", "full")}
     assert bits == {"alone": 8, "full": 7}
     assert plan.choices["full:weight"].codes.abs().max() == 63
-    (refusal,) = plan.refusals
-    assert (refusal.site, refusal.asked, refusal.given) == ("full:weight", "8 bits", "7 bits")
-    assert refusal.macs_share == 0.5
+    (fallback,) = plan.fallbacks
+    assert (fallback.site, fallback.requested, fallback.actual) == ("full:weight", "8 bits", "7 bits")
+    assert fallback.macs_share == 0.5
     assert {c.grid.bits for c in net.plan("ort-x86-vnni").choices.values() if c.role == "weight"} == {8}
 
 
@@ -255,18 +255,18 @@ def test_biases_are_counted_in_steps_of_input_times_weight(conv_net):
     assert {c.site for c in biases} == {"stem:bias", "depth:bias", "a:bias"}
     for choice in biases:
         op = conv_net.graph.op(choice.site.split(":")[0])
-        steps = [plan.choices[op.operands[operand]].affine.scale.double() for operand in ("input", "weight")]
+        steps = [plan.choices[op.operands[operand]].qparams.scale.double() for operand in ("input", "weight")]
         expected = (tensor_of(conv_net, choice.site).double() / (steps[0] * steps[1])).numpy()
         # the product of the two steps is rounded to float32
         assert np.abs(choice.codes.numpy() - expected).max() <= 0.5 + np.abs(expected).max() * 2.0**-23
         assert choice.codes.dtype == torch.int32
-        assert not choice.affine.zero.any()
+        assert not choice.qparams.zero.any()
 
 
 def test_a_tensor_that_only_moves_codes_takes_the_step_of_their_owner(conv_net):
     plan = conv_net.plan("ort-x86-vnni", "mse")
     pooled, read = plan.choices["avgpool:output"], plan.choices["head:input"]
-    assert read.affine == pooled.affine
+    assert read.qparams == pooled.qparams
     assert read.why == "elements of avgpool:output"
 
 
@@ -281,9 +281,9 @@ def test_the_same_choice_twice_is_the_same_plan(net):
     a, b = (net.plan("ort-x86-avx2", "mse") for _ in range(2))
     assert list(a.choices) == list(b.choices)
     for name, choice in a.choices.items():
-        assert choice.affine == b.choices[name].affine
+        assert choice.qparams == b.choices[name].qparams
         assert choice.codes is None or torch.equal(choice.codes, b.choices[name].codes)
-    assert a.refusals == b.refusals
+    assert a.fallbacks == b.fallbacks
 
 
 @pytest.mark.parametrize(("text", "bits"), [("8", Bits(8, 8)), (6, Bits(6, 6)), (" W4A8 ", Bits(4, 8)), ("w2a3", Bits(2, 3))])
@@ -351,4 +351,4 @@ def test_the_step_of_a_softmax_is_searched_where_the_recipe_asks_and_the_target_
         probs = next(c for c in plan.choices.values() if c.role == "probs")
         assert (probs.method != "fixed") == free
         if free:
-            assert float(probs.affine.scale) * 15 <= vit.stats.sites[probs.site].high * 1.001
+            assert float(probs.qparams.scale) * 15 <= vit.stats.sites[probs.site].high * 1.001

@@ -11,9 +11,9 @@ import torch
 
 from fewbit.choose import choose, parse_bits
 from fewbit.choose.objectives import Cosine
-from fewbit.choose.scales.ranges import EntropyRange, MinMax, Samples
-from fewbit.choose.scales.search import OutputSearch, Product, Range
-from fewbit.grid import Affine, Grid, codes, fake
+from fewbit.choose.output_search import OutputSearch, Product, Range
+from fewbit.choose.ranges import EntropyRange, MinMax, Samples
+from fewbit.core.grid import Grid, QParams, codes, fake
 from fewbit.realize import realize
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.target import load_target
@@ -112,8 +112,8 @@ def test_candidates_are_linear_in_the_inverse_of_the_step():
 
 @pytest.mark.parametrize("grid", [X, Grid(7, narrow=True), Grid(8)])
 def test_the_range_of_a_step_has_that_step(grid):
-    affine = Affine(torch.tensor(0.037), torch.tensor(5 if not grid.symmetric else 0, dtype=torch.int32))
-    assert Range.of(affine, grid).affine(torch.tensor(1.0)) == affine
+    qparams = QParams(torch.tensor(0.037), torch.tensor(5 if not grid.symmetric else 0, dtype=torch.int32))
+    assert Range.of(qparams, grid).qparams(torch.tensor(1.0)) == qparams
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -123,7 +123,7 @@ def test_both_sides_in_turn_are_no_worse_than_one_alone(seed):
         side: dataclasses.replace(EASY, sides=side)([product(w, x)], Range(x.min(), x.max(), X), X)
         for side in ("both", "weights", "inputs")
     }
-    assert found["weights"].input == Range(x.min(), x.max(), X).affine(torch.tensor(1.0))
+    assert found["weights"].input == Range(x.min(), x.max(), X).qparams(torch.tensor(1.0))
     assert found["inputs"].weights[0] == product(w, x).first
     assert found["both"].after >= found["weights"].after > found["weights"].before
     assert found["inputs"].after > found["inputs"].before
@@ -133,7 +133,7 @@ def test_both_sides_in_turn_are_no_worse_than_one_alone(seed):
 
 def test_a_search_of_inputs_begins_at_the_weights_that_are_given():
     x, w = drawn(4, 30, 16) ** 3, drawn(8, 16, seed=9) ** 3
-    start = product(w, x).range.affine(torch.full((8,), 0.6))
+    start = product(w, x).range.qparams(torch.full((8,), 0.6))
     given = dataclasses.replace(product(w, x), start=start)
     found = dataclasses.replace(EASY, sides="inputs")([given], Range(x.min(), x.max(), X), X)
     assert found.weights[0] == start
@@ -169,7 +169,7 @@ def test_the_second_pass_keeps_the_weights_of_the_first_and_widens_inputs_only(c
         )
         for recipe in (Recipe(one.activations, one.weights), dataclasses.replace(one, then=None), one)
     ]
-    start, first, second = ({name: c.affine.scale for name, c in p.choices.items()} for p in plans)
+    start, first, second = ({name: c.qparams.scale for name, c in p.choices.items()} for p in plans)
     weights = [name for name in start if name.endswith("weight")]
     inputs = [name for name in start if not name.endswith(("weight", "bias"))]
     assert all(torch.equal(first[w], second[w]) and bool((first[w] >= start[w] * (1 - 1e-6)).all()) for w in weights)

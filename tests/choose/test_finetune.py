@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from conftest import Captured
-from fewbit.choose import Bits, Lot, choose, finetune
+from fewbit.choose import Bits, LabelledImages, choose, finetune
 from fewbit.choose.distill import Distill, Straight, cropped
 from fewbit.choose.finetune import Student
+from fewbit.core.grid import Grid, QParams, fake
+from fewbit.core.values import Plan
 from fewbit.errors import BadImages, BadValues
-from fewbit.grid import Affine, Grid, fake
+from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
-from fewbit.simulate import simulate
 from fewbit.target import load_target
-from fewbit.types import Plan
 from fewbit.verify import compare
 
 W4 = Bits(4, 4)
@@ -31,7 +31,7 @@ def recipe(tune: Distill = QUICK) -> Recipe:
 
 
 def tuned(net: Captured, tune: Distill = QUICK, target: str = "ort-x86-vnni", **options: object) -> Plan:
-    lots = {"real": Lot(net.images), "made": None, **options}
+    lots = {"real": LabelledImages(net.images), "made": None, **options}
     return finetune(net.graph, net.stats, load_target(target), recipe(tune), lots["real"], lots["made"], bits=W4)
 
 
@@ -47,9 +47,9 @@ def kl(net: Captured, plan: Plan) -> float:
 
 def test_rounding_is_that_of_the_grid_and_its_gradient_that_of_a_clamp() -> None:
     x = torch.tensor([-3.0, -1.0, -0.26, 0.24, 0.9, 1.7, 1.76, 5.0], requires_grad=True)
-    affine, grid = Affine(torch.tensor(0.5), torch.tensor(1, dtype=torch.int32)), Grid(3)
-    found = Straight.apply(x, affine, grid)
-    assert torch.equal(found, fake(x.detach(), affine, grid))
+    qparams, grid = QParams(torch.tensor(0.5), torch.tensor(1, dtype=torch.int32)), Grid(3)
+    found = Straight.apply(x, qparams, grid)
+    assert torch.equal(found, fake(x.detach(), qparams, grid))
     found.sum().backward()
     low, high = (grid.low - 1 - 0.5) * 0.5, (grid.high - 1 + 0.5) * 0.5
     inside = (x.detach() >= low) & (x.detach() <= high)
@@ -59,8 +59,8 @@ def test_rounding_is_that_of_the_grid_and_its_gradient_that_of_a_clamp() -> None
 
 def test_channels_of_a_weight_are_clipped_each_at_its_own_end() -> None:
     x = torch.tensor([[1.0, 3.0], [1.0, 3.0]], requires_grad=True)
-    affine = Affine(torch.tensor([0.5, 1.5]), torch.zeros(2, dtype=torch.int32))
-    Straight.apply(x, affine, Grid(3, axis=0)).sum().backward()
+    qparams = QParams(torch.tensor([0.5, 1.5]), torch.zeros(2, dtype=torch.int32))
+    Straight.apply(x, qparams, Grid(3, axis=0)).sum().backward()
     assert x.grad.tolist() == [[1, 0], [1, 1]]  # the ends are at 1.75 and 5.25
 
 
@@ -75,7 +75,7 @@ def test_the_student_before_training_is_the_simulation(name: str, request: pytes
 def test_no_steps_leave_the_plan_as_it_was(conv_net: Captured) -> None:
     found, start = tuned(conv_net, replace(QUICK, iterations=0)), plain(conv_net)
     for site, choice in start.choices.items():
-        assert found.choices[site].affine == choice.affine
+        assert found.choices[site].qparams == choice.qparams
         if choice.codes is not None:
             assert torch.equal(found.choices[site].codes, choice.codes)
 
@@ -121,13 +121,16 @@ def test_a_tuned_plan_has_the_runtimes_codes(conv_net: Captured, ort_target: str
 
 
 def test_real_and_synthetic_images_are_both_drawn_and_counted(conv_net: Captured) -> None:
-    spoilt = Lot(torch.full((3, *conv_net.images.shape[1:]), float("nan")))
-    for lots in ({"made": spoilt}, {"real": spoilt, "made": Lot(conv_net.images)}):  # one of them is in every batch
+    spoilt = LabelledImages(torch.full((3, *conv_net.images.shape[1:]), float("nan")))
+    for lots in ({"made": spoilt}, {"real": spoilt, "made": LabelledImages(conv_net.images)}):  # one of them is in every batch
         with pytest.raises(BadValues, match="diverged: its loss is nan at step 1 of 2"):
             tuned(conv_net, replace(QUICK, iterations=2), **lots)
-    record = tuned(conv_net, replace(QUICK, iterations=1), made=Lot(conv_net.images[:3])).extra["tuned"]
+    record = tuned(conv_net, replace(QUICK, iterations=1), made=LabelledImages(conv_net.images[:3])).extra["tuned"]
     assert (record["real"], record["synthetic"]) == (16, 3)
-    assert tuned(conv_net, replace(QUICK, iterations=1), real=None, made=Lot(conv_net.images)).extra["tuned"]["real"] == 0
+    assert (
+        tuned(conv_net, replace(QUICK, iterations=1), real=None, made=LabelledImages(conv_net.images)).extra["tuned"]["real"]
+        == 0
+    )
 
 
 def test_labels_are_needed_where_they_are_asked_for_and_images_always(conv_net: Captured) -> None:
@@ -137,7 +140,7 @@ def test_labels_are_needed_where_they_are_asked_for_and_images_always(conv_net: 
         tuned(conv_net, real=None)
     labels = conv_net.graph.module(conv_net.images).argmax(1)
     by_answer, by_label = (
-        tuned(conv_net, replace(QUICK, iterations=2, ce=1.0, loss=loss), real=Lot(conv_net.images, labels))
+        tuned(conv_net, replace(QUICK, iterations=2, ce=1.0, loss=loss), real=LabelledImages(conv_net.images, labels))
         for loss in ("kl", "labels")
     )
     for site, choice in by_answer.choices.items():  # these labels are the model's answers

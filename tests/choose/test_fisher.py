@@ -8,7 +8,7 @@ import torch
 
 from fewbit.choose import choose, parse_bits
 from fewbit.choose.fisher import weighted_samples
-from fewbit.choose.scales.ranges import MseRange
+from fewbit.choose.ranges import MseRange
 from fewbit.recipes import Recipe
 from fewbit.target import load_target
 
@@ -49,6 +49,6 @@ def test_a_recipe_with_gradients_has_ranges_of_its_own_and_gradients_stay_out_of
         choose(vit.graph, vit.stats, target, replace(recipe, gradients=g), bits=parse_bits(4), images=vit.images.split(8))
         for g in (False, True)
     ]
-    scales = [[float(c.affine.scale) for c in plan.choices.values() if c.role == "input"] for plan in plans]
+    scales = [[float(c.qparams.scale) for c in plan.choices.values() if c.role == "input"] for plan in plans]
     assert scales[0] != scales[1]
     assert all(p.grad is None for p in vit.graph.module.parameters())

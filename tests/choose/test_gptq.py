@@ -9,13 +9,13 @@ import torch
 
 from fewbit.choose import choose, parse_bits
 from fewbit.choose.correct import LayerOutput
+from fewbit.choose.gptq import Gptq, factor, gain
 from fewbit.choose.layers import joined
 from fewbit.choose.moments import Moments
-from fewbit.choose.rounding.gptq import Gptq, factor, gain
-from fewbit.grid import Affine, Grid, affine_from_range, codes, values
-from fewbit.overlay import Overlay
+from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
+from fewbit.execute.overlay import Overlay
+from fewbit.execute.samples import op_rows
 from fewbit.recipes import RECIPES
-from fewbit.replay import op_rows
 from fewbit.target import load_target
 
 GRID = Grid(3, narrow=True, axis=0)
@@ -33,9 +33,9 @@ def moments(read: torch.Tensor, exact: torch.Tensor | None = None, groups: int =
     return Moments.of([(read, read if exact is None else exact, None)], groups, outputs)
 
 
-def weight(o: int = 5, c: int = 12) -> tuple[torch.Tensor, Affine]:
+def weight(o: int = 5, c: int = 12) -> tuple[torch.Tensor, QParams]:
     w = torch.randn(o, c, generator=torch.Generator().manual_seed(3))
-    return w, affine_from_range(w.amin(1), w.amax(1), GRID)
+    return w, qparams_from_range(w.amin(1), w.amax(1), GRID)
 
 
 def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
@@ -73,38 +73,38 @@ def test_a_matrix_of_nothing_but_rounding_gets_the_diagonal_it_takes():
 @pytest.mark.parametrize("sweeps", [0, 3])
 @pytest.mark.parametrize("order", [False, True])
 def test_without_correlation_every_weight_goes_to_the_nearest_code(sweeps, order):
-    w, affine = weight()
+    w, qparams = weight()
     diagonal = torch.diag(torch.linspace(0.5, 4, 12, dtype=torch.float64))[None]
     plain = moments(rows()).centred()
     apart = Moments(1, plain.read, plain.exact, diagonal, diagonal, plain.drift, plain.drift_read)
-    q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).solve(w, affine, GRID, apart, ZERO)
-    assert torch.equal(q, codes(w, affine, GRID))
-    assert torch.equal(step.scale, affine.scale)
+    q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).solve(w, qparams, GRID, apart, ZERO)
+    assert torch.equal(q, codes(w, qparams, GRID))
+    assert torch.equal(step.scale, qparams.scale)
 
 
 def test_groups_are_solved_each_on_its_own_part():
     w, _ = weight(6, 4)
-    affine = affine_from_range(w.amin(1), w.amax(1), GRID)
+    qparams = qparams_from_range(w.amin(1), w.amax(1), GRID)
     x = rows(c=12)
-    whole, _ = Gptq(ridges=()).solve(w, affine, GRID, moments(x, groups=3, outputs=6).centred(), ZERO)
+    whole, _ = Gptq(ridges=()).solve(w, qparams, GRID, moments(x, groups=3, outputs=6).centred(), ZERO)
     for g in range(3):
-        part = Affine(affine.scale[2 * g : 2 * g + 2], affine.zero[2 * g : 2 * g + 2])
+        part = QParams(qparams.scale[2 * g : 2 * g + 2], qparams.zero[2 * g : 2 * g + 2])
         alone = moments(x[:, 4 * g : 4 * g + 4], outputs=2).centred()
         found, _ = Gptq(ridges=()).solve(w[2 * g : 2 * g + 2], part, GRID, alone, ZERO)
         assert torch.equal(whole[2 * g : 2 * g + 2], found)
 
 
-def error_on(x: torch.Tensor, w: torch.Tensor, q: torch.Tensor, affine: Affine) -> float:
-    lost = (x - x.mean(0)) @ (values(q, affine, GRID) - w).T
+def error_on(x: torch.Tensor, w: torch.Tensor, q: torch.Tensor, qparams: QParams) -> float:
+    lost = (x - x.mean(0)) @ (values(q, qparams, GRID) - w).T
     return float(lost.square().sum())
 
 
 def test_with_correlation_each_part_lowers_the_error_of_the_output():
-    x, (w, affine) = rows(), weight()
+    x, (w, qparams) = rows(), weight()
     seen = moments(x).centred()
-    errors = [error_on(x, w, codes(w, affine, GRID), affine)]
+    errors = [error_on(x, w, codes(w, qparams, GRID), qparams)]
     for method in (PLAIN, Gptq(ridges=(), shares=(1.0,)), Gptq(ridges=())):
-        errors.append(error_on(x, w, *method.solve(w, affine, GRID, seen, ZERO)))
+        errors.append(error_on(x, w, *method.solve(w, qparams, GRID, seen, ZERO)))
     assert errors == sorted(errors, reverse=True)
     assert errors[1] < 0.7 * errors[0]
     assert errors[3] < errors[1]
@@ -113,23 +113,23 @@ def test_with_correlation_each_part_lowers_the_error_of_the_output():
 def test_coordinate_descent_ends_where_no_single_code_can_move_and_near_the_best_of_all():
     x = rows(c=3, mix=2.0)
     w, _ = weight(4, 3)
-    affine = affine_from_range(w.amin(1), w.amax(1), GRID)
+    qparams = qparams_from_range(w.amin(1), w.amax(1), GRID)
     seen = moments(x, outputs=4).centred()
-    q, _ = Gptq(ridges=(), shares=(1.0,), sweeps=20).solve(w, affine, GRID, seen, ZERO)
+    q, _ = Gptq(ridges=(), shares=(1.0,), sweeps=20).solve(w, qparams, GRID, seen, ZERO)
     wanted = seen.through(w.double())
     span = range(GRID.low, GRID.high + 1)
     every = torch.tensor(list(itertools.product(span, span, span)))
-    all_errors = torch.stack([seen.error(wanted, every[i].expand(4, 3) * affine.scale[:, None]) for i in range(len(every))])
+    all_errors = torch.stack([seen.error(wanted, every[i].expand(4, 3) * qparams.scale[:, None]) for i in range(len(every))])
     exact = (wanted * w).sum(1)
-    best, own = all_errors.amin(0) + exact, seen.error(wanted, values(q, affine, GRID)) + exact
-    nearest = seen.error(wanted, values(codes(w, affine, GRID), affine, GRID)) + exact
+    best, own = all_errors.amin(0) + exact, seen.error(wanted, values(q, qparams, GRID)) + exact
+    nearest = seen.error(wanted, values(codes(w, qparams, GRID), qparams, GRID)) + exact
     assert bool((own >= best - 1e-6).all())
     assert bool((own <= nearest + 1e-6).all())
     assert int(((own - best).abs() < 1e-6).sum()) >= 3
     for j, step in itertools.product(range(3), (-1, 1)):
         moved = q.clone()
         moved[:, j] = (moved[:, j] + step).clamp(GRID.low, GRID.high)
-        assert bool((seen.error(wanted, values(moved, affine, GRID)) + exact >= own - 1e-5).all())
+        assert bool((seen.error(wanted, values(moved, qparams, GRID)) + exact >= own - 1e-5).all())
 
 
 def test_ridge_goes_to_least_squares_and_is_off_where_both_models_read_the_same():
@@ -197,5 +197,7 @@ def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeyp
     monkeypatch.setattr("fewbit.choose.layers.MEMORY", memory)
     images = conv_net.images.split(2)  # of 16, 4 batches are always taken
     plan = choose(conv_net.graph, conv_net.stats, load_target("ort-x86-vnni"), RECIPES["fast"], images=images)
-    assert [r.given for r in plan.refusals if r.site == "calibration images"] == left
-    assert [r.asked for r in plan.refusals if r.site == "calibration images"] == ["16 for the codes of weights"] * len(left)
+    assert [r.actual for r in plan.fallbacks if r.site == "calibration images"] == left
+    assert [r.requested for r in plan.fallbacks if r.site == "calibration images"] == ["16 for the codes of weights"] * len(
+        left
+    )

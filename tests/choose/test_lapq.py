@@ -17,24 +17,24 @@ from torch.nn import functional as F
 from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, choose, lapq
 from fewbit.choose.choose import choosing
-from fewbit.choose.joint import JointSearch, descend, parabola, parse_time, thinned
-from fewbit.choose.lapq import Model
+from fewbit.choose.joint_search import Model
 from fewbit.choose.loss import Measure, Walk
-from fewbit.choose.scales.ranges import MinMax, MseRange
+from fewbit.choose.powell import JointSearch, descend, parabola, parse_time, thinned
+from fewbit.choose.ranges import MinMax, MseRange
+from fewbit.core.grid import codes, of_bias, qparams_from_range
 from fewbit.data.images import Preprocess
 from fewbit.demo import model as demo
 from fewbit.errors import BadImages, FewbitError
+from fewbit.execute.overlay import Overlay
+from fewbit.execute.samples import channel_samples
+from fewbit.execute.simulate import simulate
 from fewbit.files import Journal
-from fewbit.grid import affine_from_range, codes, of_bias
-from fewbit.overlay import Overlay
 from fewbit.pipeline import open_both, with_joint
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
-from fewbit.replay import channel_samples
 from fewbit.run import Request
-from fewbit.simulate import simulate
 from fewbit.target import load_target
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
 
 VNNI, AVX2 = load_target("ort-x86-vnni"), load_target("ort-x86-avx2")
@@ -67,7 +67,7 @@ def same(loss):
 
 def numbers(plan):
     """A plan without its records."""
-    return {name: (c.grid, c.affine, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+    return {name: (c.grid, c.qparams, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
 
 
 # the search of numbers ----------------------------------------------------------------------------------------------
@@ -309,22 +309,22 @@ def test_codes_are_the_weights_rounded_at_the_new_steps_and_biases_follow(net, t
     model = a_model(net, target)
     x = next(point for point in points(model, 50) if np.isfinite(model(point)))
     plan, start = model.plan(x), model.plan(0 * x)
-    moved = {c.role for c in plan.choices.values() if c.affine != start.choices[c.site].affine}
+    moved = {c.role for c in plan.choices.values() if c.qparams != start.choices[c.site].qparams}
     assert {"weight", "input"} <= moved
     for op in (net.graph.op(name) for name in plan.integer_ops):
         if "weight" not in op.operands:
             continue
         weight, read = plan.choices[op.operands["weight"]], plan.choices[op.operands["input"]]
         w = tensor_of(net.graph, net.graph.site(weight.site))
-        assert torch.equal(weight.codes.int(), codes(w, weight.affine, weight.grid))
+        assert torch.equal(weight.codes.int(), codes(w, weight.qparams, weight.grid))
         if op.operands.get("bias") in plan.choices:
             bias = plan.choices[op.operands["bias"]]
             b = tensor_of(net.graph, net.graph.site(bias.site))
-            assert bias.affine == of_bias(read.affine, weight.affine, len(b))
-            assert torch.equal(bias.codes.int(), codes(b, bias.affine, bias.grid))
+            assert bias.qparams == of_bias(read.qparams, weight.qparams, len(b))
+            assert torch.equal(bias.codes.int(), codes(b, bias.qparams, bias.grid))
     for choice in plan.choices.values():
         if choice.why.startswith("elements of "):
-            assert choice.affine == plan.choices[choice.why.removeprefix("elements of ")].affine
+            assert choice.qparams == plan.choices[choice.why.removeprefix("elements of ")].qparams
 
 
 class Pooled(nn.Module):
@@ -354,14 +354,14 @@ def test_what_has_the_elements_of_another_moves_with_it(pooled):
         assert model(x) == same(kl(pooled, model.plan(x), 4))
         for name in followers:
             owner = model.work.choices[model.work.choices[name].why.removeprefix("elements of ")]
-            assert model.work.choices[name].affine == owner.affine
+            assert model.work.choices[name].qparams == owner.qparams
 
 
 class Wide:
     """Twice the range: codes so small that any two products are safe."""
 
     def __call__(self, samples, grid):
-        return affine_from_range(2 * samples.low, 2 * samples.high, grid)
+        return qparams_from_range(2 * samples.low, 2 * samples.high, grid)
 
 
 def test_codes_that_are_not_safe_are_infinitely_bad_and_leave_the_model_as_it_was(vit):
@@ -393,16 +393,16 @@ def test_the_runtime_has_the_codes_of_the_plan(request, name, tmp_path, ort_targ
 
 def test_steps_of_channels_share_a_factor(conv_net):
     target = load_target("ort-x86-channel")
-    channels = channel_samples(conv_net.graph, conv_net.images.split(8), legal(conv_net.graph, target).channel_axes)
+    channels = channel_samples(conv_net.graph, conv_net.images.split(8), allowed(conv_net.graph, target).channel_axes)
     found = {}
     for name, joint in (("start", dataclasses.replace(QUICK.joint, points=0, sweeps=0)), ("end", QUICK.joint)):
         recipe = dataclasses.replace(QUICK, joint=dataclasses.replace(joint, points=0))
         found[name] = searched(conv_net, recipe, target=target, channels=channels)
     assert found["end"].extra["joint"]["best"] < found["start"].extra["joint"]["best"]
     for site, choice in found["end"].choices.items():
-        ratio = choice.affine.scale / found["start"].choices[site].affine.scale
+        ratio = choice.qparams.scale / found["start"].choices[site].qparams.scale
         assert torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4)
-    assert any(c.affine.scale.ndim and c.role != "weight" for c in found["end"].choices.values())
+    assert any(c.qparams.scale.ndim and c.role != "weight" for c in found["end"].choices.values())
 
 
 def test_a_start_without_norms_is_the_recipes_own(conv_net):

@@ -11,17 +11,17 @@ from torch import nn
 from torch.fx import Interpreter
 from torch.nn import functional as F
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.fx import constant
 from fewbit.capture.units import units
 from fewbit.choose import choose, parse_bits
+from fewbit.choose.module_search import ModuleSearch
 from fewbit.choose.objectives import Pearson, flipped
-from fewbit.choose.scales.module import ModuleSearch
+from fewbit.core.grid import fake, values
 from fewbit.errors import BadFile
-from fewbit.grid import fake, values
-from fewbit.overlay import Overlay
+from fewbit.execute.overlay import Overlay
+from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 from oracles.search import dense
@@ -44,12 +44,12 @@ def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Float and quantized outputs (images, tokens, c_out) of an op on the samples, biases of graph and plan included."""
     op, rows = net.graph.op(name), net.rows[name].rows
     read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
-    w = values(weight.codes.to(torch.int32), weight.affine, weight.grid).flatten(1)
+    w = values(weight.codes.to(torch.int32), weight.qparams, weight.grid).flatten(1)
     bias = tensor_of(net, op.operands["bias"]) if "bias" in op.operands else torch.zeros(len(w))
     stored = plan.choices.get(op.operands.get("bias", ""))
-    new = plan.biases.get(name, bias) if stored is None else values(stored.codes, stored.affine, stored.grid)
+    new = plan.biases.get(name, bias) if stored is None else values(stored.codes, stored.qparams, stored.grid)
     exact = F.linear(rows, dense(tensor_of(net, op.operands["weight"]).flatten(1), rows.shape[-1]), bias)
-    return exact, F.linear(fake(rows, read.affine, read.grid), dense(w, rows.shape[-1]), new)
+    return exact, F.linear(fake(rows, read.qparams, read.grid), dense(w, rows.shape[-1]), new)
 
 
 @pytest.mark.parametrize("recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LIU])
@@ -95,7 +95,7 @@ def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target
         for plan in (before, after):
             exact, quantized = outputs(net, plan, name)
             errors.append((quantized - exact).mean((0, 1)).abs())
-        step = after.choices[op.operands["input"]].affine.scale * after.choices[op.operands["weight"]].affine.scale
+        step = after.choices[op.operands["input"]].qparams.scale * after.choices[op.operands["weight"]].qparams.scale
         integer = op.operands.get("output", "") in after.choices
         assert (errors[1] <= (0.5 * step if integer else 0) + 1e-5).all()
         assert errors[0].max() > 1e-3
@@ -116,8 +116,8 @@ def test_queries_and_keys_keep_more_of_the_order_with_ranking(vit):
             read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
             bias, w = tensor_of(vit, op.operands["bias"]), tensor_of(vit, op.operands["weight"])
             exact = attention.scores(F.linear(attention.x, w, bias)[None])[0]
-            q = values(weight.codes.to(torch.int32), weight.affine, weight.grid)
-            found = attention.scores(F.linear(fake(attention.x, read.affine, read.grid), q, bias)[None])[0]
+            q = values(weight.codes.to(torch.int32), weight.qparams, weight.grid)
+            found = attention.scores(F.linear(fake(attention.x, read.qparams, read.grid), q, bias)[None])[0]
             a, b = ((m[:, pairs[0]] - m[:, pairs[1]]).sign() for m in (exact, found))
             share += (a != b).float().mean().item()
         shares.append(share)
@@ -186,7 +186,7 @@ def test_sequential_convolutions_read_what_the_quantized_model_gives_them(conv_n
     plan = conv_net.plan("openvino-x86", "liu2021-sequential", bits=BITS)
     op = conv_net.graph.op("a")
     before, after = (values_of(m, conv_net.images, {op.node}) for m in (conv_net.graph.module, simulate(conv_net.graph, plan)))
-    step = plan.choices[op.operands["input"]].affine.scale * plan.choices[op.operands["weight"]].affine.scale
+    step = plan.choices[op.operands["input"]].qparams.scale * plan.choices[op.operands["weight"]].qparams.scale
     error = (after[op.node] - before[op.node]).mean((0, 2, 3)).abs()
     assert (error <= step / 2 + 1e-4).all()
 
@@ -240,9 +240,9 @@ def test_the_flips_of_each_head_are_counted_with_ranking_and_without(vit):
                 return (y * scale).view(4, 16, 2, 8).transpose(1, 2)
 
             exact.append(heads(F.linear(x, w, bias)))
-            q = values(weight.codes.to(torch.int32), weight.affine, weight.grid)
-            y = heads(F.linear(fake(x, read.affine, read.grid), q, bias))
-            operands.append(fake(y, out.affine, out.grid))
+            q = values(weight.codes.to(torch.int32), weight.qparams, weight.grid)
+            y = heads(F.linear(fake(x, read.qparams, read.grid), q, bias))
+            operands.append(fake(y, out.qparams, out.grid))
         found = flipped(exact[0] @ exact[1].transpose(-2, -1), operands[0] @ operands[1].transpose(-2, -1))
         assert [row[name] for row in rows] == pytest.approx(found.tolist(), abs=0.002)
     assert any(row["with"] != row["without"] for row in rows)
@@ -265,8 +265,8 @@ def test_a_site_with_the_elements_of_another_follows_it_when_modules_are_searche
     recipe, target = Recipe(module=ModuleSearch(low=0.3, candidates=20)), load_target(ort_target)
     plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits(3), images=net.images.split(8))
     plain = net.plan(ort_target, "minmax", bits=parse_bits(3))
-    owner = plan.choices["a:output"].affine
-    assert owner != plain.choices["a:output"].affine
-    assert plan.choices["c:input"].affine == owner
+    owner = plan.choices["a:output"].qparams
+    assert owner != plain.choices["a:output"].qparams
+    assert plan.choices["c:input"].qparams == owner
     realize(net.graph, plan, tmp_path / "model.onnx", opset=target.opset)
     assert compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]]).wrong == ()

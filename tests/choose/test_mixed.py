@@ -18,15 +18,15 @@ from torch.nn import functional as F
 
 from fewbit.capture.units import units
 from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
-from fewbit.choose.bits.allocate import frontier
-from fewbit.choose.bits.sensitivity import NuclearNorm, OutputKL
-from fewbit.choose.bits.widths import read_bits
+from fewbit.choose.frontier import frontier
+from fewbit.choose.sensitivity import NuclearNorm, OutputKL
+from fewbit.core.bits import read_bits
 from fewbit.errors import FewbitError
-from fewbit.overlay import Overlay, Stream, between
+from fewbit.execute.overlay import Overlay, Stream, between
+from fewbit.execute.simulate import simulate
 from fewbit.pipeline import check_bits
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
@@ -41,7 +41,7 @@ def net(request):
 
 def everything(plan):
     """A plan without the records that choose adds."""
-    return {name: (c.grid, c.affine, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+    return {name: (c.grid, c.qparams, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
 
 
 # units --------------------------------------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ def test_the_record_has_the_frontier_with_the_point_that_was_taken(vit):
 def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
     found, _ = mixed_plan(vit, "ort-x86-vnni", "mixed:8.0")
     assert {row["bits"] for row in found.record["units"]} <= {6, 7, 8}
-    assert {r.site for r in found.refusals} == {u.name for u in units(vit.graph)}
-    assert all("no integers wider than 8 bits" in r.why and r.asked.startswith("9, 10") for r in found.refusals)
+    assert {r.site for r in found.fallbacks} == {u.name for u in units(vit.graph)}
+    assert all("no integers wider than 8 bits" in r.why and r.requested.startswith("9, 10") for r in found.fallbacks)
     with pytest.raises(FewbitError, match="no integers wider than 8 bits for patch"):
         mixed_plan(vit, "ort-x86-vnni", "mixed:10:9,10")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewbit.choose.objectives import Cosine, Pearson, RankHinge, SquaredError
+from fewbit.choose.objectives import Cosine, Pearson, RankingLoss, SquaredError
 from oracles.objectives import hinge_of_all_pairs
 
 
@@ -58,8 +58,8 @@ def test_squared_error_is_relative_to_each_image_and_sees_scale_and_shift():
 
 def test_an_unchanged_map_has_no_hinge_at_margin_0_and_one_at_a_wide_margin():
     exact = drawn(6, 20)
-    assert RankHinge(theta=0.0)(exact, exact[None]) == 0
-    assert RankHinge(theta=10.0)(exact, exact[None]) > 5
+    assert RankingLoss(theta=0.0)(exact, exact[None]) == 0
+    assert RankingLoss(theta=10.0)(exact, exact[None]) > 5
 
 
 def test_the_hinge_grows_when_two_keys_are_swapped():
@@ -68,7 +68,7 @@ def test_the_hinge_grows_when_two_keys_are_swapped():
     first, last = exact[0].argmax(), exact[0].argmin()
     swapped[0, first], swapped[0, last] = exact[0, last], exact[0, first]
     for theta in (0.0, 0.2):
-        before, after = RankHinge(theta, pairs=1000)(exact, torch.stack([exact, swapped]))
+        before, after = RankingLoss(theta, pairs=1000)(exact, torch.stack([exact, swapped]))
         assert after > before + 0.01
 
 
@@ -76,17 +76,17 @@ def test_the_hinge_grows_when_two_keys_are_swapped():
 def test_with_all_pairs_the_hinge_is_that_of_a_loop(theta):
     exact, quantized = drawn(5, 7), drawn(3, 5, 7, seed=1)
     exact[2, 3] = exact[2, 5]  # a tie
-    found = RankHinge(theta, pairs=21)(exact, quantized)
+    found = RankingLoss(theta, pairs=21)(exact, quantized)
     assert found.tolist() == pytest.approx([hinge_of_all_pairs(exact, q, theta) for q in quantized], rel=1e-5)
 
 
 def test_sampled_pairs_come_near_to_all_pairs_and_are_the_same_for_every_candidate():
     exact, quantized = drawn(200, 30), drawn(200, 30) + 0.5 * drawn(200, 30, seed=1)
-    twice = RankHinge()(exact, torch.stack([quantized, quantized]))
+    twice = RankingLoss()(exact, torch.stack([quantized, quantized]))
     assert twice[0] == twice[1]
     assert twice[0].item() == pytest.approx(hinge_of_all_pairs(exact, quantized, 0.2), rel=0.05)
-    assert RankHinge(seed=1)(exact, quantized[None]) != twice[0]
+    assert RankingLoss(seed=1)(exact, quantized[None]) != twice[0]
 
 
 def test_a_row_of_ties_costs_nothing():
-    assert RankHinge()(torch.ones(2, 9), drawn(1, 2, 9)) == 0
+    assert RankingLoss()(torch.ones(2, 9), drawn(1, 2, 9)) == 0

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewbit.choose.scales.ranges import MinMax, MseRange, Percentile, Samples
-from fewbit.grid import Affine, Grid, fake
+from fewbit.choose.ranges import MinMax, MseRange, Percentile, Samples
+from fewbit.core.grid import Grid, QParams, fake
 from fewbit.observe import Histogram
 
 U8, S8 = Grid(8, signed=False, symmetric=False), Grid(8, narrow=True)
@@ -26,8 +26,8 @@ def row(x: torch.Tensor) -> Samples:
     return Samples.of_weight(x, Grid(8))
 
 
-def error(x: torch.Tensor, a: Affine, grid: Grid, p: float = 2) -> float:
-    return float((fake(x, Affine(a.scale.reshape(()), a.zero.reshape(())), grid) - x).double().abs().pow(p).mean())
+def error(x: torch.Tensor, a: QParams, grid: Grid, p: float = 2) -> float:
+    return float((fake(x, QParams(a.scale.reshape(()), a.zero.reshape(())), grid) - x).double().abs().pow(p).mean())
 
 
 def brute_force(x: torch.Tensor, grid: Grid, p: float = 2, steps: int = 91) -> float:
@@ -142,7 +142,7 @@ def test_rows_that_fill_more_than_one_piece_of_the_cache_are_all_there(monkeypat
     w = torch.randn(7, 300, generator=torch.Generator().manual_seed(0))
     grid = Grid(4, axis=0)
     whole = MseRange()(Samples.of_weight(w, grid), grid)
-    monkeypatch.setattr("fewbit.choose.scales.ranges.CACHE", 600)
+    monkeypatch.setattr("fewbit.choose.ranges.CACHE", 600)
     assert MseRange()(Samples.of_weight(w, grid), grid) == whole
 
 

@@ -13,20 +13,20 @@ from fewbit.choose import Bits, choose, reconstruct
 from fewbit.choose.blocks import parts
 from fewbit.choose.choose import choosing
 from fewbit.choose.learn import Learner
-from fewbit.choose.rebuild import Walk
-from fewbit.choose.rounding.reconstruct import GAMMA, ZETA, Reconstruct, h, h_inverse, rounding_loss, soft_fake
-from fewbit.choose.scales.ranges import MinMax, MseRange
+from fewbit.choose.ranges import MinMax, MseRange
+from fewbit.choose.reconstruct import Walk
+from fewbit.choose.soft_codes import GAMMA, ZETA, Reconstruct, h, h_inverse, rounding_loss, soft_fake
 from fewbit.choose.weights import finite, overflowing, pairs_are_safe
+from fewbit.core.grid import Grid, QParams, codes, fake, qparams_from_range
 from fewbit.errors import BadImages, FewbitError
 from fewbit.files import Journal
-from fewbit.grid import Affine, Grid, affine_from_range, codes, fake
 from fewbit.observe import observe
 from fewbit.pipeline import with_joint
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.report.tables import rebuilt
 from fewbit.target import load_target
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
 
 VNNI = load_target("ort-x86-vnni")
@@ -52,7 +52,7 @@ def started(net, target=VNNI, **options):
 
 
 def numbers(plan):
-    return {name: (c.grid, c.affine, None if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+    return {name: (c.grid, c.qparams, None if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
 
 
 def walk_of(net, settings, target=VNNI, everything=True):
@@ -87,26 +87,26 @@ def test_beta_falls_behind_the_warm_up():
 @pytest.mark.parametrize("moved", [0, 1])
 def test_without_a_step_the_codes_are_those_of_the_start(rounding, moved):
     grid, w = Grid(4, narrow=True, axis=0), torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
-    affine = affine_from_range(w.amin(1) * 0.8, w.amax(1) * 0.8, grid)  # some are clipped
-    start = codes(w, affine, grid)
+    qparams = qparams_from_range(w.amin(1) * 0.8, w.amax(1) * 0.8, grid)  # some are clipped
+    start = codes(w, qparams, grid)
     start = (start + moved * torch.randint(-1, 2, w.shape, generator=torch.Generator().manual_seed(2))).clamp(
         grid.low, grid.high
     )
-    soft = Reconstruct(rounding=rounding).open(w, start.int(), affine, grid)
+    soft = Reconstruct(rounding=rounding).open(w, start.int(), qparams, grid)
     assert torch.equal(soft.codes(), start.int())
     if rounding == "sigmoid" and not moved:  # the weight itself, where it is not clipped
-        inside = (w / affine.scale[:, None]).abs() < grid.high
-        near = (soft.real() - w).abs() <= 2e-3 * affine.scale[:, None]
+        inside = (w / qparams.scale[:, None]).abs() < grid.high
+        near = (soft.real() - w).abs() <= 2e-3 * qparams.scale[:, None]
         assert near[inside].all()
 
 
 def test_a_soft_activation_is_the_hard_one_with_the_gradient_of_lsq():
     grid = Grid(3, signed=False, symmetric=False)
-    affine = Affine(torch.tensor(0.5), torch.tensor(2, dtype=torch.int32))
+    qparams = QParams(torch.tensor(0.5), torch.tensor(2, dtype=torch.int32))
     x = torch.tensor([-3.0, -0.6, 0.2, 1.3, 9.0], requires_grad=True)
-    step = affine.scale.clone().requires_grad_()
-    y = soft_fake(x, step, affine.zero, grid)
-    torch.testing.assert_close(y.detach(), fake(x.detach(), affine, grid))
+    step = qparams.scale.clone().requires_grad_()
+    y = soft_fake(x, step, qparams.zero, grid)
+    torch.testing.assert_close(y.detach(), fake(x.detach(), qparams, grid))
     y.sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     inside = [round(v / 0.5) - v / 0.5 for v in (-0.6, 0.2, 1.3)]  # Esser et al. 2020, equation 3
@@ -140,8 +140,8 @@ def test_a_small_layer_gets_the_best_of_all_roundings(capture_net, seed):
     assert learner.learn(walk.fit, None, lambda: 0.0, torch.Generator().manual_seed(0)) == 400
     (name,) = (site.name for site in net.graph.sites if site.role == "weight")
     choice, read = work.choices[name], work.choices[net.graph.ops[0].operands["input"]]
-    seen = fake(x.mean((2, 3)), read.affine, read.grid)[walk.fit]
-    w, scale = finite(net.graph, net.graph.site(name)), choice.affine.scale
+    seen = fake(x.mean((2, 3)), read.qparams, read.grid)[walk.fit]
+    w, scale = finite(net.graph, net.graph.site(name)), choice.qparams.scale
     found = learner.codes()[name].float()
     for row in range(2):
         below = (w[row] / scale[row]).floor()
@@ -167,7 +167,7 @@ def test_with_drop_1_a_unit_reads_floats_and_with_0_the_quantized_model(net):
             given = {node: count * 8 for node, count in lesson.counts.items()}
             y = learner._output(rows).detach()
             if drop:
-                plain = type(walk.exact.overlay)(net.graph, walk.work.legal.integer_ops)
+                plain = type(walk.exact.overlay)(net.graph, walk.work.allowed.integer_ops)
                 weights = {net.graph.op(op).operands["weight"] for op in part.ops}
                 for choice in walk.work.choices.values():
                     if choice.site in weights:
@@ -184,7 +184,7 @@ def test_with_drop_1_a_unit_reads_floats_and_with_0_the_quantized_model(net):
 
 
 def test_the_units_of_a_transformer_and_of_a_residual_network(vit, conv_net, mixed_net):
-    integer = legal(vit.graph, VNNI).integer_ops
+    integer = allowed(vit.graph, VNNI).integer_ops
     found = parts(vit.graph, integer, "unit")
     assert [op for part in found for op in part.ops] == [
         op.name for op in vit.graph.ops if op.name in integer and "weight" in op.operands
@@ -193,10 +193,10 @@ def test_the_units_of_a_transformer_and_of_a_residual_network(vit, conv_net, mix
     assert both
     assert all("add" in part.output.name and len(part.reads) == 1 for part in both)
     for other, inside in ((conv_net, {"a", "b"}), (mixed_net, None)):
-        blocks = parts(other.graph, legal(other.graph, VNNI).integer_ops, "unit")
+        blocks = parts(other.graph, allowed(other.graph, VNNI).integer_ops, "unit")
         joined = [set(part.ops) for part in blocks if len(part.ops) > 1]
         assert joined == [inside] if inside else len(joined) == 1
-        alone = parts(other.graph, legal(other.graph, VNNI).integer_ops, "op")
+        alone = parts(other.graph, allowed(other.graph, VNNI).integer_ops, "op")
         assert all(len(part.ops) == 1 for part in alone)
 
 
@@ -260,7 +260,7 @@ def test_codes_may_stay(vit):
     assert kept
     for name, choice in plan.choices.items():
         assert choice.role != "weight" or torch.equal(choice.codes, before.choices[name].codes)
-    assert any(c.affine != before.choices[n].affine for n, c in plan.choices.items() if c.role not in ("weight", "bias"))
+    assert any(c.qparams != before.choices[n].qparams for n, c in plan.choices.items() if c.role not in ("weight", "bias"))
 
 
 def test_without_time_nothing_is_learnt(net):
@@ -300,11 +300,11 @@ def test_integers_stay_safe_in_narrow_accumulators(vit, target, bits):
     net, spec = vit, load_target(target)
     plan = learnt(net, dataclasses.replace(SHORT, rate=0.03), target=spec, bits=Bits(bits, bits))
     assert any(row["kept"] for row in plan.extra["rebuilt"]["units"])
-    answer = legal(net.graph, spec, weight_bits=8, activation_bits=8)
+    answer = allowed(net.graph, spec, weight_bits=8, activation_bits=8)
     assert not overflowing(net.graph, plan.choices, plan.biases, answer)
     for op in net.graph.ops:
         if op.name in plan.integer_ops and "weight" in op.operands:
-            weight, slot = plan.choices[op.operands["weight"]], answer.slots[op.operands["weight"]]
+            weight, slot = plan.choices[op.operands["weight"]], answer.sites[op.operands["weight"]]
             assert int(weight.codes.int().abs().max()) <= weight.grid.largest
             if slot.pair_bits is not None and weight.grid != slot.grids[-1]:
                 assert pairs_are_safe(weight.codes, plan.choices[op.operands["input"]].grid, slot.pair_bits)

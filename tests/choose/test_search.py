@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from fewbit.choose.correct import OutputBias
-from fewbit.choose.objectives import Pearson, RankHinge
-from fewbit.choose.scales.search import OutputSearch, Pair, Product, Range
-from fewbit.grid import Grid, fake
-from fewbit.replay import Attention, PairSample
+from fewbit.choose.objectives import Pearson, RankingLoss
+from fewbit.choose.output_search import OutputSearch, Pair, Product, Range
+from fewbit.core.grid import Grid, fake
+from fewbit.execute.samples import Attention, PairSample
 from oracles.search import coordinate_ascent
 
 X, W = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
@@ -40,8 +40,8 @@ def test_the_steps_are_those_of_a_loop_over_the_whole_table(seed):
     found = search([product(w, x)], seen(x), X)
     weight, read, score = coordinate_ascent(x.numpy(), w.numpy(), (0, 15), (-7, 7), search.factors.numpy())
     assert found.after == pytest.approx(score, abs=2e-6)
-    assert found.input == seen(x).affine(torch.tensor(read))
-    assert torch.equal(found.weights[0].scale, product(w, x).range.affine(torch.full((4,), weight)).scale)
+    assert found.input == seen(x).qparams(torch.tensor(read))
+    assert torch.equal(found.weights[0].scale, product(w, x).range.qparams(torch.full((4,), weight)).scale)
 
 
 @pytest.mark.parametrize("grid", [W, Grid(3, narrow=True)])
@@ -66,7 +66,7 @@ def test_a_start_that_is_the_best_of_all_stays():
 def test_each_channel_can_have_a_factor_of_its_own():
     x, w = drawn(4, 30, 16), drawn(6, 16, seed=1) ** 3
     one, each = (OutputSearch(per_channel=p)([product(w, x)], seen(x), X) for p in (False, True))
-    shares = each.weights[0].scale / product(w, x).range.affine(torch.ones(6)).scale
+    shares = each.weights[0].scale / product(w, x).range.qparams(torch.ones(6)).scale
     assert len(shares.unique()) > 1
     assert each.after >= one.before
 
@@ -84,7 +84,7 @@ def test_ops_that_read_one_tensor_get_one_input_step_and_weights_of_their_own():
 
 def test_an_input_step_that_is_given_stays():
     x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
-    given = seen(x).affine(torch.tensor(0.7))
+    given = seen(x).qparams(torch.tensor(0.7))
     assert OutputSearch()([product(w, x)], given, X).input == given
 
 
@@ -117,14 +117,14 @@ def test_ranking_keeps_more_pairs_of_keys_in_order_where_similarity_looks_elsewh
         x, w, attention = projection(seed)
         p = product(w, x, grid, attention)
         a = OutputSearch()([p], seen(x), X)
-        b = OutputSearch(ranking=RankHinge(pairs=100), gamma=1.0)([p], seen(x), X)
+        b = OutputSearch(ranking=RankingLoss(pairs=100), gamma=1.0)([p], seen(x), X)
         without, ranked = without + flips(w, attention, a, grid), ranked + flips(w, attention, b, grid)
     assert ranked < without - 0.02
 
 
 def test_ranking_of_an_op_without_scores_is_similarity():
     x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
-    a, b = (OutputSearch(ranking=r)([product(w, x)], seen(x), X) for r in (None, RankHinge()))
+    a, b = (OutputSearch(ranking=r)([product(w, x)], seen(x), X) for r in (None, RankingLoss()))
     assert dataclasses.astuple(a)[2:] == dataclasses.astuple(b)[2:]
     assert a.input == b.input
 
@@ -150,9 +150,9 @@ def test_an_operand_of_a_product_has_the_step_that_no_other_candidate_beats():
 
     best = score(*found)
     for f in search.factors:
-        assert score(seen(left).affine(f), found[1]) <= best + 2e-6
-        assert score(found[0], seen(right, pair.right).affine(f)) <= best + 2e-6
-    start = [r.affine(torch.tensor(1.0)) for r in (seen(left), seen(right, pair.right))]
+        assert score(seen(left).qparams(f), found[1]) <= best + 2e-6
+        assert score(found[0], seen(right, pair.right).qparams(f)) <= best + 2e-6
+    start = [r.qparams(torch.tensor(1.0)) for r in (seen(left), seen(right, pair.right))]
     assert best > score(*start) + 1e-4
     assert search.pair(pair, start[0], seen(right, pair.right))[0] == start[0]
 
@@ -160,7 +160,7 @@ def test_an_operand_of_a_product_has_the_step_that_no_other_candidate_beats():
 def test_the_scores_of_a_pair_are_ranked_where_ranking_is_asked_for():
     left, right = drawn(2, 2, 9, 8) ** 3, drawn(2, 2, 8, 12, seed=50) ** 3
     pair = Pair(PairSample(left, right, 0.35, torch.arange(9)), Grid(3), Grid(3), True)
-    hinge, exact = RankHinge(pairs=100), (left @ right * 0.35).flatten(0, -2)
+    hinge, exact = RankingLoss(pairs=100), (left @ right * 0.35).flatten(0, -2)
     found = []
     for ranking in (None, hinge):
         a, b = OutputSearch(ranking=ranking, gamma=3.0).pair(pair, seen(left, Grid(3)), seen(right, Grid(3)))

@@ -276,8 +276,8 @@ def test_a_limit_is_spread_evenly_over_classes_that_differ_in_size(tmp_path: Pat
     assert images.labels is not None
     assert sorted(Counter(images.labels.tolist()).values()) == [2, 3, 4]
     assert Counter(images.labels.tolist())[1] == 2
-    everyone = open_images(tmp_path, TINY).names
-    assert list(images.names) == [name for name in everyone if name in images.names]
+    all_readers = open_images(tmp_path, TINY).names
+    assert list(images.names) == [name for name in all_readers if name in images.names]
     assert "9 of 17 at random (seed 1)" in images.source
 
 

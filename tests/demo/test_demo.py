@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bench.train_demo import MODELS, Cycle, normalized, pixels
 from torch import nn
 
 from fewbit.capture import capture, load_model
 from fewbit.demo import cnn, model
-from fewbit.demo.train import MODELS, Cycle, normalized, pixels
 
 
 @pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86), (cnn.mobilenet, 82)])

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fewbit.core.grid import Grid
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced, pairs
 from fewbit.equalize.equalize import same_function
 from fewbit.equalize.migrate import migrated, scales
 from fewbit.equalize.structure import heads, norms
-from fewbit.grid import Grid
 from fewbit.observe import observe
 from fewbit.target import load_target
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 
 ACTIVATION, WEIGHT = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
 
 
 def grids(net, bits: int = 4) -> dict[str, Grid]:
-    return legal(net.graph, load_target("ort-x86-vnni"), weight_bits=bits, activation_bits=bits, everything=True).grids
+    return allowed(net.graph, load_target("ort-x86-vnni"), weight_bits=bits, activation_bits=bits, everything=True).grids
 
 
 def uneven(module: nn.Module) -> nn.Module:

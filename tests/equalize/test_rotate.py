@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.fx import constant
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.equalize import same_function
 from fewbit.equalize.rotate import can_rotate, fixing_ones, orthogonal, residual, rotated, rotated_heads
 from fewbit.observe.outliers import outliers
 from fewbit.target import load_target
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_an_outlier_channel_is_spread(net):
 
 def test_equalize_rotates_first_and_says_so(net, conv_net):
     def grids(given):
-        return legal(given.graph, load_target("ort-x86-vnni"), weight_bits=4, activation_bits=4, everything=True).grids
+        return allowed(given.graph, load_target("ort-x86-vnni"), weight_bits=4, activation_bits=4, everything=True).grids
 
     found = Equalize(rotate=True, rotate_heads=True)(net.graph, net.images.split(8), grids(net))
     assert [(row["op"], row["moved"]) for row in found.record if row["kind"] == "rotation"] == [

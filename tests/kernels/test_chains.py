@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench.kernels.chains import chained, overflows
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fewbit.grid import Grid, safe_terms
-from fewbit.kernels.chains import chained, overflows
+from fewbit.core.grid import Grid, safe_terms
 
 INT7 = Grid(7, narrow=True)
 

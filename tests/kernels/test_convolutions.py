@@ -9,13 +9,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from bench.kernels import direct, winograd
+from bench.kernels.chains import chained, overflows
+from bench.kernels.winograd import AT, BT, CHANNELS, G2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate2d
-
-from fewbit.kernels import direct, winograd
-from fewbit.kernels.chains import chained, overflows
-from fewbit.kernels.winograd import AT, BT, CHANNELS, G2
 
 CODES = {"int7": (-63, 63), "int8": (-128, 127)}
 
@@ -122,6 +121,6 @@ def test_images_that_are_too_small_are_refused():
 
 def test_without_numba_the_import_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "fewbit.kernels")
+    monkeypatch.delitem(sys.modules, "bench.kernels")
     with pytest.raises(ImportError, match=r"fewbit\.kernels .* numba, which is not installed: pip install 'numba>=0\.61'"):
-        importlib.import_module("fewbit.kernels")
+        importlib.import_module("bench.kernels")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fewbit.capture import capture, load_model
+from fewbit.core.values import Graph
 from fewbit.data.images import open_images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.observe import Stats, observe
-from fewbit.observe.enough import Enough, Look, look, range_change
+from fewbit.observe.calibration_check import Enough, Look, look, range_change
 from fewbit.observe.stats import Histogram
 from fewbit.pipeline import preprocess_of
-from fewbit.types import Graph
 
 GOOD = Look(64, 0.05, 0.1, 8.0, 0.0)
 

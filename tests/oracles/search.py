@@ -1,4 +1,4 @@
-"""Slow twin of fewbit.choose.scales.search: the whole table of candidates, one product at a time, in float64."""
+"""Slow twin of fewbit.choose.output_search: the whole table of candidates, one product at a time, in float64."""
 
 from __future__ import annotations
 

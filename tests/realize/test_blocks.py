@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewbit.choose import Bits
-from fewbit.grid import values
+from fewbit.core.grid import values
+from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.target.spec import HERE
 from fewbit.verify.compare import compare, kernels
@@ -70,7 +70,7 @@ def test_the_file_holds_the_codes_and_the_steps_of_the_plan_in_4_bits(made):
         np.testing.assert_array_equal(numpy_helper.to_array(codes).astype(int), choice.codes.t().numpy())
         node = reads[codes.name]
         assert {a.name: a.i for a in node.attribute} == {"axis": 0, "block_size": 32}
-        np.testing.assert_array_equal(numpy_helper.to_array(stored[node.input[1]]), choice.affine.scale.t().numpy())
+        np.testing.assert_array_equal(numpy_helper.to_array(stored[node.input[1]]), choice.qparams.scale.t().numpy())
 
 
 def test_onnx_itself_gives_the_real_numbers_of_the_plan(made, mlp):
@@ -85,7 +85,7 @@ def test_onnx_itself_gives_the_real_numbers_of_the_plan(made, mlp):
     found = ReferenceEvaluator(onnx.helper.make_model(part, opset_imports=model.opset_import)).run(None, {})
     for value, stored in zip(found, names, strict=True):
         choice = plan.choices[stored.replace("__", ":")]
-        np.testing.assert_array_equal(value, values(choice.codes.int(), choice.affine, choice.grid).t().numpy())
+        np.testing.assert_array_equal(value, values(choice.codes.int(), choice.qparams, choice.grid).t().numpy())
 
 
 def test_weights_alone_run_as_matmulnbits_and_as_written_give_the_simulation(made, mlp):
@@ -130,8 +130,8 @@ def test_multiples_run_in_int8_kernels_and_give_the_codes_of_the_simulation(made
     assert checks.kernels["ops"]["MatMulIntegerToFloat"] == 3
     stored = OnnxRuntime(path, optimise=False, outputs=["fc1__weight"]).run(mlp.images.numpy())["fc1__weight"]
     choice = plan.choices["fc1:weight"]
-    step = choice.affine.scale.amax(1) / 16
-    times = (choice.affine.scale / step[:, None]).round().int().repeat_interleave(32, 1)
+    step = choice.qparams.scale.amax(1) / 16
+    times = (choice.qparams.scale / step[:, None]).round().int().repeat_interleave(32, 1)
     assert stored.dtype == np.int8
     np.testing.assert_array_equal(stored, (choice.codes * times).t().numpy())
 
@@ -168,6 +168,6 @@ def test_a_plan_with_blocks_comes_back_from_its_files(made, mlp, target, tmp_pat
     again = load_plan(mlp.graph, tmp_path)
     for name, choice in plan.choices.items():
         other = again.choices[name]
-        assert (other.grid, other.affine) == (choice.grid, choice.affine)
+        assert (other.grid, other.qparams) == (choice.grid, choice.qparams)
         assert choice.codes is None or torch.equal(other.codes.int(), choice.codes.int())
     assert dataclasses.asdict(again)["integer_ops"] == plan.integer_ops

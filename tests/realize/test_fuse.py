@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, choose
+from fewbit.core.values import Graph
 from fewbit.observe import observe
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.fuse import FORMS, fuse
 from fewbit.recipes import recipe_named
 from fewbit.target import load_target
 from fewbit.target.spec import FUSE
-from fewbit.types import Graph
 from fewbit.verify import compare
 from fewbit.verify.runtimes import OnnxRuntime
 

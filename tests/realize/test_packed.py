@@ -13,8 +13,8 @@ from torch import nn
 
 from fewbit.choose import parse_bits
 from fewbit.errors import BadFile
+from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, save_plan
-from fewbit.simulate import simulate
 
 
 def assert_same(a, b):
@@ -159,5 +159,5 @@ def test_plan_json_says_what_people_ask(conv_net, tmp_path):
     rows = {row["site"]: row for row in record["choices"]}
     assert list(rows) == list(plan.choices)
     assert rows["stem:weight"]["bits"] == 4
-    assert rows["stem:input"]["scale"] == plan.choices["stem:input"].affine.scale.item()
-    assert rows["stem:input"]["zero"] == plan.choices["stem:input"].affine.zero.item()
+    assert rows["stem:input"]["scale"] == plan.choices["stem:input"].qparams.scale.item()
+    assert rows["stem:input"]["zero"] == plan.choices["stem:input"].qparams.zero.item()

@@ -195,8 +195,8 @@ def _refusals() -> list[dict[str, Any]]:
     rows = [
         {
             "site": f"blocks.{block}.attn.scores:{role}",
-            "asked": "4 bits",
-            "given": "8 bits",
+            "requested": "4 bits",
+            "actual": "8 bits",
             "why": "ort-x86-vnni has no 4-bit operand for a product of two activations",
             "macs_share": 0.0021,
         }
@@ -208,16 +208,16 @@ def _refusals() -> list[dict[str, Any]]:
         *rows,
         {
             "site": "patch_embed.proj:weight",
-            "asked": "4 bits",
-            "given": "8 bits",
+            "requested": "4 bits",
+            "actual": "8 bits",
             "why": "first layer",
             "macs_share": 0.0137,
         },
         *(
             {
                 "site": f"blocks.{b}.attn.softmax:input",
-                "asked": "8 bits",
-                "given": "float",
+                "requested": "8 bits",
+                "actual": "float",
                 "why": why,
                 "macs_share": 0.0,
             }
@@ -285,7 +285,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
             "warnings": ["Too few calibration images: the ranges of two halves differ by 9 %."],
         },
         "integer_share": 0.9873,
-        "refusals": _refusals(),
+        "fallbacks": _refusals(),
         "seconds": timing,
         "peak_memory_bytes": 1_873_412_096,
     }

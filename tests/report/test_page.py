@@ -230,12 +230,12 @@ def test_answers_that_are_numbers_get_the_names_of_their_classes() -> None:
 
 
 def test_refusals_collapse_and_their_shares_add_up() -> None:
-    refusals = canned()[0]["refusals"]
-    groups = answers.collapsed(refusals)
-    keys = [(group["asked"], group["given"], group["why"]) for group in groups]
-    assert len(keys) == len(set(keys)) == len({(r["asked"], r["given"], r["why"]) for r in refusals}) == 3
-    assert Counter(site for group in groups for site in group["sites"]) == Counter(r["site"] for r in refusals)
-    assert sum(g["macs_share"] for g in groups) == pytest.approx(sum(r["macs_share"] for r in refusals))
+    fallbacks = canned()[0]["fallbacks"]
+    groups = answers.collapsed(fallbacks)
+    keys = [(group["requested"], group["actual"], group["why"]) for group in groups]
+    assert len(keys) == len(set(keys)) == len({(r["requested"], r["actual"], r["why"]) for r in fallbacks}) == 3
+    assert Counter(site for group in groups for site in group["sites"]) == Counter(r["site"] for r in fallbacks)
+    assert sum(g["macs_share"] for g in groups) == pytest.approx(sum(r["macs_share"] for r in fallbacks))
     assert groups[0]["macs_share"] == pytest.approx(24 * 0.0021)
 
 
@@ -253,8 +253,8 @@ def test_what_a_user_wrote_is_shown_and_never_run() -> None:
     report["verify"]["worst_site"] = report["accuracy"]["runtime"] = evil
     report["calibration"].update(source=evil, warnings=[evil])
     report["latency"] = {evil: report["latency"]["onnxruntime"]}
-    for rows in (report["refusals"], tables["sites"], tables["histograms"], tables["attention"], tables["flips"]):
-        for key in {"site", "role", "op", "asked", "given", "why", "grid", "method", "image", "block"} & rows[0].keys():
+    for rows in (report["fallbacks"], tables["sites"], tables["histograms"], tables["attention"], tables["flips"]):
+        for key in {"site", "role", "op", "requested", "actual", "why", "grid", "method", "image", "block"} & rows[0].keys():
             if not (key == "grid" and isinstance(rows[0][key], list)):
                 rows[0][key] = evil
     for key, name in [

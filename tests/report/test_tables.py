@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from fewbit.core.grid import Grid, QParams
+from fewbit.core.values import Choice, Graph, Op, Plan
 from fewbit.errors import BadFile
-from fewbit.grid import Affine, Grid
 from fewbit.observe.outliers import Outliers
 from fewbit.report import tables
-from fewbit.types import Choice, Graph, Op, Plan
 
 MIXED: dict[str, Any] = {
     "mean": 5.0,
@@ -157,7 +157,7 @@ def test_what_was_done_about_an_outlier_is_read_from_the_plan() -> None:
     def chosen(site: str, scale: float, axis: int | None = None) -> Choice:
         steps = torch.full((4,) if axis is not None else (), scale)
         return Choice(
-            site, "input", Grid(8, signed=False, symmetric=False, axis=axis), Affine(steps, torch.zeros_like(steps)), ""
+            site, "input", Grid(8, signed=False, symmetric=False, axis=axis), QParams(steps, torch.zeros_like(steps)), ""
         )
 
     ops = (Op("moved", "linear", "n", {"input": "moved:input"}), Op("off", "linear", "n", {"input": "off:input"}))

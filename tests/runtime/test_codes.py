@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewbit.choose import Bits
-from fewbit.grid import Affine
+from fewbit.core.grid import QParams
 from fewbit.target.spec import HERE
 from fewbit.verify.compare import compare, kernels
 from fewbit.verify.runtimes import runtime_names
@@ -185,7 +185,7 @@ def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, reali
     mine = tmp_path / "mine.toml"
     mine.write_text(text.replace('narrow = true\ngranularity = "channel"', "narrow = true"))
     run = realized(request.getfixturevalue(net), str(mine), recipe="mse", everything=True)
-    assert all(c.affine.scale.ndim == 0 for c in run.plan.choices.values() if c.role == "weight")
+    assert all(c.qparams.scale.ndim == 0 for c in run.plan.choices.values() if c.role == "weight")
     checks = verified(run)
     assert_agree(run, checks)
     assert checks.kernels["found"] == checks.kernels["expected"] == kernels
@@ -202,7 +202,7 @@ def test_openvino_gives_the_output_of_the_simulation(request, realized, openvino
 def test_a_step_changed_by_hand_is_caught_at_its_site_and_nowhere_before(realized_conv_net, site):
     run = realized_conv_net
     choice = run.plan.choices[site]
-    changed = dataclasses.replace(choice, affine=Affine(choice.affine.scale * 1.02, choice.affine.zero))
+    changed = dataclasses.replace(choice, qparams=QParams(choice.qparams.scale * 1.02, choice.qparams.zero))
     plan = dataclasses.replace(run.plan, choices={**run.plan.choices, site: changed})
     checks = compare(run.net.graph, plan, run.path, [run.net.images])
     for table in (checks.off, checks.on):
@@ -212,7 +212,7 @@ def test_a_step_changed_by_hand_is_caught_at_its_site_and_nowhere_before(realize
 def test_a_weight_changed_by_hand_is_caught_at_the_result_of_its_op_and_does_not_spread(realized_conv_net):
     run = realized_conv_net
     choice = run.plan.choices["a:weight"]
-    changed = dataclasses.replace(choice, affine=Affine(choice.affine.scale * 1.1, choice.affine.zero))
+    changed = dataclasses.replace(choice, qparams=QParams(choice.qparams.scale * 1.1, choice.qparams.zero))
     plan = dataclasses.replace(run.plan, choices={**run.plan.choices, "a:weight": changed})
     checks = compare(run.net.graph, plan, run.path, [run.net.images])
     assert [check.site for check in checks.wrong] == ["a:output", "a:output"]
@@ -233,7 +233,7 @@ def test_a_clamp_that_cuts_inside_of_the_codes_stays_and_agrees(capture_net, rea
     net = capture_net(ConvRelu6())
     plan = net.plan("ort-x86-vnni")
     choice = plan.choices["conv:output"]
-    twice = dataclasses.replace(choice, affine=Affine(torch.tensor(12 / 255), torch.tensor(7, dtype=torch.int32)))
+    twice = dataclasses.replace(choice, qparams=QParams(torch.tensor(12 / 255), torch.tensor(7, dtype=torch.int32)))
     wide = dataclasses.replace(plan, choices={**plan.choices, "conv:output": twice})
     monkeypatch.setattr(type(net), "plan", lambda *_, **__: wide)
     run = realized(net)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import choose
+from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.runtimes import OpenVino
 
@@ -44,7 +44,7 @@ def test_products_of_two_activations_run_in_integers_where_the_target_says_so(
     graph = capture(load_model(Attention().eval(), overrides={"input_size": (3, 32, 32)}))
     stats = observe(graph, [torch.randn(8, 3, 32, 32)])
     plan = choose(graph, stats, load_target(target), recipe_named("minmax"), everything=True)
-    zeros = {role: int(c.affine.zero) for c in plan.choices.values() if (role := c.role) in ("query", "key", "value")}
+    zeros = {role: int(c.qparams.zero) for c in plan.choices.values() if (role := c.role) in ("query", "key", "value")}
     assert (set(zeros.values()) == {0}) == integers
     realize(graph, plan, tmp_path / "model.onnx", opset=20)
     nodes = OpenVino(tmp_path / "model.onnx", threads=1).precisions()

@@ -9,10 +9,10 @@ from torch import nn
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import choose
+from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify import compare
 

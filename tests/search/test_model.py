@@ -11,13 +11,13 @@ import torch
 
 from fewbit.choose import choose, parse_bits
 from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.execute.simulate import simulate
 from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
 from fewbit.search.latency import Table, Work, cache_folder, one_op, table
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.search import found
-from fewbit.simulate import simulate
 from fewbit.target import load_target
 from fewbit.verify.runtimes import OnnxRuntime
 
@@ -35,7 +35,7 @@ def model_of(net, edges="weights", target=VNNI):
 
 def numbers(plan):
     """A plan without the records of how it was asked for."""
-    choices = {k: (c.grid, c.affine.scale.tolist(), None if c.codes is None else c.codes.tolist(), c.everyone)
+    choices = {k: (c.grid, c.qparams.scale.tolist(), None if c.codes is None else c.codes.tolist(), c.all_readers)
                for k, c in plan.choices.items()}  # fmt: skip
     return choices, plan.integer_ops, {k: b.tolist() for k, b in plan.biases.items()}
 

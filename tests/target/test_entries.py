@@ -7,14 +7,14 @@ import tomllib
 
 import pytest
 import torch
+from bench.integer_arithmetic import weighted_codes
 from torch import nn
 
 from fewbit.choose import Bits, choose
-from fewbit.grid import Grid
-from fewbit.hardware import weighted_codes
+from fewbit.core.grid import Grid
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target, rule_of
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.target.shapes import sizes
 from fewbit.target.spec import HERE, Target
 from fewbit.target.sums import narrowed_pair
@@ -58,8 +58,8 @@ def test_sizes_are_those_of_the_layers(mixed_net, wide_vit):
     ],
 )
 def test_an_op_of_another_size_stays_float_and_says_so(mixed_net, shape, lost):
-    answer = legal(mixed_net.graph, edited("ort-x86-vnni", shape=shape))
-    refused = {r.site: r.why for r in answer.refusals}
+    answer = allowed(mixed_net.graph, edited("ort-x86-vnni", shape=shape))
+    refused = {r.site: r.why for r in answer.fallbacks}
     assert refused == {name: f"conv on ort-x86-vnni: {why}" for name, why in lost.items()}
     assert not set(lost) & set(answer.integer_ops)
 
@@ -83,20 +83,20 @@ def test_of_several_entries_the_first_that_fits_is_taken(conv_net, mixed_net):
     assert rule is not None
     assert rule.operands["input"] == ("a8",)  # 16 outputs: the second entry
     alone = edited("ort-x86-vnni", first={**FIRST, "shape": {}}, types=X6)
-    six = legal(conv_net.graph, alone, weight_bits=6, activation_bits=6)
-    assert {six.slots[op.operands["input"]].grids[0].bits for op in conv_net.graph.ops if op.kind == "conv"} == {6}
-    eight = legal(conv_net.graph, alone)  # an entry that does not hold eight bits comes after one that does
-    assert {eight.slots[op.operands["input"]].grids[0].bits for op in conv_net.graph.ops if op.kind == "conv"} == {8}
+    six = allowed(conv_net.graph, alone, weight_bits=6, activation_bits=6)
+    assert {six.sites[op.operands["input"]].grids[0].bits for op in conv_net.graph.ops if op.kind == "conv"} == {6}
+    eight = allowed(conv_net.graph, alone)  # an entry that does not hold eight bits comes after one that does
+    assert {eight.sites[op.operands["input"]].grids[0].bits for op in conv_net.graph.ops if op.kind == "conv"} == {8}
 
 
 def test_a_group_has_the_step_of_all_that_was_seen_of_it(mixed_net):
     plan = mixed_net.plan("npu-int16")
-    answer = legal(mixed_net.graph, load_target("npu-int16"))
+    answer = allowed(mixed_net.graph, load_target("npu-int16"))
     joined = next(group for group in answer.shared if "concat:output" in group)
     assert {"stem:output", "maxpool:output", "side:output", "concat:output"} <= set(joined)
     largest = max(max(-mixed_net.stats.sites[n].low, mixed_net.stats.sites[n].high) for n in joined)
     grid = plan.choices["concat:output"].grid
-    assert float(plan.choices["concat:output"].affine.scale) == pytest.approx(largest / grid.high, rel=1e-6)
+    assert float(plan.choices["concat:output"].qparams.scale) == pytest.approx(largest / grid.high, rel=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["minmax", "mse", "easyquant", "liu2021"])
@@ -106,7 +106,7 @@ def test_no_input_overflows_the_accumulator_of_a_plan(net, recipe, request):
     plan, target = net.plan("npu-int16", recipe), load_target("npu-int16")
     weighted = [net.graph.op(name) for name in plan.integer_ops if "weight" in net.graph.op(name).operands]
     assert len(weighted) > 4
-    warned = {r.site for r in plan.refusals if r.given == "sums that may leave them"}
+    warned = {r.site for r in plan.fallbacks if r.actual == "sums that may leave them"}
     for op in weighted:
         weight, read = plan.choices[op.operands["weight"]], plan.choices[op.operands["input"]].grid
         bias = plan.choices.get(op.operands.get("bias", ""))
@@ -157,5 +157,5 @@ def test_a_channel_that_would_overflow_has_a_larger_step(capture_net):
     sums = weight.codes.int().flatten(1).abs().sum(1) * plan.choices["conv:input"].grid.largest + bias.codes.abs()
     assert bool((sums <= 32767).all())
     assert float(sums.max()) > 0.8 * 32767  # and no larger than it has to be
-    real = bias.codes * bias.affine.scale
+    real = bias.codes * bias.qparams.scale
     torch.testing.assert_close(real, torch.full((4,), 20.0), rtol=1e-3, atol=0)

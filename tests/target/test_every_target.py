@@ -16,7 +16,7 @@ from fewbit.errors import FewbitFailed
 from fewbit.pipeline import quantize
 from fewbit.run import THIS_MACHINE, Run
 from fewbit.target import load_target, target_names
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -77,12 +77,12 @@ def made(realized, request):
 @pytest.mark.parametrize("target", [name for name in target_names() if not name.endswith(("-channel", "-wide"))])
 def test_the_plan_is_legal_and_the_file_computes_its_codes(made, net, target):
     run, rules = made(net, target), load_target(target)
-    answer = legal(run.net.graph, rules, everything=True)
+    answer = allowed(run.net.graph, rules, everything=True)
     assert set(run.plan.integer_ops) == set(answer.integer_ops)
     for name, choice in run.plan.choices.items():
-        assert choice.grid in answer.slots[name].grids
+        assert choice.grid in answer.sites[name].grids
     for group in answer.shared:
-        assert len({(run.plan.choices[n].affine.scale.item(), run.plan.choices[n].affine.zero.item()) for n in group}) == 1
+        assert len({(run.plan.choices[n].qparams.scale.item(), run.plan.choices[n].qparams.zero.item()) for n in group}) == 1
     if target != "float":
         assert not compare(run.net.graph, run.plan, run.path, [run.net.images], optimised=False).wrong
 
@@ -90,7 +90,7 @@ def test_the_plan_is_legal_and_the_file_computes_its_codes(made, net, target):
 @pytest.mark.parametrize("net", NETS)
 def test_under_float_the_graph_comes_back_unchanged(made, net):
     run = made(net, "float")
-    assert not run.plan.refusals
+    assert not run.plan.fallbacks
     assert not File(run.path).nodes("QuantizeLinear", "DequantizeLinear")
     assert run.path.read_bytes() == run.float_path.read_bytes()
 
@@ -147,9 +147,9 @@ def test_rules_of_tensorrt(made, net):
 def test_tensorrt_gets_both_products_of_attention_and_no_small_product(made):
     run = made("wide_vit", "tensorrt")
     assert {"blocks.0.qk", "blocks.0.pv"} <= set(run.plan.integer_ops)
-    refused = {refusal.site: refusal.why for refusal in run.plan.refusals}
+    refused = {fallback.site: fallback.why for fallback in run.plan.fallbacks}
     assert refused["head"] == "linear on tensorrt: outputs is 4, the kernel needs at least 16" or "rows" in refused["head"]
-    assert made("mixed_net", "tensorrt").plan.refusals[0].why == "conv on tensorrt: inputs is 3, the kernel needs at least 16"
+    assert made("mixed_net", "tensorrt").plan.fallbacks[0].why == "conv on tensorrt: inputs is 3, the kernel needs at least 16"
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -203,8 +203,8 @@ def test_no_source_names_a_target():
 @pytest.mark.parametrize("target", ["float", "tensorrt"])
 def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
     result = quantize(mixed_net.module, mixed_net.images, target=target, preprocess={"input_size": (3, 8, 8)}, seconds=0.01)
-    stood_in = [refusal for refusal in result.plan.refusals if refusal.asked == "tensorrt"]
-    assert [refusal.given for refusal in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
+    stood_in = [fallback for fallback in result.plan.fallbacks if fallback.requested == "tensorrt"]
+    assert [fallback.actual for fallback in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
     assert not result.checks.wrong
     assert not Run.open(result.export(tmp_path / "run")).verify().on or target == "float"
 
@@ -215,7 +215,7 @@ def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, mo
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     options = {"preprocess": {"input_size": (3, 8, 8)}, "seconds": 0.01}
     result = quantize(mixed_net.module, mixed_net.images, target="ort-x86-avx2", **options)
-    said = [refusal.asked for refusal in result.plan.refusals if refusal.site == THIS_MACHINE]
+    said = [fallback.requested for fallback in result.plan.fallbacks if fallback.site == THIS_MACHINE]
     assert said == ([] if flags else ["x86_64 with avx2"])
     with pytest.raises(FewbitFailed) as failed:
         fail_on_wrong({"codes_wrong": 3, "worst_site": "stem:output"}, result.report)

@@ -6,7 +6,7 @@ import pytest
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.target import detect, load_target, target_names
-from fewbit.target.legal import legal
+from fewbit.target.allowed import allowed
 from fewbit.target.lines import line_of
 from fewbit.target.spec import HERE, Accumulator, Limit, OpRule, Shape, Target, Type
 
@@ -173,9 +173,9 @@ def test_the_example_of_the_documentation_loads_and_is_obeyed(tmp_path, mixed_ne
     path = tmp_path / "my-chip.toml"
     path.write_text(documented(), encoding="utf-8")
     target = load_target(str(path))
-    answer = legal(mixed_net.graph, target)
+    answer = allowed(mixed_net.graph, target)
     assert set(answer.integer_ops) == {"stem", "side", "maxpool", "concat", "widen", "narrow", "add"}
-    assert {r.site: r.why for r in answer.refusals} == {
+    assert {r.site: r.why for r in answer.fallbacks} == {
         "depth": "my-chip has no integer depthwise",
         "head": "linear on my-chip: outputs is 4, the kernel needs a multiple of 8",
     }
@@ -231,7 +231,7 @@ def test_what_does_not_go_together_is_named_with_its_line(tmp_path, old, new, at
 @pytest.mark.parametrize(
     ("old", "new", "at", "says"),
     [
-        ("block = 32\n", "block = 33\n", "block = 33", "types.w4.block: Input should be 0, 16, 32"),
+        ("block = 32\n", "block = 33\n", "block = 33", "types.w4.group_size: Input should be 0, 16, 32"),
         ("block = 32\n", "multiples = 16\n", "[types.w4]", "multiples belongs to a block"),
         ("block = 32\n", "block = 32\nsymmetric = false\n", "[types.w4]", "block belongs to a symmetric type"),
         ("narrow = true", "multiples = 16", "[types.w4]", "16 times 8 is none"),

@@ -18,9 +18,9 @@ from fewbit import quantize
 from fewbit.choose import Bits
 from fewbit.cli import app
 from fewbit.errors import BadFile, FewbitError
+from fewbit.lint import disagreements, lint, truth
 from fewbit.realize import realize
 from fewbit.target import load_target
-from fewbit.verify.lint import disagreements, lint, truth
 from fewbit.verify.runtimes import runtime_names
 
 ORT = load_target("ort-x86-vnni")

@@ -34,7 +34,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from fewbit.capture.forms import writes_through_views
+from fewbit.capture.canonicalize import writes_through_views
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}

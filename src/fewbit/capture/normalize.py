@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.forms import BATCH_NORM, LINEAR, drop_identities, drop_round_trips, drop_writes, fold_constants, one_form
-from fewbit.capture.patches import patches_to_linear
-from fewbit.capture.rewrite import (
+from fewbit.capture.canonicalize import (
+    BATCH_NORM,
+    LINEAR,
+    drop_identities,
+    drop_round_trips,
+    drop_writes,
+    fold_constants,
+    one_form,
+)
+from fewbit.capture.fx import (
     VIEWS,
     add_constant,
     argument,
@@ -30,7 +37,8 @@ from fewbit.capture.rewrite import (
     replace,
     shape_of,
 )
-from fewbit.capture.split import split_joint_linear
+from fewbit.capture.patches import patches_to_linear
+from fewbit.capture.qkv import split_joint_linear
 
 CONVS = (aten.conv2d.default, aten.conv1d.default, aten.conv2d.padding, aten.conv1d.padding)
 SDPA = aten.scaled_dot_product_attention.default

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 
+from fewbit.capture.canonicalize import DROPOUTS, LINEAR, MATMUL, SOFTMAX
 from fewbit.capture.export import WRAPPER, Loaded, graph_module
-from fewbit.capture.forms import DROPOUTS, LINEAR, MATMUL, SOFTMAX
+from fewbit.capture.fx import MOVES, SCALINGS, argument, aten, back_through, constant, is_call, is_constant
 from fewbit.capture.normalize import CONVS, SDPA, normalize
-from fewbit.capture.rewrite import MOVES, SCALINGS, argument, aten, back_through, constant, is_call, is_constant
+from fewbit.core.values import Choice, Graph, Op, Site
 from fewbit.errors import BadModel
-from fewbit.types import Choice, Graph, Op, Site
 
 ADDS = (aten.add.Tensor,)
 WEIGHTED = ("linear", "conv", "depthwise")  # kinds of op that read a weight
@@ -195,8 +195,8 @@ def _operands(module: GraphModule, node: Node, kind: str) -> dict[str, Node]:
 
 
 def readers(graph: Graph, choice: Choice, integer_ops: Collection[str], tensor: Node) -> list[Node]:
-    """The nodes that read the codes of an activation: integer ops (through the padding before them), or everyone."""
-    if choice.everyone:
+    """The nodes that read the codes of an activation: integer ops (through the padding before them), or all_readers."""
+    if choice.all_readers:
         return list(tensor.users)
     ops = [op for op, operand in graph.site(choice.site).readers if op in integer_ops and operand != "output"]
     wanted = {graph.op(op).node for op in ops}

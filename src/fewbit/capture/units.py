@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
-from fewbit.capture.forms import DROPOUTS, SOFTMAX
-from fewbit.capture.rewrite import MOVES, aten, is_call, is_constant
+from fewbit.capture.canonicalize import DROPOUTS, SOFTMAX
+from fewbit.capture.fx import MOVES, aten, is_call, is_constant
 from fewbit.capture.sites import LOGIT_PATH, WEIGHTED
-from fewbit.types import Graph, Op
+from fewbit.core.values import Graph, Op
 
 # what may stand between two layers of one MLP: activations, gates, views
 BETWEEN: set[Callable[..., Any]] = {

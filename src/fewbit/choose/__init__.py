@@ -1,10 +1,21 @@
 """Choose: a grid, a step and, for weights, the codes of every site. The slots of a recipe, in order."""
 
-from fewbit.choose.bits import Bits, Mixed, parse_bits
-from fewbit.choose.bits.mixed import Allocation, allocate
+from fewbit.choose.allocate import Allocation, allocate
 from fewbit.choose.choose import choose
-from fewbit.choose.finetune import Lot, finetune
-from fewbit.choose.lapq import lapq
-from fewbit.choose.rebuild import reconstruct
+from fewbit.choose.finetune import LabelledImages, finetune
+from fewbit.choose.joint_search import lapq
+from fewbit.choose.reconstruct import reconstruct
+from fewbit.core.bits import Bits, Mixed, parse_bits
 
-__all__ = ["Allocation", "Bits", "Lot", "Mixed", "allocate", "choose", "finetune", "lapq", "parse_bits", "reconstruct"]
+__all__ = [
+    "Allocation",
+    "Bits",
+    "LabelledImages",
+    "Mixed",
+    "allocate",
+    "choose",
+    "finetune",
+    "lapq",
+    "parse_bits",
+    "reconstruct",
+]

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.fx import Node
 
-from fewbit.capture.rewrite import is_call, is_constant
+from fewbit.capture.fx import is_call, is_constant
 from fewbit.capture.sites import ADDS, CLAMPS
 from fewbit.capture.units import units
 from fewbit.choose.layers import joined
-from fewbit.overlay import between
-from fewbit.types import Graph, Op
+from fewbit.core.values import Graph, Op
+from fewbit.execute.overlay import between
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def parts(graph: Graph, integer_ops: Collection[str], scope: str) -> list[Part]:
             found += [_part(graph, op, [op], _clamped(nodes[graph.op(op).node]), nodes) for op in members]
         else:
             found.append(part)
-    products = {op.node for op in graph.ops if op.terms is not None}
+    products = {op.node for op in graph.ops if op.reduction_size is not None}
     found = [_narrowed(part, order, products) for part in found]
     return sorted(found, key=lambda part: min(order[nodes[graph.op(op).node]] for op in part.ops))
 

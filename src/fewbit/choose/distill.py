@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fewbit.core.grid import Grid, QParams, fake, position
 from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
-from fewbit.grid import Affine, Grid, fake, position
 
 
 class Straight(torch.autograd.Function):
     """`fake` whose gradient is that of a clamp: 1 where the value has a code of its own, 0 where it is clipped."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, affine: Affine, grid: Grid) -> Tensor:
-        at = position(x, affine, grid)
+    def forward(ctx: Any, x: Tensor, qparams: QParams, grid: Grid) -> Tensor:
+        at = position(x, qparams, grid)
         low, high = ((end if end.ndim == 0 else end.view(-1, *[1] * (x.ndim - 1))) for end in grid.ends())
         ctx.save_for_backward((at >= low - 0.5) & (at <= high + 0.5))
-        return fake(x, affine, grid)
+        return fake(x, qparams, grid)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.rewrite import argument, constant, is_constant
+from fewbit.capture.fx import argument, constant, is_constant
 from fewbit.choose.choose import Asked, Choosing, choosing
 from fewbit.choose.distill import Distill, Straight, cropped
 from fewbit.choose.recipe import Recipe
 from fewbit.choose.weights import codes_are_safe, finite, recoded
+from fewbit.core.grid import QParams
+from fewbit.core.values import Choice, Fallback, Graph, Json, Plan, flat_name
 from fewbit.errors import BadImages, BadValues
-from fewbit.grid import Affine
+from fewbit.execute.simulate import FakeQuant, simulate
 from fewbit.observe.stats import Stats
-from fewbit.simulate import FakeQuant, simulate
 from fewbit.target.spec import Target
-from fewbit.types import Choice, Graph, Json, Plan, Refusal, flat_name
 
 
 @dataclass(frozen=True)
-class Lot:
+class LabelledImages:
     """Images (n, c, h, w) and their classes (n,), or None where only the float model's answers are known."""
 
     images: Tensor
@@ -40,8 +40,8 @@ def finetune(
     stats: Stats,
     target: Target,
     recipe: Recipe,
-    real: Lot | None,
-    made: Lot | None,
+    real: LabelledImages | None,
+    made: LabelledImages | None,
     *,
     images: Iterable[Tensor] = (),
     seed: int = 0,
@@ -55,13 +55,13 @@ def finetune(
     settings = recipe.tune
     assert settings is not None
     work = choosing(graph, stats, target, recipe, images=images, **asked)
-    start = replace(work, choices=dict(work.choices), refusals=list(work.refusals)).plan()
+    start = replace(work, choices=dict(work.choices), fallbacks=list(work.fallbacks)).plan()
     student = Student(graph, start)
     record = train(student, graph, settings, [lot for lot in (real, made) if lot is not None], real, seed, progress)
     refused = set_tuned(work, student)
-    work.refusals += refused
+    work.fallbacks += refused
     plan = work.plan()
-    return replace(plan, extra={**plan.extra, "tuned": {**record, "kept": [refusal.site for refusal in refused]}})
+    return replace(plan, extra={**plan.extra, "tuned": {**record, "kept": [fallback.site for fallback in refused]}})
 
 
 class Student(nn.Module):
@@ -84,7 +84,7 @@ class Student(nn.Module):
             elif choice.codes is None:
                 flat = flat_name(name)
                 fixed = cast(FakeQuant, getattr(module, flat))
-                setattr(module, flat, _Fake(fixed.affine, fixed.grid))
+                setattr(module, flat, _Fake(fixed.qparams, fixed.grid))
         for name in plan.integer_ops:
             self._open_bias(module, graph, nodes, name)
         module.graph.eliminate_dead_code()
@@ -129,7 +129,7 @@ class Student(nn.Module):
 
 
 def train(
-    student: Student, graph: Graph, settings: Distill, lots: Sequence[Lot], real: Lot | None, seed: int,
+    student: Student, graph: Graph, settings: Distill, lots: Sequence[LabelledImages], real: LabelledImages | None, seed: int,
     progress: Callable[[str], None],
 ) -> Json:  # fmt: skip
     """Train in place; what came of the loss, for the record. Raises BadValues where the loss is not finite."""
@@ -175,7 +175,7 @@ def train(
     }
 
 
-def set_tuned(work: Choosing, student: Student) -> list[Refusal]:
+def set_tuned(work: Choosing, student: Student) -> list[Fallback]:
     """Put tuned weights, coded again, and tuned biases into what has been chosen.
 
     A weight whose new codes would not be safe in the accumulator keeps its old ones, and is refused.
@@ -184,18 +184,18 @@ def set_tuned(work: Choosing, student: Student) -> list[Refusal]:
     work.tuned.update(student.tuned_biases())
     for name, value in student.tuned_weights().items():
         site, choice = graph.site(name), work.choices[name]
-        slot, op = work.legal.slots[name], graph.op(site.readers[0][0])
+        slot, op = work.allowed.sites[name], graph.op(site.readers[0][0])
         moved = replace(choice, method=f"{choice.method}, {work.recipe.tune!r}")
         made = recoded(graph, site, moved, work.recipe, work.choices, slot, tuned=(value, work.tuned.get(op.name)))
         if not codes_are_safe(graph, site, made, work.choices, slot):
             why = f"tuned codes can saturate {slot.pair_bits} bits"
-            refused.append(Refusal(name, "tuned weights", "those before", why, op.macs / max(graph.macs, 1)))
+            refused.append(Fallback(name, "tuned weights", "those before", why, op.macs / max(graph.macs, 1)))
             continue
         work.choices[name] = made
     return refused
 
 
-def _drawn(lot: Lot, settings: Distill, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+def _drawn(lot: LabelledImages, settings: Distill, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """A batch of a lot, cropped, and its labels."""
     rows = torch.randint(len(lot), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
@@ -205,12 +205,12 @@ def _drawn(lot: Lot, settings: Distill, real: bool, random: torch.Generator) -> 
 class _Fake(nn.Module):
     """An activation site with a straight gradient."""
 
-    def __init__(self, affine: Affine, grid: Any) -> None:
+    def __init__(self, qparams: QParams, grid: Any) -> None:
         super().__init__()
-        self._affine, self._grid = affine, grid
+        self._qparams, self._grid = qparams, grid
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, Straight.apply(x, self._affine, self._grid))  # type: ignore[no-untyped-call]
+        return cast(Tensor, Straight.apply(x, self._qparams, self._grid))  # type: ignore[no-untyped-call]
 
 
 class _Weight(nn.Module):
@@ -218,10 +218,10 @@ class _Weight(nn.Module):
 
     def __init__(self, value: nn.Parameter, choice: Choice) -> None:
         super().__init__()
-        self.value, self._affine, self._grid = value, choice.affine, choice.grid
+        self.value, self._qparams, self._grid = value, choice.qparams, choice.grid
 
     def forward(self) -> Tensor:
-        return cast(Tensor, Straight.apply(self.value, self._affine, self._grid))  # type: ignore[no-untyped-call]
+        return cast(Tensor, Straight.apply(self.value, self._qparams, self._grid))  # type: ignore[no-untyped-call]
 
 
 class _Constant(nn.Module):

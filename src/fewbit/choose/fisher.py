@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewbit.choose.scales.ranges import Samples
-from fewbit.observe.observe import Watcher
-from fewbit.types import Graph
+from fewbit.choose.ranges import Samples
+from fewbit.core.values import Graph
+from fewbit.execute.watch import Watcher
 
 VALUES = 1 << 15  # of each site, over all images
 

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.rewrite import argument, is_call, is_constant
+from fewbit.capture.fx import argument, is_call, is_constant
 from fewbit.capture.sites import ADDS, tensor_of
 from fewbit.choose.correct import LayerOutput
+from fewbit.choose.gptq import Gptq, gain
 from fewbit.choose.moments import Moments
 from fewbit.choose.recipe import Recipe
-from fewbit.choose.rounding.gptq import Gptq, gain
 from fewbit.choose.weights import finite, room_of, sums_are_safe
-from fewbit.grid import fake, in_multiples, rowwise, values
-from fewbit.overlay import Overlay, Stream
-from fewbit.replay import op_rows
-from fewbit.target.legal import Slot
-from fewbit.types import Choice, Graph, Op, Refusal, Site
+from fewbit.core.grid import fake, in_multiples, rowwise, values
+from fewbit.core.values import Choice, Fallback, Graph, Op, Site
+from fewbit.execute.overlay import Overlay, Stream
+from fewbit.execute.samples import op_rows
+from fewbit.target.allowed import AllowedGrids
 
 HELD = 4  # one batch of so many is kept to choose the ridge by
 MEMORY = 1 << 30  # bytes of the largest tensor of all images together
@@ -58,14 +58,14 @@ class Layers:
         whole = fit if outside is None else fit + outside
         centred = whole.centred() if correction is not None and correction.bias else replace(whole, count=1)
         real, ridge = method.ridge(rows, fit, outside)
-        codes, affine = method.solve(real, choice.affine, choice.grid, centred, least)
-        found = replace(choice, affine=affine, codes=codes.view_as(w).to(choice.grid.container), method=repr(method))
+        codes, qparams = method.solve(real, choice.qparams, choice.grid, centred, least)
+        found = replace(choice, qparams=qparams, codes=codes.view_as(w).to(choice.grid.container), method=repr(method))
         if correction is None:
             return Solved(found, None, ridge)
         if correction.gain and choice.grid.axis is not None:
             factor = gain(_real(found), centred.target(rows), centred)
-            scale = (affine.scale * rowwise(factor, affine.scale)).maximum(least)
-            found = replace(found, affine=replace(affine, scale=in_multiples(scale, choice.grid)))
+            scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(least)
+            found = replace(found, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
         if not correction.bias:
             return Solved(found, None, ridge)
         means = whole.centred()
@@ -80,7 +80,7 @@ class Layers:
         """
         tensor = self.graph.site(op.operands["input"]).tensor
         given, float_given = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
-        seen = (x if read is None else fake(x, read.affine, read.grid) for x in given)
+        seen = (x if read is None else fake(x, read.qparams, read.grid) for x in given)
         rows = op_rows(self.graph, op, tensor, seen, method.places)
         exact = op_rows(self.graph, op, tensor, float_given, method.places)
         if rows is None or exact is None:
@@ -108,7 +108,7 @@ def _moments(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moment
     return fit, outside
 
 
-def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mapping[str, Choice]) -> Solved | None:
+def solve(layers: Layers, site: Site, slot: AllowedGrids, recipe: Recipe, choices: Mapping[str, Choice]) -> Solved | None:
     """The codes of a weight whose range has been chosen; None where the op's rows cannot be cut, or where no codes are safe."""
     op, choice = layers.graph.op(site.readers[0][0]), choices[site.name]
     correction = recipe.correction if isinstance(recipe.correction, LayerOutput) else None
@@ -116,7 +116,7 @@ def solve(layers: Layers, site: Site, slot: Slot, recipe: Recipe, choices: Mappi
     w = finite(layers.graph, site)
     bias = tensor_of(layers.graph, layers.graph.site(op.operands["bias"])) if "bias" in op.operands else None
     room = room_of(layers.graph, site, choices, slot)
-    least = rowwise(room.least * max(choice.grid.multiples, 1), choice.affine.scale)
+    least = rowwise(room.least * max(choice.grid.multiples, 1), choice.qparams.scale)
     found = layers.solve(op, choices, choice, recipe.rounding, correction, w, bias, least)
     if found is None:
         return None
@@ -149,18 +149,18 @@ def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def too_many(given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Refusal, ...]:
+def too_many(given: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Fallback, ...]:
     """What says that `few_enough` has kept fewer images than were given."""
     asked, read = (sum(map(len, batches)) for batches in (given, kept))
     if read == asked:
         return ()
     why = f"the largest tensor of more would take over {MEMORY >> 20} MB; ranges are those of all images"
-    return (Refusal("calibration images", f"{asked} for the codes of weights", f"{read}", why),)
+    return (Fallback("calibration images", f"{asked} for the codes of weights", f"{read}", why),)
 
 
 def _real(choice: Choice) -> Tensor:
     assert choice.codes is not None
-    return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+    return values(choice.codes.to(torch.int32), choice.qparams, choice.grid).flatten(1)
 
 
 def _product(w: Tensor, mean: Tensor) -> Tensor:

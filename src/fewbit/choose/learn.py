@@ -12,11 +12,11 @@ from torch.fx import Node
 from fewbit.choose.blocks import Part
 from fewbit.choose.choose import ELEMENTS, Choosing
 from fewbit.choose.distill import Straight
-from fewbit.choose.rounding.reconstruct import Reconstruct, Soft, cosine, soft_fake
+from fewbit.choose.soft_codes import Reconstruct, Soft, cosine, soft_fake
 from fewbit.choose.weights import finite, tensor_of
-from fewbit.grid import TINY, values
-from fewbit.overlay import Env, Overlay
-from fewbit.types import Choice, Graph
+from fewbit.core.grid import TINY, values
+from fewbit.core.values import Choice, Graph
+from fewbit.execute.overlay import Env, Overlay
 
 SCORED = 16  # images whose outputs are compared at a time
 
@@ -89,9 +89,9 @@ class SoftOverlay(Overlay):
         if self.drop >= 1:
             return x
         if choice.site in self.steps:
-            q = soft_fake(x, self.steps[choice.site].exp(), choice.affine.zero, choice.grid)
+            q = soft_fake(x, self.steps[choice.site].exp(), choice.qparams.zero, choice.grid)
         else:
-            q = Straight.apply(x, choice.affine, choice.grid)  # type: ignore[no-untyped-call]
+            q = Straight.apply(x, choice.qparams, choice.grid)  # type: ignore[no-untyped-call]
         return self.mixed(q, x)
 
 
@@ -102,7 +102,7 @@ class Learner:
         self.work, self.settings, self.lesson = work, settings, lesson
         graph, part = work.graph, lesson.part
         inside = set(part.nodes)
-        self.soft = SoftOverlay(graph, tuple(work.legal.integer_ops))
+        self.soft = SoftOverlay(graph, tuple(work.allowed.integer_ops))
         self.soft.drop = settings.drop
         nodes = overlay.nodes
         for choice in work.choices.values():
@@ -117,14 +117,14 @@ class Learner:
             choice = work.choices[site.name]
             shared = any(reader not in part.ops for reader, _ in site.readers)
             if settings.learn_codes and not shared and choice.codes is not None:
-                self._weights[site.name] = settings.open(finite(graph, site), choice.codes, choice.affine, choice.grid)
+                self._weights[site.name] = settings.open(finite(graph, site), choice.codes, choice.qparams, choice.grid)
         if settings.learn_steps:
             followed = {c.why.removeprefix(ELEMENTS) for c in work.choices.values() if c.why.startswith(ELEMENTS)}
             for site in graph.sites:
                 tensor = nodes[site.tensor]
                 ours = all(user in inside for user in tensor.users) and any(reader in part.ops for reader, _ in site.readers)
                 if ours and site.role != "weight" and work.is_free(site) and site.name not in followed:
-                    self._steps[site.name] = work.choices[site.name].affine.scale.log().clone().requires_grad_()
+                    self._steps[site.name] = work.choices[site.name].qparams.scale.log().clone().requires_grad_()
         if settings.learn_biases:
             env = lesson.given(torch.arange(len(lesson.output))[:SCORED])
             with torch.no_grad():
@@ -193,7 +193,7 @@ class Learner:
             return found
         if isinstance(found, Choice):
             assert found.codes is not None
-            return values(found.codes, found.affine, found.grid)
+            return values(found.codes, found.qparams, found.grid)
         if "bias" in op.operands:
             return tensor_of(self.work.graph, self.work.graph.site(op.operands["bias"]))
         return torch.zeros(self.work.graph.site(op.operands["weight"]).shape[0])

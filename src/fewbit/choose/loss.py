@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.capture.rewrite import is_constant
-from fewbit.overlay import Env, Overlay
-from fewbit.types import Graph
+from fewbit.capture.fx import is_constant
+from fewbit.core.values import Graph
+from fewbit.execute.overlay import Env, Overlay
 
 BATCH = 32
 KEPT_BYTES = 1 << 30  # of values before the place where a walk begins

@@ -15,7 +15,7 @@ from torch import Tensor
 FLIP_PAIRS = 512  # key pairs sampled for each row where flips are counted
 
 
-class Likeness(ABC):
+class Similarity(ABC):
     """How alike a float output and quantized ones are, larger is better: for all candidates at once, mean over images."""
 
     def __call__(
@@ -31,7 +31,7 @@ class Likeness(ABC):
 
 
 @dataclass(frozen=True)
-class Cosine(Likeness):
+class Cosine(Similarity):
     """The cosine of the angle between two outputs, each image's flattened; 1 is the best.
 
         <O, Ô> / (|O| |Ô|)        (Wu et al. 2020, EasyQuant, equation 4)
@@ -47,7 +47,7 @@ class Cosine(Likeness):
 
 
 @dataclass(frozen=True)
-class Pearson(Likeness):
+class Pearson(Similarity):
     """The correlation over all entries of an image's output: the cosine of what is left without the means; 1 is the best.
 
         Γ(O, Ô) = Σ_j (O_j - mean O)(Ô_j - mean Ô) / ( sqrt(Σ_j (O_j - mean O)²) · sqrt(Σ_j (Ô_j - mean Ô)²) )
@@ -63,7 +63,7 @@ class Pearson(Likeness):
 
 
 @dataclass(frozen=True)
-class SquaredError(Likeness):
+class SquaredError(Similarity):
     """Minus the squared error over the energy of the float output, each image's; 0 is the best.
 
         - |O - Ô|² / |O|²
@@ -79,7 +79,7 @@ class SquaredError(Likeness):
 
 
 @dataclass(frozen=True)
-class RankHinge:
+class RankingLoss:
     """How badly quantized attention scores keep the order of the keys; 0 is the best.
 
         mean over rows and pairs (i, j) of   max(0, θ - (Â_i - Â_j) · sign(A_i - A_j))

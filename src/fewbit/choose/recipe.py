@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fewbit.choose.bits.channels import ChannelBits
-from fewbit.choose.bits.sensitivity import Measure, OutputKL
+from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import LayerOutput, OutputBias, WeightMean
 from fewbit.choose.distill import Distill
-from fewbit.choose.joint import JointSearch
-from fewbit.choose.rounding.gptq import Gptq
-from fewbit.choose.rounding.nearest import Nearest
-from fewbit.choose.rounding.reconstruct import Reconstruct
-from fewbit.choose.scales.module import ModuleSearch
-from fewbit.choose.scales.ranges import MinMax, RangeMethod
-from fewbit.choose.scales.search import OutputSearch
+from fewbit.choose.gptq import Gptq
+from fewbit.choose.module_search import ModuleSearch
+from fewbit.choose.nearest import Nearest
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.powell import JointSearch
+from fewbit.choose.ranges import MinMax, RangeMethod
+from fewbit.choose.sensitivity import Measure, OutputKL
+from fewbit.choose.soft_codes import Reconstruct
 from fewbit.equalize import Equalize
 
 
@@ -78,5 +78,5 @@ class Recipe:
 
     @property
     def needs_samples(self) -> bool:
-        """Whether choose needs what single ops read (fewbit.replay)."""
+        """Whether choose needs what single ops read (fewbit.execute.samples)."""
         return self.search is not None or isinstance(self.correction, OutputBias | WeightMean)

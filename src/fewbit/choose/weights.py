@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.correct import WeightMean
+from fewbit.choose.ranges import Samples, ranged
 from fewbit.choose.recipe import Recipe
-from fewbit.choose.scales.ranges import Samples, ranged
+from fewbit.core.grid import Grid, QParams, in_multiples, rowwise, values
+from fewbit.core.values import Choice, Fallback, Graph, Site
 from fewbit.errors import BadValues
-from fewbit.grid import Affine, Grid, in_multiples, rowwise, values
-from fewbit.target.legal import Legal, Slot
+from fewbit.target.allowed import Allowed, AllowedGrids
 from fewbit.target.spec import Target
 from fewbit.target.sums import largest_sum
-from fewbit.types import Choice, Graph, Refusal, Site
 
 BIAS_CODE = 2**30  # the largest code of a bias: half of int32 is left for the products
 ROUNDS = 64  # of making steps larger until sums fit; each takes at least a thousandth of the excess away
@@ -26,16 +26,16 @@ ROUNDS = 64  # of making steps larger until sums fit; each takes at least a thou
 def weight_choice(
     graph: Graph,
     site: Site,
-    slot: Slot,
+    slot: AllowedGrids,
     recipe: Recipe,
     target: Target,
     choices: Mapping[str, Choice],
-    refusals: list[Refusal],
+    fallbacks: list[Fallback],
     searched: Choice | None = None,
 ) -> Choice:
     """The first grid that the target allows and whose products are safe in its accumulator; a search has found it already.
 
-    A grid that had to be narrower is added to the refusals. Raises BadValues where the weight is not finite.
+    A grid that had to be narrower is added to the fallbacks. Raises BadValues where the weight is not finite.
     """
     w = finite(graph, site)
     op = graph.op(site.readers[0][0])
@@ -55,7 +55,7 @@ def weight_choice(
     if grid != slot.grids[0]:
         why = f"two products can saturate {slot.pair_bits} bits on {target.name}"
         share = op.macs / max(graph.macs, 1)
-        refusals.append(Refusal(site.name, f"{slot.grids[0].bits} bits", f"{grid.bits} bits", why, share))
+        fallbacks.append(Fallback(site.name, f"{slot.grids[0].bits} bits", f"{grid.bits} bits", why, share))
         choice = replace(choice, why=why)
     return choice
 
@@ -80,7 +80,7 @@ class Room:
 
 
 def recoded(
-    graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: Slot,
+    graph: Graph, site: Site, choice: Choice, recipe: Recipe, choices: Mapping[str, Choice], slot: AllowedGrids,
     tuned: tuple[Tensor, Tensor | None] | None = None,
 ) -> Choice:  # fmt: skip
     """The choice of a weight whose step has changed, with its codes; of a weight and bias that were `tuned`, with theirs."""
@@ -91,8 +91,8 @@ def recoded(
 def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:
     """The choice of a weight with its codes. Where sums could leave the accumulator, the steps of those channels are larger."""
     grid = choice.grid
-    least = rowwise(room.least * max(grid.multiples, 1), choice.affine.scale) if grid.axis is not None else room.least.max()
-    scale = in_multiples(choice.affine.scale.maximum(least), grid)
+    least = rowwise(room.least * max(grid.multiples, 1), choice.qparams.scale) if grid.axis is not None else room.least.max()
+    scale = in_multiples(choice.qparams.scale.maximum(least), grid)
     made = _with_step(choice, w, recipe, scale)
     for _ in range(ROUNDS if room.most is not None else 0):
         assert made.codes is not None
@@ -106,8 +106,8 @@ def coded(choice: Choice, w: Tensor, recipe: Recipe, room: Room) -> Choice:
 
 
 def _with_step(choice: Choice, w: Tensor, recipe: Recipe, scale: Tensor) -> Choice:
-    affine = Affine(scale, choice.affine.zero)
-    return replace(choice, affine=affine, codes=recipe.rounding(w, affine, choice.grid).to(choice.grid.container))
+    qparams = QParams(scale, choice.qparams.zero)
+    return replace(choice, qparams=qparams, codes=recipe.rounding(w, qparams, choice.grid).to(choice.grid.container))
 
 
 def finite(graph: Graph, site: Site) -> Tensor:
@@ -121,10 +121,10 @@ def finite(graph: Graph, site: Site) -> Tensor:
 def real_weight(choice: Choice) -> Tensor:
     """The real numbers of a weight's codes, (channels, ...) flattened to rows."""
     assert choice.codes is not None
-    return values(choice.codes.to(torch.int32), choice.affine, choice.grid).flatten(1)
+    return values(choice.codes.to(torch.int32), choice.qparams, choice.grid).flatten(1)
 
 
-def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: Slot) -> bool:
+def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: AllowedGrids) -> bool:
     """Whether the codes of a weight are safe in the target's accumulator; on the last grid that it allows they are taken as
     they are.
     """
@@ -136,16 +136,16 @@ def codes_are_safe(graph: Graph, site: Site, made: Choice, choices: Mapping[str,
 
 
 def sums_are_safe(
-    graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: Slot, bias: Tensor | None = None
+    graph: Graph, site: Site, made: Choice, choices: Mapping[str, Choice], slot: AllowedGrids, bias: Tensor | None = None
 ) -> bool:
     """Whether no sum of a weight's codes, with the step of its input and its bias (None: the graph's), can leave the target's
     accumulator, nor any two of its products their own.
     """
     assert made.codes is not None
     room = room_of(graph, site, choices, slot, bias)
-    if bool((made.affine.scale < rowwise(room.least, made.affine.scale)).any()):
+    if bool((made.qparams.scale < rowwise(room.least, made.qparams.scale)).any()):
         return False
-    if room.most is not None and bool((room.excess(made.codes, made.affine.scale) > 1).any()):
+    if room.most is not None and bool((room.excess(made.codes, made.qparams.scale) > 1).any()):
         return False
     return codes_are_safe(graph, site, made, choices, slot)
 
@@ -164,27 +164,29 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
     return bool(highest <= 2 ** (bits - 1) - 1) and bool(lowest >= -(2 ** (bits - 1)))
 
 
-def overflowing(graph: Graph, choices: Mapping[str, Choice], biases: Mapping[str, Tensor], answer: Legal) -> list[Refusal]:
-    """A refusal for each op with a weight whose sums can leave its accumulator after all: a correction has moved its bias."""
+def overflowing(graph: Graph, choices: Mapping[str, Choice], biases: Mapping[str, Tensor], answer: Allowed) -> list[Fallback]:
+    """A fallback for each op with a weight whose sums can leave its accumulator after all: a correction has moved its bias."""
     found = []
     for op in graph.ops:
         if op.name not in answer.integer_ops or "weight" not in op.operands:
             continue
         site = graph.site(op.operands["weight"])
-        accumulator = answer.slots[site.name].accumulator
+        accumulator = answer.sites[site.name].accumulator
         bias = choices.get(op.operands.get("bias", ""))
-        real = biases.get(op.name) if bias is None else values(bias.codes.int(), bias.affine, bias.grid)  # type: ignore[union-attr]
-        room = room_of(graph, site, choices, answer.slots[site.name], real)
+        real = biases.get(op.name) if bias is None else values(bias.codes.int(), bias.qparams, bias.grid)  # type: ignore[union-attr]
+        room = room_of(graph, site, choices, answer.sites[site.name], real)
         weight = choices[site.name]
         assert weight.codes is not None
-        if room.most is not None and bool((room.excess(weight.codes, weight.affine.scale) > 1).any()):
+        if room.most is not None and bool((room.excess(weight.codes, weight.qparams.scale) > 1).any()):
             fit = f"sums within {accumulator.bits} bits"
             share = op.macs / max(graph.macs, 1)
-            found.append(Refusal(op.name, fit, "sums that may leave them", "the bias was moved after the weights", share))
+            found.append(Fallback(op.name, fit, "sums that may leave them", "the bias was moved after the weights", share))
     return found
 
 
-def room_of(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot, corrected: Tensor | None = None) -> Room:
+def room_of(
+    graph: Graph, site: Site, choices: Mapping[str, Choice], slot: AllowedGrids, corrected: Tensor | None = None
+) -> Room:
     """What the accumulator leaves for a weight. The smallest step is the one with which the bias, in units of input step times
     weight step, leaves half of it.
 
@@ -199,12 +201,16 @@ def room_of(graph: Graph, site: Site, choices: Mapping[str, Choice], slot: Slot,
         unit = torch.tensor(0.0)
     else:
         real = tensor_of(graph, graph.site(bias)) if corrected is None else corrected
-        unit = real.abs() / read.affine.scale.max()
+        unit = real.abs() / read.qparams.scale.max()
     accumulator = slot.accumulator
     least = unit / min(BIAS_CODE, 2 ** (accumulator.bits - 2))
     narrow = torch.iinfo(read.grid.container).bits <= accumulator.operand_bits
     most = largest_sum(accumulator)
-    if not narrow or slot.grids[0].block or (op.terms or 0) * read.grid.largest * slot.grids[0].largest < most - BIAS_CODE:
+    if (
+        not narrow
+        or slot.grids[0].group_size
+        or (op.reduction_size or 0) * read.grid.largest * slot.grids[0].largest < most - BIAS_CODE
+    ):
         return Room(least)
     return Room(least, most, read.grid.largest, unit)
 
@@ -218,19 +224,19 @@ def _weight_on(site: Site, w: Tensor, grid: Grid, recipe: Recipe, room: Room) ->
     ):
         widths = recipe.channels(w.flatten(1).std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
         grid = replace(grid, bits=max(widths), widths=widths)
-    affine = ranged(recipe.weights, Samples.of_weight(w, grid), grid)
+    qparams = ranged(recipe.weights, Samples.of_weight(w, grid), grid)
     if grid.axis is None:
-        affine = Affine(affine.scale.squeeze(0), affine.zero.squeeze(0))
-    if grid.block:
-        affine = Affine(affine.scale.view(len(w), -1), affine.zero.view(len(w), -1))
-    choice = coded(Choice(site.name, site.role, grid, affine, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, room)
+        qparams = QParams(qparams.scale.squeeze(0), qparams.zero.squeeze(0))
+    if grid.group_size:
+        qparams = QParams(qparams.scale.view(len(w), -1), qparams.zero.view(len(w), -1))
+    choice = coded(Choice(site.name, site.role, grid, qparams, f"{recipe.weights!r}, {recipe.rounding!r}"), w, recipe, room)
     if not isinstance(recipe.correction, WeightMean) or not recipe.correction.variance or grid.axis is None:
         return choice
     ratio = recipe.correction.ratio(w.flatten(1), real_weight(choice))
     return replace(
         choice,
-        affine=Affine(
-            (choice.affine.scale * rowwise(ratio, choice.affine.scale)).maximum(rowwise(room.least, choice.affine.scale)),
-            choice.affine.zero,
+        qparams=QParams(
+            (choice.qparams.scale * rowwise(ratio, choice.qparams.scale)).maximum(rowwise(room.least, choice.qparams.scale)),
+            choice.qparams.zero,
         ),
     )

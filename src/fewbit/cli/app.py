@@ -118,7 +118,7 @@ def show(report: dict[str, Any]) -> None:
     times = size["float_bytes"] / size["onnx_bytes"]
     table.add_row("Is it small and fast?", f"{size['onnx_bytes'] / 1e6:.2f} MB, {times:.2f} x smaller; {faster}")
     share = 100 * report["integer_share"]
-    table.add_row("What did we not get?", f"{len(report['refusals'])} refusals; {share:.1f} % of the work runs in integers")
+    table.add_row("What did we not get?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers")
     out.print(table)
     for warning in (report.get("calibration") or {}).get("warnings", ()):
         out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -139,7 +139,7 @@ def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
 
     if check["codes_wrong"]:
         says = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
-        for refusal in report["refusals"]:
-            if refusal["site"] == THIS_MACHINE:
-                says += f" {report['target']} needs {refusal['asked']}; `fewbit targets` lists what fits this machine."
+        for fallback in report["fallbacks"]:
+            if fallback["site"] == THIS_MACHINE:
+                says += f" {report['target']} needs {fallback['requested']}; `fewbit targets` lists what fits this machine."
         raise FewbitFailed(says)

@@ -22,9 +22,9 @@ def lint(
     check: Annotated[bool, typer.Option("--check", help="Run the file here too and show where the rules are wrong.")] = False,
 ) -> None:
     """Which nodes of a Q/DQ ONNX file run in integers on a target, by which rule, and what to change."""
+    from fewbit import lint as linter
     from fewbit.files import write_json
     from fewbit.target import detect, load_target
-    from fewbit.verify import lint as linter
 
     chosen = load_target(target or detect())
     found = linter.lint(file, chosen)

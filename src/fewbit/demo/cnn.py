@@ -1,4 +1,4 @@
-"""Two small convolutional networks for CIFAR-10, trained by `fewbit.demo.train`, for what a transformer has not.
+"""Two small convolutional networks for CIFAR-10, trained by `bench.train_demo`, for what a transformer has not.
 
 resnet20     He et al. 2016, section 4.2: 3 stages of 3 blocks, 16 to 64 channels, batch norm, ReLU; 0.27 M parameters
 mobilenet    inverted bottlenecks with depthwise convolutions and ReLU6 (Sandler et al. 2018); 0.27 M parameters

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.rewrite import aten, constant, is_call
+from fewbit.capture.fx import aten, constant, is_call
+from fewbit.core.grid import Grid
+from fewbit.core.values import Graph, Op
 from fewbit.equalize.migrate import STRENGTHS, Migration, scales
 from fewbit.equalize.structure import own_weight
-from fewbit.grid import Grid
-from fewbit.types import Graph, Op
 
 CONVS = ("conv", "depthwise")
 

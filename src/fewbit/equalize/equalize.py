@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.rewrite import constant
+from fewbit.capture.fx import constant
+from fewbit.core.grid import Grid
+from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.cross_layer import balanced, pairs
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
 from fewbit.equalize.rotate import can_rotate, residual, rotated, rotated_heads
 from fewbit.equalize.structure import Heads, heads, norms
 from fewbit.errors import BadImages
-from fewbit.grid import Grid
-from fewbit.observe.observe import Watcher
-from fewbit.types import Graph, Json, Op
+from fewbit.execute.watch import Watcher
 
 TOLERANCE = 1e-4  # of the largest output, on random images
 

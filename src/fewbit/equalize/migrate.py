@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewbit.grid import Grid, affine_from_range, fake
+from fewbit.core.grid import Grid, fake, qparams_from_range
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range, of which the one with the smallest squared error is taken
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -44,7 +44,7 @@ def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
 
 def step_of(x: Tensor, grid: Grid) -> Tensor:
     """x quantized with the share of its range that has the smallest squared error."""
-    tried = [fake(x, affine_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
+    tried = [fake(x, qparams_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
     return min(tried, key=lambda q: float((q - x).square().sum()))
 
 
@@ -52,11 +52,11 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     """A weight quantized in the same way, each channel with its own share where the grid has a step for each."""
     if grid.axis is None:
         return step_of(w, grid)
-    if grid.block:
-        alone = replace(grid, block=0, multiples=0)
-        return rows_of(w.unflatten(1, (-1, grid.block)).flatten(0, 1), alone).view_as(w)
+    if grid.group_size:
+        alone = replace(grid, group_size=0, multiples=0)
+        return rows_of(w.unflatten(1, (-1, grid.group_size)).flatten(0, 1), alone).view_as(w)
     low, high = w.amin(1), w.amax(1)
-    tried = torch.stack([fake(w, affine_from_range(low * s, high * s, grid), grid) for s in SHARES])
+    tried = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
     best = (tried - w).square().sum(2).argmin(0)
     return tried[best, torch.arange(len(w))]
 

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.forms import LINEAR
-from fewbit.capture.rewrite import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.canonicalize import LINEAR
+from fewbit.capture.fx import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.core.values import Graph, Op
 from fewbit.equalize.structure import Norm, heads, norms, own_weight
-from fewbit.types import Graph, Op
 
 ADDS = (aten.add.Tensor,)
 ALONG = (aten.select.int, aten.slice.Tensor, aten.expand.default, aten.clone.default, aten.contiguous.default)

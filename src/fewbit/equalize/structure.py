@@ -8,9 +8,9 @@ from typing import cast
 
 from torch.fx import Node
 
-from fewbit.capture.forms import LINEAR
-from fewbit.capture.rewrite import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling
-from fewbit.types import Graph, Op
+from fewbit.capture.canonicalize import LINEAR
+from fewbit.capture.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling
+from fewbit.core.values import Graph, Op
 
 ROWS = (aten.select.int, aten.slice.Tensor, aten.mean.dim, aten.clone.default, aten.contiguous.default)  # keep channels last
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewbit.observe.observe import Watcher
-from fewbit.types import Graph, Json
+from fewbit.core.values import Graph, Json
+from fewbit.execute.watch import Watcher
 
 LIMIT = 10.0  # times the median: the tokens of Darcet et al. have ten times the norm of others
 SHOWN = 8  # places that are named

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.rewrite import argument, constant, is_constant
+from fewbit.capture.fx import argument, constant, is_constant
+from fewbit.core.grid import Grid, QParams, of_bias
+from fewbit.core.values import Choice, Fallback, Graph, Plan
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, unpack, write_atomic, write_json
-from fewbit.grid import Affine, Grid, of_bias
-from fewbit.types import Choice, Graph, Plan, Refusal
 
 SCHEMA = 1
 
@@ -33,9 +33,9 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
         if choice.codes is not None:
             tensors[f"{choice.site}.codes"] = _stored(choice.codes, choice.grid)
         if choice.method != "derived":  # a derived step is a product of two that are there
-            tensors[f"{choice.site}.scale"] = choice.affine.scale.clone()
-            if bool((choice.affine.zero != choice.affine.zero.flatten()[0]).any()) or choice.codes is None:
-                tensors[f"{choice.site}.zero"] = choice.affine.zero.clone()
+            tensors[f"{choice.site}.scale"] = choice.qparams.scale.clone()
+            if bool((choice.qparams.zero != choice.qparams.zero.flatten()[0]).any()) or choice.codes is None:
+                tensors[f"{choice.site}.zero"] = choice.qparams.zero.clone()
     quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
     tensors |= {f"{name}.bias": bias.contiguous().clone() for name, bias in plan.biases.items()}
     replaced = {graph.op(name).node for name in plan.biases}
@@ -59,7 +59,7 @@ def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
         "exemptions": list(plan.exemptions),
         "integer_ops": list(plan.integer_ops),
         "choices": [_choice_json(graph, choice) for choice in plan.choices.values()],
-        "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "biases": list(plan.biases),
         "extra": dict(plan.extra),
     }
@@ -80,11 +80,11 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             shape = sites[row["site"]].shape
             stored = tensors[f"{row['site']}.codes"] if row["role"] in ("weight", "bias") else None
             codes = None if stored is None else _restored(stored, grid, shape)
-            affine = _affine(graph, row, grid, tensors, choices)
+            qparams = _qparams(graph, row, grid, tensors, choices)
             choices[row["site"]] = Choice(
-                row["site"], row["role"], grid, affine, row["method"], codes, row["everyone"], row["why"]
+                row["site"], row["role"], grid, qparams, row["method"], codes, row["all_readers"], row["why"]
             )
-        refusals = tuple(Refusal(**refusal) for refusal in record["refusals"])
+        fallbacks = tuple(Fallback(**fallback) for fallback in record["fallbacks"])
         biases = {name: _bias(graph, name, tensors[f"{name}.bias"]) for name in record.get("biases", [])}
         return Plan(
             record["target"],
@@ -92,7 +92,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             record["bits"],
             choices,
             tuple(record["integer_ops"]),
-            refusals,
+            fallbacks,
             tuple(record["exemptions"]),
             record["extra"],
             biases,
@@ -116,14 +116,14 @@ def _bias(graph: Graph, name: str, bias: Tensor) -> Tensor:
     return bias
 
 
-def _affine(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]) -> Affine:
+def _qparams(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]) -> QParams:
     name = row["site"]
     if row["method"] == "derived":
         op = graph.op(graph.site(name).readers[0][0])
-        return of_bias(choices[op.operands["input"]].affine, choices[op.operands["weight"]].affine, graph.site(name).shape[0])
+        return of_bias(choices[op.operands["input"]].qparams, choices[op.operands["weight"]].qparams, graph.site(name).shape[0])
     scale = tensors[f"{name}.scale"]
     zero = tensors.get(f"{name}.zero")
-    return Affine(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
+    return QParams(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
 
 
 def _stored(codes: Tensor, grid: Grid) -> Tensor:
@@ -159,7 +159,7 @@ def _restored(stored: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
 
 
 def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:
-    scale, zero = choice.affine.scale, choice.affine.zero
+    scale, zero = choice.qparams.scale, choice.qparams.zero
     return {
         "site": choice.site,
         "role": choice.role,
@@ -168,6 +168,6 @@ def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:
         "scale": scale.item() if scale.ndim == 0 else {"min": scale.min().item(), "max": scale.max().item()},
         "zero": int(zero.flatten()[0]),
         "method": choice.method,
-        "everyone": choice.everyone,
+        "all_readers": choice.all_readers,
         "why": choice.why,
     }

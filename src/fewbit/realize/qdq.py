@@ -22,14 +22,14 @@ from onnxscript import opset21
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.rewrite import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
+from fewbit.capture.fx import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
 from fewbit.capture.sites import readers
+from fewbit.core.grid import Grid, QParams, codes, of_bias, row_step, values
+from fewbit.core.values import Choice, Graph, Plan, flat_name
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
-from fewbit.grid import Affine, Grid, codes, of_bias, row_step, values
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.unpack import pack_weights
-from fewbit.types import Choice, Graph, Plan, flat_name
 
 qd = torch.ops.quantized_decomposed
 CODES = ".codes"
@@ -116,7 +116,7 @@ def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice)
     fills, wide = (grid.low, grid.high) == (limits.min, limits.max), limits.bits > 8
     if not fills and wide:  # runtimes clip no 16-bit codes: saturate the real numbers that have them
         with module.graph.inserting_after(tensor):
-            ends = values(torch.tensor([grid.low, grid.high]), choice.affine, grid).tolist()
+            ends = values(torch.tensor([grid.low, grid.high]), choice.qparams, grid).tolist()
             source = last = module.graph.call_function(aten.clamp.default, (source, *ends))
     with module.graph.inserting_after(last):
         quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
@@ -130,13 +130,13 @@ def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice)
 
 def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
     """The same with a step for each channel; the real numbers are held inside the range of each channel's codes."""
-    grid, affine, place = choice.grid, choice.affine, tensor.next
+    grid, qparams, place = choice.grid, choice.qparams, tensor.next
     limits, dims = torch.iinfo(grid.container), len(tensor.meta["tensor_meta"].shape)
     shape = [-1 if i == grid.axis else 1 for i in range(dims)]
-    kept = {name: (end - affine.zero) * affine.scale for name, end in zip(("low", "high"), grid.ends(), strict=True)}
+    kept = {name: (end - qparams.zero) * qparams.scale for name, end in zip(("low", "high"), grid.ends(), strict=True)}
     bounds = [add_constant(module, f"{choice.site}_{name}", end.view(shape), place) for name, end in kept.items()]
-    scale = add_constant(module, f"{choice.site}_scale", affine.scale, place)
-    zero = add_constant(module, f"{choice.site}_zero", affine.zero.to(torch.int64), place)
+    scale = add_constant(module, f"{choice.site}_scale", qparams.scale, place)
+    zero = add_constant(module, f"{choice.site}_zero", qparams.zero.to(torch.int64), place)
     arguments = (scale, zero, grid.axis, limits.min, limits.max, grid.container)
     with module.graph.inserting_before(place):
         clamped = module.graph.call_function(aten.clamp.Tensor, (source, *bounds))
@@ -149,12 +149,12 @@ def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
     op = graph.op(name)
     if op.operands.get("output", "") not in plan.choices or op.operands["input"] not in plan.choices:
         return None
-    read, weight = (plan.choices[op.operands[operand]].affine for operand in ("input", "weight"))
+    read, weight = (plan.choices[op.operands[operand]].qparams for operand in ("input", "weight"))
     if read.scale.ndim:
         return None
     bias, grid = plan.biases[name], Grid(32, axis=0)
-    affine = of_bias(read, weight, len(bias))
-    return Choice(f"{name}:bias", "bias", grid, affine, "derived", codes=codes(bias, affine, grid))
+    qparams = of_bias(read, weight, len(bias))
+    return Choice(f"{name}:bias", "bias", grid, qparams, "derived", codes=codes(bias, qparams, grid))
 
 
 def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice, *, real: bool = False) -> None:
@@ -163,11 +163,11 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     x, bias = linear.args[0], linear.args[2] if len(linear.args) > 2 else None
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
-    turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis, block=0))
+    turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis, group_size=0))
     if choice.grid.multiples:  # unpack.py multiplies the codes: what is left is one step for each channel
-        step = row_step(choice.affine.scale, choice.grid)
-        turned = replace(turned, affine=Affine(step, torch.zeros_like(step, dtype=torch.int32)))
-    own = choice.grid.stored == 4 or (choice.grid.block and not choice.grid.multiples)
+        step = row_step(choice.qparams.scale, choice.grid)
+        turned = replace(turned, qparams=QParams(step, torch.zeros_like(step, dtype=torch.int32)))
+    own = choice.grid.stored == 4 or (choice.grid.group_size and not choice.grid.multiples)
     weight = _native(module, linear, turned) if own else _dequantized(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
@@ -198,7 +198,7 @@ def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
 def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
     """A weight (inputs, outputs) with steps of blocks, or codes of 4 bits in the file, and the DequantizeLinear behind it."""
     assert choice.codes is not None
-    flat, scale = flat_name(choice.site), choice.affine.scale
+    flat, scale = flat_name(choice.site), choice.qparams.scale
     module.register_buffer(flat, choice.codes.to(choice.grid.container))
     module.register_buffer(f"{flat}_scale", scale.t().contiguous())
     block = len(choice.codes) // scale.shape[1] if scale.ndim == 2 else 0
@@ -235,7 +235,7 @@ def _add_float_biases(module: GraphModule) -> None:
 
 def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
     limits = torch.iinfo(choice.grid.container)
-    return float(choice.affine.scale), int(choice.affine.zero), limits.min, limits.max, choice.grid.container
+    return float(choice.qparams.scale), int(choice.qparams.zero), limits.min, limits.max, choice.grid.container
 
 
 def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: bool = False) -> Node:
@@ -244,7 +244,7 @@ def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: boo
     """
     assert choice.codes is not None
     flat, axis, call = flat_name(choice.site), choice.grid.axis, module.graph.call_function
-    held = values(choice.codes.to(torch.int32), choice.affine, choice.grid) if real else choice.codes.to(choice.grid.container)
+    held = values(choice.codes.to(torch.int32), choice.qparams, choice.grid) if real else choice.codes.to(choice.grid.container)
     module.register_buffer(flat, held)
     with module.graph.inserting_before(before):
         stored = module.graph.get_attr(flat)
@@ -252,8 +252,8 @@ def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: boo
             arguments: tuple[Any, ...] = _arguments(choice)
             write, read = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
         else:
-            module.register_buffer(f"{flat}_scale", choice.affine.scale)
-            module.register_buffer(f"{flat}_zero", choice.affine.zero.to(torch.int64))
+            module.register_buffer(f"{flat}_scale", choice.qparams.scale)
+            module.register_buffer(f"{flat}_zero", choice.qparams.zero.to(torch.int64))
             scale, zero = module.graph.get_attr(f"{flat}_scale"), module.graph.get_attr(f"{flat}_zero")
             limits = torch.iinfo(choice.grid.container)
             arguments = (scale, zero, axis, limits.min, limits.max, choice.grid.container)
@@ -283,7 +283,7 @@ def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
     grid = choice.grid
     if grid.axis is not None:
         return tensor
-    ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.affine, grid)
+    ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.qparams, grid)
     redundant = ends.tolist() == [grid.low, grid.high]
     return cast(Node, tensor.args[0]) if redundant else tensor
 
@@ -340,7 +340,7 @@ def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Mo
 
 def _check_scale(node: ir.Node, choice: Choice) -> None:
     scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
-    if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.affine.scale.cpu().flatten()):
+    if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.qparams.scale.cpu().flatten()):
         raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another step than the plan.")
 
 

@@ -17,9 +17,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from fewbit.core.grid import Grid, multiples_of
+from fewbit.core.values import Plan, flat_name
 from fewbit.errors import FewbitFailed
-from fewbit.grid import Grid, multiples_of
-from fewbit.types import Plan, flat_name
 
 WIDTHS = (8, 4, 2, 1)
 MULTIPLE_BITS = 4  # of a multiple, 1 to 16
@@ -48,7 +48,7 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
         del model.graph.initializers[name]
         codes, low = stored.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
         if choice.grid.multiples:
-            times = multiples_of(choice.affine.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
+            times = multiples_of(choice.qparams.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
             nodes, unpacked = _multiplying(model.graph, name, codes, choice.grid.bits, low, times)
         else:
             nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, low)

@@ -2,7 +2,7 @@
 
 figures    rows -> a plotly figure
 pieces     values as text, pieces of HTML
-answers    the four answers that come first, every refusal
+answers    the four answers that come first, every fallback
 sections   what comes behind them
 page       report.json and tables.json -> report.html, self-contained
 """

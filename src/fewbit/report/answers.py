@@ -1,4 +1,4 @@
-"""The four answers that a report begins with (is it right, good, small and fast, what was not got), and every refusal."""
+"""The four answers that a report begins with (is it right, good, small and fast, what was not got), and every fallback."""
 
 from __future__ import annotations
 
@@ -68,31 +68,31 @@ def small_and_fast(report: Json) -> str:
 
 
 def not_got(report: Json) -> str:
-    refusals, integer = report.get("refusals") or (), report.get("integer_share")
-    big = f"{len(refusals):,} <small>{'request' if len(refusals) == 1 else 'requests'} refused</small>"
+    fallbacks, integer = report.get("fallbacks") or (), report.get("integer_share")
+    big = f"{len(fallbacks):,} <small>{'request' if len(fallbacks) == 1 else 'requests'} refused</small>"
     lines = [] if integer is None else [f"{share(integer)} of multiply-accumulates run in integers."]
-    if refusals:
-        most = max(collapsed(refusals), key=lambda group: len(group["sites"]))
-        asked, given, why = (escape(str(most[key])) for key in ("asked", "given", "why"))
-        lines.append(f"Most often {asked} became {given}, at {plural(len(most['sites']), 'site')}: {why}.")
-    islands = {row["site"] for row in refusals if row["given"] == "float"}
+    if fallbacks:
+        most = max(collapsed(fallbacks), key=lambda group: len(group["sites"]))
+        requested, actual, why = (escape(str(most[key])) for key in ("requested", "actual", "why"))
+        lines.append(f"Most often {requested} became {actual}, at {plural(len(most['sites']), 'site')}: {why}.")
+    islands = {row["site"] for row in fallbacks if row["actual"] == "float"}
     lines.append(f"{plural(len(islands), 'site')} stayed float." if islands else "No site was left float against a request.")
     return card("What did we not get?", big, *lines)
 
 
-def collapsed(refusals: Rows) -> list[dict[str, Any]]:
+def collapsed(fallbacks: Rows) -> list[dict[str, Any]]:
     """One row per (asked, given, why): its sites and the sum of their shares, the largest share first."""
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in refusals:
-        same = {key: row[key] for key in ("asked", "given", "why")}
+    for row in fallbacks:
+        same = {key: row[key] for key in ("requested", "actual", "why")}
         group = groups.setdefault(tuple(same.values()), {**same, "sites": [], "macs_share": 0.0})
         group["sites"].append(row["site"])
         group["macs_share"] += row.get("macs_share") or 0.0
     return sorted(groups.values(), key=lambda group: -group["macs_share"])
 
 
-def refusals(report: Json) -> str:
-    rows = report.get("refusals") or ()
+def fallbacks(report: Json) -> str:
+    rows = report.get("fallbacks") or ()
     if not rows:
         return nothing("Nothing was refused: every site got what was asked for.")
     cells = []
@@ -100,5 +100,5 @@ def refusals(report: Json) -> str:
         sites, count = "<br>".join(map(escape, group["sites"])), len(group["sites"])
         if count > 1:
             sites = f"<details><summary>{count} sites</summary>{sites}</details>"
-        cells.append([*(escape(str(group[k])) for k in ("asked", "given", "why")), sites, share(group["macs_share"])])
-    return table(["asked", "given", "why", "where", "of the MACs"], cells, numeric=[4])
+        cells.append([*(escape(str(group[k])) for k in ("requested", "actual", "why")), sites, share(group["macs_share"])])
+    return table(["requested", "actual", "why", "where", "of the MACs"], cells, numeric=[4])

@@ -19,7 +19,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from fewbit.errors import BadFile
-from fewbit.report.answers import good, not_got, refusals, right, small_and_fast
+from fewbit.report.answers import fallbacks, good, not_got, right, small_and_fast
 from fewbit.report.pieces import Json, nothing
 from fewbit.report.sections import images, made, pictures, site_table
 
@@ -29,7 +29,7 @@ def render(report: Json, tables: Json) -> str:
     model, target, recipe, wanted = (escape(str(report.get(k, "?"))) for k in ("model", "target", "recipe", "bits"))
     caption = f"{model}, target {target}, recipe {recipe}, bits {wanted}."
     sections = {
-        "refused": ("What was refused", refusals(report)),
+        "refused": ("What was refused", fallbacks(report)),
         "pictures": ("Pictures", pictures(report, tables, caption)),
         "sites": ("Every site", site_table(tables.get("sites") or ())),
         "images": ("Some of the images", images(tables.get("images") or (), (tables.get("run") or {}).get("classes") or ())),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from fewbit.core.values import Checks, Choice, Graph, Plan
 from fewbit.errors import BadFile
 from fewbit.observe.outliers import LIMIT, Outliers
-from fewbit.types import Checks, Choice, Graph, Plan
 
 Rows = list[dict[str, Any]]
 WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
@@ -25,7 +25,7 @@ def sites(
         choice = plan.choices.get(site.name)
         if choice is None or choice.role == "bias":
             continue
-        scale, zero = choice.affine.scale.flatten().tolist(), choice.affine.zero.flatten().tolist()
+        scale, zero = choice.qparams.scale.flatten().tolist(), choice.qparams.zero.flatten().tolist()
         lows, highs = (end.expand(len(scale)).tolist() for end in choice.grid.ends())
         low = min((end - z) * s for end, s, z in zip(lows, scale, zero, strict=True))
         high = max((end - z) * s for end, s, z in zip(highs, scale, zero, strict=True))
@@ -76,7 +76,7 @@ def _done(choice: Choice | None, found: Outliers, after: float, moved: Mapping[s
         return f"equalized: {found.reach:.3g} is {after:.3g}"
     if choice.grid.axis is not None:
         return "each channel has its own step"
-    step, zero = float(choice.affine.scale), float(choice.affine.zero)
+    step, zero = float(choice.qparams.scale), float(choice.qparams.zero)
     kept = max((choice.grid.high - zero) * step, (zero - choice.grid.low) * step)
     return f"clipped at {kept:.3g} of {found.reach:.3g}" if kept < 0.98 * found.reach else "covered by the range"
 
@@ -141,10 +141,10 @@ def integer_share(graph: Graph, plan: Plan) -> float:
     return sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in read) / max(graph.macs, 1)
 
 
-def refusals(plan: Plan) -> Rows:
+def fallbacks(plan: Plan) -> Rows:
     """What was asked for and not given."""
-    fields = ("site", "asked", "given", "why", "macs_share")
-    return [{field: getattr(refusal, field) for field in fields} for refusal in plan.refusals]
+    fields = ("site", "requested", "actual", "why", "macs_share")
+    return [{field: getattr(fallback, field) for field in fields} for fallback in plan.fallbacks]
 
 
 def latency(rows: Sequence[Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch.fx import Node
 
-from fewbit.capture.rewrite import constant, is_call, is_constant
+from fewbit.capture.fx import constant, is_call, is_constant
 from fewbit.capture.sites import PADS
+from fewbit.core.values import Op
 from fewbit.errors import FewbitError
 from fewbit.search.latency import Table, Work, quantizer, shape_of, work_of
 from fewbit.search.model import FLOAT, Model
 from fewbit.search.space import Candidate, Dimension
-from fewbit.target.legal import Legal
-from fewbit.types import Op
+from fewbit.target.allowed import Allowed
 
 UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": ("bytes", 1.0), "ms": ("ms", 1.0)}
 
@@ -94,7 +94,7 @@ class Times:
             self._known[key] = self.of(self.model.kept(key))
         return self._known[key]
 
-    def of(self, answer: Legal) -> float:
+    def of(self, answer: Allowed) -> float:
         """Predicted milliseconds of one image."""
         total = self.float_ms
         for name in answer.integer_ops:
@@ -102,7 +102,7 @@ class Times:
             total += after - before
         return total + sum(self.table[work][1] for work in self.boundary(answer))
 
-    def boundary(self, answer: Legal) -> list[Work]:
+    def boundary(self, answer: Allowed) -> list[Work]:
         """A quantizer for each tensor whose codes no kernel gives, a dequantizer for each that others read as real numbers.
 
         None where the times of ops have them inside.
@@ -113,14 +113,14 @@ class Times:
         made = {op.operands["output"] for op in graph.ops if op.name in integer and self._gives_codes(op)}
         reads = {graph.op(name).node for name in integer}
         found = []
-        for name, slot in answer.slots.items():
+        for name, slot in answer.sites.items():
             site = graph.site(name)
-            if site.role in ("weight", "bias") or self.model.moved.get(name) in answer.slots:
+            if site.role in ("weight", "bias") or self.model.moved.get(name) in answer.sites:
                 continue
             tensor = self.nodes[site.tensor]
             if name not in made:
                 found.append(quantizer("quantize", shape_of(tensor)))
-            if slot.everyone and any(user.name not in reads and not self._carries(user, reads) for user in tensor.users):
+            if slot.all_readers and any(user.name not in reads and not self._carries(user, reads) for user in tensor.users):
                 found.append(quantizer("dequantize", shape_of(tensor)))
         return found
 

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.fx import Node
 
-from fewbit.capture.rewrite import argument
+from fewbit.capture.fx import argument
+from fewbit.core.values import Graph, Op
 from fewbit.files import read_json, write_json
 from fewbit.target.spec import Target
-from fewbit.types import Graph, Op
 from fewbit.verify.bench import paired
 from fewbit.verify.runtimes import open_session
 

@@ -13,17 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewbit.choose.bits import Bits
 from fewbit.choose.choose import ELEMENTS, Choosing
 from fewbit.choose.loss import BATCH, Measure, Walk
+from fewbit.core.bits import Bits
+from fewbit.core.values import Choice, Graph, Op, Plan, Site
 from fewbit.errors import BadImages, FewbitError
+from fewbit.execute.overlay import Overlay
 from fewbit.observe.stats import Stats
-from fewbit.overlay import Overlay
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.search.space import Candidate, Dimension
-from fewbit.target.legal import Legal, Slot, legal
+from fewbit.target.allowed import Allowed, AllowedGrids, allowed
 from fewbit.target.spec import Target
-from fewbit.types import Choice, Graph, Op, Plan, Site
 
 FLOAT = 0  # an option that is no width
 LEAST = 4  # bits (HAGO)
@@ -52,15 +52,15 @@ class Ranges(Choosing):
 
     known: dict[Any, Any] = field(default_factory=dict)
 
-    def _ranged(self, site: Site, slot: Slot, group: Sequence[str] = ()) -> Choice:
-        key = site.name, slot.grids[0], slot.fixed_scale, slot.everyone, tuple(group)
+    def _ranged(self, site: Site, slot: AllowedGrids, group: Sequence[str] = ()) -> Choice:
+        key = site.name, slot.grids[0], slot.fixed_scale, slot.all_readers, tuple(group)
         if key not in self.known:
             self.known[key] = super()._ranged(site, slot, group)
         return cast(Choice, self.known[key])
 
-    def weight(self, site: Site, slot: Slot) -> None:
+    def weight(self, site: Site, slot: AllowedGrids) -> None:
         read = self.choices[self.graph.op(site.readers[0][0]).operands["input"]]
-        key = site.name, slot.grids, slot.pair_bits, read.grid, id(read.affine)
+        key = site.name, slot.grids, slot.pair_bits, read.grid, id(read.qparams)
         if key not in self.known:
             super().weight(site, slot)
             self.known[key] = self.choices[site.name], read  # the range is held, so that its id stays its own
@@ -68,7 +68,7 @@ class Ranges(Choosing):
 
     def bias(self, op: Op) -> Choice | Tensor | None:
         read, weight = (self.choices[op.operands[k]] for k in ("input", "weight"))
-        key = op.name, "bias", id(read.affine), id(weight.affine), op.operands.get("bias", "") in self.legal.slots
+        key = op.name, "bias", id(read.qparams), id(weight.qparams), op.operands.get("bias", "") in self.allowed.sites
         if key not in self.known:
             self.known[key] = super().bias(op), read, weight
         return cast("Choice | Tensor | None", self.known[key][0])
@@ -91,7 +91,7 @@ class Model:
         self.settings = settings or Settings()
         self.keep_float, self.everything = tuple(keep_float), everything
         self._known: dict[Any, Any] = {}
-        self._legal: dict[tuple[str, ...], Legal] = {}
+        self._allowed: dict[tuple[str, ...], Allowed] = {}
         most = self.settings.most
         base = self.plan(Bits(most, most))
         self.moved = {c.site: c.why.removeprefix(ELEMENTS) for c in base.choices.values() if c.why.startswith(ELEMENTS)}
@@ -141,28 +141,28 @@ class Model:
                 widths[operands["weight"]] = option
         return Bits(self.settings.most, self.settings.most, widths, asked, (), tuple(floats))
 
-    def legal(self, bits: Bits) -> Legal:
+    def allowed(self, bits: Bits) -> Allowed:
         """What runs in integers, and on which grids."""
-        return legal(
+        return allowed(
             self.graph, self.target, weight_bits=bits.weights, activation_bits=bits.activations, widths=bits.ops,
             keep_float=(*self.keep_float, *bits.floats), everything=self.everything,
         )  # fmt: skip
 
-    def kept(self, floats: tuple[str, ...]) -> Legal:
+    def kept(self, floats: tuple[str, ...]) -> Allowed:
         """The same for the widest of all widths, with some ops in float; asked often, so it is remembered."""
-        if floats not in self._legal:
-            self._legal[floats] = self.legal(Bits(self.settings.most, self.settings.most, floats=floats))
-        return self._legal[floats]
+        if floats not in self._allowed:
+            self._allowed[floats] = self.allowed(Bits(self.settings.most, self.settings.most, floats=floats))
+        return self._allowed[floats]
 
     def plan(self, bits: Bits) -> Plan:
         """The plan that `choose` makes for these widths."""
-        answer = self.legal(bits)
+        answer = self.allowed(bits)
         if answer.channel_axes:
             raise FewbitError(
                 f"{self.target.name} has a step for each channel of an activation; give another target to search."
             )
         work = Ranges(
-            self.graph, self.stats, self.target, self.recipe, answer, {}, list(answer.refusals), self.name, bits,
+            self.graph, self.stats, self.target, self.recipe, answer, {}, list(answer.fallbacks), self.name, bits,
             (*self.keep_float, *bits.floats), known=self._known,
         )  # fmt: skip
         work.walk()
@@ -215,7 +215,7 @@ def _same(a: Choice | None, b: Choice | None) -> bool:
     """Whether two choices are made of the same numbers."""
     if a is None or b is None:
         return a is b
-    return a is b or (a.affine is b.affine and a.codes is b.codes and a.grid == b.grid and a.everyone == b.everyone)
+    return a is b or (a.qparams is b.qparams and a.codes is b.codes and a.grid == b.grid and a.all_readers == b.all_readers)
 
 
 def scored(

@@ -17,7 +17,7 @@ from fewbit import pipeline
 from fewbit.capture import capture, load_model
 from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
-from fewbit.choose.joint import parse_time
+from fewbit.choose.powell import parse_time
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.observe import observe
 from fewbit.progress import Progress

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from fewbit.capture.sites import WEIGHTED, owner_of
+from fewbit.core.values import Graph, Op, Site
 from fewbit.target.spec import OpRule
-from fewbit.types import Graph, Op, Site
 
 
 def channel_axis(site: Site) -> int:
@@ -21,7 +21,11 @@ def sizes(graph: Graph, op: Op) -> dict[str, int]:
     if op.kind in WEIGHTED:
         outputs = shape["weight"][0]
         read = graph.site(op.operands["input"])
-        return {"inputs": read.shape[channel_axis(read)], "outputs": outputs, "rows": op.macs // (op.terms or 1) // outputs}
+        return {
+            "inputs": read.shape[channel_axis(read)],
+            "outputs": outputs,
+            "rows": op.macs // (op.reduction_size or 1) // outputs,
+        }
     if op.kind == "matmul":
         left, right = list(shape.values())[:2]
         return {"inputs": left[-1], "outputs": right[-1], "rows": left[-2]}
@@ -38,14 +42,14 @@ def misfit(graph: Graph, op: Op, rule: OpRule) -> str:
     return ""
 
 
-def shared_groups(graph: Graph, rules: Mapping[str, OpRule], everyone: Iterable[str]) -> list[tuple[str, ...]]:
+def shared_groups(graph: Graph, rules: Mapping[str, OpRule], all_readers: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of two or more activation sites that must have one step: operands that a rule names as shared.
 
     A tensor that holds codes of another in other places (a view, a pooling of maxima) belongs to the group of that one, which
-    is among `everyone`: those whose codes all of their readers read. Groups that meet are one.
+    is among `all_readers`: those whose codes all of their readers read. Groups that meet are one.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    owners = {graph.site(name).tensor: name for name in everyone}
+    owners = {graph.site(name).tensor: name for name in all_readers}
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self, TypedDict, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewbit.core.grid import Grid
 from fewbit.errors import BadFile, UnknownName
-from fewbit.grid import Grid
 from fewbit.target.lines import line_of
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ class Type(Strict):
     A `loose` one is custom, not need: the kernels take any.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it; 4:
-    the file's own type of 4 bits, where narrower codes are packed otherwise. `block`: a weight of a linear op has a step for
+    the file's own type of 4 bits, where narrower codes are packed otherwise. `group_size`: a linear weight has a step for
     each channel and so many inputs; where the inputs are no multiple of it, for each channel. `multiples`: the steps of
     blocks are 1 to so many times one step of the channel.
     `narrows_to`: where sums overflow the accumulator of an op, codes may have fewer bits, down to so many.
@@ -59,9 +59,9 @@ class Type(Strict):
     granularity: Literal["tensor", "channel"] = "tensor"
     fixed_scale: float | None = Field(default=None, gt=0)
     fixed_zero: int = 0
-    loose: bool = False
+    convention: bool = False
     container: Literal[0, 4, 8, 16, 32] = 0
-    block: Literal[0, 16, 32, 64, 128, 256] = 0
+    group_size: Literal[0, 16, 32, 64, 128, 256] = 0
     multiples: Literal[0, 4, 16] = 0
     narrows_to: int | None = Field(default=None, ge=2)
 
@@ -72,10 +72,10 @@ class Type(Strict):
             raise ValueError("fixed_zero belongs to a fixed_scale")
         if not min(grid.low, 0) <= self.fixed_zero <= grid.high:
             raise ValueError(f"fixed_zero is a code of the type, {grid.low} to {grid.high}, not {self.fixed_zero}")
-        if self.block and not (self.granularity == "channel" and self.symmetric):
-            raise ValueError('block belongs to a symmetric type with granularity = "channel"')
-        if self.multiples and not self.block:
-            raise ValueError("multiples belongs to a block: its steps are multiples of the channel's")
+        if self.group_size and not (self.granularity == "channel" and self.symmetric):
+            raise ValueError('group_size belongs to a symmetric type with granularity = "channel"')
+        if self.multiples and not self.group_size:
+            raise ValueError("multiples belongs to a group_size: its steps are multiples of the channel's")
         if self.multiples and self.multiples * max(-grid.low, grid.high) > 2**7 - 1:
             raise ValueError(
                 f"a code times multiple is a code of 8 bits; {self.multiples} times {max(-grid.low, grid.high)} is none"
@@ -93,10 +93,17 @@ class Type(Strict):
         """
         bits = self.bits if bits is None else min(bits, self.bits)
         axis = axis if self.granularity == "channel" else None
-        blocks = bool(self.block and inputs and inputs % self.block == 0)
-        block, multiples = (self.block, self.multiples) if blocks else (0, 0)
+        blocks = bool(self.group_size and inputs and inputs % self.group_size == 0)
+        group_size, multiples = (self.group_size, self.multiples) if blocks else (0, 0)
         return Grid(
-            bits, self.signed, self.narrow, self.symmetric, axis, stored=self.container, block=block, multiples=multiples
+            bits,
+            self.signed,
+            self.narrow,
+            self.symmetric,
+            axis,
+            stored=self.container,
+            group_size=group_size,
+            multiples=multiples,
         )
 
     def grids(self, axis: int | None, bits: int | None = None, inputs: int = 0) -> tuple[Grid, ...]:
@@ -118,7 +125,7 @@ class Type(Strict):
         alike = (grid.signed, grid.narrow, grid.symmetric, grid.stored) == (
             self.signed, self.narrow, self.symmetric, self.container,
         )  # fmt: skip
-        alike = alike and (grid.block, grid.multiples) in ((self.block, self.multiples), (0, 0))
+        alike = alike and (grid.group_size, grid.multiples) in ((self.group_size, self.multiples), (0, 0))
         return alike and grid.bits <= self.bits and (grid.axis is None) == (self.granularity == "tensor")
 
 
@@ -324,10 +331,10 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
     if strange := [name for name in target.fuse if name not in own_forms]:
         has = f"it has {', '.join(own_forms)}" if own_forms else "it has none, leave it out"
         yield ("fuse",), f"fuse: {target.runtime} has no form '{strange[0]}'; {has}"
-    own = [name for name, t in target.types.items() if t.container == 4 or (t.block and not t.multiples)]
+    own = [name for name, t in target.types.items() if t.container == 4 or (t.group_size and not t.multiples)]
     if own and target.opset < 21:
         yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
-    if target.weights == "float" and (own or any(t.block for t in target.types.values())):
+    if target.weights == "float" and (own or any(t.group_size for t in target.types.values())):
         yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
         known = OPERANDS[rule.kind]
@@ -343,7 +350,7 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
         if lost := [name for name in rule.shared if name not in rule.operands]:
             says = f"op {rule.kind}: shared names '{lost[0]}'; it can name {', '.join(rule.operands)}"
             yield ("op", i, "shared"), says
-        blocks = [name for name in rule.types("weight") if name in target.types and target.types[name].block]
+        blocks = [name for name in rule.types("weight") if name in target.types and target.types[name].group_size]
         plain = Accumulator(bits=rule.accumulator.bits, overflow=rule.accumulator.overflow)
         whole = rule.kind == "linear" and rule.output == "float" and "bias" not in rule.operands
         if blocks and not (whole and rule.accumulator == plain and plain.bits >= 32):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
-from fewbit.grid import Grid, safe_terms
+from fewbit.core.grid import Grid, safe_terms
+from fewbit.core.values import Graph, Op
 from fewbit.target.spec import Accumulator
-from fewbit.types import Graph, Op
 
 
 def narrowed_pair(
@@ -25,7 +25,7 @@ def narrowed_pair(
     limit = largest_sum(accumulator)
     pairs = [(g, h) for g in a for h in b if not same or g == h]
     pairs = pairs[:1] + sorted(pairs, key=lambda p: (min(p[0].bits, p[1].bits), p[0].bits + p[1].bits, p[0].bits), reverse=True)
-    terms = op.terms or 0
+    terms = op.reduction_size or 0
     rows: Tensor | None = None
     for g, h in pairs:
         if terms <= safe_terms(accumulator.bits, g, h):

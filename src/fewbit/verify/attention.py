@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from fewbit.choose.objectives import flipped
-from fewbit.simulate import simulate
-from fewbit.types import Graph, Plan
+from fewbit.core.values import Graph, Plan
+from fewbit.execute.simulate import simulate
 
 
 class _Maps(Interpreter):

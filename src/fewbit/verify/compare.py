@@ -17,10 +17,10 @@ import onnx
 import torch
 from torch import Tensor
 
+from fewbit.core.values import Checks, Graph, Plan, SiteCheck
+from fewbit.execute.simulate import SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
 from fewbit.realize.unpack import flat_name
-from fewbit.simulate import SiteTrace, simulate, trace
-from fewbit.types import Checks, Graph, Plan, SiteCheck
 from fewbit.verify.runtimes import OnnxRuntime, open_session, runtimes_for
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
+from fewbit.capture.canonicalize import BATCH_NORM, MATMUL, SOFTMAX
 from fewbit.capture.export import graph_module
-from fewbit.capture.forms import BATCH_NORM, MATMUL, SOFTMAX
+from fewbit.capture.fx import MOVES, back_through, calls, constant, is_call, is_constant
 from fewbit.capture.normalize import SDPA, opened
-from fewbit.capture.rewrite import MOVES, back_through, calls, constant, is_call, is_constant
 from fewbit.errors import BadModel
 
 

@@ -1,0 +1,211 @@
+"""GPTQ: the error of rounding one column of a weight goes into the columns that are not rounded yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fewbit.choose.moments import Moments
+from fewbit.core.grid import Grid, QParams, along, codes, fake, in_multiples
+
+BLOCK = 128  # columns whose later ones are corrected together
+TRIES = 12  # to make a matrix positive definite
+WORK = 1 << 23  # elements of all candidates that are held at a time
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Codes that make the output of a layer like the float one's on what the quantized model gives it to read.
+
+        min over integer W'   E ||W x + d - W' q||²      q what it reads, x the same in float, d what the sum behind it lacks
+
+    First the best real weights, by ridge regression (Zhong et al. 2024, ERQ; Li et al. 2025, GPTAQ: float output, quantized
+    input):
+
+        W* = W + (W (C - H) + D) (H + λ I)⁻¹     H = cov(q, q), C = cov(x, q), D = cov(d, q); λ from `ridges`, in units of the
+                                                 mean of H's diagonal, by the error on a quarter of the images ("off" as well)
+
+    then GPTQ on W* (Frantar et al. 2023, algorithm 1) with `damp` times the mean of the diagonal added to it, columns of large
+    variance first, once for each of `shares` of the weight's range as its step; each output channel takes the step that is
+    best for it. Where a row has blocks, once more with the share of each block whose squared error, weighted with H's diagonal,
+    is smallest. Then `sweeps` of coordinate descent over the codes: each moves to what is best given all others.
+    Means are left to the bias. Without moments every weight is rounded to the nearest code.
+    """
+
+    ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    damp: float = 0.01
+    shares: tuple[float, ...] = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.56)
+    sweeps: int = 2
+    order: bool = True
+    residual: bool = True
+    places: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
+            raise ValueError(f"0 < shares <= 1, damp > 0 and ridges > 0 are allowed, not {self}")
+
+    def __call__(self, w: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Int[Tensor, "*shape"]:
+        return codes(w, qparams, grid)
+
+    def ridge(self, w: Float[Tensor, "o m"], fit: Moments, held: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
+        """W* and its λ (None: W itself), chosen on held-out moments; `fit` and `held` are sums."""
+        if held is None or not self.ridges:
+            return w, None
+        inside, outside = fit.centred(), held.centred()
+        wanted = outside.target(w)
+        best, chosen = float(outside.error(wanted, w).sum()), None
+        for share in self.ridges:
+            found = float(outside.error(wanted, _ridge(w, inside, share)).sum())
+            if found < best:
+                best, chosen = found, share
+        return (w, None) if chosen is None else (_ridge(w, (fit + held).centred(), chosen), chosen)
+
+    def solve(
+        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, least: Tensor
+    ) -> tuple[Int[Tensor, "o m"], QParams]:
+        """Codes and steps for real weights on centred moments; `qparams` covers the whole range, no step is below `least`."""
+        o, m = w.shape
+        shares = self.shares if grid.axis is not None else self.shares[:1]
+        tried = [qparams.scale * share for share in torch.tensor(shares)]
+        if grid.group_size:
+            tried.append(_by_block(w, tried, grid, moments.gram))
+        tried = [in_multiples(s.maximum(least), grid) if grid.group_size else s.maximum(least).expand(o) for s in tried]
+        scale = torch.stack(tried)
+        wanted, best, found = moments.through(w.double()), None, None
+        for part in scale.split(max(1, WORK // (o * m))):
+            rounded = self._rounded(w, part, grid, moments)
+            error = torch.stack([moments.error(wanted, q * along(s, q, 0)) for q, s in zip(rounded, part, strict=True)])
+            choice = error.argmin(0)
+            rows = torch.arange(o)
+            if best is None or found is None:
+                best, found, step = error[choice, rows], rounded[choice, rows], part[choice, rows]
+            else:
+                better = error[choice, rows] < best
+                best = torch.where(better, error[choice, rows], best)
+                found = torch.where(better[:, None], rounded[choice, rows], found)
+                step = torch.where(better if step.ndim == 1 else better[:, None], part[choice, rows], step)
+        assert found is not None
+        q = self._descended(w, found, step, grid, moments)
+        chosen = step if grid.axis is not None else qparams.scale
+        return q.to(torch.int32), replace(qparams, scale=chosen.float().contiguous())
+
+    def _rounded(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
+    ) -> Float[Tensor, "k o m"]:
+        """GPTQ's codes of all groups for several steps of each channel, or of each of its blocks."""
+        k, groups = len(scale), len(moments.gram)
+        parts = w.unflatten(0, (groups, -1))
+        steps = scale.unflatten(1, (groups, -1))
+        found = torch.empty(k, *w.shape)
+        outputs = parts.shape[1]
+        for g in range(groups):
+            h = moments.gram[g]
+            place = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
+            upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[place][:, place], self.damp)), upper=True)
+            rows = parts[g].repeat(k, 1)
+            step = along(steps[:, g].flatten(0, 1), rows, 0).expand_as(rows)
+            q = _columns(rows[:, place], step[:, place], grid, upper.float())
+            back = torch.empty_like(q)
+            back[:, place] = q
+            found[:, g * outputs : (g + 1) * outputs] = back.unflatten(0, (k, outputs))
+        return found
+
+    def _descended(self, w: Tensor, q: Tensor, scale: Tensor, grid: Grid, moments: Moments) -> Tensor:
+        """The codes after `sweeps` of coordinate descent on the error, each output on its own."""
+        if not self.sweeps:
+            return q
+        groups = len(moments.gram)
+        outputs = len(w) // groups
+        q = q.clone()
+        for g in range(groups):
+            rows = slice(g * outputs, (g + 1) * outputs)
+            h, s = moments.gram[g].float(), along(scale[rows], w[rows], 0).expand_as(w[rows])
+            diagonal = h.diagonal().clamp_min(1e-12 * float(h.diagonal().max().clamp_min(1e-30)))
+            part = q[rows]
+            gradient = (part * s - w[rows]) @ h
+            for _ in range(self.sweeps):
+                moved = False
+                for j in range(w.shape[1]):
+                    better = (part[:, j] - gradient[:, j] / (diagonal[j] * s[:, j])).round_().clamp_(grid.low, grid.high)
+                    step = better - part[:, j]
+                    if bool(step.any()):
+                        gradient += (step * s[:, j])[:, None] * h[j]
+                        part[:, j] = better
+                        moved = True
+                if not moved:
+                    break
+            q[rows] = part
+        return q
+
+
+def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
+    """H with a share of the mean of its diagonal added to the diagonal; of nothing but zeros, the identity."""
+    mean = float(h.diagonal().mean())
+    return h + torch.eye(len(h), dtype=h.dtype) * (share * mean if mean > 0 else 1.0)
+
+
+def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
+    """The lower Cholesky factor of H with a share of its diagonal's mean added, or as many times ten of it as it takes: of
+    inputs that hardly move, H is nothing but rounding.
+    """
+    for _ in range(TRIES):
+        found, failed = torch.linalg.cholesky_ex(damped(h, share))
+        if not bool(failed):
+            return found
+        share *= 10
+    return torch.linalg.cholesky(damped(h, share))
+
+
+def _by_block(
+    w: Float[Tensor, "o m"], tried: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
+) -> Float[Tensor, "o b"]:
+    """Of the steps that are tried, each block's own with the smallest squared error of its weights rounded to the nearest code,
+    each weighted with the power of what it multiplies: what is lost where inputs are not correlated.
+    """
+    tried_qparams = [QParams(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in tried]
+    errors = [
+        ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.group_size)).sum(2)
+        for a in tried_qparams
+    ]
+    best = torch.stack(errors).argmin(0)
+    return torch.stack(list(tried)).gather(0, best[None])[0]
+
+
+def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
+    """W*; `moments` are centred."""
+    change = moments.target(w) - moments.through(w.double())
+    parts = change.unflatten(0, (len(moments.gram), -1))
+    solved = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
+    return (w.double() + torch.cat(solved)).float()
+
+
+def _columns(
+    w: Float[Tensor, "r m"], scale: Float[Tensor, "r m"], grid: Grid, upper: Float[Tensor, "m m"]
+) -> Float[Tensor, "r m"]:
+    """Codes of rows, column by column, each with its steps; `upper` is the Cholesky factor of the inverse of H."""
+    w, q = w.clone(), torch.empty_like(w)
+    m = w.shape[1]
+    for first in range(0, m, BLOCK):
+        last = min(first + BLOCK, m)
+        block, errors = w[:, first:last], torch.empty(len(w), last - first)
+        for j in range(last - first):
+            step = scale[:, first + j]
+            code = (block[:, j] / step).round_().clamp_(grid.low, grid.high)
+            q[:, first + j] = code
+            error = (block[:, j] - code * step) / upper[first + j, first + j]
+            errors[:, j] = error
+            block[:, j + 1 :] -= error[:, None] * upper[first + j, first + j + 1 : last]
+        w[:, last:] -= errors @ upper[first:last, last:]
+    return q
+
+
+def gain(w: Float[Tensor, "o m"], wanted: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
+    """What each output of quantized weights is best multiplied by, to be like the wanted one: it goes into the step."""
+    v = w.double()
+    power = (moments.through(v) * v).sum(1)
+    best = (wanted * v).sum(1) / power.clamp_min(1e-30)
+    return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()

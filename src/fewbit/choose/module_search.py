@@ -1,0 +1,78 @@
+"""Module scope: the steps of a whole attention module or MLP, searched on what the module gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.choose.objectives import Pearson, Similarity
+from fewbit.choose.output_search import GAIN, Range
+from fewbit.core.grid import QParams
+from fewbit.core.values import Choice
+from fewbit.execute.overlay import Env, Overlay
+
+
+@dataclass(frozen=True)
+class ModuleSearch:
+    """The objective of OutputSearch on the output of an attention module or MLP instead of each op's.
+
+        maximise   (1/N) Σ_i Γ(Y_i, Ŷ_i)      Y the module's float output, Ŷ that of the module with all of its sites quantized
+
+    One step at a time, in graph order: `candidates` on [low, high] times the whole range, all other steps as they are, for at
+    most `rounds` rounds or until none moves. A step moves only where the objective gains. The module reads its float input,
+    of `images` images.
+    """
+
+    objective: Similarity = Pearson()
+    low: float = 0.5
+    high: float = 1.2
+    candidates: int = 20
+    rounds: int = 2
+    images: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high or min(self.candidates, self.rounds, self.images) < 1:
+            raise ValueError(f"0 < low < high, and candidates, rounds and images >= 1 are allowed, not {self}")
+
+    def __call__(
+        self,
+        overlay: Overlay,
+        nodes: Sequence[Node],
+        given: Env,
+        exact: Tensor,
+        start: Mapping[str, Choice],
+        ranges: Mapping[str, Range],
+        made: Callable[[Choice, QParams], Choice | None],
+    ) -> dict[str, Choice]:
+        """The choices of the sites that have a range, by name, each from `made` (None: not allowed) with its new step.
+
+        `overlay` holds `start`; `nodes` compute the module from `given`, the last of them its output.
+        """
+
+        def score() -> float:
+            return float(self.objective(exact.flatten(1), overlay.value(nodes, given).flatten(1)[None]))
+
+        choices, best = {name: start[name] for name in ranges}, score()
+        for _ in range(self.rounds):
+            moved = False
+            for name, seen in ranges.items():
+                for choice in self._tried(choices[name], seen, made):
+                    overlay.set(choice)
+                    found = score()
+                    if found > best + GAIN:
+                        choices[name], best, moved = choice, found, True
+                overlay.set(choices[name])
+            if not moved or math.isclose(best, 1.0):
+                break
+        return choices
+
+    def _tried(self, choice: Choice, seen: Range, made: Callable[[Choice, QParams], Choice | None]) -> Iterable[Choice]:
+        for factor in torch.linspace(self.low, self.high, self.candidates):
+            found = made(choice, seen.qparams(factor.expand(seen.low.shape)))
+            if found is not None:
+                yield found

@@ -1,1 +1,0 @@
-"""How the range of one tensor is found."""

@@ -1,0 +1,174 @@
+"""Lint: which nodes of a Q/DQ file run in integers on a target, by which rule, and what to change."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit.errors import FewbitError
+from fewbit.lint.accelerator import AcceleratorRules
+from fewbit.lint.graph import DEQUANTIZE, QUANTIZE, Graph, Node
+from fewbit.lint.onnxruntime_cpu import OnnxRuntimeRules
+from fewbit.lint.openvino_cpu import OpenVinoRules
+from fewbit.lint.rules import Rules, Verdict
+from fewbit.lint.tensorrt import TensorRtRules
+from fewbit.lint.truth import Ran, truth
+from fewbit.target import Target
+
+
+@dataclass(frozen=True)
+class Row:
+    """One node that computes. `macs`: multiply-accumulates at batch 1; `share`: of the whole file's, 0 to 1; `integer_macs`:
+    those in integers, which are not all where one kernel holds a product in integers and attention in float."""
+
+    index: int
+    name: str
+    op: str
+    integer: bool
+    rule: str
+    change: str
+    macs: int
+    share: float
+    integer_macs: int
+
+
+@dataclass(frozen=True)
+class Lint:
+    """The answer for a file: rows in the file's order, and how many Q/DQ pairs and dequantized weights there are and do
+    nothing (no node in integers makes or reads their codes)."""
+
+    file: str
+    target: str
+    rows: tuple[Row, ...]
+    pairs: int
+    idle_pairs: int
+    weights: int
+    idle_weights: int
+
+    @property
+    def integer_share(self) -> float:
+        """The share of the multiply-accumulates that run in integers, 0 to 1; 1 for a file without any."""
+        total = sum(row.macs for row in self.rows)
+        return sum(row.integer_macs for row in self.rows) / total if total else 1.0
+
+    def worst(self) -> list[Row]:
+        """Float rows first, those with the most multiply-accumulates and with something to change before others."""
+        return sorted(self.rows, key=lambda r: (r.integer, -r.macs, not r.change, r.index))
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"{100 * self.integer_share:.1f} % of the multiply-accumulates run in integers "
+            f"({sum(r.integer for r in self.rows)} of {len(self.rows)} nodes); {self.idle_pairs} of {self.pairs} Q/DQ pairs "
+            f"and {self.idle_weights} of {self.weights} dequantized weights do nothing but cost time."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file, "target": self.target, "integer_share": self.integer_share, "pairs": self.pairs,
+            "idle_pairs": self.idle_pairs, "weights": self.weights, "idle_weights": self.idle_weights,
+            "nodes": [asdict(row) for row in self.rows],
+        }  # fmt: skip
+
+
+def lint(path: Path, target: Target) -> Lint:
+    """Every computing node of an ONNX file under the rules of a target. Raises BadFile, and FewbitError for a runtime
+    without rules."""
+    graph = Graph(path)
+    rules = rules_for(target)(graph)
+    verdicts = {node.index: _foreign(node, target) or rules.verdict(node) for node in graph.computing}
+    macs = {node.index: graph.macs(node) for node in graph.computing}
+    integer = {n.index: macs[n.index] - graph.float_macs(n) if verdicts[n.index].integer else 0 for n in graph.computing}
+    total = sum(macs.values()) or 1
+    rows = tuple(
+        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, macs[n.index], macs[n.index] / total, integer[n.index])
+        for n in graph.computing
+        for v in (verdicts[n.index],)
+    )
+    used = _used(graph, {index for index, v in verdicts.items() if v.integer})
+    pairs = [n for n in graph.nodes if n.op == QUANTIZE and n.outputs[0] not in graph.constants]
+    weights = [n for n in graph.nodes if n.op == DEQUANTIZE and n.inputs[0] in graph.constants]
+    return Lint(
+        path.name, target.name, rows, len(pairs), sum(n.index not in used for n in pairs),
+        len(weights), sum(n.index not in used for n in weights),
+    )  # fmt: skip
+
+
+def _foreign(node: Node, target: Target) -> Verdict | None:
+    """What is said of an operator of onnxruntime's own under any other runtime."""
+    if node.domain != "com.microsoft" or target.runtime == "onnxruntime":
+        return None
+    change = f"write the file for {target.runtime}: fewbit quantize --target {target.name}"
+    rule = f"{node.op} is {OWN}: {target.runtime} cannot load the file, or loads it and answers otherwise"
+    return Verdict(False, rule, change)
+
+
+OWN = "an operator of onnxruntime's own"
+
+
+def _used(graph: Graph, integer: set[int]) -> set[int]:
+    """The Q and DQ nodes whose codes a node in integers makes or reads, also through nodes that only move numbers."""
+    found: set[int] = set()
+
+    def read_in_integers(name: str) -> bool:
+        used = False
+        for reader in graph.consumers.get(name, ()):
+            deeper = reader.moves or reader.op in (QUANTIZE, DEQUANTIZE)
+            one = reader.index in integer or (deeper and reader.op != QUANTIZE and read_in_integers(reader.outputs[0]))
+            if one and reader.op == DEQUANTIZE:
+                found.add(reader.index)
+            used = used or one
+        return used
+
+    for node in graph.nodes:
+        if node.op not in (QUANTIZE, DEQUANTIZE):
+            continue
+        maker = graph.producer.get(node.inputs[0])
+        while maker is not None and maker.moves and maker.inputs:
+            maker = graph.producer.get(maker.inputs[0])
+        made = node.op == QUANTIZE and maker is not None and maker.index in integer
+        if made or read_in_integers(node.outputs[0]):
+            found.add(node.index)
+    return found
+
+
+def rules_for(target: Target) -> Callable[[Graph], Rules]:
+    """The rules of a target by its `runtime`, and for onnxruntime by its `machine`: on ARM signed activations are taken.
+
+    A target of runtime "other" is its own rules. Raises FewbitError that names the runtimes with rules.
+    """
+    runtime: str = target.runtime
+    if runtime == "onnxruntime":
+        signed = re.fullmatch(target.machine, "x86_64") is None
+        return lambda graph: OnnxRuntimeRules(graph, signed)
+    if runtime == "other":
+        return lambda graph: AcceleratorRules(graph, target)
+    if runtime in RULES:
+        return RULES[runtime]
+    known = sorted(("onnxruntime", "other", *RULES))
+    raise FewbitError(
+        f"lint has no rules for runtime '{runtime}' of target {target.name}; it has them for {', '.join(known)}. A machine "
+        'that only its target file describes has runtime = "other".'
+    )
+
+
+RULES: Mapping[str, Callable[[Graph], Rules]] = {"openvino": OpenVinoRules, "tensorrt": TensorRtRules}
+
+
+def disagreements(path: Path, found: Lint, target: Target) -> list[tuple[Row, Ran]]:
+    """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, where the
+    target is for another kind of processor, and for a file of another runtime, whose answers would mean nothing."""
+    if target.runtime not in ("onnxruntime", "openvino") or not re.fullmatch(target.machine, platform.machine()):
+        raise FewbitError(f"--check runs the file, and {target.name} ({target.runtime}, {target.machine}) does not run here.")
+    if foreign := sorted({row.op for row in found.rows if OWN in row.rule}):
+        raise FewbitError(
+            f"--check runs the file, and {path} has operators of onnxruntime's own ({', '.join(foreign)}), which "
+            f"{target.runtime} does not compute as onnxruntime does; check it with --target ort-x86-vnni, or write one with "
+            f"--target {target.name}."
+        )
+    ran = truth(path, target.runtime)
+    return [(row, ran[row.index]) for row in found.rows if row.integer != ran[row.index].integer]

@@ -1,0 +1,395 @@
+"""onnxruntime's CPU provider: which nodes it fuses with the Q/DQ around them.
+
+From onnxruntime/core/optimizer: qdq_transformer/selectors_actions/qdq_selectors.cc and
+qdq_selector_action_transformer.cc (what fuses), qdq_transformer/qdq_propagation.cc (Q/DQ move through nodes that only
+move numbers), qdq_transformer/weight_bias_quantization.cc, qdq_transformer/qdq_s8_to_u8.cc, matmul_add_fusion.cc,
+qdq_transformer/relu_quantizelinear.cc and clip_quantizelinear.cc. `fewbit lint --check` compares with a session.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from fewbit.lint.graph import BITS, DEQUANTIZE, INT8, QUANTIZE, UINT8, Graph, Node, Steps
+from fewbit.lint.rules import Verdict, listed, origin
+
+# Operators that Q/DQ pass through, with the versions that qdq_propagation.cc names.
+PASSES = {
+    "MaxPool": {12},
+    "Reshape": {5, 13, 14, 19, 21, 23, 24, 25},
+    "Transpose": {1, 13, 21, 23, 24, 25},
+    "Squeeze": {1, 11, 13, 21, 23, 24, 25},
+    "Unsqueeze": {1, 11, 13, 21, 23, 24, 25},
+    "Slice": {1, 10, 11, 13},
+}
+UNARY = {"Softmax": "QLinearSoftmax", "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu",
+         "AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool"}  # fmt: skip
+JOINING = {"Add": "QLinearAdd", "Mul": "QLinearMul", "Concat": "QLinearConcat", "Where": "QLinearWhere"}
+OWN = re.compile(r"QLinear|QGemm|QAttention|MatMulInteger|ConvInteger|DynamicQuantizeMatMul")
+SAME = frozenset(("MaxPool", "ReduceMax", "ReduceMin", "Resize"))
+PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Who reads a result: the distinct QuantizeLinear nodes, how many others, and a Relu or Clip that they make redundant."""
+
+    quantizers: tuple[Node, ...]
+    others: tuple[Node, ...]
+    output: bool = False
+    clip: Node | None = None
+
+    @property
+    def only(self) -> Node | None:
+        """The one QuantizeLinear where there is no other reader."""
+        return self.quantizers[0] if len(self.quantizers) == 1 and not self.others and not self.output else None
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeRules:
+    """`signed`: the provider takes signed activations as they are (ARM); otherwise it makes unsigned ones of them (x86)."""
+
+    graph: Graph
+    signed: bool = False
+
+    def verdict(self, node: Node) -> Verdict:
+        """The rule for one node that computes."""
+        if node.op == "QAttention":
+            return Verdict(True, "QAttention of onnxruntime itself: queries, keys and values in integers, attention in float")
+        if OWN.match(node.op):
+            return Verdict(True, f"{node.op} is an integer operator of onnxruntime itself")
+        if node.op in ("Relu", "Clip"):
+            return self._clip(node)
+        if node.op in PRODUCTS:
+            return self._product(node)
+        if node.op in UNARY or node.op in JOINING:
+            return self._elementwise(node)
+        if node.op in SAME:
+            return self._same(node)
+        pairs = sum(self.front(name) is not None for name in node.inputs if name not in self.graph.constants)
+        change = f"take the Q/DQ in front of it out: {pairs} of them only cost time" if pairs else ""
+        return Verdict(False, f"{node.op} has no integer kernel in the CPU provider", change)
+
+    def front(self, name: str) -> Steps | None:
+        """The DequantizeLinear that the reader of a tensor has in front of it, after propagation and with its type there."""
+        node, moved = self.graph.producer.get(name), False
+        readers = len(self.graph.consumers.get(name, ()))
+        while node is not None and node.version in PASSES.get(node.op, ()):
+            node, moved = self.graph.producer.get(node.inputs[0]), True
+        if node is None or node.op != DEQUANTIZE:
+            return None
+        steps = self.graph.steps(node)
+        if moved and not steps.per_tensor:
+            return None
+        if node.inputs[0] in self.graph.constants:
+            return steps
+        return self._unsigned(steps, readers if moved else self._uses(node.inputs[0]))
+
+    def back(self, node: Node) -> Steps:
+        """The numbers of a QuantizeLinear, with its type after optimisation."""
+        return self._unsigned(self.graph.steps(node), self._uses(node.outputs[0]))
+
+    def _uses(self, codes: str) -> int:
+        """How many readers codes have once every reader of a DequantizeLinear has one of its own."""
+        readers = self.graph.consumers.get(codes, ())
+        return sum(len(self.graph.consumers.get(r.outputs[0], ())) or 1 if r.op == DEQUANTIZE else 1 for r in readers)
+
+    def _unsigned(self, steps: Steps, uses: int) -> Steps:
+        """On x86 onnxruntime makes u8 of s8 codes with one reader (qdq_s8_to_u8.cc); others stay s8 and stop all fusion."""
+        if self.signed or steps.dtype != INT8 or not steps.per_tensor or steps.zero is None or uses != 1:
+            return steps
+        return replace(steps, dtype=UINT8, zero=steps.zero.astype(np.int64) + 128)
+
+    def behind(self, node: Node) -> Behind:
+        """Who reads the result of a node, after propagation."""
+        found = self._readers(node.outputs[0])
+        if len(found.others) == 1 and not found.quantizers and not found.output and found.others[0].op in ("Relu", "Clip"):
+            clip = found.others[0]
+            later = self._readers(clip.outputs[0])
+            if later.only is not None and self._redundant(clip, later.only):
+                return replace(later, clip=clip)
+        return found
+
+    def _readers(self, name: str) -> Behind:
+        quantizers: list[Node] = []
+        others: list[Node] = []
+        for reader in self.graph.consumers.get(name, ()):
+            if reader.op != QUANTIZE:
+                others.append(reader)
+            elif not any(self.graph.steps(reader).same(self.graph.steps(q)) for q in quantizers):
+                quantizers.append(reader)
+        output = name in self.graph.outputs
+        if len(others) == 1 and not quantizers and not output and others[0].version in PASSES.get(others[0].op, ()):
+            later = self._readers(others[0].outputs[0])
+            if later.only is not None and self.graph.steps(later.only).per_tensor and others[0].inputs[0] == name:
+                return later
+        return Behind(tuple(quantizers), tuple(others), output)
+
+    def _redundant(self, clip: Node, quantize: Node) -> bool:
+        steps = self.graph.steps(quantize)
+        if not steps.per_tensor or BITS.get(steps.dtype, 0) not in (8, 16):
+            return False
+        low, high = steps.range()
+        bounds = self._bounds(clip)
+        if bounds is None or steps.scale is None:
+            return False
+        half = float(steps.scale.flat[0]) / 2
+        return bounds[0] <= low + half and bounds[1] >= high - half
+
+    def _bounds(self, clip: Node) -> tuple[float, float] | None:
+        if clip.op == "Relu":
+            return 0.0, float("inf")
+        ends = [float("-inf"), float("inf")]
+        for i, key in enumerate(("min", "max")):
+            if key in clip.attributes:
+                ends[i] = clip.attributes[key]
+            elif len(clip.inputs) > i + 1 and clip.inputs[i + 1]:
+                value = self.graph.value(clip.inputs[i + 1])
+                if value is None:
+                    return None
+                ends[i] = float(value)
+        return ends[0], ends[1]
+
+    def _clip(self, node: Node) -> Verdict:
+        later = self._readers(node.outputs[0])
+        if later.only is None:
+            return Verdict(False, f"{node.op} has no integer kernel; its result is {self._read_by(later)}")
+        if self._redundant(node, later.only):
+            return Verdict(True, f"removed: the QuantizeLinear behind it cuts at the same place ({later.only.name})")
+        return Verdict(
+            False,
+            f"the QuantizeLinear behind it reaches further than {node.op} lets through, so {node.op} stays, in float",
+            f"give {later.only.name} a range that {node.op} does not cut (for a Relu: zero point at the lowest code)",
+        )
+
+    def _read_by(self, behind: Behind) -> str:
+        names = [f"{n.op} {n.name}" for n in behind.others[:2]] + [f"QuantizeLinear {q.name}" for q in behind.quantizers[:2]]
+        if behind.output:
+            names.append("the model's caller")
+        return "read by " + listed(names) if names else "read by nobody"
+
+    def _missing(self, node: Node, slots: list[int]) -> Verdict | None:
+        """A verdict where an input has no DequantizeLinear in front of it."""
+        without = [node.inputs[i] for i in slots if self.front(node.inputs[i]) is None]
+        if not without:
+            return None
+        return Verdict(
+            False,
+            f"no DequantizeLinear in front of {listed([self._called(node, name) for name in without])}",
+            "quantize that input too" if len(without) < len(slots) else "leave it float, or quantize its inputs",
+        )
+
+    def _called(self, node: Node, name: str) -> str:
+        roles = ("the input", "the weight" if node.inputs[1:2] and node.inputs[1] in self.graph.constants else "the right")
+        at = node.inputs.index(name)
+        role = (*roles, "the bias")[at] if node.op in PRODUCTS and at < 3 else f"input {at}"
+        return f"{role} ({origin(self.graph, name)})"
+
+    def _types(self, read: Steps, weight: Steps) -> Verdict | None:
+        """A verdict where the types of a product's operands are not those of its integer kernels."""
+        for what, steps in (("activations", read), ("weights", weight)):
+            if BITS.get(steps.dtype, 0) != 8:
+                change = f"store them in 8-bit containers instead of {steps.name}"
+                return Verdict(False, f"{steps.name} {what} are not taken by the CPU provider's integer kernels", change)
+        if read.dtype == INT8 and not self.signed:
+            change = "store activations as uint8: zero point + 128, same scale"
+            return Verdict(False, "int8 codes with more than one reader are not taken on x86", change)
+        if read.dtype == INT8 and weight.dtype != INT8:
+            return Verdict(False, "int8 activations need int8 weights", f"quantize the weights to int8, not {weight.name}")
+        if not read.per_tensor:
+            return Verdict(False, "the activation has a scale for each channel", "give it one scale for the whole tensor")
+        return None
+
+    def _product(self, node: Node) -> Verdict:
+        gemm, add = node.op == "Gemm", self.added.get(node.index)
+        behind = self.behind(node if add is None else add)
+        bias = len(node.inputs) > 2 and node.inputs[2] != ""
+        read, weight = self.front(node.inputs[0]), self.front(node.inputs[1])
+        made = read is not None and weight is None and self._float_weight_becomes_codes(node, behind)
+        if (
+            node.op == "MatMul"
+            and add is None
+            and read is None
+            and weight is not None
+            and not behind.quantizers
+            and self._weight_only(node)
+        ):
+            return Verdict(True, "weights only: runs as MatMulNBits, which quantizes its input as it runs")
+        missing = self._missing(node, [0] if made else [0, 1])
+        if missing is not None:
+            return missing
+        assert read is not None
+        wrong = None if weight is None else self._types(read, weight)
+        if BITS.get(read.dtype, 0) == 16 and node.op != "Conv" and weight is not None and self._weight_only(node):
+            return Verdict(
+                True, f"{read.name} activations stay float: runs as MatMulNBits, which quantizes its input as it runs"
+            )
+        if wrong is not None:
+            return wrong
+        has_float_bias = add is not None or (bias and self.front(node.inputs[2]) is None)
+        if has_float_bias and not self._bias_becomes_integer(node, add, behind, weight):
+            return self._float_bias(node, add, behind)
+        if bias and not has_float_bias:
+            steps = self.front(node.inputs[2])
+            if steps is not None and BITS.get(steps.dtype) != 32:
+                return Verdict(False, f"the bias is {steps.name}, not int32", "store it as int32, scale = input x weight")
+        if gemm and bias and float(node.attributes.get("beta", 1.0)) != 1.0:
+            return Verdict(False, "beta of the Gemm is not 1", "multiply the bias with beta and set beta to 1")
+        return self._result(node, "Gemm" if add is not None else node.op, behind, read)
+
+    def _result(self, node: Node, op: str, behind: Behind, read: Steps) -> Verdict:
+        """The verdict on a product whose operands are right, from who reads its result."""
+        kernel = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}[op]
+        if behind.only is not None:
+            back = self.back(behind.only)
+            if back.dtype != read.dtype:
+                change = f"use {read.name} for both"
+                return Verdict(False, f"the input is {read.name}, the result {back.name}: they must be alike", change)
+            if not back.per_tensor:
+                return Verdict(False, "the result has a scale for each channel", "give it one scale for the whole tensor")
+            absorbed = f", {behind.clip.op} included" if behind.clip is not None else ""
+            return Verdict(True, f"fused with its Q/DQ: runs as {kernel}{absorbed}")
+        if behind.quantizers:
+            return Verdict(
+                False,
+                f"its result is {self._read_by(behind)}: {kernel} gives codes to one QuantizeLinear and nobody else",
+                "let every reader read the codes of one QuantizeLinear, or none",
+            )
+        if op == "Conv":
+            return self._open_conv(behind)
+        name = "MatMulIntegerToFloat" if op == "MatMul" else kernel
+        return Verdict(True, f"no QuantizeLinear behind it: runs as {name} with a float result")
+
+    def _open_conv(self, behind: Behind) -> Verdict:
+        """The verdict on a convolution without QuantizeLinear right behind it."""
+        later = behind.others[0] if len(behind.others) == 1 else None
+        if later is not None and later.op in ("Relu", "Clip"):
+            beyond = self._readers(later.outputs[0])
+            if beyond.only is not None:
+                why = f"{later.op} {later.name} stands between it and its QuantizeLinear and is not redundant there"
+                return Verdict(False, why, f"give {beyond.only.name} a range that {later.op} does not cut")
+        return Verdict(
+            False,
+            f"no QuantizeLinear right behind it (its result is {self._read_by(behind)}): QLinearConv has no float result",
+            "quantize its result at once, bias inside as int32; realize for an onnxruntime target",
+        )
+
+    def _float_bias(self, node: Node, add: Node | None, behind: Behind) -> Verdict:
+        if add is not None:
+            return Verdict(
+                False,
+                f"onnxruntime makes a Gemm of it and {add.name} before it looks for Q/DQ, and the Gemm's bias is float",
+                "keep the batch dynamic and the product of rank 3, or store the bias as int32 codes in a Gemm",
+            )
+        return Verdict(False, "the bias is float", "store it as int32 behind a DequantizeLinear, scale = input x weight")
+
+    def _elementwise(self, node: Node) -> Verdict:
+        kernel = (UNARY | JOINING)[node.op]
+        slots = list(range(1 if node.op == "Where" else 0, 1 if node.op in UNARY else len(node.inputs)))
+        behind = self.behind(node)
+        fronts = [self.front(node.inputs[i]) for i in slots]
+        known = [steps for steps in fronts if steps is not None]
+        if behind.only is None and not known:
+            return Verdict(False, f"its inputs are float and its result is {self._read_by(behind)}")
+        missing = self._missing(node, slots)
+        if missing is not None:
+            return missing
+        if behind.only is None:
+            change = "quantize its result, or take the Q/DQ in front of it out"
+            return Verdict(False, f"{kernel} needs one QuantizeLinear behind it; its result is {self._read_by(behind)}", change)
+        types = {steps.dtype for steps in (*known, self.back(behind.only))}
+        if len(types) > 1:
+            names = sorted({steps.name for steps in (*known, self.back(behind.only))})
+            return Verdict(False, f"{kernel} needs one type for inputs and result, not {listed(names)}", f"use {names[-1]}")
+        if BITS.get(known[0].dtype, 0) != 8:
+            return Verdict(False, f"{kernel} takes 8-bit codes, not {known[0].name}", "leave it float")
+        absorbed = f", {behind.clip.op} included" if behind.clip is not None else ""
+        return Verdict(True, f"fused with its Q/DQ: runs as {kernel}{absorbed}")
+
+    def _same(self, node: Node) -> Verdict:
+        """Ops that pick or compare numbers: integer where codes go in and come out with the same scale and zero point."""
+        steps, behind = self.front(node.inputs[0]), self.behind(node)
+        if steps is None:
+            return Verdict(False, f"its input is float ({origin(self.graph, node.inputs[0])})")
+        if BITS.get(steps.dtype, 0) != 8:
+            return Verdict(False, f"{node.op} takes 8-bit codes, not {steps.name}", "leave it float")
+        passes = node.version in PASSES.get(node.op, ()) and not behind.quantizers
+        if passes and steps.per_tensor:
+            return Verdict(True, f"the codes pass through: {node.op} runs on {steps.name}")
+        if behind.only is None or not steps.same(self.back(behind.only)):
+            change = "give the QuantizeLinear behind it the scale and zero point of its input"
+            return Verdict(False, f"{node.op} needs Q/DQ with the same scale and zero point on both sides", change)
+        return Verdict(True, f"{node.op} runs on {steps.name}: same scale and zero point on both sides")
+
+    @cached_property
+    def added(self) -> dict[int, Node]:
+        """MatMul (by index) to the Add that onnxruntime makes one Gemm of with it (matmul_add_fusion.cc)."""
+        found = {}
+        for node in self.graph.nodes:
+            if node.op != "MatMul" or node.outputs[0] in self.graph.outputs:
+                continue
+            readers = self.graph.consumers.get(node.outputs[0], [])
+            if len(readers) != 1 or readers[0].op != "Add":
+                continue
+            left, right = (self.graph.shapes.get(name) for name in node.inputs[:2])
+            other = next((n for n in readers[0].inputs if n != node.outputs[0]), "")
+            shape = self.graph.shapes.get(other)
+            if left is None or right is None or shape is None or len(right) != 2:
+                continue
+            flat = len(left) == 2
+            if not flat and node.inputs[0] in self.graph.dynamic:
+                continue
+            row = (right[1],)
+            fits = tuple(shape) == row or (flat and len(shape) == 2 and tuple(shape) in {(1, *row), (left[0], *row)})
+            if fits and (flat or not self._after_attention(node)):
+                found[node.index] = readers[0]
+        return found
+
+    def _after_attention(self, node: Node) -> bool:
+        producer = self.graph.producer.get(node.inputs[0])
+        return producer is not None and producer.op in ("Attention", "MultiHeadAttention")
+
+    def _bias_becomes_integer(self, node: Node, add: Node | None, behind: Behind, weight: Steps | None) -> bool:
+        """Whether onnxruntime makes an int32 bias of a float one (weight_bias_quantization.cc: a QuantizeLinear follows)."""
+        if node.op == "MatMul" and add is None:
+            return False
+        name = node.inputs[2] if add is None else next(n for n in add.inputs if n != node.outputs[0])
+        shape = self.graph.shapes.get(name, ())
+        if name not in self.graph.initializers or len(shape) != 1 or not self._leads_to_quantize(node if add is None else add):
+            return False
+        if weight is None or weight.per_tensor:
+            return True
+        axis = 0 if node.op == "Conv" or node.attributes.get("transB") else 1
+        return weight.scale is not None and weight.scale.size == shape[0] and weight.axis == axis and not weight.block
+
+    def _float_weight_becomes_codes(self, node: Node, behind: Behind) -> bool:
+        """Whether onnxruntime quantizes a float weight itself, to int8 with one scale (weight_bias_quantization.cc)."""
+        if node.op not in ("Conv", "Gemm") or node.inputs[1] not in self.graph.initializers:
+            return False
+        bias = len(node.inputs) > 2 and node.inputs[2] != ""
+        return self._leads_to_quantize(node) and (not bias or node.inputs[2] in self.graph.initializers)
+
+    def _leads_to_quantize(self, node: Node) -> bool:
+        while True:
+            readers = self.graph.consumers.get(node.outputs[0], [])
+            if self._readers(node.outputs[0]).only is not None:
+                return True
+            if len(readers) != 1 or readers[0].op not in ("Relu", "Clip"):
+                return False
+            node = readers[0]
+
+    def _weight_only(self, node: Node) -> bool:
+        """Whether a product of a float input and dequantized weights becomes MatMulNBits."""
+        dequantize = self.graph.producer[node.inputs[1]]
+        if dequantize.op != DEQUANTIZE or len(self.graph.consumers[dequantize.outputs[0]]) != 1:
+            return False
+        steps, shape = self.graph.steps(dequantize), self.graph.shapes.get(node.inputs[1], ())
+        if len(shape) != 2 or steps.scale is None or BITS.get(steps.dtype, 99) > 8:
+            return False
+        if steps.block:
+            return steps.axis == 0 and steps.block >= 16 and not steps.block & (steps.block - 1)
+        return steps.scale.ndim == 0 or (steps.axis == 1 and steps.scale.size == shape[1])

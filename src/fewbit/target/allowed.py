@@ -1,0 +1,366 @@
+"""The only place that asks what a target allows."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+
+from fewbit.core.grid import Grid, safe_terms
+from fewbit.core.values import Fallback, Graph, Op, Site
+from fewbit.errors import UnknownName
+from fewbit.target.shapes import channel_axis, misfit, shared_groups
+from fewbit.target.spec import Accumulator, OpRule, Target, Type
+from fewbit.target.sums import narrowed_pair
+
+# operands that an op can do without: a bias is added in float, a result stays float
+OPTIONAL = ("bias", "output")
+
+
+@dataclass(frozen=True)
+class AllowedGrids:
+    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes.
+
+    `zeros` are the zero points of pinned steps where they are not 0; `accumulator` is that of the op that reads a weight.
+    A pinned step that is `loose` is the target's custom, not its kernels': a recipe may search another.
+    """
+
+    grids: tuple[Grid, ...]
+    pinned: Mapping[Grid, float] = field(default_factory=dict)
+    all_readers: bool = False
+    pair_bits: int | None = None
+    zeros: Mapping[Grid, int] = field(default_factory=dict)
+    accumulator: Accumulator = Accumulator()
+    convention: bool = False
+
+    @property
+    def fixed_scale(self) -> float | None:
+        """The step of the first grid, where the target pins it."""
+        return self.pinned.get(self.grids[0])
+
+    @property
+    def fixed_zero(self) -> int:
+        """The zero point that goes with it."""
+        return self.zeros.get(self.grids[0], 0)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The answer: slots by site name, the ops that run in integers, why others do not, and sites with one step together."""
+
+    sites: Mapping[str, AllowedGrids]
+    integer_ops: tuple[str, ...]
+    fallbacks: tuple[Fallback, ...]
+    shared: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """The first grid of each site."""
+        return {name: slot.grids[0] for name, slot in self.sites.items()}
+
+    @property
+    def channel_axes(self) -> dict[str, int]:
+        """The channel axis of each activation that has a step for each channel."""
+        operands = ("weight", "bias")
+        first = {name: slot.grids[0] for name, slot in self.sites.items() if name.rpartition(":")[2] not in operands}
+        return {name: grid.axis for name, grid in first.items() if grid.axis is not None}
+
+
+def allowed(
+    graph: Graph,
+    target: Target,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    widths: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
+    keep_float: Sequence[str] = (),
+    everything: bool = False,
+) -> Allowed:
+    """Which ops of a graph run in integers on a target, and the grid of every site that they read.
+
+    Of the target's entries for a kind of op the first that fits is taken: it has the op's operands and sizes, integers as wide
+    as those asked for (or none has), and sums that fit in its accumulator. Where the products of two grids can overflow the
+    target's chain of products or its accumulator, the next type or width of the operands is taken, and where none fits the op
+    stays float. A target without ops leaves everything float, which is no fallback.
+
+    `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
+    the largest width that one of them asks for, or, where it is named itself as a site, its own.
+    `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
+    run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
+    """
+    for pattern in keep_float:
+        if not any(_matches(op, (pattern,)) for op in graph.ops):
+            raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
+    asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
+    entries: dict[str, list[OpRule]] = {}
+    fallbacks: list[Fallback] = []
+    for op in graph.ops if target.op else ():
+        if _matches(op, keep_float):
+            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
+            continue
+        entries[op.name], why = _entries(graph, target, op, everything=everything, asked=asked)
+        if why and (op.macs or target.rules(op.kind)):
+            fallbacks.append(_fallback(graph, op, why))
+    slots: dict[str, AllowedGrids] = {}
+    rules: dict[str, OpRule] = {}
+    for following in (False, True):
+        candidates = {name: found for name, found in entries.items() if found and (found[0].runs == "follow") == following}
+        if following:
+            candidates = _followers(graph, candidates, rules)
+        for op in graph.ops:
+            reasons = []
+            for rule in candidates.get(op.name, ()):
+                wanted, why, narrowed = _fitted(graph, target, op, rule, slots, asked)
+                if not why:
+                    rules[op.name] = rule
+                    slots.update(wanted)
+                    narrowed += _without_blocks(graph, target, op, rule)
+                    fallbacks.extend(narrowed)
+                    break
+                reasons.append(why)
+            else:
+                if reasons:
+                    fallbacks.append(_fallback(graph, op, reasons[0]))
+    groups = shared_groups(graph, rules, [name for name, slot in slots.items() if slot.all_readers])
+    shared = [group for group in groups if _one_grid(slots, group, fallbacks)]
+    return Allowed(slots, tuple(op.name for op in graph.ops if op.name in rules), tuple(fallbacks), tuple(shared))
+
+
+def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> OpRule | None:
+    """The entry that an op of a plan was given: the first whose types have the grids of its sites (site name -> grid)."""
+    for rule in target.rules(op.kind):
+        read = {name: site for name, site in op.operands.items() if rule.types(name)}
+        known = {name: grids[site] for name, site in read.items() if site in grids}
+        fits = all(any(target.types[t].has(replace(g, widths=())) for t in rule.types(name)) for name, g in known.items())
+        if known and fits and not misfit(graph, op, rule):
+            return rule
+    return None
+
+
+def _entries(
+    graph: Graph, target: Target, op: Op, *, everything: bool, asked: Mapping[str, int | None]
+) -> tuple[list[OpRule], str]:
+    """The target's entries that an op could have, best first, and why there are none."""
+    found: list[OpRule] = []
+    reasons = [] if target.rules(op.kind) else [f"{target.name} has no integer {op.kind}"]
+    for rule in target.rules(op.kind):
+        optional = (*OPTIONAL, "input") if rule.weight_only else OPTIONAL
+        missing = [name for name in op.operands if not rule.types(name) and name not in optional]
+        if missing:
+            reasons.append(f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
+        elif rule.runs == "float" and not everything:
+            reasons.append(rule.why or f"{target.name} runs {op.kind} faster in float")
+        elif wrong := misfit(graph, op, rule):
+            reasons.append(f"{op.kind} on {target.name}: {wrong}")
+        else:
+            found.append(rule)
+
+    def holds(rule: OpRule) -> bool:
+        wide = {name: max(target.types[t].bits for t in rule.types(name)) for name in op.operands if rule.types(name)}
+        return all((asked[op.operands[name]] or 0) <= bits for name, bits in wide.items())
+
+    return sorted(found, key=lambda rule: not holds(rule)), "" if found else reasons[0]
+
+
+def _fitted(
+    graph: Graph, target: Target, op: Op, rule: OpRule, slots: Mapping[str, AllowedGrids], asked: Mapping[str, int | None]
+) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
+    """The slots of the sites that an op reads under a rule, why it cannot have it, and a fallback for each that is narrower."""
+    wanted = _slots(graph, target, op, rule, slots, asked)
+    if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
+        return {}, f"{target.name} has no grid for {clash} that all of its readers take", []
+    if not op.reduction_size or rule.weight_only:
+        return wanted, "", []
+    narrowed: list[Fallback] = []
+    if rule.accumulator.chain_bits is not None:
+        wanted, why, narrowed = _within_chain(graph, op, rule, wanted)
+        if why:
+            return {}, why, []
+    wanted, why, more = _within_sum(graph, op, rule, wanted)
+    return wanted, why, narrowed + more
+
+
+def _followers(graph: Graph, candidates: Mapping[str, list[OpRule]], rules: Mapping[str, OpRule]) -> dict[str, list[OpRule]]:
+    """Ops that join quantized tensors: those whose every operand is the quantized result of an op that runs in integers."""
+    results = {_result(op) for op in graph.ops if op.name in rules and rules[op.name].output == "integer"}
+    found: dict[str, list[OpRule]] = {}
+    changed = True
+    while changed:
+        changed = False
+        for op in graph.ops:
+            if op.name in found or op.name not in candidates:
+                continue
+            if all(site in results for operand, site in op.operands.items() if operand not in OPTIONAL):
+                found[op.name] = candidates[op.name]
+                results.add(_result(op))
+                changed = True
+    return found
+
+
+def _one_grid(slots: dict[str, AllowedGrids], group: Sequence[str], fallbacks: list[Fallback]) -> bool:
+    """Give the sites of a group the grids that all have; False where one is pinned or, with a fallback, where there is none."""
+    if any(slots[name].pinned for name in group if name in slots) or any(name not in slots for name in group):
+        return False
+    common = tuple(grid for grid in slots[group[0]].grids if all(grid in slots[name].grids for name in group))
+    if not common:
+        fallbacks.append(
+            Fallback(group[0], "one step with " + ", ".join(group[1:]), "steps of their own", "no grid that all have")
+        )
+        return False
+    for name in group:
+        slots[name] = replace(slots[name], grids=common)
+    return True
+
+
+def wide_enough(types: Sequence[Type], bits: int | None) -> Sequence[Type]:
+    """The types of an operand for a width, best first: those that hold it, where the first one does not and another does."""
+    if bits is None or types[0].bits >= bits:
+        return types
+    return [t for t in types if t.bits >= bits] or types
+
+
+def widest(target: Target, kind: str) -> int:
+    """The largest width that every operand of a kind of op can have; biases and pinned results have their own."""
+    rule = target.rule(kind)
+    if rule is None:
+        return 0
+    operands = [types for operand, types in rule.operands.items() if operand != "bias"]
+    return min(max(target.types[t].bits for t in types) for types in operands)
+
+
+def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]) -> int | None:
+    """The width of a site; None for a bias, which has the one of its type."""
+    if site.role == "bias":
+        return None
+    own = [widths[site.name]] if site.name in widths else [widths[op] for op, _ in site.readers if op in widths]
+    given = [both if isinstance(both, int) else both[site.role != "weight"] for both in own]
+    return max(given) if given else weight_bits if site.role == "weight" else activation_bits
+
+
+def _result(op: Op) -> str:
+    return op.operands.get("output", "")
+
+
+def _slots(
+    graph: Graph,
+    target: Target,
+    op: Op,
+    rule: OpRule,
+    slots: Mapping[str, AllowedGrids],
+    asked: Mapping[str, int | None],
+) -> dict[str, AllowedGrids]:
+    """The slots of the sites that an op reads in integers; one without a grid where an op before it took another."""
+    found: dict[str, AllowedGrids] = {}
+    for operand, name in op.operands.items():
+        if not rule.types(operand) or (operand == "output" and rule.output != "integer"):
+            continue
+        site = graph.site(name)
+        types = wide_enough([target.types[t] for t in rule.types(operand)], asked[name])
+        axis = channel_axis(site) if site.axis is None else site.axis
+        inputs = site.shape[1] if operand == "weight" and op.kind == "linear" else 0
+        made = [(t, t.grids(axis, asked[name], inputs)) for t in types]
+        typed = {g: t for t, own in reversed(made) for g in own}  # of two types with one grid the better
+        grids = tuple(dict.fromkeys(g for _, own in made for g in own))
+        pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
+        zeros = {g: zero for g in pinned if (zero := typed[g].zero(g))}
+        all_readers = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
+        accumulator = rule.accumulator if operand == "weight" else Accumulator()
+        slot = AllowedGrids(
+            grids, pinned, all_readers, accumulator.pair_bits, zeros, accumulator, all(t.convention for t in types)
+        )
+        before = found.get(name, slots.get(name))
+        if before is not None:  # two ops read one tensor: it takes a grid that both have
+            shared = tuple(g for g in before.grids if g in slot.grids)
+            slot = replace(
+                slot, grids=shared, pinned=before.pinned, zeros=before.zeros, all_readers=before.all_readers or all_readers,
+                convention=before.convention and slot.convention,
+            )  # fmt: skip
+        found[name] = slot
+    return found
+
+
+def _without_blocks(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[Fallback]:
+    """A fallback where an op has the type of a weight with blocks, and a number of inputs that they do not divide."""
+    block = max((target.types[t].group_size for t in rule.types("weight")), default=0)
+    if not block or (op.kind == "linear" and graph.site(op.operands["weight"]).shape[1] % block == 0):
+        return []
+    what = f"{graph.site(op.operands['weight']).shape[1]} inputs" if op.kind == "linear" else f"a {op.kind}"
+    why = f"{what} cannot be cut into blocks of {block}"
+    share = op.macs / max(graph.macs, 1)
+    return [Fallback(op.operands["weight"], f"a step per block of {block}", "a step per channel", why, share)]
+
+
+def _within_chain(
+    graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, AllowedGrids]
+) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
+    """The slots without the grids whose products overflow a chain, why there are none then, and a fallback for each that lost.
+
+    The first pair of grids that fits stays, and of the others those that are no larger: any two of them fit, also where
+    another op that reads the tensor takes more away.
+    """
+    chain_bits, chain = rule.accumulator.chain_bits, rule.accumulator.chain
+    assert chain_bits is not None
+    assert chain is not None
+    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
+    a, b = names[0], names[-1]  # one name where a tensor is multiplied by itself
+    terms = min(chain, op.reduction_size or chain)
+    pairs = [(g, h) for g in wanted[a].grids for h in wanted[b].grids if a != b or g == h]
+    found = next((pair for pair in pairs if safe_terms(chain_bits, *pair) >= terms), None)
+    g, h = pairs[0]
+    why = f"{terms} products of {g.bits} by {h.bits} bits do not fit in {chain_bits} bits: {safe_terms(chain_bits, g, h)} do"
+    if found is None:
+        return {}, why, []
+    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
+    return kept, "", narrowed
+
+
+def _within_sum(
+    graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, AllowedGrids]
+) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
+    """The slots without the grids whose sums overflow the accumulator, why there are none then, a fallback for each that lost.
+
+    Of a weight the numbers themselves count; of an activation the largest code, whatever the images are.
+    """
+    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
+    a, b = names[0], names[-1]
+    first = (wanted[a].grids[0], wanted[b].grids[0])
+    if rule.accumulator.operand_bits < max(_stored_bits(grid) for grid in first):
+        return dict(wanted), "", []
+    found = narrowed_pair(graph, op, rule.accumulator, wanted[a].grids, wanted[b].grids, same=a == b)
+    bits, terms = rule.accumulator.bits, op.reduction_size
+    if found is None:
+        g, h = wanted[a].grids[-1], wanted[b].grids[-1]
+        return {}, f"a sum of {terms} products of {g.bits} by {h.bits} bits does not fit in {bits} bits", []
+    why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
+    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
+    return kept, "", narrowed
+
+
+def _narrowed(
+    graph: Graph, op: Op, wanted: Mapping[str, AllowedGrids], most: Mapping[str, Grid], why: str
+) -> tuple[dict[str, AllowedGrids], list[Fallback]]:
+    """The slots without grids larger than the most that fits (by site), and a fallback for each that lost its first."""
+    kept, refused = dict(wanted), []
+    for name, grid in most.items():
+        slot = wanted[name]
+        kept[name] = replace(slot, grids=tuple(g for g in slot.grids if g.largest <= grid.largest))
+        if (first := kept[name].grids[0]) != slot.grids[0]:
+            share = op.macs / max(graph.macs, 1)
+            refused.append(Fallback(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
+    return kept, refused
+
+
+def _stored_bits(grid: Grid) -> int:
+    return torch.iinfo(grid.container).bits
+
+
+def _matches(op: Op, patterns: Sequence[str]) -> bool:
+    names = [op.name, *op.operands.values()]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _fallback(graph: Graph, op: Op, why: str) -> Fallback:
+    return Fallback(op.name, requested="integers", actual="float", why=why, macs_share=op.macs / max(graph.macs, 1))
