@@ -111,7 +111,7 @@ def test_sums_that_fit_give_the_simulations_codes(net, target, request):
     run = Hardware(net.graph, plan, rules).run(net.images, forced={name: found.codes for name, found in own.items()})
     assert set(run.codes) == set(own)
     assert run.overflow_share == 0
-    assert len(run.overflowed) == sum(net.graph.op(name).terms is not None for name in plan.integer_ops)
+    assert len(run.overflowed) == sum(net.graph.op(name).reduction_size is not None for name in plan.integer_ops)
     for name, found in own.items():
         place = found.position - found.position.floor() - 0.5
         assert torch.equal(run.codes[name][place.abs() > TIE], found.codes[place.abs() > TIE]), name

@@ -137,10 +137,10 @@ def test_a_counter_that_starts_below_the_bound_still_masks():
 # batch norm
 
 
-@pytest.mark.parametrize("qparams", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, qparams):
-    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, qparams=qparams))
+def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, affine):
+    net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, affine=affine))
     assert count(same(net)) == {"conv2d": 1}
 
 

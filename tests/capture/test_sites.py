@@ -109,8 +109,8 @@ def test_roles_of_attention_come_from_the_softmax_whatever_stands_between():
     assert [found[role] for role in ("query", "key", "probs", "value", "left", "right")] == [1, 1, 1, 1, 1, 1]
     assert [op.name for op in graph.ops if op.kind == "matmul"] == ["qk", "pv", "matmul"]
     assert graph.op("qk").macs == graph.op("pv").macs == 2 * TOKENS * TOKENS * 6
-    assert graph.op("qk").terms == 6
-    assert graph.op("pv").terms == TOKENS
+    assert graph.op("qk").reduction_size == 6
+    assert graph.op("pv").reduction_size == TOKENS
 
 
 def test_products_without_a_softmax_have_a_left_and_a_right():

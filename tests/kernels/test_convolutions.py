@@ -122,5 +122,5 @@ def test_images_that_are_too_small_are_refused():
 def test_without_numba_the_import_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "bench.kernels")
-    with pytest.raises(ImportError, match=r"fewbit\.kernels .* numba, which is not installed: pip install 'numba>=0\.61'"):
+    with pytest.raises(ImportError, match=r"bench\.kernels .* numba, which is not installed: pip install 'numba>=0\.61'"):
         importlib.import_module("bench.kernels")

@@ -240,7 +240,7 @@ def test_refusals_collapse_and_their_shares_add_up() -> None:
 
 
 def test_the_refusal_table_shows_each_group_once(whole: Reader) -> None:
-    part = whole.text[whole.text.index("What was refused asked") : whole.text.index("Where does quantization hurt?")]
+    part = whole.text[whole.text.index("What was refused requested") : whole.text.index("Where does quantization hurt?")]
     assert part.count("no 4-bit operand") == 1
     assert "24 sites" in part
     assert "5.04 %" in part

@@ -104,7 +104,7 @@ def test_a_code_more_costs_the_eighth_product(conv_net):
 def test_an_op_that_sums_fewer_products_than_a_chain_needs_no_more(conv_net):
     answer = allowed(conv_net.graph, variant(["a7"], ["w7"], chain=9))  # 9 * 63 * 63 = 35,721
     a_pointwise = conv_net.graph.op("a")  # 1 x 1 with 8 input channels
-    assert a_pointwise.terms == 8
+    assert a_pointwise.reduction_size == 8
     assert "a" in answer.integer_ops
     assert {r.why for r in answer.fallbacks} == {"9 products of 7 by 7 bits do not fit in 16 bits: 8 do"}
 

@@ -231,9 +231,9 @@ def test_what_does_not_go_together_is_named_with_its_line(tmp_path, old, new, at
 @pytest.mark.parametrize(
     ("old", "new", "at", "says"),
     [
-        ("block = 32\n", "block = 33\n", "block = 33", "types.w4.group_size: Input should be 0, 16, 32"),
-        ("block = 32\n", "multiples = 16\n", "[types.w4]", "multiples belongs to a block"),
-        ("block = 32\n", "block = 32\nsymmetric = false\n", "[types.w4]", "block belongs to a symmetric type"),
+        ("group_size = 32\n", "group_size = 33\n", "group_size = 33", "types.w4.group_size: Input should be 0, 16, 32"),
+        ("group_size = 32\n", "multiples = 16\n", "[types.w4]", "multiples belongs to a group_size"),
+        ("group_size = 32\n", "group_size = 32\nsymmetric = false\n", "[types.w4]", "group_size belongs to a symmetric type"),
         ("narrow = true", "multiples = 16", "[types.w4]", "16 times 8 is none"),
         ("bits = 4", "bits = 5", "[types.w4]", "a container of 4 bits holds codes of a weight with at most 4"),
         ("[[op]]", "[[op]]\naccumulator = { bits = 16 }", "operands = {", "'w4' has blocks, which are for linear"),
