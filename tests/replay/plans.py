@@ -20,20 +20,20 @@ from torch import Tensor
 
 from fewbit import nodata, pipeline
 from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.rewrite import constant
-from fewbit.choose import Lot, parse_bits
-from fewbit.choose.scales.ranges import EntropyRange, MseRange
+from fewbit.capture.fx import constant
+from fewbit.choose import LabelledImages, parse_bits
+from fewbit.choose.ranges import EntropyRange, MseRange
+from fewbit.core.grid import Grid
+from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.equalize import Equalize
 from fewbit.errors import FewbitError
-from fewbit.grid import Grid
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.recipes import RECIPES, Recipe
 from fewbit.run import STANDS_IN, THIS_MACHINE, Request
 from fewbit.target import load_target
 from fewbit.target.spec import processor_flags
-from fewbit.types import Graph, Plan
 from replay.nets import CLASSES, SIZE, images, net
 
 COUNT = 16  # calibration images
@@ -114,7 +114,7 @@ def shortened(recipe: Recipe) -> Recipe:
 
 
 @cache
-def lots(name: str, recipe: str) -> tuple[Lot | None, Lot | None]:
+def lots(name: str, recipe: str) -> tuple[LabelledImages | None, LabelledImages | None]:
     """The images that training sees, synthetic ones among them."""
     ready = observed(name)
     with tempfile.TemporaryDirectory() as part:
@@ -144,23 +144,23 @@ def plan_of(name: str, target: str, recipe: str, bits: str, *, everything: bool 
 def decisions(graph: Graph, plan: Plan) -> tuple[Rows, Rows]:
     """What a plan decides, as (structure, numbers): rows that know no field's name, container or file.
 
-    Structure: sites in order, their roles and grids and readers, integer biases, integer ops, refusals. Numbers: steps, zero
+    Structure: sites in order, their roles and grids and readers, integer biases, integer ops, fallbacks. Numbers: steps, zero
     points, codes, biases (which ops have one in float follows from what was better), constants of the graph, which equalizing
-    moves, and refusals of codes that were found. Widths of mixed precision and of channels are structure: float sums decide,
+    moves, and fallbacks of codes that were found. Widths of mixed precision and of channels are structure: float sums decide,
     but hardly ever by their last bits.
     """
     chosen = [choice for choice in plan.choices.values() if choice.role != "bias"]
     biases = {site: choice for site, choice in plan.choices.items() if choice.role == "bias"}
-    structure = [(c.site, _digest((c.site, c.role, _grid(c.grid), c.everyone))) for c in chosen]
-    numbers = [(c.site, _numbers(c.affine.scale, c.affine.zero, c.codes)) for c in chosen]
+    structure = [(c.site, _digest((c.site, c.role, _grid(c.grid), c.all_readers))) for c in chosen]
+    numbers = [(c.site, _numbers(c.qparams.scale, c.qparams.zero, c.codes)) for c in chosen]
     for op in graph.ops:
         own = biases.get(op.operands.get("bias", ""))
         if own is not None:
             structure.append((f"bias of {op.name}", _digest(("integer", _grid(own.grid)))))
-            numbers.append((f"bias of {op.name}", _numbers(own.affine.scale, own.affine.zero, own.codes)))
+            numbers.append((f"bias of {op.name}", _numbers(own.qparams.scale, own.qparams.zero, own.codes)))
         elif op.name in plan.biases:
             numbers.append((f"bias of {op.name}", _numbers(plan.biases[op.name])))
-    said = sorted({(r.site, r.asked, r.given) for r in plan.refusals if r.site not in (STANDS_IN, THIS_MACHINE)})
+    said = sorted({(r.site, r.requested, r.actual) for r in plan.fallbacks if r.site not in (STANDS_IN, THIS_MACHINE)})
     late, early = ([row for row in said if (row[2] in LATE) == is_late] for is_late in (True, False))
     structure += [("integer ops", _digest(plan.integer_ops)), ("refusals", _digest(early))]
     nodes = [node for node in graph.module.graph.nodes if node.op == "get_attr"]
@@ -173,7 +173,7 @@ def _grid(grid: Grid) -> tuple[object, ...]:
     """A grid as plain numbers: its codes, their zero, where steps differ, and how codes are kept."""
     codes = (grid.bits, grid.low, grid.high, grid.signed, grid.symmetric)
     axis = -1 if grid.axis is None else grid.axis
-    return (*map(int, codes), axis, *grid.widths, "blocks", grid.block, grid.multiples, grid.container.itemsize)
+    return (*map(int, codes), axis, *grid.widths, "blocks", grid.group_size, grid.multiples, grid.container.itemsize)
 
 
 def _digest(value: object) -> str:

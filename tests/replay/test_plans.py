@@ -205,12 +205,12 @@ def test_one_code_one_step_and_one_grid_are_noticed_where_they_are(planned: tupl
     choice = next(c for c in plan.choices.values() if c.role == "weight")
     codes = choice.codes.clone()
     codes.view(-1)[0] += 1 if codes.view(-1)[0] < 0 else -1
-    longer = replace(choice.affine, scale=choice.affine.scale * (1 + 2**-23))
+    longer = replace(choice.qparams, scale=choice.qparams.scale * (1 + 2**-23))
     for other, expected in (
         (replace(choice, codes=codes), ([], [choice.site])),
-        (replace(choice, affine=longer), ([], [choice.site])),
+        (replace(choice, qparams=longer), ([], [choice.site])),
         (replace(choice, grid=replace(choice.grid, narrow=not choice.grid.narrow)), ([choice.site], [])),
-        (replace(choice, everyone=not choice.everyone), ([choice.site], [])),
+        (replace(choice, all_readers=not choice.all_readers), ([choice.site], [])),
         (replace(choice, codes=choice.codes.to(torch.int64), method="another", why="another"), ([], [])),
     ):
         assert tuple([name for name, _ in rows] for rows in differing(planned, other)) == expected
@@ -220,7 +220,7 @@ def test_one_code_one_step_and_one_grid_are_noticed_where_they_are(planned: tupl
     assert plan.biases  # those that stay float
     structure, numbers = decisions(graph, plan)
     moved = replace(plan, biases={op: bias * (1 + 2**-23) for op, bias in plan.biases.items()})
-    fewer = replace(plan, integer_ops=plan.integer_ops[1:], refusals=())
+    fewer = replace(plan, integer_ops=plan.integer_ops[1:], fallbacks=())
     assert decisions(graph, moved)[0] == structure
     assert decisions(graph, moved)[1] != numbers
     assert next(a[0] for a, b in zip(structure, decisions(graph, fewer)[0], strict=True) if a != b) == "integer ops"
