@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint format clean .venv
+.PHONY: help demo test slow check lint format docs clean .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## (.*)/\1	\2/' | expand -t 10
@@ -31,6 +31,14 @@ format: $(STAMP)  ## rewrite the source in its format, fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.docs  ## the pages of docs/ and the Python reference as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The pages: site/index.html"
+
+.venv/.docs: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
+
 .venv: $(STAMP)  ## create the environment with the versions in constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
@@ -41,5 +49,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove caches and builds; .venv and run/ stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

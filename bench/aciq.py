@@ -12,31 +12,25 @@ far as its kernels can hold it. Naive is the whole range, of a channel where the
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import replace
-
 import numpy as np
-from rows import Bench, options
+from rows import Bench, options, with_ends
 
 from fewbit.choose.aciq import AnalyticClip, clipping_factor
 from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import WeightMean
-from fewbit.choose.ranges import MinMax
+from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.recipes import RECIPES, Recipe
 
-NAIVE = Recipe(MinMax(), MinMax())
-CLIP, MEANS = replace(NAIVE, activations=AnalyticClip()), replace(NAIVE, correction=WeightMean())
-OF_ACTIVATIONS, OF_WEIGHTS = ChannelBits(weights=False), ChannelBits(activations=False)
+CLIP, OF_ACTIVATIONS, OF_WEIGHTS = AnalyticClip(), ChannelBits(weights=False), ChannelBits(activations=False)
 OURS = {
-    "naive": NAIVE,
-    "clipping": CLIP,
-    "widths of activations": replace(NAIVE, channels=OF_ACTIVATIONS),
-    "clipping and widths": replace(CLIP, channels=OF_ACTIVATIONS),
-    "means of weights": MEANS,
-    "means and spreads of weights": replace(NAIVE, correction=WeightMean(variance=True)),
-    "widths of weights": replace(NAIVE, channels=OF_WEIGHTS),
-    "means and widths": replace(MEANS, channels=OF_WEIGHTS),
+    "naive": Recipe("", (Ranges(),)),
+    "clipping": Recipe("", (Ranges(CLIP, MinMax()),)),
+    "widths of activations": Recipe("", (Ranges(channel_bits=OF_ACTIVATIONS),)),
+    "clipping and widths": Recipe("", (Ranges(CLIP, MinMax(), channel_bits=OF_ACTIVATIONS),)),
+    "means of weights": Recipe("", (Ranges(), WeightMean())),
+    "means and spreads of weights": Recipe("", (Ranges(), WeightMean(variance=True))),
+    "widths of weights": Recipe("", (Ranges(channel_bits=OF_WEIGHTS),)),
+    "means and widths": Recipe("", (Ranges(channel_bits=OF_WEIGHTS), WeightMean())),
     "all": RECIPES["aciq"],
 }
 CHANNEL, INTEGER = "ort-x86-channel", "ort-x86-vnni"
@@ -48,12 +42,6 @@ ROWS = [  # label, recipe, widths, target
     *((f"{name}, W4A4", name, "4", CHANNEL) for name in ("naive", "all")),
     *((f"{name}, W4A4, integers", name, "4", INTEGER) for name in ("naive", "clipping", "all")),
 ]
-
-
-class Aciq(Bench):
-    """The parts of the recipe one by one."""
-
-    recipes: Mapping[str, Recipe] = OURS
 
 
 def formula(count: int = 1_000_000) -> None:
@@ -76,18 +64,11 @@ def formula(count: int = 1_000_000) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("formula", "rows"))
-    options(parser)
-    parser.add_argument("--ends", type=int, default=8, help="width of the first and the last op with a weight")
-    args = parser.parse_args()
+    args = options(__doc__, "formula", "rows", ends=8).parse_args()
     if args.what == "formula":
         formula()
         return
-    bench = Aciq(args)
-    for seed in args.seeds:
-        for name, recipe, bits, target in ROWS:
-            bench.run(name, recipe, f"{bits},first={args.ends},last={args.ends}", seed, target)
+    Bench(args, OURS).rows((name, recipe, with_ends(bits, args.ends), target) for name, recipe, bits, target in ROWS)
 
 
 if __name__ == "__main__":

@@ -7,62 +7,59 @@ python bench/rows.py best-vit
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rows import Bench, options
+from rows import make
 
-from fewbit.choose.correct import LayerOutput
+from fewbit.choose import Pass, Recipe
 from fewbit.choose.gptq import Gptq
+from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.equalize import Equalize
-from fewbit.recipes import RECIPES, Recipe
+from fewbit.recipes import FAST, LEARNED, MSE, RECIPES
 
-FAST = RECIPES["fast"]
-PLAIN = Gptq(ridges=(), sweeps=0, residual=False)
-BEST = RECIPES["best"].rebuild
-assert BEST is not None
+RANGES = Ranges(MseRange(), MinMax(), free_softmax=True)
+BIAS, GPTQ = Gptq(bias=True), Gptq(bias=True, gain=True)
+
+
+def _fast(*passes: Pass, equalize: Equalize | None = None) -> Recipe:
+    return Recipe("fast without a part, or with another", passes, equalize)
+
+
+def _best(**settings: object) -> Recipe:
+    return replace(FAST, passes=(*FAST.passes, replace(LEARNED, **settings)))
+
+
 STEPS: Mapping[str, Recipe] = {
     "mse": RECIPES["mse"],
-    "softmax": replace(RECIPES["mse"], free_softmax=True),
-    "gptq": replace(FAST, equalize=None, rounding=PLAIN, correction=LayerOutput(gain=False)),
-    "ridge": replace(FAST, equalize=None, rounding=Gptq(sweeps=0, residual=False), correction=LayerOutput(gain=False)),
-    "residual": replace(FAST, equalize=None, rounding=Gptq(sweeps=0), correction=LayerOutput(gain=False)),
-    "descent": replace(FAST, equalize=None, correction=LayerOutput(gain=False)),
-    "gain": replace(FAST, equalize=None),
-    "norms": replace(FAST, equalize=Equalize(values=False, keys=False, convolutions=False)),
-    "values": replace(FAST, equalize=Equalize(keys=False, convolutions=False)),
+    "softmax": _fast(replace(MSE, free_softmax=True)),
+    "gptq": _fast(RANGES, replace(BIAS, ridges=(), sweeps=0, residual=False)),
+    "ridge": _fast(RANGES, replace(BIAS, sweeps=0, residual=False)),
+    "residual": _fast(RANGES, replace(BIAS, sweeps=0)),
+    "descent": _fast(RANGES, BIAS),
+    "gain": _fast(RANGES, GPTQ),
+    "norms": _fast(RANGES, GPTQ, equalize=Equalize(values=False, keys=False, convolutions=False)),
+    "values": _fast(RANGES, GPTQ, equalize=Equalize(keys=False, convolutions=False)),
     "fast": FAST,
-    "fast, no residual": replace(FAST, rounding=replace(Gptq(), residual=False)),
-    "gradients": replace(FAST, gradients=True),
-    "rotated": replace(FAST, equalize=Equalize(rotate=True)),
+    "fast, no residual": _fast(RANGES, replace(GPTQ, residual=False), equalize=Equalize()),
+    "gradients": _fast(replace(RANGES, gradients=True), GPTQ, equalize=Equalize()),
+    "rotated": _fast(RANGES, GPTQ, equalize=Equalize(rotate=True)),
     "rotated, heads too": RECIPES["fast-rotated"],
     "best": RECIPES["best"],
-    "best, ops": replace(FAST, rebuild=replace(BEST, scope="op")),
-    "best, no drop": replace(FAST, rebuild=replace(BEST, drop=0.0)),
-    "best, fisher": replace(FAST, rebuild=replace(BEST, fisher=True)),
-    "best, sigmoid": replace(FAST, rebuild=replace(BEST, learn_codes=True, rate=0.03, pull=0.1)),
-    "best, straight": replace(FAST, rebuild=replace(BEST, learn_codes=True, rounding="straight", rate=0.01)),
+    "best, ops": _best(scope="op"),
+    "best, no drop": _best(drop=0.0),
+    "best, fisher": _best(fisher=True),
+    "best, sigmoid": _best(learn_codes=True, lr=0.03, rounding_weight=0.1),
+    "best, straight": _best(learn_codes=True, rounding="straight", lr=0.01),
     "adaround": RECIPES["adaround"],
     "brecq": RECIPES["brecq"],
     "qdrop": RECIPES["qdrop"],
 }
+BITS = ("8", "6", "w4a8", "4,first=w4a8", "4,first=w4a8,*.qk=8,*.pv=8,*.fc2=w4a8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    options(parser)
-    parser.add_argument(
-        "--bits", nargs="+", default=["8", "6", "w4a8", "4,first=w4a8", "4,first=w4a8,*.qk=8,*.pv=8,*.fc2=w4a8"]
-    )
-    parser.add_argument("--rows", nargs="+", choices=[*STEPS], default=["mse", "fast"])
-    args = parser.parse_args()
-    bench = Bench(args)
-    bench.recipes = STEPS
-    for seed in args.seeds:
-        for bits in args.bits:
-            for name in args.rows:
-                bench.run(name, name, bits, seed)
+    make(None, STEPS, __doc__, BITS)
 
 
 if __name__ == "__main__":

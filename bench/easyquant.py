@@ -6,23 +6,20 @@
     python bench/rows.py easyquant
 
 `kl` is the start: activations by the entropy of their histogram, all of the weights. 50 images for the search and the ranges
-(the paper: 3,000 for the ranges). The mean cosine of the ops' outputs, each op on what the quantized model gives it, stands
-in each row's file under `cosine`. `--ends 8` gives the first and the last op 8 bits; without it no op is exempt.
+(the paper: 3,000 for the ranges). The mean cosine of the ops' outputs, each op on what the quantized model gives it, is
+printed. `--ends 8` gives the first and the last op 8 bits; without it no op is exempt.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from rows import Bench, edited, options, rows_of
+from ablations import ABLATIONS
+from rows import Bench, edited, options, rows_of, with_ends
 
-from fewbit.recipes import RECIPES, Recipe
+from fewbit.recipes import ENTROPY, IN_TURN, Recipe
 
-EASYQUANT = RECIPES["easyquant"]
-assert EASYQUANT.search is not None
 ROWS = {
     "kl": "kl",
     "easyquant": "easyquant",
@@ -30,43 +27,29 @@ ROWS = {
     "inputs only": "easyquant, inputs only",
     "one pass": "easyquant-onepass",
 }
-
-
 SIDES = {
-    f"easyquant, {side} only": replace(EASYQUANT, search=replace(EASYQUANT.search, sides=side))
+    f"easyquant, {side} only": Recipe("one side alone", (ENTROPY, replace(IN_TURN, sides=side)))
     for side in ("weights", "inputs")
 }
 
 
-class EasyQuant(Bench):
-    """The recipes of the paper, and each side of the search alone."""
-
-    recipes: Mapping[str, Recipe] = {**RECIPES, **SIDES}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options(parser)
-    parser.set_defaults(calibration=50)
+    parser = options(__doc__, calibration=50)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 7, 6])
     parser.add_argument("--weights", choices=("channel", "tensor"), default="channel", help="what a step of a weight is for")
-    parser.add_argument("--ends", type=int, help="width of the first and the last op with a weight")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     args = parser.parse_args()
-    bench = EasyQuant(args)
     if args.weights == "tensor":
         narrow = "signed = true\nnarrow = true\ngranularity = "
         args.target = edited(args.target, [(f'{narrow}"channel"', f'{narrow}"tensor"')], args.out / "tensor.toml")
-    ends = f",first={args.ends},last={args.ends}" if args.ends else ""
-    for seed in args.seeds:
-        for bits in args.bits:
-            for name in args.rows:
-                bench.run(f"{name}, {bits}", ROWS[name], f"{bits}{ends}", seed)
+    rows = [(f"{name}, {bits}", ROWS[name], with_ends(bits, args.ends)) for bits in args.bits for name in args.rows]
+    Bench(args, {**ABLATIONS, **SIDES}).rows(rows)
     print("| row | mean cosine of the ops' outputs, before and after |\n|---|---|")
     for name in args.rows:
         for bits in args.bits:
-            rows = rows_of(args.out, f"{name}, {bits}")
-            found = [[step[k] for r in rows for step in r["extra"].get("search", ())] for k in ("before", "after")]
+            rows = rows_of(args.out, name=f"{name}, {bits}", calibration=args.calibration)
+            searches = [[log["rows"] for log in row["log"] if log["name"] == "output search"] for row in rows]
+            found = [[scale[k] for passes in searches if passes for scale in passes[-1]] for k in ("before", "after")]
             if found[0]:
                 print(f"| {name}, {bits} | {np.mean(found[0]):.5f} | {np.mean(found[1]):.5f} |")
 

@@ -12,32 +12,27 @@ Accuracy is measured in onnxruntime on `--score`, or the shipped test images. A 
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import tempfile
-import time
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Bench, options, rows_of
 
-from fewbit.capture import capture, load_model
-from fewbit.choose import LabelledImages, choose, finetune, parse_bits
+from fewbit.capture import load_model
+from fewbit.choose import Context, LabelledImages, Recipe
+from fewbit.choose.finetune import SHORTER, Finetune
 from fewbit.core.values import Plan
-from fewbit.data.images import Images, open_images
+from fewbit.data.images import open_images
 from fewbit.data.synthesize.source import Synthesis, in_steps
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
-from fewbit.files import read_json, write_json
-from fewbit.observe import observe
-from fewbit.pipeline import preprocess_of
-from fewbit.realize import float_onnx, realize
-from fewbit.recipes import RECIPES
-from fewbit.target import load_target
-from fewbit.verify import evaluate
+from fewbit.recipes import MSE
+from fewbit.stages.load import preprocess_of
 
-FDDA = RECIPES["fdda"].tune
 ROWS: dict[str, dict[str, float] | None] = {  # fields of the generator; None: no synthetic images
     "not tuned": None,
     "real only": None,
@@ -49,90 +44,70 @@ ROWS: dict[str, dict[str, float] | None] = {  # fields of the generator; None: n
 PLAIN = "+ batch-norm statistics"
 
 
+@dataclass(frozen=True)
+class FinetuneWith:
+    """Finetune beside images that `synthetic` makes when they are needed (None: on the real images alone)."""
+
+    finetune: Finetune
+    synthetic: Callable[[], LabelledImages] | None = field(default=None, repr=False)
+    loss: str = "labels"
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        made = None if self.synthetic is None else self.synthetic()
+        return replace(self.finetune, loss=self.loss)(plan, replace(context, synthetic=made))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo:resnet20")
-    parser.add_argument("--target", default="ort-x86-vnni")
+    parser = options(__doc__, out=Path("bench/out/fdda"), model="demo:resnet20")
     parser.add_argument("--bits", nargs="*", default=["4"])
     parser.add_argument("--per-class", type=int, default=10)
     parser.add_argument("--steps", type=int, default=4000, help="of the student")
     parser.add_argument("--made-steps", type=int, help="of the generator; without it as many as the student's")
     parser.add_argument("--pool", type=int, default=1024, help="synthetic images")
-    parser.add_argument("--score", help="labelled images to score on; without it the shipped 1,000")
-    parser.add_argument("--scored", type=int, default=None)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--silhouette", type=int, metavar="N", help="of N shipped calibration images, in every batch norm")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("bench/out/fdda"))
     args = parser.parse_args()
     args.made_steps = args.made_steps or args.steps
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.silhouette:
-        print(silhouettes(args))
-    found = [one(args, name, seed, bits) for seed in args.seeds for name in args.rows for bits in args.bits]
-    for bits in args.bits:
-        print(f"\n{bits}\n\n{table([row for row in found if row['bits'] == bits])}")
-
-
-def one(args: argparse.Namespace, name: str, seed: int, width: str) -> dict[str, Any]:
-    """A row: read if it is there, else made and written."""
-    file = args.out / f"{seed} {name} {width}.json"
-    if file.exists():
-        return read_json(file)
-    began = time.monotonic()
     loaded = load_model(args.model)
-    graph, preprocess = capture(loaded), preprocess_of(loaded, {})
-    classes = len(loaded.classes)
-    real = open_images(demo.CALIBRATION, preprocess, classes=classes, limit=args.per_class * classes, seed=seed)
-    x = torch.cat(list(real.batches(64)))
-    stats, target, bits = observe(graph, x.split(8)), load_target(args.target), parse_bits(width)
+    if args.silhouette:
+        print(silhouettes(loaded, args.silhouette))
+    args.images, args.score = args.images or str(demo.CALIBRATION), args.score or str(demo.TEST)
+    args.calibration = args.per_class * len(loaded.classes)
+    bench = Bench(args, {}, everything=False, recipe="fdda", loss="labels")
+    for seed in args.seeds:
+        bench.recipes = {name: recipe_of(bench, name, seed) for name in args.rows}
+        for name in args.rows:
+            for bits in args.bits:
+                bench.run(name, name, bits, seed)
+    for bits in args.bits:
+        rows = rows_of(args.out, bits=bits, calibration=args.calibration)
+        print(f"\n{bits}\n\n{table([row for row in rows if row['name'] in args.rows and row['seed'] in args.seeds])}")
+
+
+def recipe_of(bench: Bench, name: str, seed: int) -> Recipe:
+    """The recipe of a row; its synthetic images are made when it runs, and are there for all widths then."""
     if name == "not tuned":
-        plan = choose(graph, stats, target, replace(RECIPES["fdda"], tune=None), name="mse", bits=bits)
-    else:
-        tune = replace(FDDA.in_steps(args.steps), loss="labels")
-        recipe = replace(RECIPES["fdda"], tune=tune)
-        made = None if name == "real only" else lot(args, name, loaded, real, classes, seed)
-        given = LabelledImages(x, real.labels)
-        plan = finetune(graph, stats, target, recipe, given, made, name=name, bits=bits, seed=seed)
-    row = {
-        "row": name, "seed": seed, "bits": width, "steps": args.steps, "made_steps": args.made_steps,
-        "real": len(real), "pool": args.pool,
-        **scored(args, graph, plan, target, preprocess, classes), "seconds": round(time.monotonic() - began),
-    }  # fmt: skip
-    write_json(file, row)
-    print(row, flush=True)
-    return row
+        return Recipe(name, (MSE,))
+    synthetic = None if name == "real only" else partial(pool, bench, name, seed)
+    return Recipe(name, (MSE, FinetuneWith(SHORTER.in_steps(bench.args.steps), synthetic)))
 
 
-def lot(args: argparse.Namespace, name: str, loaded: Any, real: Images, classes: int, seed: int) -> LabelledImages:
+def pool(bench: Bench, name: str, seed: int) -> LabelledImages:
     """The synthetic images of a row."""
-    settings = ROWS[name]
-    assert settings is not None
-    method = replace(in_steps(FDDA.images, args.made_steps), **settings)
-    asked = Synthesis(method, args.pool, classes, real.preprocess, seed, None if name == PLAIN else real)
-    images = asked(Teacher(loaded.program), args.out / f"{seed} {name}.safetensors")
+    run, args = bench.start(seed), bench.args
+    inputs, real = run["inputs"], None if name == PLAIN else run["calibration"]
+    method = replace(in_steps(SHORTER.images, args.made_steps), **(ROWS[name] or {}))
+    source = Synthesis(method, args.pool, len(inputs.classes), inputs.preprocess, seed, real)
+    images = source(Teacher(inputs.loaded.program), args.out / f"{seed} {name}.safetensors")
     return LabelledImages(torch.cat(list(images.batches(64))), images.labels)
 
 
-def scored(args: argparse.Namespace, graph: Any, plan: Plan, target: Any, preprocess: Any, classes: int) -> dict[str, Any]:
-    held_out = open_images(args.score or demo.TEST, preprocess, classes=classes, limit=args.scored)
-    with tempfile.TemporaryDirectory() as folder:
-        model, twin = Path(folder) / "model.onnx", Path(folder) / "float.onnx"
-        realize(graph, plan, model, **target.form)
-        float_onnx(graph, twin, opset=target.opset)
-        score = evaluate(twin, model, held_out, threads=args.threads)
-    return {"float": score.float_top1, "top1": score.top1, "agreement": score.agreement, "scored": score.images}
-
-
-def silhouettes(args: argparse.Namespace) -> str:
+def silhouettes(loaded: Any, count: int) -> str:
     """Markdown: for each batch norm how far images of one class are together, by the statistics of each image, and how far the
     classes' centres spread, which the noise of L_D is added to.
     """
-    loaded = load_model(args.model)
-    classes = len(loaded.classes)
-    images = open_images(demo.CALIBRATION, preprocess_of(loaded, {}), classes=classes, limit=args.silhouette)
+    images = open_images(demo.CALIBRATION, preprocess_of(loaded, {}), classes=len(loaded.classes), limit=count)
     teacher, labels = Teacher(loaded.program), images.labels
     assert labels is not None
     with torch.no_grad():
@@ -162,11 +137,11 @@ def silhouette(points: torch.Tensor, labels: torch.Tensor) -> float:
     return float(((others - own) / torch.maximum(own, others)).mean())
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: mean and standard deviation over seeds."""
     lines = ["| row | top-1, % | agreement, % | seeds |", "|---|---|---|---|"]
-    for name in dict.fromkeys(row["row"] for row in found):
-        rows = [row for row in found if row["row"] == name]
+    for name in dict.fromkeys(row["name"] for row in found):
+        rows = [row for row in found if row["name"] == name]
         cells = []
         for key in ("top1", "agreement"):
             values = [row[key] for row in rows]

@@ -18,23 +18,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench.integer_arithmetic import Hardware
+from integer_arithmetic import Hardware
 from torch import Tensor
 
-from fewbit.capture import capture, load_model
-from fewbit.choose import Bits, choose
+from fewbit import Request, Run
+from fewbit.choose import Bits, Context, choose
+from fewbit.configure import default_bits
 from fewbit.core.values import Graph, Plan, SiteCheck
-from fewbit.data.images import open_images
 from fewbit.demo import model as demo
 from fewbit.execute.simulate import simulate, trace
-from fewbit.observe import observe
-from fewbit.pipeline import default_bits, preprocess_of
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
+from fewbit.runtimes import OnnxRuntime
+from fewbit.stages import PREPARE
 from fewbit.target import Target, load_target, target_names
 from fewbit.verify.compare import counted
-from fewbit.verify.runtimes import OnnxRuntime
 
 NOT_HERE = ("ort-x86-channel",)  # no integer products
 UNSAFE = ("npu-int16",)
@@ -54,14 +53,10 @@ def main() -> None:
     print(f"| {head} | codes as in the file |")
     print("|" + "---|" * 9)
     for ref in args.models:
-        loaded = load_model(ref)
-        graph, preprocess, classes = capture(loaded), preprocess_of(loaded, {}), loaded.classes or None
-        calibration = list(
-            open_images(str(demo.CALIBRATION), preprocess, labels=False, limit=args.calibration, seed=0).batches(8)
-        )
-        scored = open_images(str(demo.TEST), preprocess, classes=classes, labels=True, limit=args.scored, seed=0)
+        given = {"images": str(demo.CALIBRATION), "score": str(demo.TEST)}
+        run = Run.start(Request(model=ref, calibration=args.calibration, scored=args.scored, **given), PREPARE)
+        graph, scored, calibration = run["exact"], run["scored"], list(run["calibration"].batches(8))
         batches, labels = list(scored.batches(50)), torch.as_tensor(np.asarray(scored.labels))
-        stats = observe(graph, calibration)
         with torch.no_grad():
             exact = top1([graph.module(x) for x in batches], labels)
         for name in args.targets:
@@ -69,7 +64,8 @@ def main() -> None:
             cases = [("", target)] + ([(", ignoring sums", target.with_exact_sums())] if name in UNSAFE else [])
             for note, rules in cases:
                 bits = default_bits(rules)
-                plan = choose(graph, stats, rules, recipe_named(args.recipe), bits=Bits(bits, bits), everything=True)
+                context = Context(graph, run["observed"], rules, Bits(bits, bits), images=calibration, everything=True)
+                plan = choose(context, recipe_named(args.recipe))
                 row(ref, name + note, graph, plan, target, batches, labels, exact)
 
 
@@ -111,7 +107,7 @@ def same_codes(graph: Graph, plan: Plan, target: Target, images: Tensor) -> str:
     sites = [name for name, choice in plan.choices.items() if choice.codes is None]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        realize(graph, plan, path, **target.form)
+        realize(graph, plan, path, **target.file_format)
         if not sites:
             float_onnx(graph, Path(folder) / "float.onnx", opset=target.opset)
             return "the float file, byte for byte" if path.read_bytes() == (Path(folder) / "float.onnx").read_bytes() else "no"

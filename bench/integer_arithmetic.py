@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Node
 from torch.nn import functional as F
 
-from fewbit.capture.fx import argument
-from fewbit.capture.sites import PADS, WEIGHTED
+from fewbit.capture.fx import argument, is_call
+from fewbit.capture.kinds import KINDS, PADS
 from fewbit.core.grid import along, codes, values
 from fewbit.core.values import Choice, Graph, Op, Plan
-from fewbit.execute.simulate import FakeQuant, simulate
+from fewbit.execute.executor import Executor
 from fewbit.target import Target, rule_of
 from fewbit.target.spec import Accumulator
 
@@ -63,7 +64,7 @@ class Hardware:
     """A plan on a target, ready to run images. `overflow=False` has the same arithmetic with sums of any size."""
 
     def __init__(self, graph: Graph, plan: Plan, target: Target, *, overflow: bool = True) -> None:
-        self.module: GraphModule = simulate(graph, plan)
+        self.executor = Executor.of(graph, plan)
         rules = target if overflow else target.with_exact_sums()
         grids = {name: choice.grid for name, choice in plan.choices.items()}
         self.products: dict[str, _Product] = {}
@@ -84,71 +85,57 @@ class Hardware:
 
     def run(self, images: Tensor, forced: Mapping[str, Tensor] | None = None) -> HardwareRun:
         """Run images (b, c, h, w). With `forced` (site -> codes) what follows a site computes with those codes."""
-        walk = _Walk(self.module, self.products, forced or {})
+        own, overflowed = dict[str, Tensor](), dict[str, tuple[int, int]]()
+        stored: dict[str, Tensor] = {}  # the codes that are read, by site
+
+        def read(x: Tensor, choice: Choice) -> Tensor:
+            own[choice.site] = codes(x, choice.qparams, choice.grid)
+            stored[choice.site] = (forced or {}).get(choice.site, own[choice.site]).to(torch.int32)
+            return values(stored[choice.site], choice.qparams, choice.grid)
+
+        def product(node: str, x: Tensor, w: Tensor, bias: Tensor | None = None, *_: Any, **kwargs: Any) -> Tensor:
+            found = self.products[node]
+            real, lost = self._product(self.executor.nodes[node], found, stored, kwargs.get("bias", bias))
+            overflowed[found.op.name] = (lost, real.numel())
+            return real
+
         with torch.no_grad():
-            output = walk.run(images)
-        return HardwareRun(cast(Tensor, output), walk.codes, walk.overflowed)
+            output = self.executor(images, read=read, calls={node: partial(product, node) for node in self.products})
+        return HardwareRun(output, own, overflowed)
+
+    def _product(self, n: Node, product: _Product, stored: Mapping[str, Tensor], bias: Tensor | None) -> tuple[Tensor, int]:
+        """The real numbers of an op's sums, and how many overflowed."""
+        left, right, accumulator = product.left, product.right, product.accumulator
+        x = _padded(cast(Node, n.args[0]), stored[left.site], int(left.qparams.zero))
+        if not KINDS[product.op.kind].weighted:
+            y = stored[right.site]
+            total, lost = matmul_codes(x - left.qparams.zero, y - right.qparams.zero, accumulator)
+            return (total.double() * left.qparams.scale.double() * right.qparams.scale.double()).float(), lost
+        assert right.codes is not None
+        step = left.qparams.scale.double() * right.qparams.scale.double()
+        start = torch.zeros(len(right.codes), dtype=torch.float64)
+        if bias is not None and product.integer_bias:
+            start = (bias.double() / step).round()
+        geometry = {} if product.op.kind == "linear" else conv_geometry(n)
+        total, lost = weighted_codes(x, right.codes, start, int(left.qparams.zero), accumulator, **geometry)
+        axis = total.ndim - 1 if product.op.kind == "linear" else 1
+        real = (total * along(step, total, axis if step.ndim else None)).float()
+        if bias is not None and not product.integer_bias:
+            real = real + along(bias, real, axis)
+        return real, lost
+
+
+def _padded(node: Node, stored: Tensor, zero: int) -> Tensor:
+    """Codes behind the paddings of zeros that lead to a node."""
+    if not is_call(node, *PADS):
+        return stored
+    inner = _padded(cast(Node, node.args[0]), stored, zero)
+    return cast(Callable[..., Tensor], node.target)(inner - zero, *node.args[1:], **node.kwargs) + zero
 
 
 def simulate_hardware(graph: Graph, plan: Plan, target: Target, images: Tensor, *, overflow: bool = True) -> HardwareRun:
     """A plan on images (b, c, h, w) as the target's processor computes it; without `overflow` sums never leave it."""
     return Hardware(graph, plan, target, overflow=overflow).run(images)
-
-
-class _Walk(Interpreter):
-    """Runs a simulation; products of codes are computed from codes."""
-
-    def __init__(self, module: GraphModule, products: Mapping[str, _Product], forced: Mapping[str, Tensor]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.products, self.forced = products, forced
-        self.codes: dict[str, Tensor] = {}
-        self.overflowed: dict[str, tuple[int, int]] = {}
-        self.stored: dict[Node, Tensor] = {}  # the codes behind the real numbers of a node
-
-    def run_node(self, n: Node) -> Any:
-        if n.op == "call_module" and isinstance(block := self.fetch_attr(cast(str, n.target)), FakeQuant):
-            found = codes(self.env[cast(Node, n.args[0])], block.qparams, block.grid)
-            self.codes[block.site] = found
-            self.stored[n] = self.forced.get(block.site, found).to(torch.int32)
-            return values(self.stored[n], block.qparams, block.grid)
-        if n.op == "call_function" and n.target in PADS and n.args[0] in self.stored:
-            read = cast(Node, n.args[0])
-            zero = int(cast(Tensor, self._block(read).zero))
-            padded = cast(Callable[..., Tensor], n.target)(self.stored[read] - zero, *n.args[1:], **n.kwargs)
-            self.stored[n] = padded + zero
-        if n.name in self.products:
-            return self._product(n, self.products[n.name])
-        return super().run_node(n)
-
-    def _block(self, node: Node) -> FakeQuant:
-        while node.op != "call_module":
-            node = cast(Node, node.args[0])
-        return cast(FakeQuant, self.fetch_attr(cast(str, node.target)))
-
-    def _product(self, n: Node, product: _Product) -> Tensor:
-        left, right, accumulator = product.left, product.right, product.accumulator
-        x = self.stored[cast(Node, n.args[0])]
-        if product.op.kind not in WEIGHTED:
-            y = self.stored[cast(Node, n.args[1])]
-            total, lost = matmul_codes(x - left.qparams.zero, y - right.qparams.zero, accumulator)
-            self.overflowed[product.op.name] = (lost, total.numel())
-            return (total.double() * left.qparams.scale.double() * right.qparams.scale.double()).float()
-        assert right.codes is not None
-        step = left.qparams.scale.double() * right.qparams.scale.double()
-        given = argument(n, 2, "bias")
-        bias = self.env[given] if isinstance(given, Node) else None
-        channels = len(right.codes)
-        start = torch.zeros(channels, dtype=torch.float64)
-        if bias is not None and product.integer_bias:
-            start = (bias.double() / step).round()
-        geometry = {} if product.op.kind == "linear" else conv_geometry(n)
-        total, lost = weighted_codes(x, right.codes, start, int(left.qparams.zero), accumulator, **geometry)
-        self.overflowed[product.op.name] = (lost, total.numel())
-        axis = total.ndim - 1 if product.op.kind == "linear" else 1
-        real = (total * along(step, total, axis if step.ndim else None)).float()
-        if bias is not None and not product.integer_bias:
-            real = real + along(bias, real, axis)
-        return real
 
 
 def conv_geometry(n: Node) -> dict[str, Any]:

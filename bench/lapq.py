@@ -17,97 +17,59 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rows import Bench
+from rows import Bench, options, rows_of, summary, with_ends
 
-from fewbit.choose import Bits, choose, lapq
-from fewbit.choose.choose import choosing
-from fewbit.choose.joint_search import Model
+from fewbit.choose import Bits, Context, Recipe, choose, parse_bits
+from fewbit.choose.joint_search import JointSearch, Model
 from fewbit.choose.loss import BATCH, Measure
-from fewbit.choose.powell import JointSearch
-from fewbit.choose.ranges import MseRange
+from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.files import read_json, write_json
-from fewbit.realize import realize
-from fewbit.recipes import Recipe
+from fewbit.recipes import MSE
 from fewbit.target import load_target
 
 
-def recipes(args: argparse.Namespace) -> dict[str, dict[str, Recipe]]:
+def recipes(args: argparse.Namespace, seconds: float | None) -> dict[str, dict[str, Recipe]]:
     """Rows of each command; a joint search with 0 sweeps stops at its start."""
-    powell = JointSearch(sweeps=args.sweeps, seconds=args.time, evaluations=args.evaluations, loss=args.loss)
+    powell = JointSearch(sweeps=args.sweeps, seconds=seconds, evaluations=args.evaluations, loss=args.loss)
     own, still = replace(powell, points=0), replace(powell, sweeps=0)
 
-    def at(p: float, joint: JointSearch) -> Recipe:
-        return Recipe(MseRange(p), MseRange(p), joint=joint)
+    def at(start: Ranges, joint: JointSearch) -> Recipe:
+        return Recipe("", (replace(joint, start=start),))
 
     def starts(joint: JointSearch, name: str) -> dict[str, Recipe]:
-        ranged = replace(joint, points=0)
-        return {f"p = 1{name}": at(1, ranged), f"max{name}": Recipe(joint=ranged), f"p = 2{name}": at(2, ranged)}
+        ranges = {"p = 1": Ranges(MseRange(1), MseRange(1)), "max": Ranges(), "p = 2": Ranges(MseRange(2), MseRange(2))}
+        return {start + name: at(ranges[start], joint) for start in ranges}
 
-    best = {"p*": at(2, still), "p* + Powell": at(2, powell)}
+    best = {"p*": at(MSE, still), "p* + Powell": at(MSE, powell)}
     coordinate = replace(powell, method="coordinate")
     return {
         "starts": {**starts(replace(own, sweeps=0), ""), **starts(own, " + Powell"), **best},
-        "methods": {**best, "p* + coordinates": at(2, coordinate), **starts(own, " + Powell"),
+        "methods": {**best, "p* + coordinates": at(MSE, coordinate), **starts(own, " + Powell"),
                     **starts(replace(coordinate, points=0), " + coordinates")},
     }  # fmt: skip
 
 
-class Lapq(Bench):
-    """Rows with the first and last op at 8 bits, and without samples of ops."""
-
-    def bits(self, bits: int) -> Bits:
-        weighted = [op.name for op in self.graph.ops if "weight" in op.operands]
-        ends = dict.fromkeys((weighted[0], weighted[-1]), self.args.ends) if self.args.ends else {}
-        return Bits(bits, bits, ends, asked=f"w{bits}a{bits}" + (f", ends {self.args.ends}" if ends else ""))
-
-    def row(self, name: str, recipe: Recipe, bits: int, seed: int) -> None:
-        """Make one row: a JSON file, and its answers beside it."""
-        file = self.out / f"{name.replace(' ', '').replace('*', 'star')}_{bits}_seed{seed}.json"
-        if file.exists():
-            return
-        before = self.float_answers()
-        self.start(seed, samples=False, labels=self.args.loss == "labels")
-        target, began = load_target(self.args.target), time.perf_counter()
-        options = {"name": name, "bits": self.bits(bits), "everything": True}
-        if recipe.joint is None:
-            plan = choose(self.graph, self.stats, target, recipe, **options)
-        else:
-            plan = lapq(self.graph, self.stats, target, recipe, self.batches, labels=self.labels, **options)
-        seconds = time.perf_counter() - began
-        realize(self.graph, plan, self.out / "row.onnx", **target.form)
-        after, truth = self.answers(self.out / "row.onnx"), np.asarray(self.scored.labels)
-        np.save(file.with_suffix(".npy"), after)
-        found = plan.extra["joint"]
-        row = {
-            "name": name, "bits": str(self.bits(bits)), "seed": seed, "images": len(after), "seconds": seconds,
-            "calibration": sum(map(len, self.batches)), "float": 100 * float((before == truth).mean()),
-            "top1": 100 * float((after == truth).mean()), "agreement": 100 * float((after == before).mean()), "joint": found,
-        }  # fmt: skip
-        write_json(file, row)
-        said = f"loss {found['start']:.4g} -> {found['best']:.4g}, {found['evaluations']} evaluations, {seconds:.0f} s"
-        print(
-            f"{name:20} {row['bits']} seed {seed}  top-1 {row['top1']:.2f}  agreement {row['agreement']:.2f}  {said}",
-            flush=True,
-        )
-
-    def model(self, bits: int, images: int) -> Model:
-        """The loss as a function of all steps, from ranges at p = 2."""
-        batches = list(torch.cat(self.batches)[:images].split(BATCH))
-        recipe = Recipe(MseRange(), MseRange())
-        work = choosing(self.graph, self.stats, load_target(self.args.target), recipe, bits=self.bits(bits), everything=True)
-        return Model(work, Measure.of(self.graph, batches), batches, "moved")
+def model_of(bench: Bench, bits: int) -> Model:
+    """The loss as a function of all scales, from ranges at p = 2."""
+    args, widths = bench.args, parse_bits(with_ends(bits, bench.args.ends))
+    batches = list(torch.cat(bench.batches)[: args.calibration].split(BATCH))
+    assert isinstance(widths, Bits)
+    context = Context(bench.graph, bench.stats, load_target(args.target), widths, images=batches, everything=True)
+    plan = choose(context, Recipe("", (MSE,)))
+    return Model(plan, context, Measure.of(bench.graph, batches), batches, "moved")
 
 
-def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
+def cross(bench: Bench, bits: int, seed: int) -> dict[str, object]:
     """Of random pairs of steps, each moved by `--move`: what both do together beyond what each does alone, over the loss.
 
     |L(a + δe_i + δe_j) - L(a + δe_i) - L(a + δe_j) + L(a)|, relative to L(a) and to what each of the two changes alone.
     """
-    bench.start(seed, samples=False)
-    model = bench.model(bits, bench.args.calibration)
+    bench.start(seed)
+    model = model_of(bench, bits)
     draw, n, args = np.random.default_rng(seed), len(model.free), bench.args
     at = model(np.zeros(n))
     alone: dict[int, float] = {}
@@ -130,15 +92,15 @@ def cross(bench: Lapq, bits: int, seed: int) -> dict[str, object]:
         "cross_over_loss": float(size.mean() / at), "cross_over_singles": float(size.sum() / single.sum()),
         "cross_absolute": float(size.mean()), "median_over_loss": float(np.median(size) / at),
     }  # fmt: skip
-    write_json(bench.out / f"cross_{bits}_seed{seed}.json", row)
+    write_json(bench.out / f"cross_{bits}_n{args.calibration}_seed{seed}.json", row)
     print(row, flush=True)
     return row
 
 
-def speed(bench: Lapq) -> None:
+def speed(bench: Bench) -> None:
     """Seconds of an evaluation in line searches in graph order: from each step's own place on, and of the whole model."""
-    bench.start(bench.args.seeds[0], samples=False)
-    model = bench.model(bench.args.bits[0], bench.args.calibration)
+    bench.start(bench.args.seeds[0])
+    model = model_of(bench, bench.args.bits[0])
     n = len(model.free)
     some = range(0, n, max(1, n // bench.args.pairs))
     found, losses = {}, {}
@@ -150,7 +112,7 @@ def speed(bench: Lapq) -> None:
                 x[i] = u
                 if way == "whole":
                     model.walk.back()
-                    model._asked = np.full(n, 9.0)
+                    model._last = np.full(n, 9.0)
                 values.append(model(x))
         found[way], losses[way] = (time.perf_counter() - began) / len(values), values
     print(f"{sum(map(len, bench.batches))} images, {n} free steps: {found['whole']:.3f} s whole, "
@@ -160,64 +122,52 @@ def speed(bench: Lapq) -> None:
 
 def table(folder: Path) -> None:
     """Means over seeds, a row each."""
-    groups: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for file in sorted(folder.glob("*_seed*.json")):
-        row = read_json(file)
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in rows_of(folder):
         if "top1" in row:
-            groups.setdefault((row["bits"], row["name"]), []).append(row)
+            own = {"joint": summary(row, "joint search"), "choose_seconds": row["seconds"]["choose"]}
+            groups.setdefault((row["bits"], row["name"], row["calibration"]), []).append(row | own)
     print("| bits | row | loss at the start | loss | top-1 by seed | mean | agreement | p | evaluations | s |\n|" + "---|" * 10)
-    for (bits, name), rows in sorted(groups.items()):
-
-        def mean(key: str, rows: list[dict[str, object]] = rows, inner: bool = False) -> float:
-            return float(np.mean([row["joint"][key] if inner else row[key] for row in rows]))  # type: ignore[index, call-overload]
-
+    for (bits, name, images), rows in sorted(groups.items()):
         each = ", ".join(f"{row['top1']:.2f}" for row in rows)
-        norms = ", ".join("-" if row["joint"]["p"] is None else f"{row['joint']['p']:.2f}" for row in rows)  # type: ignore[index]
-        start, best, count = (mean(key, inner=True) for key in ("start", "best", "evaluations"))
-        print(f"| {bits} | {name} | {start:.4g} | {best:.4g} | {each} | {mean('top1'):.2f} "
-              f"| {mean('agreement'):.2f} % | {norms} | {count:.0f} | {mean('seconds'):.0f} |")  # fmt: skip
+        norms = ", ".join("-" if row["joint"]["p"] is None else f"{row['joint']['p']:.2f}" for row in rows)
+        top1, agreement, spent = (np.mean([row[key] for row in rows]) for key in ("top1", "agreement", "choose_seconds"))
+        start, best, count = (np.mean([row["joint"][key] for row in rows]) for key in ("start", "best", "evaluations"))
+        print(f"| {bits} | {name}, {images} images | {start:.4g} | {best:.4g} | {each} | {top1:.2f} "
+              f"| {agreement:.2f} % | {norms} | {count:.0f} | {spent:.0f} |")  # fmt: skip
     for file in sorted(folder.glob("cross_*_seed*.json")):
         print(read_json(file))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("starts", "methods", "cross", "speed", "table"))
-    parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--images")
-    parser.add_argument("--score")
+    parser = options(
+        __doc__, "starts", "methods", "cross", "speed", "table", ends=8, calibration=512, time=None, out=Path("lapq")
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
-    parser.add_argument("--ends", type=int, default=8, help="bits of the first and last op with a weight; 0: as the others")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--calibration", type=int, default=512)
-    parser.add_argument("--scored", type=int)
     parser.add_argument("--loss", choices=("kl", "labels"), default="kl")
     parser.add_argument("--sweeps", type=int, default=1)
-    parser.add_argument("--time", type=float, help="seconds of a search; without it a search ends by itself")
     parser.add_argument("--evaluations", type=int, help="losses of a search, the same on any machine")
     parser.add_argument("--rows", nargs="+", help="these rows only")
-    parser.add_argument("--pairs", type=int, default=100, help="cross: pairs; speed: steps that are moved")
-    parser.add_argument("--move", type=float, default=0.2, help="cross: each step is so much larger")
-    parser.add_argument("--target", default="ort-x86-vnni")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("lapq"))
+    parser.add_argument("--pairs", type=int, default=100, help="cross: pairs; speed: scales that are moved")
+    parser.add_argument("--move", type=float, default=0.2, help="cross: each scale is so much larger")
     args = parser.parse_args()
     if args.what == "table":
         table(Path(args.model))
         return
     torch.set_num_threads(args.threads)
-    bench = Lapq(args)
+    args.time, seconds = None, args.time  # the recipes of the rows have it already
+    labelled = args.loss == "labels" and args.what not in ("cross", "speed")
+    ours = recipes(args, seconds).get(args.what, {})
+    bench = Bench(args, ours, **({"loss": "labels", "recipe": "lapq"} if labelled else {}))
     if args.what == "speed":
         speed(bench)
-        return
-    for seed in args.seeds:
-        for bits in args.bits:
-            if args.what == "cross":
+    elif args.what == "cross":
+        for seed in args.seeds:
+            for bits in args.bits:
                 cross(bench, bits, seed)
-                continue
-            for name, recipe in recipes(args)[args.what].items():
-                if args.rows is None or name in args.rows:
-                    bench.row(name, recipe, bits, seed)
+    else:
+        names = [name for name in ours if args.rows is None or name in args.rows]
+        bench.rows((name.replace("*", "star"), name, with_ends(bits, args.ends)) for bits in args.bits for name in names)
 
 
 if __name__ == "__main__":

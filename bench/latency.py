@@ -16,21 +16,14 @@ import numpy as np
 import onnx
 
 from fewbit.files import write_json
+from fewbit.runtimes import open_session
 from fewbit.verify.bench import paired
-from fewbit.verify.runtimes import OnnxRuntime, OpenVino, Session
-
-
-def open_one(runtime: str, path: Path, threads: int) -> Session:
-    """onnxruntime, openvino (what stays float in f32) or openvino-bf16."""
-    if runtime == "onnxruntime":
-        return OnnxRuntime(path, threads=threads)
-    return OpenVino(path, threads=threads, precision="bf16" if runtime.endswith("bf16") else "f32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="path or name=path")
-    parser.add_argument("--runtime", nargs="+", default=["onnxruntime"], help="onnxruntime, openvino, openvino-bf16")
+    parser.add_argument("--runtime", nargs="+", default=["onnxruntime"], help="onnxruntime, openvino (f32), openvino-bf16")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -40,7 +33,7 @@ def main() -> None:
     shape = [d.dim_value for d in onnx.load(named[0][1]).graph.input[0].type.tensor_type.shape.dim][1:]
     rows = []
     for runtime in args.runtime:
-        sessions = [open_one(runtime, Path(path), args.threads) for _, path in named]
+        sessions = [open_session(runtime, Path(path), threads=args.threads) for _, path in named]
         for batch in args.batch:
             x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
             times = paired([partial(session.run, x) for session in sessions], args.seconds)

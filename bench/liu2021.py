@@ -15,7 +15,6 @@ How a row is made, scored and compared: rows.py. `--score` takes what `fewbit qu
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,24 +24,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablations import ABLATIONS
+from rows import Bench, options, peak, rows_of
 from scipy.stats import binomtest
 
 from fewbit.capture import capture, load_model
-from fewbit.capture.units import units
-from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.capture.structure import modules
+from fewbit.choose import Bits, Context, Mixed, Recipe, allocate, choose, parse_bits
+from fewbit.choose.objectives import RankingLoss
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.ranges import Ranges
 from fewbit.choose.sensitivity import NuclearNorm
 from fewbit.core.values import Plan
-from fewbit.execute.samples import ROWS, op_samples
-from fewbit.files import read_json
+from fewbit.execute.samples import op_samples
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
-from fewbit.report.figures import FLOAT
-from fewbit.report.figures import frontier as frontier_figure
+from fewbit.report.figures import FLOAT, Axis, Points
 from fewbit.target import load_target
 
 SEARCHES = ("similarity", "similarity+ranking", "similarity+bias", "all three")
-OURS = dict(RECIPES)
-OURS["liu2021 on probabilities"] = replace(RECIPES["liu2021"], sensitivity=NuclearNorm(map="probabilities"))
+PROBABILITIES = replace(RECIPES["liu2021"], sensitivity=NuclearNorm(map="probabilities"))
+OURS = {**ABLATIONS, "liu2021 on probabilities": PROBABILITIES}
 NAMES = dict(zip(SEARCHES, ("liu2021-similarity", "liu2021-ranking", "liu2021-bias", "liu2021"), strict=True))
 
 
@@ -72,17 +74,10 @@ def beyond(bits: int) -> dict[str, tuple[str, str]]:
     }
 
 
-class Liu(Bench):
-    """The recipes of the paper, and the nuclear norm of probabilities beside them."""
-
-    recipes = OURS
-
-
-def picture(folder: Path) -> None:
+def picture(folder: Path, calibration: int) -> None:
     """Top-1 against the bytes of the weights, means over seeds, as a page with one figure."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for file in sorted(folder.glob("*_seed*.json")):
-        row = read_json(file)
+    for row in rows_of(folder, calibration=calibration):
         kind, number = row["name"].replace(",", " ").split()[:2]
         how = row["name"].partition(", ")[2]
         name = {"percentile": "percentile, one width", "uniform": "liu2021, one width"}.get(kind, f"liu2021, widths by {how}")
@@ -97,17 +92,17 @@ def picture(folder: Path) -> None:
         }
         for (kind, number), found in sorted(groups.items())
     ]
-    figure = frontier_figure(rows).update_layout(margin_t=90).update_traces(mode="lines+markers", line={"width": 1})
+    view = Points(Axis("accuracy", "top-1, %"), Axis("bytes", "weights, MB (10⁶ bytes)", 1e-6), group="{kind}", label="{label}")
+    figure = view(rows).update_layout(margin_t=90).update_traces(mode="lines+markers", line={"width": 1})
     figure.add_hline(y=next(iter(groups.values()))[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
     figure.write_html(folder / "picture.html", include_plotlyjs=True, config={"displayModeBar": False})
     print(folder / "picture.html")
 
 
-def heads(folder: Path) -> None:
+def heads(folder: Path, calibration: int) -> None:
     """Flipped pairs of each head in the whole model: with the ranking term against without, and the heads that flip most."""
     flips: dict[str, dict[tuple[str, int], list[float]]] = {}
-    for file in sorted(folder.glob("*_seed*.json")):
-        row = read_json(file)
+    for row in rows_of(folder, calibration=calibration):
         for op, head, share in row["flips"]:
             flips.setdefault(row["name"], {}).setdefault((op, head), []).append(share)
     mean = {name: {head: float(np.mean(shares)) for head, shares in found.items()} for name, found in flips.items()}
@@ -132,19 +127,21 @@ def heads(folder: Path) -> None:
 def steps(bench: Bench, bits: int, every: int) -> None:
     """The steps that are found on samples of rows, against those on all rows: ratios, for every few blocks of the model."""
     bench.start(bench.args.seeds[0])
-    target = load_target(bench.args.target)
-    blocks = sorted({u.name for u in units(bench.graph)})
-    names = {op for u in units(bench.graph) if u.name in blocks[::every] for op in u.ops}
+    blocks = sorted({u.name for u in modules(bench.graph)})
+    names = {op for u in modules(bench.graph) if u.name in blocks[::every] for op in u.ops}
     whole = op_samples(bench.graph, bench.batches, names, tokens=10**6, seed=0)
+    context = Context(
+        bench.graph, bench.stats, load_target(bench.args.target), Bits(bits, bits), images=bench.batches, everything=True,
+        sampled=whole,
+    )  # fmt: skip
     found: dict[int, Plan] = {}
     for rows in (128, 256, 512, 2048, 10**9):
-        recipe = replace(RECIPES["liu2021"], search=replace(RECIPES["liu2021"].search, rows=rows), correction=None)  # type: ignore[type-var]
         began = time.perf_counter()
-        found[rows] = choose(bench.graph, bench.stats, target, recipe, bits=Bits(bits, bits), samples=whole, everything=True)
+        found[rows] = choose(context, Recipe("", (Ranges(), OutputSearch(ranking=RankingLoss(), rows=rows))))
         print(f"{rows} rows: {time.perf_counter() - began:.0f} s", flush=True)
     print("| rows | steps | the same | within 2 % | within 5 % | largest difference |\n|---|---|---|---|---|---|")
     for rows, plan in list(found.items())[:-1]:
-        searched = [c.site for c in plan.choices.values() if c.role != "bias" and "OutputSearch" in c.method]
+        searched = [c.site for c in plan.choices.values() if "OutputSearch" in c.method]
         pairs = [(plan.choices[s].qparams.scale, found[10**9].choices[s].qparams.scale) for s in searched]
         away = np.array([float((a / b - 1).abs().max()) for a, b in pairs])
         shares = [100 * float((away <= limit + 1e-6).mean()) for limit in (0, 0.02, 0.05)]
@@ -167,43 +164,37 @@ def cost(args: argparse.Namespace) -> None:
         seconds.append(time.perf_counter())
         stats = observe(graph, batches)
         seconds.append(time.perf_counter())
-        samples = op_samples(graph, batches, [op.name for op in graph.ops], max(1, ROWS // images))
+        context = Context(graph, stats, load_target(args.target), images=batches, everything=True)
+        samples = context.samples
         seconds.append(time.perf_counter())
-        recipe, target = RECIPES["liu2021"], load_target(args.target)
-        mixed = parse_bits("mixed:6.0")
+        recipe, mixed = RECIPES["liu2021"], parse_bits("mixed:6.0")
         assert isinstance(mixed, Mixed)
-        bits = allocate(graph, stats, target, recipe, mixed, batches[0], everything=True).bits
+        bits = allocate(context, mixed, recipe).bits
         seconds.append(time.perf_counter())
-        choose(graph, stats, target, recipe, bits=bits, samples=samples, everything=True)
+        choose(replace(context, bits=bits, sampled=samples), recipe)
         seconds.append(time.perf_counter())
         each = " | ".join(f"{b - a:.1f}" for a, b in pairwise(seconds))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(f"| {images} | {depth} | {each} | {peak:.2f} |", flush=True)
+        print(f"| {images} | {depth} | {each} | {peak() / 1e9:.2f} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ablation", "widths", "beyond", "heads", "picture", "steps", "cost"))
-    options(parser)
+    parser = options(__doc__, "ablation", "widths", "beyond", "heads", "picture", "steps", "cost")
     parser.add_argument("--bits", type=int, nargs="+", default=[6])
     parser.add_argument("--every", type=int, default=4, help="steps: every so many modules")
     args = parser.parse_args()
     if args.what in ("heads", "picture"):
-        {"heads": heads, "picture": picture}[args.what](Path(args.model))
+        {"heads": heads, "picture": picture}[args.what](Path(args.model), args.calibration)
         return
     torch.set_num_threads(args.threads)
     if args.what == "cost":
         cost(args)
         return
-    bench = Liu(args)
+    bench = Bench(args, OURS)
     if args.what == "steps":
         steps(bench, args.bits[0], every=args.every)
         return
     rows = {"ablation": ablation, "widths": widths, "beyond": beyond}[args.what]
-    for seed in args.seeds:
-        for bits in args.bits:
-            for name, (recipe, text) in rows(bits).items():
-                bench.run(name, recipe, text, seed)
+    bench.rows((name, *row) for bits in args.bits for name, row in rows(bits).items())
 
 
 if __name__ == "__main__":

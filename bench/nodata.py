@@ -13,51 +13,39 @@ bench/rows.py.
 from __future__ import annotations
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from rows import Bench, options
-from torch import Tensor
+from rows import Bench, options, with_ends
 
-from fewbit.capture import load_model
+from fewbit.data.images import Preprocess
 from fewbit.data.synthesize.inversion import photographic
-from fewbit.data.synthesize.source import Synthesis, method_for
-from fewbit.data.synthesize.teacher import Teacher
+from fewbit.demo import model as demo
 from fewbit.recipes import RECIPES
 
 
-class NoData(Bench):
-    """Rows whose calibration images come from `source`."""
+def noise(kind: str, count: int, preprocess: Preprocess, seed: int) -> torch.Tensor:
+    """Images of noise (count, c, h, w)."""
+    random = torch.Generator().manual_seed(seed)
+    if kind == "noise":
+        return torch.randn(count, *preprocess.size, generator=random)
+    return photographic(count, preprocess.size, *preprocess.ends(), random)
 
-    source = "noise"
 
-    def calibration(self, seed: int, *, labels: bool) -> tuple[list[Tensor], Tensor | None]:
-        """Images of the source; their classes are not used."""
-        count, size, random = self.args.made, self.preprocess.size, torch.Generator().manual_seed(seed)
-        if self.source == "noise":
-            return list(torch.randn(count, *size, generator=random).split(8)), None
-        if self.source == "photographic":
-            return list(photographic(count, size, *self.preprocess.ends(), random).split(8)), None
-        if self.source == "synthetic":
-            return list(self.made(seed).split(8)), None
-        self.args.calibration = int(self.source)
-        return super().calibration(seed, labels=False)
-
-    def made(self, seed: int) -> Tensor:
-        """The synthetic images of a seed."""
-        teacher, began = Teacher(load_model(self.args.model).program), time.perf_counter()
-        method = method_for(teacher, real=False, steps=self.args.steps)
-        asked = Synthesis(method, self.args.made, self._outputs(), self.preprocess, seed)
-        images = asked(teacher, self.out / f"synthetic_{seed}.safetensors")
-        print(f"{asked.source}: {time.perf_counter() - began:.0f} s", flush=True)
-        return torch.cat(list(images.batches(8)))
+def bench_of(args: argparse.Namespace, source: str) -> Bench:
+    """Rows whose calibration images are of a source; their classes are not used."""
+    count = int(source) if source.isdecimal() else args.made
+    bench = Bench(argparse.Namespace(**{**vars(args), "calibration": count}))
+    if source == "synthetic":
+        bench.images, bench.options["steps"] = (lambda seed: source), args.steps
+    elif not source.isdecimal():
+        bench.images = partial(noise, source, count, bench.preprocess)
+    return bench
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options(parser)
-    parser.set_defaults(out=Path("nodata"))
+    parser = options(__doc__, out=Path("nodata"))
     parser.add_argument("--sources", nargs="+", default=["noise", "photographic", "synthetic", "16", "128"])
     parser.add_argument("--recipes", nargs="+", default=["mse", "fast"], choices=RECIPES)
     parser.add_argument("--bits", nargs="+", default=["8", "w4a8"])
@@ -65,13 +53,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each image, or of the generator (default: as fewbit quantize)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bench = NoData(args)
-    for seed in args.seeds:
-        for source in args.sources:
-            bench.source, bench.seed = source, None
-            for bits in args.bits:
-                for recipe in args.recipes:
-                    bench.run(f"{source}, {recipe}", recipe, bits, seed)
+    args.images, args.score = args.images or str(demo.CALIBRATION), args.score or str(demo.TEST)
+    for source in args.sources:
+        rows = [(f"{source}, {name}", name, with_ends(bits, args.ends)) for bits in args.bits for name in args.recipes]
+        bench_of(args, source).rows(rows)
 
 
 if __name__ == "__main__":

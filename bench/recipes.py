@@ -10,40 +10,27 @@ that of a process that does nothing but one recipe (capture, observe, choose) on
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 
-from rows import Bench, options, peak
+from rows import Bench, options, peak, with_ends
 
 from fewbit.recipes import RECIPES
 
 SIX = ("minmax", "mse", "easyquant", "aciq", "lapq", "liu2021")
 
 
-def named(bits: str, ends: int) -> str:
-    return f"{bits},first={ends},last={ends}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rows", "memory", "one"))
-    options(parser)
+    parser = options(__doc__, "rows", "memory", "one", ends=8)
     parser.add_argument("--bits", nargs="+", default=["8", "w4a8", "4"])
-    parser.add_argument("--ends", type=int, default=8, help="width of the first and the last op with a weight")
     parser.add_argument("--recipes", nargs="+", default=SIX, choices=RECIPES)
     args = parser.parse_args()
     if args.what == "rows":
-        bench = Bench(args)
-        for seed in args.seeds:
-            for bits in args.bits:
-                for name in args.recipes:
-                    bench.run(f"{name}, {bits}", name, named(bits, args.ends), seed)
+        Bench(args).rows((f"{name}, {b}", name, with_ends(b, args.ends)) for b in args.bits for name in args.recipes)
         return
     if args.what == "one":
         bench = Bench(args)
-        bench.start(args.seeds[0], samples=RECIPES[args.recipes[0]].needs_samples)
-        bench.plan(RECIPES[args.recipes[0]], named(args.bits[-1], args.ends), args.target)
+        _ = bench.quantized(RECIPES[args.recipes[0]], with_ends(args.bits[-1], args.ends), args.seeds[0])["plan"]
         print(peak())
         return
     print("| recipe | peak GB |\n|---|---|")

@@ -20,14 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import Bench, options, rows_of
 
-from fewbit import pipeline
-from fewbit.capture import capture, load_model
-from fewbit.choose import Bits, Mixed, allocate, parse_bits
-from fewbit.data.images import open_images
-from fewbit.demo import model as demo
-from fewbit.files import read_json, write_json
-from fewbit.observe import observe
+from fewbit.choose import Bits, Context, Mixed, allocate, parse_bits
+from fewbit.choose.sensitivity import NuclearNorm
+from fewbit.files import write_json
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
 from fewbit.search.costs import Sizes
@@ -40,21 +37,14 @@ from fewbit.target import load_target
 
 
 class Setting:
-    """A model, its images of a seed, and the problem without limits."""
+    """A model, its images of a seed, and the problem without limits, from the stages of a run up to observe."""
 
     def __init__(self, args: argparse.Namespace, seed: int, limits: Mapping[str, float], edges: str = "weights") -> None:
-        loaded = load_model(args.model)
-        preprocess = pipeline.preprocess_of(loaded, {})
-        known = loaded.classes or pipeline.class_count(loaded)
-        chosen = open_images(args.images or str(demo.CALIBRATION), preprocess, labels=False, classes=None,
-                             limit=args.calibration, seed=seed)  # fmt: skip
-        self.scored = open_images(
-            args.score or str(demo.TEST), preprocess, classes=known, labels=True, limit=args.scored, seed=0
-        )
-        self.batches = list(chosen.batches(32))
-        graph, target = capture(loaded), load_target(args.target)
-        stats = observe(graph, self.batches)
-        self.model = Model(graph, stats, target, RECIPES[args.recipe], name=args.recipe, settings=Settings(edges))
+        bench, target = Bench(args), load_target(args.target)
+        bench.start(seed)
+        self.scored, self.batches, graph = bench.scored, bench.batches, bench.graph
+        context = Context(graph, bench.stats, target, images=self.batches, name=args.recipe)
+        self.model = Model(context, RECIPES[args.recipe], Settings(edges))
         float_onnx(graph, args.out / "float.onnx", opset=target.opset)
         self.problem: Found = found(
             self.model, Loss(graph, self.batches, None), times_of(self.model, args.out, args.threads, print), limits
@@ -62,17 +52,23 @@ class Setting:
 
     def row(self, bits: Bits, loss: float, out: Path, threads: int) -> dict[str, Any]:
         """What the artefact of some widths is worth."""
-        return {**artefact(self.problem, bits, self.scored, out, threads), "loss": loss}
+        count = sum(map(len, self.batches))
+        return {**artefact(self.problem, bits, self.scored, out, threads), "loss": loss, "calibration": count}
 
 
 ROWS = (*STRATEGIES, "uniform", "mixed, weights only", "mixed, activations too")
+
+
+def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """The file of a row."""
+    return args.out / f"{name.replace(', ', '-').replace(' ', '-')}_n{args.calibration}_seed{seed}.json"
 
 
 def equal_bytes(args: argparse.Namespace, seed: int) -> None:
     """Every strategy, one width for all and mixed precision, with `mean` bits a weight."""
     setting = None
     for name in args.rows:
-        file = args.out / f"{name.replace(', ', '-').replace(' ', '-')}_{args.mean:g}_seed{seed}.json"
+        file = file_of(args, f"{name}_{args.mean:g}", seed)
         if file.exists():
             continue
         setting = setting or Setting(args, seed, {"bits": args.mean})
@@ -107,11 +103,9 @@ def baseline(setting: Setting, name: str, mean: float) -> Bits:
     model = setting.model
     if name == "uniform":
         return Bits(8, 8, {s.name: int(mean) for s in model.graph.sites if s.role == "weight"})
-    asked = parse_bits(f"mixed:{mean:g}:4,5,6,7,8")
-    assert isinstance(asked, Mixed)
-    recipe = replace(RECIPES["liu2021-similarity"], activations=model.recipe.activations, weights=model.recipe.weights)
-    batch = torch.cat(setting.batches)[: recipe.sensitivity.images]
-    widths = allocate(model.graph, model.stats, model.target, recipe, asked, batch).bits
+    mixed = parse_bits(f"mixed:{mean:g}:4,5,6,7,8")
+    assert isinstance(mixed, Mixed)
+    widths = allocate(model.context, mixed, replace(model.recipe, sensitivity=NuclearNorm())).bits
     if name == "mixed, activations too":
         return widths
     ops = {op.operands["weight"]: widths.ops[op.name] for op in model.graph.ops if "weight" in op.operands}
@@ -133,9 +127,7 @@ def milliseconds(args: argparse.Namespace, seed: int) -> None:
     }.items():
         row = setting.row(bits, 0.0, args.out, args.threads)
         row |= {"name": name, "seed": seed, "predicted_ms": times(bits.floats), "floats": list(bits.floats), "mean": 0}
-        write_json(
-            args.out / f"ms-{name.replace(', ', '-').replace(' ', '-')}_{args.model.replace(':', '-')}_seed{seed}.json", row
-        )
+        write_json(file_of(args, f"ms-{name}_{args.model.replace(':', '-')}", seed), row)
         print(f"| {name} | {row['ms']:.3f} | {row['predicted_ms']:.3f} | {row['predicted_ms'] / row['ms']:.2f} | "
               f"{row['faster']:.2f} | {row['quantized']:.2f} | {len(bits.floats)} |", flush=True)  # fmt: skip
 
@@ -152,7 +144,7 @@ def hago(args: argparse.Namespace, seed: int) -> None:
     for name, trial in (("all maxima", history.trials[0]), ("greedy", best)):
         row = setting.row(problem.bits(trial.candidate), trial.loss, args.out, args.threads)
         row |= {"name": name, "seed": seed, "mean": 0, "evaluations": len(history.trials)}
-        write_json(args.out / f"hago-{name.replace(' ', '-')}_{args.target}_seed{seed}.json", row)
+        write_json(file_of(args, f"hago-{name}_{args.target}", seed), row)
         bits = sum(d.options[k] for d, k in zip(problem.dimensions, trial.candidate, strict=True))
         print(f"| {name} | {bits} | {trial.loss:.5f} | {row['quantized']:.2f} | {row['agreement']:.2f} |", flush=True)
 
@@ -160,9 +152,8 @@ def hago(args: argparse.Namespace, seed: int) -> None:
 def table(folder: Path) -> None:
     """Means over seeds, the best loss first."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for file in sorted(folder.glob("*_seed*.json")):
-        row = read_json(file)
-        groups.setdefault(row["name"], []).append(row)
+    for row in rows_of(folder):
+        groups.setdefault(f"{row['name']}, {row['calibration']} images", []).append(row)
     print("| widths by | bits a weight | MB | loss on calibration images | top-1 | agreement | ms | evaluations | seeds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, rows in sorted(groups.items(), key=lambda item: np.mean([r["loss"] for r in item[1]])):
@@ -175,21 +166,11 @@ def table(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bytes", "ms", "hago", "table"))
-    parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--images", help="the default are the demo's")
-    parser.add_argument("--score", help="images that no row is calibrated on; the default are the demo's")
-    parser.add_argument("--target", default="ort-x86-vnni")
+    parser = options(__doc__, "bytes", "ms", "hago", "table", calibration=64, threads=1, out=Path("search-rows"))
     parser.add_argument("--recipe", default="mse")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="of `bytes`")
     parser.add_argument("--mean", type=float, default=5.0)
     parser.add_argument("--evaluations", type=int, default=100)
-    parser.add_argument("--calibration", type=int, default=64)
-    parser.add_argument("--scored", type=int)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("search-rows"))
     args = parser.parse_args()
     if args.what == "table":
         table(Path(args.model))

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rows import Bench, edited, options
+from rows import Bench, edited, options, rows_of
 
 from fewbit.files import read_json, write_json
+from fewbit.runtimes import open_session
 from fewbit.verify.bench import loads, paired
-from fewbit.verify.runtimes import open_session
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ FORMS: Mapping[str, Form] = {
     "w6a8": Form("ort-x86-vnni", "w6a8"),
     "w4a8": Form("ort-x86-vnni", "w4a8"),
     "w4a8-block32": Form("ort-x86-block", "w4a8"),
-    "w4a8-block64": Form("ort-x86-block", "w4a8", edits=(("block = 32", "block = 64"),)),
-    "w4a8-block16": Form("ort-x86-block", "w4a8", edits=(("block = 32", "block = 16"),)),
+    "w4a8-block64": Form("ort-x86-block", "w4a8", edits=(("group_size = 32", "group_size = 64"),)),
+    "w4a8-block16": Form("ort-x86-block", "w4a8", edits=(("group_size = 32", "group_size = 16"),)),
     "w4a8-written": Form("ort-x86-w4", "w4a8", edits=AS_WRITTEN),
     "w3a8": Form("ort-x86-vnni", "w3a8"),
     "w6a6": Form("ort-x86-vnni", "6"),
@@ -55,7 +55,7 @@ FORMS: Mapping[str, Form] = {
     "w3a3": Form("ort-x86-vnni", "3"),
     "w3a8-block32": Form("ort-x86-block", "w3a8"),
     "w4-ort": Form("ort-x86-w4", "4"),
-    "w4-ort-block64": Form("ort-x86-w4", "4", edits=(("block = 32", "block = 64"),)),
+    "w4-ort-block64": Form("ort-x86-w4", "4", edits=(("group_size = 32", "group_size = 64"),)),
     "w4-openvino": Form("openvino-x86-w4", "4", "openvino"),
     "int8-openvino": Form("openvino-x86", "8", "openvino"),
     "w6a6-openvino": Form("openvino-x86", "6", "openvino"),
@@ -64,36 +64,18 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-class Forms(Bench):
-    """Attention runs as the target likes it best; answers come from the runtime of the form."""
-
-    everything = False
-    runtime = "onnxruntime"
-
-    def start(self, seed: int, *, samples: bool = False, labels: bool = False) -> None:
-        """As in `Bench`; what single ops read is not needed."""
-        super().start(seed, samples=samples, labels=labels)
-
-    def answers(self, path: Path) -> np.ndarray:
-        session = open_session(self.runtime, path, threads=self.args.threads)
-        return np.concatenate([np.asarray(session.run(x.numpy())["logits"]).argmax(1) for x in self.scored.batches(16)])
-
-
 def make(args: argparse.Namespace) -> None:
-    """The file and the answers of each form and recipe."""
-    bench = Forms(args)
+    """The file and the answers of each form and recipe; attention runs as the target likes it best."""
+    bench = Bench(args, everything=False)
     for seed in args.seeds:
         for recipe in args.recipes:
             for name in args.forms:
                 form = FORMS[name]
-                bench.float_answers()
-                bench.runtime = form.runtime
                 label = f"{name}-{recipe}"
                 bench.run(label, recipe, form.bits, seed, form.named(args.out, name))
-                bench.runtime = "onnxruntime"
-                made = args.out / "row.onnx"
-                if made.exists():
-                    shutil.move(made, args.out / f"{label}.onnx")
+                for made, kept in (("model.onnx", f"{label}.onnx"), ("float.onnx", "float.onnx")):
+                    if (args.out / "row" / made).exists():
+                        shutil.move(args.out / "row" / made, args.out / kept)
 
 
 def forms_of(args: argparse.Namespace, runtime: str) -> dict[str, Path]:
@@ -142,8 +124,7 @@ def table(args: argparse.Namespace) -> None:
     times = read_json(args.out / "times.json") if (args.out / "times.json").exists() else {}
     print("| form | file MB | drop | agreement | load s | peak MB | ms at 1 | at 8 | beside float | beside int8 |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for file in sorted(args.out.glob("*_seed*.json")):
-        row = read_json(file)
+    for row in rows_of(args.out):
         name = row["name"].rpartition("-")[0]
         t = times.get(f"{name} {FORMS[name].runtime}", {})
         shown = [
@@ -162,14 +143,12 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "time", "load", "table"))
+    parser = options(__doc__, "make", "time", "load", "table", out=None)
     parser.add_argument("--forms", nargs="+", choices=[*FORMS], default=[*FORMS])
     parser.add_argument("--recipes", nargs="+", default=["fast"])
     parser.add_argument("--shape", nargs=3, type=int, default=(3, 112, 112), help="of an image, for timing")
     parser.add_argument("--runs", type=int, default=3, help="processes of each file, for loading")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing, for each runtime and batch")
-    options(parser)
     args = parser.parse_args()
     if args.what == "make":
         make(args)

@@ -1,7 +1,7 @@
 """3x3 convolutions of seven-bit integers: direct, direct with chains of eight products in 16 bits, and Winograd F(2x2, 3x3).
 
-    python bench/winograd.py                # a table in Markdown
-    python bench/winograd.py --rounds 41
+    python -m bench.winograd                # a table in Markdown
+    python -m bench.winograd --rounds 41
 
 The layers are those of ResNet-20 and ResNet-18 with stride 1, one image, one thread. All three kernels are the same kind of
 code (numba, no intrinsics; the innermost loop is over output channels) and give the same integers, which is checked before

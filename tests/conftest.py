@@ -25,21 +25,25 @@ CHECKED = [
     "fewbit.choose.ranges",
     "fewbit.choose.output_search",
     "fewbit.choose.aciq",
+    "fewbit.choose.entropy_range",
+    "fewbit.choose.range_method",
+    "fewbit.choose.output_scores",
     "fewbit.execute.simulate",
     "fewbit.choose.sensitivity",
 ]
 install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewbit
 
+from bench.ablations import ABLATIONS  # noqa: E402
+
 from fewbit.capture import capture, load_model  # noqa: E402
-from fewbit.choose import choose  # noqa: E402
+from fewbit.choose import Context, choose  # noqa: E402
 from fewbit.core.values import Graph, Plan  # noqa: E402
-from fewbit.execute.samples import OpSample, PairSample, channel_samples, op_samples  # noqa: E402
+from fewbit.execute.samples import OpSample, PairSample, op_samples  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
-from fewbit.recipes import RECIPES  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
-from fewbit.target.allowed import allowed  # noqa: E402
-from fewbit.target.spec import processor_flags  # noqa: E402
+from fewbit.target.load import processor_flags  # noqa: E402
+from planning import context_for  # noqa: E402
 
 settings.register_profile("fewbit", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("fewbit")
@@ -138,15 +142,13 @@ class Captured:
     images: Tensor
     stats: Stats
 
+    def context(self, target: str, name: str = "", **options: object) -> Context:
+        """What passes read, everything in integers; 16 rows of each image are sampled."""
+        options = {"everything": True, "images": self.images.split(8), "sampled": self.samples, **options}
+        return context_for(self.graph, self.stats, load_target(target), name=name, **options)
+
     def plan(self, target: str, recipe: str = "minmax", **options: object) -> Plan:
-        chosen, options = RECIPES[recipe], {"everything": True, **options}
-        if chosen.needs_samples:
-            options = {"samples": self.samples, **options}
-        if chosen.needs_images or chosen.needs_samples:
-            options = {"images": self.images.split(8), **options}
-        if axes := allowed(self.graph, load_target(target)).channel_axes:
-            options = {"channels": channel_samples(self.graph, self.images.split(8), axes), **options}
-        return choose(self.graph, self.stats, load_target(target), chosen, name=recipe, **options)
+        return choose(self.context(target, recipe, **options), ABLATIONS[recipe])
 
     @cached_property
     def samples(self) -> Mapping[str, OpSample | PairSample]:

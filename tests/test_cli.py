@@ -17,12 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fewbit.capture.export import FORMS
+from fewbit.capture.load import MODEL_NAMES
 from fewbit.cli import app
-from fewbit.cli.app import MODELS, fail_on_drop
 from fewbit.errors import FewbitError, FewbitFailed
-from fewbit.pipeline import quantize
-from fewbit.run import Run
+from fewbit.request import MODELS
+from fewbit.run import Run, fail_on_drop, quantize
 
 runner = CliRunner()
 
@@ -120,7 +119,7 @@ def test_help_and_a_mistyped_option_are_answered_without_torch(args: tuple[str, 
 
 
 def test_help_names_the_models_that_can_be_loaded() -> None:
-    assert MODELS == FORMS
+    assert MODELS == MODEL_NAMES
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         ("model", ["--images", "synthetic", "--score", "{}/flat"], ("neither batch norm nor attention", "--images DIR")),
         ("model", ["--images", "synthetic:{}/flat", "--score", "{}/flat"], ("no batch norm", "--recipe mse")),
         ("model", ["--images", "{}/flat", "--recipe", "fdda"], ("no batch norm", "--recipe mse")),
-        ("model", ["--images", "{}/flat", "--steps", "5"], ("--steps", "fdda", "recipe mse does not")),
+        ("model", ["--images", "{}/flat", "--steps", "5"], ("--steps", "fdda", "recipe mse has none, these have: fdda")),
         ("model", ["--images", "{}/flat", "--curve", "--recipe", "lapq"], ("--curve", "mse")),
     ],
 )
@@ -178,7 +177,7 @@ def test_images_of_another_size_in_an_array_are_refused(place: Path, tmp_path: P
 
 
 def test_a_target_file_with_an_illegal_field_names_the_line(place: Path, tmp_path: Path) -> None:
-    from fewbit.target.spec import HERE
+    from fewbit.target.load import HERE
 
     text = (HERE / "ort-x86-vnni.toml").read_text().replace('runs = "follow"', 'runs = "folow"', 1)
     line = 1 + text[: text.index('"folow"')].count("\n")
@@ -189,7 +188,7 @@ def test_a_target_file_with_an_illegal_field_names_the_line(place: Path, tmp_pat
 
 
 def test_a_run_for_a_target_file_of_the_user_is_read_back_without_it(place: Path, tmp_path: Path) -> None:
-    from fewbit.target.spec import HERE
+    from fewbit.target.load import HERE
 
     text = (HERE / "openvino-x86.toml").read_text().replace('name = "openvino-x86"', 'name = "mine"')
     (tmp_path / "mine.toml").write_text(text)
@@ -245,23 +244,23 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(place: Path, tmp_path: P
 def test_a_killed_run_goes_on_behind_the_last_stage(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
-    from fewbit import pipeline
+    from fewbit.stages import prove
 
-    model, once = f"{place / 'net.py'}:model", pipeline.realize
+    model, once = f"{place / 'net.py'}:model", prove.write_onnx
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "realize", killed)
+    monkeypatch.setattr(prove, "write_onnx", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(pipeline, "realize", once)
+    monkeypatch.setattr(prove, "write_onnx", once)
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("observed twice")
 
-    monkeypatch.setattr(pipeline, "observe", again)
+    monkeypatch.setattr("fewbit.stages.observe.statistics_of", again)
     result = quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert result.report["verify"]["codes_wrong"] == 0
     assert not (tmp_path / "run.part").exists()
@@ -325,8 +324,8 @@ def test_report_draws_other_runs_beside_and_keeps_them(place: Path, finished: Pa
     code, text = run("report", tmp_path / "run", "--beside", tmp_path / "other", "--beside", tmp_path / "run")
     assert code == 0, text
     rows = json.loads((tmp_path / "run" / "tables.json").read_text())["runs"]
-    assert [row["kind"] for row in rows] == ["mse, one width", "another, a width for each module", "float"]
-    assert [row["accuracy"] for row in rows] == [report["accuracy"]["agreement"]] * 2 + [100.0]
+    assert [row["kind"] for row in rows] == ["mse, one width", "another, mixed precision"]
+    assert [row["accuracy"] for row in rows] == [report["accuracy"]["agreement"]] * 2
     drawn = (tmp_path / "run" / "report.html").read_bytes()
     assert drawn != (finished / "report.html").read_bytes()
     assert run("report", tmp_path / "run")[0] == 0
@@ -381,7 +380,7 @@ def test_synthetic_images_calibrate_and_are_shown_and_a_curve_is_drawn(place: Pa
     assert rows["curve"][-1]["quantized"] == result.report["accuracy"]["quantized"]  # the same images, recipe and runtime
     assert rows["curve"][-1]["cosine"] == pytest.approx(result.report["accuracy"]["cosine"])
     assert [row["label"] for row in rows["synthetic"]] == made["labels"].tolist()
-    assert "What did the model make up?" in (out / "report.html").read_text()
+    assert "Synthetic images" in (out / "report.html").read_text()
     assert any("Too few" in w or "unlike" in w for w in result.report["calibration"]["warnings"])
 
 
@@ -401,7 +400,7 @@ def test_python_gives_the_simulation_and_exports_the_run(place: Path, tmp_path: 
 
     net = load_model(f"{place / 'net.py'}:model").program.module()
     x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    result = quantize(load_model(f"{place / 'net.py'}:model").program, x, preprocess={}, seconds=0.01)
+    result = quantize(load_model(f"{place / 'net.py'}:model").program, x, seconds=0.01)
     error = (result.module(x) - net(x)).norm() / net(x).norm()
     assert error < 0.02
     folder = result.export(tmp_path / "out")

@@ -9,13 +9,14 @@ from bench.integer_arithmetic import Hardware, held, matmul_codes, simulate_hard
 from bench.kernels.chains import chained
 from torch.nn import functional as F
 
-from fewbit.choose import Bits, choose
+from fewbit.choose import Bits
 from fewbit.execute.simulate import simulate, trace
 from fewbit.recipes import RECIPES
+from fewbit.runtimes import OnnxRuntime
 from fewbit.target import load_target
 from fewbit.target.spec import Accumulator
 from fewbit.verify.compare import TIE
-from fewbit.verify.runtimes import OnnxRuntime
+from planning import plan_for
 
 ACCUMULATORS = (
     Accumulator(bits=16),
@@ -133,7 +134,7 @@ def test_a_realized_plan_for_the_accelerator_gives_the_codes_of_its_sums(conv_ne
 
 def test_without_the_overflow_step_the_simulation_is_too_optimistic(conv_net):
     target = load_target("npu-int16")
-    plan = choose(conv_net.graph, conv_net.stats, target.with_exact_sums(), RECIPES["minmax"], bits=Bits(8, 8))
+    plan = plan_for(conv_net.graph, conv_net.stats, target.with_exact_sums(), RECIPES["minmax"], bits=Bits(8, 8))
     with torch.no_grad():
         exact = conv_net.graph.module(conv_net.images)
     error = {}

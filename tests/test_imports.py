@@ -30,7 +30,7 @@ ORDER = (
     "search",
     "cli",
 )
-COMMON = {"core", "errors", "files", "progress"}  # every room may import these, and they import only each other
+COMMON = {"core", "errors", "files", "progress", "runtimes"}  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",
     "run": "pipeline",
@@ -100,7 +100,7 @@ def forbidden(module: str, path: Path) -> dict[str, str]:
     stage, found = place(module), {}
     if stage in {"choose", "observe"}:
         found |= dict.fromkeys(ONNX, f"{stage} never imports onnx: a plan is not a file format")
-    if stage == "report":
+    if stage == "report" and path.name != "rows.py":  # which makes the tables
         found["torch"] = "report never imports torch: it draws tables that are on disk"
     if stage != "cli":
         allowed = {"rich"} if path.name == "progress.py" else set()
@@ -169,7 +169,7 @@ def tree(src: Path, **files: str) -> Path:
         ("choose__choose", "import onnx.helper"),
         ("observe__stats", "from onnxruntime import InferenceSession"),
         ("report__page", "import torch"),
-        ("report__figures", "from torch import Tensor"),
+        ("report__tables", "from torch import Tensor"),
         ("pipeline", "import typer"),
         ("verify__bench", "from rich.table import Table"),
         ("pipeline", "from bench.kernels import winograd"),
@@ -191,10 +191,11 @@ def test_a_planted_violation_is_noticed(tmp_path, file, text):
         ("verify__compare", "from fewbit.execute.simulate import simulate\nimport onnxruntime"),
         ("recipes", "from fewbit.choose import ranges\nfrom fewbit.equalize import smooth"),
         ("data__images", "from fewbit.demo import model"),
+        ("report__rows", "from torch import Tensor"),
         ("pipeline", "from fewbit.report import page\nfrom fewbit.unheard_of import x"),
         ("lint__truth", "from fewbit.verify import runtimes\nfrom fewbit.core.grid import Grid"),
         ("progress", "from rich.progress import Progress"),
-        ("cli", "import typer\nfrom fewbit.pipeline import quantize"),
+        ("cli", "import typer\nfrom fewbit.run import quantize"),
         ("cli__quantize", "import rich\nimport fewbit"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fewbit.core.values import Plan
-from fewbit.pipeline import _note_bf16
+from fewbit.stages.report import note_bf16
 from fewbit.verify import Latency
 
 
@@ -25,5 +25,5 @@ def timing(runtime: str, batch: int, float_ms: float, quantized_ms: float) -> La
 def test_an_integer_model_slower_than_bf16_is_said_to_be(runtime: str, with_bf16: float, said: list[str]) -> None:
     rows = [timing("openvino", 1, 8.0, 4.0), timing("openvino", 8, 8.0, 1.0)]
     rows += [timing("openvino-bf16", 1, 3.0, with_bf16), timing("openvino-bf16", 8, 3.0, 9.0)]
-    noted = _note_bf16(Plan("t", "r", "8", {}, ()), runtime, rows)
+    noted = note_bf16(Plan("t", "r", "8", {}, ()), runtime, rows)
     assert [fallback.actual for fallback in noted.fallbacks] == said

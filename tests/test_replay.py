@@ -38,7 +38,7 @@ def test_patches_of_a_convolution_are_those_of_unfold(conv_net):
 def test_wide_patches_are_kept_of_fewer_places(capture_net, monkeypatch):
     torch.manual_seed(0)
     net = capture_net(Strided())
-    monkeypatch.setattr("fewbit.execute.samples.WIDE", 9)  # half of a patch of 3 channels, 3 x 2
+    monkeypatch.setattr("fewbit.execute.rows.WIDE", 9)  # half of a patch of 3 channels, 3 x 2
     assert everything(net, tokens=6)["conv"].rows.shape[1] == 3
     assert everything(net, tokens=1)["conv"].rows.shape[1] == 1
 

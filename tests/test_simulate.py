@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.core.values import Plan
+from fewbit.core.values import Bias, Plan
 from fewbit.execute.simulate import simulate, trace
 
 
@@ -107,7 +107,7 @@ def test_the_graphs_own_module_is_left_alone(conv_net):
 
 
 def test_a_plan_of_nothing_simulates_the_float_model(conv_net):
-    nothing = dataclasses.replace(conv_net.plan("ort-x86-vnni"), choices={}, integer_ops=())
+    nothing = dataclasses.replace(conv_net.plan("ort-x86-vnni"), choices={}, integer_ops=(), biases={})
     with torch.no_grad():
         assert torch.equal(run(conv_net, nothing), conv_net.graph.module(conv_net.images))
 
@@ -134,13 +134,15 @@ def test_codes_are_taken_before_the_padding_of_a_convolution(capture_net, all_re
 
 def test_biases_of_a_plan_replace_those_of_the_float_model(capture_net):
     net, plan = build(capture_net, Padded(), "ort-x86-vnni")
-    choice = plan.choices["conv:bias"]
-    doubled = dataclasses.replace(choice, codes=2 * choice.codes)
-    plan = dataclasses.replace(plan, choices={**plan.choices, "conv:bias": doubled})
+    integer = plan.biases["conv"].integer
+    doubled = Bias(plan.biases["conv"].real, dataclasses.replace(integer, codes=2 * integer.codes))
     quantized = faked(net.images.sigmoid(), plan, "conv:input")
-    w, b = (torch.from_numpy(weight(plan, f"conv:{operand}")).float() for operand in ("weight", "bias"))
-    out = F.conv2d(F.pad(quantized, (0, 2, 1, 1)), w, b)
-    close(run(net, plan), faked(out, plan, "conv:output") + quantized)
+    w = torch.from_numpy(weight(plan, "conv:weight")).float()
+    b = (2 * integer.codes).double() * integer.qparams.scale.double()
+    for bias, added in ((doubled, b.float()), (Bias(torch.full_like(doubled.real, 0.3)), torch.full_like(doubled.real, 0.3))):
+        out = F.conv2d(F.pad(quantized, (0, 2, 1, 1)), w, added)
+        changed = dataclasses.replace(plan, biases={"conv": bias})
+        close(run(net, changed), faked(out, plan, "conv:output") + quantized)
 
 
 def test_a_trace_has_the_codes_and_the_output_of_the_simulation(conv_net):

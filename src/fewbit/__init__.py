@@ -1,4 +1,7 @@
-"""fewbit: a trained vision model and a few images in, the smallest integer model that still gives the same answers out."""
+"""fewbit: a trained vision model and a few images in, the smallest integer model that still gives the same answers out.
+
+What is in `__all__` is public; docs/api.md shows it. Everything else may change.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,55 @@ from typing import TYPE_CHECKING, Any
 from fewbit.errors import FewbitError, FewbitFailed
 
 if TYPE_CHECKING:
-    from fewbit.pipeline import Result, quantize
-    from fewbit.run import Run
+    from fewbit.choose import Context, Pass, Recipe
+    from fewbit.core.values import PassLog, Plan
+    from fewbit.recipes import RECIPES, recipe_named
+    from fewbit.request import Request
+    from fewbit.run import Result, Run, quantize
+    from fewbit.target import Target, load_target
 
 __version__ = "0.1.0"
-__all__ = ["FewbitError", "FewbitFailed", "Result", "Run", "__version__", "quantize"]
-_LATER = {"Result": "fewbit.pipeline", "quantize": "fewbit.pipeline", "Run": "fewbit.run"}  # these import torch
+__all__ = [
+    "RECIPES",
+    "Context",
+    "FewbitError",
+    "FewbitFailed",
+    "Pass",
+    "PassLog",
+    "Plan",
+    "Recipe",
+    "Request",
+    "Result",
+    "Run",
+    "Target",
+    "__version__",
+    "load_target",
+    "quantize",
+    "recipe_named",
+]
+_LATER = {
+    "RECIPES": "fewbit.recipes",
+    "Context": "fewbit.choose",
+    "Pass": "fewbit.choose",
+    "PassLog": "fewbit.core.values",
+    "Plan": "fewbit.core.values",
+    "Recipe": "fewbit.choose",
+    "Request": "fewbit.request",
+    "Result": "fewbit.run",
+    "Run": "fewbit.run",
+    "Target": "fewbit.target",
+    "load_target": "fewbit.target",
+    "quantize": "fewbit.run",
+    "recipe_named": "fewbit.recipes",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for (PEP 562): the command line and the report answer without torch."""
+    """A public name, imported when it is first used (PEP 562): `import fewbit` loads neither torch nor a runtime."""
     if name not in _LATER:
         raise AttributeError(f"module 'fewbit' has no attribute '{name}'")
     return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fewbit.errors import BadFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -68,6 +69,8 @@ def pack(codes: Tensor, bits: int, low: int) -> Tensor:
 
     What is stored is code - low, so signed and narrow grids need no sign bits of their own.
     """
+    import torch
+
     offset = (codes.flatten().to(torch.int64) - low).numpy()
     if offset.size and not (offset.min() >= 0 and offset.max() < 2**bits):
         raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits from {low}")
@@ -77,6 +80,8 @@ def pack(codes: Tensor, bits: int, low: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, low: int, shape: tuple[int, ...]) -> Tensor:
     """The int32 codes of `pack`. Raises ValueError where the bytes are not exactly those of the shape."""
+    import torch
+
     count = int(np.prod(shape, dtype=np.int64))
     if packed.numel() != -(-count * bits // 8):
         raise ValueError(f"{packed.numel()} bytes for {count} codes of {bits} bits")

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from typing import TypeVar
+
+Batch = TypeVar("Batch", bound=Sized)
 
 
 class Progress:
-    """Says nothing, and keeps the seconds of each stage. The command line subclasses the two empty methods."""
+    """Says nothing, and keeps the seconds of each stage. The command line subclasses the three empty methods."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[None]:
-        """A stage with a word of its own; `total` steps, or None where nobody knows."""
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage: a bar, and its seconds."""
         start = time.perf_counter()
-        self.begin(name, total)
+        self.begin(name, None)
         try:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def begin(self, name: str, total: int | None) -> None:
-        """A stage starts."""
+        """A stage, or a part of one that takes long, starts."""
+
+    def expect(self, total: int) -> None:
+        """The current bar will advance so often."""
 
     def advance(self, steps: int = 1, text: str = "") -> None:
-        """Steps of the current stage are done."""
+        """Steps of the current bar are done."""
+
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each counted by its images once it has been worked on."""
+        for batch in batches:
+            yield batch
+            self.advance(len(batch))

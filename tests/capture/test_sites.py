@@ -10,28 +10,6 @@ from torch.nn import functional as F
 from capture.nets import graph_of, kinds, roles
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, tokens
 from fewbit.capture import capture, load_model
-from fewbit.capture.sites import block_of
-
-
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("blocks.3.mlp.fc1", "blocks.3"),
-        ("blocks.3.mlp.fc1:weight", "blocks.3"),
-        ("blocks.0.attn.qk:query", "blocks.0"),
-        ("layers.1.blocks.0.attn.qkv", "layers.1.blocks.0"),
-        ("layer1.0.conv2", "layer1.0"),
-        ("blocks.11.mlp.0", "blocks.11"),
-        ("features.4", "features"),
-        ("encoder.layers.encoder_layer_7.self_attention.1:input", "encoder.layers.encoder_layer_7"),
-        ("patch_embed.proj", "patch_embed"),
-        ("head:weight", "head"),
-        ("conv2d:output", "conv2d"),
-    ],
-)
-def test_the_block_of_a_name_ends_at_its_last_number(name, block):
-    assert block_of(name) == block
-
 
 # padding
 

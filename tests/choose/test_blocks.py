@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fewbit.choose import Bits, lapq
+from fewbit.choose import Bits
 from fewbit.choose.gptq import Gptq
 from fewbit.choose.moments import Moments
 from fewbit.choose.ranges import MinMax, MseRange, Samples
 from fewbit.core.grid import Grid, QParams, codes, fake, in_multiples, multiples_of, qparams_from_range, row_step, values
 from fewbit.errors import FewbitError
 from fewbit.execute.simulate import simulate
-from fewbit.recipes import RECIPES
-from fewbit.target import load_target
 
 BLOCK = Grid(4, narrow=True, axis=0, group_size=16)
 
@@ -138,10 +136,11 @@ def test_inputs_that_blocks_do_not_divide_have_a_step_per_channel_and_a_refusal(
 
 
 def test_a_search_of_one_step_says_that_blocks_have_many(wide_vit):
-    with pytest.raises(FewbitError, match="has one for each block; give another target, or --recipe minmax, mse or fast"):
+    with pytest.raises(FewbitError, match="has one for each group; give another target, or --recipe minmax, mse or fast"):
         wide_vit.plan("ort-x86-block", "liu2021-similarity", bits=Bits(4, 8))
-    with pytest.raises(FewbitError, match="has one for each block"):
-        lapq(wide_vit.graph, wide_vit.stats, load_target("ort-x86-block"), RECIPES["lapq"], [wide_vit.images], bits=Bits(4, 8))
+    for recipe in ("lapq", "adaround", "fdda", "liu2021-module"):
+        with pytest.raises(FewbitError, match="has one for each group"):
+            wide_vit.plan("ort-x86-block", recipe, bits=Bits(4, 8))
 
 
 def test_eight_bits_have_a_step_per_channel_where_four_have_blocks(wide_vit):

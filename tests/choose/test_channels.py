@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
 import torch
+from bench.module_search import ModuleSearch
 from torch import nn
 from torch.nn import functional as F
 
 from fewbit.capture.fx import constant
-from fewbit.choose import parse_bits
+from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.aciq import AnalyticClip
 from fewbit.choose.channel_bits import ChannelBits, shares
 from fewbit.choose.correct import WeightMean
-from fewbit.choose.ranges import MinMax, Samples, ranged
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.range_method import Samples, ranged
+from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.core.grid import Grid, QParams, codes, fake, values
-from fewbit.errors import FewbitError
+from fewbit.errors import BadImages, FewbitError
+from fewbit.execute.executor import Executor
 from fewbit.execute.samples import channel_samples
 from fewbit.execute.simulate import simulate
 from fewbit.files import pack
 from fewbit.realize import load_plan, realize, save_plan
-from fewbit.recipes import RECIPES, Recipe
+from fewbit.recipes import RECIPES
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
+from planning import plan_for
 
-ACIQ, BITS = RECIPES["aciq"], parse_bits(4)
+BITS = parse_bits(4)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,9 +104,8 @@ def test_a_channel_is_sampled_at_the_places_of_each_image(conv_net, vit):
     for net, site, axis in ((conv_net, "stem:output", 1), (vit, "blocks.0.fc1:input", 2)):
         found = channel_samples(net.graph, net.images.split(5), {site: axis}, places=10_000)[site]
         seen: list[torch.Tensor] = []
-        from fewbit.execute.watch import Watcher
-
-        Watcher(net.graph, lambda _, v, seen=seen: seen.append(v), {net.graph.site(site).tensor: [site]}).run(net.images)
+        with torch.no_grad():
+            Executor(net.graph)(net.images, {net.graph.site(site).tensor: seen.append})
         whole = seen[0].movedim(axis, 0).flatten(1)
         assert torch.allclose(found.values.sort(1).values, whole.sort(1).values, atol=1e-5)
         few = channel_samples(net.graph, net.images.split(5), {site: axis}, places=2)[site]
@@ -133,12 +136,11 @@ def test_the_mean_of_each_channel_comes_back():
 @pytest.mark.parametrize("name", ["conv_net", "vit"])
 def test_the_bias_holds_what_the_offset_of_the_weight_would_add(request, name, variance):
     net = request.getfixturevalue(name)
-    recipe = Recipe(MinMax(), MinMax(), correction=WeightMean(variance), channels=ChannelBits())
-    before = Recipe(MinMax(), MinMax(), channels=ChannelBits())
-    from fewbit.choose import choose
-
-    target = load_target("openvino-x86")  # its biases are float
-    plain, plan = (choose(net.graph, net.stats, target, r, bits=BITS, samples=net.samples) for r in (before, recipe))
+    ranges, target = Ranges(channel_bits=ChannelBits()), load_target("openvino-x86")  # its biases are float
+    plain, plan = (
+        plan_for(net.graph, net.stats, target, Recipe("", passes), bits=BITS, sampled=net.samples)
+        for passes in ((ranges,), (ranges, WeightMean(variance)))
+    )
     checked, moved = 0, 0.0
     for op in (net.graph.op(n) for n in net.rows):
         rows, w = net.rows[op.name].rows.flatten(0, 1), weight_of(net, op.name)
@@ -151,7 +153,7 @@ def test_the_bias_holds_what_the_offset_of_the_weight_would_add(request, name, v
         bias = constant_bias(net, op)
         step = plan.choices[op.operands["input"]].qparams.scale * choice.qparams.scale  # where a kernel adds in int32
         within = (0.5 * step if op.operands.get("output", "") in plan.choices else 0) + 2e-4
-        assert ((ours + plan.biases[op.name] - paper - bias).abs() <= within).all()
+        assert ((ours + plan.biases[op.name].values - paper - bias).abs() <= within).all()
         moved = max(moved, (ours - paper).abs().max().item())
         checked += 1
         if variance:
@@ -229,30 +231,27 @@ def test_the_packed_plan_has_the_bits_of_each_channel_and_comes_back(capture_net
 def test_a_recipe_that_searches_one_step_is_refused_where_channels_have_their_own(conv_net):
     with pytest.raises(FewbitError, match=r"ort-x86-channel has one for each channel; .*aciq"):
         conv_net.plan("ort-x86-channel", "liu2021", bits=BITS)
-    with pytest.raises(ValueError, match="values by channel"):
-        conv_net.plan("ort-x86-channel", "minmax", channels={})
-    with pytest.raises(ValueError, match="one width for a tensor"):
-        dataclasses.replace(ACIQ, search=RECIPES["liu2021"].search)
+    with pytest.raises(BadImages, match="needs calibration images"):
+        conv_net.plan("ort-x86-channel", "minmax", images=())
+    for search in (OutputSearch(), ModuleSearch()):
+        recipe = Recipe("", (*RECIPES["aciq"].passes, search))
+        with pytest.raises(ValueError, match="one width for a tensor"):
+            choose(conv_net.context("ort-x86-vnni", bits=BITS), recipe)
 
 
 def test_clipping_and_widths_of_channels_each_bring_the_outputs_nearer(capture_net):
     torch.manual_seed(0)
     net = capture_net(Spread())
-    from fewbit.choose import choose
-    from fewbit.target.allowed import allowed
-
-    target = load_target("ort-x86-channel")
-    channels = channel_samples(net.graph, net.images.split(8), allowed(net.graph, target).channel_axes)
     with torch.no_grad():
         exact = net.module(net.images)
 
-    def error(recipe: Recipe) -> float:
-        plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits("w8a3"), samples=net.samples, channels=channels)
+    def error(ranges: Ranges) -> float:
+        plan = choose(net.context("ort-x86-channel", bits=parse_bits("w8a3"), everything=False), Recipe("", (ranges,)))
         with torch.no_grad():
             return float((simulate(net.graph, plan)(net.images) - exact).square().mean())
 
-    naive, widths = Recipe(MinMax(), MinMax()), Recipe(MinMax(), MinMax(), channels=ChannelBits())
-    clipped, both = Recipe(AnalyticClip(), MinMax()), Recipe(AnalyticClip(), MinMax(), channels=ChannelBits())
+    naive, widths = Ranges(), Ranges(channel_bits=ChannelBits())
+    clipped, both = Ranges(AnalyticClip()), Ranges(AnalyticClip(), channel_bits=ChannelBits())
     assert error(widths) < error(naive)
     assert error(clipped) < error(naive)
     assert error(both) < error(clipped)

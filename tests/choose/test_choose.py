@@ -10,19 +10,25 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bench.ablations import ABLATIONS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from fewbit.capture.fx import constant
-from fewbit.choose import Bits, choose, parse_bits
-from fewbit.choose.weights import pairs_are_safe
+from fewbit.choose import Bits, Recipe, choose, parse_bits
+from fewbit.choose.finetune import Finetune
+from fewbit.choose.headroom import pairs_are_safe
+from fewbit.choose.joint_search import JointSearch
+from fewbit.choose.reconstruct import Reconstruct
 from fewbit.core.grid import Grid
+from fewbit.core.values import Fixed, Own, SameAs
 from fewbit.errors import BadValues, FewbitError, UnknownName
 from fewbit.realize import realize
-from fewbit.recipes import RECIPES
+from fewbit.recipes import MSE, RECIPES
 from fewbit.target import Target, load_target
+from planning import plan_for
 
 TARGETS = ["ort-x86-vnni", "ort-x86-avx2", "openvino-x86"]
 INTEGER_OUTPUT = {"ort-x86-vnni", "ort-x86-avx2"}
@@ -43,12 +49,15 @@ def net(request):
 def test_a_plan_chooses_for_each_site_that_an_integer_op_reads_and_for_no_other(net, target, everything):
     plan = net.plan(target, everything=everything)
     rules = load_target(target)
-    expected = set()
+    expected, biases = set(), []
     for name in plan.integer_ops:
         op = net.graph.op(name)
         read = set(op.operands) & set(rules.rule(op.kind).operands)
-        expected |= {op.operands[operand] for operand in read}
+        expected |= {op.operands[operand] for operand in read - {"bias"}}
+        biases += [name] if "bias" in read else []
     assert set(plan.choices) == expected
+    assert list(plan.biases) == biases
+    assert all(bias.integer is not None for bias in plan.biases.values())
     order = [site.name for site in net.graph.sites]
     assert list(plan.choices) == sorted(plan.choices, key=order.index)
 
@@ -79,10 +88,10 @@ def test_a_transformer_runs_in_integers_from_end_to_end(vit, target):
 def test_onnxruntime_keeps_attention_in_float_and_writes_it_as_one_kernel(vit, target, tmp_path):
     fused = load_target(target).fuse
     plan = vit.plan(target, everything=False)
-    assert (set(plan.integer_ops) == set(LINEARS)) == ("attention" in fused)
-    realize(vit.graph, plan, tmp_path / "model.onnx", **load_target(target).form)
+    assert (set(plan.integer_ops) == set(LINEARS)) == ("multi_head_attention" in fused)
+    realize(vit.graph, plan, tmp_path / "model.onnx", **load_target(target).file_format)
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "model.onnx")).graph.node]
-    assert kinds.count("MultiHeadAttention") + kinds.count("QAttention") == ("attention" in fused)
+    assert kinds.count("MultiHeadAttention") + kinds.count("QAttention") == ("multi_head_attention" in fused)
 
 
 def slow_attention(name: str) -> Target:
@@ -95,7 +104,7 @@ def slow_attention(name: str) -> Target:
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_a_target_runs_faster_in_float_is_refused_with_its_share_and_taken_on_request(vit, name):
     def plan(**options):
-        return choose(vit.graph, vit.stats, slow_attention(name), RECIPES["minmax"], **options)
+        return plan_for(vit.graph, vit.stats, slow_attention(name), RECIPES["minmax"], **options)
 
     assert plan().integer_ops == LINEARS
     shares = {r.site: r.macs_share for r in plan().fallbacks if r.actual == "float"}
@@ -110,7 +119,7 @@ def test_softmax_is_pinned_at_one_in_256(vit, target):
     plan = vit.plan(target, "mse")
     assert {"blocks.0.qk", "blocks.0.pv"} <= set(plan.integer_ops)
     probs = plan.choices["blocks.0.pv:probs"]
-    assert (probs.qparams.scale.item(), probs.qparams.zero.item(), probs.method) == (1 / 256, 0, "fixed")
+    assert (probs.qparams.scale.item(), probs.qparams.zero.item(), probs.source) == (1 / 256, 0, Fixed())
     assert (probs.grid.low, probs.grid.high) == (0, 255)
 
 
@@ -119,9 +128,10 @@ def test_softmax_of_fewer_bits_keeps_its_range(vit):
     assert (probs.qparams.scale.item(), probs.grid.high) == (1 / 64, 63)
 
 
-@pytest.mark.parametrize(
-    "recipe", [name for name, recipe in RECIPES.items() if not (recipe.joint or recipe.tune or recipe.rebuild)]
-)
+SLOW = JointSearch | Reconstruct | Finetune
+
+
+@pytest.mark.parametrize("recipe", [name for name, recipe in ABLATIONS.items() if not isinstance(recipe.passes[-1], SLOW)])
 def test_openvino_has_no_zero_point_on_either_side_of_a_product_of_activations(vit, recipe):
     plan = vit.plan("openvino-x86", recipe, everything=True)
     for operand in ("qk:query", "qk:key", "pv:probs", "pv:value"):
@@ -233,7 +243,7 @@ def test_weights_of_four_bits_are_within_seven_and_activations_keep_eight(net, t
     for choice in plan.choices.values():
         if choice.role == "weight":
             assert choice.codes.abs().amax(tuple(range(1, choice.codes.ndim))).tolist() == [7] * len(choice.codes)
-        elif choice.role != "bias":
+        else:
             assert choice.grid.bits == 8
 
 
@@ -251,9 +261,8 @@ def test_weight_codes_are_the_nearest_multiples_of_the_channels_step(net):
 
 def test_biases_are_counted_in_steps_of_input_times_weight(conv_net):
     plan = conv_net.plan("ort-x86-vnni", "mse")
-    biases = [c for c in plan.choices.values() if c.role == "bias"]
-    assert {c.site for c in biases} == {"stem:bias", "depth:bias", "a:bias"}
-    for choice in biases:
+    assert set(plan.biases) == {"stem", "depth", "a"}
+    for choice in (bias.integer for bias in plan.biases.values()):
         op = conv_net.graph.op(choice.site.split(":")[0])
         steps = [plan.choices[op.operands[operand]].qparams.scale.double() for operand in ("input", "weight")]
         expected = (tensor_of(conv_net, choice.site).double() / (steps[0] * steps[1])).numpy()
@@ -267,6 +276,7 @@ def test_a_tensor_that_only_moves_codes_takes_the_step_of_their_owner(conv_net):
     plan = conv_net.plan("ort-x86-vnni", "mse")
     pooled, read = plan.choices["avgpool:output"], plan.choices["head:input"]
     assert read.qparams == pooled.qparams
+    assert read.source == SameAs("avgpool:output")
     assert read.why == "elements of avgpool:output"
 
 
@@ -274,7 +284,7 @@ def test_a_weight_that_is_not_finite_names_its_site(conv_net):
     net = copy.deepcopy(conv_net)
     tensor_of(net, "a:weight")[3, 2] = float("nan")
     with pytest.raises(BadValues, match=r"^a:weight holds NaN or infinite values"):
-        choose(net.graph, net.stats, load_target("ort-x86-vnni"), RECIPES["minmax"])
+        net.plan("ort-x86-vnni")
 
 
 def test_the_same_choice_twice_is_the_same_plan(net):
@@ -346,9 +356,10 @@ def test_an_exception_may_have_one_width_for_weights_and_one_for_activations(vit
 
 def test_the_step_of_a_softmax_is_searched_where_the_recipe_asks_and_the_target_does_not_need_its_own(vit):
     for target, free in (("ort-x86-vnni", True), ("arm-int7", False)):
-        recipe = replace(RECIPES["mse"], free_softmax=True)
-        plan = choose(vit.graph, vit.stats, load_target(target), recipe, bits=parse_bits(4), everything=True)
+        recipe = Recipe("", (replace(MSE, free_softmax=True),))
+        plan = choose(vit.context(target, bits=parse_bits(4)), recipe)
         probs = next(c for c in plan.choices.values() if c.role == "probs")
         assert (probs.method != "fixed") == free
+        assert isinstance(probs.source, Own if free else Fixed)
         if free:
             assert float(probs.qparams.scale) * 15 <= vit.stats.sites[probs.site].high * 1.001

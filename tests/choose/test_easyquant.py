@@ -8,20 +8,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from bench.ablations import ABLATIONS
 
-from fewbit.choose import choose, parse_bits
+from fewbit.choose import Recipe, choose, parse_bits
+from fewbit.choose.entropy_range import EntropyRange
 from fewbit.choose.objectives import Cosine
-from fewbit.choose.output_search import OutputSearch, Product, Range
-from fewbit.choose.ranges import EntropyRange, MinMax, Samples
+from fewbit.choose.output_scores import Product, Range
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.range_method import Samples
+from fewbit.choose.ranges import MinMax
 from fewbit.core.grid import Grid, QParams, codes, fake
 from fewbit.realize import realize
-from fewbit.recipes import RECIPES, Recipe
+from fewbit.recipes import IN_TURN
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
 from oracles.search import dense
 
 X, W = Grid(4, signed=False, symmetric=False), Grid(4, narrow=True, axis=0)
-EASY = RECIPES["easyquant"].search
+EASY = IN_TURN
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -92,8 +96,8 @@ def test_a_grouped_weight_is_searched_as_the_dense_one_is():
         low, high = w.amin(1), w.amax(1)
         for search in (EASY, OutputSearch(), OutputSearch(per_channel=True, finalists=3)):
             seen = Range(x.min(), x.max(), X)
-            grouped = search([Product(x, w, Range(low, high, W))], seen, X)
-            full = search([Product(x, dense(w, 12), Range(low, high, W))], seen, X)
+            grouped = search.search([Product(x, w, Range(low, high, W))], seen, X)
+            full = search.search([Product(x, dense(w, 12), Range(low, high, W))], seen, X)
             assert grouped.input == full.input
             if search.per_channel:  # a channel's correlation has no scale: steps with the same codes are as good as each other
                 assert torch.equal(codes(w, grouped.weights[0], W), codes(w, full.weights[0], W))
@@ -120,7 +124,7 @@ def test_the_range_of_a_step_has_that_step(grid):
 def test_both_sides_in_turn_are_no_worse_than_one_alone(seed):
     x, w = drawn(4, 30, 16, seed=seed) ** 3, drawn(8, 16, seed=seed + 9) ** 3
     found = {
-        side: dataclasses.replace(EASY, sides=side)([product(w, x)], Range(x.min(), x.max(), X), X)
+        side: dataclasses.replace(EASY, sides=side).search([product(w, x)], Range(x.min(), x.max(), X), X)
         for side in ("both", "weights", "inputs")
     }
     assert found["weights"].input == Range(x.min(), x.max(), X).qparams(torch.tensor(1.0))
@@ -135,7 +139,7 @@ def test_a_search_of_inputs_begins_at_the_weights_that_are_given():
     x, w = drawn(4, 30, 16) ** 3, drawn(8, 16, seed=9) ** 3
     start = product(w, x).range.qparams(torch.full((8,), 0.6))
     given = dataclasses.replace(product(w, x), start=start)
-    found = dataclasses.replace(EASY, sides="inputs")([given], Range(x.min(), x.max(), X), X)
+    found = dataclasses.replace(EASY, sides="inputs").search([given], Range(x.min(), x.max(), X), X)
     assert found.weights[0] == start
 
 
@@ -144,9 +148,8 @@ def test_a_search_of_inputs_begins_at_the_weights_that_are_given():
 def test_the_recipe_runs_end_to_end_and_gains_on_its_start(request, name, recipe, tmp_path):
     net = request.getfixturevalue(name)
     bits, target = parse_bits(6), load_target("ort-x86-vnni")
-    batches = list(net.images.split(8))
-    plan = choose(net.graph, net.stats, target, RECIPES[recipe], bits=bits, samples=net.samples, images=batches)
-    rows = plan.extra["search"]
+    plan = net.plan("ort-x86-vnni", recipe, bits=bits, everything=False)
+    rows = [row for log in plan.logs("output search") for row in log.rows]
     assert {op for row in rows for op in row["ops"]} == {op.name for op in net.graph.ops if "weight" in op.operands}
     assert all(row["after"] >= row["before"] - 1e-6 for row in rows)
     assert sum(row["after"] - row["before"] for row in rows) > 1e-4
@@ -155,23 +158,14 @@ def test_the_recipe_runs_end_to_end_and_gains_on_its_start(request, name, recipe
 
 
 def test_the_second_pass_keeps_the_weights_of_the_first_and_widens_inputs_only(conv_net):
-    batches, bits = list(conv_net.images.split(8)), parse_bits(4)
-    one = RECIPES["easyquant-onepass"]
-    plans = [
-        choose(
-            conv_net.graph,
-            conv_net.stats,
-            load_target("openvino-x86"),
-            recipe,
-            bits=bits,
-            samples=conv_net.samples,
-            images=batches,
-        )
-        for recipe in (Recipe(one.activations, one.weights), dataclasses.replace(one, then=None), one)
-    ]
+    context, passes = (
+        conv_net.context("openvino-x86", bits=parse_bits(4), everything=False),
+        ABLATIONS["easyquant-onepass"].passes,
+    )
+    plans = [choose(context, Recipe("", passes[:count])) for count in (1, 2, 3)]
     start, first, second = ({name: c.qparams.scale for name, c in p.choices.items()} for p in plans)
     weights = [name for name in start if name.endswith("weight")]
-    inputs = [name for name in start if not name.endswith(("weight", "bias"))]
+    inputs = [name for name in start if not name.endswith("weight")]
     assert all(torch.equal(first[w], second[w]) and bool((first[w] >= start[w] * (1 - 1e-6)).all()) for w in weights)
     assert any(not torch.equal(first[w], start[w]) for w in weights)
     assert all(torch.equal(start[x], first[x]) and start[x] * (1 - 1e-6) <= second[x] <= start[x] * 1.2501 for x in inputs)

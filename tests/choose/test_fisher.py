@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from fewbit.choose import choose, parse_bits
+from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.fisher import weighted_samples
-from fewbit.choose.ranges import MseRange
-from fewbit.recipes import Recipe
-from fewbit.target import load_target
+from fewbit.choose.ranges import MseRange, Ranges
 
 
 class Linear(torch.nn.Module):
@@ -44,11 +40,8 @@ def test_importance_is_the_fisher_information_by_channel(capture_net):
 
 
 def test_a_recipe_with_gradients_has_ranges_of_its_own_and_gradients_stay_out_of_the_graph(vit):
-    target, recipe = load_target("ort-x86-vnni"), Recipe(MseRange())
-    plans = [
-        choose(vit.graph, vit.stats, target, replace(recipe, gradients=g), bits=parse_bits(4), images=vit.images.split(8))
-        for g in (False, True)
-    ]
+    context = vit.context("ort-x86-vnni", bits=parse_bits(4), everything=False)
+    plans = [choose(context, Recipe("", (Ranges(MseRange(), gradients=g),))) for g in (False, True)]
     scales = [[float(c.qparams.scale) for c in plan.choices.values() if c.role == "input"] for plan in plans]
     assert scales[0] != scales[1]
     assert all(p.grad is None for p in vit.graph.module.parameters())

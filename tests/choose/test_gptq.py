@@ -7,16 +7,13 @@ import itertools
 import pytest
 import torch
 
-from fewbit.choose import choose, parse_bits
-from fewbit.choose.correct import LayerOutput
+from fewbit.choose import parse_bits
 from fewbit.choose.gptq import Gptq, factor, gain
-from fewbit.choose.layers import joined
+from fewbit.choose.layer_rows import joined
 from fewbit.choose.moments import Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
-from fewbit.execute.overlay import Overlay
+from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
-from fewbit.recipes import RECIPES
-from fewbit.target import load_target
 
 GRID = Grid(3, narrow=True, axis=0)
 PLAIN = Gptq(ridges=(), shares=(1.0,), sweeps=0)
@@ -46,7 +43,7 @@ def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
     both = torch.cov(torch.cat([x, q, drift], 1).T.double(), correction=0)
     torch.testing.assert_close(found.cross[0], both[:12, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.gram[0], both[12:24, 12:24], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.drift_read, both[24:, 12:24], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.residual_read, both[24:, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.read[0], q.double().mean(0))
 
 
@@ -58,7 +55,7 @@ def test_covariances_keep_their_digits_where_rows_hardly_move():
     for value, exact in (
         (found.cross[0], both[:12, 12:24]),
         (found.gram[0], both[12:24, 12:24]),
-        (found.drift_read, both[24:, 12:24]),
+        (found.residual_read, both[24:, 12:24]),
     ):
         torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-6)
 
@@ -76,7 +73,7 @@ def test_without_correlation_every_weight_goes_to_the_nearest_code(sweeps, order
     w, qparams = weight()
     diagonal = torch.diag(torch.linspace(0.5, 4, 12, dtype=torch.float64))[None]
     plain = moments(rows()).centred()
-    apart = Moments(1, plain.read, plain.exact, diagonal, diagonal, plain.drift, plain.drift_read)
+    apart = Moments(1, plain.read, plain.exact, diagonal, diagonal, plain.residual, plain.residual_read)
     q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).solve(w, qparams, GRID, apart, ZERO)
     assert torch.equal(q, codes(w, qparams, GRID))
     assert torch.equal(step.scale, qparams.scale)
@@ -155,13 +152,13 @@ def test_the_gain_of_a_weight_that_is_too_small_by_a_factor_is_the_factor():
 
 @pytest.mark.parametrize("name", ["vit", "conv_net"])
 def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_it(name, request):
-    net, target = request.getfixturevalue(name), load_target("ort-x86-vnni")
-    recipe = RECIPES["fast"]
-    plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits(4), images=net.images.split(2))
-    overlay, exact = Overlay.of(net.graph, plan), Overlay(net.graph, ())
+    net = request.getfixturevalue(name)
+    images = torch.randn(32, *net.images.shape[1:], generator=torch.Generator().manual_seed(1))  # a batch in four is held out
+    plan = net.plan("ort-x86-vnni", "fast", bits=parse_bits(4), images=images.split(8), everything=False)
+    overlay, exact = Executor.of(net.graph, plan), Executor(net.graph, ())
     nodes = {node.name: node for node in net.graph.module.graph.nodes}
     source = next(node for node in nodes.values() if node.op == "placeholder")
-    quantized, real = {source: net.images}, {source: net.images}
+    quantized, real = {source: images}, {source: images}
     with torch.no_grad():
         overlay.run(net.graph.module.graph.nodes, quantized)
         exact.run(net.graph.module.graph.nodes, real)
@@ -173,7 +170,10 @@ def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_
         lost = [env[node] + (0 if other is None else env[other]) for env in (quantized, real)]
         mean = (lost[0] - lost[1]).flatten(0, -2).mean(0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=2e-5)
-    assert any(row["op"] for row in plan.extra["ridge"])
+    (log,) = plan.logs("gptq")
+    assert [row["op"] for row in log.rows] == [
+        op.name for op in net.graph.ops if op.name in plan.integer_ops and "weight" in op.operands
+    ]
 
 
 def test_rows_of_a_convolution_are_its_patches(conv_net):
@@ -185,19 +185,17 @@ def test_rows_of_a_convolution_are_its_patches(conv_net):
     assert torch.equal(torch.cat(list(found)), patches)
 
 
-def test_the_correction_needs_the_rounding_that_sees_all_rows():
-    with pytest.raises(ValueError, match="rounding=Gptq"):
-        type(RECIPES["mse"])(correction=LayerOutput())
+def test_settings_without_a_meaning_are_refused():
     with pytest.raises(ValueError, match="shares"):
         Gptq(shares=())
 
 
-@pytest.mark.parametrize(("memory", "left"), [(1, ["8"]), (1 << 28, [])])
+@pytest.mark.parametrize(("memory", "left"), [(1, ["32"]), (1 << 28, [])])
 def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeypatch, memory, left):
-    monkeypatch.setattr("fewbit.choose.layers.MEMORY", memory)
-    images = conv_net.images.split(2)  # of 16, 4 batches are always taken
-    plan = choose(conv_net.graph, conv_net.stats, load_target("ort-x86-vnni"), RECIPES["fast"], images=images)
+    monkeypatch.setattr("fewbit.choose.context.MEMORY", memory)
+    images = torch.cat([conv_net.images] * 3).split(8)[:5]  # 4 batches are always taken
+    plan = conv_net.plan("ort-x86-vnni", "fast", images=images, everything=False)
     assert [r.actual for r in plan.fallbacks if r.site == "calibration images"] == left
-    assert [r.requested for r in plan.fallbacks if r.site == "calibration images"] == ["16 for the codes of weights"] * len(
+    assert [r.requested for r in plan.fallbacks if r.site == "calibration images"] == ["40 for the codes of weights"] * len(
         left
     )

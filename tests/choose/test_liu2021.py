@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
+from bench.ablations import ABLATIONS
+from bench.module_search import ModuleSearch
 from safetensors.torch import load_file
 from torch import nn
-from torch.fx import Interpreter
 from torch.nn import functional as F
 
 from fewbit.capture.fx import constant
-from fewbit.capture.units import units
-from fewbit.choose import choose, parse_bits
-from fewbit.choose.module_search import ModuleSearch
-from fewbit.choose.objectives import Pearson, flipped
+from fewbit.capture.structure import modules
+from fewbit.choose import Recipe, choose, parse_bits
+from fewbit.choose.objectives import Pearson, RankingLoss, flipped
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.ranges import Ranges
 from fewbit.core.grid import fake, values
-from fewbit.errors import BadFile
-from fewbit.execute.overlay import Overlay
+from fewbit.core.values import Bias, SameAs
+from fewbit.errors import BadFile, BadImages
+from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan
-from fewbit.recipes import RECIPES, Recipe
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 from oracles.search import dense
 
-LIU = [name for name in RECIPES if name.startswith("liu2021")]
+LIU = [name for name in ABLATIONS if name.startswith("liu2021")]
 QUICK = ("liu2021", "liu2021-channel")  # of every other the file is checked with the slow tests
 BITS = parse_bits(4)
+STRONG = OutputSearch(ranking=RankingLoss(), gamma=5.0)
 
 
 @pytest.fixture(params=["conv_net", "vit"])
@@ -46,8 +50,7 @@ def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     read, weight = plan.choices[op.operands["input"]], plan.choices[op.operands["weight"]]
     w = values(weight.codes.to(torch.int32), weight.qparams, weight.grid).flatten(1)
     bias = tensor_of(net, op.operands["bias"]) if "bias" in op.operands else torch.zeros(len(w))
-    stored = plan.choices.get(op.operands.get("bias", ""))
-    new = plan.biases.get(name, bias) if stored is None else values(stored.codes, stored.qparams, stored.grid)
+    new = plan.biases[name].values if name in plan.biases else bias
     exact = F.linear(rows, dense(tensor_of(net, op.operands["weight"]).flatten(1), rows.shape[-1]), bias)
     return exact, F.linear(fake(rows, read.qparams, read.grid), dense(w, rows.shape[-1]), new)
 
@@ -75,16 +78,12 @@ def test_outputs_of_single_ops_are_no_less_alike_than_with_the_whole_range(net, 
         scores = [0.0, 0.0]
         for name in names:
             for i, plan in enumerate(plans):
-                exact, quantized = outputs(net, dataclasses.replace(plan, choices=without_biases(plan)), name)
+                exact, quantized = outputs(net, dataclasses.replace(plan, biases={}), name)
                 bias = tensor_of(net, f"{name}:bias") if "bias" in net.graph.op(name).operands else 0
                 scores[i] += Pearson()((exact - bias).flatten(1), (quantized - bias).flatten(1)[None]).item()
         gains.append(scores[1] - scores[0])
     assert min(gains) > -1e-4
     assert max(gains) > 1e-3
-
-
-def without_biases(plan):
-    return {name: choice for name, choice in plan.choices.items() if choice.role != "bias"}
 
 
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
@@ -99,17 +98,15 @@ def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target
         integer = op.operands.get("output", "") in after.choices
         assert (errors[1] <= (0.5 * step if integer else 0) + 1e-5).all()
         assert errors[0].max() > 1e-3
-        assert (name in after.biases) != (f"{name}:bias" in after.choices)
+        assert (after.biases[name].integer is not None) == integer
 
 
 def test_queries_and_keys_keep_more_of_the_order_with_ranking(vit):
     pairs = torch.triu_indices(16, 16, 1)
     shares = []
-    strong = dataclasses.replace(RECIPES["liu2021-ranking"].search, gamma=5.0)
-    for search in (RECIPES["liu2021-similarity"].search, strong):
-        plan = choose(
-            vit.graph, vit.stats, load_target("ort-x86-vnni"), Recipe(search=search), bits=parse_bits(3), samples=vit.samples
-        )
+    context = vit.context("ort-x86-vnni", bits=parse_bits(3), everything=False)
+    for search in (OutputSearch(), STRONG):
+        plan = choose(context, Recipe("", (Ranges(), search)))
         share = 0.0
         for name in ("blocks.0.qkv.1", "blocks.0.qkv.2"):
             attention, op = vit.samples[name].attention, vit.graph.op(name)
@@ -126,7 +123,7 @@ def test_queries_and_keys_keep_more_of_the_order_with_ranking(vit):
 
 def test_an_op_without_a_bias_gets_one(conv_net):
     assert "bias" not in conv_net.graph.op("b").operands
-    assert conv_net.plan("openvino-x86", "liu2021-bias").biases["b"].shape == (8,)
+    assert conv_net.plan("openvino-x86", "liu2021-bias").biases["b"].values.shape == (8,)
 
 
 def test_corrected_biases_come_back_from_the_files_and_the_old_ones_are_not_there(net, tmp_path):
@@ -144,29 +141,21 @@ def test_corrected_biases_come_back_from_the_files_and_the_old_ones_are_not_ther
 
 def test_a_bias_of_another_width_is_a_bad_file(vit, tmp_path):
     plan = vit.plan("openvino-x86", "liu2021-bias")
-    save_plan(vit.graph, dataclasses.replace(plan, biases={**plan.biases, "head": torch.zeros(5)}), tmp_path)
+    save_plan(vit.graph, dataclasses.replace(plan, biases={**plan.biases, "head": Bias(torch.zeros(5))}), tmp_path)
     with pytest.raises(BadFile, match="a bias of shape"):
         load_plan(vit.graph, tmp_path)
 
 
-def test_without_samples_the_recipe_says_what_it_needs(vit):
-    with pytest.raises(ValueError, match="needs what single ops read"):
-        choose(vit.graph, vit.stats, load_target("ort-x86-vnni"), RECIPES["liu2021"], name="liu2021")
+def test_without_samples_and_images_the_recipe_says_what_it_needs(vit):
+    with pytest.raises(BadImages, match="recipe liu2021 needs calibration images"):
+        vit.plan("ort-x86-vnni", "liu2021", sampled=None, images=())
 
 
-def values_of(module, images, names) -> dict[str, torch.Tensor]:
-    """What nodes of a module give."""
-    found = {}
-
-    class Keeper(Interpreter):
-        def run_node(self, n):
-            value = super().run_node(n)
-            if n.name in names:
-                found[n.name] = value
-            return value
-
+def values_of(executor: Executor, images, names) -> dict[str, torch.Tensor]:
+    """What nodes give, before anything is quantized."""
+    found: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        Keeper(module).run(images)
+        executor(images, {name: partial(found.__setitem__, name) for name in names})
     return found
 
 
@@ -175,7 +164,9 @@ def test_sequential_correction_takes_out_the_mean_error_of_the_whole_model_so_fa
     for recipe in ("liu2021", "liu2021-sequential"):
         plan = vit.plan("ort-x86-vnni", recipe, bits=BITS)
         nodes = {vit.graph.op(name).node for name in vit.rows}
-        before, after = (values_of(m, vit.images, nodes) for m in (vit.graph.module, simulate(vit.graph, plan)))
+        before, after = (
+            values_of(executor, vit.images, nodes) for executor in (Executor(vit.graph), Executor.of(vit.graph, plan))
+        )
         errors = [(after[n] - before[n]).flatten(0, -2).mean(0).abs().max().item() for n in nodes]
         worst[recipe] = max(errors)
     assert worst["liu2021-sequential"] < 1e-4
@@ -185,32 +176,32 @@ def test_sequential_correction_takes_out_the_mean_error_of_the_whole_model_so_fa
 def test_sequential_convolutions_read_what_the_quantized_model_gives_them(conv_net):
     plan = conv_net.plan("openvino-x86", "liu2021-sequential", bits=BITS)
     op = conv_net.graph.op("a")
-    before, after = (values_of(m, conv_net.images, {op.node}) for m in (conv_net.graph.module, simulate(conv_net.graph, plan)))
+    before, after = (
+        values_of(m, conv_net.images, {op.node}) for m in (Executor(conv_net.graph), Executor.of(conv_net.graph, plan))
+    )
     step = plan.choices[op.operands["input"]].qparams.scale * plan.choices[op.operands["weight"]].qparams.scale
     error = (after[op.node] - before[op.node]).mean((0, 2, 3)).abs()
     assert (error <= step / 2 + 1e-4).all()
 
 
 def test_without_images_a_sequential_recipe_says_what_it_needs(vit):
-    with pytest.raises(ValueError, match="needs calibration images"):
+    with pytest.raises(BadImages, match="recipe liu2021-sequential needs calibration images"):
         vit.plan("ort-x86-vnni", "liu2021-sequential", images=())
 
 
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "ort-x86-avx2"])
 def test_outputs_of_modules_are_more_alike_after_a_search_of_modules(net, target):
     plain = net.plan(target, "minmax", bits=BITS)
-    recipe = Recipe(module=ModuleSearch(candidates=10))
-    searched = choose(net.graph, net.stats, load_target(target), recipe, bits=BITS, images=net.images.split(8))
+    recipe = Recipe("", (Ranges(), ModuleSearch(candidates=10)))
+    searched = choose(net.context(target, bits=BITS, everything=False), recipe)
     source = next(n for n in net.graph.module.graph.nodes if n.op == "placeholder")
     gains = []
-    for unit in units(net.graph):
+    for unit in modules(net.graph):
         node, scores = next(n for n in net.graph.module.graph.nodes if n.name == unit.output), []
         for ops, plan in (((), plain), (unit.ops, plain), (unit.ops, searched)):
             env = {source: net.images[:8]}
             with torch.no_grad():
-                Overlay.of(net.graph, dataclasses.replace(plan, choices=without_biases(plan)), ops).run(
-                    net.graph.module.graph.nodes, env
-                )
+                Executor.of(net.graph, dataclasses.replace(plan, biases={}), ops).run(net.graph.module.graph.nodes, env)
             scores.append(env[node].flatten(1))
         before, after = (Pearson()(scores[0], s[None]).item() for s in scores[1:])
         gains.append(after - before)
@@ -219,14 +210,12 @@ def test_outputs_of_modules_are_more_alike_after_a_search_of_modules(net, target
 
 
 def test_the_flips_of_each_head_are_counted_with_ranking_and_without(vit):
-    strong = dataclasses.replace(RECIPES["liu2021-ranking"].search, gamma=5.0)
-    kwargs = {"bits": parse_bits(3), "samples": vit.samples, "everything": True}
-    target = load_target("ort-x86-vnni")
-    plan = choose(vit.graph, vit.stats, target, Recipe(search=strong), **kwargs)
-    plain = choose(vit.graph, vit.stats, target, Recipe(search=dataclasses.replace(strong, ranking=None)), **kwargs)
-    rows = plan.extra["ranking"]
+    context = vit.context("ort-x86-vnni", bits=parse_bits(3))
+    plan, plain = (choose(context, Recipe("", (Ranges(), search))) for search in (STRONG, OutputSearch(gamma=5.0)))
+    (log,) = plan.logs("ranking")
+    rows = log.rows
     assert [(row["op"], row["head"]) for row in rows] == [("blocks.0.qk", 0), ("blocks.0.qk", 1)]
-    assert "ranking" not in plain.extra
+    assert plain.logs("ranking") == ()
     for name, one in (("with", plan), ("without", plain)):
         x = vit.samples["blocks.0.qkv.1"].attention.x
         operands, exact = [], []
@@ -262,11 +251,12 @@ class Pooled(nn.Module):
 def test_a_site_with_the_elements_of_another_follows_it_when_modules_are_searched(capture_net, ort_target, tmp_path):
     torch.manual_seed(0)
     net = capture_net(Pooled())
-    recipe, target = Recipe(module=ModuleSearch(low=0.3, candidates=20)), load_target(ort_target)
-    plan = choose(net.graph, net.stats, target, recipe, bits=parse_bits(3), images=net.images.split(8))
+    recipe, target = Recipe("", (Ranges(), ModuleSearch(low=0.3, candidates=20))), load_target(ort_target)
+    plan = choose(net.context(ort_target, bits=parse_bits(3), everything=False), recipe)
     plain = net.plan(ort_target, "minmax", bits=parse_bits(3))
     owner = plan.choices["a:output"].qparams
     assert owner != plain.choices["a:output"].qparams
+    assert plan.choices["c:input"].source == SameAs("a:output")
     assert plan.choices["c:input"].qparams == owner
     realize(net.graph, plan, tmp_path / "model.onnx", opset=target.opset)
     assert compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]]).wrong == ()

@@ -16,22 +16,23 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.units import units
-from fewbit.choose import Bits, Mixed, allocate, choose, parse_bits
+from fewbit.capture.fx import between
+from fewbit.capture.structure import modules
+from fewbit.choose import Bits, Mixed, allocate, parse_bits
 from fewbit.choose.frontier import frontier
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
+from fewbit.configure import check_bits
 from fewbit.core.bits import read_bits
 from fewbit.errors import FewbitError
-from fewbit.execute.overlay import Overlay, Stream, between
+from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate
-from fewbit.pipeline import check_bits
+from fewbit.execute.stream import Stream
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
 VNNI = load_target("ort-x86-vnni")
-MSE = RECIPES["mse"]
 
 
 @pytest.fixture(params=["conv_net", "vit"])
@@ -40,15 +41,16 @@ def net(request):
 
 
 def everything(plan):
-    """A plan without the records that choose adds."""
-    return {name: (c.grid, c.qparams, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+    """What a plan decides, without the records that choose adds."""
+    choices = {name: (c.grid, c.qparams, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+    return choices, {op: bias.values.tolist() for op, bias in plan.biases.items()}
 
 
 # units --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_vit_has_an_attention_and_an_mlp_a_block_and_the_rest_alone(vit):
-    found = [(u.name, u.kind, [op.removeprefix("blocks.0.") for op in u.ops]) for u in units(vit.graph)]
+    found = [(u.name, u.kind, [op.removeprefix("blocks.0.") for op in u.ops]) for u in modules(vit.graph)]
     assert found == [
         ("patch", "op", ["patch"]),
         ("blocks.0.attention", "attention", ["qkv.1", "qkv.2", "qkv.3", "qk", "pv", "proj"]),
@@ -58,7 +60,7 @@ def test_a_vit_has_an_attention_and_an_mlp_a_block_and_the_rest_alone(vit):
 
 
 def test_every_product_belongs_to_one_unit(net):
-    found = [op for unit in units(net.graph) for op in unit.ops]
+    found = [op for unit in modules(net.graph) for op in unit.ops]
     products = [op.name for op in net.graph.ops if "weight" in op.operands or op.kind == "matmul"]
     assert sorted(found) == sorted(products)
 
@@ -78,7 +80,7 @@ class Gated(nn.Module):
 
 
 def test_layers_joined_by_activations_and_gates_are_one_mlp_and_a_norm_or_a_residual_ends_it(capture_net):
-    found = [set(u.ops) for u in units(capture_net(Gated()).graph)]
+    found = [set(u.ops) for u in modules(capture_net(Gated()).graph)]
     assert found == [{"up", "gate", "down"}, {"after", "last"}]
 
 
@@ -130,9 +132,9 @@ def test_an_overlay_of_a_whole_plan_is_the_simulation(net, recipe):
     with torch.no_grad():
         expected = simulate(net.graph, plan)(net.images)
         env = {source: net.images}
-        Overlay.of(net.graph, plan).run(net.graph.module.graph.nodes, env)
+        Executor.of(net.graph, plan).run(net.graph.module.graph.nodes, env)
     assert torch.allclose(env[last], expected, atol=1e-6)
-    stream = Stream(Overlay.of(net.graph, plan), net.images.split(4))
+    stream = Stream(Executor.of(net.graph, plan), net.images.split(4))
     assert torch.allclose(torch.cat(stream.at(last)), expected, atol=1e-5)
 
 
@@ -140,9 +142,9 @@ def test_a_stream_gives_every_node_its_value_and_keeps_what_is_wanted_later(vit)
     nodes = [n for n in vit.graph.module.graph.nodes if n.op == "call_function"]
     env = {next(n for n in vit.graph.module.graph.nodes if n.op == "placeholder"): vit.images}
     with torch.no_grad():
-        Overlay(vit.graph, ()).run(vit.graph.module.graph.nodes, env)
+        Executor(vit.graph, ()).run(vit.graph.module.graph.nodes, env)
     wanted = [nodes[-1], nodes[3], nodes[3], nodes[10]]
-    stream = Stream(Overlay(vit.graph, ()), [vit.images], wanted)
+    stream = Stream(Executor(vit.graph, ()), [vit.images], wanted)
     for node in wanted:
         value = stream.at(node)[0]
         assert torch.equal(value, env[node]) if isinstance(value, torch.Tensor) else value == env[node]
@@ -150,7 +152,7 @@ def test_a_stream_gives_every_node_its_value_and_keeps_what_is_wanted_later(vit)
 
 def test_a_stream_drops_what_nobody_reads_later_even_if_it_was_asked_for(vit):
     order = list(vit.graph.module.graph.nodes)
-    stream = Stream(Overlay(vit.graph, ()), [vit.images])
+    stream = Stream(Executor(vit.graph, ()), [vit.images])
     for node in order:
         if node.op == "call_function":
             stream.at(node)
@@ -174,7 +176,7 @@ def test_between_runs_nothing_that_does_not_lead_to_the_output(vit):
 
 def test_omega_of_attention_is_the_nuclear_norm_times_the_squared_error_of_the_scaled_logits(vit):
     plans = {4: vit.plan("ort-x86-vnni", "minmax", bits=Bits(4, 4))}
-    unit = next(u for u in units(vit.graph) if u.kind == "attention")
+    unit = next(u for u in modules(vit.graph) if u.kind == "attention")
     (found,) = NuclearNorm()(vit.graph, [unit], plans, vit.images[:4])
     block = vit.module.blocks[0]
     with torch.no_grad():
@@ -191,7 +193,9 @@ def test_omega_of_attention_is_the_nuclear_norm_times_the_squared_error_of_the_s
     assert found.nuclear == pytest.approx(nuclear.item(), rel=1e-4)
     env = {next(n for n in vit.graph.module.graph.nodes if n.op == "placeholder"): vit.images[:4]}
     with torch.no_grad():
-        Overlay.of(vit.graph, plans[4], [o for o in unit.ops if "qkv" in o or "qk" in o]).run(vit.graph.module.graph.nodes, env)
+        Executor.of(vit.graph, plans[4], [o for o in unit.ops if "qkv" in o or "qk" in o]).run(
+            vit.graph.module.graph.nodes, env
+        )
         node = next(n for n in vit.graph.module.graph.nodes if n.name == vit.graph.op("blocks.0.qk").node)
         error = (env[node] - exact).square().sum((-2, -1)).mean()
     assert found.losses[4] == pytest.approx((nuclear * error).item(), rel=1e-3)
@@ -200,11 +204,11 @@ def test_omega_of_attention_is_the_nuclear_norm_times_the_squared_error_of_the_s
 def test_more_bits_lose_less_and_a_float_unit_nothing(net):
     plans = {b: net.plan("ort-x86-vnni", "mse", bits=Bits(b, b)) for b in (3, 5, 8)}
     for measure in (NuclearNorm(), OutputKL()):
-        for row in measure(net.graph, units(net.graph), plans, net.images[:4]):
+        for row in measure(net.graph, modules(net.graph), plans, net.images[:4]):
             assert row.losses[3] > row.losses[5] > row.losses[8] >= 0
     nothing = {8: dataclasses.replace(plans[8], integer_ops=(), choices={})}
     for measure in (NuclearNorm(), OutputKL()):
-        assert all(row.losses[8] < 1e-6 for row in measure(net.graph, units(net.graph), nothing, net.images[:4]))
+        assert all(row.losses[8] < 1e-6 for row in measure(net.graph, modules(net.graph), nothing, net.images[:4]))
 
 
 def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(net):
@@ -212,10 +216,10 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
     looked = 0
     with torch.no_grad():
         exact = net.graph.module(net.images[:4]).log_softmax(1)
-        for row in OutputKL()(net.graph, units(net.graph), {3: plan}, net.images[:4]):
-            others = [op.name for op in net.graph.ops if op.name not in row.unit.ops]
-            alone = choose(net.graph, net.stats, VNNI, RECIPES["mse"], bits=Bits(3, 3), keep_float=others, everything=True)
-            if any(net.graph.site(s).readers[0][0] not in row.unit.ops for s in alone.choices):
+        for row in OutputKL()(net.graph, modules(net.graph), {3: plan}, net.images[:4]):
+            others = [op.name for op in net.graph.ops if op.name not in row.module.ops]
+            alone = net.plan("ort-x86-vnni", "mse", bits=Bits(3, 3), keep_float=others)
+            if any(net.graph.site(s).readers[0][0] not in row.module.ops for s in alone.choices):
                 continue
             quantized = simulate(net.graph, alone)(net.images[:4]).log_softmax(1)
             expected = F.kl_div(quantized, exact, log_target=True, reduction="batchmean").item()
@@ -230,19 +234,17 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
 def mixed_plan(net, target, text="mixed:5:3,4,5,6,7,8", recipe="mse"):
     mixed = parse_bits(text)
     assert isinstance(mixed, Mixed)
-    found = allocate(net.graph, net.stats, load_target(target), RECIPES[recipe], mixed, net.images[:8], everything=True)
+    found = allocate(net.context(target, images=[net.images[:8]]), mixed, RECIPES[recipe])
     return found, net.plan(target, recipe, bits=found.bits)
 
 
 @pytest.mark.parametrize("recipe", ["mse", "liu2021"])
 def test_a_mixed_model_has_the_bytes_that_its_widths_say_and_gives_the_same_codes(net, ort_target, recipe, tmp_path):
     found, plan = mixed_plan(net, ort_target, recipe=recipe)
-    widths = {row["unit"]: row["bits"] for row in found.record["units"]}
+    widths = {row["module"]: row["bits"] for row in found.log.rows}
     assert len(set(widths.values())) > 1
-    assert sum(row["weights"] * row["bits"] for row in found.record["units"]) <= 5 * sum(
-        row["weights"] for row in found.record["units"]
-    )
-    for unit in units(net.graph):
+    assert sum(row["weights"] * row["bits"] for row in found.log.rows) <= 5 * sum(row["weights"] for row in found.log.rows)
+    for unit in modules(net.graph):
         for op in unit.ops:
             for operand, site in net.graph.op(op).operands.items():
                 if operand in ("weight", "query", "key", "value", "probs"):
@@ -259,10 +261,10 @@ def test_a_mixed_model_has_the_bytes_that_its_widths_say_and_gives_the_same_code
 
 def test_the_record_has_the_frontier_with_the_point_that_was_taken(vit):
     found, _ = mixed_plan(vit, "ort-x86-vnni")
-    points, rows = found.record["frontier"], found.record["units"]
+    points, rows = found.log.summary["frontier"], found.log.rows
     (taken,) = [p for p in points if p["taken"]]
     assert taken["bits"] == [row["bits"] for row in rows]
-    assert taken["bytes"] <= found.record["budget_bytes"]
+    assert taken["bytes"] <= found.log.summary["budget_bytes"]
     assert np.all(np.diff([p["bytes"] for p in points]) > 0)
     assert np.all(np.diff([p["loss"] for p in points]) < 0)
     for point in points:
@@ -271,8 +273,8 @@ def test_the_record_has_the_frontier_with_the_point_that_was_taken(vit):
 
 def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
     found, _ = mixed_plan(vit, "ort-x86-vnni", "mixed:8.0")
-    assert {row["bits"] for row in found.record["units"]} <= {6, 7, 8}
-    assert {r.site for r in found.fallbacks} == {u.name for u in units(vit.graph)}
+    assert {row["bits"] for row in found.log.rows} <= {6, 7, 8}
+    assert {r.site for r in found.fallbacks} == {u.name for u in modules(vit.graph)}
     assert all("no integers wider than 8 bits" in r.why and r.requested.startswith("9, 10") for r in found.fallbacks)
     with pytest.raises(FewbitError, match="no integers wider than 8 bits for patch"):
         mixed_plan(vit, "ort-x86-vnni", "mixed:10:9,10")
@@ -284,14 +286,15 @@ def test_widths_above_8_have_16_bit_containers_on_disk_their_true_size_and_the_s
     if ort_target != "ort-x86-vnni" and bits.startswith("mixed"):
         bits = "mixed:8.0:6,7,9,10"  # sums of 8-bit weights saturate here
     parsed = parse_bits(bits)
-    found = parsed if isinstance(parsed, Bits) else allocate(net.graph, net.stats, target, MSE, parsed, net.images[:8]).bits
+    context = net.context(target.name, images=[net.images[:8]], everything=False)
+    found = parsed if isinstance(parsed, Bits) else allocate(context, parsed, RECIPES["mse"]).bits
     plan = net.plan(target.name, "mse", bits=found)
     realize(net.graph, plan, tmp_path / "model.onnx", opset=target.opset)
     save_plan(net.graph, plan, tmp_path)
     assert everything(load_plan(net.graph, tmp_path)) == everything(plan)
     checks = compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]])
     assert checks.wrong == ()
-    assert max(choice.grid.bits for choice in plan.choices.values() if choice.role != "bias") > 8
+    assert max(choice.grid.bits for choice in plan.choices.values()) > 8
     packed = {i.name: i for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
     for choice in plan.choices.values():
         name = choice.site.replace(".", "_").replace(":", "__")

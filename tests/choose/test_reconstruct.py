@@ -9,31 +9,30 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.choose import Bits, choose, reconstruct
-from fewbit.choose.blocks import parts
-from fewbit.choose.choose import choosing
+from fewbit.capture.residual import blocks
+from fewbit.choose import Bits, Recipe
+from fewbit.choose.headroom import overflowing, pairs_are_safe, weight_of
 from fewbit.choose.learn import Learner
-from fewbit.choose.ranges import MinMax, MseRange
-from fewbit.choose.reconstruct import Walk
-from fewbit.choose.soft_codes import GAMMA, ZETA, Reconstruct, h, h_inverse, rounding_loss, soft_fake
-from fewbit.choose.weights import finite, overflowing, pairs_are_safe
+from fewbit.choose.ranges import MseRange, Ranges
+from fewbit.choose.reconstruct import Reconstruct, _Walk
+from fewbit.choose.soft_codes import GAMMA, ZETA, h, h_inverse, open_codes, rounding_loss, soft_fake
 from fewbit.core.grid import Grid, QParams, codes, fake, qparams_from_range
-from fewbit.errors import BadImages, FewbitError
+from fewbit.errors import BadImages
 from fewbit.files import Journal
 from fewbit.observe import observe
-from fewbit.pipeline import with_joint
 from fewbit.realize import load_plan, realize, save_plan
-from fewbit.recipes import RECIPES, Recipe
-from fewbit.report.tables import rebuilt
+from fewbit.recipes import RECIPES
+from fewbit.request import Request
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
+from planning import context_for, numbers, plan_for
 
 VNNI = load_target("ort-x86-vnni")
 W4A4 = Bits(4, 4)
-START = Recipe(MseRange(), MseRange())
+START = Ranges(MseRange(), MseRange())
 SHORT = Reconstruct(
-    steps=30, batch=8, rate=0.05, drop=0.5, learn_steps=True, learn_biases=True, step_rate=3e-3, rounding="straight"
+    iterations=30, batch=8, lr=0.05, drop=0.5, learn_scales=True, learn_biases=True, scale_lr=3e-3, rounding="straight"
 )
 
 
@@ -42,22 +41,24 @@ def net(request):
     return request.getfixturevalue(request.param)
 
 
-def learnt(net, settings=SHORT, target=VNNI, base=START, **options):
-    recipe = dataclasses.replace(base, rebuild=settings)
-    return reconstruct(net.graph, net.stats, target, recipe, net.images.split(8), **{"bits": W4A4, **options})
+def learnt(net, settings=SHORT, target=VNNI, **options):
+    options = {"bits": W4A4, "images": net.images.split(8), **options}
+    return plan_for(net.graph, net.stats, target, Recipe("", (START, settings)), **options)
 
 
-def started(net, target=VNNI, **options):
-    return choose(net.graph, net.stats, target, START, **{"bits": W4A4, **options})
+def started(net):
+    return plan_for(net.graph, net.stats, VNNI, Recipe("", (START,)), bits=W4A4)
 
 
-def numbers(plan):
-    return {name: (c.grid, c.qparams, None if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
+def learned_blocks(plan):
+    """What came of each block."""
+    (log,) = plan.logs("reconstruct")
+    return log.rows
 
 
-def walk_of(net, settings, target=VNNI, everything=True):
-    work = choosing(net.graph, net.stats, target, START, bits=W4A4, everything=everything)
-    return Walk(work, settings, list(net.images.split(8)))
+def walk_of(graph, stats, settings, images, start=START, **options):
+    context = context_for(graph, stats, VNNI, **options)
+    return _Walk(start(context.start(), context), context, settings, list(images))
 
 
 # soft codes ---------------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_without_a_step_the_codes_are_those_of_the_start(rounding, moved):
     start = (start + moved * torch.randint(-1, 2, w.shape, generator=torch.Generator().manual_seed(2))).clamp(
         grid.low, grid.high
     )
-    soft = Reconstruct(rounding=rounding).open(w, start.int(), qparams, grid)
+    soft = open_codes(rounding, w, start.int(), qparams, grid)
     assert torch.equal(soft.codes(), start.int())
     if rounding == "sigmoid" and not moved:  # the weight itself, where it is not clipped
         inside = (w / qparams.scale[:, None]).abs() < grid.high
@@ -132,16 +133,15 @@ def test_a_small_layer_gets_the_best_of_all_roundings(capture_net, seed):
     torch.manual_seed(seed)
     net = capture_net(Tiny())
     x = (torch.randn(128, 3) @ (torch.randn(3, 3) + 1))[:, :, None, None].expand(-1, -1, 8, 8).contiguous()  # correlated
-    settings = Reconstruct(steps=400, batch=64, rate=0.02, pull=0.3, scope="op")
-    work = choosing(net.graph, observe(net.graph, x.split(64)), VNNI, Recipe(MinMax(), MinMax()), bits=Bits(3, 8))
-    walk = Walk(work, settings, list(x.split(64)))
-    lesson = walk.lesson(walk.parts[0])
-    learner = Learner(work, settings, lesson, walk.quantized.overlay)
+    settings = Reconstruct(iterations=400, batch=64, lr=0.02, rounding_weight=0.3, scope="op")
+    walk = walk_of(net.graph, observe(net.graph, x.split(64)), settings, x.split(64), Ranges(), bits=Bits(3, 8))
+    lesson, chosen = walk.lesson(walk.blocks[0]), walk.builder.choices
+    learner = Learner(walk.builder, settings, lesson, walk.quantized.overlay)
     assert learner.learn(walk.fit, None, lambda: 0.0, torch.Generator().manual_seed(0)) == 400
     (name,) = (site.name for site in net.graph.sites if site.role == "weight")
-    choice, read = work.choices[name], work.choices[net.graph.ops[0].operands["input"]]
+    choice, read = chosen[name], chosen[net.graph.ops[0].operands["input"]]
     seen = fake(x.mean((2, 3)), read.qparams, read.grid)[walk.fit]
-    w, scale = finite(net.graph, net.graph.site(name)), choice.qparams.scale
+    w, scale = weight_of(net.graph, net.graph.site(name)), choice.qparams.scale
     found = learner.codes()[name].float()
     for row in range(2):
         below = (w[row] / scale[row]).floor()
@@ -159,22 +159,19 @@ def test_a_small_layer_gets_the_best_of_all_roundings(capture_net, seed):
 def test_with_drop_1_a_unit_reads_floats_and_with_0_the_quantized_model(net):
     for drop in (0.0, 1.0):
         settings = dataclasses.replace(SHORT, drop=drop)
-        walk = walk_of(net, settings)
-        for part in walk.parts:
+        walk = walk_of(net.graph, net.stats, settings, net.images.split(8), bits=W4A4, everything=True)
+        for part in walk.blocks:
             lesson = walk.lesson(part)
-            learner = Learner(walk.work, settings, lesson, walk.quantized.overlay)
+            learner = Learner(walk.builder, settings, lesson, walk.quantized.overlay)
             rows = torch.arange(8)
             given = {node: count * 8 for node, count in lesson.counts.items()}
             y = learner._output(rows).detach()
             if drop:
-                plain = type(walk.exact.overlay)(net.graph, walk.work.allowed.integer_ops)
+                plain = type(walk.exact.overlay)(net.graph, walk.builder.allowed.integer_ops)
                 weights = {net.graph.op(op).operands["weight"] for op in part.ops}
-                for choice in walk.work.choices.values():
+                for choice in walk.builder.choices.values():
                     if choice.site in weights:
                         plain.set(choice)
-                for op in part.ops:
-                    if isinstance(bias := walk.work.bias(net.graph.op(op)), torch.Tensor):
-                        plain.set_bias(op, bias)
                 exact = plain.value(part.nodes, {**given, **{n: x[rows] for n, x in lesson.exact.items()}})
                 assert float((y - exact).square().mean()) < 1e-4 * float(exact.var())  # biases that are integers are rounded
             else:
@@ -185,7 +182,7 @@ def test_with_drop_1_a_unit_reads_floats_and_with_0_the_quantized_model(net):
 
 def test_the_units_of_a_transformer_and_of_a_residual_network(vit, conv_net, mixed_net):
     integer = allowed(vit.graph, VNNI).integer_ops
-    found = parts(vit.graph, integer, "unit")
+    found = blocks(vit.graph, integer, "block")
     assert [op for part in found for op in part.ops] == [
         op.name for op in vit.graph.ops if op.name in integer and "weight" in op.operands
     ]
@@ -193,10 +190,10 @@ def test_the_units_of_a_transformer_and_of_a_residual_network(vit, conv_net, mix
     assert both
     assert all("add" in part.output.name and len(part.reads) == 1 for part in both)
     for other, inside in ((conv_net, {"a", "b"}), (mixed_net, None)):
-        blocks = parts(other.graph, allowed(other.graph, VNNI).integer_ops, "unit")
-        joined = [set(part.ops) for part in blocks if len(part.ops) > 1]
+        other_blocks = blocks(other.graph, allowed(other.graph, VNNI).integer_ops, "block")
+        joined = [set(part.ops) for part in other_blocks if len(part.ops) > 1]
         assert joined == [inside] if inside else len(joined) == 1
-        alone = parts(other.graph, allowed(other.graph, VNNI).integer_ops, "op")
+        alone = blocks(other.graph, allowed(other.graph, VNNI).integer_ops, "op")
         assert all(len(part.ops) == 1 for part in alone)
 
 
@@ -205,27 +202,27 @@ def test_the_units_of_a_transformer_and_of_a_residual_network(vit, conv_net, mix
 
 def test_no_unit_is_worse_than_its_start_and_one_is_better(net):
     plan = learnt(net, dataclasses.replace(SHORT, drop=0.0))
-    rows = plan.extra["rebuilt"]["units"]
+    rows = learned_blocks(plan)
     assert all(row["after"] <= row["before"] for row in rows)
     assert any(row["after"] < 0.99 * row["before"] for row in rows)
-    assert rebuilt(plan)[0]["held"] == 4
+    assert plan.logs("reconstruct")[0].summary["held"] == 4
 
 
 def test_what_makes_a_unit_worse_is_not_kept(net):
-    plan = learnt(net, dataclasses.replace(SHORT, rate=50.0, step_rate=3.0, bias_rate=50.0, steps=2))
-    assert not any(row["kept"] for row in plan.extra["rebuilt"]["units"])
+    plan = learnt(net, dataclasses.replace(SHORT, lr=50.0, scale_lr=3.0, bias_lr=50.0, iterations=2))
+    assert not any(row["kept"] for row in learned_blocks(plan))
     assert numbers(plan) == numbers(started(net))
 
 
 @pytest.mark.parametrize(
-    "settings", [SHORT, Reconstruct(steps=5, batch=4, scope="op"), Reconstruct(steps=5, batch=4, fisher=True)]
+    "settings", [SHORT, Reconstruct(iterations=5, batch=4, scope="op"), Reconstruct(iterations=5, batch=4, fisher=True)]
 )
 def test_the_same_seed_gives_the_same_plan(vit, settings):
     one, two, other = (learnt(vit, settings, seed=seed) for seed in (1, 1, 2))
     assert numbers(one) == numbers(two)
-    assert one.extra == two.extra
+    assert one.log == two.log
     if settings is SHORT:
-        assert one.extra != other.extra
+        assert one.log != other.log
 
 
 class Clock:
@@ -246,26 +243,26 @@ class Clock:
 
 def test_the_time_is_shared_in_proportion_and_not_exceeded(vit, monkeypatch):
     clock = Clock(monkeypatch)
-    plan = learnt(vit, dataclasses.replace(SHORT, steps=10_000, seconds=60.0), journal=Journal(None, clock))
-    rows = plan.extra["rebuilt"]["units"]
+    plan = learnt(vit, dataclasses.replace(SHORT, iterations=10_000, seconds=60.0), journal=Journal(None, clock))
+    rows = learned_blocks(plan)
     assert clock.now <= 60 + len(rows)  # a step that has begun is ended
-    macs = {part.name: part.macs for part in parts(vit.graph, plan.integer_ops, "unit")}
+    macs = {part.name: part.macs for part in blocks(vit.graph, plan.integer_ops, "block")}
     for row in rows:
-        assert row["steps"] == pytest.approx(60 * macs[row["unit"]] / sum(macs.values()), abs=2)
+        assert row["iterations"] == pytest.approx(60 * macs[row["block"]] / sum(macs.values()), abs=2)
 
 
 def test_codes_may_stay(vit):
     plan, before = learnt(vit, dataclasses.replace(SHORT, learn_codes=False)), started(vit)
-    kept = [row for row in plan.extra["rebuilt"]["units"] if row["kept"]]
+    kept = [row for row in learned_blocks(plan) if row["kept"]]
     assert kept
     for name, choice in plan.choices.items():
         assert choice.role != "weight" or torch.equal(choice.codes, before.choices[name].codes)
-    assert any(c.qparams != before.choices[n].qparams for n, c in plan.choices.items() if c.role not in ("weight", "bias"))
+    assert any(c.qparams != before.choices[n].qparams for n, c in plan.choices.items() if c.role != "weight")
 
 
 def test_without_time_nothing_is_learnt(net):
     plan = learnt(net, dataclasses.replace(SHORT, seconds=0.0))
-    assert all(row["steps"] == 0 for row in plan.extra["rebuilt"]["units"])
+    assert all(row["iterations"] == 0 for row in learned_blocks(plan))
     assert numbers(plan) == numbers(started(net))
 
 
@@ -274,34 +271,34 @@ class KilledError(Exception):
 
 
 def test_a_killed_run_goes_on_at_its_unit_and_ends_at_the_same_plan(vit, monkeypatch, tmp_path):
-    settings = dataclasses.replace(SHORT, steps=10_000, seconds=60.0)
+    settings = dataclasses.replace(SHORT, iterations=10_000, seconds=60.0)
     clock = Clock(monkeypatch)
     whole = learnt(vit, settings, journal=Journal(tmp_path / "whole", clock), folder=tmp_path / "all")
 
     def stop(unit):
-        if len(list((tmp_path / "some").iterdir())) == 2:
+        if len(list((tmp_path / "some").glob("*"))) == 2:
             raise KilledError
 
     clock.now = 0.0
     with pytest.raises(KilledError):
         learnt(vit, settings, journal=Journal(tmp_path / "part", clock), folder=tmp_path / "some", progress=stop)
     clock.now, asked = 1000.0, []
-    learn = Walk.learnt
-    monkeypatch.setattr(Walk, "learnt", lambda walk, i, *rest: asked.append(i) or learn(walk, i, *rest))
+    learn = _Walk.learned
+    monkeypatch.setattr(_Walk, "learned", lambda walk, i, *rest: asked.append(i) or learn(walk, i, *rest))
     again = learnt(vit, settings, journal=Journal(tmp_path / "part", clock), folder=tmp_path / "some")
-    assert asked == list(range(2, len(whole.extra["rebuilt"]["units"])))
-    assert again.extra == whole.extra
+    assert asked == list(range(2, len(learned_blocks(whole))))
+    assert again.log == whole.log
+    assert whole.biases
     assert numbers(again) == numbers(whole)
-    assert all(torch.equal(again.biases[op], bias) for op, bias in whole.biases.items())
 
 
 @pytest.mark.parametrize(("target", "bits"), [("arm-int7", 7), ("ort-x86-avx2", 8)])
 def test_integers_stay_safe_in_narrow_accumulators(vit, target, bits):
     net, spec = vit, load_target(target)
-    plan = learnt(net, dataclasses.replace(SHORT, rate=0.03), target=spec, bits=Bits(bits, bits))
-    assert any(row["kept"] for row in plan.extra["rebuilt"]["units"])
+    plan = learnt(net, dataclasses.replace(SHORT, lr=0.03), target=spec, bits=Bits(bits, bits))
+    assert any(row["kept"] for row in learned_blocks(plan))
     answer = allowed(net.graph, spec, weight_bits=8, activation_bits=8)
-    assert not overflowing(net.graph, plan.choices, plan.biases, answer)
+    assert not overflowing(net.graph, plan, answer)
     for op in net.graph.ops:
         if op.name in plan.integer_ops and "weight" in op.operands:
             weight, slot = plan.choices[op.operands["weight"]], answer.sites[op.operands["weight"]]
@@ -311,7 +308,7 @@ def test_integers_stay_safe_in_narrow_accumulators(vit, target, bits):
 
 
 def test_a_weight_whose_new_codes_are_not_safe_keeps_the_old(vit, monkeypatch):
-    monkeypatch.setattr(Walk, "_is_safe", lambda walk, choice: "Reconstruct" not in choice.method)
+    monkeypatch.setattr(_Walk, "_is_safe", lambda walk, choice: "Reconstruct" not in choice.method)
     plan = learnt(vit)
     before = started(vit)
     for name, choice in plan.choices.items():
@@ -324,18 +321,19 @@ def test_the_simulation_is_the_file_in_codes(net, ort_target, tmp_path):
     plan = learnt(net, target=target, everything=True)
     save_plan(net.graph, plan, tmp_path)
     assert numbers(load_plan(net.graph, tmp_path)) == numbers(plan)
-    realize(net.graph, plan, tmp_path / "model.onnx", **target.form)
+    realize(net.graph, plan, tmp_path / "model.onnx", **target.file_format)
     assert not compare(net.graph, plan, tmp_path / "model.onnx", net.images.split(4)).wrong
 
 
-def test_too_few_images_and_a_recipe_that_was_given_to_choose(vit):
+def test_too_few_images_are_refused_before_any_work_and_none_as_well(vit):
+    done = []
     with pytest.raises(BadImages, match="give 4 calibration images or more"):
-        reconstruct(vit.graph, vit.stats, VNNI, dataclasses.replace(START, rebuild=SHORT), [vit.images[:3]])
-    with pytest.raises(ValueError, match="reconstruct"):
-        choose(vit.graph, vit.stats, VNNI, dataclasses.replace(START, rebuild=SHORT))
+        learnt(vit, images=[vit.images[:3]], progress=done.append)
+    assert not done
+    with pytest.raises(BadImages, match="needs calibration images"):
+        learnt(vit, images=())
 
 
 def test_time_is_for_reconstruction_too():
-    assert with_joint(RECIPES["best"], "best", "2min", None).rebuild.seconds == 120
-    with pytest.raises(FewbitError, match="--time is for reconstruction too: best, adaround, brecq, qdrop"):
-        with_joint(RECIPES["mse"], "mse", "2min", None)
+    *_, learning = Request(model="demo", recipe="best", time="2min").method.passes
+    assert learning == dataclasses.replace(RECIPES["best"].passes[-1], seconds=120)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.objectives import Pearson, RankingLoss
-from fewbit.choose.output_search import OutputSearch, Pair, Product, Range
+from fewbit.choose.output_scores import Pair, Product, Range
+from fewbit.choose.output_search import OutputSearch
 from fewbit.core.grid import Grid, fake
 from fewbit.execute.samples import Attention, PairSample
 from oracles.search import coordinate_ascent
@@ -37,7 +38,7 @@ def seen(x: torch.Tensor, grid: Grid = X) -> Range:
 def test_the_steps_are_those_of_a_loop_over_the_whole_table(seed):
     x, w = drawn(3, 5, 6, seed=seed).exp() - 0.5, drawn(4, 6, seed=seed + 10)
     search = OutputSearch(candidates=100)
-    found = search([product(w, x)], seen(x), X)
+    found = search.search([product(w, x)], seen(x), X)
     weight, read, score = coordinate_ascent(x.numpy(), w.numpy(), (0, 15), (-7, 7), search.factors.numpy())
     assert found.after == pytest.approx(score, abs=2e-6)
     assert found.input == seen(x).qparams(torch.tensor(read))
@@ -48,7 +49,7 @@ def test_the_steps_are_those_of_a_loop_over_the_whole_table(seed):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_the_search_is_never_worse_than_its_start_and_says_so_itself(grid, per_channel):
     x, w = drawn(2, 9, 8) ** 3, drawn(5, 8, seed=1) ** 3
-    found = OutputSearch(per_channel=per_channel)([product(w, x, grid)], seen(x), X)
+    found = OutputSearch(per_channel=per_channel).search([product(w, x, grid)], seen(x), X)
     assert found.after >= found.before
     out = F.linear(fake(x, found.input, X), fake(w, found.weights[0], grid))
     assert Pearson()(F.linear(x, w).flatten(1), out.flatten(1)[None]).item() == pytest.approx(found.after, abs=1e-5)
@@ -58,14 +59,14 @@ def test_a_start_that_is_the_best_of_all_stays():
     x, w = torch.randint(0, 16, (2, 9, 8)).float(), torch.randint(-7, 8, (5, 8)).float()
     x[0, 0, 0], w[:, 0] = 15, 7
     x[0, 0, 1] = 0
-    found = OutputSearch()([product(w, x)], seen(x), X)
+    found = OutputSearch().search([product(w, x)], seen(x), X)
     assert found.before == found.after == pytest.approx(1, abs=1e-5)
     assert found.input.scale == 1
 
 
 def test_each_channel_can_have_a_factor_of_its_own():
     x, w = drawn(4, 30, 16), drawn(6, 16, seed=1) ** 3
-    one, each = (OutputSearch(per_channel=p)([product(w, x)], seen(x), X) for p in (False, True))
+    one, each = (OutputSearch(per_channel=p).search([product(w, x)], seen(x), X) for p in (False, True))
     shares = each.weights[0].scale / product(w, x).range.qparams(torch.ones(6)).scale
     assert len(shares.unique()) > 1
     assert each.after >= one.before
@@ -74,7 +75,7 @@ def test_each_channel_can_have_a_factor_of_its_own():
 def test_ops_that_read_one_tensor_get_one_input_step_and_weights_of_their_own():
     x = drawn(2, 9, 8) ** 3
     products = [product(drawn(5, 8, seed=s) ** 3, x) for s in (1, 2)]
-    found = OutputSearch()(products, seen(x), X)
+    found = OutputSearch().search(products, seen(x), X)
     assert len(found.weights) == 2
     assert found.after > found.before
     outs = [F.linear(fake(x, found.input, X), fake(p.weight, w, W)) for p, w in zip(products, found.weights, strict=True)]
@@ -85,7 +86,7 @@ def test_ops_that_read_one_tensor_get_one_input_step_and_weights_of_their_own():
 def test_an_input_step_that_is_given_stays():
     x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
     given = seen(x).qparams(torch.tensor(0.7))
-    assert OutputSearch()([product(w, x)], given, X).input == given
+    assert OutputSearch().search([product(w, x)], given, X).input == given
 
 
 def projection(seed: int) -> tuple[torch.Tensor, torch.Tensor, Attention]:
@@ -116,15 +117,15 @@ def test_ranking_keeps_more_pairs_of_keys_in_order_where_similarity_looks_elsewh
     for seed in range(0, 30, 3):
         x, w, attention = projection(seed)
         p = product(w, x, grid, attention)
-        a = OutputSearch()([p], seen(x), X)
-        b = OutputSearch(ranking=RankingLoss(pairs=100), gamma=1.0)([p], seen(x), X)
+        a = OutputSearch().search([p], seen(x), X)
+        b = OutputSearch(ranking=RankingLoss(pairs=100), gamma=1.0).search([p], seen(x), X)
         without, ranked = without + flips(w, attention, a, grid), ranked + flips(w, attention, b, grid)
     assert ranked < without - 0.02
 
 
 def test_ranking_of_an_op_without_scores_is_similarity():
     x, w = drawn(2, 9, 8), drawn(5, 8, seed=1)
-    a, b = (OutputSearch(ranking=r)([product(w, x)], seen(x), X) for r in (None, RankingLoss()))
+    a, b = (OutputSearch(ranking=r).search([product(w, x)], seen(x), X) for r in (None, RankingLoss()))
     assert dataclasses.astuple(a)[2:] == dataclasses.astuple(b)[2:]
     assert a.input == b.input
 
@@ -132,7 +133,7 @@ def test_ranking_of_an_op_without_scores_is_similarity():
 def test_after_correction_the_mean_error_of_each_channel_is_0():
     exact, quantized = drawn(500, 6), drawn(500, 6) * 0.9 + drawn(6, seed=1)
     bias = drawn(6, seed=2)
-    corrected = OutputBias()(exact, quantized, bias)
+    corrected = OutputBias().corrected(exact, quantized, bias)
     assert ((quantized + corrected) - (exact + bias)).mean(0).abs().max() < 1e-6
     assert (quantized - exact).mean(0).abs().max() > 0.1
 
@@ -178,19 +179,19 @@ def test_rows_are_thinned_evenly_and_one_row_an_image_stays():
     assert torch.equal(p.thinned(1).rows, p.rows[:, :1])
     assert torch.equal(p.thinned(1000).rows, p.rows)
     x, w = drawn(2, 12, 6), drawn(5, 6, seed=1)
-    few = OutputSearch(rows=8)([product(w, x)], seen(x), X)
-    same = OutputSearch()([product(w, x[:, ::3])], seen(x), X)
+    few = OutputSearch(rows=8).search([product(w, x)], seen(x), X)
+    same = OutputSearch().search([product(w, x[:, ::3])], seen(x), X)
     assert (few.input, few.after) == (same.input, same.after)
 
 
 def test_outputs_are_scored_without_the_error_that_each_round_takes_out():
     x, w = drawn(3, 40, 8).abs(), drawn(5, 8, seed=1) + 1
-    found = OutputSearch()([product(w, x)], seen(x), X, OutputBias())
+    found = OutputSearch(correction=OutputBias()).search([product(w, x)], seen(x), X)
     exact, out = F.linear(x, w), F.linear(fake(x, found.input, X), fake(w, found.weights[0], W))
     corrected = out - (out - exact).mean((0, 1))
     assert found.after == pytest.approx(Pearson()(exact.flatten(1), corrected.flatten(1)[None]).item(), abs=1e-5)
-    once = OutputSearch()([product(w, x)], seen(x), X, OutputBias(each_round=False))
-    assert dataclasses.astuple(once)[2:] == dataclasses.astuple(OutputSearch()([product(w, x)], seen(x), X))[2:]
+    once = OutputSearch(correction=OutputBias(each_round=False)).search([product(w, x)], seen(x), X)
+    assert dataclasses.astuple(once)[2:] == dataclasses.astuple(OutputSearch().search([product(w, x)], seen(x), X))[2:]
     assert found.after > once.after
 
 
@@ -198,7 +199,7 @@ def test_an_op_that_reads_something_else_is_held_to_its_float_output():
     x, w = drawn(3, 20, 8), drawn(5, 8, seed=1)
     read = x + 0.3 * drawn(3, 20, 8, seed=2)
     p = dataclasses.replace(product(w, x), read=read)
-    found = OutputSearch()([p], seen(x), X)
+    found = OutputSearch().search([p], seen(x), X)
     out = F.linear(fake(read, found.input, X), fake(w, found.weights[0], W))
     assert found.after == pytest.approx(Pearson()(F.linear(x, w).flatten(1), out.flatten(1)[None]).item(), abs=1e-5)
 
@@ -207,7 +208,9 @@ def test_an_op_that_reads_something_else_is_held_to_its_float_output():
 def test_finalists_find_the_steps_that_all_candidates_find(per_channel):
     x, grid = drawn(4, 64, 32).exp(), Grid(5, narrow=True, axis=0)
     products = [product(drawn(128, 32, seed=s) ** 3, x, grid) for s in (1, 2)]
-    few, all_ = (OutputSearch(finalists=n, per_channel=per_channel, candidates=60)(products, seen(x), X) for n in (16, 0))
+    few, all_ = (
+        OutputSearch(finalists=n, per_channel=per_channel, candidates=60).search(products, seen(x), X) for n in (16, 0)
+    )
     assert few.input == all_.input
     assert all(a == b for a, b in zip(few.weights, all_.weights, strict=True))
     assert few.after == pytest.approx(all_.after, abs=1e-6)

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fewbit.capture.residual import conv_pairs
+from fewbit.capture.structure import heads, norms
 from fewbit.core.grid import Grid
 from fewbit.equalize import Equalize, replaced
-from fewbit.equalize.cross_layer import balanced, pairs
+from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.equalize import same_function
 from fewbit.equalize.migrate import migrated, scales
-from fewbit.equalize.structure import heads, norms
 from fewbit.observe import observe
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
@@ -93,7 +94,7 @@ def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
         "blocks.0.qkv.1",
         "blocks.0.qkv.2",
     ]
-    assert [(p.first.name, p.second.name) for p in pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
+    assert [(p.first.name, p.second.name) for p in conv_pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
 
 
 def test_a_rewrite_that_would_change_the_function_is_left_out_and_says_so(net, monkeypatch):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fewbit.capture.fx import constant
+from fewbit.capture.residual import residual
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.equalize import same_function
-from fewbit.equalize.rotate import can_rotate, fixing_ones, orthogonal, residual, rotated, rotated_heads
+from fewbit.equalize.rotate import can_rotate, fixing_ones, orthogonal, rotated, rotated_heads
 from fewbit.observe.outliers import outliers
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed

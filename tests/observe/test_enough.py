@@ -16,7 +16,7 @@ from fewbit.demo import model as demo
 from fewbit.observe import Stats, observe
 from fewbit.observe.calibration_check import Enough, Look, look, range_change
 from fewbit.observe.stats import Histogram
-from fewbit.pipeline import preprocess_of
+from fewbit.stages.load import preprocess_of
 
 GOOD = Look(64, 0.05, 0.1, 8.0, 0.0)
 

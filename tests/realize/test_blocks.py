@@ -17,10 +17,10 @@ from fewbit.choose import Bits
 from fewbit.core.grid import values
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan
+from fewbit.runtimes import OnnxRuntime, OpenVino, runtime_names
 from fewbit.target import load_target
-from fewbit.target.spec import HERE
+from fewbit.target.load import HERE
 from fewbit.verify.compare import compare, kernels
-from fewbit.verify.runtimes import OnnxRuntime, OpenVino, runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
 
@@ -51,7 +51,7 @@ def made(mlp, tmp_path_factory):
         if (target, bits) not in cache:
             plan = mlp.plan(target, bits=Bits(bits, 8))
             path = tmp_path_factory.mktemp("blocks") / "model.onnx"
-            realize(mlp.graph, plan, path, **load_target(target).form)
+            realize(mlp.graph, plan, path, **load_target(target).file_format)
             cache[target, bits] = plan, path
         return cache[target, bits]
 
@@ -154,7 +154,7 @@ def test_quantized_activations_and_steps_of_blocks_run_as_written(mlp, tmp_path)
     own = tmp_path / "own.toml"
     own.write_text(text)
     plan = mlp.plan(str(own), bits=Bits(4, 8))
-    realize(mlp.graph, plan, tmp_path / "model.onnx", **load_target(str(own)).form)
+    realize(mlp.graph, plan, tmp_path / "model.onnx", **load_target(str(own)).file_format)
     checks = compare(mlp.graph, plan, tmp_path / "model.onnx", [mlp.images])
     assert not checks.wrong
     assert {check.site for check in checks.on} == {"patch:input", "fc1:input", "fc2:input"}

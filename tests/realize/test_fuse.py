@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import Bits, choose
+from fewbit.choose import Bits
 from fewbit.core.values import Graph
 from fewbit.observe import observe
 from fewbit.realize import float_onnx, realize
-from fewbit.realize.fuse import FORMS, fuse
+from fewbit.realize.fuse import FUSIONS, fuse
 from fewbit.recipes import recipe_named
+from fewbit.runtimes import RUNTIMES, OnnxRuntime
 from fewbit.target import load_target
-from fewbit.target.spec import FUSE
 from fewbit.verify import compare
-from fewbit.verify.runtimes import OnnxRuntime
+from planning import plan_for
+
+BOTH = ("matmul_bias", "multi_head_attention")
+EARLY = ("quantize_before_reshape", "clip_before_quantize")
 
 
 class Attention(nn.Module):
@@ -76,7 +79,7 @@ def kinds(path: Path) -> Counter[str]:
 def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: str, fused: int) -> None:
     float_onnx(captured(form), tmp_path / "nodes.onnx", opset=20)
     model = ir.load(tmp_path / "nodes.onnx")
-    fuse(model, ("attention",))
+    fuse(model, ("multi_head_attention",))
     ir.save(model, tmp_path / "fused.onnx")
     found = kinds(tmp_path / "fused.onnx")
     assert (found["MultiHeadAttention"], found["Softmax"]) == (fused, 1 - fused)
@@ -90,8 +93,8 @@ def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, wides
     graph, images = captured("query"), torch.randn(8, 3, 32, 32)
     target = load_target("ort-x86-vnni")
     options = {"bits": Bits(min(bits, widest_weights), bits), "keep_float": ("qk", "pv")}
-    plan = choose(graph, observe(graph, [images]), target, recipe_named("minmax"), **options)
-    realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=("bias", "attention"))
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), **options)
+    realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=BOTH)
     found = kinds(tmp_path / "model.onnx")
     assert found["MultiHeadAttention"] == 1
     assert found["MatMulIntegerToFloat"] >= 2  # the joint layer of queries, keys and values, and the projection
@@ -105,8 +108,8 @@ def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, wides
 def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(8, 3, 32, 32)
     given = load_target("ort-x86-vnni"), recipe_named("minmax")
-    plan = choose(graph, observe(graph, [images]), *given, bits=Bits(min(bits, widest_weights), bits))
-    for name, forms in (("three", ("bias", "attention")), ("one", ("bias", "attention", "joint"))):
+    plan = plan_for(graph, observe(graph, [images]), *given, bits=Bits(min(bits, widest_weights), bits))
+    for name, forms in (("three", BOTH), ("one", (*BOTH, "joint_qkv"))):
         realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=forms)
     three, one = (kinds(tmp_path / f"{name}.onnx")["MatMulIntegerToFloat"] for name in ("three", "one"))
     assert one == three - 2
@@ -121,9 +124,9 @@ def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
 ) -> None:
     graph, images = captured(form), torch.randn(8, 3, 32, 32)
     given = load_target("ort-x86-vnni"), recipe_named("minmax")
-    plan = choose(graph, observe(graph, [images]), *given, bits=Bits(min(bits, widest_weights), bits))
-    forms = ("bias", "attention", "joint")
-    for name, more in (("two", ()), ("one", ("projected",))):
+    plan = plan_for(graph, observe(graph, [images]), *given, bits=Bits(min(bits, widest_weights), bits))
+    forms = (*BOTH, "joint_qkv")
+    for name, more in (("two", ()), ("one", ("qattention",))):
         realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=(*forms, *more))
     found = kinds(tmp_path / "one.onnx")
     assert (found["QAttention"], found["MultiHeadAttention"], found["Split"]) == (1, 0, 0)
@@ -138,7 +141,7 @@ def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
 def test_an_attention_that_the_kernel_does_not_know_keeps_its_own(tmp_path: Path, widest_weights: int, form: str) -> None:
     graph, images = captured(form), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("ort-x86-vnni"), recipe_named("minmax")
-    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(widest_weights, 8))
+    plan = plan_for(graph, observe(graph, [images]), target, recipe, bits=Bits(widest_weights, 8))
     realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=target.fuse)
     found = kinds(tmp_path / "model.onnx")
     assert (found["QAttention"], found["MultiHeadAttention"]) == (0, 1)
@@ -160,8 +163,8 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
     images = torch.randn(4, 3, 32, 32)
     for bits in dict.fromkeys((8, widest_weights)):  # the file of 8 bits has no additions that unpack
         given = load_target("ort-x86-vnni"), recipe_named("minmax")
-        plan = choose(graph, observe(graph, [images]), *given, bits=Bits(bits, 8))
-        realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=("bias",))
+        plan = plan_for(graph, observe(graph, [images]), *given, bits=Bits(bits, 8))
+        realize(graph, plan, tmp_path / "model.onnx", opset=20, fuse=("matmul_bias",))
         found = kinds(tmp_path / "model.onnx")
         assert found["MatMulIntegerToFloat"] == 2
         assert bits < 8 or found["Add"] == 2
@@ -172,10 +175,10 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
 def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("openvino-x86"), recipe_named("minmax")
-    plan = choose(graph, observe(graph, [images]), target, recipe, bits=Bits(min(bits, widest_weights), bits))
+    plan = plan_for(graph, observe(graph, [images]), target, recipe, bits=Bits(min(bits, widest_weights), bits))
     sites = [f"{name}.codes" for name, choice in plan.choices.items() if choice.codes is None]
     found = {}
-    for name, forms in (("late", ()), ("early", ("early",)), ("numbers", ("early", "numbers"))):
+    for name, forms in (("late", ()), ("early", EARLY[:1]), ("numbers", EARLY)):
         realize(graph, plan, tmp_path / f"{name}.onnx", opset=20, fuse=forms)
         found[name] = OnnxRuntime(tmp_path / f"{name}.onnx", optimise=False, outputs=sites).run(images.numpy())
         assert kinds(tmp_path / f"{name}.onnx") == kinds(tmp_path / "late.onnx")
@@ -191,8 +194,8 @@ def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "numbers.onnx", [images], optimised=False).off) == 0
 
 
-def test_every_form_that_a_target_may_ask_for_is_there() -> None:
-    assert sorted(FORMS) == sorted(name for forms in FUSE.values() for name in forms)
+def test_every_fused_operator_that_a_target_may_ask_for_is_there() -> None:
+    assert sorted(FUSIONS) == sorted(name for runtime in RUNTIMES.values() for name in runtime.fusions)
 
 
 @pytest.mark.parametrize("zeros", [0, 3])
@@ -215,7 +218,7 @@ def test_zero_points_of_weights_are_left_out_only_where_they_are_zero(tmp_path: 
     )
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "nodes.onnx")
     model = ir.load(tmp_path / "nodes.onnx")
-    fuse(model, ("bias",))
+    fuse(model, ("matmul_bias",))
     (node,) = [n for n in model.graph if n.op_type == "MatMulIntegerToFloat"]
     assert (node.inputs[5] is None) == (zeros == 0)
     ir.save(model, tmp_path / "fused.onnx")

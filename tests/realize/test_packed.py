@@ -12,14 +12,27 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewbit.choose import parse_bits
+from fewbit.core.values import Fixed, Own, PassLog, SameAs, SharedWith
 from fewbit.errors import BadFile
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, save_plan
 
 
 def assert_same(a, b):
-    assert dataclasses.replace(a, choices={}) == dataclasses.replace(b, choices={})
+    """All that a plan says; of an integer bias what was wanted before rounding is in no file."""
+    assert dataclasses.replace(a, choices={}, biases={}) == dataclasses.replace(b, choices={}, biases={})
     assert list(a.choices) == list(b.choices)
+    assert list(a.biases) == list(b.biases)
+    for op, bias in a.biases.items():
+        other = b.biases[op]
+        assert torch.equal(bias.values, other.values)
+        assert (bias.integer is None) == (other.integer is None)
+        if bias.integer is None:
+            assert torch.equal(bias.real, other.real)
+        else:
+            assert torch.equal(bias.integer.codes, other.integer.codes)
+            assert bias.integer.codes.dtype == other.integer.codes.dtype
+            assert dataclasses.replace(bias.integer, codes=None) == dataclasses.replace(other.integer, codes=None)
     for name, choice in a.choices.items():
         other = b.choices[name]
         assert dataclasses.replace(choice, codes=None) == dataclasses.replace(other, codes=None)
@@ -44,6 +57,47 @@ def test_a_plan_comes_back_from_its_files_and_simulates_bit_by_bit_the_same(net,
     with torch.no_grad():
         answers = [simulate(net.graph, p)(net.images) for p in (plan, back)]
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "kinds"),
+    [
+        ("ort-x86-vnni", "liu2021", {"Own", "SameAs", "SharedWith"}),
+        ("openvino-x86", "liu2021", {"Own"}),
+        ("npu-int16", "easyquant", {"Own", "SharedWith"}),
+    ],
+)
+def test_sources_biases_and_the_log_come_back(mixed_net, tmp_path, target, recipe, kinds):
+    plan = mixed_net.plan(target, recipe)
+    assert {type(choice.source).__name__ for choice in plan.choices.values()} == kinds
+    (log,) = plan.logs("output search")
+    assert log.rows
+    save_plan(mixed_net.graph, plan, tmp_path)
+    assert_same(plan, load_plan(mixed_net.graph, tmp_path))
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert [entry["name"] for entry in record["log"]] == [entry.name for entry in plan.log]
+    assert [row["op"] for row in record["biases"]] == list(plan.biases)
+    stored = load_file(tmp_path / "plan.safetensors")
+    for op, bias in plan.biases.items():
+        exact = bias.real if bias.integer is None else bias.integer.codes
+        assert torch.equal(stored[f"{op}.bias"], exact)
+        assert stored[f"{op}.bias"].dtype == (torch.float32 if bias.integer is None else torch.int32)
+
+
+def test_every_source_of_a_scale_comes_back(vit, tmp_path):
+    plan, sources = vit.plan("ort-x86-vnni"), [Own(), SameAs("x:output"), SharedWith(("a", "b")), SharedWith(()), Fixed()]
+    assert plan.choices["blocks.0.pv:probs"].source == Fixed()
+    some = {name: dataclasses.replace(c, source=s) for (name, c), s in zip(plan.choices.items(), sources, strict=False)}
+    save_plan(vit.graph, dataclasses.replace(plan, choices={**plan.choices, **some}), tmp_path)
+    back = load_plan(vit.graph, tmp_path)
+    assert [back.choices[name].source for name in some] == sources
+
+
+def test_a_log_of_any_pass_comes_back(conv_net, tmp_path):
+    log = (PassLog("one", "One()", ({"a": 1, "b": [1.5, None, "x"]}, {"a": 2}), {"mean": 0.5}), PassLog("two", "Two()"))
+    plan = dataclasses.replace(conv_net.plan("ort-x86-vnni"), log=log)
+    save_plan(conv_net.graph, plan, tmp_path)
+    assert load_plan(conv_net.graph, tmp_path).log == log
 
 
 def test_the_same_plan_gives_the_same_bytes(net, tmp_path):

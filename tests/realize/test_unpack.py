@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from fewbit.choose import Bits
 from fewbit.errors import FewbitFailed
 from fewbit.realize import realize
+from fewbit.runtimes import OnnxRuntime, OpenVino, runtime_names
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
-from fewbit.verify.runtimes import OnnxRuntime, OpenVino, runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
 qdq = importlib.import_module("fewbit.realize.qdq")
@@ -57,7 +57,8 @@ def mixed(net, target, widths):
     """A plan whose ops have the widths given, by op name; the others have 8 bits."""
     plans = {bits: net.plan(target, bits=Bits(bits, 8)) for bits in {8, *widths.values()}}
     pick = {name: plans[widths.get(name.split(":")[0], 8)].choices[name] for name in plans[8].choices}
-    return dataclasses.replace(plans[8], choices=pick)
+    biases = {name: plans[widths.get(name, 8)].biases[name] for name in plans[8].biases}
+    return dataclasses.replace(plans[8], choices=pick, biases=biases)
 
 
 def plan_of(net, target, bits):

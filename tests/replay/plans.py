@@ -1,7 +1,7 @@
 """What a plan decides, by name of net, target and recipe: the one file here that knows how a plan is made and laid out.
 
-`plan_of` goes the pipeline's way with its own functions; `decisions` makes plain rows of what came out. When names or layouts
-move, these two follow and the hashes stay.
+`plan_of` goes the way of the stages with their own functions; `decisions` makes plain rows of what came out. When names or
+layouts move, these two follow and the hashes stay.
 """
 
 from __future__ import annotations
@@ -13,34 +13,44 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from bench.ablations import ABLATIONS
+from bench.module_search import ModuleSearch
 from torch import Tensor
 
-from fewbit import nodata, pipeline
-from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture import capture, load_model
 from fewbit.capture.fx import constant
-from fewbit.choose import LabelledImages, parse_bits
-from fewbit.choose.ranges import EntropyRange, MseRange
+from fewbit.choose import Recipe
+from fewbit.choose.entropy_range import EntropyRange
+from fewbit.choose.finetune import Finetune
+from fewbit.choose.joint_search import JointSearch
+from fewbit.choose.output_search import OutputSearch
+from fewbit.choose.ranges import MseRange, Ranges
+from fewbit.choose.recipe import Pass
+from fewbit.choose.reconstruct import Reconstruct
 from fewbit.core.grid import Grid
 from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Images, Preprocess, open_images
-from fewbit.equalize import Equalize
+from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import FewbitError
 from fewbit.observe import Stats
 from fewbit.progress import Progress
-from fewbit.recipes import RECIPES, Recipe
-from fewbit.run import STANDS_IN, THIS_MACHINE, Request
+from fewbit.request import Request
+from fewbit.stages import choose as choose_stage
+from fewbit.stages import observe as observe_stage
+from fewbit.stages.load import Inputs
 from fewbit.target import load_target
-from fewbit.target.spec import processor_flags
+from fewbit.target.load import processor_flags
 from replay.nets import CLASSES, SIZE, images, net
 
+LATE = ("sums that may leave them", "those before")  # the fallback where codes or biases were not safe
 COUNT = 16  # calibration images
 STEPS = 4  # of training, and of the generator before it
 ERRORS = (FewbitError, ValueError)  # what a combination that does not go together may raise
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "sve")  # kernels differ by these
-LATE = ("sums that may leave them", "those before")  # what is given where codes or biases were not safe
 Rows = Sequence[tuple[str, str]]  # names of what is decided, each with the digest of its value
 
 
@@ -56,9 +66,9 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """A net as the pipeline has it before it chooses."""
+    """A net as the stages have it before it is equalized."""
 
-    loaded: Loaded
+    inputs: Inputs
     graph: Graph
     images: Images
     stats: Stats
@@ -68,99 +78,92 @@ class Net:
 def observed(name: str) -> Net:
     """Captured and observed, once in a process."""
     loaded = load_model(net(name), overrides={"input_size": SIZE})
-    graph, seen = capture(loaded), open_images(images(COUNT, 0), Preprocess(SIZE))
+    graph, preprocess = capture(loaded), Preprocess(SIZE)
+    seen = open_images(images(COUNT, 0), preprocess)
+    inputs = Inputs(loaded, preprocess, None, CLASSES, seen, seen)
     with tempfile.TemporaryDirectory() as part:
-        stats, _ = pipeline._observe(graph, loaded, seen, Path(part), Progress())
-    return Net(loaded, graph, seen, stats)
+        stats, _ = observe_stage.observe(graph, inputs, seen, Path(part), Progress())
+    return Net(inputs, graph, seen, stats)
 
 
 @cache
-def equalized(name: str, target: str, method: Equalize, bits: str, everything: bool) -> tuple[Graph, Stats]:
+def equalized(name: str, target: str, recipe: str, bits: str, everything: bool) -> tuple[Graph, Stats, Any]:
     """The graph and its statistics behind the stage before choose."""
-    ready, request = observed(name), Request(name, target, bits=bits, everything=everything)
+    ready, request = observed(name), request_of(target, recipe, bits, everything=everything)
     with tempfile.TemporaryDirectory() as part:
-        graph, stats, _ = pipeline._equalize(
-            ready.graph, load_target(target), method, parse_bits(bits), request, ready.images, Path(part), Progress()
-        )
-    return graph, stats
+        return observe_stage.equalize(ready.graph, ready.stats, ready.images, request, Path(part), Progress())
+
+
+def request_of(target: str, recipe: str, bits: str, *, everything: bool) -> Request:
+    """What `fewbit quantize` would be asked; the images are other ones."""
+    method = shortened(ABLATIONS[recipe])
+    return Request(model="demo", target=target, recipe=method, bits=bits, everything=everything)
 
 
 def shortened(recipe: Recipe) -> Recipe:
     """The same steps in the same order, few of each, strong enough that codes move; no clock decides."""
-    for slot in ("activations", "weights"):
-        method = getattr(recipe, slot)
-        if isinstance(method, EntropyRange):
-            recipe = replace(recipe, **{slot: replace(method, bins=320)})
-        elif isinstance(method, MseRange):
-            recipe = replace(recipe, **{slot: replace(method, steps=6)})
-    searches = {
-        slot: replace(search, candidates=10, rounds=2, finalists=4)
-        for slot in ("search", "then")
-        if (search := getattr(recipe, slot)) is not None
-    }
-    recipe = replace(recipe, **searches)
-    if recipe.module is not None:
-        recipe = replace(recipe, module=replace(recipe.module, candidates=5, rounds=2, images=4))
-    if recipe.joint is not None:
-        recipe = replace(recipe, joint=replace(recipe.joint, points=3, tolerance=0.1, evaluations=100, seconds=None))
-    if recipe.rebuild is not None:
-        rates = {"rate": 0.05, "step_rate": 0.01, "bias_rate": 0.01}
-        recipe = replace(recipe, rebuild=replace(recipe.rebuild, steps=8, batch=4, seconds=None, **rates))
-    if recipe.tune is not None:
-        tune = recipe.tune.in_steps(STEPS)
-        made = replace(tune.images, channels=8, batch=8)
-        recipe = replace(recipe, tune=replace(tune, rate=tune.rate * 1e2, batch=8, pool=16, images=made))
-    return recipe
+    return replace(recipe, passes=tuple(map(fewer, recipe.passes)))
 
 
-@cache
-def lots(name: str, recipe: str) -> tuple[LabelledImages | None, LabelledImages | None]:
-    """The images that training sees, synthetic ones among them."""
-    ready = observed(name)
-    with tempfile.TemporaryDirectory() as part:
-        return nodata.lots(
-            shortened(RECIPES[recipe]), ready.loaded, ready.images, CLASSES, False, Request(name, ""), Path(part), Progress()
-        )
+def fewer(one: Pass) -> Pass:
+    """A pass with few steps."""
+    if isinstance(one, Ranges):
+        return replace(one, activations=coarser(one.activations), weights=coarser(one.weights))
+    if isinstance(one, OutputSearch):
+        start = None if one.start is None else fewer(one.start)
+        return replace(one, candidates=10, rounds=2, finalists=4, start=start)
+    if isinstance(one, ModuleSearch):
+        return replace(one, candidates=5, rounds=2, images=4)
+    if isinstance(one, JointSearch):
+        return replace(one, start=fewer(one.start), points=3, tolerance=0.1, evaluations=100, seconds=None)
+    if isinstance(one, Reconstruct):
+        return replace(one, iterations=8, batch=4, seconds=None, lr=0.05, scale_lr=0.01, bias_lr=0.01)
+    if isinstance(one, Finetune):
+        one = one.in_steps(STEPS)
+        generator = replace(one.images, channels=8, batch=8)
+        return replace(one, lr=one.lr * 1e2, batch=8, pool=16, images=generator)
+    return one
+
+
+def coarser(method: Any) -> Any:
+    if isinstance(method, EntropyRange):
+        return replace(method, bins=320)
+    return replace(method, steps=6) if isinstance(method, MseRange) else method
 
 
 def plan_of(name: str, target: str, recipe: str, bits: str, *, everything: bool = False) -> tuple[Graph, Plan]:
-    """The plan that the pipeline makes, and the graph that it is for. Raises one of ERRORS where they do not go together."""
-    ready, hardware, method = observed(name), load_target(target), shortened(RECIPES[recipe])
-    request, asked = Request(name, target, recipe, bits, everything=everything), parse_bits(bits)
-    pipeline.check_bits(hardware, asked)
-    graph, stats, seen = ready.graph, ready.stats, None
-    if method.tune is not None:
-        nodata.refuse_training(ready.loaded, CLASSES)
-    if method.equalize is not None:
-        graph, stats = equalized(name, target, method.equalize, bits, everything)
-    if method.tune is not None:
-        seen = lots(name, recipe)
+    """The plan that the stages make, and the graph that it is for. Raises one of ERRORS where they do not go together."""
+    ready, request = observed(name), request_of(target, recipe, bits, everything=everything)
+    if any(isinstance(one, Finetune) for one in request.method.passes):
+        refuse_without_norms(Teacher(ready.inputs.loaded.program))
+    graph, stats, moved = equalized(name, target, recipe, bits, everything)
     with tempfile.TemporaryDirectory() as part:
-        return graph, pipeline._choose(
-            graph, stats, hardware, method, asked, request, ready.images, Path(part), Progress(), seen
-        )
+        return graph, choose_stage.choose(graph, stats, moved, ready.images, ready.inputs, request, Path(part), Progress())
 
 
 def decisions(graph: Graph, plan: Plan) -> tuple[Rows, Rows]:
     """What a plan decides, as (structure, numbers): rows that know no field's name, container or file.
 
-    Structure: sites in order, their roles and grids and readers, integer biases, integer ops, fallbacks. Numbers: steps, zero
+    Structure: sites in order, their roles and grids and readers, integer biases, integer ops, fallbacks. Numbers: scales, zero
     points, codes, biases (which ops have one in float follows from what was better), constants of the graph, which equalizing
-    moves, and fallbacks of codes that were found. Widths of mixed precision and of channels are structure: float sums decide,
+    moves, and fallbacks that follow from codes. Widths of mixed precision and of channels are structure: float sums decide,
     but hardly ever by their last bits.
     """
-    chosen = [choice for choice in plan.choices.values() if choice.role != "bias"]
-    biases = {site: choice for site, choice in plan.choices.items() if choice.role == "bias"}
+    chosen = list(plan.choices.values())
     structure = [(c.site, _digest((c.site, c.role, _grid(c.grid), c.all_readers))) for c in chosen]
     numbers = [(c.site, _numbers(c.qparams.scale, c.qparams.zero, c.codes)) for c in chosen]
     for op in graph.ops:
-        own = biases.get(op.operands.get("bias", ""))
-        if own is not None:
-            structure.append((f"bias of {op.name}", _digest(("integer", _grid(own.grid)))))
-            numbers.append((f"bias of {op.name}", _numbers(own.qparams.scale, own.qparams.zero, own.codes)))
-        elif op.name in plan.biases:
-            numbers.append((f"bias of {op.name}", _numbers(plan.biases[op.name])))
-    said = sorted({(r.site, r.requested, r.actual) for r in plan.fallbacks if r.site not in (STANDS_IN, THIS_MACHINE)})
+        bias = plan.biases.get(op.name)
+        if bias is None:
+            continue
+        has_type = any(rule.types("bias") for rule in load_target(plan.target).rules(op.kind))
+        integer = bias.integer if has_type and "bias" in op.operands else None  # else what the kernel adds, as numbers
+        if integer is None:
+            numbers.append((f"bias of {op.name}", _numbers(bias.values)))
+        else:
+            structure.append((f"bias of {op.name}", _digest(("integer", _grid(integer.grid)))))
+            numbers.append((f"bias of {op.name}", _numbers(integer.qparams.scale, integer.qparams.zero, integer.codes)))
+    said = sorted({(f.site, f.requested, f.actual) for f in plan.fallbacks if f.kind not in ("runtime", "machine")})
     late, early = ([row for row in said if (row[2] in LATE) == is_late] for is_late in (True, False))
     structure += [("integer ops", _digest(plan.integer_ops)), ("refusals", _digest(early))]
     nodes = [node for node in graph.module.graph.nodes if node.op == "get_attr"]

@@ -24,8 +24,9 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from bench.ablations import ABLATIONS
 
-from fewbit.recipes import RECIPES
+from fewbit.core.values import Bias
 from replay.nets import NETS
 from replay.plans import ERRORS, Rows, decisions, plan_of, processor
 
@@ -54,7 +55,7 @@ TARGETS: Mapping[str, Asked] = {
     "npu-int16": Asked("8"),  # sums that narrow, additions with one step
     "ort-x86-channel": Asked("4", everything=True, slow=("kl",)),  # a step and a width for each channel of an activation
     "ort-x86-block": Asked("w4a8", nets=("vit", "mixed")),  # a step for each block of a weight
-    "ort-x86-avx2": Asked("8", slow=tuple(RECIPES)),  # pairs of products that saturate
+    "ort-x86-avx2": Asked("8", slow=tuple(ABLATIONS)),  # pairs of products that saturate
 }
 
 
@@ -77,7 +78,7 @@ class Case:
             return type(error).__name__
 
 
-CASES = [Case(net, target, recipe) for net in NETS for target in TARGETS for recipe in RECIPES if net in TARGETS[target].nets]
+CASES = [Case(net, target, recipe) for net in NETS for target in TARGETS for recipe in ABLATIONS if net in TARGETS[target].nets]
 
 
 def pin_of(rows: Rows | str) -> str:
@@ -214,15 +215,15 @@ def test_one_code_one_step_and_one_grid_are_noticed_where_they_are(planned: tupl
         (replace(choice, codes=choice.codes.to(torch.int64), method="another", why="another"), ([], [])),
     ):
         assert tuple([name for name, _ in rows] for rows in differing(planned, other)) == expected
-    bias = next(c for c in plan.choices.values() if c.role == "bias")
-    _, (row,) = differing(planned, replace(bias, codes=bias.codes + 1))
-    assert row[0].startswith("bias of ")
-    assert plan.biases  # those that stay float
     structure, numbers = decisions(graph, plan)
-    moved = replace(plan, biases={op: bias * (1 + 2**-23) for op, bias in plan.biases.items()})
+    assert len({bias.integer is None for bias in plan.biases.values()}) == 2
+    for op, bias in plan.biases.items():
+        integer = bias.integer and replace(bias.integer, codes=bias.integer.codes + 1)
+        moved = replace(plan, biases={**plan.biases, op: Bias(bias.real * (1 + 2**-23), integer)})
+        assert decisions(graph, moved)[0] == structure
+        changed = [a[0] for a, b in zip(numbers, decisions(graph, moved)[1], strict=True) if a != b]
+        assert changed == [f"bias of {op}"]
     fewer = replace(plan, integer_ops=plan.integer_ops[1:], fallbacks=())
-    assert decisions(graph, moved)[0] == structure
-    assert decisions(graph, moved)[1] != numbers
     assert next(a[0] for a, b in zip(structure, decisions(graph, fewer)[0], strict=True) if a != b) == "integer ops"
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
-from fewbit.target.spec import HERE
+from fewbit.runtimes import runtime_names
+from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
-from fewbit.verify.runtimes import runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
 
@@ -181,9 +181,10 @@ def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(req
 
 @pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
 def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, realized, ort_target, tmp_path, net, kernels):
-    text = (HERE / f"{ort_target}.toml").read_text()
     mine = tmp_path / "mine.toml"
-    mine.write_text(text.replace('narrow = true\ngranularity = "channel"', "narrow = true"))
+    mine.write_text(f'schema = 1\nname = "mine"\nabout = "one scale for a weight"\nextends = "{ort_target}"\n')
+    for name in {"w8", "w7"} & set(load_target(ort_target).types):
+        mine.write_text(mine.read_text() + f"[types.{name}]\nbits = {name[1]}\nsigned = true\nnarrow = true\n")
     run = realized(request.getfixturevalue(net), str(mine), recipe="mse", everything=True)
     assert all(c.qparams.scale.ndim == 0 for c in run.plan.choices.values() if c.role == "weight")
     checks = verified(run)

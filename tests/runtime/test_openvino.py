@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import choose
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
+from fewbit.runtimes import OpenVino
 from fewbit.target import load_target
-from fewbit.verify.runtimes import OpenVino
+from planning import plan_for
 
 pytest.importorskip("openvino")
 
@@ -43,7 +43,7 @@ def test_products_of_two_activations_run_in_integers_where_the_target_says_so(
     torch.manual_seed(0)
     graph = capture(load_model(Attention().eval(), overrides={"input_size": (3, 32, 32)}))
     stats = observe(graph, [torch.randn(8, 3, 32, 32)])
-    plan = choose(graph, stats, load_target(target), recipe_named("minmax"), everything=True)
+    plan = plan_for(graph, stats, load_target(target), recipe_named("minmax"), everything=True)
     zeros = {role: int(c.qparams.zero) for c in plan.choices.values() if (role := c.role) in ("query", "key", "value")}
     assert (set(zeros.values()) == {0}) == integers
     realize(graph, plan, tmp_path / "model.onnx", opset=20)
@@ -73,7 +73,7 @@ def test_every_channel_has_its_own_bias(tmp_path: Path, openvino_target: str, ke
         net.a.bias.normal_()
     graph, images = capture(load_model(net, overrides={"input_size": (3, 32, 32)})), torch.randn(8, 3, 32, 32)
     target = load_target(openvino_target)
-    plan = choose(graph, observe(graph, [images]), target, recipe_named("minmax"), keep_float=keep_float)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), keep_float=keep_float)
     realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
     with torch.no_grad():
         expected = simulate(graph, plan)(images)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import choose
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
 from fewbit.target import load_target
 from fewbit.verify import compare
+from planning import plan_for
 
 
 def test_a_dead_channel_keeps_its_bias_and_its_codes(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_dead_channel_keeps_its_bias_and_its_codes(tmp_path: Path) -> None:
         net[0].bias.copy_(torch.tensor([0.1, 3.0, -0.2, 0.3]))
     graph = capture(load_model(net, overrides={"input_size": (3, 8, 8)}))
     x = torch.randn(8, 3, 8, 8, generator=generator)
-    plan = choose(graph, observe(graph, [x]), load_target("ort-x86-vnni"), recipe_named("minmax"))
+    plan = plan_for(graph, observe(graph, [x]), load_target("ort-x86-vnni"), recipe_named("minmax"))
     out = simulate(graph, plan)(x)
     torch.testing.assert_close(out[:, 1], torch.full_like(out[:, 1], 3.0), rtol=0, atol=6 / 255 / 2 + 1e-6)
     realize(graph, plan, tmp_path / "model.onnx", opset=20)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fewbit.runtimes import OnnxRuntime
 from fewbit.search.latency import Work, measured, one_op, work_of
 from fewbit.target import load_target
-from fewbit.verify.runtimes import OnnxRuntime
 
 
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])

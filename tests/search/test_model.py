@@ -9,17 +9,18 @@ import onnx
 import pytest
 import torch
 
-from fewbit.choose import choose, parse_bits
+from fewbit.choose import parse_bits
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.execute.simulate import simulate
 from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
+from fewbit.runtimes import OnnxRuntime
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
 from fewbit.search.latency import Table, Work, cache_folder, one_op, table
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.search import found
 from fewbit.target import load_target
-from fewbit.verify.runtimes import OnnxRuntime
+from planning import context_for, plan_for
 
 VNNI = load_target("ort-x86-vnni")
 
@@ -30,14 +31,14 @@ def net(request):
 
 
 def model_of(net, edges="weights", target=VNNI):
-    return Model(net.graph, net.stats, target, RECIPES["mse"], name="mse", settings=Settings(edges), everything=True)
+    return Model(context_for(net.graph, net.stats, target, name="mse", everything=True), RECIPES["mse"], Settings(edges))
 
 
 def numbers(plan):
     """A plan without the records of how it was asked for."""
     choices = {k: (c.grid, c.qparams.scale.tolist(), None if c.codes is None else c.codes.tolist(), c.all_readers)
                for k, c in plan.choices.items()}  # fmt: skip
-    return choices, plan.integer_ops, {k: b.tolist() for k, b in plan.biases.items()}
+    return choices, plan.integer_ops, {k: b.values.tolist() for k, b in plan.biases.items()}
 
 
 def drawn(dimensions, seed):
@@ -55,7 +56,7 @@ def test_a_candidates_plan_is_the_one_that_choose_makes_from_its_file(net, edges
         path = tmp_path / f"{seed}.json"
         widths = {"weights": 8, "activations": 8, "widths": dict(bits.ops), "float": list(bits.floats)}
         path.write_text(json.dumps(widths))
-        plan = choose(net.graph, net.stats, VNNI, RECIPES["mse"], name="mse", bits=parse_bits(str(path)), everything=True)
+        plan = plan_for(net.graph, net.stats, VNNI, RECIPES["mse"], name="mse", bits=parse_bits(str(path)), everything=True)
         assert numbers(model.plan(bits)) == numbers(plan)
         assert not set(bits.floats) & set(plan.integer_ops)
 
@@ -109,7 +110,7 @@ def test_an_op_that_is_slower_in_integers_stays_float_by_itself(vit):
     times = made_up(model, lambda name: 3.0 if name.endswith(("qk", "pv")) else 1.0)
     problem = found(model, Loss(vit.graph, [vit.images], None), times, {})
     assert sorted(problem.always) == ["blocks.0.pv", "blocks.0.qk"]
-    plan = choose(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start), everything=True)
+    plan = plan_for(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start), everything=True)
     assert not set(problem.always) & set(plan.integer_ops)
     count = sum(1 for op in vit.graph.ops if op.name in plan.integer_ops)
     assert times(problem.always) == 100.0 - count
@@ -127,9 +128,9 @@ def test_what_stands_between_codes_and_real_numbers_is_counted_once(conv_net):
     reads, and both that the addition reads (every reader of what a convolution reads takes the codes)."""
     model = model_of(conv_net)
     times = made_up(model, lambda name: 1.0)
-    kinds = [w.kind for w in times.boundary(model.kept(()))]
+    kinds = [w.kind for w in times.boundary(model.with_floats(()))]
     assert kinds == ["quantize"]
-    kinds = sorted(w.kind for w in times.boundary(model.kept(("depth",))))
+    kinds = sorted(w.kind for w in times.boundary(model.with_floats(("depth",))))
     assert kinds == ["dequantize"] * 3 + ["quantize"] * 3
 
 
@@ -145,8 +146,8 @@ def test_a_budget_of_milliseconds_gives_every_op_the_choice(vit):
 
 
 def test_a_recipe_that_looks_at_ops_is_refused(vit):
-    with pytest.raises(FewbitError, match="minmax, percentile, mse, kl"):
-        Model(vit.graph, vit.stats, VNNI, RECIPES["liu2021"], name="liu2021")
+    with pytest.raises(FewbitError, match="mse, minmax, percentile, kl"):
+        Model(context_for(vit.graph, vit.stats, VNNI, name="liu2021"), RECIPES["liu2021"])
 
 
 # the table ----------------------------------------------------------------------------------------------------------

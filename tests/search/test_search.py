@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app
 from fewbit.files import read_json
+from fewbit.runtimes import runtime_names
 from fewbit.verify.bench import paired
-from fewbit.verify.runtimes import runtime_names
 
 MODEL = """
 import torch
@@ -53,7 +53,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=needs_openvino)])
 def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, monkeypatch, target):
     for module in ("search.judge", "search.latency", "search.search", "verify.bench"):
-        monkeypatch.setattr(sys.modules[f"fewbit.{module}"], "paired", lambda calls, *_: paired(calls, 0.001, 2))
+        monkeypatch.setattr(importlib.import_module(f"fewbit.{module}"), "paired", lambda calls, *_: paired(calls, 0.001, 2))
     monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     asked = ["search", f"{place / 'net.py'}:model", "--images", str(place / "images"), "--target", target]

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
+import json
 
 import pytest
 import torch
 from bench.integer_arithmetic import weighted_codes
 from torch import nn
 
-from fewbit.choose import Bits, choose
+from fewbit.choose import Bits
 from fewbit.core.grid import Grid
+from fewbit.core.values import SharedWith
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target, rule_of
 from fewbit.target.allowed import allowed
 from fewbit.target.shapes import sizes
-from fewbit.target.spec import HERE, Target
+from fewbit.target.spec import Target
 from fewbit.target.sums import narrowed_pair
+from planning import plan_for
 
 CONVS = ("stem", "side", "widen", "narrow")
 
 
 def edited(name: str, **changes: object) -> Target:
     """A shipped target with fields of its `conv` entry changed; `first` is an entry in front of all, `types` more types."""
-    data = tomllib.loads((HERE / f"{name}.toml").read_text())
+    data = json.loads(load_target(name).model_dump_json(by_alias=True))
     data["types"] |= changes.pop("types", {})
     first = changes.pop("first", None)
     for rule in data["op"]:
@@ -77,7 +79,7 @@ X6 = {"x6": {"bits": 6, "signed": False, "symmetric": False}}
 def test_of_several_entries_the_first_that_fits_is_taken(conv_net, mixed_net):
     target = edited("ort-x86-vnni", first=FIRST, types=X6)
     graph = mixed_net.graph
-    plan = choose(graph, mixed_net.stats, target, RECIPES["minmax"], bits=Bits(6, 6))
+    plan = plan_for(graph, mixed_net.stats, target, RECIPES["minmax"], bits=Bits(6, 6))
     grids = {name: choice.grid for name, choice in plan.choices.items()}
     rule = rule_of(graph, target, graph.op("stem"), grids)
     assert rule is not None
@@ -95,6 +97,8 @@ def test_a_group_has_the_step_of_all_that_was_seen_of_it(mixed_net):
     joined = next(group for group in answer.shared if "concat:output" in group)
     assert {"stem:output", "maxpool:output", "side:output", "concat:output"} <= set(joined)
     largest = max(max(-mixed_net.stats.sites[n].low, mixed_net.stats.sites[n].high) for n in joined)
+    for name in joined:
+        assert plan.choices[name].source == SharedWith(tuple(other for other in joined if other != name))
     grid = plan.choices["concat:output"].grid
     assert float(plan.choices["concat:output"].qparams.scale) == pytest.approx(largest / grid.high, rel=1e-6)
 
@@ -109,7 +113,7 @@ def test_no_input_overflows_the_accumulator_of_a_plan(net, recipe, request):
     warned = {r.site for r in plan.fallbacks if r.actual == "sums that may leave them"}
     for op in weighted:
         weight, read = plan.choices[op.operands["weight"]], plan.choices[op.operands["input"]].grid
-        bias = plan.choices.get(op.operands.get("bias", ""))
+        bias = plan.biases[op.name].integer if op.name in plan.biases else None
         start = torch.zeros(len(weight.codes)) if bias is None else bias.codes.double()
         rule = rule_of(net.graph, target, op, {name: c.grid for name, c in plan.choices.items()})
         rows = weight.codes.flatten(1).int()
@@ -153,7 +157,7 @@ class Wide(nn.Module):
 def test_a_channel_that_would_overflow_has_a_larger_step(capture_net):
     net = capture_net(Wide())
     plan = net.plan("npu-int16")
-    weight, bias = plan.choices["conv:weight"], plan.choices["conv:bias"]
+    weight, bias = plan.choices["conv:weight"], plan.biases["conv"].integer
     sums = weight.codes.int().flatten(1).abs().sum(1) * plan.choices["conv:input"].grid.largest + bias.codes.abs()
     assert bool((sums <= 32767).all())
     assert float(sums.max()) > 0.8 * 32767  # and no larger than it has to be

@@ -13,8 +13,7 @@ from onnx import numpy_helper
 
 from fewbit.cli.app import fail_on_wrong
 from fewbit.errors import FewbitFailed
-from fewbit.pipeline import quantize
-from fewbit.run import THIS_MACHINE, Run
+from fewbit.run import Run, quantize
 from fewbit.target import load_target, target_names
 from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
@@ -202,7 +201,7 @@ def test_no_source_names_a_target():
 
 @pytest.mark.parametrize("target", ["float", "tensorrt"])
 def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
-    result = quantize(mixed_net.module, mixed_net.images, target=target, preprocess={"input_size": (3, 8, 8)}, seconds=0.01)
+    result = quantize(mixed_net.module, mixed_net.images, target=target, input_size=(3, 8, 8), seconds=0.01)
     stood_in = [fallback for fallback in result.plan.fallbacks if fallback.requested == "tensorrt"]
     assert [fallback.actual for fallback in stood_in] == (["onnxruntime"] if target == "tensorrt" else [])
     assert not result.checks.wrong
@@ -211,11 +210,11 @@ def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net
 
 @pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx2"})])
 def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, monkeypatch):
-    monkeypatch.setattr("fewbit.pipeline.processor_flags", lambda: flags)
+    monkeypatch.setattr("fewbit.stages.choose.processor_flags", lambda: flags)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    options = {"preprocess": {"input_size": (3, 8, 8)}, "seconds": 0.01}
+    options = {"input_size": (3, 8, 8), "seconds": 0.01}
     result = quantize(mixed_net.module, mixed_net.images, target="ort-x86-avx2", **options)
-    said = [fallback.requested for fallback in result.plan.fallbacks if fallback.site == THIS_MACHINE]
+    said = [fallback.requested for fallback in result.plan.fallbacks if fallback.kind == "machine"]
     assert said == ([] if flags else ["x86_64 with avx2"])
     with pytest.raises(FewbitFailed) as failed:
         fail_on_wrong({"codes_wrong": 3, "worst_site": "stem:output"}, result.report)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.target import detect, load_target, target_names
 from fewbit.target.allowed import allowed
 from fewbit.target.lines import line_of
-from fewbit.target.spec import HERE, Accumulator, Limit, OpRule, Shape, Target, Type
+from fewbit.target.load import HERE
+from fewbit.target.spec import Accumulator, Limit, OpRule, Shape, Target, Type
 
-SHIPPED = (HERE / "ort-x86-avx2.toml").read_text(encoding="utf-8")
+WHOLE = Path(__file__).with_name("whole.toml")  # ort-x86-avx2 written out, as it was before a file could extend another
+SHIPPED = WHOLE.read_text(encoding="utf-8")
 
 
 def planted(tmp_path, old: str, new: str, nth: int = 1) -> tuple[str, int]:
-    """A copy of a shipped target with the nth `old` replaced, and the line of `new`."""
+    """A copy of a whole target file with the nth `old` replaced, and the line of `new`."""
     parts = SHIPPED.split(old)
     assert len(parts) > nth
     before = old.join(parts[:nth])
@@ -81,6 +85,106 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path, old, new, nth, says):
 def test_a_type_that_does_not_exist_is_named_with_those_that_do(tmp_path, old, new, nth, says):
     path, line = planted(tmp_path, old, new, nth)
     with pytest.raises(BadFile, match=rf"line {line}: {says}; there are a8, b32, p8, w7, w8"):
+        load_target(path)
+
+
+BASE = """\
+schema = 1
+name = "base"
+about = "a target to extend"
+runtime = "other"
+[types.a8]
+bits = 8
+signed = true
+[types.w8]
+bits = 8
+signed = true
+granularity = "channel"
+[[op]]
+kind = ["linear", "conv"]
+operands = { input = ["a8"], weight = ["w8"] }
+[[op]]
+kind = "matmul"
+operands = { query = ["a8"], key = ["a8"] }
+"""
+OWN = """\
+schema = 1
+extends = "base.toml"
+name = "mine"
+about = "changed"
+"""
+
+
+def written(tmp_path, own: str, base: str = BASE) -> str:
+    (tmp_path / "base.toml").write_text(base)
+    (tmp_path / "mine.toml").write_text(own)
+    return str(tmp_path / "mine.toml")
+
+
+def test_a_shipped_target_that_extends_another_is_the_one_written_out():
+    assert load_target("ort-x86-avx2").model_dump() == load_target(str(WHOLE)).model_dump()
+    assert load_target("ort-x86-avx2").fingerprint() == load_target(str(WHOLE)).fingerprint()
+
+
+def test_a_file_replaces_fields_types_and_kinds_of_the_one_that_it_extends(tmp_path):
+    own = (
+        OWN
+        + """\
+opset = 21
+remove = ["matmul"]
+[types.w4]
+bits = 4
+signed = true
+granularity = "channel"
+[[op]]
+kind = "linear"
+operands = { weight = ["w4"] }
+[[op]]
+kind = "linear"
+operands = { input = ["a8"], weight = ["w8"] }
+[[op]]
+kind = "add"
+operands = { left = ["a8"] }
+"""
+    )
+    target = load_target(written(tmp_path, own))
+    assert (target.name, target.about, target.runtime, target.opset) == ("mine", "changed", "other", 21)
+    assert [(rule.kind, dict(rule.operands)) for rule in target.op] == [
+        ("linear", {"weight": ("w4",)}),
+        ("linear", {"input": ("a8",), "weight": ("w8",)}),
+        ("conv", {"input": ("a8",), "weight": ("w8",)}),
+        ("add", {"left": ("a8",)}),
+    ]
+    assert set(target.types) == {"a8", "w8", "w4"}
+    lone = OWN + 'remove = ["linear", "conv"]\n'
+    assert set(load_target(written(tmp_path, lone)).types) == {"a8"}  # w8 has no reader left
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "file", "at", "says"),
+    [
+        (OWN.replace("base.toml", "ort-x86-vni"), BASE, "mine", "extends", "'ort-x86-vni'; did you mean ort-x86-vnni"),
+        (OWN.replace("base.toml", "gone.toml"), BASE, "mine", "extends", "no target 'gone.toml'; there are arm-int7"),
+        (OWN.replace("base.toml", "mine.toml"), BASE, "mine", "extends", "'mine.toml' extends this file"),
+        (OWN, BASE.replace("name", 'extends = "mine.toml"\nname', 1), "base", "extends", "'mine.toml' extends this file"),
+        (OWN + 'remove = ["pool"]', BASE, "mine", "remove", "base has no op 'pool'; it has linear, conv, matmul"),
+        (OWN.replace("extends", "remove"), BASE, "mine", "remove", "remove lists kinds of op"),
+        (OWN + "extend = 3", BASE, "mine", "extend =", "extend: Extra inputs .*did you mean extends"),
+        (OWN.replace("about", "abuot"), BASE, "mine", "schema", "about: Field required"),
+        (OWN, BASE.replace('key = ["a8"]', 'key = ["a9"]'), "base", "key", "op matmul: operand key names type 'a9'"),
+        (OWN, BASE.replace("bits = 8", "bits = 40", 1), "base", "bits = 40", "types.a8.bits: .*less than or equal to 32"),
+        (OWN + '[[op]]\nkind = "conv"\noperands = {}\nruns = 3', BASE, "mine", "runs = 3", "op.1.runs"),
+        (OWN + 'fuse = ["qattention"]', BASE, "mine", "fuse", "other has no fused operator 'qattention'"),
+        (OWN + "[[op]]\nkind = []", BASE, "mine", "kind = ", "kind is a name, or a list of names"),
+        (OWN + "op = 3", BASE, "mine", "op = 3", "op: each has a table of its own"),
+        (OWN + "types = 3", BASE, "mine", "types = 3", "types: each has a table of its own"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_extended_file_is_named_with_the_file_and_line_that_say_it(tmp_path, own, base, file, at, says):
+    path = written(tmp_path, own, base)
+    lines = (tmp_path / f"{file}.toml").read_text().splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if at in text)
+    with pytest.raises(BadFile, match=rf"{file}\.toml, line {line}: .*{says}"):
         load_target(path)
 
 
@@ -180,6 +284,15 @@ def test_the_example_of_the_documentation_loads_and_is_obeyed(tmp_path, mixed_ne
         "head": "linear on my-chip: outputs is 4, the kernel needs a multiple of 8",
     }
     assert sorted(answer.shared[0]) == sorted(f"{name}:output" for name in ("stem", "maxpool", "side", "concat", "narrow"))
+
+
+def test_the_extended_example_of_the_documentation_is_its_base_but_for_one_kind(tmp_path):
+    path = tmp_path / "vnni-attention.toml"
+    path.write_text(DOCS.read_text(encoding="utf-8").split("```toml\n")[2].split("```")[0], encoding="utf-8")
+    target, base = load_target(str(path)), load_target("ort-x86-vnni")
+    assert [rule for rule in target.op if rule.kind != "matmul"] == [rule for rule in base.op if rule.kind != "matmul"]
+    assert [rule.runs for rule in target.rules("matmul")] == ["integer"]
+    assert (target.types, target.requires, target.fuse) == (base.types, base.requires, base.fuse)
 
 
 def test_the_message_of_the_documentation_is_the_one_that_is_given(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.errors import BadFile, UnknownName
+from fewbit.runtimes import runtime_names
 from fewbit.verify.bench import loads
-from fewbit.verify.runtimes import runtime_names
 
 MB = 2**20
 

@@ -1,30 +1,15 @@
-"""Every way to name a model, and torch.export with a dynamic batch.
-
-demo                 the small vision transformer that fewbit ships
-demo:resnet20        a small convolutional network for the same images
-demo:mobilenet       one with depthwise convolutions
-vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
-hf:google/vit-base-patch16-224    a Hugging Face name or folder
-path/model.pt2       an exported program (torch.export.save)
-path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD of the file are its preprocessing
-"""
+"""torch.export with a dynamic batch, and the exported program as a graph module: one tensor in, one tensor out."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib.util
 import io
-import json
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,26 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fewbit.capture.canonicalize import writes_through_views
-from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
-
-DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
-FORMS = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.pt2 or file.py:function"
-MODEL = f"MODEL is {FORMS}."
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config."""
-
-    ref: str
-    program: ExportedProgram
-    record: Mapping[str, Any] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return tuple(self.record["input_size"])
-
+from fewbit.errors import BadModel
 
 WRAPPER = "_fewbit_model"  # where FirstTensor keeps the module; sites.path_of takes it out of the names again
 OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
@@ -85,31 +51,6 @@ def one_tensor(out: Any) -> Tensor:
     return tensors[0]
 
 
-def load_model(
-    ref: str | nn.Module | ExportedProgram,
-    *,
-    weights: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Loaded:
-    """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
-
-    `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...).
-    """
-    if isinstance(ref, ExportedProgram):
-        return _from_program(ref, "exported program", overrides)
-    if isinstance(ref, nn.Module):
-        return _from_module(ref, type(ref).__name__, overrides)
-    if ref in DEMOS:
-        return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
-    if ref.endswith(".pt2"):
-        return _from_pt2(Path(ref), overrides)
-    if re.search(r"\.py:\w+$", ref):
-        return _from_file(ref, overrides, ref=ref)
-    if ref.startswith("hf:"):
-        return _from_hf(ref, overrides)
-    return _from_timm(ref, weights, overrides)
-
-
 def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
     """The exported program of a module that takes (batch, channels, height, width), the batch dynamic.
 
@@ -118,13 +59,13 @@ def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProg
     example = torch.zeros(2, *input_shape)
     shapes = ({0: Dim("batch", min=1, max=65536)},)
     try:
-        with _quiet(), _evaluating(module), torch.no_grad():
+        with quiet(), _evaluating(module), torch.no_grad():
             whole = module if isinstance(module(example), Tensor) else FirstTensor(module).eval()
             return torch.export.export(whole, (example,), dynamic_shapes=shapes)
     except Exception as error:
         shape = ", ".join(map(str, input_shape))
         raise BadModel(
-            f"{type(module).__name__} cannot be exported for input (batch, {shape}): {_reason(error)} "
+            f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(error)} "
             "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
         ) from error
 
@@ -134,7 +75,7 @@ def graph_module(program: ExportedProgram) -> GraphModule:
 
     A fresh copy of the graph; the tensors are the program's.
     """
-    with _quiet():
+    with quiet():
         if writes_through_views(program.graph):
             program = program.run_decompositions({})  # nothing is decomposed, writes are made explicit
         module = program.module(check_guards=False)
@@ -157,172 +98,7 @@ def fingerprint(program: ExportedProgram) -> str:
     return digest.hexdigest()
 
 
-def _from_module(
-    module: nn.Module, ref: str, overrides: Mapping[str, Any] | None, record: Mapping[str, Any] | None = None
-) -> Loaded:
-    fields = {**(_timm_record(module) if record is None else record), **(overrides or {})}
-    if "input_size" not in fields:
-        raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
-    _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
-    fields["input_size"] = tuple(fields["input_size"])
-    classes = tuple(fields.pop("classes", ()))
-    return Loaded(ref, export(module, fields["input_size"]), fields, classes)
-
-
-def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
-    names = program.graph_signature.user_inputs
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    shapes = [tuple(getattr(i, "shape", ())) for i in inputs]
-    if len(inputs) != 1 or len(shapes[0]) != 4:
-        raise BadModel(f"{ref} takes {shapes}; one input (batch, channels, height, width) is allowed.")
-    parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
-    _check_values(ref, parameters, {**program.state_dict, **program.constants})
-    batch, *shape = shapes[0]
-    if isinstance(batch, int):
-        raise BadModel(
-            f"{ref} was exported with a fixed batch of {batch}. Export it with a dynamic one: "
-            "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))."
-        )
-    if not all(isinstance(n, int) for n in shape):
-        raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
-    asked = (overrides or {}).get("input_size")
-    if asked is not None and tuple(asked) != tuple(shape):
-        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
-    return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
-
-
-def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
-    """Parameters are finite, buffers are no NaN; a mask may be infinite."""
-    for name, tensor in {**buffers, **parameters}.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            continue
-        if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
-            raise BadValues(f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized.")
-
-
-def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
-    if not path.is_file():
-        raise BadFile(f"{path} does not exist. {MODEL}")
-    try:
-        with _quiet():
-            program = torch.export.load(path)
-    except Exception as error:
-        raise BadFile(
-            f"{path} is not a readable exported program: {_reason(error)} Write it with torch.export.save."
-        ) from error
-    sidecar = path.with_suffix(".json")
-    record: dict[str, Any] = {}
-    if sidecar.is_file():
-        try:
-            record = json.loads(sidecar.read_text())
-        except ValueError as error:
-            raise BadFile(f"{sidecar} is not JSON ({error}); it may hold mean, std, interpolation, crop_pct.") from error
-    return _from_program(program, str(path), {**record, **(overrides or {})})
-
-
-def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
-    name, _, function = spec.rpartition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
-    python = _imported(path)
-    if not hasattr(python, function):
-        found = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
-        raise UnknownName(f"function in {path.name}", function, found)
-    try:
-        net = getattr(python, function)()
-    except Exception as error:
-        raise BadModel(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(net, nn.Module):
-        raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
-    record: dict[str, Any] = _timm_record(net)
-    shared = {"input_size": "INPUT_SIZE", "mean": "MEAN", "std": "STD", "classes": "CLASSES"}
-    given = {field: getattr(python, constant) for field, constant in shared.items() if hasattr(python, constant)}
-    if "input_size" in given:  # the file's own record: the whole image, bicubic, no crop
-        record = {"interpolation": "bicubic", "resize": "squash", "antialias": False, "crop_pct": 1.0}
-    return _from_module(net, ref, overrides, {**record, **given})
-
-
-def _imported(path: Path) -> ModuleType:
-    """A Python file as a module that is in sys.modules (dataclasses look there); its folder is searched meanwhile."""
-    spec = importlib.util.spec_from_file_location(f"_fewbit_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = python
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(python)
-    except Exception as error:
-        raise BadModel(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return python
-
-
-def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
-    try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-    except ImportError as error:
-        raise BadModel("hf: models need the transformers package: pip install 'fewbit[hf]'.") from error
-    name = ref.removeprefix("hf:")
-    try:
-        config = AutoConfig.from_pretrained(name)
-        net = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name).to_dict()
-    except Exception as error:
-        raise BadModel(
-            f"{ref} cannot be loaded: {_reason(error)} Give a folder with config.json and model.safetensors."
-        ) from error
-    size = processor.get("crop_size") or processor.get("size") or {}
-    side = size.get("height", size.get("shortest_edge", getattr(config, "image_size", 224)))
-    resized = processor.get("size", {}).get("shortest_edge")
-    record = {
-        "input_size": (3, side, size.get("width", side)),
-        "mean": tuple(processor.get("image_mean", (0.5,) * 3)),
-        "std": tuple(processor.get("image_std", (0.5,) * 3)),
-        "interpolation": {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 2), "bilinear"),
-        "resize": "center" if resized else "squash",
-        "crop_pct": side / resized if resized else 1.0,
-    }
-    return _from_module(net, ref, overrides, record)
-
-
-def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
-    import timm
-
-    base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
-    if (plain := base.split(".")[0]) not in names:
-        near = difflib.get_close_matches(plain, [*DEMOS, *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
-        if near:
-            raise UnknownName("model", plain, near, MODEL)
-        kinds = (*DEMOS, "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
-        raise UnknownName("model", ref, kinds)
-    try:
-        if weights is None:
-            net = timm.create_model(base, pretrained=True)
-        else:
-            from safetensors.torch import load_file
-
-            net = timm.create_model(base, pretrained=False)
-            net.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
-    except Exception as error:
-        hint = f"Is {weights} for {base}?" if weights else "Give the weights as a file: --weights model.safetensors."
-        raise BadModel(f"timm cannot load {ref}: {_reason(error)} {hint}") from error
-    return _from_module(net, ref, overrides)
-
-
-def _timm_record(module: nn.Module) -> dict[str, Any]:
-    """Preprocessing as timm's pretrained config gives it; empty for a module that has none."""
-    config = getattr(module, "pretrained_cfg", None)
-    if not isinstance(config, Mapping) or not config.get("input_size"):
-        return {}
-    import timm.data
-
-    return dict(timm.data.resolve_data_config({}, model=module))
-
-
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first informative line of an exception and, where it says so, the line of the model; without its stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400].rstrip(". ")
@@ -334,7 +110,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what torch.export prints about its own internals; the MHA fast path is not exportable."""
     fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)

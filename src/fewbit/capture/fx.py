@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -119,6 +119,24 @@ def back_through(node: Node, through: Collection[Callable[..., Any]]) -> Iterato
     while is_call(node, *through) and isinstance(node.args[0], Node):
         node = node.args[0]
         yield node
+
+
+def between(outputs: Iterable[Node], inner: Iterable[Node]) -> tuple[list[Node], list[Node]]:
+    """The nodes from `inner` on that lead to `outputs`, in order, and the nodes elsewhere whose values they read."""
+    outputs, starts = list(outputs), set(inner)
+    order = list(outputs[0].graph.nodes)
+    after = set(starts)
+    for node in order:
+        if any(read in after for read in node.all_input_nodes):
+            after.add(node)
+    wanted = set(outputs)
+    for node in reversed(order):
+        if node in wanted and node in after:
+            wanted |= set(node.all_input_nodes)
+    nodes = [node for node in order if node in wanted and node in after]
+    inside = set(nodes)
+    reads = [read for node in nodes for read in node.all_input_nodes if read not in inside and not is_constant(read)]
+    return nodes, list(dict.fromkeys(reads))
 
 
 def finish(module: GraphModule) -> GraphModule:

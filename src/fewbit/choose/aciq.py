@@ -8,10 +8,8 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import lambertw
 
-from fewbit.choose.ranges import Samples
+from fewbit.choose.range_method import Samples
 from fewbit.core.grid import Grid, QParams, qparams_from_range
 
 Prior = Literal["laplace", "gauss"]
@@ -29,10 +27,14 @@ def clipping_factor(prior: Prior, bits: int, one_sided: bool = False) -> float:
         raise ValueError(f"1 bit at least, not {bits}")
     bins = 4.0 ** (bits + one_sided)
     if prior == "laplace":
+        from scipy.special import lambertw  # scipy takes half a second, and only this method needs it
+
         return float(lambertw(3 * bins).real)
 
     def slope(a: float) -> float:
         return a * math.erfc(a / math.sqrt(2)) - math.sqrt(2 / math.pi) * math.exp(-a * a / 2) + a / (3 * bins)
+
+    from scipy.optimize import brentq
 
     return float(brentq(slope, 1e-3, 20.0, xtol=1e-12))
 

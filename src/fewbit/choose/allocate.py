@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
-from torch import Tensor
+import torch
 
-from fewbit.capture.units import Unit, units
-from fewbit.choose.choose import choose
+from fewbit.capture.structure import Module, modules
+from fewbit.choose.context import Context
 from fewbit.choose.frontier import Frontier, frontier
+from fewbit.choose.ranges import Ranges
 from fewbit.choose.recipe import Recipe
 from fewbit.choose.sensitivity import Sensitivity
 from fewbit.core.bits import Bits, Mixed
-from fewbit.core.values import Fallback, Graph, Json
+from fewbit.core.values import Fallback, Graph, Json, PassLog
 from fewbit.errors import FewbitError
-from fewbit.execute.samples import ChannelSample
-from fewbit.observe.stats import Stats
-from fewbit.target.allowed import allowed, widest
+from fewbit.target.allowed import widest
 from fewbit.target.spec import Target
 
 KEPT = 2000  # points of the frontier that a plan keeps
@@ -27,93 +25,92 @@ KEPT = 2000  # points of the frontier that a plan keeps
 
 @dataclass(frozen=True)
 class Allocation:
-    """The widths, what a plan keeps of how they were found (JSON), and the candidates that the target has no integers for."""
+    """The widths, the log of how they were found, and the candidates that the target has no integers for."""
 
     bits: Bits
-    record: Json
+    log: PassLog
     fallbacks: tuple[Fallback, ...]
 
 
-def allocate(
-    graph: Graph,
-    stats: Stats,
-    target: Target,
-    recipe: Recipe,
-    mixed: Mixed,
-    batch: Tensor,
-    *,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    progress: Callable[[str], None] = lambda unit: None,
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
-) -> Allocation:
+def allocate(context: Context, mixed: Mixed, recipe: Recipe) -> Allocation:
     """The widths with the smallest sum of losses whose weights take no more bytes than `mixed.mean` bits each.
 
-    Units are attention modules, MLPs, and every other op by itself; their losses are those of `recipe.sensitivity` on a batch
-    of calibration images, with the recipe's ranges and rounding but without its search. Raises FewbitError where no candidate
-    fits the target or the budget.
+    Modules are attention, MLPs, and every other op by itself; their losses are those of `recipe.sensitivity` on some
+    calibration images, with the recipe's ranges and nearest codes. Raises FewbitError where no candidate fits the target or
+    the budget.
     """
-    integer = set(allowed(graph, target, keep_float=keep_float, everything=everything).integer_ops)
-    found = [replace(u, ops=kept) for u in units(graph) if (kept := tuple(op for op in u.ops if op in integer))]
+    graph, target, integer = context.graph, context.target, set(context.allowed.integer_ops)
+    found = [replace(u, ops=members) for u in modules(graph) if (members := tuple(op for op in u.ops if op in integer))]
     options = {u.name: [b for b in mixed.candidates if b <= _widest(graph, target, u)] for u in found}
-    fallbacks = []
-    for unit in found:
-        if not options[unit.name]:
-            raise FewbitError(
-                f"--bits {mixed}: {target.name} has no integers wider than {_widest(graph, target, unit)} bits for "
-                f"{unit.name}; give narrower candidates, as in --bits mixed:6.0:4,5,6,7,8."
-            )
-        if len(options[unit.name]) < len(mixed.candidates):
-            asked = f"{', '.join(str(b) for b in mixed.candidates if b not in options[unit.name])} bits as candidates"
-            why = f"{target.name} has no integers wider than {_widest(graph, target, unit)} bits"
-            fallbacks.append(Fallback(unit.name, asked, f"at most {options[unit.name][-1]}", why, _share(graph, unit)))
+    fallbacks = [_fewer(context, mixed, u, options[u.name]) for u in found if len(options[u.name]) < len(mixed.candidates)]
     tried = sorted({b for widths in options.values() for b in widths})
-    plain = replace(recipe, search=None, correction=None, then=None, joint=None, tune=None, rebuild=None)
-    plans = {
-        b: choose(graph, stats, target, plain, bits=Bits(b, b), keep_float=keep_float, everything=everything, channels=channels)
-        for b in tried
-    }
-    measured = recipe.sensitivity(graph, found, plans, batch, progress)
-    weights = [_weights(graph, unit) for unit in found]
+    ranges = ranges_of(recipe)
+    uniform = {b: replace(context, bits=Bits(b, b), progress=lambda site: None) for b in tried}
+    plans = {b: ranges(one.start(), one) for b, one in uniform.items()}
+    batch = torch.cat(list(context.images))[: recipe.sensitivity.images]
+    measured = recipe.sensitivity(graph, found, plans, batch, context.progress)
+    weights = [_weights(graph, module) for module in found]
     points = frontier(
-        [[n * b for b in options[s.unit.name]] for n, s in zip(weights, measured, strict=True)],
-        [[s.losses[b] for b in options[s.unit.name]] for s in measured],
+        [[n * b for b in options[s.module.name]] for n, s in zip(weights, measured, strict=True)],
+        [[s.losses[b] for b in options[s.module.name]] for s in measured],
     )
     budget = math.floor(sum(weights) * mixed.mean)
     place = points.best(budget)
     chosen = {u.name: options[u.name][k] for u, k in zip(found, points.picks[place], strict=True)}
-    ops = {op: chosen[u.name] for u in found for op in u.ops}
-    record = {
+    summary = {
         "mean": mixed.mean,
-        "sensitivity": repr(recipe.sensitivity),
         "budget_bytes": -(-budget // 8),
         "candidates": list(mixed.candidates),
-        "units": [_row(s, n, chosen[s.unit.name]) for s, n in zip(measured, weights, strict=True)],
         "uniform": _uniform(measured, weights, tried, options),
         "frontier": _points(points, found, options, sum(weights), place),
         "frontier_points": len(points.sizes),
     }
-    middle = round(mixed.mean)
-    return Allocation(Bits(middle, middle, ops, asked=str(mixed)), record, tuple(fallbacks))
+    rows = tuple(_row(s, n, chosen[s.module.name]) for s, n in zip(measured, weights, strict=True))
+    ops, middle = {op: chosen[u.name] for u in found for op in u.ops}, round(mixed.mean)
+    log = PassLog("mixed precision", repr(recipe.sensitivity), rows, summary)
+    return Allocation(Bits(middle, middle, ops, asked=str(mixed)), log, tuple(fallbacks))
 
 
-def _widest(graph: Graph, target: Target, unit: Unit) -> int:
-    return min(widest(target, graph.op(op).kind) for op in unit.ops)
+def ranges_of(recipe: Recipe) -> Ranges:
+    """The ranges that a recipe begins with."""
+    first = recipe.passes[0] if recipe.passes else None
+    start = getattr(first, "start", first)
+    if not isinstance(start, Ranges):
+        raise FewbitError("--bits mixed: needs a recipe that begins with ranges.")
+    return start
 
 
-def _share(graph: Graph, unit: Unit) -> float:
-    return sum(graph.op(op).macs for op in unit.ops) / max(graph.macs, 1)
+def _fewer(context: Context, mixed: Mixed, module: Module, allowed: Sequence[int]) -> Fallback:
+    """The fallback for candidates that are too wide for a module. Raises FewbitError where none is left."""
+    graph, target = context.graph, context.target
+    widest_bits = _widest(graph, target, module)
+    if not allowed:
+        raise FewbitError(
+            f"--bits {mixed}: {target.name} has no integers wider than {widest_bits} bits for {module.name}; give narrower "
+            "candidates, as in --bits mixed:6.0:4,5,6,7,8."
+        )
+    requested = f"{', '.join(str(b) for b in mixed.candidates if b not in allowed)} bits as candidates"
+    why = f"{target.name} has no integers wider than {widest_bits} bits"
+    return Fallback(module.name, requested, f"at most {allowed[-1]}", why, _share(graph, module))
 
 
-def _weights(graph: Graph, unit: Unit) -> int:
-    sites = {graph.op(op).operands["weight"] for op in unit.ops if "weight" in graph.op(op).operands}
+def _widest(graph: Graph, target: Target, module: Module) -> int:
+    return min(widest(target, graph.op(op).kind) for op in module.ops)
+
+
+def _share(graph: Graph, module: Module) -> float:
+    return sum(graph.op(op).macs for op in module.ops) / max(graph.macs, 1)
+
+
+def _weights(graph: Graph, module: Module) -> int:
+    sites = {graph.op(op).operands["weight"] for op in module.ops if "weight" in graph.op(op).operands}
     return sum(math.prod(graph.site(site).shape) for site in sites)
 
 
 def _row(s: Sensitivity, weights: int, bits: int) -> dict[str, Json]:
     return {
-        "unit": s.unit.name,
-        "kind": s.unit.kind,
+        "module": s.module.name,
+        "kind": s.module.kind,
         "bits": bits,
         "weights": weights,
         "nuclear": s.nuclear,
@@ -124,7 +121,7 @@ def _row(s: Sensitivity, weights: int, bits: int) -> dict[str, Json]:
 def _uniform(
     measured: Sequence[Sensitivity], weights: Sequence[int], tried: Sequence[int], options: dict[str, list[int]]
 ) -> list[dict[str, Json]]:
-    """The points where all units have one width, for comparison."""
+    """The points where all modules have one width, for comparison."""
     everywhere = [b for b in tried if all(b in widths for widths in options.values())]
     return [
         {"bits": b, "bytes": -(-sum(weights) * b // 8), "loss": math.fsum(s.losses[b] for s in measured)} for b in everywhere
@@ -132,7 +129,7 @@ def _uniform(
 
 
 def _points(
-    points: Frontier, found: Sequence[Unit], options: dict[str, list[int]], weights: int, place: int
+    points: Frontier, found: Sequence[Module], options: dict[str, list[int]], weights: int, place: int
 ) -> list[dict[str, Json]]:
     """The frontier, smallest first; of a very long one every few points, and always the one that was taken."""
     step = -(-len(points.sizes) // KEPT)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fewbit.capture.sites import tensor_of
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import Context
+from fewbit.choose.headroom import headroom, real_weight
+from fewbit.choose.output_scores import times
+from fewbit.core.grid import QParams, fake, rowwise
+from fewbit.core.values import Choice, Graph, Op, PassLog, Plan
+from fewbit.execute.samples import OpSample
 
 
 @dataclass(frozen=True)
@@ -15,15 +25,39 @@ class OutputBias:
 
         b' = b - E[Ô - O]      so that the mean over the samples of each channel is that of the float op
 
-    Over images and tokens. With `each_round` a search corrects after each of its rounds as well, so that the next one scores
-    outputs without the error that is taken out in the end; otherwise once, after the search.
+    Over images and tokens. With `each_round` a search that has it corrects after each of its rounds as well, so that the next
+    one scores outputs without the error that is taken out in the end; otherwise once, after the search.
     """
 
     each_round: bool = True
 
-    def __call__(
+    def check(self, context: Context) -> None:
+        """Raises FewbitError where activations have many scales, BadImages without images."""
+        context.refuse_channel_scales(self)
+        context.need_samples()
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with the biases of all sampled ops corrected."""
+        builder = PlanBuilder(plan, context)
+        for op in builder.weighted_ops():
+            sample = context.samples.get(op.name)
+            if isinstance(sample, OpSample):
+                builder.correct(op.name, self.bias(context.graph, op, sample, builder.choices))
+        return builder.plan(PassLog("output bias", repr(self)))
+
+    def bias(self, graph: Graph, op: Op, sample: OpSample, choices: Mapping[str, Choice]) -> Float[Tensor, "c_out"]:
+        """The bias of an op after correction on its samples."""
+        read, weight = choices.get(op.operands["input"]), choices[op.operands["weight"]]
+        w, bias = weight_and_bias(graph, op)
+        rows = sample.rows.flatten(0, 1)
+        inputs = rows if sample.read is None else sample.read.flatten(0, 1)
+        inputs = inputs if read is None else fake(inputs, read.qparams, read.grid)
+        return self.corrected(times(rows, w), times(inputs, real_weight(weight)), bias)
+
+    def corrected(
         self, exact: Float[Tensor, "rows channels"], quantized: Float[Tensor, "rows channels"], bias: Float[Tensor, "channels"]
     ) -> Float[Tensor, "channels"]:
+        """The bias less the mean error of each channel."""
         error = (quantized.double() - exact.double()).mean(0)
         return (bias.double() - error).to(bias.dtype)
 
@@ -34,11 +68,29 @@ class WeightMean:
 
         ŵ' = ξ ŵ + mean w - ξ mean ŵ        ξ = std w / std ŵ with `variance`, else 1 (the released code's form)
 
-    No integer kernel has an offset for each channel of a weight. ξ goes into the step, exactly; the offset meets the sum of
+    No integer kernel has an offset for each channel of a weight. ξ goes into the scale, exactly; the offset meets the sum of
     what the weight is multiplied with, and its mean over the calibration images goes into the bias.
     """
 
     variance: bool = False
+
+    def check(self, context: Context) -> None:
+        """Raises BadImages without images."""
+        context.need_samples()
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with the means of all weights of sampled ops back, and with `variance` the spread of all weights."""
+        builder, graph = PlanBuilder(plan, context), context.graph
+        for op in builder.weighted_ops():
+            weight = builder.choices[op.operands["weight"]]
+            if self.variance and weight.grid.axis is not None:
+                builder.set(weight := self._rescaled(builder, op, weight))
+            sample = context.samples.get(op.name)
+            if isinstance(sample, OpSample):
+                w, bias = weight_and_bias(graph, op)
+                mean = sample.rows.flatten(0, 1).mean(0)
+                builder.correct(op.name, bias + self.offset(w, real_weight(weight)) * times(mean, torch.ones_like(w)))
+        return builder.plan(PassLog("weight mean", repr(self)))
 
     def ratio(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
         """ξ of each channel."""
@@ -52,15 +104,16 @@ class WeightMean:
         """What each channel lacks of its mean; `quantized` has been multiplied by ξ."""
         return (exact.double().mean(1) - quantized.double().mean(1)).float()
 
+    def _rescaled(self, builder: PlanBuilder, op: Op, weight: Choice) -> Choice:
+        w, _ = weight_and_bias(builder.graph, op)
+        ratio, scale = self.ratio(w, real_weight(weight)), weight.qparams.scale
+        site, grids = builder.graph.site(weight.site), builder.allowed.sites[weight.site]
+        smallest = headroom(builder.graph, site, builder.choices, grids).min_scale
+        scaled = (scale * rowwise(ratio, scale)).maximum(rowwise(smallest, scale))
+        return replace(weight, qparams=QParams(scaled, weight.qparams.zero))
 
-@dataclass(frozen=True)
-class LayerOutput:
-    """What is left of each output channel's error on all calibration rows, once its codes are known.
 
-        y' = g ŷ + b'        `gain`: g = cov(y, ŷ) / var(ŷ), which goes into the step;  `bias`: the means agree
-
-    y is the float output, ŷ that of the quantized layer on what the quantized model so far gives it to read.
-    """
-
-    bias: bool = True
-    gain: bool = True
+def weight_and_bias(graph: Graph, op: Op) -> tuple[Float[Tensor, "c_out m"], Float[Tensor, "c_out"]]:
+    """The float weight of an op as rows, and its bias; zeros where it has none."""
+    w = tensor_of(graph, graph.site(op.operands["weight"])).flatten(1)
+    return w, tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else torch.zeros(len(w))

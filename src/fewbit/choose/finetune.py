@@ -1,71 +1,108 @@
-"""Fine-tuning on a graph: the plan of a recipe, its weights and biases trained, and coded again (FDDA, section 3.3)."""
+"""FDDA's student: the weights and biases of the quantized model trained against the float model's answers (section 3.3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack, cast
+from typing import cast
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import argument, constant, is_constant
-from fewbit.choose.choose import Asked, Choosing, choosing
-from fewbit.choose.distill import Distill, Straight, cropped
-from fewbit.choose.recipe import Recipe
-from fewbit.choose.weights import codes_are_safe, finite, recoded
-from fewbit.core.grid import QParams
-from fewbit.core.values import Choice, Fallback, Graph, Json, Plan, flat_name
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import Context, LabelledImages
+from fewbit.choose.headroom import codes_are_safe, weight_of
+from fewbit.choose.soft_codes import straight
+from fewbit.core.values import Fallback, Graph, Json, PassLog, Plan, flat_name
+from fewbit.data.synthesize.fdda import Fdda
+from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
-from fewbit.execute.simulate import FakeQuant, simulate
-from fewbit.observe.stats import Stats
-from fewbit.target.spec import Target
+from fewbit.execute.executor import Executor
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Images (n, c, h, w) and their classes (n,), or None where only the float model's answers are known."""
+class Finetune:
+    """Fine-tuning of weights and biases on real and synthetic images together, from the float model's answers.
 
-    images: Tensor
-    labels: Tensor | None = None
+        L = alpha · T² · KL(softmax(float / T) ‖ softmax(quantized / T)) + CE(quantized, label)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def finetune(
-    graph: Graph,
-    stats: Stats,
-    target: Target,
-    recipe: Recipe,
-    real: LabelledImages | None,
-    made: LabelledImages | None,
-    *,
-    images: Iterable[Tensor] = (),
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda text: None,
-    **asked: Unpack[Asked],
-) -> Plan:
-    """The plan of a recipe whose weights and biases were trained on real images, synthetic ones, or both.
-
-    Raises BadImages where there are none, or where labels are asked for and missing.
+    Each iteration takes `batch` real and `batch` synthetic images, cropped to a random part of `real_crop` and `made_crop` of
+    their area, resized and mirrored at random. SGD with Nesterov's `momentum`, `lr` falling to 0 along half a cosine. The
+    scales of the plan stay; rounding passes gradients straight through. `images` makes the synthetic images, `pool` so many.
+    Labels are the float model's own answers, or with `loss` = `labels` those of the images. Defaults are the paper's.
     """
-    settings = recipe.tune
-    assert settings is not None
-    work = choosing(graph, stats, target, recipe, images=images, **asked)
-    start = replace(work, choices=dict(work.choices), fallbacks=list(work.fallbacks)).plan()
-    student = Student(graph, start)
-    record = train(student, graph, settings, [lot for lot in (real, made) if lot is not None], real, seed, progress)
-    refused = set_tuned(work, student)
-    work.fallbacks += refused
-    plan = work.plan()
-    return replace(plan, extra={**plan.extra, "tuned": {**record, "kept": [fallback.site for fallback in refused]}})
+
+    epochs: int = 350
+    iterations: int = 200
+    batch: int = 16
+    lr: float = 1e-6
+    momentum: float = 0.9
+    decay: float = 1e-4
+    alpha: float = 20.0
+    temperature: float = 20.0
+    ce: float = 1.0
+    real_crop: tuple[float, float] = (0.08, 1.0)
+    made_crop: tuple[float, float] = (0.5, 1.0)
+    loss: str = "kl"
+    images: Fdda = Fdda()
+    pool: int = 4096
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.iterations) < 0 or min(self.batch, self.pool) < 1 or self.loss not in ("kl", "labels"):
+            raise ValueError(f"counts of at least 1 and the loss kl or labels are allowed, not {self}")
+
+    @property
+    def steps(self) -> int:
+        """Iterations in all."""
+        return self.epochs * self.iterations
+
+    def in_steps(self, steps: int) -> Finetune:
+        """About so many iterations of the student, and as many of the generator before it."""
+        pool = min(self.pool, steps * self.batch)
+        return replace(self, epochs=1, iterations=steps, images=in_steps(self.images, steps), pool=pool)
+
+    def lr_at(self, step: int) -> float:
+        return 0.5 * self.lr * (1 + math.cos(math.pi * step / max(self.steps, 1)))
+
+    def check(self, context: Context) -> None:
+        """Raises BadImages without images or, where labels are the loss, without labels; FewbitError where there are groups."""
+        context.refuse_groups(self)
+        sets = _image_sets(context)
+        if not sets or not all(len(images) for images in sets):
+            raise BadImages("no images to fine-tune on; a few of each class are needed: --images DIR, or --images synthetic.")
+        if self.loss == "labels" and any(images.labels is None for images in sets):
+            raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with its weights and biases trained on real images, synthetic ones, or both, and coded again.
+
+        A weight whose new codes would not be safe in the accumulator keeps its old ones, which is a fallback. Raises BadValues
+        where the loss diverges.
+        """
+        self.check(context)
+        graph, builder = context.graph, PlanBuilder(plan, context)
+        student = Student(graph, plan)
+        record = train(student, context, self)
+        kept = set_tuned(builder, student, repr(self))
+        return builder.plan(PassLog("finetune", repr(self), summary={**record, "kept": kept}))
+
+    def loss_of(
+        self, taught: Float[Tensor, "b classes"], learnt: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]
+    ) -> Tensor:
+        """The loss of a batch of answers; KL is the mean over images."""
+        t = self.temperature
+        exact, found = (F.log_softmax(x / t, 1) for x in (taught, learnt))
+        kl = F.kl_div(found, exact, reduction="batchmean", log_target=True)
+        return self.alpha * t * t * kl + self.ce * F.cross_entropy(learnt, labels)
+
+
+SHORTER = Finetune(epochs=30, iterations=100, lr=1e-5, images=SHORT, pool=1024, real_crop=(0.5, 1.0))
 
 
 class Student(nn.Module):
-    """A simulation whose weights and biases are trained: the plan's grids and steps, rounding with a straight gradient.
+    """A plan whose weights and biases are trained: its grids and scales, rounding with a straight gradient.
 
     `weights` are real numbers, before training the float model's; `biases` begin as the plan's. The codes of an integer bias
     follow from it at the end and are too fine to matter meanwhile.
@@ -74,160 +111,120 @@ class Student(nn.Module):
     def __init__(self, graph: Graph, plan: Plan) -> None:
         super().__init__()
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        self._sites: dict[str, str] = {}
+        self._executor = Executor.of(graph, plan, read=straight)
+        self._choices = {flat_name(name): choice for name, choice in plan.choices.items() if choice.role == "weight"}
         self._ops: dict[str, str] = {}
-        module = simulate(graph, plan)
-        nodes = {node.name: node for node in module.graph.nodes}
-        for name, choice in plan.choices.items():
-            if choice.role == "weight":
-                self._open_weight(module, graph, nodes, choice)
-            elif choice.codes is None:
-                flat = flat_name(name)
-                fixed = cast(FakeQuant, getattr(module, flat))
-                setattr(module, flat, _Fake(fixed.qparams, fixed.grid))
+        for flat, choice in self._choices.items():
+            self.weights[flat] = nn.Parameter(weight_of(graph, graph.site(choice.site)).clone())
         for name in plan.integer_ops:
-            self._open_bias(module, graph, nodes, name)
-        module.graph.eliminate_dead_code()
-        module.delete_all_unused_submodules()
-        module.recompile()
-        self.module = module
+            if "weight" in graph.op(name).operands and (bias := self._executor.bias(name)) is not None:
+                self._ops[flat_name(name)] = name
+                self.biases[flat_name(name)] = value = nn.Parameter(bias.clone())
+                self._executor.set_bias(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.module(images))
+        for flat, choice in self._choices.items():
+            self._executor.give(choice.site, straight(self.weights[flat], choice))
+        return self._executor(images)
 
     def tuned_weights(self) -> dict[str, Tensor]:
-        return {name: self.weights[key].detach() for name, key in self._sites.items()}
+        return {choice.site: self.weights[flat].detach() for flat, choice in self._choices.items()}
 
     def tuned_biases(self) -> dict[str, Tensor]:
-        return {name: self.biases[key].detach() for name, key in self._ops.items()}
-
-    def _open_weight(self, module: GraphModule, graph: Graph, nodes: Mapping[str, Node], choice: Choice) -> None:
-        site = graph.site(choice.site)
-        value = nn.Parameter(finite(graph, site).clone())
-        flat = flat_name(site.name)
-        self.weights[flat], self._sites[site.name] = value, flat
-        module.add_submodule(f"{flat}_tuned", _Weight(value, choice))
-        for op, _ in site.readers:
-            read = nodes[graph.op(op).node]
-            with module.graph.inserting_before(read):
-                read.update_arg(1, module.graph.call_module(f"{flat}_tuned", ()))
-
-    def _open_bias(self, module: GraphModule, graph: Graph, nodes: Mapping[str, Node], name: str) -> None:
-        op = graph.op(name)
-        node = nodes[op.node]
-        old = argument(node, 2, "bias")
-        if "weight" not in op.operands or not is_constant(old):
-            return
-        flat = flat_name(name) + "_bias"
-        value = nn.Parameter(constant(module, old).clone())
-        self.biases[flat], self._ops[name] = value, flat
-        module.add_submodule(f"{flat}_tuned", _Constant(value))
-        with module.graph.inserting_before(node):
-            read = module.graph.call_module(f"{flat}_tuned", ())
-        node.args = (*node.args[:2], read, *node.args[3:])
-        node.kwargs = {key: v for key, v in node.kwargs.items() if key != "bias"}
+        return {name: self.biases[flat].detach() for flat, name in self._ops.items()}
 
 
-def train(
-    student: Student, graph: Graph, settings: Distill, lots: Sequence[LabelledImages], real: LabelledImages | None, seed: int,
-    progress: Callable[[str], None],
-) -> Json:  # fmt: skip
+def train(student: Student, context: Context, settings: Finetune) -> dict[str, Json]:
     """Train in place; what came of the loss, for the record. Raises BadValues where the loss is not finite."""
-    if not lots or not all(len(lot) for lot in lots):
-        raise BadImages("no images to fine-tune on; a few of each class are needed: --images DIR, or --images synthetic.")
-    if settings.loss == "labels" and any(lot.labels is None for lot in lots):
-        raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
-    random = torch.Generator().manual_seed(seed)
+    sets = _image_sets(context)
+    real = sets[0] if context.real_images and context.images else None
+    random = torch.Generator().manual_seed(context.seed)
     parameters = [*student.weights.values(), *student.biases.values()]
     optimizer = torch.optim.SGD(
-        parameters, settings.rate, settings.momentum, weight_decay=settings.decay, nesterov=settings.momentum > 0
+        parameters, settings.lr, settings.momentum, weight_decay=settings.decay, nesterov=settings.momentum > 0
     )
     losses: list[float] = []
     for step in range(settings.steps):
-        batch, labels = zip(*(_drawn(lot, settings, lot is real, random) for lot in lots), strict=True)
+        batch, labels = zip(*(_drawn(images, settings, images is real, random) for images in sets), strict=True)
         x = torch.cat(batch)
         with torch.no_grad():
-            taught = graph.module(x).flatten(1)
-        wanted = taught.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
-        loss = settings(taught, student(x).flatten(1), wanted)
+            taught = context.graph.module(x).flatten(1)
+        classes = taught.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
+        loss = settings.loss_of(taught, student(x).flatten(1), classes)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise BadValues(
-                f"fine-tuning diverged: its loss is {losses[-1]} at step {step + 1} of {settings.steps}. Take a recipe "
-                "that does not train (--recipe mse), or a smaller rate: Distill(rate=...)."
+                f"fine-tuning diverged: its loss is {losses[-1]} at iteration {step + 1} of {settings.steps}. Take a recipe "
+                "that does not train (--recipe mse), or a smaller learning rate: Finetune(lr=...)."
             )
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)  # and none of the graph's own parameters
-        for parameter, gradient in zip(parameters, found, strict=True):
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # and none of the graph's own parameters
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate_at(step)
+            group["lr"] = settings.lr_at(step)
         optimizer.step()
         if step % 10 == 9 or step == settings.steps - 1:
-            progress(f"loss {losses[-1]:.4g}")
+            context.progress(f"loss {losses[-1]:.4g}")
     span = max(1, len(losses) // 10)
     return {
         "steps": settings.steps,
         "real": 0 if real is None else len(real),
-        "synthetic": sum(len(lot) for lot in lots if lot is not real),
+        "synthetic": sum(len(images) for images in sets if images is not real),
         "labels": "of the images" if settings.loss == "labels" else "the float model's answers",
         "first": sum(losses[:span]) / span if losses else None,
         "last": sum(losses[-span:]) / span if losses else None,
     }
 
 
-def set_tuned(work: Choosing, student: Student) -> list[Fallback]:
-    """Put tuned weights, coded again, and tuned biases into what has been chosen.
+def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
+    """Put trained weights, coded again, and trained biases into a plan; the sites of weights that kept their codes.
 
-    A weight whose new codes would not be safe in the accumulator keeps its old ones, and is refused.
+    Those are weights whose new codes would not be safe in the accumulator.
     """
-    graph, refused = work.graph, []
-    work.tuned.update(student.tuned_biases())
+    graph, kept, biases = builder.graph, [], student.tuned_biases()
+    for trained, bias in biases.items():
+        builder.correct(trained, bias)
     for name, value in student.tuned_weights().items():
-        site, choice = graph.site(name), work.choices[name]
-        slot, op = work.allowed.sites[name], graph.op(site.readers[0][0])
-        moved = replace(choice, method=f"{choice.method}, {work.recipe.tune!r}")
-        made = recoded(graph, site, moved, work.recipe, work.choices, slot, tuned=(value, work.tuned.get(op.name)))
-        if not codes_are_safe(graph, site, made, work.choices, slot):
-            why = f"tuned codes can saturate {slot.pair_bits} bits"
-            refused.append(Fallback(name, "tuned weights", "those before", why, op.macs / max(graph.macs, 1)))
+        choice, grids = builder.choices[name], builder.allowed.sites[name]
+        op = graph.op(graph.site(name).readers[0][0])
+        moved = replace(choice, method=f"{choice.method}, {method}")
+        recoded = builder.recoded(moved, value, biases.get(op.name))
+        if not codes_are_safe(graph, recoded, builder.choices, grids):
+            why, share = f"tuned codes can saturate {grids.pair_bits} bits", op.macs / max(graph.macs, 1)
+            builder.fallbacks.append(Fallback(name, "tuned weights", "those before", why, share))
+            kept.append(name)
             continue
-        work.choices[name] = made
-    return refused
+        builder.set(recoded)
+    return kept
 
 
-def _drawn(lot: LabelledImages, settings: Distill, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+def _image_sets(context: Context) -> list[LabelledImages]:
+    """The images to train on: the calibration images and, beside real ones, those that were made."""
+    images = LabelledImages(torch.cat(list(context.images)), context.labels) if context.images else None
+    return [some for some in (images, context.synthetic) if some is not None]
+
+
+def _drawn(lot: LabelledImages, settings: Finetune, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """A batch of a lot, cropped, and its labels."""
     rows = torch.randint(len(lot), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
     return cropped(lot.images[rows], area, random), None if lot.labels is None else lot.labels[rows]
 
 
-class _Fake(nn.Module):
-    """An activation site with a straight gradient."""
+def cropped(
+    images: Float[Tensor, "b c h w"], area: tuple[float, float], generator: torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """Each image cut to a random part of its area, sides within 3/4 to 4/3 of each other, resized back, mirrored or not."""
+    count = len(images)
 
-    def __init__(self, qparams: QParams, grid: Any) -> None:
-        super().__init__()
-        self._qparams, self._grid = qparams, grid
+    def drawn(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, Straight.apply(x, self._qparams, self._grid))  # type: ignore[no-untyped-call]
-
-
-class _Weight(nn.Module):
-    """A weight with a straight gradient."""
-
-    def __init__(self, value: nn.Parameter, choice: Choice) -> None:
-        super().__init__()
-        self.value, self._qparams, self._grid = value, choice.qparams, choice.grid
-
-    def forward(self) -> Tensor:
-        return cast(Tensor, Straight.apply(self.value, self._qparams, self._grid))  # type: ignore[no-untyped-call]
-
-
-class _Constant(nn.Module):
-    def __init__(self, value: nn.Parameter) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self) -> Tensor:
-        return self.value
+    share, ratio = drawn(*area), torch.exp(drawn(-1.0, 1.0) * math.log(4 / 3))
+    wide, high = (share * ratio).sqrt().clamp_max(1), (share / ratio).sqrt().clamp_max(1)
+    x, y = ((1 - side) * drawn(-1.0, 1.0) for side in (wide, high))  # of the middle, in [-1, 1] across the image
+    mirror = torch.where(drawn(0.0, 1.0) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(count)
+    place = torch.stack([torch.stack([wide * mirror, zero, x], 1), torch.stack([zero, high, y], 1)], 1)
+    grid = F.affine_grid(place, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewbit.choose.ranges import Samples
+from fewbit.choose.range_method import Samples
 from fewbit.core.values import Graph
-from fewbit.execute.watch import Watcher
+from fewbit.execute.executor import Executor
 
 VALUES = 1 << 15  # of each site, over all images
 
@@ -32,8 +32,9 @@ def weighted_samples(
     counts: dict[str, list[Tensor]] = {site: [] for site in sites}
     generator = torch.Generator().manual_seed(seed)
     each = max(1, VALUES // max(images, 1))
+    executor = Executor(graph)
     for batch in batches:
-        found = _backward(graph, list(dict.fromkeys(names.values())), batch, generator)
+        found = _backward(executor, list(dict.fromkeys(names.values())), batch, generator)
         for site, name in names.items():
             x, g = found[name]
             weight = torch.ones_like(x) if g is None else _smoothed(g.square())
@@ -49,13 +50,13 @@ def weighted_samples(
 
 
 def _backward(
-    graph: Graph, tensors: Sequence[str], batch: Tensor, generator: torch.Generator
+    executor: Executor, tensors: Sequence[str], batch: Tensor, generator: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The value of each node for a batch, and its gradient; None where the answers do not depend on it."""
     kept: dict[str, Tensor] = {}
-    watcher = Watcher(graph, kept.__setitem__, {name: [name] for name in tensors})
+    taps = {name: partial(kept.__setitem__, name) for name in tensors}
     with torch.enable_grad():
-        loss = _drawn(cast(Tensor, watcher.run(batch.detach().clone().requires_grad_())), generator)
+        loss = _drawn(executor(batch.detach().clone().requires_grad_(), taps), generator)
         found = torch.autograd.grad(loss, [kept[name] for name in tensors], allow_unused=True)
     return {name: (kept[name].detach(), g) for name, g in zip(tensors, found, strict=True)}
 
@@ -83,8 +84,9 @@ def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tenso
     rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
     generator = torch.Generator().manual_seed(seed)
+    executor = Executor(graph)
     for batch in batches:
-        for name, (x, g) in _backward(graph, outputs, batch, generator).items():
+        for name, (x, g) in _backward(executor, outputs, batch, generator).items():
             squares = torch.ones_like(x) if g is None else g.square()
             channel, others = _axes(squares)
             rows[name].append(squares.mean(channel, keepdim=True))

@@ -1,7 +1,7 @@
-"""Which unit gets which width: the smallest loss for every number of bytes, exactly.
+"""Which module gets which width: the smallest loss for every number of bytes, exactly.
 
-Losses of units add up, and so do their sizes. The best configurations of the first k units are those of the first k - 1,
-each with every width of unit k, without those that another beats in size and loss: dynamic programming over the Pareto set.
+Losses of modules add up, and so do their sizes. The best configurations of the first k modules are those of the first k - 1,
+each with every width of module k, without those that another beats in size and loss: dynamic programming over the Pareto set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fewbit.errors import FewbitError
 class Frontier:
     """All configurations that no other beats, smallest first.
 
-    `sizes` (points,) in the unit of what was given, `losses` (points,), `picks` (points, units): the option of each unit.
+    `sizes` (points,) in the unit of what was given, `losses` (points,), `picks` (points, modules): the option of each module.
     """
 
     sizes: NDArray[np.int64]
@@ -35,7 +35,7 @@ class Frontier:
 
 
 def frontier(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]]) -> Frontier:
-    """The frontier over units with sizes[unit][option] and losses[unit][option] >= 0, both summed over units."""
+    """The frontier over modules with sizes[module][option] and losses[module][option] >= 0, both summed over modules."""
     size, loss = np.zeros(1, np.int64), np.zeros(1)
     steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for options, costs in zip(sizes, losses, strict=True):
@@ -49,8 +49,8 @@ def frontier(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]]) 
         steps.append((kept // len(options), kept % len(options)))
     picks = np.empty((len(size), len(steps)), np.int64)
     place = np.arange(len(size))
-    for unit in reversed(range(len(steps))):
-        back, option = steps[unit]
-        picks[:, unit] = option[place]
+    for module in reversed(range(len(steps))):
+        back, option = steps[module]
+        picks[:, module] = option[place]
         place = back[place]
     return Frontier(size, loss, picks)

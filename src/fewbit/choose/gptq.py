@@ -9,8 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fewbit.capture.fx import argument
+from fewbit.capture.sites import tensor_of
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import MEMORY, Context, few_enough
+from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
+from fewbit.choose.layer_rows import Layers, moments_of
 from fewbit.choose.moments import Moments
-from fewbit.core.grid import Grid, QParams, along, codes, fake, in_multiples
+from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
+from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import Stream
 
 BLOCK = 128  # columns whose later ones are corrected together
 TRIES = 12  # to make a matrix positive definite
@@ -18,10 +27,19 @@ WORK = 1 << 23  # elements of all candidates that are held at a time
 
 
 @dataclass(frozen=True)
+class Solved:
+    """The codes of a weight, the bias (c_out,) that belongs to them (None: as it was) and the ridge that was taken."""
+
+    choice: Choice
+    bias: Tensor | None
+    ridge: float | None
+
+
+@dataclass(frozen=True)
 class Gptq:
     """Codes that make the output of a layer like the float one's on what the quantized model gives it to read.
 
-        min over integer W'   E ||W x + d - W' q||²      q what it reads, x the same in float, d what the sum behind it lacks
+        min over integer W'   E ||W x + d - W' q||²      q what it reads, x the same in float, d the residual error behind it
 
     First the best real weights, by ridge regression (Zhong et al. 2024, ERQ; Li et al. 2025, GPTAQ: float output, quantized
     input):
@@ -33,7 +51,8 @@ class Gptq:
     variance first, once for each of `shares` of the weight's range as its step; each output channel takes the step that is
     best for it. Where a row has blocks, once more with the share of each block whose squared error, weighted with H's diagonal,
     is smallest. Then `sweeps` of coordinate descent over the codes: each moves to what is best given all others.
-    Means are left to the bias. Without moments every weight is rounded to the nearest code.
+    With `bias` the mean error of each output on all rows goes into its bias, and the fit is of what is left; with `gain` each
+    output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -43,13 +62,81 @@ class Gptq:
     order: bool = True
     residual: bool = True
     places: int = 256
+    bias: bool = False
+    gain: bool = False
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
             raise ValueError(f"0 < shares <= 1, damp > 0 and ridges > 0 are allowed, not {self}")
 
-    def __call__(self, w: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Int[Tensor, "*shape"]:
-        return codes(w, qparams, grid)
+    def check(self, context: Context) -> None:
+        """Raises BadImages without images."""
+        context.need_images()
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with the codes of each weight solved in graph order, each on what the model quantized so far gives it."""
+        graph, batches = context.graph, few_enough(context.graph, context.batches)
+        layers = Layers(graph, Stream(Executor(graph, plan.integer_ops), batches), batches)
+        builder = PlanBuilder(plan, context, layers.quantized.overlay)
+        builder.fallbacks += left_out(context.batches, batches)
+        rows: list[dict[str, Json]] = []
+        for site in graph.sites:
+            choice = builder.choices.get(site.name)
+            if choice is None:
+                continue
+            layers.quantized.overlay.set(choice)
+            if site.role == "weight":
+                context.progress(site.name)
+                op = graph.op(site.readers[0][0])
+                solved = self._solved(layers, op, choice, builder)
+                if solved is not None:
+                    builder.set(solved.choice)
+                    rows.append({"op": op.name, "ridge": solved.ridge})
+                if solved is not None and solved.bias is not None:
+                    builder.correct(op.name, solved.bias)
+                else:
+                    builder.decide_bias(op)
+        return builder.plan(PassLog("gptq", repr(self), tuple(rows)))
+
+    def _solved(self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder) -> Solved | None:
+        """The codes of a weight whose range is chosen; None where the op's rows cannot be cut, or no codes are safe."""
+        graph, grids = layers.graph, builder.allowed.sites[choice.site]
+        site = graph.site(choice.site)
+        pieces = layers.rows(op, builder.choices.get(op.operands["input"]), self.places, residual=self.residual)
+        if pieces is None or choice.grid.widths:
+            return None
+        w = weight_of(graph, site)
+        groups = argument(layers.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
+        fit, outside = moments_of(pieces, groups, len(w))
+        bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
+        smallest = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
+        solved = self.layer(choice, w, bias, fit, outside, smallest)
+        return solved if sums_are_safe(graph, solved.choice, builder.choices, grids) else None
+
+    def layer(
+        self, choice: Choice, w: Tensor, bias: Tensor | None, fit: Moments, outside: Moments | None, smallest: Tensor
+    ) -> Solved:
+        """The codes of a weight w (c_out, ...), its scale and its bias (c_out,); `choice` has the scale that covers its range.
+
+        `fit` are moments of the rows that it is fitted to, `outside` of those that choose the ridge; no scale is below
+        `smallest`.
+        """
+        rows, whole = w.flatten(1), fit if outside is None else fit + outside
+        centred = whole.centred() if self.bias else replace(whole, count=1)
+        real, ridge = self.ridge(rows, fit, outside)
+        solved_codes, qparams = self.solve(real, choice.qparams, choice.grid, centred, smallest)
+        stored = solved_codes.view_as(w).to(choice.grid.container)
+        solved = replace(choice, qparams=qparams, codes=stored, method=repr(self))
+        if self.gain and choice.grid.axis is not None:
+            factor = gain(real_weight(solved), centred.target(rows), centred)
+            scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(smallest)
+            solved = replace(solved, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
+        if not self.bias:
+            return Solved(solved, None, ridge)
+        means = whole.centred()
+        missing = _product(rows, means.exact) - _product(real_weight(solved), means.read) + means.residual
+        shift = missing if bias is None else bias.double() + missing
+        return Solved(solved, shift.float(), ridge)
 
     def ridge(self, w: Float[Tensor, "o m"], fit: Moments, held: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
         """W* and its λ (None: W itself), chosen on held-out moments; `fit` and `held` are sums."""
@@ -209,3 +296,17 @@ def gain(w: Float[Tensor, "o m"], wanted: Float[Tensor, "o m"], moments: Moments
     power = (moments.through(v) * v).sum(1)
     best = (wanted * v).sum(1) / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
+
+
+def left_out(batches: Sequence[Tensor], used: Sequence[Tensor]) -> tuple[Fallback, ...]:
+    """What says that `few_enough` has kept fewer images than were given."""
+    requested, actual = (sum(map(len, part)) for part in (batches, used))
+    if requested == actual:
+        return ()
+    why = f"the largest tensor of more would take over {MEMORY >> 20} MB; ranges are those of all images"
+    return (Fallback("calibration images", f"{requested} for the codes of weights", f"{actual}", why, kind="calibration"),)
+
+
+def _product(w: Tensor, mean: Tensor) -> Tensor:
+    """W times a mean row (groups, m) -> (c_out,)."""
+    return torch.einsum("gom,gm->go", w.double().unflatten(0, (len(mean), -1)), mean).flatten()

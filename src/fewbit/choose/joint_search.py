@@ -1,6 +1,6 @@
-"""LAPQ on a graph: a plan for each norm p, the best of them, then one factor for each of its steps, all together.
+"""LAPQ: a plan for each norm p, the best of them, then one factor for each of its scales, all together.
 
-The loss is that of the whole quantized model. A line search moves one step, or a few; what comes before the first op that
+The loss is that of the whole quantized model. A line search moves one scale, or a few; what comes before the first op that
 reads it is computed once, see `Model`.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,146 +18,182 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.sites import readers
-from fewbit.choose.choose import ELEMENTS, Asked, Choosing, choosing
-from fewbit.choose.loss import BATCH, Measure, Walk
-from fewbit.choose.powell import JointSearch, Parabola, Point, parabola, thinned
-from fewbit.choose.ranges import MseRange, RangeMethod
-from fewbit.choose.recipe import Recipe
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import Context
+from fewbit.choose.loss import BATCH, Measure
+from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
+from fewbit.choose.range_method import RangeMethod
+from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
-from fewbit.core.values import Choice, Graph, Json, Plan
+from fewbit.core.values import Choice, PassLog, Plan, SameAs
 from fewbit.errors import BadImages
-from fewbit.execute.overlay import Overlay
-from fewbit.files import Journal
-from fewbit.observe.stats import Stats
-from fewbit.target.spec import Target
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import Stream
 
-SAID = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
+LOSSES = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
 
 
 class OutOfBudgetError(Exception):
     """The budget of the search is spent."""
 
 
-def lapq(
-    graph: Graph,
-    stats: Stats,
-    target: Target,
-    recipe: Recipe,
-    images: Iterable[Tensor],
-    *,
-    labels: Tensor | None = None,
-    journal: Journal | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    **asked: Unpack[Asked],
-) -> Plan:
-    """The plan of a recipe with a joint search. `images` are batches of calibration images, `labels` (n,) their classes.
+@dataclass(frozen=True)
+class JointSearch:
+    """All scales of a model together, against the model's own loss (LAPQ, Nahshan et al. 2021).
 
-    `journal` has the losses that a killed run has computed. Raises BadImages where the loss needs labels and there are none.
+    A start by layer-wise Lp norms, then Powell's method on the loss of the whole quantized model.
+
+        p* = argmin of a parabola through (p, L(a(p)))     a(p): every range with the smallest mean |x - fake(x)|^p
+        minimise   L(a(p*) · e^u)                          u: one number for each free step, all together
+
+    L is the KL divergence of the model's answers from the float model's (`kl`) or their cross-entropy with labels (`labels`),
+    mean over at most `images` calibration images. p takes `points` values on [low, high]; with 0 the ranges of `start` are
+    taken as they are. Factors e^u stay in [smallest, largest]. A line search starts with `step` and ends at `tolerance`,
+    both of u. `sweeps` are outer iterations; `coordinate` leaves out the extrapolation behind each and moves one scale at a
+    time only.
+    The search ends after `seconds` (None: never), or after `evaluations` of its loss, which do not depend on the machine; the
+    plan is the best point that was evaluated.
     """
-    search = recipe.joint
-    assert search is not None
-    batches = list(torch.cat(list(images))[: search.images].split(BATCH))
-    if search.loss == "labels" and labels is None:
-        raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
-    measure = Measure.of(graph, batches, labels if search.loss == "labels" else None)
-    journal = journal or Journal()
 
-    def chosen(p: float | None) -> Choosing:
-        return choosing(graph, stats, target, _with_norm(recipe, p), images=torch.cat(batches).split(8), **asked)
+    start: Ranges = Ranges(MseRange(), MseRange())
+    low: float = 2.0
+    high: float = 4.0
+    points: int = 10
+    method: Literal["powell", "coordinate"] = "powell"
+    sweeps: int = 1
+    loss: Literal["kl", "labels"] = "kl"
+    images: int = 512
+    smallest: float = 0.25
+    largest: float = 4.0
+    step: float = 0.1
+    tolerance: float = 0.01
+    seconds: float | None = 300.0
+    evaluations: int | None = None
 
-    start = _start(search, chosen, measure, batches, journal, progress)
-    model = Model(start.work, measure, batches, repr(search))
-    losses: list[float] = []
-    best = np.zeros(len(model.free))
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high or min(self.points, self.sweeps) < 0 or self.images < 1:
+            raise ValueError(f"0 < low <= high, points and sweeps >= 0 and images >= 1 are allowed, not {self}")
+        if not 0 < self.smallest < 1 < self.largest or not 0 < self.tolerance <= self.step:
+            raise ValueError(f"0 < smallest < 1 < largest and 0 < tolerance <= step are allowed, not {self}")
+        if self.seconds is not None and self.seconds < 0:
+            raise ValueError(f"seconds >= 0 or None is allowed, not {self.seconds}")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError(f"evaluations >= 1 or None is allowed, not {self.evaluations}")
 
-    def late() -> bool:
-        return search.seconds is not None and not journal.replaying and journal.seconds >= search.seconds
+    @property
+    def norms(self) -> list[float]:
+        """The values of p, both ends first and then always in the widest gap, so that the first few span the range."""
+        left = [float(p) for p in np.linspace(self.low, self.high, self.points)]
+        taken = [left.pop(0)] if left else []
+        while left:
+            taken.append(left.pop(int(np.argmax([min(abs(p - q) for q in taken) for p in left]))))
+        return taken
 
-    def loss(x: Point) -> float:
-        nonlocal best
-        if losses and (late() or len(losses) == search.evaluations):
-            raise OutOfBudgetError
-        found = journal.value(hashlib.sha256(x.tobytes()).hexdigest()[:16], lambda: model(x))
-        if found < min(losses, default=math.inf):
-            best = x.copy()
-        losses.append(found)
-        progress(f"{min(losses):.4g} after {len(losses)}")
-        return found
+    def check(self, context: Context) -> None:
+        """Raises BadImages where the loss needs labels and there are none, FewbitError where the target has groups."""
+        context.refuse_groups(self)
+        context.need_images()
+        if self.loss == "labels" and context.labels is None:
+            raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
 
-    over = False
-    try:
-        search.search(loss, len(model.free), model.kinds)
-    except OutOfBudgetError:
-        over = late()
-    plan = model.plan(best)
-    record: Json = {
-        "loss": SAID[search.loss],
-        "images": sum(map(len, batches)),
-        "sites": len(model.free),
-        "norms": [{"p": p, "loss": _json(v)} for p, v in sorted(start.losses.items())],
-        "parabola": None if start.fit is None else asdict(start.fit),
-        "p": start.p,
-        "start": _json(losses[0]),
-        "best": _json(min(losses)),
-        "evaluations": len(losses),
-        "curve": [[i, _json(v), _json(b)] for i, v, b in thinned(losses)],
-        "seconds": search.seconds,
-        "out_of_time": over,
-    }
-    return replace(plan, extra={**plan.extra, "joint": record})
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan at the best point evaluated. The context's journal has the losses that a killed run has computed."""
+        batches = list(torch.cat(list(context.images))[: self.images].split(BATCH))
+        measure = Measure.of(context.graph, batches, context.labels if self.loss == "labels" else None)
+        start = _start(self, plan, context, measure, batches)
+        model = Model(start.plan, context, measure, batches, repr(self))
+        losses: list[float] = []
+        best, over = np.zeros(len(model.free)), False
+
+        def late() -> bool:
+            journal = context.journal
+            return self.seconds is not None and not journal.replaying and journal.seconds >= self.seconds
+
+        def loss(x: Point) -> float:
+            nonlocal best
+            if losses and (late() or len(losses) == self.evaluations):
+                raise OutOfBudgetError
+            value = context.journal.value(hashlib.sha256(x.tobytes()).hexdigest()[:16], lambda: model(x))
+            if value < min(losses, default=math.inf):
+                best = x.copy()
+            losses.append(value)
+            context.progress(f"{min(losses):.4g} after {len(losses)}")
+            return value
+
+        try:
+            self.powell(loss, len(model.free), model.kinds)
+        except OutOfBudgetError:
+            over = late()
+        images = sum(map(len, batches))
+        return model.plan(best, self._log(start, losses, images, len(model.free), out_of_time=over))
+
+    @property
+    def powell(self) -> Powell:
+        """The search for ln(factor) of each scale."""
+        low, high = math.log(self.smallest), math.log(self.largest)
+        return Powell(low, high, self.step, self.tolerance, self.sweeps, self.method)
+
+    def ranges(self, p: float | None) -> Ranges:
+        """The start with another p in those of its range methods that have one."""
+
+        def normed(method: RangeMethod) -> RangeMethod:
+            return replace(method, p=p) if p is not None and isinstance(method, MseRange) else method
+
+        return replace(self.start, activations=normed(self.start.activations), weights=normed(self.start.weights))
+
+    def _log(self, start: Start, losses: Sequence[float], images: int, sites: int, *, out_of_time: bool) -> PassLog:
+        rows = tuple({"evaluation": i, "loss": _json(v), "best": _json(b)} for i, v, b in thinned(losses))
+        summary = {
+            "loss": LOSSES[self.loss],
+            "images": images,
+            "sites": sites,
+            "norms": [{"p": p, "loss": _json(v)} for p, v in sorted(start.losses.items())],
+            "parabola": None if start.fit is None else asdict(start.fit),
+            "p": start.p,
+            "start": _json(losses[0]),
+            "best": _json(min(losses)),
+            "evaluations": len(losses),
+            "seconds": self.seconds,
+            "out_of_time": out_of_time,
+        }
+        return PassLog("joint search", repr(self), rows, summary)
 
 
 def _json(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _with_norm(recipe: Recipe, p: float | None) -> Recipe:
-    """The recipe with another p in those of its ranges that have one."""
-
-    def normed(method: RangeMethod) -> RangeMethod:
-        return replace(method, p=p) if p is not None and isinstance(method, MseRange) else method
-
-    return replace(recipe, activations=normed(recipe.activations), weights=normed(recipe.weights))
-
-
 @dataclass(frozen=True)
 class Start:
-    """What the search starts from: choices at p (None: the recipe's own ranges), and the losses that decided for it."""
+    """What the search starts from: a plan at p (None: the ranges as they are), and the losses that decided for it."""
 
-    work: Choosing
+    plan: Plan
     p: float | None
     losses: Mapping[float, float]
     fit: Parabola | None
 
 
-def _start(
-    search: JointSearch,
-    chosen: Callable[[float | None], Choosing],
-    measure: Measure,
-    batches: Sequence[Tensor],
-    journal: Journal,
-    progress: Callable[[str], None],
-) -> Start:
+def _start(search: JointSearch, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor]) -> Start:
     """The p with the smallest loss, of all values tried and the vertex of the parabola through them.
 
     With half of the time gone no further value is tried, but always the first.
     """
     losses: dict[float, float] = {}
-    best: tuple[float, Choosing] | None = None
+    best: tuple[float, Plan] | None = None
+    journal = context.journal
 
     def attempt(p: float) -> None:
         nonlocal best
-        progress(f"p = {p:.3g}")
-        made: list[Choosing] = []
+        context.progress(f"p = {p:.3g}")
+        plans: list[Plan] = []
 
         def compute() -> float:
-            made.append(chosen(p))
-            plan = made[0].plan()
-            return measure(Overlay.of(made[0].graph, plan), batches)
+            plans.append(search.ranges(p)(plan, context))
+            return measure(Executor.of(context.graph, plans[0]), batches)
 
         losses[p] = journal.value(f"p = {p!r}", compute)
-        if made and losses[p] == min(losses.values()):
-            best = p, made[0]
+        if plans and losses[p] == min(losses.values()):
+            best = p, plans[0]
 
     def late() -> bool:
         return search.seconds is not None and journal.seconds >= search.seconds / 2
@@ -170,47 +206,40 @@ def _start(
     if fit is not None and fit.vertex is not None and fit.vertex not in losses and (journal.replaying or not late()):
         attempt(fit.vertex)
     if not losses:
-        return Start(chosen(None), None, {}, None)
+        return Start(search.ranges(None)(plan, context), None, {}, None)
     p = min(losses, key=losses.__getitem__)
-    work = best[1] if best is not None and best[0] == p else chosen(p)
-    return Start(work, p, losses, fit)
+    return Start(best[1] if best is not None and best[0] == p else search.ranges(p)(plan, context), p, losses, fit)
 
 
 class Model:
-    """The loss of the quantized model as a function of ln(factor) of each free step (n,), and its plan.
+    """The loss of the quantized model as a function of ln(factor) of each free scale (n,), and its plan.
 
-    Free is a step that is not pinned and nobody else's. All channels of a weight share one factor; its codes are made again,
-    and biases follow. Points of which two in a row differ from some op on only are computed from there on.
+    All channels of a weight share one factor; its codes are made again, and biases follow. Points of which two in a row differ
+    from some op on only are computed from there on.
     """
 
-    def __init__(self, work: Choosing, measure: Measure, batches: Sequence[Tensor], method: str) -> None:
-        self.work, self.measure, self.method = work, measure, method
-        graph, integer = work.graph, work.allowed.integer_ops
-        self.free = [site.name for site in graph.sites if work.is_free(site)]
-        self._start = {name: work.choices[name] for name in self.free}
-        floats = work.biases()
-        self.overlay = Overlay(graph, integer, work.choices)
-        for op, bias in floats.items():
-            self.overlay.set_bias(op, bias)
-        self._followers: dict[str, list[str]] = {}
-        for choice in work.choices.values():
-            if choice.why.startswith(ELEMENTS):
-                self._followers.setdefault(self._owner(choice), []).append(choice.site)
+    def __init__(self, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor], method: str) -> None:
+        self.measure, self.method, graph = measure, method, context.graph
+        self.overlay = Executor.of(graph, plan)
+        self.builder = PlanBuilder(plan, context, self.overlay)
+        self.free = [s.name for s in graph.sites if s.name in plan.choices and plan.choices[s.name].is_free]
+        self._start = {name: plan.choices[name] for name in self.free}
+        followers = {name: self._followers(name) for name in self.free}
+        integer = [op for op in graph.ops if op.name in plan.integer_ops]
         self._ops = {
-            name: [op for op in graph.ops if op.name in integer and self._reads(op.operands, name)] for name in self.free
+            name: [op for op in integer if any(op.operands.get(k) in {name, *followers[name]} for k in ("input", "weight"))]
+            for name in self.free
         }
-        self.walk = Walk(self.overlay, batches)
-        self._first = np.array([self._place(name) for name in self.free], np.int64)
-        self._at = self._walked = self._asked = np.zeros(len(self.free))
+        self.walk = Stream(self.overlay, batches)
+        self._first = np.array([self._place(name, followers[name]) for name in self.free], np.int64)
+        self._at = self._last = np.zeros(len(self.free))
 
     def __call__(self, x: Point) -> float:
         if not self._move(x):
             return math.inf
-        if self._differ(x, self._walked) < self.walk.place:
-            self.walk.back()
-        self.walk.to(self._differ(x, self._asked))  # the next point is likely to differ from there on as well
-        self._walked = self._asked = x.copy()
-        return self.measure.total(self.walk.answers())
+        answers = self.walk.answers_from(self._differ(x, self._last))
+        self._last = x.copy()
+        return self.measure.total(answers)
 
     @property
     def kinds(self) -> list[Point]:
@@ -218,11 +247,11 @@ class Model:
         weights = np.array([self._start[name].role == "weight" for name in self.free], np.float64)
         return [direction for direction in (weights, 1 - weights) if direction.any()]
 
-    def plan(self, x: Point) -> Plan:
+    def plan(self, x: Point, *logs: PassLog) -> Plan:
         """The plan at a point that has a loss."""
         if not self._move(x):
             raise ValueError("a weight has no safe codes at this point")
-        return self.work.plan()
+        return self.builder.plan(*logs)
 
     def _differ(self, x: Point, y: Point) -> int:
         """The place of the first node that computes something else at y than at x."""
@@ -230,9 +259,9 @@ class Model:
         return int(places.min()) if len(places) else len(self.walk.order)
 
     def _move(self, x: Point) -> bool:
-        """Give the steps of a point to all that has or follows them; False, and nothing moves, where codes are not safe."""
-        work = self.work
-        before, moved, ops = dict(work.choices), dict[str, Choice](), dict[str, Any]()
+        """Give the scales of a point to all that has or follows them; False, and nothing moves, where codes are not safe."""
+        builder, before = self.builder, dict(self.builder.choices)
+        builder.overlay, ops = None, dict[str, Any]()  # nothing is shown before all of it is safe
         factors = dict(zip(self.free, np.exp(x).tolist(), strict=True))
         changed = [name for name, a, b in zip(self.free, x, self._at, strict=True) if a != b]
         for name in changed:
@@ -240,53 +269,43 @@ class Model:
             if self._start[name].role != "weight":
                 choice = self._scaled(name, factors)
                 assert choice is not None
-                moved[name] = choice
-                for follower in self._followers.get(name, ()):
-                    moved[follower] = replace(work.choices[follower], qparams=choice.qparams, method=choice.method)
-        work.choices |= moved
-        read = {op.operands["weight"] for op in ops.values() if "weight" in op.operands}  # a bias has room by its weight's step
+                builder.set(choice)
+        read = {op.operands["weight"] for op in ops.values() if "weight" in op.operands}  # biases need room in them
         for name in (name for name in self.free if name in read):
-            made = self._scaled(name, factors)
-            if made is None:
-                work.choices.clear()
-                work.choices |= before
+            rescaled = self._scaled(name, factors)
+            if rescaled is None:
+                builder.choices, builder.overlay = before, self.overlay
                 return False
-            moved[name] = work.choices[name] = made
-        for choice in moved.values():
-            self.overlay.set(choice)
+            builder.set(rescaled)
+        builder.overlay = self.overlay
+        for name, choice in builder.choices.items():
+            if choice is not before[name]:
+                self.overlay.set(choice)
         for op in ops.values():
             if "weight" in op.operands:
-                bias = work.bias(op)
-                if isinstance(bias, Choice):
-                    self.overlay.set(bias)
-                elif bias is not None:
-                    self.overlay.set_bias(op.name, bias)
+                builder.decide_bias(op)
         self._at = x.copy()
         return True
 
     def _scaled(self, name: str, factors: Mapping[str, float]) -> Choice | None:
-        """A free choice with its step at the start times a factor, a weight with its codes."""
+        """A free choice with its scale at the start times a factor, a weight with its codes."""
         start, factor = self._start[name], factors[name]
         if factor == 1 and start.role != "weight":
             return start
         qparams = QParams((start.qparams.scale * factor).clamp_min(TINY), start.qparams.zero)
-        return self.work.remade(start, qparams, start.method if factor == 1 else self.method)
+        return self.builder.rescaled(start, qparams, start.method if factor == 1 else self.method)
 
-    def _owner(self, choice: Choice) -> str:
-        while choice.why.startswith(ELEMENTS):
-            choice = self.work.choices[choice.why.removeprefix(ELEMENTS)]
-        return choice.site
+    def _followers(self, name: str) -> list[str]:
+        """The sites that hold codes of a site in other places."""
+        direct = [c.site for c in self.builder.choices.values() if c.source == SameAs(name)]
+        return [site for follower in direct for site in (follower, *self._followers(follower))]
 
-    def _reads(self, operands: Mapping[str, str], name: str) -> bool:
-        """Whether an op's input or weight has the step of a free site."""
-        return any(operands.get(k) in {name, *self._followers.get(name, ())} for k in ("input", "weight"))
-
-    def _place(self, name: str) -> int:
-        """The first node that computes something else when a free step moves."""
-        graph, nodes = self.work.graph, self.overlay.nodes
-        found: list[Node] = [nodes[op.node] for op in self._ops[name]]
-        for site in (name, *self._followers.get(name, ())):
-            choice = self.work.choices[site]
+    def _place(self, name: str, followers: Sequence[str]) -> int:
+        """The first node that computes something else when a free scale moves."""
+        graph, nodes = self.builder.graph, self.overlay.nodes
+        affected: list[Node] = [nodes[op.node] for op in self._ops[name]]
+        for site in (name, *followers):
+            choice = self.builder.choices[site]
             if choice.role != "weight":
-                found += readers(graph, choice, self.work.allowed.integer_ops, nodes[graph.site(site).tensor])
-        return min((self.walk.index[node] for node in found if node in self.walk.index), default=0)
+                affected += readers(graph, choice, self.builder.allowed.integer_ops, nodes[graph.site(site).tensor])
+        return min((self.walk.index[node] for node in affected if node in self.walk.index), default=0)

@@ -1,34 +1,37 @@
-"""One part of a graph while it is learnt: soft codes, steps and biases, and the loop that moves them."""
+"""One block of a graph while it is learned: soft codes, scales and biases, and the loop that moves them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.choose.blocks import Part
-from fewbit.choose.choose import ELEMENTS, Choosing
-from fewbit.choose.distill import Straight
-from fewbit.choose.soft_codes import Reconstruct, Soft, cosine, soft_fake
-from fewbit.choose.weights import finite, tensor_of
-from fewbit.core.grid import TINY, values
-from fewbit.core.values import Choice, Graph
-from fewbit.execute.overlay import Env, Overlay
+from fewbit.capture.residual import Block
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.headroom import weight_of
+from fewbit.choose.soft_codes import Soft, cosine, open_codes, soft_fake, straight
+from fewbit.core.grid import TINY
+from fewbit.core.values import Choice, SameAs
+from fewbit.execute.executor import Env, Executor
+
+if TYPE_CHECKING:
+    from fewbit.choose.reconstruct import Reconstruct
 
 SCORED = 16  # images whose outputs are compared at a time
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a part reads of all images, in the quantized model (`read`) and in float (`exact`), and its float output.
+    """What a block reads of all images, in the quantized model (`read`) and in float (`exact`), and its float output.
 
     `counts` are its sizes for one image; `weight` says how much each element of the output matters (None: all alike).
     """
 
-    part: Part
+    block: Block
     read: Mapping[Node, Tensor]
     exact: Mapping[Node, Tensor]
     output: Tensor
@@ -36,17 +39,17 @@ class Lesson:
     weight: Tensor | None = None
 
     def given(self, images: Tensor, mixed: Callable[[Tensor, Tensor], Tensor] | None = None) -> Env:
-        """What the part reads of some of the images, mixed with what it reads in float."""
+        """What the block reads of some of the images, mixed with what it reads in float."""
         env: Env = {node: count * len(images) for node, count in self.counts.items()}
         for node, x in self.read.items():
             env[node] = x[images] if mixed is None else mixed(x[images], self.exact[node][images])
         return env
 
-    def error(self, overlay: Overlay, images: Tensor) -> float:
-        """The squared error of a part's output for some of the images, over the variance of the float output."""
+    def error(self, executor: Executor, images: Tensor) -> float:
+        """The squared error of a block's output for some of the images, over the variance of the float output."""
         lost, seen = 0.0, self.output[images]
         for some in images.split(SCORED):
-            y = overlay.value(self.part.nodes, self.given(some))
+            y = executor.value(self.block.nodes, self.given(some))
             lost += float(self.loss(y, some).double()) * len(some)
         return lost / len(images) / float(seen.double().var(unbiased=False).clamp_min(TINY))
 
@@ -56,26 +59,23 @@ class Lesson:
         return (square if self.weight is None else square * self.weight[images]).mean()
 
 
-class SoftOverlay(Overlay):
-    """An overlay that passes gradients through rounding and, with a probability, leaves elements of activations as they are."""
+@dataclass
+class SoftRead:
+    """What readers of activations get: codes with a gradient, and with probability `drop` the float value (QDrop).
 
-    drop: float = 0.0
+    `scales` are the logarithms of scales that are learned, by site.
+    """
+
+    drop: float
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
-    steps: Mapping[str, Tensor]
-    _seen: dict[tuple[str, int], tuple[Tensor, Tensor]]
 
-    def __init__(self, graph: Graph, ops: tuple[str, ...]) -> None:
-        super().__init__(graph, ops)
-        self.steps, self._seen = {}, {}
-
-    def read(self, x: Tensor, choice: Choice) -> Tensor:
-        key = (choice.site, id(x))
-        if key not in self._seen:  # all readers of a tensor get the same
-            self._seen[key] = (x, self._dropped(x, choice))
-        return self._seen[key][1]
-
-    def forget(self) -> None:
-        self._seen.clear()
+    def __call__(self, x: Tensor, choice: Choice) -> Tensor:
+        if self.drop >= 1:
+            return x
+        if choice.site in self.scales:
+            return self.mixed(soft_fake(x, self.scales[choice.site].exp(), choice.qparams.zero, choice.grid), x)
+        return self.mixed(straight(x, choice), x)
 
     def mixed(self, x: Tensor, other: Tensor) -> Tensor:
         """x, with each element that of the other with probability `drop`."""
@@ -85,72 +85,69 @@ class SoftOverlay(Overlay):
             return other
         return torch.where(torch.rand(x.shape, generator=self.generator) < self.drop, other, x)
 
-    def _dropped(self, x: Tensor, choice: Choice) -> Tensor:
-        if self.drop >= 1:
-            return x
-        if choice.site in self.steps:
-            q = soft_fake(x, self.steps[choice.site].exp(), choice.qparams.zero, choice.grid)
-        else:
-            q = Straight.apply(x, choice.qparams, choice.grid)  # type: ignore[no-untyped-call]
-        return self.mixed(q, x)
-
 
 class Learner:
-    """What of a part is learnt, from what the work has of it; `overlay` runs the quantized model as it is."""
+    """What of a block is learned, from what the plan has of it; `executor` runs the quantized model as it is."""
 
-    def __init__(self, work: Choosing, settings: Reconstruct, lesson: Lesson, overlay: Overlay) -> None:
-        self.work, self.settings, self.lesson = work, settings, lesson
-        graph, part = work.graph, lesson.part
-        inside = set(part.nodes)
-        self.soft = SoftOverlay(graph, tuple(work.allowed.integer_ops))
-        self.soft.drop = settings.drop
-        nodes = overlay.nodes
-        for choice in work.choices.values():
+    def __init__(self, builder: PlanBuilder, settings: Reconstruct, lesson: Lesson, executor: Executor) -> None:
+        self.builder, self.settings, self.lesson = builder, settings, lesson
+        graph, block = builder.graph, lesson.block
+        inside = set(block.nodes)
+        self.reading = SoftRead(settings.drop)
+        self.soft = Executor(graph, builder.allowed.integer_ops, read=self.reading)
+        nodes = executor.nodes
+        for choice in builder.choices.values():
             if any(user in inside for user in nodes[graph.site(choice.site).tensor].users):
                 self.soft.set(choice)
+        for name, bias in builder.biases.items():
+            if graph.op(name).operands.get("bias", "") in builder.allowed.sites:
+                self.soft.set_bias(name, bias.values)
         self._weights: dict[str, Soft] = {}
-        self._steps: dict[str, Tensor] = {}
+        self._scales: dict[str, Tensor] = {}
         self._biases: dict[str, tuple[Tensor, float, Tensor]] = {}
-        for name in part.ops:
+        for name in block.ops:
             op = graph.op(name)
             site = graph.site(op.operands["weight"])
-            choice = work.choices[site.name]
-            shared = any(reader not in part.ops for reader, _ in site.readers)
+            choice = builder.choices[site.name]
+            shared = any(reader not in block.ops for reader, _ in site.readers)
             if settings.learn_codes and not shared and choice.codes is not None:
-                self._weights[site.name] = settings.open(finite(graph, site), choice.codes, choice.qparams, choice.grid)
-        if settings.learn_steps:
-            followed = {c.why.removeprefix(ELEMENTS) for c in work.choices.values() if c.why.startswith(ELEMENTS)}
+                self._weights[site.name] = open_codes(
+                    settings.rounding, weight_of(graph, site), choice.codes, choice.qparams, choice.grid
+                )
+        if settings.learn_scales:
+            followed = {c.source.site for c in builder.choices.values() if isinstance(c.source, SameAs)}
             for site in graph.sites:
                 tensor = nodes[site.tensor]
-                ours = all(user in inside for user in tensor.users) and any(reader in part.ops for reader, _ in site.readers)
-                if ours and site.role != "weight" and work.is_free(site) and site.name not in followed:
-                    self._steps[site.name] = work.choices[site.name].qparams.scale.log().clone().requires_grad_()
+                ours = all(user in inside for user in tensor.users) and any(reader in block.ops for reader, _ in site.readers)
+                own = builder.choices.get(site.name)
+                if ours and site.role != "weight" and own is not None and own.is_free and site.name not in followed:
+                    self._scales[site.name] = own.qparams.scale.log().clone().requires_grad_()
         if settings.learn_biases:
             env = lesson.given(torch.arange(len(lesson.output))[:SCORED])
             with torch.no_grad():
-                overlay.run(part.nodes, env)
-            for name in part.ops:
+                executor.run(block.nodes, env)
+            for name in block.ops:
                 op = graph.op(name)
-                bias = self._bias(name)
-                self._biases[name] = (bias, float(env[nodes[op.node]].std()), torch.zeros_like(bias).requires_grad_())
-        self.soft.steps = self._steps
+                start = builder.real_bias(op)
+                self._biases[name] = (start, float(env[nodes[op.node]].std()), torch.zeros_like(start).requires_grad_())
+        self.reading.scales = self._scales
 
     def learn(self, images: Tensor, seconds: float | None, clock: Callable[[], float], generator: torch.Generator) -> int:
-        """The steps that were taken: all, or as many as are done after `seconds` of the clock."""
+        """The iterations that were done: all, or as many as were done after `seconds` of the clock."""
         settings, lesson = self.settings, self.lesson
         weights = [soft.parameter for soft in self._weights.values()]
         biases = [change for _, _, change in self._biases.values()]
         groups = [
             {"params": found, "lr": rate, "full": rate, "falls": falls}
             for found, rate, falls in (
-                (weights, settings.rate, settings.rounding == "straight"),
-                (list(self._steps.values()), settings.step_rate, True),
-                (biases, settings.bias_rate, True),
+                (weights, settings.lr, settings.rounding == "straight"),
+                (list(self._scales.values()), settings.scale_lr, True),
+                (biases, settings.bias_lr, True),
             )
             if found
         ]
-        self.soft.generator = generator
-        if not groups or not settings.steps:
+        self.reading.generator = generator
+        if not groups or not settings.iterations:
             return 0
         optimizer = torch.optim.Adam(groups)
         parameters = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
@@ -159,15 +156,17 @@ class Learner:
         done = 0
         while True:
             spent = 0.0 if seconds is None else (clock() / seconds if seconds > 0 else 1.0)
-            progress = max(done / settings.steps, spent)
+            progress = max(done / settings.iterations, spent)
             if progress >= 1:
                 return done
             rows = images[torch.randperm(len(images), generator=generator)[: settings.batch]]
             with torch.enable_grad():
                 loss = lesson.loss(self._output(rows), rows) / first
                 beta = settings.beta(progress)
-                if beta is not None and settings.pull and settings.rounding == "sigmoid":
-                    loss = loss + settings.pull * sum(w.pull(beta) for w in self._weights.values()) / max(count, 1)
+                if beta is not None and settings.rounding_weight and settings.rounding == "sigmoid":
+                    loss = loss + settings.rounding_weight * sum(w.rounding_loss(beta) for w in self._weights.values()) / max(
+                        count, 1
+                    )
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
@@ -179,36 +178,22 @@ class Learner:
     def codes(self) -> dict[str, Tensor]:
         return {name: soft.codes() for name, soft in self._weights.items()}
 
-    def steps(self) -> dict[str, Tensor]:
-        return {name: step.detach().exp().clamp_min(TINY) for name, step in self._steps.items()}
+    def scales(self) -> dict[str, Tensor]:
+        return {name: scale.detach().exp().clamp_min(TINY) for name, scale in self._scales.items()}
 
     def biases(self) -> dict[str, Tensor]:
         return {name: (start + unit * change.detach()) for name, (start, unit, change) in self._biases.items()}
 
-    def _bias(self, name: str) -> Tensor:
-        """The float bias (c_out,) of an op as the work has it."""
-        op = self.work.graph.op(name)
-        found = self.work.bias(op)
-        if isinstance(found, Tensor):
-            return found
-        if isinstance(found, Choice):
-            assert found.codes is not None
-            return values(found.codes, found.qparams, found.grid)
-        if "bias" in op.operands:
-            return tensor_of(self.work.graph, self.work.graph.site(op.operands["bias"]))
-        return torch.zeros(self.work.graph.site(op.operands["weight"]).shape[0])
-
     def _output(self, rows: Tensor) -> Tensor:
-        """The part's output for some images, with soft codes."""
+        """The block's output for some images, with soft codes."""
         soft, lesson = self.soft, self.lesson
-        soft.forget()
         for name, weight in self._weights.items():
             soft.give(name, weight.real())
         for name, (start, unit, change) in self._biases.items():
             soft.set_bias(name, start + unit * change)
-        env = lesson.given(rows, soft.mixed)
-        soft.run(lesson.part.nodes, env)
-        found: Tensor = env[lesson.part.output]
+        env = lesson.given(rows, self.reading.mixed)
+        soft.run(lesson.block.nodes, env)
+        found: Tensor = env[lesson.block.output]
         return found
 
     def _start(self, images: Tensor) -> float:
@@ -220,9 +205,8 @@ class Learner:
 
     def _hard(self, rows: Tensor) -> Tensor:
         env = self.lesson.given(rows)
-        self.soft.drop, kept = 0.0, self.soft.drop
-        self.soft.forget()
-        self.soft.run(self.lesson.part.nodes, env)
-        self.soft.drop = kept
-        found: Tensor = env[self.lesson.part.output]
+        self.reading.drop, drop = 0.0, self.reading.drop
+        self.soft.run(self.lesson.block.nodes, env)
+        self.reading.drop = drop
+        found: Tensor = env[self.lesson.block.output]
         return found

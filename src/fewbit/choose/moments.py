@@ -18,8 +18,9 @@ class Moments:
     """Sums over `count` rows, float64. A row has `groups` parts of m elements; each part is read by its own outputs.
 
     `read` (groups, m) and `exact` (groups, m) sum the rows of the quantized and of the float model, `gram` (groups, m, m) the
-    products of read with read, `cross` of exact with read. `drift` (c_out,) sums what the sum that the output goes into lacks
-    already (float minus quantized), `drift_read` (c_out, m) its products with what is read; zeros where there is no such sum.
+    products of read with read, `cross` of exact with read. `residual` (c_out,) sums the residual error, float minus quantized
+    value of the branch that the output is added to, `residual_read` (c_out, m) its products with what is read; zeros without
+    such a branch.
     """
 
     count: int
@@ -27,8 +28,8 @@ class Moments:
     exact: Tensor
     gram: Tensor
     cross: Tensor
-    drift: Tensor
-    drift_read: Tensor
+    residual: Tensor
+    residual_read: Tensor
 
     @staticmethod
     def of(
@@ -36,13 +37,13 @@ class Moments:
         groups: int,
         outputs: int,
     ) -> Moments:
-        """The moments of pieces (read, exact, drift)."""
+        """The moments of pieces (read, exact, residual)."""
         found: Moments | None = None
-        for read, exact, drift in rows:
+        for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
             m = q.shape[2]
-            d = drift if drift is not None else torch.zeros(1, outputs)
-            joint = drift is not None and groups == 1
+            d = residual if residual is not None else torch.zeros(1, outputs)
+            joint = residual is not None and groups == 1
             part = Moments(
                 len(read),
                 q.sum(1, dtype=torch.float64),
@@ -59,21 +60,21 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both."""
-        names = ("read", "exact", "gram", "cross", "drift", "drift_read")
+        names = ("read", "exact", "gram", "cross", "residual", "residual_read")
         return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in names))
 
     def centred(self) -> Moments:
         """Means in place of sums, and covariances in place of products: what is left where the bias takes the mean error."""
         n, groups = self.count, len(self.read)
-        q, x, d = self.read / n, self.exact / n, self.drift / n
-        behind = torch.zeros_like(self.drift_read) if groups > 1 else self.drift_read / n - d[:, None] * q[0]
+        q, x, d = self.read / n, self.exact / n, self.residual / n
+        behind = torch.zeros_like(self.residual_read) if groups > 1 else self.residual_read / n - d[:, None] * q[0]
         gram, cross = self.gram / n - q[:, :, None] * q[:, None], self.cross / n - x[:, :, None] * q[:, None]
         return Moments(1, q, x, gram, cross, d, behind)
 
     def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
-        """The products of the wanted output, W x + drift, with what is read."""
+        """The products of the wanted output, W x + residual, with what is read."""
         parts = w.double().unflatten(0, (len(self.cross), -1)) @ self.cross
-        return parts.flatten(0, 1) + self.drift_read
+        return parts.flatten(0, 1) + self.residual_read
 
     def error(self, wanted: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
         """The squared error of each output's wanted value, less what no weight changes; `wanted` is that of `target`."""

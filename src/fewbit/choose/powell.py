@@ -1,8 +1,4 @@
-"""Model scope: all steps of a model together, against the model's own loss (LAPQ, Nahshan et al. 2021).
-
-Settings and the arithmetic that knows no model: a parabola over the norm p, and a search of one factor for each step.
-`fewbit.choose.joint_search` runs them on a graph.
-"""
+"""Minima of a function of many numbers without its gradient, and of one number; a parabola through measurements."""
 
 from __future__ import annotations
 
@@ -24,60 +20,27 @@ UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
-class JointSearch:
-    """A start by layer-wise Lp norms, then Powell's method on the loss of the whole quantized model.
+class Powell:
+    """Powell's method (1964) from 0 on, for numbers in [low, high] each.
 
-        p* = argmin of a parabola through (p, L(a(p)))     a(p): every range with the smallest mean |x - fake(x)|^p
-        minimise   L(a(p*) · e^u)                          u: one number for each free step, all together
-
-    L is the KL divergence of the model's answers from the float model's (`kl`) or their cross-entropy with labels (`labels`),
-    mean over at most `images` calibration images. p takes `points` values on [low, high]; with 0 the recipe's own ranges are
-    the start. Factors e^u stay in [smallest, largest]. A line search starts with `step` and ends at `tolerance`, both of u.
-    `sweeps` are outer iterations; `coordinate` leaves out the extrapolation behind each and moves one step at a time only.
-    The search ends after `seconds` (None: never), or after `evaluations` of its loss, which do not depend on the machine; the
-    plan is the best point that was evaluated.
+    A line search starts with `step` and ends at `tolerance`. `sweeps` are outer iterations; `coordinate` leaves out the
+    extrapolation behind each and moves one number at a time only.
     """
 
-    low: float = 2.0
-    high: float = 4.0
-    points: int = 10
-    method: Literal["powell", "coordinate"] = "powell"
+    low: float
+    high: float
+    step: float
+    tolerance: float
     sweeps: int = 1
-    loss: Literal["kl", "labels"] = "kl"
-    images: int = 512
-    smallest: float = 0.25
-    largest: float = 4.0
-    step: float = 0.1
-    tolerance: float = 0.01
-    seconds: float | None = 300.0
-    evaluations: int | None = None
+    method: Literal["powell", "coordinate"] = "powell"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high or min(self.points, self.sweeps) < 0 or self.images < 1:
-            raise ValueError(f"0 < low <= high, points and sweeps >= 0 and images >= 1 are allowed, not {self}")
-        if not 0 < self.smallest < 1 < self.largest or not 0 < self.tolerance <= self.step:
-            raise ValueError(f"0 < smallest < 1 < largest and 0 < tolerance <= step are allowed, not {self}")
-        if self.seconds is not None and self.seconds < 0:
-            raise ValueError(f"seconds >= 0 or None is allowed, not {self.seconds}")
-        if self.evaluations is not None and self.evaluations < 1:
-            raise ValueError(f"evaluations >= 1 or None is allowed, not {self.evaluations}")
-
-    @property
-    def norms(self) -> list[float]:
-        """The values of p, both ends first and then always in the widest gap, so that the first few span the range."""
-        left = [float(p) for p in np.linspace(self.low, self.high, self.points)]
-        taken = [left.pop(0)] if left else []
-        while left:
-            taken.append(left.pop(int(np.argmax([min(abs(p - q) for q in taken) for p in left]))))
-        return taken
-
-    def search(self, loss: Loss, count: int, together: Sequence[Point] = ()) -> None:
+    def __call__(self, loss: Loss, count: int, together: Sequence[Point] = ()) -> None:
         """Evaluate `loss` from 0 on, for `count` numbers; the caller keeps what it has seen.
 
         `together` are directions that are searched once before the first sweep: a short search gets more from them.
         """
         x = np.zeros(count)
-        low, high = np.full(count, math.log(self.smallest)), np.full(count, math.log(self.largest))
+        low, high = np.full(count, self.low), np.full(count, self.high)
         best = loss(x)
         for direction in together if self.sweeps else ():
             x, best = self._line(loss, x, best, direction, low, high)

@@ -1,86 +1,32 @@
-"""Tensor scope: the range of one tensor from its own values. Weights and activations look the same to these methods.
+"""Ranges: the scale of every activation and weight from its own values, and the nearest codes of the weights.
 
-A tensor is `Samples`: rows of values with counts. A weight is one row per channel, every count 1; an activation is one row,
-the bins of its histogram. So each rule is written once.
+The first pass of nearly every recipe. A range method (`MinMax`, `Percentile`, `MseRange`; `EntropyRange` and `AnalyticClip`
+beside this file) sees one tensor at a time.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import reduce
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fewbit.capture.sites import owner_of
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.channel_bits import ChannelBits
+from fewbit.choose.context import Context
+from fewbit.choose.fisher import weighted_samples
+from fewbit.choose.headroom import coded, headroom, pairs_are_safe, weight_of
+from fewbit.choose.range_method import RangeMethod, Samples, ranged
 from fewbit.core.grid import Grid, QParams, qparams_from_range
+from fewbit.core.values import Choice, Fallback, Fixed, Graph, Plan, SameAs, SharedWith, Site
 from fewbit.observe.stats import Histogram
+from fewbit.target.allowed import AllowedGrids
 
-
-@dataclass(frozen=True)
-class Samples:
-    """Values (rows, n), how often each was seen (n,) or (rows, n), and the exact extremes (rows,)."""
-
-    values: Tensor
-    counts: Tensor
-    low: Tensor
-    high: Tensor
-
-    @staticmethod
-    def of_histogram(h: Histogram) -> Samples:
-        """One row: the centers of the bins that hold anything."""
-        seen = h.counts.nonzero().flatten()
-        centers = h.centers[seen].clamp(h.low, h.high).float()
-        return Samples(centers[None], (h.counts[seen] / h.count).float(), torch.tensor([h.low]), torch.tensor([h.high]))
-
-    @staticmethod
-    def of_weight(w: Float[Tensor, "channels ..."], grid: Grid) -> Samples:
-        """One row per channel for a per-channel grid, one per block where it has blocks, else one row."""
-        rows = (
-            w.unflatten(1, (-1, grid.group_size)).flatten(0, 1)
-            if grid.group_size
-            else w.flatten(1)
-            if grid.axis is not None
-            else w.reshape(1, -1)
-        )
-        return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
-
-    @staticmethod
-    def of_channels(values: Float[Tensor, "channels n"], low: Tensor, high: Tensor) -> Samples:
-        """One row per channel of an activation: sampled values, and the extremes of all that was seen."""
-        return Samples(values, torch.ones(values.shape[1]), low, high)
-
-    def rows(self, index: Tensor) -> Samples:
-        """Some of the rows."""
-        counts = self.counts if self.counts.ndim == 1 else self.counts[index]
-        return Samples(self.values[index], counts, self.low[index], self.high[index])
-
-
-@runtime_checkable
-class RangeMethod(Protocol):
-    """From the samples of a tensor to a step and zero point per row: float32 and int32 of shape (rows,)."""
-
-    def __call__(self, samples: Samples, grid: Grid) -> QParams: ...
-
-
-def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
-    """The step and zero point of each row; rows of a grid with channel widths are taken together by their width.
-
-    A row of 0 bits has code 0 alone, which is 0.
-    """
-    if not grid.widths:
-        return method(samples, grid)
-    scale, zero = torch.ones(len(samples.low)), torch.zeros(len(samples.low), dtype=torch.int32)
-    widths = torch.tensor(grid.widths)
-    for bits in sorted({b for b in grid.widths if b}):
-        rows = (widths == bits).nonzero().flatten()
-        found = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
-        scale[rows], zero[rows] = found.scale, found.zero
-    return QParams(scale, zero)
+CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -166,57 +112,137 @@ class MseRange:
 
 
 @dataclass(frozen=True)
-class EntropyRange:
-    """The threshold whose quantized histogram has the smallest KL divergence from the histogram (Migacz 2017, TensorRT).
+class Ranges:
+    """A range method for activations and one for weights; weights get the nearest codes.
 
-    The histogram of |x| (without its first bin, where the zeros behind a ReLU are) has `bins` bins up to the largest. For
-    each threshold T, a number of bins, P is what is below T with all that is above it in the last bin, and Q the same bins
-    without that, averaged in as many groups as the grid has codes for them, over the bins that hold anything. The range is
-    [-T, T], never wider than what was seen. EasyQuant starts from it (Wu et al. 2020; their tool has 2,001 bins, 128 groups).
+    With `free_softmax` the scale of probabilities is searched like any other where the target's own is a convention. With
+    `gradients` the range of an activation weighs each element by the square of the model's gradient there. `channel_bits`
+    gives each channel a width of its own where the target can hold it.
     """
 
-    bins: int = 2048
+    activations: RangeMethod = MinMax()
+    weights: RangeMethod = MinMax()
+    free_softmax: bool = False
+    gradients: bool = False
+    channel_bits: ChannelBits | None = None
 
-    def __call__(self, samples: Samples, grid: Grid) -> QParams:
-        reach = torch.maximum(-samples.low, samples.high).double()
-        counts = samples.counts.expand_as(samples.values)
-        rows = zip(samples.values.double(), counts.double(), reach, samples.low, strict=True)
-        found = torch.tensor([self._share(*row, grid) for row in rows], dtype=torch.float64)
-        bound = (found * reach).float()
-        return qparams_from_range(torch.maximum(samples.low, -bound), torch.minimum(samples.high, bound), grid)
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """A choice for every site that the target has a grid for. Raises BadValues where a weight is not finite."""
+        builder = PlanBuilder(plan, context)
+        weighted = self._weighted(context)
+        for site in context.graph.sites:
+            grids = context.allowed.sites.get(site.name)
+            if grids is None or site.role == "bias":
+                continue
+            context.progress(site.name)
+            if site.role == "weight":
+                choice, why = self.weight(context, site, grids, builder.choices)
+                builder.set_weight(choice, grids.grids[0], why)
+            else:
+                group = next((group for group in context.allowed.shared if site.name in group), ())
+                moved = None if group else moved_codes(context.graph, site, grids, builder.choices)
+                builder.set(moved or self.activation(context, site, grids, group, weighted.get(site.name)))
+        builder.fallbacks += self._one_width(context, builder.choices)
+        return builder.plan()
 
-    def _share(self, values: Tensor, counts: Tensor, reach: Tensor, low: Tensor, grid: Grid) -> float:
-        """The threshold of one row as a share of its largest magnitude."""
-        groups = 2**grid.bits if low >= 0 and not (grid.signed or grid.symmetric) else 2 ** (grid.bits - 1)
-        if reach <= 0 or groups >= self.bins:
-            return 1.0
-        places = (values.abs() / reach * self.bins).long().clamp_max(self.bins - 1)
-        histogram = torch.zeros(self.bins, dtype=torch.float64).scatter_add_(0, places, counts).numpy()
-        histogram[0] = 0.0
-        divergences = [entropy_lost(histogram, kept, groups) for kept in range(groups, self.bins + 1)]
-        return (groups + int(np.argmin(divergences))) / self.bins
+    def activation(
+        self, context: Context, site: Site, grids: AllowedGrids, group: tuple[str, ...] = (), weighted: Samples | None = None
+    ) -> Choice:
+        """The choice of an activation by its range, or by that of the group that it shares one scale with."""
+        grid, method = grids.grids[0], repr(self.activations)
+        if grids.fixed_scale is not None and not (self.free_softmax and grids.convention):
+            qparams = QParams(torch.tensor(grids.fixed_scale), torch.tensor(grids.fixed_zero, dtype=torch.int32))
+            return Choice(site.name, site.role, grid, qparams, "fixed", None, grids.all_readers, "fixed by the target", Fixed())
+        if grid.axis is None:
+            seen = reduce(Histogram.merge, (context.stats.sites[name] for name in group or (site.name,)))
+            qparams = self.activations(weighted or Samples.of_histogram(seen), grid)
+            qparams = QParams(qparams.scale.squeeze(0), qparams.zero.squeeze(0))
+            if group:
+                others = tuple(name for name in group if name != site.name)
+                why = "one scale with " + ", ".join(others)
+                return Choice(site.name, site.role, grid, qparams, method, None, grids.all_readers, why, SharedWith(others))
+        else:
+            values, bits = context.channels[site.name], self.channel_bits
+            if bits is not None and bits.activations and grid.bits <= bits.nominal:
+                widths = bits(values.values.std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
+                grid = replace(grid, bits=max(*widths, 1), widths=widths)
+            qparams = ranged(self.activations, Samples.of_channels(values.values, values.low, values.high), grid)
+        return Choice(site.name, site.role, grid, qparams, method, all_readers=grids.all_readers)
+
+    def weight(self, context: Context, site: Site, grids: AllowedGrids, choices: Mapping[str, Choice]) -> tuple[Choice, str]:
+        """The choice of a weight on the first grid whose products are safe in the accumulator, and why it is not the first."""
+        w = weight_of(context.graph, site)
+        room = headroom(context.graph, site, choices, grids)
+
+        def on(grid: Grid) -> Choice:
+            bits = self.channel_bits
+            if bits is not None and bits.weights and grid.axis is not None and grid.bits <= bits.nominal:
+                widths = bits(w.flatten(1).std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
+                grid = replace(grid, bits=max(widths), widths=widths)
+            qparams = self.weight_range(w, grid)
+            return coded(Choice(site.name, site.role, grid, qparams, repr(self.weights)), w, room)
+
+        return first_safe(context, site, grids, choices, on)
+
+    def weight_range(self, w: Float[Tensor, "c_out ..."], grid: Grid) -> QParams:
+        """The scale and zero point of a weight on a grid, of shape (), (channels,) or (channels, groups)."""
+        qparams = ranged(self.weights, Samples.of_weight(w, grid), grid)
+        if grid.axis is None:
+            return QParams(qparams.scale.squeeze(0), qparams.zero.squeeze(0))
+        if grid.group_size:
+            return QParams(qparams.scale.view(len(w), -1), qparams.zero.view(len(w), -1))
+        return qparams
+
+    def _weighted(self, context: Context) -> Mapping[str, Samples]:
+        if not self.gradients:
+            return {}
+        graph, sites = context.graph, context.allowed.sites
+        searched = [name for name, grids in sites.items() if graph.site(name).axis is None and grids.grids[0].axis is None]
+        return weighted_samples(graph, searched, context.batches, context.count)
+
+    def _one_width(self, context: Context, choices: Mapping[str, Choice]) -> list[Fallback]:
+        """What widths of channels were not given: activations that have one scale, on this target, for all of them."""
+        bits, graph = self.channel_bits, context.graph
+        if bits is None or not bits.activations:
+            return []
+        plain = {c.site for c in choices.values() if c.codes is None and c.grid.axis is None and c.grid.bits <= bits.nominal}
+        if not plain:
+            return []
+        share = sum(op.macs for op in graph.ops if plain & {op.operands.get("input")}) / max(graph.macs, 1)
+        why = f"{context.target.name} has one scale for all channels of an activation"
+        return [Fallback(f"{len(plain)} activations", "a width for each channel", "one width", why, share)]
 
 
-def entropy_lost(histogram: NDArray[np.float64], kept: int, groups: int) -> float:
-    """KL divergence in nats of the first `kept` bins quantized to `groups` groups from the histogram clipped to them."""
-    inside = histogram[:kept]
-    p = inside.copy()
-    p[-1] += histogram[kept:].sum()
-    starts = np.arange(groups) * kept // groups
-    filled = inside > 0
-    sums, members = np.add.reduceat(inside, starts), np.add.reduceat(filled.astype(np.float64), starts)
-    means = np.divide(sums, members, out=np.zeros_like(sums), where=members > 0)
-    q = np.repeat(means, np.diff(np.append(starts, kept))) * filled
-    if not q.sum():
-        return math.inf
-    p, q = p / p.sum(), q / q.sum()
-    seen = p > 0
-    if (q[seen] == 0).any():  # the bin of the threshold holds nothing but what was cut off
-        return math.inf
-    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+def first_safe(
+    context: Context, site: Site, grids: AllowedGrids, choices: Mapping[str, Choice], on: Callable[[Grid], Choice]
+) -> tuple[Choice, str]:
+    """The choice of a weight, made by `on`, for the first grid whose products are safe in the accumulator; and why not the
+    first of all.
+    """
+    choice = on(grids.grids[0])
+    if grids.pair_bits is None:
+        return choice, ""
+    read = choices[context.graph.op(site.readers[0][0]).operands["input"]].grid
+    for k, grid in enumerate(grids.grids):
+        choice = choice if k == 0 else on(grid)
+        assert choice.codes is not None
+        if pairs_are_safe(choice.codes, read, grids.pair_bits):
+            break
+    return choice, "" if k == 0 else f"two products can saturate {grids.pair_bits} bits on {context.target.name}"
 
 
-CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core's cache
+def moved_codes(graph: Graph, site: Site, grids: AllowedGrids, choices: Mapping[str, Choice]) -> Choice | None:
+    """The choice of a tensor that holds codes of another, which everyone reads, in other places.
+
+    Codes move without loss. Another scale would round them a second time, which runtimes leave out.
+    """
+    owners = {s.tensor: s.name for s in graph.sites if s.name in choices and choices[s.name].all_readers}
+    name = owner_of(next(n for n in graph.module.graph.nodes if n.name == site.tensor), owners)
+    owner = None if name is None else choices[name]
+    if owner is None or owner.grid != grids.grids[0] or owner.site == site.name or grids.fixed_scale is not None:
+        return None
+    why = f"elements of {owner.site}"
+    return replace(owner, site=site.name, role=site.role, all_readers=grids.all_readers, why=why, source=SameAs(owner.site))
 
 
 def _near_one(samples: Samples) -> Samples:
@@ -238,16 +264,3 @@ def _together(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Candidates (candidates, rows) in pieces: many at once for one row, one by one for many."""
     step = max(1, 16 // low.shape[1])
     return zip(low.split(step), high.split(step), strict=True)
-
-
-def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float, float]:
-    """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
-    scale, zero = qparams.scale.reshape(-1, 1), qparams.zero.reshape(-1, 1)
-    code = torch.round(samples.values / scale) + zero
-    low, high = (end.reshape(-1, 1) for end in grid.ends())
-    noise = ((code.clamp(low, high) - zero) * scale - samples.values).square() * samples.counts
-    power = (samples.values.square() * samples.counts).double().sum().item()
-    outside = (((code < low) | (code > high)) * samples.counts).double().sum().item()
-    total = (samples.counts.expand_as(samples.values)).double().sum().item()
-    error = noise.double().sum().item()
-    return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total

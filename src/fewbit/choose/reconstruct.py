@@ -1,231 +1,271 @@
-"""Reconstruction on a graph: the plan of a recipe, then the codes of its weights again, unit by unit, for the float outputs."""
+"""Reconstruction: the codes of a plan's weights learned again, block by block, for the float outputs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewbit.choose.blocks import Part, parts
-from fewbit.choose.choose import W8A8, Choosing, choosing
+from fewbit.capture.residual import Block, blocks
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import Context, few_enough
 from fewbit.choose.fisher import output_weights
-from fewbit.choose.layers import few_enough, too_many
+from fewbit.choose.gptq import left_out
+from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.learn import Learner, Lesson
-from fewbit.choose.recipe import Recipe
-from fewbit.choose.soft_codes import Reconstruct
-from fewbit.choose.weights import sums_are_safe
-from fewbit.core.bits import Bits
 from fewbit.core.grid import QParams
-from fewbit.core.values import Choice, Graph, Json, Plan
+from fewbit.core.values import Bias, Choice, Json, PassLog, Plan
 from fewbit.errors import BadImages
-from fewbit.execute.overlay import Overlay, Stream
-from fewbit.execute.samples import ChannelSample, OpSample, PairSample
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import Stream
 from fewbit.files import Journal, write_atomic
-from fewbit.observe.stats import Stats
-from fewbit.target.spec import Target
 
-HELD = 4  # every so many an image is kept to judge a unit by
-
-
-def reconstruct(
-    graph: Graph,
-    stats: Stats,
-    target: Target,
-    recipe: Recipe,
-    images: Iterable[Tensor],
-    *,
-    name: str = "",
-    bits: Bits = W8A8,
-    keep_float: Sequence[str] = (),
-    everything: bool = False,
-    samples: Mapping[str, OpSample | PairSample] | None = None,
-    channels: Mapping[str, ChannelSample] = MappingProxyType({}),
-    seed: int = 0,
-    journal: Journal | None = None,
-    folder: Path | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> Plan:
-    """The plan of a recipe whose weights were learnt again, unit by unit. `images` are batches of calibration images.
-
-    `journal` and `folder` have the units that a killed run has done; give both or neither. Raises BadImages where there are too
-    few images to hold any back.
-    """
-    settings = recipe.rebuild
-    assert settings is not None
-    journal, given = journal or Journal(), list(images)
-    work = choosing(
-        graph, stats, target, recipe, name=name, bits=bits, keep_float=keep_float, everything=everything, samples=samples,
-        channels=channels, images=given,
-    )  # fmt: skip
-    work.stream = work.layers = None  # their images are at the end
-    batches = few_enough(graph, given)
-    work.fallbacks = [*dict.fromkeys((*work.fallbacks, *too_many(given, batches)))]
-    if sum(map(len, batches)) < HELD:
-        raise BadImages(f"reconstruction holds every {HELD}th image back: give {HELD} calibration images or more.")
-    walk = Walk(work, settings, batches)
-    rows: list[Json] = []
-    for i, part in enumerate(walk.parts):
-        file = None if folder is None else folder / f"{i}.safetensors"
-        values = walk.lesson(part)
-        found: list[Found] = []
-
-        def compute(i: int = i, values: Lesson = values, found: list[Found] = found, file: Path | None = file) -> float:
-            found.append(walk.learnt(i, values, journal, torch.Generator().manual_seed(seed * 1_000_003 + i)))
-            if file is not None:
-                found[0].save(file)
-            return float(found[0].row["after"])
-
-        journal.value(f"{part.name} {settings!r}", compute)
-        if not found:  # a killed run has done it
-            assert file is not None
-            found.append(Found.load(file))
-            walk.put(part, found[0])
-        rows.append(found[0].row)
-        progress(part.name)
-    plan = work.plan()
-    record = {"units": rows, "seconds": settings.seconds, "images": sum(map(len, batches)), "held": walk.held}
-    return replace(plan, extra={**plan.extra, "rebuilt": record})
+HELD_OUT = 4  # every so many an image is kept to judge a block by
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was learnt of a part: codes by weight site, steps by activation site, biases (c_out,) by op, and its row."""
+class Reconstruct:
+    """The codes, and more, of all weights of a block, learned together for the block's float output.
 
-    codes: Mapping[str, Tensor]
-    steps: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
+        minimise   E ‖f(x) − f̂(x̂)‖² / E₀  +  rounding_weight · mean(1 − |2h − 1|^β)      E₀ the error at the start
+
+    AdaRound (Nagel et al. 2020): a weight is (⌊w/s⌋ + h(V)) s, h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1), and β falls from
+    `beta_start` to `beta_end` behind a share `warmup` of the iterations. With `rounding` = `straight` the weight is a number
+    that begins at its code and is rounded in every iteration, with a gradient of 1 through the rounding (no rounding loss);
+    Adam moves it by `lr` at most, so it leaves its code only where the gradients of many iterations agree. BRECQ (Li et al.
+    2021): `scope` = `block` is an attention module, MLP or residual block with the addition behind it; with `fisher` an error
+    weighs as much as the square of the model's gradient there. QDrop (Wei et al. 2022): each element of an activation is its
+    float value with probability `drop`. `learn_scales` learns scales of activations along (Esser et al. 2020, LSQ),
+    `learn_biases` the biases; without `learn_codes` the codes stay as they are.
+
+    Adam with `lr` for V (in codes for `straight`), `scale_lr` for the logarithm of a scale and `bias_lr` for a bias, in units
+    of the spread of its output; all but that of V fall along half a cosine. `iterations` of `batch` images for each block,
+    fewer where `seconds` (None: no limit) are spent. The papers have 20,000 iterations of 32 images at 1e-3, scales at 4e-5,
+    warm-up 0.2, β from 20 to 2; their rounding weight of 0.01 is on a sum beside an error that is not relative.
+    """
+
+    iterations: int = 20_000
+    batch: int = 32
+    lr: float = 1e-3
+    scope: Literal["op", "block"] = "block"
+    rounding: Literal["sigmoid", "straight"] = "sigmoid"
+    drop: float = 0.0
+    fisher: bool = False
+    learn_codes: bool = True
+    learn_scales: bool = False
+    learn_biases: bool = False
+    scale_lr: float = 4e-5
+    bias_lr: float = 1e-3
+    rounding_weight: float = 1.0
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.batch < 1 or not 0 <= self.drop <= 1 or not 0 <= self.warmup < 1:
+            raise ValueError(f"iterations >= 0, batch >= 1, drop in [0, 1] and warmup in [0, 1) are allowed, not {self}")
+        if (
+            min(self.lr, self.scale_lr, self.bias_lr) <= 0
+            or self.rounding_weight < 0
+            or not 0 < self.beta_end <= self.beta_start
+        ):
+            raise ValueError(f"learning rates > 0, rounding_weight >= 0 and 0 < beta_end <= beta_start are allowed, not {self}")
+        if self.seconds is not None and self.seconds < 0:
+            raise ValueError(f"seconds >= 0 or None is allowed, not {self.seconds}")
+
+    def beta(self, progress: float) -> float | None:
+        """β at a share of the iterations; None before the end of the warm-up, where there is no rounding loss."""
+        if progress < self.warmup:
+            return None
+        return self.beta_end + (self.beta_start - self.beta_end) * (1 - (progress - self.warmup) / (1 - self.warmup))
+
+    def check(self, context: Context) -> None:
+        """Raises FewbitError where the target has groups, BadImages where there are too few images to hold any back."""
+        context.refuse_groups(self)
+        context.need_images()
+        if context.count < HELD_OUT:
+            raise BadImages(f"reconstruction holds every {HELD_OUT}th image back: give {HELD_OUT} calibration images or more.")
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with what was learned of each block that is better for it on images that are held out.
+
+        The context's journal and folder have the blocks that a killed run has done.
+        """
+        batches, journal = few_enough(context.graph, context.batches), context.journal
+        self.check(context)
+        walk = _Walk(plan, context, self, batches)
+        walk.builder.fallbacks += left_out(context.batches, batches)
+        rows: list[Mapping[str, Json]] = []
+        for i, block in enumerate(walk.blocks):
+            file = None if context.folder is None else context.folder / f"{i}.safetensors"
+            lesson = walk.lesson(block)
+            results: list[Learnt] = []
+
+            def compute(
+                i: int = i, lesson: Lesson = lesson, results: list[Learnt] = results, file: Path | None = file
+            ) -> float:
+                seed = torch.Generator().manual_seed(context.seed * 1_000_003 + i)
+                results.append(walk.learned(i, lesson, journal, seed))
+                if file is not None:
+                    results[0].save(file)
+                return float(results[0].row["after"])
+
+            journal.value(f"{block.name} {self!r}", compute)
+            if not results:  # a killed run has done it
+                assert file is not None
+                results.append(Learnt.load(file))
+                walk.put(block, results[0])
+            rows.append(results[0].row)
+            context.progress(block.name)
+        summary = {"seconds": self.seconds, "images": sum(map(len, batches)), "held": walk.held_out}
+        return walk.builder.plan(PassLog("reconstruct", repr(self), tuple(rows), summary))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What was learned of a block: codes by weight site, scales by activation site, biases (c_out,) by op, and its row."""
+
     row: Mapping[str, Json]
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        groups = {"codes": self.codes, "steps": self.steps, "biases": self.biases}
-        tensors = {f"{group}/{name}": t.contiguous() for group, found in groups.items() for name, t in found.items()}
+        groups = {"codes": self.codes, "scales": self.scales, "biases": self.biases}
+        tensors = {f"{group}/{name}": t.contiguous() for group, members in groups.items() for name, t in members.items()}
         write_atomic(path, lambda part: save_file(tensors, part, {"row": json.dumps(self.row)}))
 
     @staticmethod
-    def load(path: Path) -> Found:
-        groups: dict[str, dict[str, Tensor]] = {"codes": {}, "steps": {}, "biases": {}}
+    def load(path: Path) -> Learnt:
+        groups: dict[str, dict[str, Tensor]] = {"codes": {}, "scales": {}, "biases": {}}
         with safe_open(path, framework="pt") as file:
             row = json.loads(file.metadata()["row"])
             for key in file.keys():  # noqa: SIM118
                 group, _, name = key.partition("/")
                 groups[group][name] = file.get_tensor(key)
-        return Found(groups["codes"], groups["steps"], groups["biases"], row)
+        return Learnt(row, **groups)
 
 
-class Walk:
-    """The images on their way through the quantized model and the float one, part by part; what is found goes into the work."""
+class _Walk:
+    """The images on their way through the quantized model and the float one, block by block."""
 
-    def __init__(self, work: Choosing, settings: Reconstruct, batches: Sequence[Tensor]) -> None:
-        self.work, self.settings = work, settings
-        graph, integer = work.graph, work.allowed.integer_ops
-        self.parts: list[Part] = parts(graph, integer, settings.scope)
-        floats = work.biases()
-        overlay = Overlay(graph, integer, work.choices)
-        for op, bias in floats.items():
-            overlay.set_bias(op, bias)
+    def __init__(self, plan: Plan, context: Context, settings: Reconstruct, batches: Sequence[Tensor]) -> None:
+        graph, self.settings = context.graph, settings
+        self.blocks: list[Block] = blocks(graph, plan.integer_ops, settings.scope)
+        self.tuned: dict[str, Tensor] = {}  # biases that were learned: their sums are safe with these, not with the graph's
+        overlay = Executor.of(graph, plan)
+        self.builder = PlanBuilder(plan, context, overlay)
         self._batch = len(batches[0])
-        reads = [read for part in self.parts for read in (*part.reads, *part.counts)]
+        reads = [read for block in self.blocks for read in (*block.reads, *block.counts)]
         self.quantized = Stream(overlay, batches, reads)
-        self.exact = Stream(Overlay(graph, ()), batches, [*reads, *(part.output for part in self.parts)])
+        self.exact = Stream(Executor(graph, ()), batches, [*reads, *(block.output for block in self.blocks)])
         count = sum(map(len, batches))
-        self.fit = torch.tensor([i for i in range(count) if i % HELD != HELD - 1])
-        self.outside = torch.arange(HELD - 1, count, HELD)
-        self.held = len(self.outside)
-        names = [part.output.name for part in self.parts]
+        self.fit = torch.tensor([i for i in range(count) if i % HELD_OUT != HELD_OUT - 1])
+        self.outside = torch.arange(HELD_OUT - 1, count, HELD_OUT)
+        self.held_out = len(self.outside)
+        names = [block.output.name for block in self.blocks]
         self._weights = output_weights(graph, names, batches) if settings.fisher else {}
 
-    def lesson(self, part: Part) -> Lesson:
-        """What a part reads, in the model quantized so far and in float, and its float output; all streams stand there then."""
-        read = {node: torch.cat(self.quantized.at(node)) for node in part.reads}
-        counts = {node: self.quantized.at(node)[0] // self._batch for node in part.counts}
-        exact = {node: torch.cat(self.exact.at(node)) for node in part.reads}
-        weight = self._weights.get(part.output.name)
-        return Lesson(part, read, exact, torch.cat(self.exact.at(part.output)), counts, weight)
+    def lesson(self, block: Block) -> Lesson:
+        """What a block reads, in the model quantized so far and in float, and its float output."""
+        read = {node: torch.cat(self.quantized.at(node)) for node in block.reads}
+        counts = {node: self.quantized.at(node)[0] // self._batch for node in block.counts}
+        exact = {node: torch.cat(self.exact.at(node)) for node in block.reads}
+        weight = self._weights.get(block.output.name)
+        return Lesson(block, read, exact, torch.cat(self.exact.at(block.output)), counts, weight)
 
-    def learnt(self, i: int, lesson: Lesson, journal: Journal, generator: torch.Generator) -> Found:
-        """The part learnt, in its share of the time that is left, and put into the work where that is better on held images."""
-        part, began, overlay = lesson.part, journal.seconds, self.quantized.overlay
+    def learned(self, i: int, lesson: Lesson, journal: Journal, generator: torch.Generator) -> Learnt:
+        """The block learned, in its share of the time that is left, and put into the plan where that is better."""
+        block, began, overlay = lesson.block, journal.seconds, self.quantized.overlay
         share = None
         if self.settings.seconds is not None:
             left = max(self.settings.seconds - began, 0.0)
-            share = left * part.macs / max(sum(later.macs for later in self.parts[i:]), 1)
+            share = left * block.macs / max(sum(later.macs for later in self.blocks[i:]), 1)
         before = lesson.error(overlay, self.outside)
-        learner = Learner(self.work, self.settings, lesson, overlay)
-        steps = learner.learn(self.fit, share, lambda: journal.seconds - began, generator)
-        found = Found(learner.codes(), learner.steps(), learner.biases(), {})
-        row = {"unit": part.name, "ops": list(part.ops), "steps": steps, "before": before, "after": before, "kept": False}
-        if not steps:
-            return Found({}, {}, {}, row)
-        start = self._state(part)
-        found = self.put(part, found)
+        learner = Learner(self.builder, self.settings, lesson, overlay)
+        iterations = learner.learn(self.fit, share, lambda: journal.seconds - began, generator)
+        row = {
+            "block": block.name,
+            "ops": list(block.ops),
+            "iterations": iterations,
+            "before": before,
+            "after": before,
+            "kept": False,
+        }
+        if not iterations:
+            return Learnt(row)
+        start = self._state(block)
+        result = self.put(block, Learnt({}, learner.codes(), learner.scales(), learner.biases()))
         after = lesson.error(overlay, self.outside)
         if not after < before:
-            self._back(part, start)
-            return Found({}, {}, {}, {**row, "tried": after})
-        return replace(found, row={**row, "after": after, "kept": True})
+            self._restore(block, start)
+            return Learnt({**row, "tried": after})
+        return replace(result, row={**row, "after": after, "kept": True})
 
-    def put(self, part: Part, found: Found) -> Found:
-        """Let the work and the stream have what was found, but for weights whose codes would not be safe; what they got."""
-        work = self.work
-        start = self._state(part)
-        for name, scale in found.steps.items():
-            work.choices[name] = self._marked(
-                replace(work.choices[name], qparams=QParams(scale, work.choices[name].qparams.zero))
-            )
-        work.tuned.update(found.biases)
+    def put(self, block: Block, learned: Learnt) -> Learnt:
+        """Take what was learned, but for weights whose codes would not be safe; what was taken."""
+        builder, start = self.builder, self._state(block)
+        for name, scale in learned.scales.items():
+            qparams = QParams(scale, builder.choices[name].qparams.zero)
+            builder.choices[name] = self._marked(replace(builder.choices[name], qparams=qparams))
+        self.tuned.update(learned.biases)
         codes = {}
-        for name, q in found.codes.items():
-            old = work.choices[name]
-            made = self._marked(replace(old, codes=q.to(old.grid.container)))
-            if self._is_safe(made):
-                work.choices[name], codes[name] = made, q
+        for name, q in learned.codes.items():
+            old = builder.choices[name]
+            new = self._marked(replace(old, codes=q.to(old.grid.container)))
+            if self._is_safe(new):
+                builder.choices[name], codes[name] = new, q
             elif not self._is_safe(old):
-                self._back(part, start)
-                return Found({}, {}, {}, found.row)
-        self._shown(part)
-        return replace(found, codes=codes)
+                self._restore(block, start)
+                return Learnt(learned.row)
+        self._show(block)
+        return replace(learned, codes=codes)
 
     def _marked(self, choice: Choice) -> Choice:
         return replace(choice, method=f"{choice.method}, {self.settings!r}")
 
     def _is_safe(self, choice: Choice) -> bool:
-        work, site = self.work, self.work.graph.site(choice.site)
-        bias = work.tuned.get(site.readers[0][0])
-        return sums_are_safe(work.graph, site, choice, work.choices, work.allowed.sites[site.name], bias)
+        builder = self.builder
+        bias = self.tuned.get(builder.graph.site(choice.site).readers[0][0])
+        return sums_are_safe(builder.graph, choice, builder.choices, builder.allowed.sites[choice.site], bias)
 
-    def _state(self, part: Part) -> tuple[dict[str, Choice], dict[str, Tensor]]:
-        """What the work has of a part's sites and biases."""
-        sites = {site for op in part.ops for site in self.work.graph.op(op).operands.values()}
-        sites |= {s.name for s in self.work.graph.sites if any(reader in part.ops for reader, _ in s.readers)}
-        inner = {n.name for n in part.nodes}
-        sites |= {s.name for s in self.work.graph.sites if any(self.work.graph.op(r).node in inner for r, _ in s.readers)}
-        kept = {name: self.work.choices[name] for name in sites if name in self.work.choices}
-        return kept, {op: self.work.tuned[op] for op in part.ops if op in self.work.tuned}
+    def _sites(self, block: Block) -> set[str]:
+        """The sites of a block's ops, and those that its nodes read."""
+        graph, inner = self.builder.graph, {n.name for n in block.nodes}
+        sites = {site for op in block.ops for site in graph.op(op).operands.values()}
+        return sites | {s.name for s in graph.sites if any(r in block.ops or graph.op(r).node in inner for r, _ in s.readers)}
 
-    def _back(self, part: Part, state: tuple[dict[str, Choice], dict[str, Tensor]]) -> None:
+    def _state(self, block: Block) -> tuple[dict[str, Choice], dict[str, Bias | None], dict[str, Tensor]]:
+        """The choices and biases of a block."""
+        builder, sites = self.builder, self._sites(block)
+        choices = {name: builder.choices[name] for name in sites if name in builder.choices}
+        tuned = {op: self.tuned[op] for op in block.ops if op in self.tuned}
+        return choices, {op: builder.biases.get(op) for op in block.ops}, tuned
+
+    def _restore(self, block: Block, state: tuple[dict[str, Choice], dict[str, Bias | None], dict[str, Tensor]]) -> None:
         """Take back what was put since a state."""
-        choices, tuned = state
-        self.work.choices |= choices
-        for op in part.ops:
-            self.work.tuned.pop(op, None)
-        self.work.tuned.update(tuned)
-        self._shown(part)
+        choices, biases, tuned = state
+        for op in block.ops:
+            self.tuned.pop(op, None)
+        self.tuned.update(tuned)
+        self.builder.restore(choices, biases)
 
-    def _shown(self, part: Part) -> None:
-        """Let the stream compute a part with what the work has of it."""
-        work, overlay = self.work, self.quantized.overlay
-        for op in part.ops:
-            bias = work.bias(work.graph.op(op))
-            if isinstance(bias, Choice):
-                work.choices[bias.site] = bias
-            overlay.set_bias(op, None if isinstance(bias, Choice) else bias)
-        choices, _ = self._state(part)
-        for choice in choices.values():
-            overlay.set(choice)
+    def _show(self, block: Block) -> None:
+        """Let the stream compute a block with the choices and biases that it has now."""
+        builder = self.builder
+        for op in block.ops:
+            if op in self.tuned:
+                builder.correct(op, self.tuned[op])
+            else:
+                builder.decide_bias(builder.graph.op(op))
+        for name in self._sites(block):
+            if name in builder.choices:
+                self.quantized.overlay.set(builder.choices[name])

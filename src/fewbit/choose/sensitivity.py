@@ -11,100 +11,100 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewbit.capture.units import Unit
+from fewbit.capture.structure import Module, scale_behind
 from fewbit.core.values import Graph, Op, Plan
-from fewbit.execute.overlay import Overlay, walked
-from fewbit.execute.samples import scale_behind
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import walked
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one unit: the loss at each width, and the mean nuclear norm of its float output where that is part of it."""
+    """Of one module: the loss at each width, and the mean nuclear norm of its float output where that is part of it."""
 
-    unit: Unit
+    module: Module
     losses: Mapping[int, float]
     nuclear: float | None = None
 
 
 class Measure(ABC):
-    """From uniform plans by width to the sensitivity of each unit; `images` is how many calibration images it looks at."""
+    """From uniform plans by width to the sensitivity of each module; `images` is how many calibration images it looks at."""
 
     images: int
 
     def __call__(
         self,
         graph: Graph,
-        found: Sequence[Unit],
+        found: Sequence[Module],
         plans: Mapping[int, Plan],
         batch: Tensor,
-        progress: Callable[[str], None] = lambda unit: None,
+        progress: Callable[[str], None] = lambda module: None,
     ) -> list[Sensitivity]:
         results = []
-        walk = walked(graph, [(unit.ops, self.output(graph, unit)) for unit in found], batch)
-        for unit, (inner, given, exact) in zip(found, walk, strict=True):
-            loss, nuclear = self.against(graph, unit, exact)
-            losses = {bits: loss(Overlay.of(graph, plan, unit.ops).value(inner, given)) for bits, plan in plans.items()}
-            results.append(Sensitivity(unit, losses, nuclear))
-            progress(unit.name)
+        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in found], batch)
+        for module, (inner, given, exact) in zip(found, walk, strict=True):
+            loss, nuclear = self.against(graph, module, exact)
+            losses = {bits: loss(Executor.of(graph, plan, module.ops).value(inner, given)) for bits, plan in plans.items()}
+            results.append(Sensitivity(module, losses, nuclear))
+            progress(module.name)
         return results
 
     @abstractmethod
-    def output(self, graph: Graph, unit: Unit) -> str:
+    def output(self, graph: Graph, module: Module) -> str:
         """The name of the node that is looked at."""
 
     @abstractmethod
-    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
         """The loss of a quantized value of that node, from its float value; and the nuclear norm where that is part of it."""
 
 
 @dataclass(frozen=True)
 class NuclearNorm(Measure):
-    """Ω(b) = Σ_j σ_j(Y) · ||Ŷ(b) - Y||² (Liu et al. 2021, section 3.4), each unit on its float inputs.
+    """Ω(b) = Σ_j σ_j(Y) · ||Ŷ(b) - Y||² (Liu et al. 2021, section 3.4), each module on its float inputs.
 
     Y is the attention map of an attention module, A = Q Kᵀ as in the paper's equation 3, scaled (`map`: or the probabilities),
-    and the output of any other unit. An attention map has a matrix for each head; nuclear norms and squared errors are means
+    and the output of any other module. An attention map has a matrix for each head; nuclear norms and squared errors are means
     over images and heads. The nuclear norm is computed once, of the float output.
     """
 
     map: Literal["logits", "probabilities"] = "logits"
     images: int = 8
 
-    def output(self, graph: Graph, unit: Unit) -> str:
-        scores = self._scores(graph, unit)
-        if unit.map is None or (self.map == "logits" and scores is None):
-            return unit.output
-        return unit.map if self.map == "probabilities" or scores is None else scores.node
+    def output(self, graph: Graph, module: Module) -> str:
+        scores = self._scores(graph, module)
+        if module.map is None or (self.map == "logits" and scores is None):
+            return module.output
+        return module.map if self.map == "probabilities" or scores is None else scores.node
 
-    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
-        scores, scale = self._scores(graph, unit), 1.0
-        if self.map == "logits" and unit.map is not None and scores is not None:
+    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+        scores, scale = self._scores(graph, module), 1.0
+        if self.map == "logits" and module.map is not None and scores is not None:
             scale = scale_behind(next(node for node in graph.module.graph.nodes if node.name == scores.node))
-        y = matrices(exact * scale, unit, graph)
+        y = matrices(exact * scale, module, graph)
         nuclear = nuclear_norms(y).mean().item()
 
         def omega(quantized: Tensor) -> float:
-            return nuclear * (matrices(quantized * scale, unit, graph) - y).square().sum((1, 2)).mean().item()
+            return nuclear * (matrices(quantized * scale, module, graph) - y).square().sum((1, 2)).mean().item()
 
         return omega, nuclear
 
-    def _scores(self, graph: Graph, unit: Unit) -> Op | None:
+    def _scores(self, graph: Graph, module: Module) -> Op | None:
         """The op of the attention scores."""
-        return next((op for op in map(graph.op, unit.ops) if "query" in op.operands), None)
+        return next((op for op in map(graph.op, module.ops) if "query" in op.operands), None)
 
 
 @dataclass(frozen=True)
 class OutputKL(Measure):
-    """KL divergence of the model's answers from the float model's where only one unit is quantized, mean over images.
+    """KL divergence of the model's answers from the float model's where only one module is quantized, mean over images.
 
-    A unit's error is measured where it counts, behind all that follows; the losses of units are taken to add up.
+    A module's error is measured where it counts, behind all that follows; the losses of modules are taken to add up.
     """
 
     images: int = 16
 
-    def output(self, graph: Graph, unit: Unit) -> str:
+    def output(self, graph: Graph, module: Module) -> str:
         return next(node for node in graph.module.graph.nodes if node.op == "output").all_input_nodes[0].name
 
-    def against(self, graph: Graph, unit: Unit, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
         p = exact.flatten(1).log_softmax(1)
 
         def divergence(quantized: Tensor) -> float:
@@ -113,12 +113,12 @@ class OutputKL(Measure):
         return divergence, None
 
 
-def matrices(y: Tensor, unit: Unit, graph: Graph) -> Float[Tensor, "matrices rows columns"]:
-    """A unit's output as matrices: of an attention map one for each image and head, of anything else one for each image, its
+def matrices(y: Tensor, module: Module, graph: Graph) -> Float[Tensor, "matrices rows columns"]:
+    """A module's output as matrices: of an attention map one for each image and head, of anything else one for each image, its
     places by its channels; an output without places is a row."""
-    if unit.map is not None:
+    if module.map is not None:
         return y.flatten(0, -3)
-    if graph.op(unit.ops[-1]).kind in ("conv", "depthwise"):
+    if graph.op(module.ops[-1]).kind in ("conv", "depthwise"):
         return y.flatten(2)
     return y.reshape(len(y), -1, y.shape[-1])
 

@@ -6,7 +6,8 @@ commands that need them, so that --help and a mistyped option are answered at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any
 
@@ -27,10 +28,7 @@ app = typer.Typer(
 )
 out, err = Console(), Console(stderr=True)
 
-MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function"
-ModelArgument = Annotated[str, typer.Argument(help=MODELS)]
 TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")]
-ImagesOption = Annotated[str | None, typer.Option(help="Folder (class sub-folders or flat), parquet, .npy or .npz.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
 
 
@@ -53,6 +51,9 @@ class BarProgress(Progress):
         self._finish()
         self._bars.start()
         self._task = self._bars.add_task(name, total=total, note="")
+
+    def expect(self, total: int) -> None:
+        self._bars.update(self._task, total=total)
 
     def advance(self, steps: int = 1, text: str = "") -> None:
         self._bars.update(self._task, advance=steps, note=text[-40:])
@@ -82,19 +83,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def numbers(text: str | None, option: str, count: int) -> tuple[float, ...] | None:
-    """`0.5,0.5,0.5` as numbers. Raises FewbitError that says what is allowed."""
-    if text is None:
-        return None
+@contextmanager
+def drawn() -> Iterator[BarProgress]:
+    """A progress that is drawn while the block works."""
+    progress = BarProgress()
     try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) != count:
-        raise FewbitError(
-            f"{option} {text} is not understood; {count} numbers with commas are needed, as in {option} 3,224,224."
-        )
-    return found
+        yield progress
+    finally:
+        progress.close()
 
 
 def show(report: dict[str, Any]) -> None:
@@ -124,22 +120,11 @@ def show(report: dict[str, Any]) -> None:
         out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def fail_on_drop(accuracy: dict[str, Any], allowed: float | None) -> None:
-    """Exit code 1 where more points were lost than allowed; without labels, where agreement is further from 100 %."""
-    labelled = accuracy["quantized"] is not None
-    drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
-    if allowed is not None and drop > allowed:
-        what = "accuracy fell by" if labelled else "answers differ for"
-        raise FewbitFailed(f"{what} {drop:.2f} {'points' if labelled else '% of the images'}; --max-drop allows {allowed:g}.")
-
-
 def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Exit code 1 where codes differ that are no ties; `report` is the run's."""
-    from fewbit.run import THIS_MACHINE
-
     if check["codes_wrong"]:
         says = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
         for fallback in report["fallbacks"]:
-            if fallback["site"] == THIS_MACHINE:
+            if fallback["kind"] == "machine":
                 says += f" {report['target']} needs {fallback['requested']}; `fewbit targets` lists what fits this machine."
         raise FewbitFailed(says)

@@ -14,7 +14,7 @@ from fewbit.errors import UnknownName
 def targets() -> None:
     """The targets that come with fewbit."""
     from fewbit.target import detect, load_target, target_names
-    from fewbit.target.spec import processor_flags
+    from fewbit.target.load import processor_flags
     from fewbit.verify import runtime_names
 
     flags, installed = processor_flags(), runtime_names()
@@ -42,10 +42,6 @@ def recipes() -> None:
 
     table = Table("recipe", "about", "settings")
     for name, recipe in RECIPES.items():
-        settings = f"activations {recipe.activations!r}, weights {recipe.weights!r}, rounding {recipe.rounding!r}"
-        settings += f", search {recipe.search!r}" if recipe.search is not None else ""
-        settings += f", module {recipe.module!r}" if recipe.module is not None else ""
-        settings += f", correction {recipe.correction!r}" if recipe.correction is not None else ""
-        settings += f", widths by {recipe.sensitivity!r}"
+        settings = ", then ".join(map(repr, (*filter(None, [recipe.equalize]), *recipe.passes)))
         table.add_row(f"{name} (default)" if name == DEFAULT else name, recipe.about, settings)
     out.print(table)

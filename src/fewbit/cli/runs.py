@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import BarProgress, Threads, command, fail_on_wrong, out
+from fewbit.cli.app import Threads, command, drawn, fail_on_wrong, out
 
 
 @command
@@ -23,24 +23,12 @@ def evaluate(
 ) -> None:
     """Top-1 with labels, agreement and cosine without; float beside integer, in the runtime."""
     from fewbit.run import Run
-    from fewbit.verify import evaluate as score_run
 
-    opened = Run.open(run)
-    found = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
-    chosen = runtime or opened.record["runtime"]
-    progress = BarProgress()
-    try:
-        with progress.stage("evaluate", len(found)):
-            score = score_run(
-                run / "float.onnx",
-                run / "model.onnx",
-                found,
-                runtime=chosen,
-                threads=threads,
-                progress=progress.advance,
-            )
-    finally:
-        progress.close()
+    with drawn() as progress:
+        opened = Run.open(run, progress)
+        others = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
+        chosen = runtime or opened["runtime"]
+        score = opened.do("evaluate", scored=others, runtime=chosen, threads=threads)
     table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
     top = ["-", "-", "-"]
     if score.top1 is not None and score.float_top1 is not None:
@@ -59,12 +47,8 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other ima
     from fewbit.report import tables
     from fewbit.run import Run
 
-    opened = Run.open(run)
-    progress = BarProgress()
-    try:
-        checks = opened.verify(images, progress)
-    finally:
-        progress.close()
+    with drawn() as progress:
+        checks = Run.open(run, progress).verify(images)
     table = Table("graph optimisations", "sites", "codes", "ties", "wrong", "worst site")
     for name, part in (("off", checks.off), ("on", checks.on)) if checks.on else (("off", checks.off),):
         worst = max(part, key=lambda c: (c.wrong, c.differing))
@@ -92,27 +76,11 @@ def bench(
 ) -> None:
     """Latency, what loading takes, and size, float beside integer."""
     from fewbit.run import Run
-    from fewbit.verify import bench as measure
-    from fewbit.verify import loads, runtime_names, timed
 
-    opened = Run.open(run)
-    progress = BarProgress()
-    runtimes, batches = runtime or list(timed(opened.folder / "model.onnx")), batch or [1, 8]
-    try:
-        files = run / "float.onnx", run / "model.onnx", opened.preprocess.size
-        with progress.stage("bench", len(runtimes) * (len(batches) + 1)):
-            rows = measure(
-                *files,
-                runtimes=runtimes,
-                batches=batches,
-                threads=threads,
-                seconds=seconds,
-                progress=lambda text: progress.advance(1, text),
-            )
-            whole = [name for name in runtimes if name in runtime_names()]  # what loading takes does not hang on the precision
-            loaded = loads(*files, runtimes=whole, threads=threads, runs=3, progress=lambda text: progress.advance(1, text))
-    finally:
-        progress.close()
+    with drawn() as progress:
+        opened = Run.open(run, progress)
+        given = {"runtimes": runtime or None, "batches": batch or [1, 8], "threads": threads, "seconds": seconds, "repeats": 3}
+        rows, loaded = opened.do("bench", **given)
     table = Table("runtime", "batch", "threads", "float ms", "integer ms", "faster", "pairs")
     for row in rows:
         times = f"{row.float_ms:.2f}", f"{row.quantized_ms:.2f}", f"{row.ratio:.2f} x"
@@ -139,20 +107,13 @@ def report(
     ] = None,
 ) -> None:
     """Draw report.html again from report.json and tables.json."""
-    from fewbit.files import read_json, write_atomic, write_json
-    from fewbit.report import page, tables
+    from fewbit.files import read_json
+    from fewbit.report.draw import draw
     from fewbit.run import Run
 
-    summary, rows = read_json(run / "report.json"), read_json(run / "tables.json")
-    if beside:
-        folders = {folder.resolve(): Run.open(folder) for folder in (run, *beside)}
-        found = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in folders.values()}
-        rows["runs"] = tables.runs(found)
-    html = page.render(summary, rows)
-    if beside:
-        write_json(run / "tables.json", rows)
-    write_atomic(run / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
-    out.print(f"Report: {run / 'report.html'}")
+    runs = {folder.resolve(): Run.open(folder) for folder in (run, *beside)} if beside else {}
+    others = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in runs.values()}
+    out.print(f"Report: {draw(run, others)}")
 
 
 @command

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fewbit.core.grid import Grid, QParams
+from fewbit.core.grid import Grid, QParams, values
 
 Json = Any
 
@@ -78,10 +79,37 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was decided for one site. Weights and biases carry their codes; `why` says what decided in a few words.
+class Own:
+    """The site has a scale of its own, which a method may search."""
 
-    `all_readers`: every reader of the tensor reads the codes, not only the integer ops.
+
+@dataclass(frozen=True)
+class SameAs:
+    """The tensor holds codes of another site in other places (views, pooling of maxima): the scale is that site's."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class SharedWith:
+    """One scale for several sites that an integer op joins; `sites` are the others."""
+
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The scale is a constant of the target."""
+
+
+ScaleSource = Own | SameAs | SharedWith | Fixed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for one weight or activation. Weights carry their codes; `why` is a note for people, never read by code.
+
+    `source` says whose scale it is. `all_readers`: every reader of the tensor reads the codes, not only the integer ops.
     """
 
     site: str
@@ -92,26 +120,68 @@ class Choice:
     codes: Tensor | None = None
     all_readers: bool = False
     why: str = ""
+    source: ScaleSource = Own()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a search may move the scale."""
+        return isinstance(self.source, Own)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The bias of one op (c_out,), decided once: `real` is what is wanted, float32; `integer` its codes where it is stored so.
+
+    The scale of an integer bias is the input's times the weight's.
+    """
+
+    real: Tensor
+    integer: Choice | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The float32 numbers that are added."""
+        if self.integer is None or self.integer.codes is None:
+            return self.real
+        return values(self.integer.codes.to(torch.int32), self.integer.qparams, self.integer.grid)
+
+
+FallbackKind = Literal["site", "accumulator", "calibration", "kernels", "runtime", "machine", "speed"]
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What was asked for and not given; `macs_share` of the model's multiply-accumulates is touched (0 to 1)."""
+    """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1).
+
+    `kind` is what it is about: a site or op, a narrower grid that an accumulator needs, the calibration images, kernels that
+    were not fused, a runtime or a machine that is not here, or a float model that is faster.
+    """
 
     site: str
     requested: str
     actual: str
     why: str
     macs_share: float = 0.0
+    kind: FallbackKind = "site"
+
+
+@dataclass(frozen=True)
+class PassLog:
+    """What a pass did, for the plan's file and the report: its settings, a row for each thing it decided, and a summary."""
+
+    name: str
+    settings: str
+    rows: tuple[Mapping[str, Json], ...] = ()
+    summary: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The product of choose: everything a realizer or a simulation needs beside the graph.
 
-    `integer_ops` are the ops whose operands are all quantized, or the weight alone where the target has that. `biases` are
-    float biases that were corrected, (c_out,) by op name, for ops that may have had none; a corrected bias that is quantized is
-    a choice like any other.
+    `integer_ops` are the ops whose operands are all quantized, or the weight alone where the target has that. `choices` are
+    those of weights and activations by site; `biases` by op are those that are integers or that a method has corrected, also
+    of ops that had none. `recipe` is a name, `settings` the recipe's own record, `log` what its passes did, in order.
     """
 
     target: str
@@ -121,8 +191,14 @@ class Plan:
     integer_ops: tuple[str, ...]
     fallbacks: tuple[Fallback, ...] = ()
     exemptions: tuple[str, ...] = ()
-    extra: Mapping[str, Json] = field(default_factory=dict)
-    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: Mapping[str, Bias] = field(default_factory=dict)
+    log: tuple[PassLog, ...] = ()
+    model: str = ""
+    settings: str = ""
+
+    def logs(self, name: str) -> tuple[PassLog, ...]:
+        """The records of the passes with a name."""
+        return tuple(entry for entry in self.log if entry.name == name)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from fewbit.data.classes import read_classes
 from fewbit.data.decode import Array, check, decode, encoded
+from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
-from fewbit.data.sources import Store, find
+from fewbit.data.sources import InMemory, Store, find
 from fewbit.errors import BadImages
 
 
@@ -33,7 +34,8 @@ from fewbit.errors import BadImages
 class Images:
     """Images that can be read again and again: `labels` are int64 class indices (n,), or None where nobody knows.
 
-    `names` say where each image came from, `skipped` which were left out as broken, `source` all of it in a phrase.
+    `names` say where each image came from, `skipped` which were left out as broken, `source` all of it in a phrase. What has
+    been decoded is in `memory`, which subsets share.
     """
 
     names: tuple[str, ...]
@@ -43,6 +45,7 @@ class Images:
     store: Store
     rows: tuple[int, ...]
     skipped: tuple[str, ...] = ()
+    memory: Memory | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,14 +54,20 @@ class Images:
         """Normalized float32 inputs, `size` at a time and then the rest. Raises BadImages that names a broken image."""
         if size < 1:
             raise BadImages(f"the batch size is {size}; allowed is 1 or more.")
-        batch: list[Tensor] = []
-        for name, item in zip(self.names, self.store.items(self.rows), strict=True):
-            batch.append(as_input(item, name, self.preprocess))
+        memory, batch = self.memory or Memory(0), list[Tensor]()
+        missing = [row not in memory for row in self.rows]
+        items = self.store.items([row for row, new in zip(self.rows, missing, strict=True) if new])
+        for name, row, new in zip(self.names, self.rows, missing, strict=True):
+            batch.append(memory.keep(row, as_input(next(items), name, self.preprocess)) if new else memory[row])
             if len(batch) == size:
                 yield torch.stack(batch)
                 batch = []
         if batch:
             yield torch.stack(batch)
+
+    def remembered(self, memory: Memory) -> Images:
+        """The same images, each decoded once and then taken from `memory`."""
+        return dataclasses.replace(self, memory=memory)
 
     def subset(self, indices: Iterable[int]) -> Images:
         """The images at `indices`, in that order. Raises IndexError for an index outside."""
@@ -159,10 +168,13 @@ def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
     return sorted(row for _, _, row in sorted(order)[:limit])
 
 
-__all__ = ["Images", "Preprocess", "open_images", "read_classes", "spread"]
+__all__ = ["Images", "Memory", "Preprocess", "open_images", "read_classes", "spread"]
 
 
 def refuse_same(calibration: Images, scored: Images) -> None:
-    """Raise BadImages where one source is given for both."""
+    """Raise BadImages where one source is given for both; arrays are one source where they are the same array."""
+    arrays = [images.store for images in (calibration, scored) if isinstance(images.store, InMemory)]
+    if len(arrays) == 2 and calibration.source.startswith("array") and arrays[0].values is not arrays[1].values:
+        return
     if calibration.source == scored.source:
         raise BadImages(f"{calibration.source} is given for calibration and for scoring; scores need images of their own.")

@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 INPUT_SIZE = (3, 32, 32)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -42,6 +45,8 @@ class ConvStem(nn.Module):
 
 def architecture() -> VisionTransformer:
     """The untrained network: (batch, 3, 32, 32) normalized images to (batch, 10) logits."""
+    from timm.models.vision_transformer import VisionTransformer  # here, because it takes a second and only demo needs it
+
     return VisionTransformer(
         img_size=32,
         patch_size=4,

@@ -7,52 +7,13 @@ Each output channel of a weight has its own step, so what is gained is the range
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.fx import Node
 
-from fewbit.capture.fx import aten, constant, is_call
 from fewbit.core.grid import Grid
-from fewbit.core.values import Graph, Op
 from fewbit.equalize.migrate import STRENGTHS, Migration, scales
-from fewbit.equalize.structure import own_weight
-
-CONVS = ("conv", "depthwise")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two convolutions and the tensor between them, which nobody else reads."""
-
-    first: Op
-    second: Op
-    between: Node
-
-
-def pairs(graph: Graph) -> list[Pair]:
-    """Convolutions without groups, or depthwise, that follow each other directly or through a ReLU."""
-    by_node, found = {op.node: op for op in graph.ops}, []
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    for op in graph.ops:
-        node = nodes[op.node]
-        if op.kind not in CONVS or len(node.users) != 1:
-            continue
-        between, user = node, next(iter(node.users))
-        if is_call(user, aten.relu.default) and len(user.users) == 1:
-            between, user = user, next(iter(user.users))
-        second = by_node.get(user.name)
-        if second is None or second.kind not in CONVS or user.args[0] is not between:
-            continue
-        w = constant(graph.module, cast(Node, user.args[1]))
-        plain = second.kind == "depthwise" and w.shape[0] == between.meta["tensor_meta"].shape[1]
-        plain = plain or w.shape[1] == between.meta["tensor_meta"].shape[1]
-        if plain and own_weight(graph, op) and own_weight(graph, second):
-            found.append(Pair(op, second, between))
-    return found
 
 
 def balanced(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import constant
+from fewbit.capture.residual import conv_pairs, residual
+from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.grid import Grid
 from fewbit.core.values import Graph, Json, Op
-from fewbit.equalize.cross_layer import balanced, pairs
+from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
-from fewbit.equalize.rotate import can_rotate, residual, rotated, rotated_heads
-from fewbit.equalize.structure import Heads, heads, norms
+from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.errors import BadImages
-from fewbit.execute.watch import Watcher
+from fewbit.execute.watch import watch
 
 TOLERANCE = 1e-4  # of the largest output, on random images
 
@@ -146,7 +148,7 @@ class _Work:
             found |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
         for h in self.heads if what.keys else ():
             found |= {op.node for op in (h.query, h.key) if op}
-        return found | ({p.between.name for p in pairs(self.graph)} if what.convolutions else set())
+        return found | ({p.between.name for p in conv_pairs(self.graph)} if what.convolutions else set())
 
     def layer_norms(self) -> None:
         for norm in norms(self.graph):
@@ -196,7 +198,7 @@ class _Work:
             self._change("key", h.key, Migration(found.scale, middle, found.strength, before, found.after), changes)
 
     def convolutions(self) -> None:
-        for pair in pairs(self.graph):
+        for pair in conv_pairs(self.graph):
             op = pair.second
             read, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
             if read is None or weight is None or read.axis is not None:
@@ -287,7 +289,7 @@ def _sampled(graph: Graph, batches: Iterable[Tensor], wanted: set[str], rows: in
     each = max(4, rows // len(source))
     generator = torch.Generator().manual_seed(0)
 
-    def see(name: str, value: Tensor) -> None:
+    def see(name: str, value: Tensor, images: range) -> None:
         if value.ndim == 4:
             part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
             last = maps.get(name)
@@ -297,9 +299,6 @@ def _sampled(graph: Graph, batches: Iterable[Tensor], wanted: set[str], rows: in
         flat = value.reshape(-1, value.shape[-1])
         kept[name].append(flat[torch.randperm(len(flat), generator=generator)[:each]].clone())
 
-    with torch.no_grad():
-        watcher = Watcher(graph, see, {name: [name] for name in wanted})
-        for batch in source:
-            watcher.run(batch)
+    watch(graph, source, {name: partial(see, name) for name in wanted})
     found = {name: torch.cat(parts) for name, parts in kept.items() if parts}
     return found | {name: torch.stack([low, high, squares / len(source)]) for name, (low, high, squares) in maps.items()}

@@ -13,32 +13,17 @@ a head any orthogonal matrix can stand between values and the layer behind atten
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.canonicalize import LINEAR
-from fewbit.capture.fx import MOVES, argument, aten, constant, is_call, is_constant
+from fewbit.capture.fx import constant
+from fewbit.capture.residual import Residual, width_of
+from fewbit.capture.structure import heads
 from fewbit.core.values import Graph, Op
-from fewbit.equalize.structure import Norm, heads, norms, own_weight
-
-ADDS = (aten.add.Tensor,)
-ALONG = (aten.select.int, aten.slice.Tensor, aten.expand.default, aten.clone.default, aten.contiguous.default)
-CONVS = (aten.conv2d.default,)
-
-
-@dataclass(frozen=True)
-class Residual:
-    """The residual stream: the layers and constants that write into it, and the norms that alone read it."""
-
-    width: int
-    writers: tuple[Op, ...]
-    constants: tuple[Node, ...]
-    norms: tuple[Norm, ...]
 
 
 def orthogonal(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:
@@ -58,48 +43,6 @@ def fixing_ones(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:
     inner = torch.eye(n, dtype=torch.float64)
     inner[1:, 1:] = orthogonal(n - 1, generator)
     return reflection @ inner @ reflection
-
-
-def residual(graph: Graph) -> Residual | None:
-    """The residual stream of a transformer; None where anything but layer norms reads it, or anything but layers writes it."""
-    by_node = {op.node: op for op in graph.ops}
-    known = {norm.node: norm for norm in norms(graph)}
-    if not known:
-        return None
-    width = _width(next(iter(known)))
-    writers: dict[str, Op] = {}
-    constants: dict[Node, None] = {}
-    read: dict[Node, Norm] = {}
-    pending, seen = [cast(Node, norm.args[0]) for norm in known], set[Node]()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if _width(node) != width:
-            return None
-        if is_constant(node):
-            if len(node.users) != 1:
-                return None
-            constants[node] = None
-            continue
-        before = _sources(node)
-        if before is None:
-            op = _writer(graph, node, by_node)
-            if op is None:
-                return None
-            writers[op.name] = op
-        else:
-            pending += before
-        for user in node.users:
-            if user in known:
-                read[user] = known[user]
-            elif _sources(user) is None:
-                return None
-            else:
-                pending.append(user)
-    ordered = tuple(op for op in graph.ops if op.name in writers)
-    return Residual(width, ordered, tuple(constants), tuple(norm for node, norm in known.items() if node in read))
 
 
 def rotated(graph: Graph, found: Residual, seed: int = 0) -> dict[str, Tensor]:
@@ -136,7 +79,7 @@ def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, T
     nodes = {node.name: node for node in graph.module.graph.nodes}
     generator = torch.Generator().manual_seed(seed)
     for h in heads(graph):
-        width = _width(cast(Node, nodes[h.mix.node].args[1]))
+        width = width_of(cast(Node, nodes[h.mix.node].args[1]))
         if h.value is not None and h.behind is not None:
             q = _blocks(_at(graph, nodes[h.value.node], 1).shape[0], width, generator)
             behind = nodes[h.behind.node]
@@ -145,7 +88,7 @@ def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, T
                 changes[cast(str, _name(behind, 1))] = (_at(graph, behind, 1) @ q).float()
                 yield h.value, changes
         if h.query is not None and h.key is not None and h.scores is not None:
-            width = _width(cast(Node, nodes[h.scores.node].args[0]))
+            width = width_of(cast(Node, nodes[h.scores.node].args[0]))
             q = _blocks(_at(graph, nodes[h.query.node], 1).shape[0], width, generator)
             if q is not None and _at(graph, nodes[h.key.node], 1).shape[0] == len(q):
                 yield h.query, _written(graph, nodes[h.query.node], q) | _written(graph, nodes[h.key.node], q)
@@ -162,37 +105,6 @@ def _written(graph: Graph, node: Node, q: Tensor) -> dict[str, Tensor]:
     """The weight and bias of a layer whose output is to be y Q."""
     names = [(name, place) for place in (1, 2) if (name := _name(node, place)) is not None]
     return {name: (q.T @ _at(graph, node, place)).float() for name, place in names}
-
-
-def _sources(node: Node) -> list[Node] | None:
-    """What a node of the stream is put together from; None for one that is no addition, row or list of rows of it."""
-    if is_call(node, *ADDS) and not node.kwargs.get("alpha") and all(isinstance(a, Node) for a in node.args[:2]):
-        return [cast(Node, a) for a in node.args[:2]]
-    if is_call(node, aten.cat.default):
-        axis = cast(int, argument(node, 1, "dim", 0))
-        return list(cast("list[Node]", node.args[0])) if axis not in (-1, _rank(node) - 1) else None
-    if is_call(node, *ALONG):
-        return [cast(Node, node.args[0])]
-    return None
-
-
-def _writer(graph: Graph, node: Node, by_node: dict[str, Op]) -> Op | None:
-    """The layer that alone makes a tensor of the stream, through views at most, and is read by nothing else."""
-    stream = node
-    while is_call(node, *MOVES) and (node is stream or len(node.users) == 1):
-        node = cast(Node, node.args[0])
-    op = by_node.get(node.name)
-    plain = is_call(node, LINEAR) or (is_call(node, *CONVS) and argument(node, 6, "groups", 1) == 1)
-    return op if op is not None and plain and (node is stream or len(node.users) == 1) and own_weight(graph, op) else None
-
-
-def _width(node: Node) -> int:
-    value: Any = constant(node.graph.owning_module, node) if is_constant(node) else node.meta["tensor_meta"]  # type: ignore[arg-type]
-    return int(value.shape[-1])
-
-
-def _rank(node: Node) -> int:
-    return len(node.meta["tensor_meta"].shape)
 
 
 def _name(node: Node, place: int) -> str | None:

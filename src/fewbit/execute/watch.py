@@ -1,25 +1,33 @@
-"""Run a graph and watch some of its nodes."""
+"""The float graph over images, some of its nodes handed to functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
 
 from fewbit.core.values import Graph
+from fewbit.errors import BadImages
+from fewbit.execute.executor import Executor
 
 
-class Watcher(Interpreter):
-    """Runs a graph and hands the value of each watched node to a function; nothing is kept."""
+def watch(graph: Graph, batches: Iterable[Tensor], taps: Mapping[str, Callable[[Tensor, range], object]]) -> int:
+    """Call functions with the float values of nodes, by name, and the numbers of the images that these belong to.
 
-    def __init__(self, graph: Graph, see: Callable[[str, Tensor], None], nodes: dict[str, list[str]]) -> None:
-        super().__init__(graph.module, garbage_collect_values=True)
-        self.see = see
-        self.watched = nodes
+    One pass over batches (b, c, h, w), without gradients; nothing is kept. Returns the number of images; raises BadImages
+    where there is none.
+    """
+    executor, count = Executor(graph), 0
+    with torch.no_grad():
+        for batch in batches:
+            images = range(count, count + len(batch))
+            executor(batch, {name: _of(images, tap) for name, tap in taps.items()})
+            count += len(batch)
+    if not count:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    return count
 
-    def run_node(self, n: Node) -> object:
-        value = super().run_node(n)
-        for site in self.watched.get(n.name, ()):
-            self.see(site, value)
-        return value
+
+def _of(images: range, tap: Callable[[Tensor, range], object]) -> Callable[[Tensor], object]:
+    return lambda value: tap(value, images)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fewbit.lint.graph import BITS, DEQUANTIZE, QUANTIZE, Graph, Node, Steps
-from fewbit.lint.rules import Verdict, listed, origin
+from fewbit.capture.kinds import KINDS
+from fewbit.lint.graph import BITS, QUANTIZE, Graph, Node, Quantizer
+from fewbit.lint.rules import Verdict, front, listed, origin
 from fewbit.target.spec import OpRule, Target, Type
 
-KINDS = {"Add": "add", "Concat": "concat", "MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "avgpool"}
 LEFT, RIGHT = ("query", "probs", "left"), ("key", "value", "right")
 
 
@@ -31,7 +31,7 @@ class AcceleratorRules:
         for name, operands in self._operands(node, rule):
             if not operands:
                 continue
-            steps = self.front(name)
+            steps = front(self.graph, name)
             if steps is None:
                 return Verdict(False, f"no DequantizeLinear in front of {origin(self.graph, name)}", "quantize it")
             allowed = [t for operand in operands for t in rule.operands[operand]]
@@ -45,27 +45,21 @@ class AcceleratorRules:
             return Verdict(False, "its result must be quantized at once, and no QuantizeLinear reads it", change)
         return Verdict(True, f"its operands have the types that the target lists for {rule.kind}")
 
-    def front(self, name: str) -> Steps | None:
-        """The DequantizeLinear in front of a reader, seen through nodes that only move numbers."""
-        node = self.graph.producer.get(name)
-        while node is not None and node.moves and node.inputs:
-            node = self.graph.producer.get(node.inputs[0])
-        return self.graph.steps(node) if node is not None and node.op == DEQUANTIZE else None
-
     def _kind(self, node: Node) -> str | None:
+        weighted = len(node.inputs) > 1 and node.inputs[1] in self.graph.constants
+        named = [kind.name for kind in KINDS.values() if node.op in kind.onnx and kind.weighted in (weighted, False)]
         if node.op == "Conv":
             shape = self.graph.shapes.get(node.inputs[1], (0, 0))
             return "depthwise" if shape[1] == 1 and node.attributes.get("group", 1) > 1 else "conv"
-        if node.op in ("MatMul", "Gemm"):
-            return "linear" if node.inputs[1] in self.graph.constants else "matmul"
-        return KINDS.get(node.op)
+        return next(iter(named), None)
 
     def _operands(self, node: Node, rule: OpRule) -> Iterable[tuple[str, list[str]]]:
         """Each input with the names that the target file may have for it."""
-        if rule.kind == "matmul":
-            names: tuple[tuple[str, ...], ...] = (LEFT, RIGHT)
-        elif rule.kind in ("linear", "conv", "depthwise"):
-            names = (("input",), ("weight",), ("bias",))
+        kind = KINDS[rule.kind]
+        if kind.weighted:
+            names: tuple[tuple[str, ...], ...] = (("input",), ("weight",), ("bias",))
+        elif kind.product:
+            names = (LEFT, RIGHT)
         else:
             names = (("left", "input"), ("right", "input"), *((("input",),) * len(node.inputs)))
         for name, allowed in zip(node.inputs, names, strict=False):
@@ -73,7 +67,7 @@ class AcceleratorRules:
                 yield name, [operand for operand in allowed if operand in rule.operands]
 
 
-def _differs(steps: Steps, kind: Type) -> str:
+def _differs(steps: Quantizer, kind: Type) -> str:
     """How codes differ from a type; empty where they are of it."""
     container = kind.container or next(b for b in (8, 16, 32) if b >= kind.bits)
     if BITS.get(steps.dtype, 0) > container:

@@ -51,7 +51,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Quantizer:
     """The numbers of a QuantizeLinear or DequantizeLinear: its code type, scale, zero point (None where computed), axis."""
 
     dtype: int
@@ -74,7 +74,7 @@ class Steps:
     def name(self) -> str:
         return str(TensorProto.DataType.Name(self.dtype)).lower()
 
-    def same(self, other: Steps) -> bool:
+    def same(self, other: Quantizer) -> bool:
         """Equal type, scale and zero point, all of them constant."""
         if self.scale is None or other.scale is None or self.zero is None or other.zero is None:
             return False
@@ -140,7 +140,7 @@ class Graph:
             return self.value(node.inputs[0])
         return None
 
-    def steps(self, node: Node) -> Steps:
+    def quantizer(self, node: Node) -> Quantizer:
         """What a QuantizeLinear or DequantizeLinear multiplies with."""
         codes = node.outputs[0] if node.op == QUANTIZE else node.inputs[0]
         given = len(node.inputs) > 2 and node.inputs[2] != ""
@@ -152,7 +152,7 @@ class Graph:
             zero = np.zeros_like(scale, dtype=np.int64)
         if fallback == 0 and node.op == QUANTIZE:
             fallback = node.attributes.get("output_dtype", 0) or UINT8
-        return Steps(fallback, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
+        return Quantizer(fallback, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
 
     def size(self, name: str) -> int:
         """How many numbers a tensor has at batch 1; 0 where its shape is not known."""

@@ -16,7 +16,8 @@ from fewbit.lint.onnxruntime_cpu import OnnxRuntimeRules
 from fewbit.lint.openvino_cpu import OpenVinoRules
 from fewbit.lint.rules import Rules, Verdict
 from fewbit.lint.tensorrt import TensorRtRules
-from fewbit.lint.truth import Ran, truth
+from fewbit.lint.truth import RAN, Ran, truth
+from fewbit.runtimes import RUNTIMES
 from fewbit.target import Target
 
 
@@ -79,7 +80,7 @@ def lint(path: Path, target: Target) -> Lint:
     """Every computing node of an ONNX file under the rules of a target. Raises BadFile, and FewbitError for a runtime
     without rules."""
     graph = Graph(path)
-    rules = rules_for(target)(graph)
+    rules = rules_for(target)(graph, target)
     verdicts = {node.index: _foreign(node, target) or rules.verdict(node) for node in graph.computing}
     macs = {node.index: graph.macs(node) for node in graph.computing}
     integer = {n.index: macs[n.index] - graph.float_macs(n) if verdicts[n.index].integer else 0 for n in graph.computing}
@@ -98,16 +99,16 @@ def lint(path: Path, target: Target) -> Lint:
     )  # fmt: skip
 
 
+FOREIGN = "cannot load the file, or loads it and answers otherwise"
+
+
 def _foreign(node: Node, target: Target) -> Verdict | None:
-    """What is said of an operator of onnxruntime's own under any other runtime."""
-    if node.domain != "com.microsoft" or target.runtime == "onnxruntime":
+    """What is said of an operator of one runtime's own under any other."""
+    owner = next((name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain == node.domain), None)
+    if owner is None or owner == target.runtime:
         return None
     change = f"write the file for {target.runtime}: fewbit quantize --target {target.name}"
-    rule = f"{node.op} is {OWN}: {target.runtime} cannot load the file, or loads it and answers otherwise"
-    return Verdict(False, rule, change)
-
-
-OWN = "an operator of onnxruntime's own"
+    return Verdict(False, f"{node.op} is an operator of {owner}'s own: {target.runtime} {FOREIGN}", change)
 
 
 def _used(graph: Graph, integer: set[int]) -> set[int]:
@@ -136,38 +137,34 @@ def _used(graph: Graph, integer: set[int]) -> set[int]:
     return found
 
 
-def rules_for(target: Target) -> Callable[[Graph], Rules]:
-    """The rules of a target by its `runtime`, and for onnxruntime by its `machine`: on ARM signed activations are taken.
+RULES: Mapping[str, Callable[[Graph, Target], Rules]] = {  # by runtime
+    "onnxruntime": lambda graph, target: OnnxRuntimeRules(graph, signed=re.fullmatch(target.machine, "x86_64") is None),
+    "openvino": lambda graph, target: OpenVinoRules(graph),
+    "tensorrt": lambda graph, target: TensorRtRules(graph),
+    "other": AcceleratorRules,
+}
 
-    A target of runtime "other" is its own rules. Raises FewbitError that names the runtimes with rules.
-    """
-    runtime: str = target.runtime
-    if runtime == "onnxruntime":
-        signed = re.fullmatch(target.machine, "x86_64") is None
-        return lambda graph: OnnxRuntimeRules(graph, signed)
-    if runtime == "other":
-        return lambda graph: AcceleratorRules(graph, target)
-    if runtime in RULES:
-        return RULES[runtime]
-    known = sorted(("onnxruntime", "other", *RULES))
+
+def rules_for(target: Target) -> Callable[[Graph, Target], Rules]:
+    """The rules of a target by its `runtime`. Raises FewbitError that names the runtimes with rules."""
+    if target.runtime in RULES:
+        return RULES[target.runtime]
     raise FewbitError(
-        f"lint has no rules for runtime '{runtime}' of target {target.name}; it has them for {', '.join(known)}. A machine "
-        'that only its target file describes has runtime = "other".'
+        f"lint has no rules for runtime '{target.runtime}' of target {target.name}; it has them for "
+        f"{', '.join(sorted(RULES))}. "
+        'A machine that only its target file describes has runtime = "other".'
     )
-
-
-RULES: Mapping[str, Callable[[Graph], Rules]] = {"openvino": OpenVinoRules, "tensorrt": TensorRtRules}
 
 
 def disagreements(path: Path, found: Lint, target: Target) -> list[tuple[Row, Ran]]:
     """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, where the
     target is for another kind of processor, and for a file of another runtime, whose answers would mean nothing."""
-    if target.runtime not in ("onnxruntime", "openvino") or not re.fullmatch(target.machine, platform.machine()):
+    if target.runtime not in RAN or not re.fullmatch(target.machine, platform.machine()):
         raise FewbitError(f"--check runs the file, and {target.name} ({target.runtime}, {target.machine}) does not run here.")
-    if foreign := sorted({row.op for row in found.rows if OWN in row.rule}):
+    if foreign := sorted({row.op for row in found.rows if FOREIGN in row.rule}):
         raise FewbitError(
-            f"--check runs the file, and {path} has operators of onnxruntime's own ({', '.join(foreign)}), which "
-            f"{target.runtime} does not compute as onnxruntime does; check it with --target ort-x86-vnni, or write one with "
+            f"--check runs the file, and {path} has operators of another runtime's own ({', '.join(foreign)}), which "
+            f"{target.runtime} does not compute as that one does; check it with --target ort-x86-vnni, or write one with "
             f"--target {target.name}."
         )
     ran = truth(path, target.runtime)

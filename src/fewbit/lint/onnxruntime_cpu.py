@@ -1,52 +1,26 @@
 """onnxruntime's CPU provider: which nodes it fuses with the Q/DQ around them.
 
 From onnxruntime/core/optimizer: qdq_transformer/selectors_actions/qdq_selectors.cc and
-qdq_selector_action_transformer.cc (what fuses), qdq_transformer/qdq_propagation.cc (Q/DQ move through nodes that only
-move numbers), qdq_transformer/weight_bias_quantization.cc, qdq_transformer/qdq_s8_to_u8.cc, matmul_add_fusion.cc,
-qdq_transformer/relu_quantizelinear.cc and clip_quantizelinear.cc. `fewbit lint --check` compares with a session.
+qdq_selector_action_transformer.cc (what fuses), qdq_transformer/weight_bias_quantization.cc, matmul_add_fusion.cc; where Q/DQ
+stand before that is onnxruntime_qdq.py. `fewbit lint --check` compares with a session.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
-from fewbit.lint.graph import BITS, DEQUANTIZE, INT8, QUANTIZE, UINT8, Graph, Node, Steps
+from fewbit.lint.graph import BITS, DEQUANTIZE, INT8, Graph, Node, Quantizer
+from fewbit.lint.onnxruntime_qdq import PASSES, Behind, Propagated
 from fewbit.lint.rules import Verdict, listed, origin
 
-# Operators that Q/DQ pass through, with the versions that qdq_propagation.cc names.
-PASSES = {
-    "MaxPool": {12},
-    "Reshape": {5, 13, 14, 19, 21, 23, 24, 25},
-    "Transpose": {1, 13, 21, 23, 24, 25},
-    "Squeeze": {1, 11, 13, 21, 23, 24, 25},
-    "Unsqueeze": {1, 11, 13, 21, 23, 24, 25},
-    "Slice": {1, 10, 11, 13},
-}
 UNARY = {"Softmax": "QLinearSoftmax", "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu",
          "AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool"}  # fmt: skip
 JOINING = {"Add": "QLinearAdd", "Mul": "QLinearMul", "Concat": "QLinearConcat", "Where": "QLinearWhere"}
 OWN = re.compile(r"QLinear|QGemm|QAttention|MatMulInteger|ConvInteger|DynamicQuantizeMatMul")
 SAME = frozenset(("MaxPool", "ReduceMax", "ReduceMin", "Resize"))
 PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
-
-
-@dataclass(frozen=True)
-class Behind:
-    """Who reads a result: the distinct QuantizeLinear nodes, how many others, and a Relu or Clip that they make redundant."""
-
-    quantizers: tuple[Node, ...]
-    others: tuple[Node, ...]
-    output: bool = False
-    clip: Node | None = None
-
-    @property
-    def only(self) -> Node | None:
-        """The one QuantizeLinear where there is no other reader."""
-        return self.quantizers[0] if len(self.quantizers) == 1 and not self.others and not self.output else None
 
 
 @dataclass(frozen=True)
@@ -70,95 +44,15 @@ class OnnxRuntimeRules:
             return self._elementwise(node)
         if node.op in SAME:
             return self._same(node)
-        pairs = sum(self.front(name) is not None for name in node.inputs if name not in self.graph.constants)
+        pairs = sum(self.around.front(name) is not None for name in node.inputs if name not in self.graph.constants)
         change = f"take the Q/DQ in front of it out: {pairs} of them only cost time" if pairs else ""
         return Verdict(False, f"{node.op} has no integer kernel in the CPU provider", change)
 
-    def front(self, name: str) -> Steps | None:
-        """The DequantizeLinear that the reader of a tensor has in front of it, after propagation and with its type there."""
-        node, moved = self.graph.producer.get(name), False
-        readers = len(self.graph.consumers.get(name, ()))
-        while node is not None and node.version in PASSES.get(node.op, ()):
-            node, moved = self.graph.producer.get(node.inputs[0]), True
-        if node is None or node.op != DEQUANTIZE:
-            return None
-        steps = self.graph.steps(node)
-        if moved and not steps.per_tensor:
-            return None
-        if node.inputs[0] in self.graph.constants:
-            return steps
-        return self._unsigned(steps, readers if moved else self._uses(node.inputs[0]))
-
-    def back(self, node: Node) -> Steps:
-        """The numbers of a QuantizeLinear, with its type after optimisation."""
-        return self._unsigned(self.graph.steps(node), self._uses(node.outputs[0]))
-
-    def _uses(self, codes: str) -> int:
-        """How many readers codes have once every reader of a DequantizeLinear has one of its own."""
-        readers = self.graph.consumers.get(codes, ())
-        return sum(len(self.graph.consumers.get(r.outputs[0], ())) or 1 if r.op == DEQUANTIZE else 1 for r in readers)
-
-    def _unsigned(self, steps: Steps, uses: int) -> Steps:
-        """On x86 onnxruntime makes u8 of s8 codes with one reader (qdq_s8_to_u8.cc); others stay s8 and stop all fusion."""
-        if self.signed or steps.dtype != INT8 or not steps.per_tensor or steps.zero is None or uses != 1:
-            return steps
-        return replace(steps, dtype=UINT8, zero=steps.zero.astype(np.int64) + 128)
-
-    def behind(self, node: Node) -> Behind:
-        """Who reads the result of a node, after propagation."""
-        found = self._readers(node.outputs[0])
-        if len(found.others) == 1 and not found.quantizers and not found.output and found.others[0].op in ("Relu", "Clip"):
-            clip = found.others[0]
-            later = self._readers(clip.outputs[0])
-            if later.only is not None and self._redundant(clip, later.only):
-                return replace(later, clip=clip)
-        return found
-
-    def _readers(self, name: str) -> Behind:
-        quantizers: list[Node] = []
-        others: list[Node] = []
-        for reader in self.graph.consumers.get(name, ()):
-            if reader.op != QUANTIZE:
-                others.append(reader)
-            elif not any(self.graph.steps(reader).same(self.graph.steps(q)) for q in quantizers):
-                quantizers.append(reader)
-        output = name in self.graph.outputs
-        if len(others) == 1 and not quantizers and not output and others[0].version in PASSES.get(others[0].op, ()):
-            later = self._readers(others[0].outputs[0])
-            if later.only is not None and self.graph.steps(later.only).per_tensor and others[0].inputs[0] == name:
-                return later
-        return Behind(tuple(quantizers), tuple(others), output)
-
-    def _redundant(self, clip: Node, quantize: Node) -> bool:
-        steps = self.graph.steps(quantize)
-        if not steps.per_tensor or BITS.get(steps.dtype, 0) not in (8, 16):
-            return False
-        low, high = steps.range()
-        bounds = self._bounds(clip)
-        if bounds is None or steps.scale is None:
-            return False
-        half = float(steps.scale.flat[0]) / 2
-        return bounds[0] <= low + half and bounds[1] >= high - half
-
-    def _bounds(self, clip: Node) -> tuple[float, float] | None:
-        if clip.op == "Relu":
-            return 0.0, float("inf")
-        ends = [float("-inf"), float("inf")]
-        for i, key in enumerate(("min", "max")):
-            if key in clip.attributes:
-                ends[i] = clip.attributes[key]
-            elif len(clip.inputs) > i + 1 and clip.inputs[i + 1]:
-                value = self.graph.value(clip.inputs[i + 1])
-                if value is None:
-                    return None
-                ends[i] = float(value)
-        return ends[0], ends[1]
-
     def _clip(self, node: Node) -> Verdict:
-        later = self._readers(node.outputs[0])
+        later = self.around.readers(node.outputs[0])
         if later.only is None:
             return Verdict(False, f"{node.op} has no integer kernel; its result is {self._read_by(later)}")
-        if self._redundant(node, later.only):
+        if self.around.redundant(node, later.only):
             return Verdict(True, f"removed: the QuantizeLinear behind it cuts at the same place ({later.only.name})")
         return Verdict(
             False,
@@ -174,7 +68,7 @@ class OnnxRuntimeRules:
 
     def _missing(self, node: Node, slots: list[int]) -> Verdict | None:
         """A verdict where an input has no DequantizeLinear in front of it."""
-        without = [node.inputs[i] for i in slots if self.front(node.inputs[i]) is None]
+        without = [node.inputs[i] for i in slots if self.around.front(node.inputs[i]) is None]
         if not without:
             return None
         return Verdict(
@@ -189,7 +83,7 @@ class OnnxRuntimeRules:
         role = (*roles, "the bias")[at] if node.op in PRODUCTS and at < 3 else f"input {at}"
         return f"{role} ({origin(self.graph, name)})"
 
-    def _types(self, read: Steps, weight: Steps) -> Verdict | None:
+    def _types(self, read: Quantizer, weight: Quantizer) -> Verdict | None:
         """A verdict where the types of a product's operands are not those of its integer kernels."""
         for what, steps in (("activations", read), ("weights", weight)):
             if BITS.get(steps.dtype, 0) != 8:
@@ -206,9 +100,9 @@ class OnnxRuntimeRules:
 
     def _product(self, node: Node) -> Verdict:
         gemm, add = node.op == "Gemm", self.added.get(node.index)
-        behind = self.behind(node if add is None else add)
+        behind = self.around.behind(node if add is None else add)
         bias = len(node.inputs) > 2 and node.inputs[2] != ""
-        read, weight = self.front(node.inputs[0]), self.front(node.inputs[1])
+        read, weight = self.around.front(node.inputs[0]), self.around.front(node.inputs[1])
         made = read is not None and weight is None and self._float_weight_becomes_codes(node, behind)
         if (
             node.op == "MatMul"
@@ -230,22 +124,22 @@ class OnnxRuntimeRules:
             )
         if wrong is not None:
             return wrong
-        has_float_bias = add is not None or (bias and self.front(node.inputs[2]) is None)
+        has_float_bias = add is not None or (bias and self.around.front(node.inputs[2]) is None)
         if has_float_bias and not self._bias_becomes_integer(node, add, behind, weight):
             return self._float_bias(node, add, behind)
         if bias and not has_float_bias:
-            steps = self.front(node.inputs[2])
+            steps = self.around.front(node.inputs[2])
             if steps is not None and BITS.get(steps.dtype) != 32:
                 return Verdict(False, f"the bias is {steps.name}, not int32", "store it as int32, scale = input x weight")
         if gemm and bias and float(node.attributes.get("beta", 1.0)) != 1.0:
             return Verdict(False, "beta of the Gemm is not 1", "multiply the bias with beta and set beta to 1")
         return self._result(node, "Gemm" if add is not None else node.op, behind, read)
 
-    def _result(self, node: Node, op: str, behind: Behind, read: Steps) -> Verdict:
+    def _result(self, node: Node, op: str, behind: Behind, read: Quantizer) -> Verdict:
         """The verdict on a product whose operands are right, from who reads its result."""
         kernel = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}[op]
         if behind.only is not None:
-            back = self.back(behind.only)
+            back = self.around.back(behind.only)
             if back.dtype != read.dtype:
                 change = f"use {read.name} for both"
                 return Verdict(False, f"the input is {read.name}, the result {back.name}: they must be alike", change)
@@ -268,7 +162,7 @@ class OnnxRuntimeRules:
         """The verdict on a convolution without QuantizeLinear right behind it."""
         later = behind.others[0] if len(behind.others) == 1 else None
         if later is not None and later.op in ("Relu", "Clip"):
-            beyond = self._readers(later.outputs[0])
+            beyond = self.around.readers(later.outputs[0])
             if beyond.only is not None:
                 why = f"{later.op} {later.name} stands between it and its QuantizeLinear and is not redundant there"
                 return Verdict(False, why, f"give {beyond.only.name} a range that {later.op} does not cut")
@@ -290,8 +184,8 @@ class OnnxRuntimeRules:
     def _elementwise(self, node: Node) -> Verdict:
         kernel = (UNARY | JOINING)[node.op]
         slots = list(range(1 if node.op == "Where" else 0, 1 if node.op in UNARY else len(node.inputs)))
-        behind = self.behind(node)
-        fronts = [self.front(node.inputs[i]) for i in slots]
+        behind = self.around.behind(node)
+        fronts = [self.around.front(node.inputs[i]) for i in slots]
         known = [steps for steps in fronts if steps is not None]
         if behind.only is None and not known:
             return Verdict(False, f"its inputs are float and its result is {self._read_by(behind)}")
@@ -301,9 +195,9 @@ class OnnxRuntimeRules:
         if behind.only is None:
             change = "quantize its result, or take the Q/DQ in front of it out"
             return Verdict(False, f"{kernel} needs one QuantizeLinear behind it; its result is {self._read_by(behind)}", change)
-        types = {steps.dtype for steps in (*known, self.back(behind.only))}
+        types = {steps.dtype for steps in (*known, self.around.back(behind.only))}
         if len(types) > 1:
-            names = sorted({steps.name for steps in (*known, self.back(behind.only))})
+            names = sorted({steps.name for steps in (*known, self.around.back(behind.only))})
             return Verdict(False, f"{kernel} needs one type for inputs and result, not {listed(names)}", f"use {names[-1]}")
         if BITS.get(known[0].dtype, 0) != 8:
             return Verdict(False, f"{kernel} takes 8-bit codes, not {known[0].name}", "leave it float")
@@ -312,7 +206,7 @@ class OnnxRuntimeRules:
 
     def _same(self, node: Node) -> Verdict:
         """Ops that pick or compare numbers: integer where codes go in and come out with the same scale and zero point."""
-        steps, behind = self.front(node.inputs[0]), self.behind(node)
+        steps, behind = self.around.front(node.inputs[0]), self.around.behind(node)
         if steps is None:
             return Verdict(False, f"its input is float ({origin(self.graph, node.inputs[0])})")
         if BITS.get(steps.dtype, 0) != 8:
@@ -320,10 +214,14 @@ class OnnxRuntimeRules:
         passes = node.version in PASSES.get(node.op, ()) and not behind.quantizers
         if passes and steps.per_tensor:
             return Verdict(True, f"the codes pass through: {node.op} runs on {steps.name}")
-        if behind.only is None or not steps.same(self.back(behind.only)):
+        if behind.only is None or not steps.same(self.around.back(behind.only)):
             change = "give the QuantizeLinear behind it the scale and zero point of its input"
             return Verdict(False, f"{node.op} needs Q/DQ with the same scale and zero point on both sides", change)
         return Verdict(True, f"{node.op} runs on {steps.name}: same scale and zero point on both sides")
+
+    @cached_property
+    def around(self) -> Propagated:
+        return Propagated(self.graph, self.signed)
 
     @cached_property
     def added(self) -> dict[int, Node]:
@@ -353,7 +251,7 @@ class OnnxRuntimeRules:
         producer = self.graph.producer.get(node.inputs[0])
         return producer is not None and producer.op in ("Attention", "MultiHeadAttention")
 
-    def _bias_becomes_integer(self, node: Node, add: Node | None, behind: Behind, weight: Steps | None) -> bool:
+    def _bias_becomes_integer(self, node: Node, add: Node | None, behind: Behind, weight: Quantizer | None) -> bool:
         """Whether onnxruntime makes an int32 bias of a float one (weight_bias_quantization.cc: a QuantizeLinear follows)."""
         if node.op == "MatMul" and add is None:
             return False
@@ -376,7 +274,7 @@ class OnnxRuntimeRules:
     def _leads_to_quantize(self, node: Node) -> bool:
         while True:
             readers = self.graph.consumers.get(node.outputs[0], [])
-            if self._readers(node.outputs[0]).only is not None:
+            if self.around.readers(node.outputs[0]).only is not None:
                 return True
             if len(readers) != 1 or readers[0].op not in ("Relu", "Clip"):
                 return False
@@ -387,7 +285,7 @@ class OnnxRuntimeRules:
         dequantize = self.graph.producer[node.inputs[1]]
         if dequantize.op != DEQUANTIZE or len(self.graph.consumers[dequantize.outputs[0]]) != 1:
             return False
-        steps, shape = self.graph.steps(dequantize), self.graph.shapes.get(node.inputs[1], ())
+        steps, shape = self.graph.quantizer(dequantize), self.graph.shapes.get(node.inputs[1], ())
         if len(shape) != 2 or steps.scale is None or BITS.get(steps.dtype, 99) > 8:
             return False
         if steps.block:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewbit.lint.graph import BITS, DEQUANTIZE, INT8, QUANTIZE, Graph, Node, Steps
+from fewbit.lint.graph import BITS, DEQUANTIZE, INT8, QUANTIZE, Graph, Node, Quantizer
 from fewbit.lint.rules import Verdict, listed, origin
 
 PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
@@ -37,14 +37,14 @@ class OpenVinoRules:
             return Verdict(True, f"{node.op} reads the codes")
         return Verdict(False, f"{node.op} is not behind an integer product that could take it in: it runs in float")
 
-    def front(self, name: str) -> Steps | None:
+    def front(self, name: str) -> Quantizer | None:
         """The DequantizeLinear in front of a reader, seen through nodes that LPT moves it behind."""
         node, moved = self.graph.producer.get(name), False
         while node is not None and node.op in THROUGH:
             node, moved = self.graph.producer.get(node.inputs[0]), True
         if node is None or node.op != DEQUANTIZE:
             return None
-        steps = self.graph.steps(node)
+        steps = self.graph.quantizer(node)
         return steps if steps.per_tensor or not moved else None
 
     def _product(self, node: Node) -> Verdict:
@@ -126,7 +126,7 @@ class OpenVinoRules:
         return node
 
 
-def _symmetric(steps: Steps) -> bool:
+def _symmetric(steps: Quantizer) -> bool:
     """Codes around zero: int8 with zero point 0, or uint8 with 128, which openvino stores as the former."""
     zero = 0 if steps.dtype == INT8 else 128
     return steps.zero is not None and bool((steps.zero == zero).all())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fewbit.lint.graph import Graph, Node
+from fewbit.lint.graph import DEQUANTIZE, Graph, Node, Quantizer
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,14 @@ class Rules(Protocol):
     """The rules of one runtime for one graph."""
 
     def verdict(self, node: Node) -> Verdict: ...
+
+
+def front(graph: Graph, name: str) -> Quantizer | None:
+    """The DequantizeLinear in front of a reader, seen through nodes that only move numbers."""
+    node = graph.producer.get(name)
+    while node is not None and node.moves and node.inputs:
+        node = graph.producer.get(node.inputs[0])
+    return graph.quantizer(node) if node is not None and node.op == DEQUANTIZE else None
 
 
 def origin(graph: Graph, name: str) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewbit.lint.graph import DEQUANTIZE, INT8, QUANTIZE, Graph, Node, Steps
-from fewbit.lint.rules import Verdict, listed, origin
+from fewbit.lint.graph import INT8, QUANTIZE, Graph, Node, Quantizer
+from fewbit.lint.rules import Verdict, front, listed, origin
 
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 OTHERS = frozenset(("Add", "AveragePool", "Clip", "GlobalAveragePool", "MaxPool", "Mul"))
@@ -24,11 +24,11 @@ class TensorRtRules:
     def verdict(self, node: Node) -> Verdict:
         """The rule for one node that computes."""
         if node.op not in PRODUCTS | OTHERS:
-            around = any(self.front(name) is not None for name in node.inputs if name not in self.graph.constants)
+            around = any(front(self.graph, name) is not None for name in node.inputs if name not in self.graph.constants)
             change = "take the Q/DQ around it out: they break fusions" if around else ""
             return Verdict(False, f"{node.op} stays in floating point", change)
         slots = [name for name in node.inputs[: 2 if node.op in PRODUCTS else None] if name]
-        fronts = {name: self.front(name) for name in slots}
+        fronts = {name: front(self.graph, name) for name in slots}
         without = [name for name, steps in fronts.items() if steps is None]
         if without:
             change = "quantize that operand too" if len(without) < len(slots) else ""
@@ -36,19 +36,12 @@ class TensorRtRules:
         for steps in fronts.values():
             if steps is not None and (wrong := _type(steps)) is not None:
                 return wrong
-        if node.op in PRODUCTS and len(node.inputs) > 2 and node.inputs[2] and self.front(node.inputs[2]) is not None:
+        if node.op in PRODUCTS and len(node.inputs) > 2 and node.inputs[2] and front(self.graph, node.inputs[2]) is not None:
             return Verdict(False, "the bias is quantized", "keep the bias float")
         shape = self._shape(node)
         if shape is not None:
             return shape
         return Verdict(True, f"explicit Q/DQ on every operand: {node.op} runs on int8", self._behind(node))
-
-    def front(self, name: str) -> Steps | None:
-        """The DequantizeLinear in front of a reader, seen through nodes that only move numbers."""
-        node = self.graph.producer.get(name)
-        while node is not None and node.moves and node.inputs:
-            node = self.graph.producer.get(node.inputs[0])
-        return self.graph.steps(node) if node is not None and node.op == DEQUANTIZE else None
 
     def _shape(self, node: Node) -> Verdict | None:
         left, right = (self.graph.shapes.get(name, ()) for name in (*node.inputs, "")[:2])
@@ -71,7 +64,7 @@ class TensorRtRules:
         return ""
 
 
-def _type(steps: Steps) -> Verdict | None:
+def _type(steps: Quantizer) -> Verdict | None:
     if steps.dtype != INT8:
         return Verdict(False, f"{steps.name} codes: TensorRT takes int8", "store them as int8 with zero point 0")
     if not steps.no_zero:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def truth(path: Path, runtime: str) -> Mapping[int, Ran]:
     A node that was removed or made part of another counts as what made the first result behind it that is still there.
     Raises BadFile where the runtime does not take the file, UnknownName for other runtimes.
     """
-    if runtime not in ("onnxruntime", "openvino"):
-        raise UnknownName("runtime to check with", runtime, ("onnxruntime", "openvino"))
+    if runtime not in RAN:
+        raise UnknownName("runtime to check with", runtime, tuple(RAN))
     graph = Graph(path)
     with tempfile.TemporaryDirectory() as folder:
         renamed = Path(folder) / "renamed.onnx"
         _rename(path, renamed)
-        ran = _onnxruntime(renamed) if runtime == "onnxruntime" else _openvino(renamed)
+        ran = RAN[runtime](renamed)
     return {node.index: _follow(graph, node, ran) for node in graph.computing}
 
 
@@ -151,3 +151,6 @@ def _openvino(path: Path) -> dict[str, Ran]:
             if token not in found or found[token].kernel.split()[0] in HELPERS:
                 found[token] = ran
     return found
+
+
+RAN: Mapping[str, Callable[[Path], dict[str, Ran]]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}

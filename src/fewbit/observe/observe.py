@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
-from fewbit.execute.watch import Watcher
+from fewbit.execute.watch import watch
 from fewbit.observe.stats import Histogram, Stats
 
 
@@ -20,13 +20,9 @@ def observe(graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None
     Raises BadImages without a batch, BadValues with the site where a NaN or an infinity first appears.
     """
     wanted = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
-    nodes: dict[str, list[str]] = {}
-    for site in graph.sites:
-        if site.name in wanted:
-            nodes.setdefault(site.tensor, []).append(site.name)
     found: dict[str, Histogram] = {}
 
-    def see(site: str, value: Tensor) -> None:
+    def see(site: str, value: Tensor, images: range) -> None:
         seen = Histogram.of(value)
         if not _finite(seen):
             raise BadValues(
@@ -35,13 +31,8 @@ def observe(graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None
             )
         found[site] = found[site].merge(seen) if site in found else seen
 
-    watcher, count = Watcher(graph, see, nodes), 0
-    with torch.no_grad():
-        for batch in _checked(graph, batches):
-            watcher.run(batch)
-            count += len(batch)
-    if not count:
-        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    taps = {site.tensor: partial(see, site.name) for site in graph.sites if site.name in wanted}
+    count = watch(graph, _checked(graph, batches), taps)
     return Stats({s.name: found[s.name] for s in graph.sites if s.name in found}, count)
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.core.values import Graph, Json
-from fewbit.execute.watch import Watcher
+from fewbit.execute.watch import watch
 
 LIMIT = 10.0  # times the median: the tokens of Darcet et al. have ten times the norm of others
 SHOWN = 8  # places that are named
@@ -59,19 +60,13 @@ def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> l
     reach: dict[str, Tensor] = {}
     tokens: dict[str, list[Tensor]] = {}
 
-    def see(name: str, value: Tensor) -> None:
+    def see(name: str, value: Tensor, images: range) -> None:
         largest = value.abs().movedim(axes[name], -1).flatten(0, -2).amax(0)
         reach[name] = torch.maximum(reach[name], largest) if name in reach else largest
         if value.ndim == 3:
             tokens.setdefault(name, []).append(value.abs().amax(2))
 
-    nodes: dict[str, list[str]] = {}
-    for name in axes:
-        nodes.setdefault(graph.site(name).tensor, []).append(name)
-    watcher = Watcher(graph, see, nodes)
-    with torch.no_grad():
-        for batch in batches:
-            watcher.run(batch)
+    watch(graph, batches, {graph.site(name).tensor: partial(see, name) for name in axes})
     return [
         standing_out(s.name, reach[s.name], torch.cat(tokens[s.name]) if s.name in tokens else None, limit)
         for s in graph.sites

@@ -1,8 +1,8 @@
 """The plan as two files: plan.json, for people, and plan.safetensors, with every number exactly.
 
-plan.safetensors holds, for each weight or bias site, `<site>.codes` (bit-packed to the bits of its grid), for every site
-`<site>.scale` and `<site>.zero`, for every op with a corrected float bias `<op>.bias`, and as `float.<name>` the tensors of
-the graph that stayed float. Together with the program's structure this is the whole quantized model.
+plan.safetensors holds for each weight `<site>.codes` (bit-packed to the bits of its grid), for every site `<site>.scale` and
+`<site>.zero`, for every op whose bias the plan has `<op>.bias` (int32 codes, or float32), and as `float.<name>` the tensors
+of the graph that stayed float. Together with the program's structure this is the whole quantized model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.fx import argument, constant, is_constant
-from fewbit.core.grid import Grid, QParams, of_bias
-from fewbit.core.values import Choice, Fallback, Graph, Plan
+from fewbit.core.grid import Grid, QParams, of_bias, values
+from fewbit.core.values import Bias, Choice, Fallback, Fixed, Graph, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, unpack, write_atomic, write_json
 
@@ -32,12 +32,14 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
     for choice in plan.choices.values():
         if choice.codes is not None:
             tensors[f"{choice.site}.codes"] = _stored(choice.codes, choice.grid)
-        if choice.method != "derived":  # a derived step is a product of two that are there
-            tensors[f"{choice.site}.scale"] = choice.qparams.scale.clone()
-            if bool((choice.qparams.zero != choice.qparams.zero.flatten()[0]).any()) or choice.codes is None:
-                tensors[f"{choice.site}.zero"] = choice.qparams.zero.clone()
+        tensors[f"{choice.site}.scale"] = choice.qparams.scale.clone()
+        if bool((choice.qparams.zero != choice.qparams.zero.flatten()[0]).any()) or choice.codes is None:
+            tensors[f"{choice.site}.zero"] = choice.qparams.zero.clone()
+    for name, bias in plan.biases.items():  # the scale of an integer bias is the product of two that are there
+        stored = bias.real if bias.integer is None else bias.integer.codes
+        assert stored is not None
+        tensors[f"{name}.bias"] = stored.contiguous().clone()
     quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
-    tensors |= {f"{name}.bias": bias.contiguous().clone() for name, bias in plan.biases.items()}
     replaced = {graph.op(name).node for name in plan.biases}
     for node in graph.module.graph.nodes:
         if node.op == "get_attr" and _is_replaced(node, replaced):
@@ -60,8 +62,10 @@ def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
         "integer_ops": list(plan.integer_ops),
         "choices": [_choice_json(graph, choice) for choice in plan.choices.values()],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
-        "biases": list(plan.biases),
-        "extra": dict(plan.extra),
+        "biases": [_bias_json(name, bias) for name, bias in plan.biases.items()],
+        "log": [asdict(entry) for entry in plan.log],
+        "model": plan.model,
+        "settings": plan.settings,
     }
 
 
@@ -76,27 +80,22 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
     choices: dict[str, Choice] = {}
     try:
         for row in record["choices"]:
-            grid = Grid(**{**row["grid"], "widths": tuple(row["grid"].get("widths", ()))})
-            shape = sites[row["site"]].shape
-            stored = tensors[f"{row['site']}.codes"] if row["role"] in ("weight", "bias") else None
-            codes = None if stored is None else _restored(stored, grid, shape)
-            qparams = _qparams(graph, row, grid, tensors, choices)
-            choices[row["site"]] = Choice(
-                row["site"], row["role"], grid, qparams, row["method"], codes, row["all_readers"], row["why"]
+            grid, site = _grid(row["grid"]), row["site"]
+            stored = tensors[f"{site}.codes"] if row["role"] == "weight" else None
+            codes = None if stored is None else _restored(stored, grid, sites[site].shape)
+            scale, zero = tensors[f"{site}.scale"], tensors.get(f"{site}.zero")
+            qparams = QParams(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
+            source = _source(row["source"])
+            choices[site] = Choice(
+                site, row["role"], grid, qparams, row["method"], codes, row["all_readers"], row["why"], source
             )
-        fallbacks = tuple(Fallback(**fallback) for fallback in record["fallbacks"])
-        biases = {name: _bias(graph, name, tensors[f"{name}.bias"]) for name in record.get("biases", [])}
+        biases = {row["op"]: _bias(graph, row, tensors, choices) for row in record["biases"]}
+        log = tuple(PassLog(e["name"], e["settings"], tuple(e["rows"]), e["summary"]) for e in record["log"])
         return Plan(
-            record["target"],
-            record["recipe"],
-            record["bits"],
-            choices,
-            tuple(record["integer_ops"]),
-            fallbacks,
-            tuple(record["exemptions"]),
-            record["extra"],
-            biases,
-        )
+            record["target"], record["recipe"], record["bits"], choices, tuple(record["integer_ops"]),
+            tuple(Fallback(**fallback) for fallback in record["fallbacks"]), tuple(record["exemptions"]), biases, log,
+            record["model"], record["settings"],
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(
             f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
@@ -109,21 +108,42 @@ def _is_replaced(constant: Node, ops: set[str]) -> bool:
     return bool(constant.users) and all(user.name in ops and argument(user, 2, "bias") is constant for user in constant.users)
 
 
-def _bias(graph: Graph, name: str, bias: Tensor) -> Tensor:
-    channels = graph.site(graph.op(name).operands["weight"]).shape[:1]
-    if tuple(bias.shape) != channels:
-        raise ValueError(f"a bias of shape {tuple(bias.shape)} for {channels[0]} channels")
-    return bias
+def _bias(graph: Graph, row: dict[str, Any], tensors: dict[str, Tensor], choices: dict[str, Choice]) -> Bias:
+    name, stored = row["op"], tensors[f"{row['op']}.bias"]
+    op = graph.op(name)
+    channels = graph.site(op.operands["weight"]).shape[0]
+    if tuple(stored.shape) != (channels,):
+        raise ValueError(f"a bias of shape {tuple(stored.shape)} for {channels} channels")
+    if row["grid"] is None:
+        return Bias(stored)
+    grid = _grid(row["grid"])
+    qparams = of_bias(choices[op.operands["input"]].qparams, choices[op.operands["weight"]].qparams, channels)
+    integer = Choice(f"{name}:bias", "bias", grid, qparams, "derived", codes=stored)
+    return Bias(values(stored.to(torch.int32), qparams, grid), integer)
 
 
-def _qparams(graph: Graph, row: dict[str, Any], grid: Grid, tensors: dict[str, Tensor], choices: dict[str, Choice]) -> QParams:
-    name = row["site"]
-    if row["method"] == "derived":
-        op = graph.op(graph.site(name).readers[0][0])
-        return of_bias(choices[op.operands["input"]].qparams, choices[op.operands["weight"]].qparams, graph.site(name).shape[0])
-    scale = tensors[f"{name}.scale"]
-    zero = tensors.get(f"{name}.zero")
-    return QParams(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
+def _bias_json(name: str, bias: Bias) -> dict[str, Any]:
+    return {"op": name, "grid": None if bias.integer is None else asdict(bias.integer.grid)}
+
+
+def _grid(fields: dict[str, Any]) -> Grid:
+    return Grid(**{**fields, "widths": tuple(fields.get("widths", ()))})
+
+
+SOURCES = {"own": Own, "same_as": SameAs, "shared_with": SharedWith, "fixed": Fixed}  # name in plan.json -> type
+
+
+def _source(record: dict[str, Any]) -> ScaleSource:
+    """Whose scale a site has, from plan.json."""
+    kind, value = next(iter(record.items()))
+    if kind == "shared_with":
+        return SharedWith(tuple(value))
+    return SameAs(value) if kind == "same_as" else SOURCES[kind]()  # type: ignore[return-value]
+
+
+def _source_json(source: ScaleSource) -> dict[str, Any]:
+    kind = next(name for name, cls in SOURCES.items() if isinstance(source, cls))
+    return {kind: source.site if isinstance(source, SameAs) else list(source.sites) if isinstance(source, SharedWith) else None}
 
 
 def _stored(codes: Tensor, grid: Grid) -> Tensor:
@@ -170,4 +190,5 @@ def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:
         "method": choice.method,
         "all_readers": choice.all_readers,
         "why": choice.why,
+        "source": _source_json(choice.source),
     }

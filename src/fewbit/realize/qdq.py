@@ -24,8 +24,8 @@ from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
 from fewbit.capture.sites import readers
-from fewbit.core.grid import Grid, QParams, codes, of_bias, row_step, values
-from fewbit.core.values import Choice, Graph, Plan, flat_name
+from fewbit.core.grid import QParams, codes, row_step, values
+from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fuse import fuse as fuse_nodes
@@ -41,7 +41,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
     that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
-    the place of standard nodes. A target says all three: `realize(graph, plan, path, **target.form)`.
+    the place of standard nodes. A target says all three: `realize(graph, plan, path, **target.file_format)`.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
     model = _onnx(module, graph.input_shape, opset)
@@ -72,26 +72,25 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
     """The graph with Q/DQ pairs, and the activation sites in the order in which their codes are computed."""
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in module.graph.nodes}
-    for name, bias in plan.biases.items():
-        read = nodes[graph.op(name).node]
-        exact = _integer_bias(graph, plan, name)
-        stored = add_constant(module, f"{name}_corrected", bias, read) if exact is None else _dequantized(module, read, exact)
-        give_bias(read, stored)
+    in_place = {name for name, bias in plan.biases.items() if bias.integer is not None and "bias" in graph.op(name).operands}
+    for name in plan.biases:
+        if name not in in_place:
+            _set_bias(module, nodes[graph.op(name).node], name, plan.biases[name])
     quantizer: dict[Node, str] = {}
     for site in graph.sites:
+        for name, operand in site.readers:
+            if operand == "bias" and name in in_place:  # behind the weight's nodes
+                _set_bias(module, nodes[graph.op(name).node], name, plan.biases[name])
         choice = plan.choices.get(site.name)
         if choice is None:
             continue
         if choice.codes is not None:
-            for name, operand in site.readers:
+            for name, _ in site.readers:
                 reader = graph.op(name)
-                as_float = float_weights and operand == "weight"
-                if reader.kind == "linear" and operand == "weight":
-                    _as_product(module, nodes, reader.node, choice, real=as_float)
+                if reader.kind == "linear":
+                    _as_product(module, nodes, reader.node, choice, real=float_weights)
                 else:
-                    nodes[reader.node].update_arg(
-                        {"weight": 1, "bias": 2}[operand], _dequantized(module, nodes[reader.node], choice, real=as_float)
-                    )
+                    nodes[reader.node].update_arg(1, _dequantized(module, nodes[reader.node], choice, real=float_weights))
             continue
         tensor = nodes[site.tensor]
         users = readers(graph, choice, plan.integer_ops, tensor)
@@ -107,6 +106,14 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
     module.graph.lint()
     module.recompile()
     return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
+
+
+def _set_bias(module: GraphModule, read: Node, name: str, bias: Bias) -> None:
+    """Let a node add what the plan says: codes with a DequantizeLinear, or a float constant."""
+    if bias.integer is None:
+        give_bias(read, add_constant(module, f"{name}_corrected", bias.real, read))
+    else:
+        give_bias(read, _dequantized(module, read, bias.integer))
 
 
 def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
@@ -142,19 +149,6 @@ def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice
         clamped = module.graph.call_function(aten.clamp.Tensor, (source, *bounds))
         quantized = module.graph.call_function(qd.quantize_per_channel.default, (clamped, *arguments))
         return quantized, module.graph.call_function(qd.dequantize_per_channel.default, (quantized, *arguments))
-
-
-def _integer_bias(graph: Graph, plan: Plan, name: str) -> Choice | None:
-    """The int32 form of the bias that correction gave to a convolution whose result is quantized; None for any other op."""
-    op = graph.op(name)
-    if op.operands.get("output", "") not in plan.choices or op.operands["input"] not in plan.choices:
-        return None
-    read, weight = (plan.choices[op.operands[operand]].qparams for operand in ("input", "weight"))
-    if read.scale.ndim:
-        return None
-    bias, grid = plan.biases[name], Grid(32, axis=0)
-    qparams = of_bias(read, weight, len(bias))
-    return Choice(f"{name}:bias", "bias", grid, qparams, "derived", codes=codes(bias, qparams, grid))
 
 
 def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: Choice, *, real: bool = False) -> None:

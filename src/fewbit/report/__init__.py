@@ -1,8 +1,14 @@
-"""Report: what a run found, as one page. Compute, then draw: everything here is a view of JSON that is already on disk.
+"""Report: what a run measured, as one page. Compute, then draw: the page is a view of JSON that is already on disk.
 
-figures    rows -> a plotly figure
+rows       plan, statistics and measurements -> the rows of tables.json; the only file here that imports torch
+tables     rows and summaries that need no tensors
+figures    four kinds of figure: Bars, Points (and curves), Heatmap, Histogram
+views      what else a section shows: Table, Facts, Gallery, Each
+sections   the sections of the page, as data over the tables, and the figures for what passes log
 pieces     values as text, pieces of HTML
-answers    the four answers that come first, every fallback
-sections   what comes behind them
+answers    the four answers that come first
 page       report.json and tables.json -> report.html, self-contained
+frontpage  the page of `fewbit search`
+
+A new section is an entry in `sections.SECTIONS`. A new method needs none: the rows that its pass logs become a table.
 """

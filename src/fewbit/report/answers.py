@@ -1,11 +1,10 @@
-"""The four answers that a report begins with (is it right, good, small and fast, what was not got), and every fallback."""
+"""The four answers that a report begins with: is it right, is it good, is it small and fast, what did we not get."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
-from fewbit.report.pieces import UNIT, Json, Rows, card, megabytes, nothing, percent, plural, share, table
+from fewbit.report.pieces import UNIT, Json, card, grouped, megabytes, percent, plural, share
 
 
 def right(report: Json, tables: Json) -> str:
@@ -69,36 +68,14 @@ def small_and_fast(report: Json) -> str:
 
 def not_got(report: Json) -> str:
     fallbacks, integer = report.get("fallbacks") or (), report.get("integer_share")
-    big = f"{len(fallbacks):,} <small>{'request' if len(fallbacks) == 1 else 'requests'} refused</small>"
+    big = f"{len(fallbacks):,} <small>{'fallback' if len(fallbacks) == 1 else 'fallbacks'}</small>"
     lines = [] if integer is None else [f"{share(integer)} of multiply-accumulates run in integers."]
     if fallbacks:
-        most = max(collapsed(fallbacks), key=lambda group: len(group["sites"]))
+        most = max(grouped(fallbacks, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
         requested, actual, why = (escape(str(most[key])) for key in ("requested", "actual", "why"))
-        lines.append(f"Most often {requested} became {actual}, at {plural(len(most['sites']), 'site')}: {why}.")
+        lines.append(f"Most often {requested} became {actual}, at {plural(len(most['site']), 'site')}: {why}.")
     islands = {row["site"] for row in fallbacks if row["actual"] == "float"}
-    lines.append(f"{plural(len(islands), 'site')} stayed float." if islands else "No site was left float against a request.")
+    lines.append(
+        f"{plural(len(islands), 'site')} stayed float." if islands else "Every site that was requested runs in integers."
+    )
     return card("What did we not get?", big, *lines)
-
-
-def collapsed(fallbacks: Rows) -> list[dict[str, Any]]:
-    """One row per (asked, given, why): its sites and the sum of their shares, the largest share first."""
-    groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in fallbacks:
-        same = {key: row[key] for key in ("requested", "actual", "why")}
-        group = groups.setdefault(tuple(same.values()), {**same, "sites": [], "macs_share": 0.0})
-        group["sites"].append(row["site"])
-        group["macs_share"] += row.get("macs_share") or 0.0
-    return sorted(groups.values(), key=lambda group: -group["macs_share"])
-
-
-def fallbacks(report: Json) -> str:
-    rows = report.get("fallbacks") or ()
-    if not rows:
-        return nothing("Nothing was refused: every site got what was asked for.")
-    cells = []
-    for group in collapsed(rows):
-        sites, count = "<br>".join(map(escape, group["sites"])), len(group["sites"])
-        if count > 1:
-            sites = f"<details><summary>{count} sites</summary>{sites}</details>"
-        cells.append([*(escape(str(group[k])) for k in ("requested", "actual", "why")), sites, share(group["macs_share"])])
-    return table(["requested", "actual", "why", "where", "of the MACs"], cells, numeric=[4])

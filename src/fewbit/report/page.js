@@ -23,9 +23,8 @@ dark.addEventListener("change", () =>
   plots.filter((plot) => plot.dataset.drawn).forEach((plot) => Plotly.relayout(plot, { "font.color": ink() })),
 );
 
-const search = document.getElementById("search");
-if (search) {
-  const rows = [...document.querySelectorAll("#sites tbody tr")];
+document.querySelectorAll('input[type="search"]').forEach((search) => {
+  const rows = [...search.nextElementSibling.querySelectorAll("tbody tr")];
   search.addEventListener("input", () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     rows.forEach((row) => {
@@ -33,4 +32,4 @@ if (search) {
       row.hidden = !words.every((word) => text.includes(word));
     });
   });
-}
+});

@@ -1,8 +1,6 @@
 """report.json and tables.json -> report.html: one file, no network, the same bytes for the same two files.
 
-The four answers come first, then what was refused, then pictures, then every site. Shares (`*_share`) are
-0 to 1, accuracies and agreements are percent, `ratio` is float over integer time (2 is twice as fast). A table that is
-missing or empty says so in one sentence; `units` and `runs` are there for mixed precision and on request only.
+The four answers come first, then the sections that have something to show (sections.py), part by part.
 
     python -m fewbit.report.page RUN        reads RUN/report.json and RUN/tables.json, writes RUN/report.html
 """
@@ -15,38 +13,53 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from fewbit.errors import BadFile
-from fewbit.report.answers import fallbacks, good, not_got, right, small_and_fast
-from fewbit.report.pieces import Json, nothing
-from fewbit.report.sections import images, made, pictures, site_table
+from fewbit.report.answers import good, not_got, right, small_and_fast
+from fewbit.report.pieces import Json
+from fewbit.report.sections import PASSES, SECTIONS, passes
+
+
+def joined(report: Json, tables: Json) -> dict[str, Any]:
+    """tables.json, and as rows what the sections show of report.json."""
+    curve = []
+    for row in tables.get("curve") or ():
+        top1 = row["quantized"]
+        measure = "agreement with the float model" if top1 is None else "top-1 accuracy"
+        curve.append({**row, "measure": measure, "score": row["agreement"] if top1 is None else top1})
+    run = tables.get("run") or {}
+    rows = {
+        "fallbacks": report.get("fallbacks"),
+        "calibration": [row] if (row := report.get("calibration")) else [],
+        "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
+        "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), "classes": None}] if run else [],
+        "kernels": [row] if (row := tables.get("kernels")) else [],
+    }
+    return {**tables, **rows, "curve": curve}
 
 
 def render(report: Json, tables: Json) -> str:
     """The whole page. What came from the user is escaped where it enters."""
-    model, target, recipe, wanted = (escape(str(report.get(k, "?"))) for k in ("model", "target", "recipe", "bits"))
-    caption = f"{model}, target {target}, recipe {recipe}, bits {wanted}."
-    sections = {
-        "refused": ("What was refused", fallbacks(report)),
-        "pictures": ("Pictures", pictures(report, tables, caption)),
-        "sites": ("Every site", site_table(tables.get("sites") or ())),
-        "images": ("Some of the images", images(tables.get("images") or (), (tables.get("run") or {}).get("classes") or ())),
-        "made": ("How this was made", made(report, tables.get("run") or {})),
-    }
+    model, target, recipe, bits = (escape(str(report.get(k, "?"))) for k in ("model", "target", "recipe", "bits"))
+    data = joined(report, tables)
+    parts = {name: "".join(section.html(data) for section in sections) for name, sections in SECTIONS.items()}
+    parts[PASSES] = passes(tables.get("log") or ())
+    shown = {name: inner for name, inner in parts.items() if inner}
+    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in shown)
+    body = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{inner}</section>' for name, inner in shown.items())
     cards = right(report, tables) + good(report) + small_and_fast(report) + not_got(report)
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in sections.items())
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{inner}</section>' for name, (title, inner) in sections.items())
     here = files("fewbit.report")
     css, js = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{model} on {target}: fewbit</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head><body>'
         f'<header><p class="eyebrow">fewbit, post-training quantization</p><h1>{model}</h1><p class="lead">'
-        f"Target <b>{target}</b>, recipe <b>{recipe}</b>, bits <b>{wanted}</b></p></header>"
+        f"Target <b>{target}</b>, recipe <b>{recipe}</b>, bits <b>{bits}</b></p></header>"
         f'<main><div class="cards">{cards}</div><nav>{links}</nav>'
-        f"<noscript>{nothing('The figures need JavaScript; their numbers are in tables.json.')}</noscript>{body}</main>"
+        f"<noscript><p>The figures need JavaScript; their numbers are in tables.json.</p></noscript>{body}</main>"
         f"<script>{get_plotlyjs()}</script><script>{js}</script></body></html>\n"
     )
 
@@ -65,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (run / "report.json").is_file():
         print(f"{run} has no report.json; make one with: fewbit quantize MODEL --images DIR --out {run}", file=sys.stderr)
         return BadFile.exit_code
-    found = [run / name for name in ("report.json", "tables.json")]
-    report, tables = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in found)
+    paths = [run / name for name in ("report.json", "tables.json")]
+    report, tables = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in paths)
     write(run / "report.html", report, tables)
     print(run / "report.html")
     return 0

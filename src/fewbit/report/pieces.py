@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from fewbit.report import figures
-
 Json = Mapping[str, Any]
 Rows = Sequence[Json]
 
 UNIT = "\u00a0"  # a unit stays on the line of its number
 
-
 # Values as text -------------------------------------------------------------------------------------------------------
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A float with significant digits, a pair or per-channel range joined, nothing as a dash."""
+    """Any value of a table as HTML: floats with significant digits, {min, max} as a range, None as a dash."""
     if isinstance(value, Mapping):
-        value = [value["min"], value["max"]]
+        if value.keys() == {"min", "max"}:
+            return f"{number(value['min'], digits)} to {number(value['max'], digits)}"
+        return ", ".join(f"{escape(str(key))}: {number(part, digits)}" for key, part in value.items())
     if isinstance(value, (list, tuple)):
-        return " to ".join(number(v, digits) for v in value)
-    if value is None or isinstance(value, str):
-        return escape(value or "–")
+        return ", ".join(number(part, digits) for part in value) or "–"
+    if value is None or isinstance(value, (str, bool)):
+        return ("yes" if value else "no") if isinstance(value, bool) else escape(value or "–")
     if not math.isfinite(value):
         return "∞" if value > 0 else "–∞" if value < 0 else "not a number"
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}".replace("-", "−")
@@ -45,8 +46,45 @@ def megabytes(value: float | None) -> str:
     return "–" if value is None else f"{value / 1e6:.2f}{UNIT}MB"
 
 
+def interval(value: Sequence[Any] | None) -> str:
+    return " to ".join(map(number, value)) if value else "–"
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def text(value: object) -> str:
+    """A string that browsers and plotly show as it is; they would read tags in it otherwise."""
+    return escape(str(value), quote=False)
+
+
+class _Words(string.Formatter):
+    def get_value(self, key: Any, args: Any, kwargs: Any) -> Any:
+        return kwargs.get(key)
+
+    def format_field(self, value: Any, spec: str) -> str:
+        if spec and value is not None:
+            return text(format(value, spec))
+        return text(value) if isinstance(value, str) else number(value)
+
+
+def fill(template: str, row: Json) -> str:
+    """A format string with the values of a row, escaped."""
+    return _Words().vformat(template, (), row)
+
+
+def grouped(rows: Rows, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for all that are equal in `keys`, in order of appearance: numbers are added, other values listed."""
+    groups: dict[str, list[Json]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row.get(key) for key in keys]), []).append(row)
+    joined = []
+    for members in groups.values():
+        lists = {key: [row[key] for row in members if key in row] for row in members for key in row}
+        merged = {k: sum(v) if all(isinstance(x, (int, float)) for x in v) else v for k, v in lists.items()}
+        joined.append({**merged, **{key: members[0].get(key) for key in keys}})
+    return joined
 
 
 # Pieces of HTML -------------------------------------------------------------------------------------------------------
@@ -54,10 +92,6 @@ def plural(count: int, noun: str) -> str:
 
 def paragraphs(*lines: str) -> str:
     return "".join(f"<p>{line}</p>" for line in lines if line)
-
-
-def nothing(why: str) -> str:
-    return f'<p class="nothing">{escape(why)}</p>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Iterable[int] = (), box: str = "box") -> str:
@@ -69,16 +103,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Iterab
     return f'<div class="{box}" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def plot(figure: go.Figure, caption: str = "", *, level: int = 3) -> str:
-    """A figure with its title as a heading that wraps, its JSON in the page and its caption below."""
-    title, figure = figure.layout.title.text, go.Figure(figure)
-    figure.layout.title = None
-    figure.layout.margin.t -= figures.TITLE_ROOM
+def plot(figure: go.Figure, title: str = "") -> str:
+    """A figure with its title as a heading that wraps and its JSON in the page."""
     data = figure.to_json(validate=False)  # plotly writes < as \u003c, so that no label can end the script
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    head = f"<h4>{title}</h4>" if title else ""
     return (
-        f'<figure><h{level}>{title}</h{level}><div class="plot" style="height:{figure.layout.height:.0f}px"></div>'
-        f'<script type="application/json">{data}</script>{below}</figure>'
+        f'<figure>{head}<div class="plot" style="height:{figure.layout.height:.0f}px"></div>'
+        f'<script type="application/json">{data}</script></figure>'
     )
 
 

@@ -1,386 +1,216 @@
-"""The sections behind the answers: pictures, every site, images, how it was made. Rows go in, HTML comes out."""
+"""The sections behind the answers, as data: each names its table in tables.json and how it is shown.
+
+A section whose table is empty does not appear. What a pass of the recipe logged (name, settings, rows, summary) is a section
+by itself; LOG_VIEWS adds figures to some. Shares (`*_share`) are 0 to 1, accuracies and agreements are percent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from fewbit.report import figures
-from fewbit.report.pieces import (
-    UNIT,
-    Json,
-    Rows,
-    megabytes,
-    nothing,
-    number,
-    paragraphs,
-    percent,
-    plot,
-    plural,
-    share,
-    table,
-    thumbnail,
+from fewbit.report.figures import SITES, Axis, Bars, Heatmap, Histogram, Points
+from fewbit.report.pieces import Json, Rows, number, plot, text
+from fewbit.report.views import Each, Facts, Gallery, Table
+
+View = Callable[[Rows], go.Figure | str | None]
+MODULES, OPS = SITES.replace("site", "module"), "op (ticks: blocks)"
+MB = "MB (10⁶ bytes)"
+
+
+@dataclass(frozen=True)
+class Section:
+    """`key` names a table; of several, joined by `+`, the rows are shown together and `table` says whose a row is."""
+
+    title: str
+    key: str
+    views: tuple[View, ...]
+    note: str = ""
+
+    def html(self, tables: Json, level: int = 3) -> str:
+        """The heading, the note and all views; nothing where the table is empty."""
+        keys = self.key.split("+")
+        rows = [row if len(keys) == 1 else {"table": key, **row} for key in keys for row in tables.get(key) or ()]
+        views = [view(rows) for view in self.views] if rows else []
+        shown = "".join(plot(view) if isinstance(view, go.Figure) else view or "" for view in views)
+        note = f'<p class="note">{self.note}</p>' if self.note else ""
+        return f"<h{level}>{text(self.title)}</h{level}>{note}{shown}" if shown else ""
+
+
+# fmt: off
+FALLBACKS = (
+    Section("What was requested, and what the target got instead", "fallbacks", (
+        Table(("requested", "actual", "why", "where:site:sites", "share of MACs:macs_share:share"),
+              group=("requested", "actual", "why")),
+    )),
 )
+ACCURACY = (
+    Section("Calibration images", "calibration", (
+        Facts((
+            "source", "images", "ranges of two halves differ by (median over sites):range_change:share",
+            "mean at batch norms, in standard deviations from training's (median):shift",
+            "variance at batch norms, |log ratio| to training's (median):spread",
+            "classes over which the float model's answers spread:classes",
+            "images of one colour or a repetition:idle:share", "warnings",
+        )),
+    ), "What their statistics say about whether they are enough."),
+    Section("Synthetic images", "synthetic", (Gallery(("{label}",)),),
+            "Calibration images that were made from the model alone; below each is its target class."),
+    Section("Accuracy against the number of calibration images", "curve", (
+        Points(Axis("score", "{measure}, %"), Axis("images", "calibration images", log=True), lines=("",),
+               hover="{images} images: {score:.2f} %", interval="interval", line="float"),
+        Table(("images:images:#", "top-1:quantized:%", "agreement:agreement:%", "95 % interval, %:interval:range",
+               "ranges of halves differ by:range_change:share")),
+    ), "Each set of images contains the one before it. Bars are 95 % intervals; the dotted line is the float model."),
+    Section("Size against accuracy: runs of this model", "runs", (
+        Points(Axis("accuracy", "{measure}, %"), Axis("bytes", f"ONNX file, {MB}", 1e-6), group="{kind}", label="{label}",
+               hover="<b>{label}</b><br>{x:.3f} MB, {bits:.2f} bits a weight<br>{y:.2f} %", interval="interval", line="float"),
+    ), "All runs were scored on the same images. Bars are 95 % intervals; the dotted line is the float model."),
+    Section("Scored images", "images", (
+        Gallery(("{name}", "label {label}", "float {float}", "<b>integer {quantized}</b>"), differs=("float", "quantized")),
+    ), "Images whose answer changed (in red) come first, so this is no rate."),
+)
+ERROR = (
+    Section("Error by site", "sites", (
+        Bars(Axis("sqnr_db", "SQNR, dB"), along="site", group="{role}",
+             hover="<b>{site}</b><br>{sqnr_db:.1f} dB<br>{grid}<br>{method}"),
+    ), "Signal to quantization noise ratio (SQNR) of each quantized tensor in dB. A low bar is a site that loses much."),
+    Section("Bits and grids", "sites", (
+        Bars(Axis("bits", "bits of a code"), along="site", group="{bits} bits", varies=True,
+             hover="<b>{site}</b><br>{bits} bits<br>{grid}"),
+        Table(("role", "bits:bits:#", "grid", "where:site:sites"), group=("role", "bits", "grid")),
+    )),
+    Section("Ranges of the sites with the largest error", "histograms", (
+        Each(Histogram("range"), "{site}: {sqnr_db:.1f} dB", most=9),
+    ), "Grey: how often a value occurred in calibration (log scale). Blue: the range of the grid; values outside are clipped."),
+    Section("Outlier channels and tokens", "outliers", (
+        Points(Axis({"channel_ratio": "largest channel", "token_ratio": "largest token"}, "ratio to the median", log=True),
+               along="site", mark="any", line="limit", hover="<b>{site}</b><br>{y:.1f} times the median<br>{done}"),
+        Table(("site", "largest:reach:#", "channels", "largest without:rest_of_channels:share", "tokens:token_share:share",
+               "positions", "largest without:rest_of_tokens:share", "what was done:done"), where="any"),
+    ), "Largest magnitude of a channel and of a token over the median one. A diamond is a site where one is over the limit."),
+    Section("Attention maps", "attention", (
+        Each(Heatmap(Axis("", ""), "x", "y", panels={"float": "float", "quantized": "quantized"}),
+             "{op}, head {head}: {flipped_share:.2%} of key pairs change order"),
+    ), "Float beside quantized on one colour scale. A map over patches is the attention of the class token."),
+    Section("Order of attention scores by head", "flips", (
+        Heatmap(Axis("flipped_share", "%", 100.0), "head", "op", "{op}, head {head}:<br>{flipped_share:.2%} of key pairs"),
+    ), "Share of key pairs whose order is not that of the float model, in percent."),
+)
+RUNTIME = (
+    Section("Codes: simulation against runtime", "checks", (
+        Table(("graph optimisations:optimisations", "where:site:sites", "codes compared:compared:#", "differing:differing:#",
+               "ties:ties:#", "wrong:wrong:#"), group=("optimisations",)),
+        Each(Bars(Axis({"ties": "ties", "wrong": "wrong"}, "codes"), along="site", stacked=True, varies=True,
+                  hover="<b>{site}</b><br>{differing:,} of {compared:,} codes<br>off by at most {max_difference}"),
+             "graph optimisations {optimisations}", key="optimisations", wide=True),
+    ), "A tie is a code that is off by one where the simulation stands on a rounding boundary; other differences are wrong."),
+    Section("Outputs: simulation against runtime", "outputs", (
+        Table(("runtime", "largest difference:max_abs_difference:#", "cosine:cosine:cosine",
+               "same top answer:argmax_agreement:%")),
+    )),
+    Section("Fused operators", "kernels", (
+        Facts(("integer kernels in the runtime's optimised graph:found", "integer operators of the plan:expected",
+               "all nodes of that graph:ops")),
+    )),
+)
+COST = (
+    Section("Latency", "latency", (
+        Each(Bars(Axis({"float_ms": "float", "quantized_ms": "integer"}, "ms a batch"), number="{value:.2f} ms",
+                  label="{runtime}, threads: {threads}<br>{ratio:.2f} times as fast",
+                  hover="float {float_ms:.3f} ms, integer {quantized_ms:.3f} ms, {ratio:.2f} times as fast, {runs} runs"),
+             "batch of {batch}", key="batch", wide=True),
+    ), "Median time of a batch on this machine, float beside integer."),
+    Section("Loading", "loads", (
+        Table(("runtime", "load, float:float_seconds:s", "load, integer:quantized_seconds:s",
+               "peak memory, float:float_bytes:MB", "peak memory, integer:quantized_bytes:MB",
+               "without a model:baseline_bytes:MB")),
+    ), "A process of its own loads a file and runs one image."),
+    Section("Files", "size", (Bars(Axis("bytes", MB, 1e-6), label="{what}", number="{value:.2f} MB"),)),
+    Section("Time of each stage", "seconds", (Bars(Axis("seconds", "s"), label="{stage}", number="{value:.1f} s"),)),
+)
+DETAILS = (
+    Section("All sites", "sites", (
+        Table(("site", "role", "op", "kind", "bits:bits:#", "grid", "method", "why", "scale:scale:#", "zero point:zero:#",
+               "range of the grid:range:range", "observed:observed:range", "SQNR:sqnr_db:dB", "clipped:clipped_share:share"),
+              search=True),
+    )),
+    Section("How to run this again", "run", (Facts(),)),
+)
+PASSES = "Passes"  # the part of the log, which LOG_VIEWS describes
+SECTIONS: Mapping[str, tuple[Section, ...]] = {
+    "Fallbacks": FALLBACKS, "Error": ERROR, PASSES: (), "Accuracy": ACCURACY, "Runtime": RUNTIME, "Cost": COST,
+    "Details": DETAILS,
+}
+LOG_VIEWS: Mapping[str, tuple[Section, ...]] = {
+    "mixed precision": (
+        Section("Bits of each module", "rows", (
+            Bars(Axis("bits", "bits of a weight"), along="module", x_title=MODULES, group="{kind}",
+                 hover="<b>{module}</b>: {bits} bits<br>{weights} weights<br>loss by bits:<br>{losses}"),
+        )),
+        Section("Size against estimated loss", "frontier+uniform", (
+            Points(Axis("loss", "estimated loss (sum over modules)", log=True), Axis("bytes", f"weights, {MB}", 1e-6),
+                   group="{table}", lines=("frontier",), label="{bits} bits", hover="{x:.3f} MB: {loss:.4g}", mark="taken"),
+        ), "No allocation lies below the frontier. The diamond is this run; the other points have one width for all modules."),
+    ),
+    "equalize": (
+        Section("Error of each place", "rows", (
+            Points(Axis({"before": "before", "after": "after"}, "error", log=True), along="op", x_title=OPS,
+                   hover="<b>{op}</b> ({kind}): {before} before, {after} after"),
+        ), "Ranges move out of activations into weights; the float function stays the same."),
+    ),
+    "ranking": (
+        Section("Order of attention scores with and without the ranking term", "rows", (
+            Points(Axis("with", "key pairs that change order with it, %", 100.0),
+                   Axis("without", "key pairs that change order without the ranking term, %", 100.0), group="{op}",
+                   diagonal=True, hover="<b>{op}</b>, head {head}<br>{x:.2f} % without, {y:.2f} % with"),
+        ), "A point below the diagonal is a head that the term helps."),
+    ),
+    "output search": (
+        Section("Objective of each search", "rows", (
+            Points(Axis({"before": "before", "after": "after"}, "objective"), along="input",
+                   hover="<b>{input}</b><br>{before:.4g} before, {after:.4g} after"),
+        )),
+    ),
+    "joint search": (
+        Section("Loss of each evaluation", "rows", (
+            Points(Axis({"loss": "each evaluation", "best": "best so far"}, "loss", log=True), Axis("evaluation", "evaluation"),
+                   lines=("best so far",), hover="evaluation {evaluation}: {y:.5g}"),
+        )),
+        Section("Start of the search", "norms", (
+            Points(Axis("loss", "loss"), Axis("p", "p of mean |x − fake(x)|ᵖ"), lines=("",), hover="p = {p:.3g}: {loss:.5g}"),
+        ), "Ranges minimise a norm of the error; the search starts from the p with the smallest loss."),
+    ),
+    "reconstruct": (
+        Section("Error of each block", "rows", (
+            Points(Axis({"before": "before", "after": "after"}, "relative error", log=True), along="block", x_title=MODULES,
+                   hover="<b>{block}</b><br>{before:.3g} before, {after:.3g} after"),
+        ), "Squared error of the block's output over the variance of the float output, on images that are not trained on."),
+    ),
+}
+# fmt: on
+TITLES = {"gptq": "GPTQ"}  # names that are no words
 
-FLOAT = "stays float"  # what was done about an outlier that no grid holds
-WORST_SITES = 9  # histograms on the page
-PLAIN = ("site", "role", "op", "kind", "bits", "grid", "method", "why", "scale", "zero", "kept", "seen")
-ATTENTION_MAPS = 24  # pairs of maps on the page: each op and image brings one per head
+
+def plain(values: Any) -> str:
+    """The words and numbers of a mapping in one line of HTML; nested values are for tables."""
+    if not isinstance(values, Mapping):
+        return text(values or "")
+    words = {key: value for key, value in values.items() if isinstance(value, (str, int, float)) and value != ""}
+    return ", ".join(f"{text(str(key).replace('_', ' '))}: {number(value)}" for key, value in words.items())
 
 
-# Pictures --------------------------------------------------------------------------------------------------------------
-
-
-def picture(rows: Any, draw: Callable[[Any], go.Figure], caption: str, why: str) -> str:
-    """The figure, or its question with one sentence on why there is none."""
-    figure = draw([] if rows is None else rows)
-    return plot(figure, caption) if rows else f"<h3>{figure.layout.title.text}</h3>{nothing(why)}"
-
-
-def bits(rows: Rows, caption: str) -> str:
-    found = {row.get("bits") for row in rows}
-    if len(found) == 1 and None not in found:
-        said = paragraphs(f"All {plural(len(rows), 'site')} have {found.pop()} bits.")
-        return f"<h3>{figures.bits_by_site([]).layout.title.text}</h3>{said}"
-    return picture(rows, figures.bits_by_site, caption, "No sites were listed, so there are no bits to show.")
-
-
-def units(rows: Rows, caption: str) -> str:
-    """The widths of mixed precision; nothing where there was none."""
-    if not rows:
-        return ""
-    total = sum(row["weights"] for row in rows)
-    mean = sum(row["bits"] * row["weights"] for row in rows) / max(total, 1)
-    said = f"{caption} {plural(len(rows), 'module')}, {total:,} weights, {mean:.2f} bits a weight on average."
-    return plot(figures.bits_by_unit(rows), said)
-
-
-def equalized(rows: Rows) -> str:
-    """What was moved between tensors before the steps were chosen, each place with its strength."""
-    if not rows:
-        return ""
-    what = {"norm": "layer norm", "value": "values", "key": "keys", "convolution": "convolutions", "rotation": "rotation"}
-    head = ("before", "what", "strength", "shift", "error that is left")
-    cells = []
-    for row in rows:
-        strength = "off" if not row["moved"] or row["strength"] is None else f"{row['strength']:g}"
-        strength = "on" if row["moved"] and row["kind"] == "rotation" else strength
-        left = percent(100 * row["after"] / row["before"]) if row["before"] else "–"
-        cells.append(
-            (escape(row["op"]), str(what.get(row["kind"], row["kind"])), strength, "yes" if row["shift"] else "no", left)
-        )
-    said = "Ranges moved out of activations into weights; the float function is the same."
-    drawn = table(head, cells, numeric=(2, 4))
-    return f"<h3>What was moved between tensors?</h3><figure>{drawn}<figcaption>{said}</figcaption></figure>"
-
-
-def outliers(rows: Rows, caption: str) -> str:
-    """Channels and tokens far larger than the others, and what was done about each; nothing where they were not looked for."""
-    if not rows:
-        return ""
-    found = [row for row in rows if row["any"] and row["done"] != FLOAT]
-    beside = [escape(row["site"]) for row in rows if row["any"] and row["done"] == FLOAT]
-    limit = rows[0]["limit"]
-    caption += f" Over the line ({number(limit)} times the median) a channel or a token stands out."
-    drawn = plot(figures.outliers_by_site(rows, limit), caption)
-    drawn += paragraphs(*([f"In float, so nothing was to be done: {', '.join(beside)}."] if beside else []))
-    if not found:
-        return drawn + paragraphs(f"No channel and no token stands out{' elsewhere' if beside else ''}.")
-    cells = [
-        [
-            escape(row["site"]),
-            number(row["reach"], 3),
-            ", ".join(map(str, row["channels"])) or "–",
-            share(row["rest_of_channels"]) if row["channels"] else "–",
-            f"{share(row['token_share'])}, at {', '.join(map(str, row['positions']))}" if row["token_share"] else "–",
-            share(row["rest_of_tokens"]) if row["token_share"] else "–",
-            escape(row["done"]),
-        ]
-        for row in found
-    ]
-    head = ["site", "largest", "channels", "the others reach", "tokens", "the others reach", "what was done"]
-    return drawn + table(head, cells, numeric=(1, 3, 5))
-
-
-def rebuilt(rows: Rows, spent: float | None) -> str:
-    """Each unit of a reconstruction with its error before and after; nothing where there was none."""
-    if not rows:
-        return ""
-    head = "<tr><th>unit</th><th>error before</th><th>after</th><th>steps</th><th>kept</th></tr>"
-    body = ""
-    for row in rows:
-        tried = row["after"] if row["kept"] else row.get("tried")
-        after = "–" if tried is None else number(tried, 3)
-        cells = (escape(row["unit"]), number(row["before"], 3), after, f"{row['steps']:,}", "yes" if row["kept"] else "no")
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    first, kept = rows[0], sum(bool(row["kept"]) for row in rows)
-    said = f"Squared error of each unit's output over the variance of the float output, on {plural(first['held'], 'image')} of "
-    said += f"{first['images']} that nothing was learnt on. {kept} of {plural(len(rows), 'unit')} kept what was learnt; "
-    said += f"{number(spent, 3)}{UNIT}s in all, the choice before included"
-    said += "." if first["seconds"] is None else f", of {number(first['seconds'], 3)}{UNIT}s (--time)."
-    return f"<figure><table>{head}{body}</table><figcaption>{said}</figcaption></figure>"
-
-
-def ranking(rows: Rows, caption: str) -> str:
-    """Rank flips with and without the ranking term."""
-    if rows:
-        with_it, without = (100 * sum(row[key] for row in rows) / len(rows) for key in ("with", "without"))
-        better, worse = (sum(sign * (row["without"] - row["with"]) > 0 for row in rows) for sign in (1, -1))
-        caption += (
-            f" A point below the diagonal is a head that the term helps: {better} of {len(rows)}; above it are {worse}."
-            f" The mean over heads is {percent(with_it)} with it and {percent(without)} without."
-        )
-    return picture(rows, figures.ranking, caption, "The recipe has no ranking term, so no heads were compared.")
-
-
-def frontier(rows: Rows, caption: str) -> str:
-    if any(row["kind"] == "a width for each module" and row.get("loss") is not None for row in rows):
-        caption += " Nothing lies below the line: no widths have a smaller estimated loss in as few bytes."
-    return picture(rows, figures.frontier, caption, "No widths were searched, so there is no frontier.")
-
-
-def joint(rows: Rows, norms: Rows, caption: str) -> str:
-    """The losses of a joint search and of its start; nothing where there was none."""
+def passes(log: Rows) -> str:
+    """A section for each pass that logged something: settings, summary, the figures declared for it, and its rows."""
     parts = []
-    if norms:
-        fit = next((f" The parabola's R² is {row['r2']:.3f}." for row in norms if row.get("r2") is not None), "")
-        start = norms[-1]["p"]
-        parts.append(plot(figures.norms(norms), f"{caption} The search starts at p = {number(start, 3)}.{fit}"))
-    if rows:
-        first, best = rows[0], rows[-1]["best"]
-        said = f"{caption} {plural(first['evaluations'], 'evaluation')} on {plural(first['images'], 'image')}, "
-        said += f"{plural(first['sites'], 'free step')}: the loss ({escape(str(first['what']))}) "
-        said += f"goes from {number(first['best'])} to {number(best)}."
-        if first.get("out_of_time"):
-            said += f" The time was up after {number(first['seconds'])}{UNIT}s; more may bring more (--time)."
-        parts.append(plot(figures.joint(rows), said))
+    for entry in log:
+        name, rows, summary = str(entry["name"]), entry.get("rows") or (), entry.get("summary") or {}
+        views = [section.html({**summary, "rows": rows}, level=4) for section in LOG_VIEWS.get(name, ())]
+        said = "".join(f'<p class="note">{line}</p>' for line in (plain(entry.get("settings")), plain(summary)) if line)
+        parts.append(
+            "".join([f"<h3>{text(TITLES.get(name) or name[:1].upper() + name[1:])}</h3>", said, *views, Table()(rows)])
+        )
     return "".join(parts)
-
-
-def synthetic(rows: Rows, classes: Sequence[str]) -> str:
-    """Images that were made from the model, in a row; nothing where there were none."""
-    if not rows:
-        return ""
-    cells = []
-    for row in rows:
-        label = row.get("label")
-        named = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else label
-        cells.append(f'<div class="image">{thumbnail(row.get("thumbnail"))}<div>{escape(str(named))}</div></div>')
-    note = "Calibrated on images that were made from the model alone; the class is the one that the model was to see in each."
-    return f'<h3>What did the model make up?</h3><div class="images">{"".join(cells)}</div><p class="note">{note}</p>'
-
-
-def calibration(report: Json, caption: str) -> str:
-    """What the statistics say of the calibration images; nothing where they were not looked at."""
-    found = report.get("calibration")
-    if not found:
-        return ""
-    change, shift, spread, classes = (found.get(key) for key in ("range_change", "shift", "spread", "classes"))
-    rows = [
-        ["images", escape(str(found.get("source", ""))), number(found.get("images"))],
-        ["ranges of two halves", "differ by, median over sites", share(change)],
-        ["what batch norms read, mean", "standard deviations from training's, median over layers", number(shift, 3)],
-        ["the same, variance", "mean |log ratio| to training's, median over layers", number(spread, 3)],
-        ["classes", "over which the float model spreads its answers", number(classes, 3)],
-        ["one colour or a repetition", "share of the images", share(found.get("idle"))],
-    ]
-    head = "<h3>Are the calibration images enough?</h3>"
-    warned = paragraphs(*([escape(str(w)) for w in found.get("warnings", ())] or ["Nothing speaks against them."]))
-    return f'{head}{warned}{table(["what", "how", "found"], rows, numeric=[2])}<p class="note">{caption}</p>'
-
-
-def curve(rows: Rows, caption: str) -> str:
-    """Accuracy against calibration images, as a figure and a table; nothing where the run was not asked for it."""
-    if not rows:
-        return ""
-    labelled = rows[0].get("quantized") is not None
-    cells = [
-        [
-            f"{row['images']:,}",
-            percent(row["quantized"] if labelled else row["agreement"]),
-            " to ".join(map(percent, row["interval"])),
-            percent(row["agreement"]),
-            share(row.get("range_change")),
-        ]
-        for row in rows
-    ]
-    head = ["images", "top-1" if labelled else "agreement", "95 % interval", "agreement", "ranges of halves differ by"]
-    said = f"{caption} Each set of images is inside of the next; scored in {escape(str(rows[0]['runtime']))}."
-    return plot(figures.curve(rows), said) + table(head, cells, numeric=range(5))
-
-
-def runs(rows: Rows) -> str:
-    """Several runs in one picture; nothing where there is only this one."""
-    if not rows:
-        return ""
-    intervals = f" Bars are 95{UNIT}% intervals." if any(row.get("interval") for row in rows) else ""
-    return plot(figures.runs(rows), f"{plural(len(rows) - 1, 'run')} of the same model, scored on the same images.{intervals}")
-
-
-def loads(rows: Rows) -> str:
-    head = "<h3>What does loading take, float beside integer?</h3>"
-    if not rows:
-        return head + nothing("No load was measured.")
-    cells = [
-        [
-            escape(str(row["runtime"])),
-            f"{row['float_seconds']:.3f} → {row['quantized_seconds']:.3f}{UNIT}s",
-            f"{row['float_bytes'] / 1e6:.0f} → {row['quantized_bytes'] / 1e6:.0f}{UNIT}MB",
-            f"{row['baseline_bytes'] / 1e6:.0f}{UNIT}MB",
-        ]
-        for row in rows
-    ]
-    note = "A process of its own loads a file and runs one image; the last column is one that imports the runtime only."
-    columns = ["runtime", "load", "peak memory", "peak without a model"]
-    return f'{head}{table(columns, cells, numeric=[1, 2, 3])}<p class="note">{note}</p>'
-
-
-def ranges(rows: Rows, caption: str) -> str:
-    head = "<h3>What do the worst sites keep of their range?</h3>"
-    if not rows:
-        return head + nothing("No histograms were kept, so no range can be drawn against one.")
-    plots = "".join(
-        plot(figures.range_kept(row), f"{number(row.get('sqnr_db'), 3)} dB; seen {number(row['seen'], 3)}", level=4)
-        for row in rows[:WORST_SITES]
-    )
-    note = "Grey: how often a value was seen in calibration. Blue: what the grid covers; outside it is clipped."
-    note += f" {len(rows) - WORST_SITES} more are in tables.json." if len(rows) > WORST_SITES else ""
-    return f'{head}<div class="many">{plots}</div><p class="note">{caption} {note}</p>'
-
-
-def attention(rows: Rows, caption: str) -> str:
-    head = "<h3>Does attention still look at the same places?</h3>"
-    if not rows:
-        return head + nothing("No attention maps were kept: the model has none, or none were asked for.")
-    parts, drawn = [], 0
-    for row in rows:
-        heads = range(len(row["float"]))
-        if drawn and drawn + len(heads) > ATTENTION_MAPS:
-            break
-        drawn += len(heads)
-        name = f"{escape(str(row['op']))}, image {escape(str(row['image']))}"
-        pairs = "".join(plot(figures.attention_pair(row, h), level=4) for h in heads)
-        parts.append(f'<div class="group">{thumbnail(row.get("thumbnail"))}{name}</div><div class="many">{pairs}</div>')
-    note = "One colour scale for each pair. A map over patches is what the class token looks at."
-    note += f" {len(rows) - len(parts)} more are in tables.json." if len(parts) < len(rows) else ""
-    return f'{head}{"".join(parts)}<p class="note">{caption} {note}</p>'
-
-
-def differing(rows: Rows, caption: str) -> str:
-    equal = ""
-    for setting in dict.fromkeys(row["optimisations"] for row in rows):
-        members = [row for row in rows if row["optimisations"] == setting]
-        if not any(row["differing"] for row in members):
-            compared, sites = sum(row["compared"] for row in members), plural(len(members), "site")
-            equal += f" Graph optimisations {setting}: none of {compared:,} codes differs, at {sites}."
-    if rows and not any(row["differing"] for row in rows):
-        return f"<h3>{figures.codes_by_site([]).layout.title.text}</h3>{paragraphs(f'Nowhere.{equal}')}"
-    return picture(rows, figures.codes_by_site, caption + equal, "No codes were compared with a runtime.")
-
-
-def runtimes(tables: Json) -> str:
-    """What comes out at the end, and what the runtime's own graph is made of."""
-    outputs, kernels = tables.get("outputs"), tables.get("kernels")
-    parts = ["<h3>Do the runtime's outputs equal the simulation's?</h3>"]
-    if outputs:
-        rows = [
-            [
-                escape(str(r["runtime"])),
-                number(r["max_abs_difference"]),
-                f"{r['cosine']:.7f}",
-                percent(r["argmax_agreement"]),
-            ]
-            for r in outputs
-        ]
-        parts.append(table(["runtime", "largest difference", "cosine", "same top answer"], rows, numeric=[1, 2, 3]))
-    else:
-        parts.append(nothing("No outputs were compared with a runtime."))
-    parts.append("<h3>Does the runtime really compute in integers?</h3>")
-    if kernels:
-        counts = sorted((kernels.get("ops") or {}).items(), key=lambda item: (-item[1], item[0]))
-        ops = ", ".join(f"{escape(op)} {count:,}" for op, count in counts)
-        found = f"{kernels['found']:,} of {kernels['expected']:,} integer kernels are in its optimised graph."
-        parts.append(paragraphs(found, ops and f"All of its nodes: {ops}."))
-    else:
-        parts.append(nothing("The runtime's optimised graph was not looked at."))
-    return "".join(parts)
-
-
-# Everything else -------------------------------------------------------------------------------------------------------
-
-
-def site_table(rows: Rows) -> str:
-    if not rows:
-        return nothing("No sites were listed.")
-    head = [*PLAIN, "SQNR dB", "clipped"]
-    cells = [[*(number(r.get(k)) for k in PLAIN), number(r.get("sqnr_db")), share(r.get("clipped_share"))] for r in rows]
-    return (
-        f"<details><summary>All {plural(len(rows), 'site')}</summary>"
-        '<input type="search" id="search" placeholder="filter: fc2 weight" aria-label="filter the sites">'
-        f"{table(head, cells, numeric=[4, 8, 9, 10, 11, 12, 13], box='box tall')}</details>"
-    )
-
-
-def images(rows: Rows, classes: Sequence[str]) -> str:
-    """`classes` are the names of answers that are numbers, if the run knows them."""
-    if not rows:
-        return nothing("No scored images were kept.")
-    cells = []
-    for row in rows:
-        found = [row.get(k) for k in ("label", "float", "quantized")]
-        named = [classes[v] if isinstance(v, int) and 0 <= v < len(classes) else v for v in found]
-        name, label, before, after = (escape(str(v)) for v in (row["name"], *named))
-        known = "" if row.get("label") is None else f"label {label}<br>"
-        answers = f"{name}<br>{known}float {before}<br><b>integer {after}</b>"
-        mark = "" if found[1] == found[2] else " differs"
-        cells.append(f'<div class="image{mark}">{thumbnail(row.get("thumbnail"))}<div>{answers}</div></div>')
-    changed = sum(row["float"] != row["quantized"] for row in rows)
-    said = paragraphs(f"{changed} of these {len(rows)} answers changed; the images were picked, so this is no rate.")
-    return f'{said}<div class="images">{"".join(cells)}</div>'
-
-
-def made(report: Json, run: Json) -> str:
-    peak = report.get("peak_memory_bytes")
-    if not run:
-        return nothing("The command and versions were not recorded.")
-    groups = {key: run.get(key) or {} for key in ("versions", "machine", "hashes")}
-    pairs = [("seed", run.get("seed")), *(pair for group in groups.values() for pair in group.items())]
-    if peak is not None:
-        pairs.append(("peak memory", megabytes(peak)))
-    items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs if v is not None)
-    return f"<pre>{escape(str(run.get('command') or ''))}</pre><dl>{items}</dl>"
-
-
-def pictures(report: Json, tables: Json, caption: str) -> str:
-    sites, stages = tables.get("sites") or (), tables.get("seconds") or report.get("seconds") or {}
-    flips_why = "No attention was compared, so no ranks were counted."
-    faster = f"{caption} In brackets: how many times as fast the integer model is."
-    return "".join(
-        [
-            picture(sites, figures.error_by_site, caption, "No sites were listed, so there is no error to show."),
-            bits(sites, caption),
-            units(tables.get("units") or (), caption),
-            outliers(tables.get("outliers") or (), caption),
-            equalized(tables.get("equalized") or ()),
-            rebuilt(tables.get("rebuilt") or (), (report.get("seconds") or {}).get("reconstruct")),
-            ranges(tables.get("histograms") or (), caption),
-            attention(tables.get("attention") or (), caption),
-            picture(tables.get("flips"), figures.flips_by_head, caption, flips_why),
-            ranking(tables.get("ranking") or (), caption),
-            picture(tables.get("latency"), figures.latency, faster, "No latency was measured."),
-            loads(tables.get("loads") or ()),
-            picture(tables.get("size"), figures.size, caption, "No file was weighed."),
-            differing(tables.get("checks") or (), caption),
-            runtimes(tables),
-            frontier(tables.get("frontier") or (), caption),
-            joint(tables.get("joint") or (), tables.get("norms") or (), caption),
-            calibration(report, caption),
-            curve(tables.get("curve") or (), caption),
-            synthetic(tables.get("synthetic") or (), (tables.get("run") or {}).get("classes") or ()),
-            runs(tables.get("runs") or ()),
-            picture(stages, figures.seconds, caption, "No stage was timed."),
-        ]
-    )

@@ -1,5 +1,5 @@
 """Search: bits per op under hard limits, the front of accuracy, milliseconds and bytes, and its points as artefacts."""
 
-from fewbit.search.search import search
+from fewbit.search.search import execute, search
 
-__all__ = ["search"]
+__all__ = ["execute", "search"]

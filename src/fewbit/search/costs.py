@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from torch.fx import Node
 
 from fewbit.capture.fx import constant, is_call, is_constant
-from fewbit.capture.sites import PADS
+from fewbit.capture.kinds import PADS
 from fewbit.core.values import Op
 from fewbit.errors import FewbitError
+from fewbit.runtimes import RUNTIMES
 from fewbit.search.latency import Table, Work, quantizer, shape_of, work_of
 from fewbit.search.model import FLOAT, Model
 from fewbit.search.space import Candidate, Dimension
@@ -83,7 +84,7 @@ class Times:
         """Everything that a prediction may ask for."""
         nodes = {node.name: node for node in model.graph.module.graph.nodes}
         found = [work_of(model.graph, model.target, op, nodes) for op in model.graph.ops if op.name in model.base.integer_ops]
-        if model.target.runtime == "openvino":
+        if RUNTIMES[model.target.runtime].quantizes_inside:
             return found
         shapes = {shape_of(nodes[site.tensor]) for site in model.graph.sites if site.role not in ("weight", "bias")}
         return found + [quantizer(kind, shape) for shape in sorted(shapes) for kind in ("quantize", "dequantize")]
@@ -91,7 +92,7 @@ class Times:
     def __call__(self, floats: Sequence[str]) -> float:
         key = tuple(floats)
         if key not in self._known:
-            self._known[key] = self.of(self.model.kept(key))
+            self._known[key] = self.of(self.model.with_floats(key))
         return self._known[key]
 
     def of(self, answer: Allowed) -> float:
@@ -107,7 +108,7 @@ class Times:
 
         None where the times of ops have them inside.
         """
-        if self.model.target.runtime == "openvino":
+        if RUNTIMES[self.model.target.runtime].quantizes_inside:
             return []
         graph, integer = self.model.graph, set(answer.integer_ops)
         made = {op.operands["output"] for op in graph.ops if op.name in integer and self._gives_codes(op)}
@@ -141,7 +142,9 @@ class Times:
         now = self(())
         while True:
             gains = {
-                op: now - self((*left, op)) for op in self.model.kept(tuple(left)).integer_ops if self.model.graph.op(op).macs
+                op: now - self((*left, op))
+                for op in self.model.with_floats(tuple(left)).integer_ops
+                if self.model.graph.op(op).macs
             }
             best = max(gains, key=gains.__getitem__, default=None)
             if best is None or gains[best] <= NOISE * now:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from fewbit.files import write_json
 from fewbit.realize import realize
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
+from fewbit.runtimes import open_session
 from fewbit.search.run import History, pareto
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
-from fewbit.verify.runtimes import open_session
 
 if TYPE_CHECKING:
     from fewbit.search.search import Found
@@ -66,11 +67,8 @@ def artefact(problem: Found, bits: Bits, images: Images, folder: Path, threads: 
     model = problem.model
     runtime = model.target.runtime
     path, twin = folder / "point.onnx", folder / "float.onnx"
-    plan = choose(
-        model.graph, model.stats, model.target, model.recipe, name=model.name, bits=bits, keep_float=model.keep_float,
-        everything=model.everything,
-    )  # fmt: skip
-    realize(model.graph, plan, path, **model.target.form)
+    plan = choose(replace(model.context, bits=bits), model.recipe)
+    realize(model.graph, plan, path, **model.target.file_format)
     score = evaluate(twin, path, images, runtime=runtime, threads=threads)
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
     x = np.random.default_rng(0).standard_normal((1, *model.graph.input_shape)).astype(np.float32)

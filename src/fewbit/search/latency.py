@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.fx import Node
 
-from fewbit.capture.fx import argument
+from fewbit.capture.kinds import KINDS
 from fewbit.core.values import Graph, Op
 from fewbit.files import read_json, write_json
+from fewbit.runtimes import RUNTIMES, open_session
 from fewbit.target.spec import Target
 from fewbit.verify.bench import paired
-from fewbit.verify.runtimes import open_session
 
 SECONDS = 0.25  # of measuring one op, all of its forms together
 ROUNDS = 30  # at least
@@ -43,7 +43,7 @@ class Work:
     """What decides the time of one op: its kind, the shapes of what it reads (batch 1), and a convolution's attributes.
 
     `codes`: its integer kernel gives codes. `inside`: what makes codes of its inputs is measured with it, as openvino fuses it.
-    `attributes` are strides, paddings, dilations and groups; of a max pooling those of `pooling`.
+    `attributes` are strides, paddings, dilations and groups; of a max pooling also its kernel (capture/kinds.py).
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Work:
         parts = [self.kind, *("x".join(map(str, shape)) for shape in self.shapes)]
         parts += [
             f"{letter}{','.join(map(str, v))}"
-            for letter, v in zip("kspdc" if self.kind == "maxpool" else "spdg", self.attributes, strict=False)
+            for letter, v in zip("spdg" if len(self.attributes) == 4 else "kspdc", self.attributes, strict=False)
         ]
         return " ".join(parts) + (" -> codes" if self.codes else "") + (" quantizes" if self.inside else "")
 
@@ -68,31 +68,11 @@ def shape_of(node: Any) -> tuple[int, ...]:
 
 def work_of(graph: Graph, target: Target, op: Op, nodes: Mapping[str, Node]) -> Work:
     """The work of an op of a graph."""
-    node, rule = nodes[op.node], target.rule(op.kind)
-    codes, inside = rule is not None and rule.output == "integer", target.runtime == "openvino"
-    if op.kind in ("conv", "depthwise"):
-        weight = graph.site(op.operands["weight"]).shape
-        pairs = [
-            argument(node, i, name, default) for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-        ]
-        attributes = [tuple(v) if isinstance(v, list | tuple) else (v, v) for v in pairs]
-        return Work(op.kind, (shape_of(node.args[0]), weight), (*attributes, (argument(node, 6, "groups", 1),)), codes, inside)
-    if op.kind == "linear":
-        return Work(op.kind, (shape_of(node.args[0]), graph.site(op.operands["weight"]).shape), (), codes, inside)
-    if op.kind == "maxpool":
-        return Work(op.kind, (shape_of(node.args[0]),), pooling(node), codes, inside)
-    inputs: Any = node.args[0] if op.kind == "concat" else node.args[: 1 if op.kind == "avgpool" else 2]
-    return Work(op.kind, tuple(shape_of(read) for read in inputs), (), codes, inside)
-
-
-def pooling(node: Node) -> tuple[tuple[int, ...], ...]:
-    """Kernel, strides, paddings, dilations of a max pooling, and whether its sizes are rounded up."""
-    kernel = argument(node, 1, "kernel_size")
-    given = [
-        kernel, argument(node, 2, "stride", None) or kernel, argument(node, 3, "padding", 0), argument(node, 4, "dilation", 1)
-    ]  # fmt: skip
-    pairs = [tuple(v) * (2 if len(v) == 1 else 1) if isinstance(v, list | tuple) else (v, v) for v in given]
-    return (*pairs, (int(argument(node, 5, "ceil_mode", False)),))
+    node, rule, kind = nodes[op.node], target.rule(op.kind), KINDS[op.kind]
+    codes, inside = rule is not None and rule.output == "integer", RUNTIMES[target.runtime].quantizes_inside
+    read = [node.args[0], kind.reads(node)["weight"]] if kind.weighted else list(kind.reads(node).values())
+    shapes = [graph.site(op.operands["weight"]).shape if kind.weighted and i else shape_of(x) for i, x in enumerate(read)]
+    return Work(op.kind, tuple(shapes), kind.attributes(node), codes, inside)
 
 
 def quantizer(kind: str, shape: tuple[int, ...]) -> Work:
@@ -180,90 +160,100 @@ def empty() -> onnx.ModelProto:
 
 def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
     """The ONNX graph of a work in float or in integers; None for the float form of what quantizes."""
-    f32, u8 = TensorProto.FLOAT, TensorProto.UINT8
-    constants: dict[str, NDArray[Any]] = {}
-    nodes: list[onnx.NodeProto] = []
-    rng = np.random.default_rng(1)
+    if work.kind in ("quantize", "dequantize"):
+        return _one_quantizer(work) if integer else None
+    made = _OneOp(work, integer)
+    kind = KINDS[work.kind]
+    if work.kind == "linear":
+        made.nodes += [
+            helper.make_node("MatMul", made.read, ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["result"]),
+        ]
+    else:
+        attributes = ATTRIBUTES.get(kind.onnx[0], lambda *values: {})(*work.attributes)
+        made.nodes.append(helper.make_node(kind.onnx[0], made.read, ["result"], **attributes))
+    return made.model()
 
-    def scales(count: int | None = None) -> NDArray[np.float32]:
-        return np.full((), 0.02, np.float32) if count is None else np.full(count, 0.01, np.float32)
 
-    def dequantized(name: str, zero: NDArray[Any], scale: NDArray[np.float32], axis: int = 1) -> str:
-        constants[f"{name}.scale"], constants[f"{name}.zero"] = scale, zero
+ATTRIBUTES: Mapping[str, Callable[..., dict[str, Any]]] = {  # of an ONNX operator, from those of a work
+    "Conv": lambda strides, pads, dilations, groups: {
+        "strides": strides, "pads": (*pads, *pads), "dilations": dilations, "group": groups[0],
+    },
+    "MaxPool": lambda kernel, strides, pads, dilations, up: {
+        "kernel_shape": kernel, "strides": strides, "pads": (*pads, *pads), "dilations": dilations, "ceil_mode": up[0],
+    },
+    "Concat": lambda: {"axis": 1},
+}  # fmt: skip
+
+
+class _OneOp:
+    """The graph of one op as it grows: inputs, what dequantizes them, its weight and bias."""
+
+    def __init__(self, work: Work, integer: bool) -> None:
+        self.work, self.integer, weighted = work, integer, KINDS[work.kind].weighted
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        names = ["a"] if weighted else [chr(ord("a") + i) for i in range(len(work.shapes))]
+        taken = TensorProto.UINT8 if integer and not work.inside else TensorProto.FLOAT
+        # the batch is dynamic, as in a realized file: onnxruntime makes other products of fixed shapes, and fuses no Q/DQ there
+        self.inputs: list[tuple[str, int, Sequence[int | str]]] = [
+            (name, taken, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)
+        ]
+        self.read = [self._activation(name) if integer else name for name in names]
+        if weighted:
+            self._weight(linear=work.kind == "linear")
+
+    def _weight(self, *, linear: bool) -> None:
+        rng, shape = np.random.default_rng(1), self.work.shapes[1]
+        codes = rng.integers(-127, 128, shape[::-1] if linear else shape).astype(np.int8)
+        bias, channels = rng.standard_normal(shape[0]).astype(np.float32), shape[0]
+        if self.integer:
+            self.constants["w"] = codes
+            self.read.append(self._dequantized("w", np.zeros(channels, np.int8), _scales(channels), 1 if linear else 0))
+        else:
+            self.constants["w"] = codes.astype(np.float32) * np.float32(0.01)
+            self.read.append("w")
+        self.constants["bias"] = (bias / 0.0002).astype(np.int32) if self.integer and not linear else bias
+        if self.integer and not linear:
+            scale = np.full(channels, 0.0002, np.float32)
+            self.read.append(self._dequantized("bias", np.zeros(channels, np.int32), scale, 0))
+        elif not linear:
+            self.read.append("bias")
+
+    def _dequantized(self, name: str, zero: NDArray[Any], scale: NDArray[np.float32], axis: int = 1) -> str:
+        self.constants[f"{name}.scale"], self.constants[f"{name}.zero"] = scale, zero
         attributes: dict[str, Any] = {"axis": axis} if scale.ndim else {}
-        nodes.append(
-            helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.real"], **attributes)
-        )
+        inputs = [name, f"{name}.scale", f"{name}.zero"]
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.real"], **attributes))
         return f"{name}.real"
 
-    def activation(name: str) -> str:
-        zero, scale = np.array(128, np.uint8), scales()
-        if not work.inside:
-            return dequantized(name, zero, scale)
-        nodes.append(helper.make_node("QuantizeLinear", [name, f"{name}.codes.scale", f"{name}.codes.zero"], [f"{name}.codes"]))
-        return dequantized(f"{name}.codes", zero, scale)
+    def _activation(self, name: str) -> str:
+        zero, scale = np.array(128, np.uint8), _scales()
+        if not self.work.inside:
+            return self._dequantized(name, zero, scale)
+        inputs = [name, f"{name}.codes.scale", f"{name}.codes.zero"]
+        self.nodes.append(helper.make_node("QuantizeLinear", inputs, [f"{name}.codes"]))
+        return self._dequantized(f"{name}.codes", zero, scale)
 
-    if work.kind in ("quantize", "dequantize"):
-        if not integer:
-            return None
-        constants |= {"scale": scales(), "zero": np.array(128, np.uint8)}
-        kind = "QuantizeLinear" if work.kind == "quantize" else "DequantizeLinear"
-        nodes.append(helper.make_node(kind, ["x", "scale", "zero"], ["y"]))
-        return _model(nodes, [("x", f32 if work.kind == "quantize" else u8, work.shapes[0])],
-                      u8 if work.kind == "quantize" else f32, constants)  # fmt: skip
-    weighted = work.kind in ("linear", "conv", "depthwise")
-    names = ["a"] if weighted else [chr(ord("a") + i) for i in range(len(work.shapes))]
-    taken = u8 if integer and not work.inside else f32
-    # the batch is dynamic, as in a realized file: onnxruntime makes other products of fixed shapes, and fuses no Q/DQ there
-    inputs: list[tuple[str, int, Sequence[int | str]]] = [
-        (name, taken, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)
-    ]
-    read = [activation(name) if integer else name for name in names]
-    if weighted:
-        shape = work.shapes[1]
-        channels, linear = shape[0], work.kind == "linear"
-        w = rng.integers(-127, 128, shape[::-1] if linear else shape).astype(np.int8)
-        if integer:
-            constants["w"] = w
-            read.append(dequantized("w", np.zeros(channels, np.int8), scales(channels), 1 if linear else 0))
-        else:
-            constants["w"] = w.astype(np.float32) * np.float32(0.01)
-            read.append("w")
-        bias = rng.standard_normal(channels).astype(np.float32)
-        if linear:
-            constants["bias"] = bias
-            nodes += [helper.make_node("MatMul", read, ["product"]), helper.make_node("Add", ["product", "bias"], ["result"])]
-        else:
-            if integer:
-                constants["bias"] = (bias / 0.0002).astype(np.int32)
-                read.append(dequantized("bias", np.zeros(channels, np.int32), np.full(channels, 0.0002, np.float32), 0))
-            else:
-                constants["bias"] = bias
-                read.append("bias")
-            strides, pads, dilations, groups = work.attributes
-            nodes.append(helper.make_node(
-                "Conv", read, ["result"], strides=strides, pads=(*pads, *pads), dilations=dilations, group=groups[0]
-            ))  # fmt: skip
-    elif work.kind == "maxpool":
-        kernel, strides, pads, dilations, (up,) = work.attributes
-        nodes.append(helper.make_node(
-            "MaxPool", read, ["result"], kernel_shape=kernel, strides=strides, pads=(*pads, *pads), dilations=dilations,
-            ceil_mode=up,
-        ))  # fmt: skip
-    elif work.kind == "concat":
-        nodes.append(helper.make_node("Concat", read, ["result"], axis=1))
-    else:
-        nodes.append(
-            helper.make_node({"matmul": "MatMul", "add": "Add", "avgpool": "GlobalAveragePool"}[work.kind], read, ["result"])
-        )
-    given = f32
-    if integer and work.codes:
-        constants |= {"out.scale": scales(), "out.zero": np.array(128, np.uint8)}
-        nodes.append(helper.make_node("QuantizeLinear", ["result", "out.scale", "out.zero"], ["y"]))
-        given = u8
-    else:
-        nodes[-1].output[0] = "y"
-    return _model(nodes, inputs, given, constants)
+    def model(self) -> onnx.ModelProto:
+        if not self.integer or not self.work.codes:
+            self.nodes[-1].output[0] = "y"
+            return _model(self.nodes, self.inputs, TensorProto.FLOAT, self.constants)
+        self.constants |= {"out.scale": _scales(), "out.zero": np.array(128, np.uint8)}
+        self.nodes.append(helper.make_node("QuantizeLinear", ["result", "out.scale", "out.zero"], ["y"]))
+        return _model(self.nodes, self.inputs, TensorProto.UINT8, self.constants)
+
+
+def _scales(count: int | None = None) -> NDArray[np.float32]:
+    return np.full((), 0.02, np.float32) if count is None else np.full(count, 0.01, np.float32)
+
+
+def _one_quantizer(work: Work) -> onnx.ModelProto:
+    types, quantizes = (TensorProto.FLOAT, TensorProto.UINT8), work.kind == "quantize"
+    read, write = types if quantizes else types[::-1]
+    op = "QuantizeLinear" if quantizes else "DequantizeLinear"
+    constants: dict[str, NDArray[Any]] = {"scale": _scales(), "zero": np.array(128, np.uint8)}
+    return _model([helper.make_node(op, ["x", "scale", "zero"], ["y"])], [("x", read, work.shapes[0])], write, constants)
 
 
 def _model(

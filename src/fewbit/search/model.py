@@ -7,23 +7,24 @@ once and candidates are put together from them. `choose` with the candidate's wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fewbit.choose.choose import ELEMENTS, Choosing
-from fewbit.choose.loss import BATCH, Measure, Walk
-from fewbit.core.bits import Bits
-from fewbit.core.values import Choice, Graph, Op, Plan, Site
+from fewbit.choose import Bits, Context, Recipe
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.headroom import overflowing
+from fewbit.choose.loss import BATCH, Measure
+from fewbit.choose.ranges import Ranges, moved_codes
+from fewbit.core.values import Bias, Choice, Graph, Plan, SameAs, Site
 from fewbit.errors import BadImages, FewbitError
-from fewbit.execute.overlay import Overlay
-from fewbit.observe.stats import Stats
-from fewbit.recipes import RECIPES, Recipe
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import Stream
+from fewbit.recipes import RECIPES
 from fewbit.search.space import Candidate, Dimension
-from fewbit.target.allowed import Allowed, AllowedGrids, allowed
-from fewbit.target.spec import Target
+from fewbit.target.allowed import Allowed, AllowedGrids
 
 FLOAT = 0  # an option that is no width
 LEAST = 4  # bits (HAGO)
@@ -46,56 +47,25 @@ class Settings:
             )
 
 
-@dataclass
-class Ranges(Choosing):
-    """Choosing with a memory: `known` has every choice that was made, by what it depends on."""
-
-    known: dict[Any, Any] = field(default_factory=dict)
-
-    def _ranged(self, site: Site, slot: AllowedGrids, group: Sequence[str] = ()) -> Choice:
-        key = site.name, slot.grids[0], slot.fixed_scale, slot.all_readers, tuple(group)
-        if key not in self.known:
-            self.known[key] = super()._ranged(site, slot, group)
-        return cast(Choice, self.known[key])
-
-    def weight(self, site: Site, slot: AllowedGrids) -> None:
-        read = self.choices[self.graph.op(site.readers[0][0]).operands["input"]]
-        key = site.name, slot.grids, slot.pair_bits, read.grid, id(read.qparams)
-        if key not in self.known:
-            super().weight(site, slot)
-            self.known[key] = self.choices[site.name], read  # the range is held, so that its id stays its own
-        self._set(self.known[key][0])
-
-    def bias(self, op: Op) -> Choice | Tensor | None:
-        read, weight = (self.choices[op.operands[k]] for k in ("input", "weight"))
-        key = op.name, "bias", id(read.qparams), id(weight.qparams), op.operands.get("bias", "") in self.allowed.sites
-        if key not in self.known:
-            self.known[key] = super().bias(op), read, weight
-        return cast("Choice | Tensor | None", self.known[key][0])
-
-
 class Model:
     """A graph on a target with a recipe of ranges. Raises FewbitError for a recipe that looks at more than one tensor."""
 
-    def __init__(
-        self, graph: Graph, stats: Stats, target: Target, recipe: Recipe, *, name: str = "", settings: Settings | None = None,
-        keep_float: Sequence[str] = (), everything: bool = False,
-    ) -> None:  # fmt: skip
-        if recipe != Recipe(recipe.activations, recipe.weights, recipe.rounding, recipe.about, sensitivity=recipe.sensitivity):
-            plain = ", ".join(n for n, r in RECIPES.items() if r.is_plain)
+    def __init__(self, context: Context, recipe: Recipe, settings: Settings | None = None) -> None:
+        ranges = recipe.passes[0] if len(recipe.passes) == 1 and recipe.equalize is None else None
+        if not isinstance(ranges, Ranges) or ranges.gradients or ranges.channel_bits is not None:
+            plain = ", ".join(n for n, r in RECIPES.items() if len(r.passes) == 1 and isinstance(r.passes[0], Ranges))
             raise FewbitError(
-                f"--recipe {name} looks at more than one tensor, so its steps change with every width that a search tries; "
-                f"search with one of {plain}, then give the point that you like to fewbit quantize --recipe {name}."
+                f"--recipe {context.name} looks at more than one tensor, so its scales change with every width that a search "
+                f"tries; search with one of {plain}, then give the point that you like to fewbit quantize."
             )
-        self.graph, self.stats, self.target, self.recipe, self.name = graph, stats, target, recipe, name
+        self.context, self.recipe, self.ranges = context, recipe, ranges
+        self.graph, self.target = context.graph, context.target
         self.settings = settings or Settings()
-        self.keep_float, self.everything = tuple(keep_float), everything
-        self._known: dict[Any, Any] = {}
+        self._known: dict[Any, Any] = {}  # choices and biases by what they depend on
         self._allowed: dict[tuple[str, ...], Allowed] = {}
         most = self.settings.most
-        base = self.plan(Bits(most, most))
-        self.moved = {c.site: c.why.removeprefix(ELEMENTS) for c in base.choices.values() if c.why.startswith(ELEMENTS)}
-        self.base = base
+        self.base = self.plan(Bits(most, most))
+        self.moved = {c.site: c.source.site for c in self.base.choices.values() if isinstance(c.source, SameAs)}
 
     def dimensions(self, floats: Mapping[str, bool]) -> tuple[Dimension, ...]:
         """In graph order: each integer op with a width for its weight, and with `all` edges each activation with one.
@@ -141,32 +111,58 @@ class Model:
                 widths[operands["weight"]] = option
         return Bits(self.settings.most, self.settings.most, widths, asked, (), tuple(floats))
 
-    def allowed(self, bits: Bits) -> Allowed:
-        """What runs in integers, and on which grids."""
-        return allowed(
-            self.graph, self.target, weight_bits=bits.weights, activation_bits=bits.activations, widths=bits.ops,
-            keep_float=(*self.keep_float, *bits.floats), everything=self.everything,
-        )  # fmt: skip
-
-    def kept(self, floats: tuple[str, ...]) -> Allowed:
-        """The same for the widest of all widths, with some ops in float; asked often, so it is remembered."""
+    def with_floats(self, floats: tuple[str, ...]) -> Allowed:
+        """What runs in integers on the widest of all widths, with some ops in float; asked often, so it is remembered."""
         if floats not in self._allowed:
-            self._allowed[floats] = self.allowed(Bits(self.settings.most, self.settings.most, floats=floats))
+            bits = Bits(self.settings.most, self.settings.most, floats=floats)
+            self._allowed[floats] = replace(self.context, bits=bits).allowed
         return self._allowed[floats]
 
     def plan(self, bits: Bits) -> Plan:
         """The plan that `choose` makes for these widths."""
-        answer = self.allowed(bits)
-        if answer.channel_axes:
+        context = replace(self.context, bits=bits)
+        if context.allowed.channel_axes:
             raise FewbitError(
-                f"{self.target.name} has a step for each channel of an activation; give another target to search."
+                f"{self.target.name} has a scale for each channel of an activation; give another target to search."
             )
-        work = Ranges(
-            self.graph, self.stats, self.target, self.recipe, answer, {}, list(answer.fallbacks), self.name, bits,
-            (*self.keep_float, *bits.floats), known=self._known,
-        )  # fmt: skip
-        work.walk()
-        return work.plan()
+        builder = PlanBuilder(context.start(repr(self.recipe)), context)
+        for site in self.graph.sites:
+            grids = context.allowed.sites.get(site.name)
+            if grids is None or site.role == "bias":
+                continue
+            if site.role == "weight":
+                self._set_weight(builder, site, grids)
+            else:
+                builder.set(self._activation(builder, site, grids))
+        plan = builder.plan()
+        biases = {name: self._bias(plan, name) for name in plan.biases}
+        plan = replace(plan, biases=biases)
+        return replace(plan, fallbacks=(*plan.fallbacks, *overflowing(self.graph, plan, context.allowed)))
+
+    def _activation(self, builder: PlanBuilder, site: Site, grids: AllowedGrids) -> Choice:
+        context = builder.context
+        group = next((group for group in context.allowed.shared if site.name in group), ())
+        moved = None if group else moved_codes(self.graph, site, grids, builder.choices)
+        key = site.name, grids.grids[0], grids.fixed_scale, grids.all_readers, group
+        if moved is None and key not in self._known:
+            self._known[key] = self.ranges.activation(context, site, grids, group)
+        return moved or cast(Choice, self._known[key])
+
+    def _set_weight(self, builder: PlanBuilder, site: Site, grids: AllowedGrids) -> None:
+        read = builder.choices.get(self.graph.op(site.readers[0][0]).operands["input"])
+        key = site.name, grids.grids, grids.pair_bits, None if read is None else (read.grid, id(read.qparams))
+        if key not in self._known:
+            choice, why = self.ranges.weight(builder.context, site, grids, builder.choices)
+            self._known[key] = replace(choice, why=why), why, read  # the range is held, so that its id stays its own
+        choice, why, _ = self._known[key]
+        builder.set_weight(choice, grids.grids[0], why)
+
+    def _bias(self, plan: Plan, name: str) -> Bias:
+        """The same object for the same numbers, so that `Loss` knows what has changed."""
+        op, bias = self.graph.op(name), plan.biases[name]
+        qparams = [plan.choices[op.operands[k]].qparams for k in ("input", "weight") if op.operands[k] in plan.choices]
+        key = name, bias.integer is None, *map(id, qparams)
+        return cast(Bias, self._known.setdefault(key, (bias, qparams))[0])
 
 
 class Loss:
@@ -184,17 +180,15 @@ class Loss:
         batches = list(torch.cat(list(images)).split(BATCH))
         self.graph = graph
         self.measure = Measure.of(graph, batches, labels if kind == "labels" else None)
-        self.walk = Walk(Overlay(graph, ()), batches)
+        self.walk = Stream(Executor(graph, ()), batches)
         self._place = {op.name: self.walk.index[self.walk.overlay.nodes[op.node]] for op in graph.ops}
-        self._walked = self._asked = Plan("", "", "", {}, ())
+        self._last = Plan("", "", "", {}, ())
 
     def __call__(self, plan: Plan) -> float:
-        self.walk.overlay = Overlay.of(self.graph, plan)
-        if self.differ(plan, self._walked) < self.walk.place:
-            self.walk.back()
-        self.walk.to(self.differ(plan, self._asked))  # the next plan is likely to differ from there on as well
-        self._walked = self._asked = plan
-        return self.measure.total(self.walk.answers())
+        self.walk.overlay = Executor.of(self.graph, plan)
+        answers = self.walk.answers_from(self.differ(plan, self._last))
+        self._last = plan
+        return self.measure.total(answers)
 
     def differ(self, a: Plan, b: Plan) -> int:
         """The place of the first node that may compute something else."""

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewbit import pipeline
-from fewbit.capture import capture, load_model
-from fewbit.capture.export import fingerprint
-from fewbit.choose import Bits
+from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
+from fewbit.configure import default_bits
 from fewbit.files import Journal, write_atomic, write_json
-from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
-from fewbit.recipes import DEFAULT, recipe_named
 from fewbit.report import frontpage
-from fewbit.run import Request, free_folder, processor, resume
+from fewbit.request import SearchRequest, option
+from fewbit.run import Run, processor
+from fewbit.runtimes import open_session
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
 from fewbit.search.judge import judge
 from fewbit.search.latency import table
 from fewbit.search.model import FLOAT, Loss, Model, Settings, scored
-from fewbit.search.run import History, pareto, run
+from fewbit.search.run import History, pareto
+from fewbit.search.run import run as trials_of
 from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
-from fewbit.target import detect, load_target
+from fewbit.stages import PREPARE
 from fewbit.verify.bench import paired
-from fewbit.verify.runtimes import open_session
 
+JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Everything that decides what a search finds, beside the machine's own times."""
-
-    model: str
-    target: str
-    recipe: str = DEFAULT
-    strategy: str = "greedy"
-    budgets: tuple[str, ...] = ()
-    edges: str = "weights"
-    least: int = 4
-    loss: str = "kl"
-    evaluations: int = 300
-    calibration: int = 64
-    scored: int | None = None
-    seed: int = 0
-    threads: int = 2
-    points: int = 8
-    keep_float: tuple[str, ...] = ()
 
 
 @dataclass
@@ -108,99 +84,102 @@ def stages(limits: Mapping[str, float], costs: Mapping[str, float]) -> list[dict
     return [dict(other), *steps, *([dict(limits)] if least else [])]
 
 
-def search(
-    model: str, images: Any = None, *, score: Any = None, target: str | None = None, recipe: str = DEFAULT,
-    budgets: Sequence[str] = (), strategy: str = "greedy", time: str | None = None, evaluations: int = 300,
-    edges: str = "weights", least: int = 4, loss: str = "kl", calibration: int = 64, scored_images: int | None = None,
-    seed: int = 0, threads: int = 2, points: int = 8, keep_float: Sequence[str] = (),
-    out: Path = Path("search"), force: bool = False, command: str = "fewbit search", progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def search(model: Any, images: Any = None, *, progress: Progress | None = None, **options: Any) -> dict[str, Any]:
     """Search, realize the points of the front, judge them on held-out images, and write the folder; gives report.json.
 
-    A search that was killed goes on where it was: losses are in `<out>.part`. Ctrl-C ends the search and keeps its best.
+    Every option is a field of `fewbit.request.SearchRequest`. A search that was killed goes on where it was: losses are in
+    `<out>.part`. Ctrl-C ends the search and keeps its best.
     """
-    progress = progress or Progress()
-    hardware = load_target(target or detect())
+    return execute(SearchRequest(model=model, images=images, **options), progress)
+
+
+def execute(request: SearchRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """The stages of a run up to observe, then ranges, times, the search itself, and its points as artefacts."""
     limits: dict[str, float] = {}
-    for text in budgets:
+    for text in request.budget:
         name, limit = parse_budget(text)
         limits[name] = min(limit, limits.get(name, limit))
-    build, method = strategy_named(strategy), recipe_named(recipe)
-    settings = Settings(edges, pipeline.default_bits(hardware), least)
-    seconds = None if time is None else parse_time(time)
-    asked = Asked(
-        model, hardware.name, recipe, strategy, tuple(budgets), edges, least, loss, evaluations, calibration, scored_images,
-        seed, threads, points, tuple(keep_float),
-    )  # fmt: skip
-    demos = images is None
-    images, score = pipeline.given_images(model, images, score)
-    free_folder(out, force=force, check_only=True, kind="search")
-    with progress.stage("load"):
-        loaded = load_model(model)
-        preprocess = pipeline.preprocess_of(loaded, {})
-        classes = loaded.classes or pipeline.class_count(loaded)
-        request = Request(model, hardware.name, calibration=calibration, scored=scored_images, seed=seed, loss=loss)
-        chosen, held_out = pipeline.open_both(images, score, preprocess, classes, request)
-        graph = capture(loaded)
-    part = out.with_name(out.name + ".part")
-    identity = {
-        "asked": json.loads(json.dumps(asdict(asked))),
-        "model": fingerprint(loaded.program),
-        "calibration": chosen.fingerprint(),
-        "target": hardware.fingerprint(),
-    }
-    resume(part, identity)
-    batches = []
-    with progress.stage("observe", len(chosen)):
-        for batch in chosen.batches(8):
-            batches.append(batch)
-            progress.advance(len(batch))
-        stats = observe(graph, batches)
+    build, settings = strategy_named(request.strategy), Settings(request.edges, default_bits(request.hardware), request.least)
+    assert request.out is not None
+    run = Run.start(request, PREPARE, progress, kind="search")
+    part, progress, chosen, held_out = run.folder, run.progress, run["calibration"], run["scored"]
+    graph, stats = run["exact"], run["observed"]
     with progress.stage("ranges"):
-        made = Model(graph, stats, hardware, method, name=recipe, settings=settings, keep_float=keep_float)
-        measure = Loss(graph, batches, chosen.labels, loss)
+        context = Context(
+            graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
+        )
+        made = Model(context, request.method, settings)
+        measure = Loss(graph, list(chosen.batches(8)), chosen.labels, request.loss or "kl")
     with progress.stage("times"):
-        float_onnx(graph, part / "float.onnx", opset=hardware.opset)
-        realize(graph, made.base, part / "widest.onnx", **hardware.form)
-        times = times_of(made, part, threads, lambda text: progress.advance(1, text))
-        widest = made.dimensions({})
-        rest = (part / "widest.onnx").stat().st_size - int(Sizes(made)(widest, (0,) * len(widest))["bytes"])
-        problem = found(made, measure, times, limits, rest)
-    with progress.stage("search", evaluations):
+        problem = _timed(made, measure, limits, part, request, progress)
+    with progress.stage("search"):
+        progress.expect(request.evaluations)
         history = climb(
-            problem, build, evaluations, seed=seed, seconds=seconds, journal=Journal(part / "search.jsonl"),
+            problem, build, request.evaluations, seed=request.seed,
+            seconds=None if request.time is None else parse_time(request.time), journal=Journal(part / JOURNAL),
             progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
-    picked = pick(problem, history, points)
-    again = ["fewbit", "quantize", model, "--target", target or hardware.name, "--recipe", recipe, "--seed", str(seed)]
-    again += ["--calibration", str(calibration), *([] if demos else ["--images", str(images)])]
-    again += ["--score", str(score)] if score is not None and not demos else []
-    again += [word for pattern in keep_float for word in ("--keep-float", pattern)]
-    with progress.stage("judge", len(picked) + 1):
-        rows = judge(problem, history, picked, held_out, part, out, again, threads, lambda: progress.advance())
-    summary = {
-        "schema": 1,
-        **{k: v for k, v in asdict(asked).items() if k != "points"},
-        "command": command,
-        "images": {"calibration": len(chosen), "scored": len(held_out)},
-        "measure": "KL from the float model" if loss == "kl" else "cross-entropy with labels",
-        "dimensions": [{"name": d.name, "options": list(d.options)} for d in problem.dimensions],
-        "left_float": list(problem.always) + [d.name for d in problem.dimensions if d.options[d.start] == FLOAT],
-        "evaluated": len(history.trials),
-        "stopped": history.stopped,
-        "latency_table": dict(times.table.provenance),
-        "points": rows,
-        "trials": [{"loss": t.loss if t.loss < 1e30 else None, **t.costs} for t in history.trials],
-    }
+    picked = pick(problem, history, request.points)
+    with progress.stage("judge"):
+        progress.expect(len(picked) + 1)
+        rows = judge(
+            problem, history, picked, held_out, part, request.out, _again(request), request.threads, lambda: progress.advance()
+        )
+    summary = _summary(request, problem, history, rows, {"calibration": len(chosen), "scored": len(held_out)})
     with progress.stage("report"):
         write_json(part / "report.json", summary)
         page = frontpage.render(summary)
         write_atomic(part / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
-    for name in ("request.json", "search.jsonl", "widest.onnx"):
-        (part / name).unlink(missing_ok=True)
-    free_folder(out, force=force, kind="search")
-    os.replace(part, out)
+    run.finish(JOURNAL, WIDEST, *(name for stage in PREPARE for name in stage.files))
     return summary
+
+
+def _timed(
+    made: Model, measure: Loss, limits: Mapping[str, float], part: Path, request: SearchRequest, progress: Progress
+) -> Found:
+    """The problem, with the machine's times of its ops and the bytes of its widest file."""
+    float_onnx(made.graph, part / "float.onnx", opset=request.hardware.opset)
+    realize(made.graph, made.base, part / WIDEST, **request.hardware.file_format)
+    times = times_of(made, part, request.threads, lambda text: progress.advance(1, text))
+    widest = made.dimensions({})
+    rest = (part / WIDEST).stat().st_size - int(Sizes(made)(widest, (0,) * len(widest))["bytes"])
+    return found(made, measure, times, limits, rest)
+
+
+def _again(request: SearchRequest) -> list[str]:
+    """The command that makes a run of a point, but for its bits and its folder."""
+    words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
+    words += ["--recipe", request.recipe_name, "--seed", str(request.seed), "--calibration", str(request.calibration)]
+    for name in ("images", "score"):
+        words += [] if getattr(request, name) is None else [f"--{name}", str(getattr(request, name))]
+    words += [word for pattern in request.keep_float for word in ("--keep-float", pattern)]
+    words += ["--skip-bad"] if request.skip_bad else []
+    words += [] if request.labels else ["--no-labels"]
+    words += [] if request.classes is None else ["--classes", str(request.classes)]
+    for name, value in request.overrides.items():
+        words += [option(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def _summary(
+    request: SearchRequest, problem: Found, history: History, rows: Sequence[Mapping[str, Any]], images: Mapping[str, int]
+) -> dict[str, Any]:
+    """report.json."""
+    return {
+        "schema": 1,
+        **{k: v for k, v in request.key().items() if k not in ("points", "budget")},
+        "budgets": list(request.budget),
+        "command": request.command,
+        "images": dict(images),
+        "measure": "KL from the float model" if request.loss == "kl" else "cross-entropy with labels",
+        "dimensions": [{"name": d.name, "options": list(d.options)} for d in problem.dimensions],
+        "left_float": list(problem.always) + [d.name for d in problem.dimensions if d.options[d.start] == FLOAT],
+        "evaluated": len(history.trials),
+        "stopped": history.stopped,
+        "latency_table": dict(problem.times.table.provenance),
+        "points": list(rows),
+        "trials": [{"loss": t.loss if t.loss < 1e30 else None, **t.costs} for t in history.trials],
+    }
 
 
 def climb(
@@ -217,7 +196,7 @@ def climb(
         left = (evaluations - len(history.trials)) // (len(ladder) - k)
         if left < 1 or history.stopped:
             break
-        run(
+        trials_of(
             each, build(each, left, seed), score, evaluations=left, history=history, seconds=seconds, journal=journal,
             progress=progress,
         )  # fmt: skip

@@ -95,15 +95,7 @@ def allowed(
         if not any(_matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
     asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
-    entries: dict[str, list[OpRule]] = {}
-    fallbacks: list[Fallback] = []
-    for op in graph.ops if target.op else ():
-        if _matches(op, keep_float):
-            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
-            continue
-        entries[op.name], why = _entries(graph, target, op, everything=everything, asked=asked)
-        if why and (op.macs or target.rules(op.kind)):
-            fallbacks.append(_fallback(graph, op, why))
+    entries, fallbacks = _all_entries(graph, target, keep_float, everything=everything, asked=asked)
     slots: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for following in (False, True):
@@ -138,6 +130,22 @@ def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> 
         if known and fits and not misfit(graph, op, rule):
             return rule
     return None
+
+
+def _all_entries(
+    graph: Graph, target: Target, keep_float: Sequence[str], *, everything: bool, asked: Mapping[str, int | None]
+) -> tuple[dict[str, list[OpRule]], list[Fallback]]:
+    """By op, the target's entries that it could have; and a fallback for each op that has none, or is kept float."""
+    entries: dict[str, list[OpRule]] = {}
+    fallbacks: list[Fallback] = []
+    for op in graph.ops if target.op else ():
+        if _matches(op, keep_float):
+            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
+            continue
+        entries[op.name], why = _entries(graph, target, op, everything=everything, asked=asked)
+        if why and (op.macs or target.rules(op.kind)):
+            fallbacks.append(_fallback(graph, op, why))
+    return entries, fallbacks
 
 
 def _entries(

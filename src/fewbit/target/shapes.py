@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from fewbit.capture.sites import WEIGHTED, owner_of
+from fewbit.capture.kinds import KINDS
+from fewbit.capture.sites import owner_of
 from fewbit.core.values import Graph, Op, Site
 from fewbit.target.spec import OpRule
 
@@ -18,7 +19,7 @@ def channel_axis(site: Site) -> int:
 def sizes(graph: Graph, op: Op) -> dict[str, int]:
     """`inputs`, `outputs` and `rows` of an op for one image, as a target's `shape` names them."""
     shape = {name: graph.site(site).shape for name, site in op.operands.items()}
-    if op.kind in WEIGHTED:
+    if KINDS[op.kind].weighted:
         outputs = shape["weight"][0]
         read = graph.site(op.operands["input"])
         return {
@@ -26,7 +27,7 @@ def sizes(graph: Graph, op: Op) -> dict[str, int]:
             "outputs": outputs,
             "rows": op.macs // (op.reduction_size or 1) // outputs,
         }
-    if op.kind == "matmul":
+    if KINDS[op.kind].product:
         left, right = list(shape.values())[:2]
         return {"inputs": left[-1], "outputs": right[-1], "rows": left[-2]}
     result = graph.site(op.operands["output"])

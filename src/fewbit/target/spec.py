@@ -1,39 +1,18 @@
-"""The schema of a target file, and reading one. Every field of a TOML file is checked; a message names its line."""
+"""The schema of a target file: every field with its type and limits. `load.py` reads one."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import platform
+import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, get_args
+from typing import Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fewbit.capture.kinds import KINDS
 from fewbit.core.grid import Grid
-from fewbit.errors import BadFile, UnknownName
-from fewbit.target.lines import line_of
-
-HERE = Path(__file__).parent
-Kind = Literal["linear", "conv", "depthwise", "matmul", "add", "concat", "maxpool", "avgpool"]
-OPERANDS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("input", "weight", "bias"),
-    "conv": ("input", "weight", "bias", "output"),
-    "depthwise": ("input", "weight", "bias", "output"),
-    "matmul": ("query", "key", "probs", "value", "left", "right"),
-    "add": ("left", "right", "output"),
-    "concat": ("input", "output"),
-    "maxpool": ("input", "output"),
-    "avgpool": ("input", "output"),
-}
-FUSE: Mapping[str, tuple[str, ...]] = {  # what a runtime's kernels can take together: realize/fuse/
-    "onnxruntime": ("bias", "attention", "joint", "projected"),
-    "openvino": ("early", "numbers"),
-}
-HERE_TOO = ("onnxruntime", "openvino")  # runtimes that can be run here; the file of any other runs as written in the first
+from fewbit.runtimes import AS_WRITTEN, HERE, RUNTIMES
 
 
 class Strict(BaseModel):
@@ -189,7 +168,7 @@ class OpRule(Strict):
     shared      operands that have one step and zero point together
     """
 
-    kind: Kind
+    kind: str
     operands: Mapping[str, tuple[str, ...]]
     output: Literal["float", "integer"] = "float"
     runs: Literal["integer", "float", "follow"] = "integer"
@@ -198,6 +177,13 @@ class OpRule(Strict):
     shape: Shape = Shape()
     accumulator: Accumulator = Accumulator()
     why: str = ""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in KINDS:
+            raise ValueError(f"there is no such kind of op; there are {', '.join(KINDS)}")
+        return name
 
     @property
     def weight_only(self) -> bool:
@@ -209,8 +195,8 @@ class OpRule(Strict):
         return self.operands.get(operand.rstrip("0123456789"), ())
 
 
-class Form(TypedDict):
-    """The form of a target's files: see `Target`."""
+class FileFormat(TypedDict):
+    """How a target's files are written: see `Target`."""
 
     opset: int
     float_weights: bool
@@ -222,21 +208,29 @@ class Target(Strict):
 
     `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it. `weights`: "float" keeps
     weights as float numbers with QuantizeLinear and DequantizeLinear behind them, "codes" as integers with the latter alone.
-    `fuse`: forms that the runtime has kernels for and does not make by itself (realize/fuse/).
+    `fuse`: fused operators that the runtime has kernels for and does not make by itself (realize/fuse/).
     """
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str = Field(min_length=1)
     about: str
-    runtime: Literal["onnxruntime", "openvino", "tensorrt", "other"]
+    runtime: str
     machine: str = ".*"
     requires: tuple[tuple[str, ...], ...] = ((),)
     detected: bool = True
     opset: int = Field(default=20, ge=13)
     weights: Literal["codes", "float"] = "codes"
-    fuse: tuple[Literal["bias", "attention", "joint", "projected", "early", "numbers"], ...] = ()
+    fuse: tuple[str, ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
     op: tuple[OpRule, ...] = ()
+
+    @field_validator("runtime")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in RUNTIMES:
+            *names, last = (f"'{known}'" for known in RUNTIMES)
+            raise ValueError(f"it is {', '.join(names)} or {last}")
+        return name
 
     def rules(self, kind: str) -> tuple[OpRule, ...]:
         """The entries of a kind of op, best first."""
@@ -247,14 +241,14 @@ class Target(Strict):
         return next(iter(self.rules(kind)), None)
 
     @property
-    def form(self) -> Form:
-        """How its files are written: what `realize` wants to know."""
+    def file_format(self) -> FileFormat:
+        """How its files are written: the arguments of `realize`."""
         return {"opset": self.opset, "float_weights": self.weights == "float", "fuse": self.fuse}
 
     @property
     def runs_in(self) -> str:
         """The runtime that its files are run in here: its own, or the one that stands in and computes them as written."""
-        return self.runtime if self.runtime in HERE_TOO else HERE_TOO[0]
+        return self.runtime if self.runtime in HERE else AS_WRITTEN
 
     def fits(self, machine: str, flags: frozenset[str]) -> bool:
         """Whether a machine (`uname -m`) with these processor flags is one of the target's."""
@@ -267,8 +261,9 @@ class Target(Strict):
         return f"{self.machine.split('|')[0]}{' with ' + sets if sets else ''}"
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that the specification says."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 (hex) of everything that the target says, in whichever file and in whatever order of types and kinds."""
+        says = self.model_copy(update={"op": tuple(sorted(self.op, key=lambda rule: rule.kind))}).model_dump(mode="json")
+        return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()
 
     def with_exact_sums(self) -> Target:
         """The same with accumulators that nothing overflows: what it would be to ignore them."""
@@ -277,67 +272,20 @@ class Target(Strict):
         return self.model_copy(update={"op": tuple(exact)})
 
 
-def target_names() -> list[str]:
-    """The targets that come with fewbit."""
-    return sorted(path.stem for path in HERE.glob("*.toml"))
-
-
-def load_target(name: str) -> Target:
-    """A target of ours by name, or a user's file by its path. Raises UnknownName, or BadFile with the line at fault."""
-    path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
-    if not path.is_file():
-        if name.endswith(".toml"):
-            raise BadFile(f"target file {name} does not exist. `fewbit targets` lists those that come with fewbit.")
-        raise UnknownName("target", name, target_names(), "A file of your own is named by its path: --target my.toml.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        target = Target.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"target file {path} is not TOML: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
-        raise _bad(path, text, first["loc"], f"{where}: {first['msg']}{found}{_allowed(first)}") from error
-    for location, says in _contradictions(target):
-        raise _bad(path, text, location, says)
-    return target
-
-
-def _bad(path: Path, text: str, location: tuple[int | str, ...], says: str) -> BadFile:
-    line = line_of(text, location)
-    return BadFile(f"target file {path}, line {line}: {says}. docs/targets.md describes every field.")
-
-
-def _allowed(error: Any) -> str:
-    """The fields that there are, for one that there is not."""
-    if error["type"] != "extra_forbidden":
-        return ""
-    model: Any = Target
-    for part in error["loc"][:-1]:
-        field = model.model_fields.get(part) if isinstance(part, str) and hasattr(model, "model_fields") else None
-        if field is not None:
-            inner = [a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")]
-            model = inner[0] if inner else model
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(names)}"
-
-
-def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
+def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Where two fields of a target do not go together: the place and what is wrong."""
     runs: dict[str, str] = {}
-    own_forms = FUSE.get(target.runtime, ())
-    if strange := [name for name in target.fuse if name not in own_forms]:
-        has = f"it has {', '.join(own_forms)}" if own_forms else "it has none, leave it out"
-        yield ("fuse",), f"fuse: {target.runtime} has no form '{strange[0]}'; {has}"
+    fusions = RUNTIMES[target.runtime].fusions
+    if strange := [name for name in target.fuse if name not in fusions]:
+        has = f"it has {', '.join(fusions)}" if fusions else "it has none, leave it out"
+        yield ("fuse",), f"fuse: {target.runtime} has no fused operator '{strange[0]}'; {has}"
     own = [name for name, t in target.types.items() if t.container == 4 or (t.group_size and not t.multiples)]
     if own and target.opset < 21:
         yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
     if target.weights == "float" and (own or any(t.group_size for t in target.types.values())):
         yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
-        known = OPERANDS[rule.kind]
+        known = KINDS[rule.kind].operands
         for operand, names in rule.operands.items():
             where = f"op {rule.kind}: operand {operand}"
             if operand not in known:
@@ -367,28 +315,3 @@ def _contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str
         if runs.setdefault(rule.kind, rule.runs) != rule.runs:
             says = f'op {rule.kind}: runs = "{rule.runs}", before "{runs[rule.kind]}"; all entries of a kind have the same'
             yield ("op", i, "runs"), says
-
-
-def processor_flags() -> frozenset[str]:
-    """The processor's instruction sets as Linux names them; empty where the system does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return frozenset(found.group(1).split()) if found else frozenset()
-
-
-def detect(runtime: str = "onnxruntime", machine: str | None = None, flags: frozenset[str] | None = None) -> str:
-    """The name of the first target (best first) for this machine and runtime. Raises UnknownName where none fits."""
-    machine = platform.machine() if machine is None else machine
-    flags = processor_flags() if flags is None else flags
-    targets = [load_target(name) for name in target_names()]
-    fits = [
-        (max(len(need) for need in target.requires if flags.issuperset(need)), target.name)
-        for target in targets
-        if target.detected and target.runtime == runtime and target.fits(machine, flags)
-    ]
-    if not fits:
-        raise UnknownName("target for this machine", f"{runtime}, {machine}", target_names(), "Give one with --target.")
-    return max(fits)[1]

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
 
 from fewbit.choose.objectives import flipped
 from fewbit.core.values import Graph, Plan
-from fewbit.execute.simulate import simulate
-
-
-class _Maps(Interpreter):
-    """Keeps the values of some nodes."""
-
-    def __init__(self, module: GraphModule, nodes: dict[str, str]) -> None:
-        super().__init__(module)
-        self.nodes = nodes
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> object:
-        value = super().run_node(n)
-        if n.name in self.nodes and isinstance(value, Tensor):
-            self.found[self.nodes[n.name]] = value
-        return value
+from fewbit.execute.executor import Executor
 
 
 def attention_tables(
@@ -39,11 +24,10 @@ def attention_tables(
     nodes = {s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1}
     if not nodes:
         return [], []
-    runs = [_Maps(graph.module, nodes), _Maps(simulate(graph, plan), nodes)]
+    before, after = dict[str, Tensor](), dict[str, Tensor]()
     with torch.no_grad():
-        for run in runs:
-            run.run(images)
-    before, after = (run.found for run in runs)
+        for executor, maps_of in ((Executor(graph), before), (Executor.of(graph, plan), after)):
+            executor(images, {tensor: partial(maps_of.__setitem__, op) for tensor, op in nodes.items()})
     names = list(before)
     flips = {name: flipped(before[name], after[name]).tolist() for name in names}
     picked = sorted({round(k * (len(names) - 1) / max(drawn - 1, 1)) for k in range(drawn)})

@@ -18,35 +18,22 @@ from pathlib import Path
 import numpy as np
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.verify.runtimes import open_session, runtime_names
+from fewbit.runtimes import HERE, open_session, runtime_names
 
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
 # file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
 CHILD = """
 import json, sys, time
 import numpy as np
-runtime, path, threads, *shape = sys.argv[1:]
-if runtime == "onnxruntime":
-    import onnxruntime as ort
-else:
-    import openvino as ov
-seconds = 0.0
+{imports}
+path, threads, *shape = sys.argv[1:]
+seconds, threads = 0.0, int(threads)
 if path:
     x = np.zeros([1, *map(int, shape)], np.float32)
     start = time.perf_counter()
-    if runtime == "onnxruntime":
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = int(threads)
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        seconds = time.perf_counter() - start
-        session.run(None, {session.get_inputs()[0].name: x})
-    else:
-        config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": int(threads)}
-        core = ov.Core()
-        request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
-        seconds = time.perf_counter() - start
-        request.infer([x])
+    exec({load!r})
+    seconds = time.perf_counter() - start
+    run(x)
 try:
     with open("/proc/self/status") as status:
         peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
@@ -166,8 +153,12 @@ def loads(
 
 def _load(runtime: str, path: Path | None, shape: tuple[int, int, int], threads: int) -> tuple[float, int]:
     """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
-    arguments = [runtime, "" if path is None else str(path), str(threads), *map(str, shape)]
-    done = subprocess.run([sys.executable, "-P", "-c", CHILD, *arguments], capture_output=True, text=True, check=False)
+    session = HERE[runtime].session
+    assert session is not None
+    imports, load = session.script
+    arguments = ["" if path is None else str(path), str(threads), *map(str, shape)]
+    child = CHILD.format(imports=imports, load=load)
+    done = subprocess.run([sys.executable, "-P", "-c", child, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise BadFile(f"{runtime} cannot load {path}: {why}")

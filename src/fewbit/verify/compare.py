@@ -17,28 +17,18 @@ import onnx
 import torch
 from torch import Tensor
 
+from fewbit.capture.kinds import KINDS
 from fewbit.core.values import Checks, Graph, Plan, SiteCheck
 from fewbit.execute.simulate import SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
 from fewbit.realize.unpack import flat_name
-from fewbit.verify.runtimes import OnnxRuntime, open_session, runtimes_for
+from fewbit.runtimes import OnnxRuntime, open_session, runtimes_for
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
 TIE = 2e-3
 
-INTEGER_KERNELS = (
-    "MatMulIntegerToFloat",
-    "QAttention",
-    "QLinearMatMul",
-    "QGemm",
-    "MatMulNBits",
-    "QLinearConv",
-    "QLinearAdd",
-    "QLinearConcat",
-    "NhwcMaxPool",
-    "QLinearGlobalAveragePool",
-)
+INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 
 
 def compare(

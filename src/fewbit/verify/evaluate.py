@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.data.images import Images
-from fewbit.verify.runtimes import open_session
+from fewbit.runtimes import open_session
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,21 @@ named, so they are read there and a .pt2 file serves as well as a module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
-from fewbit.capture.canonicalize import BATCH_NORM, MATMUL, SOFTMAX
+from fewbit.capture.canonicalize import BATCH_NORM, MATMUL
 from fewbit.capture.export import graph_module
-from fewbit.capture.fx import MOVES, back_through, calls, constant, is_call, is_constant
+from fewbit.capture.fx import calls, constant, is_call, is_constant
+from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
 from fewbit.errors import BadModel
+from fewbit.execute.executor import Executor
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ class Teacher:
     """
 
     def __init__(self, program: ExportedProgram) -> None:
-        self._module = graph_module(program)
-        opened(self._module)
-        self._module.graph.eliminate_dead_code()
-        self._norms = [node for node in calls(self._module.graph, BATCH_NORM) if _is_fixed(node)]
-        self._mixes = [n for n in calls(self._module.graph, MATMUL, SDPA) if is_call(n, SDPA) or _reads_softmax(n)]
-        tensors = [[constant(self._module, cast(Node, node.args[i])) for node in self._norms] for i in (3, 4)]
+        module = graph_module(program)
+        opened(module)
+        module.graph.eliminate_dead_code()
+        self._executor = Executor(module)
+        norms = [node for node in calls(module.graph, BATCH_NORM) if _is_fixed(node)]
+        self._inputs = [cast(Node, node.args[0]) for node in norms]
+        self._mixes = [n for n in calls(module.graph, MATMUL, SDPA) if is_call(n, SDPA) or softmax_behind(n.args[0])]
+        tensors = [[constant(module, cast(Node, node.args[i])) for node in norms] for i in (3, 4)]
         self.running = Moments(tuple(tensors[0]), tuple(tensors[1]))
-        self.eps = tuple(float(cast(float, node.args[7])) for node in self._norms)
+        self.eps = tuple(float(cast(float, node.args[7])) for node in norms)
 
     @property
     def has_attention(self) -> bool:
@@ -73,11 +76,19 @@ class Teacher:
 
     def __call__(self, images: Tensor) -> Seen:
         """Run normalized images (b, c, h, w)."""
-        runner = _Runner(self._module, [*self._mixes], [cast(Node, node.args[0]) for node in self._norms])
-        logits = cast(Tensor, runner.run(images))
-        pairs = [runner.moments[cast(Node, node.args[0]).name] for node in self._norms]
+        attention, measured = dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
+        mixes, read = ([node.name for node in nodes] for nodes in (self._mixes, self._inputs))
+
+        def see(name: str, value: Tensor) -> None:
+            if name in mixes:
+                attention[name] = value
+            if name in read:
+                measured[name] = moments_of(value)
+
+        logits = self._executor(images, {name: partial(see, name) for name in {*mixes, *read}})
+        pairs = [measured[name] for name in read]
         moments = Moments(tuple(mean for mean, _ in pairs), tuple(variance for _, variance in pairs))
-        return Seen(logits.flatten(1), moments, tuple(runner.kept[node.name] for node in self._mixes))
+        return Seen(logits.flatten(1), moments, tuple(attention[name] for name in mixes))
 
 
 def refuse_without_norms(teacher: Teacher) -> None:
@@ -91,28 +102,6 @@ def refuse_without_norms(teacher: Teacher) -> None:
     raise BadModel(f"the model has no batch norm with running statistics, which FDDA makes its images from; {works}.")
 
 
-class _Runner(Interpreter):
-    """Runs the graph with frozen constants and keeps some values, and of some only mean and variance."""
-
-    def __init__(self, module: torch.fx.GraphModule, kept: Sequence[Node], measured: Sequence[Node]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self._wanted, self._measured = {n.name for n in kept}, {n.name for n in measured}
-        self.kept: dict[str, Tensor] = {}
-        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self._wanted:
-            self.kept[n.name] = value
-        if n.name in self._measured:
-            self.moments[n.name] = moments_of(value)
-        return value
-
-    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        value = super().get_attr(target, args, dict(kwargs))
-        return value.detach() if isinstance(value, Tensor) else value
-
-
 def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (channels,) of (b, channels, ...), over everything but the channels."""
     others = [d for d in range(x.ndim) if d != 1]
@@ -123,9 +112,3 @@ def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
 def _is_fixed(norm: Node) -> bool:
     """The batch norm uses running statistics that are constants."""
     return not norm.args[5] and is_constant(norm.args[3]) and is_constant(norm.args[4])
-
-
-def _reads_softmax(product: Node) -> bool:
-    """The left operand is a softmax, or views and moves of one."""
-    left = product.args[0]
-    return isinstance(left, Node) and is_call(list(back_through(left, MOVES))[-1], *SOFTMAX)

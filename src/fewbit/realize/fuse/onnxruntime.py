@@ -1,9 +1,9 @@
-"""Forms of onnxruntime. All are operators of its domain com.microsoft: the file then runs there and nowhere else.
+"""Fused operators of onnxruntime's domain com.microsoft: a file with them runs there and nowhere else.
 
-bias        DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
-attention   Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
-joint       the three products in front of one attention, if they read the same codes: one product, and Split behind it
-projected   this product, the Split and the attention  ->  QAttention, which multiplies in integers and attends in float
+matmul_bias           DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
+multi_head_attention  Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
+joint_qkv             the three products in front of one attention, if they read the same codes: one product, Split behind it
+qattention            this product, the Split and the attention  ->  QAttention: multiplies in integers, attends in float
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Forms of openvino, in standard nodes.
+"""Fused operators of openvino, in standard nodes.
 
-early       MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes of the mixed
-            values are made inside of openvino's attention kernel, and bytes are moved in place of floats
-numbers     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are cut as real numbers,
-            in the kernel that makes them, and not as codes in one of their own
+quantize_before_reshape  MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes
+                         of attention's result are made inside of openvino's kernel, and bytes are moved in place of floats
+clip_before_quantize     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are clipped
+                         as real numbers, in the kernel that makes them, and not as codes in one of their own
 """
 
 from __future__ import annotations

@@ -1,0 +1,165 @@
+"""What every pass may read: the graph, its statistics, the target, the calibration images, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewbit.core.bits import Bits
+from fewbit.core.values import Graph, Plan
+from fewbit.errors import BadImages, FewbitError
+from fewbit.execute.samples import ROWS, ChannelSample, OpSample, PairSample, channel_samples, op_samples
+from fewbit.files import Journal
+from fewbit.observe.stats import Stats
+from fewbit.target.allowed import Allowed, allowed
+from fewbit.target.spec import Target
+
+BATCH = 8  # images of a batch that a stream carries
+MEMORY = 1 << 30  # bytes of the largest tensor of all images together
+LEAST = 4  # batches that are taken whatever they hold
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (n, c, h, w) and their classes (n,), or None where only the float model's answers are known."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes work on. `images` are the calibration batches (b, c, h, w), `labels` (n,) their classes where known.
+
+    `synthetic` are images made beside them for a pass that trains; `real_images` says whether `images` are photographs.
+    `sampled` are samples that were drawn before (None: drawn when a pass asks). `journal` and `folder` keep what a killed run
+    has computed.
+    """
+
+    graph: Graph
+    stats: Stats
+    target: Target
+    bits: Bits = Bits()
+    images: Sequence[Tensor] = ()
+    labels: Tensor | None = None
+    synthetic: LabelledImages | None = None
+    real_images: bool = True
+    keep_float: tuple[str, ...] = ()
+    everything: bool = False
+    name: str = ""
+    seed: int = 0
+    journal: Journal = field(default_factory=Journal)
+    folder: Path | None = None
+    sampled: Mapping[str, OpSample | PairSample] | None = None
+    progress: Callable[[str], None] = lambda text: None
+
+    @cached_property
+    def widths(self) -> Bits:
+        """The bits with their exceptions found in the graph; where nothing but weights is quantized they say so."""
+        return self.bits.of(self.graph)
+
+    @cached_property
+    def allowed(self) -> Allowed:
+        """What the target allows for these bits."""
+        return allowed(
+            self.graph, self.target, weight_bits=self.widths.weights, activation_bits=self.widths.activations,
+            widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything,
+        )  # fmt: skip
+
+    @property
+    def exemptions(self) -> tuple[str, ...]:
+        """Patterns of what stays float on request."""
+        return (*self.keep_float, *self.widths.floats)
+
+    @property
+    def count(self) -> int:
+        """How many calibration images there are."""
+        return sum(map(len, self.images))
+
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """The calibration images in small batches. Raises BadImages without any."""
+        self.need_images()
+        small = all(len(batch) == BATCH for batch in self.images[:-1]) and len(self.images[-1]) <= BATCH
+        return list(self.images) if small else list(torch.cat(list(self.images)).split(BATCH))
+
+    @cached_property
+    def samples(self) -> Mapping[str, OpSample | PairSample]:
+        """What single ops read in the float graph, a part of it, on all calibration images."""
+        if self.sampled is not None:
+            return self.sampled
+        rows = max(1, ROWS // max(self.count, 1))
+        return op_samples(self.graph, self.batches, [op.name for op in self.graph.ops], rows, self.seed)
+
+    @cached_property
+    def channels(self) -> Mapping[str, ChannelSample]:
+        """Values by channel of each activation for which the target has a scale for each channel."""
+        axes = self.allowed.channel_axes
+        if not axes:
+            return {}
+        return channel_samples(self.graph, self.batches, axes, max(1, ROWS // max(self.count, 1)), self.seed)
+
+    @property
+    def label(self) -> str:
+        """How `--bits` reads in the plan."""
+        bits, slots = self.widths, self.allowed.sites
+        weights_alone = bool(slots) and all(self.graph.site(name).role == "weight" for name in slots)
+        if not bits.asked and not bits.exceptions and weights_alone:
+            bits = replace(bits, asked=f"w{bits.weights}")
+        return str(bits)
+
+    def start(self, settings: str = "") -> Plan:
+        """The plan before the first pass: what runs in integers, and what cannot."""
+        answer = self.allowed
+        return Plan(
+            self.target.name, self.name or settings, self.label, {}, answer.integer_ops, answer.fallbacks, self.exemptions,
+            settings=settings,
+        )  # fmt: skip
+
+    def need_images(self) -> None:
+        """Raise BadImages where there are no calibration images."""
+        if not self.images:
+            raise BadImages(f"recipe {self.name or '?'} needs calibration images; a few dozen are needed: --images DIR.")
+
+    def need_samples(self) -> None:
+        """Raise BadImages where there are neither samples nor images to draw them from."""
+        if self.sampled is None:
+            self.need_images()
+
+    def refuse_channel_scales(self, method: object) -> None:
+        """Raise FewbitError for a pass that moves one scale where the target has one for each channel of an activation."""
+        if self.allowed.channel_axes:
+            raise FewbitError(
+                f"recipe {self.name or method!r} searches one scale for an activation and {self.target.name} has one for each "
+                "channel; give another target, or --recipe minmax, percentile, mse, kl or aciq."
+            )
+
+    def refuse_groups(self, method: object) -> None:
+        """Raise FewbitError for a pass that moves one scale for a row of weights where the target has one for each group."""
+        if any(grid.group_size for grid in self.allowed.grids.values()):
+            raise FewbitError(
+                f"recipe {self.name or method!r} moves one scale for a row of weights and {self.target.name} has one for each "
+                "group; give another target, or --recipe minmax, mse or fast."
+            )
+
+
+def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
+    """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
+    metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
+    largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
+    fitting: list[Tensor] = []
+    images = 0
+    for batch in batches:
+        if len(fitting) >= LEAST and (images + len(batch)) * largest * 4 > MEMORY:
+            break
+        fitting.append(batch)
+        images += len(batch)
+    return fitting

@@ -1,0 +1,62 @@
+"""Layer by layer: what each op with a weight reads of all images, in the model quantized so far and in float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor
+
+from fewbit.capture.residual import joined
+from fewbit.choose.moments import Moments
+from fewbit.core.grid import fake
+from fewbit.core.values import Choice, Graph, Op
+from fewbit.execute.executor import Executor
+from fewbit.execute.samples import op_rows
+from fewbit.execute.stream import Stream
+
+HELD_OUT = 4  # every so many a batch is kept to choose the ridge by
+Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (quantized, float, residual error) of one batch
+
+
+class Layers:
+    """The images on their way through the quantized model and the float one, side by side."""
+
+    def __init__(self, graph: Graph, quantized: Stream, batches: Sequence[Tensor]) -> None:
+        self.graph, self.quantized = graph, quantized
+        self.exact = Stream(Executor(graph, ()), batches)
+        self.nodes = self.exact.overlay.nodes
+
+    def rows(self, op: Op, read: Choice | None, places: int, *, residual: bool) -> Iterator[Piece] | None:
+        """(quantized, float, residual error) of each batch, one batch at a time; None where rows cannot be cut.
+
+        `read` is the choice of the op's input (None: it reads real numbers), `places` the patches of an image that a
+        convolution takes, and `residual` asks for what the addition behind a layer lacks already.
+        """
+        tensor = self.graph.site(op.operands["input"]).tensor
+        given, float_given = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
+        seen = (x if read is None else fake(x, read.qparams, read.grid) for x in given)
+        rows = op_rows(self.graph, op, tensor, seen, places)
+        exact = op_rows(self.graph, op, tensor, float_given, places)
+        if rows is None or exact is None:
+            return None
+        other = joined(self.nodes[op.node]) if residual and op.kind == "linear" else None
+        drifts: Iterator[Tensor | None] | list[None] = [None] * len(given)
+        if other is not None:
+            pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
+            drifts = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
+        return zip(rows, exact, drifts, strict=True)
+
+
+def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
+    """The moments of the batches that weights are fitted to, and of those that are kept to choose the ridge by."""
+    fit: Moments | None = None
+    outside: Moments | None = None
+    for i, piece in enumerate(pieces):
+        part = Moments.of([piece], groups, outputs)
+        if i % HELD_OUT == HELD_OUT - 1:
+            outside = part if outside is None else outside + part
+        else:
+            fit = part if fit is None else fit + part
+    if fit is None:
+        raise ValueError("no rows")
+    return fit, outside

@@ -1,0 +1,93 @@
+"""What a range method is: from the values of one tensor to its scale and zero point. Weights and activations look the same.
+
+A tensor is `Samples`: rows of values with counts. A weight is one row per channel, every count 1; an activation is one row,
+the bins of its histogram. So each rule is written once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewbit.core.grid import Grid, QParams
+from fewbit.observe.stats import Histogram
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Values (rows, n), how often each was seen (n,) or (rows, n), and the exact extremes (rows,)."""
+
+    values: Tensor
+    counts: Tensor
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def of_histogram(h: Histogram) -> Samples:
+        """One row: the centers of the bins that hold anything."""
+        seen = h.counts.nonzero().flatten()
+        centers = h.centers[seen].clamp(h.low, h.high).float()
+        return Samples(centers[None], (h.counts[seen] / h.count).float(), torch.tensor([h.low]), torch.tensor([h.high]))
+
+    @staticmethod
+    def of_weight(w: Float[Tensor, "channels ..."], grid: Grid) -> Samples:
+        """One row per channel for a per-channel grid, one per block where it has blocks, else one row."""
+        rows = (
+            w.unflatten(1, (-1, grid.group_size)).flatten(0, 1)
+            if grid.group_size
+            else w.flatten(1)
+            if grid.axis is not None
+            else w.reshape(1, -1)
+        )
+        return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
+
+    @staticmethod
+    def of_channels(values: Float[Tensor, "channels n"], low: Tensor, high: Tensor) -> Samples:
+        """One row per channel of an activation: sampled values, and the extremes of all that was seen."""
+        return Samples(values, torch.ones(values.shape[1]), low, high)
+
+    def rows(self, index: Tensor) -> Samples:
+        """Some of the rows."""
+        counts = self.counts if self.counts.ndim == 1 else self.counts[index]
+        return Samples(self.values[index], counts, self.low[index], self.high[index])
+
+
+@runtime_checkable
+class RangeMethod(Protocol):
+    """From the samples of a tensor to a step and zero point per row: float32 and int32 of shape (rows,)."""
+
+    def __call__(self, samples: Samples, grid: Grid) -> QParams: ...
+
+
+def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
+    """The step and zero point of each row; rows of a grid with channel widths are taken together by their width.
+
+    A row of 0 bits has code 0 alone, which is 0.
+    """
+    if not grid.widths:
+        return method(samples, grid)
+    scale, zero = torch.ones(len(samples.low)), torch.zeros(len(samples.low), dtype=torch.int32)
+    widths = torch.tensor(grid.widths)
+    for bits in sorted({b for b in grid.widths if b}):
+        rows = (widths == bits).nonzero().flatten()
+        found = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
+        scale[rows], zero[rows] = found.scale, found.zero
+    return QParams(scale, zero)
+
+
+def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float, float]:
+    """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
+    scale, zero = qparams.scale.reshape(-1, 1), qparams.zero.reshape(-1, 1)
+    code = torch.round(samples.values / scale) + zero
+    low, high = (end.reshape(-1, 1) for end in grid.ends())
+    noise = ((code.clamp(low, high) - zero) * scale - samples.values).square() * samples.counts
+    power = (samples.values.square() * samples.counts).double().sum().item()
+    outside = (((code < low) | (code > high)) * samples.counts).double().sum().item()
+    total = (samples.counts.expand_as(samples.values)).double().sum().item()
+    error = noise.double().sum().item()
+    return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total

@@ -1,0 +1,67 @@
+"""Options of a command from the fields of a request: names, types, limits, defaults and help stand there, once."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from annotated_types import Ge, Le
+from pydantic.fields import FieldInfo
+
+from fewbit.request import Options, option
+
+HIDDEN = ("command",)
+
+
+def options(kind: type[Options], **defaults: Any) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """A command that takes a request of a kind: its function gets the request, its parameters are the fields. `defaults` are
+    those that are others on the command line.
+    """
+    fields = {name: field for name, field in kind.model_fields.items() if name not in HIDDEN}
+
+    def decorate(function: Callable[[Any], None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            found = {name: not value if name == "labels" else value for name, value in values.items() if value is not None}
+            function(kind(command="fewbit " + shlex.join(sys.argv[1:]), **found))
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        parameters = [_parameter(name, field, defaults.get(name, field.default)) for name, field in fields.items()]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
+    """The argument or option of a field. A flag that is true by default becomes one that turns it off."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if field.is_required():
+        return inspect.Parameter(name, keyword, annotation=Annotated[str, typer.Argument(help=field.description)])
+    value, limits = _plain(field.annotation, list(field.metadata))
+    low = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
+    high = next((limit.le for limit in limits if isinstance(limit, Le)), None)
+    numbers: dict[str, Any] = {"min": low, "max": high} if value in (int, float) else {}
+    about = typer.Option(option(name), help=field.description, **numbers)
+    if value is bool:
+        return inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, about])
+    empty = None if default == () else default
+    return inspect.Parameter(name, keyword, default=empty, annotation=Annotated[value | None, about])  # type: ignore[operator]
+
+
+def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
+    """What the command line reads for a type, and the limits of numbers: of several types the first, text for anything."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        return _plain(inner, [*limits, *more])
+    if get_origin(annotation) is tuple:
+        return (list[str] if get_args(annotation)[-1] is Ellipsis else str), limits
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if kinds:
+        return _plain(kinds[0], limits)
+    return (annotation if annotation in (bool, int, float, str, Path) else str), limits

@@ -1,0 +1,100 @@
+"""What a request makes of its recipe and of its target: time, loss, steps and bits. Raises FewbitError for what neither has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fewbit.errors import FewbitError
+
+if TYPE_CHECKING:
+    from fewbit.choose import Bits, Mixed, Recipe
+    from fewbit.request import Options
+    from fewbit.target import Target
+
+LOSSES = ("kl", "labels")
+
+
+OPTIONS = {"time": "seconds", "loss": "loss", "steps": "in_steps"}  # option -> the setting, or method, of a pass that has it
+
+
+def configured(recipe: Recipe, request: Options) -> Recipe:
+    """A recipe with the time, loss and steps of a request, in the passes that have one. Raises FewbitError where none has.
+
+    Of synthetic images `steps` are those that make them, and `loss` says whether the real ones beside them have classes.
+    """
+    if request.loss is not None and request.loss not in LOSSES:
+        raise FewbitError(
+            f"--loss {request.loss} is not understood; allowed are kl (against the float model's answers) and labels "
+            "(cross-entropy)."
+        )
+    passes = recipe.passes
+    for name, setting in OPTIONS.items():
+        value = getattr(request, name)
+        if value is None:
+            continue
+        able = [hasattr(one, setting) for one in passes]
+        if not any(able) and not (request.synthetic[0] and name != "time"):
+            also = "" if name == "time" else ", and --images synthetic"
+            raise FewbitError(
+                f"--{name} {value}: recipe {request.recipe_name} has none, these have: {_having(setting)}{also}; leave it out."
+            )
+        passes = tuple(_with(one, setting, value) if has else one for one, has in zip(passes, able, strict=True))
+    return replace(recipe, passes=passes)
+
+
+def _with(one: Any, setting: str, value: Any) -> Any:
+    if setting == "in_steps":
+        return one.in_steps(value)
+    return replace(one, **{setting: _parsed(value) if setting == "seconds" else value})
+
+
+def _parsed(time: str) -> float:
+    from fewbit.choose.powell import parse_time
+
+    return parse_time(time)
+
+
+def _having(setting: str) -> str:
+    """The names of the recipes that have a pass with a setting or a method."""
+    from fewbit.recipes import RECIPES
+
+    return ", ".join(name for name, recipe in RECIPES.items() if any(hasattr(one, setting) for one in recipe.passes))
+
+
+def refuse_curve(recipe: Recipe, name: str) -> None:
+    """Raise FewbitError for a recipe whose search would be run nine times over."""
+    from fewbit.recipes import RECIPES
+
+    def is_slow(recipe: Recipe) -> bool:
+        return any(hasattr(one, setting) for one in recipe.passes for setting in ("seconds", "in_steps"))
+
+    if is_slow(recipe):
+        quick = ", ".join(name for name, other in RECIPES.items() if not is_slow(other))
+        raise FewbitError(
+            f"--curve chooses again for every number of images, and recipe {name} takes long for one; draw it with one of "
+            f"{quick}."
+        )
+
+
+def default_bits(target: Target) -> int:
+    """8, or the widest that the target has."""
+    return min(8, _most(target))
+
+
+def check_bits(target: Target, bits: Bits | Mixed) -> None:
+    """Raise FewbitError where a width that is not mixed is more than the target holds."""
+    from fewbit.choose import Bits
+
+    most = _most(target)
+    if isinstance(bits, Bits) and bits.most > most:
+        raise FewbitError(
+            f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "
+            "has wider ones: fewbit targets."
+        )
+
+
+def _most(target: Target) -> int:
+    from fewbit.target import widest
+
+    return max((widest(target, rule.kind) for rule in target.op), default=8)

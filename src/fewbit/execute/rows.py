@@ -1,0 +1,90 @@
+"""Rows of what an op with a weight reads, cut from a tensor: tokens of a linear layer, patches of a convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fewbit.capture.canonicalize import LINEAR
+from fewbit.capture.fx import argument, aten, constant, is_call
+from fewbit.capture.sites import WEIGHTED
+from fewbit.core.values import Graph, Op
+
+WIDE = 2048  # entries of a row above which fewer are kept: 16 MB of one op at most
+
+
+def padded(op: Node, tensor: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, range]]:
+    """What an op reads of a tensor, whose value in each batch is given, and the numbers of the images of the batch.
+
+    A site lies before the zeros that a convolution reads around it.
+    """
+    padding, node = [], cast(Node, op.args[0])
+    while node.name != tensor:
+        padding.append(node)
+        node = cast(Node, node.args[0])
+    first = 0
+    for batch in batches:
+        value = batch
+        for node in reversed(padding):
+            value = applied(node, value, len(batch))
+        yield value, range(first, first + len(batch))
+        first += len(batch)
+
+
+def row_key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] | None:
+    """The tensor that an op reads and how its rows are cut from it; None where rows cannot be."""
+    node = nodes[op.node]
+    if op.kind not in WEIGHTED:
+        return None
+    source = cast(Node, node.args[0]).name
+    if is_call(node, LINEAR) and op.kind == "linear":
+        return (source,)
+    if op.kind not in ("conv", "depthwise") or not is_call(node, aten.conv2d.default):
+        return None
+    kernel = tuple(constant(graph.module, cast(Node, node.args[1])).shape[2:])
+    geometry = (argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1))
+    return (source, kernel, *(_pair(v) for v in geometry))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    both = list(value) if isinstance(value, list | tuple) else [value]
+    return (both[0], both[-1])
+
+
+def sampled(value: Tensor, key: tuple[Any, ...], images: range, tokens: int, seed: int) -> Tensor:
+    """Rows (images, tokens, c_in) of a batch of the images with these numbers."""
+    if len(key) == 1:
+        rows = value.reshape(len(images), -1, value.shape[-1])
+        return torch.stack([x[places_of(len(x), tokens, i, seed)] for i, x in zip(images, rows, strict=True)])
+    _, (kh, kw), (sh, sw), (ph, pw), (dh, dw) = key
+    padded = torch.nn.functional.pad(value, (pw, pw, ph, ph))
+    windows = padded.unfold(2, (kh - 1) * dh + 1, sh).unfold(3, (kw - 1) * dw + 1, sw)[..., ::dh, ::dw]  # a view
+    height, width = windows.shape[2:4]
+    picked = []
+    for i, image in enumerate(images):
+        places = places_of(height * width, tokens, image, seed)
+        picked.append(windows[i, :, places // width, places % width].transpose(0, 1).flatten(1))
+    return torch.stack(picked)
+
+
+def kept_rows(value: Tensor, key: tuple[Any, ...], tokens: int) -> int:
+    """How many rows of an image are kept: fewer of a convolution with patches wider than `WIDE`."""
+    width = value.shape[1] * math.prod(key[1]) if len(key) > 1 else 1
+    return min(tokens, max(1, tokens * WIDE // width))
+
+
+def places_of(count: int, tokens: int, image: int, seed: int) -> Tensor:
+    """Which rows of one image are kept: the same whatever batch the image is in."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + image)
+    return torch.randperm(count, generator=generator)[:tokens].sort().values
+
+
+def applied(node: Node, value: Any, images: int) -> Any:
+    """One node of a path, with the number of images in place of what its shapes are computed from."""
+    arguments = torch.fx.node.map_arg(node.args[1:], lambda _: images)
+    return cast(Any, node.target)(value, *arguments, **dict(node.kwargs))

@@ -1,0 +1,29 @@
+"""Report: report.html from report.json and tables.json. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewbit.files import read_json, write_atomic, write_json
+from fewbit.report import page
+
+
+def draw(folder: Path, beside: Mapping[str, tuple[Any, Any]] | None = None) -> Path:
+    """Draw the page of a run's folder, and give its path.
+
+    `beside` has report.json and run.json of runs of the same model by folder, this one among them; they are kept in
+    tables.json, so that the page is drawn with them again.
+    """
+    summary, rows = read_json(folder / "report.json"), read_json(folder / "tables.json")
+    if beside:
+        from fewbit.report import tables
+
+        rows["runs"] = tables.runs(beside)
+    html = page.render(summary, rows)
+    if beside:
+        write_json(folder / "tables.json", rows)
+    path = folder / "report.html"
+    write_atomic(path, lambda part: part.write_text(html, encoding="utf-8"))
+    return path

@@ -1,0 +1,166 @@
+"""What needs tensors on the way to tables.json: plan, statistics and measurements -> rows. The one file here with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewbit.capture.sites import tensor_of
+from fewbit.choose.range_method import Samples, fidelity
+from fewbit.core.values import Checks, Choice, Graph, Plan
+from fewbit.data.images import Images
+from fewbit.execute.samples import ROWS, channel_samples
+from fewbit.observe import Stats
+from fewbit.observe.outliers import LIMIT, Outliers
+from fewbit.report import tables
+from fewbit.report.tables import Rows
+from fewbit.verify import Latency, Load, Score
+from fewbit.verify.attention import attention_tables
+
+IMAGES = 12  # scored images on the page
+
+
+def tables_of(
+    graph: Graph, plan: Plan, stats: Stats, standing_out: Sequence[Outliers], checks: Checks, timings: Sequence[Latency],
+    loading: Sequence[Load], images: Images, score: Score, sample: Tensor, folder: Path, classes: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """tables.json without what the pipeline itself knows (run, curve, synthetic). `sample` is (b, c, h, w) of `images`, which
+    were scored; `standing_out` are the outliers of the user's model, `classes` the names of its answers.
+    """
+    axes = {c.site: c.grid.axis for c in plan.choices.values() if c.codes is None and c.grid.axis is not None}
+    by_channel = channel_samples(graph, [sample], axes, ROWS // len(sample))
+    rows, counts = [], {}
+    for site in graph.sites:
+        choice = plan.choices.get(site.name)
+        if choice is None:
+            continue
+        if choice.role == "weight":
+            samples = Samples.of_weight(tensor_of(graph, site), choice.grid)
+        else:
+            samples = Samples.of_histogram(stats.sites[site.name])
+            counts[site.name] = stats.sites[site.name].to_json()
+        if site.name in by_channel:
+            channels = by_channel[site.name]
+            samples = Samples.of_channels(channels.values, channels.low, channels.high)
+        rows.append(_site(graph, choice, samples))
+    observed = {row["site"]: row["observed"] for row in rows}
+    maps, flips = attention_tables(graph, plan, sample[:4])
+    return {
+        "sites": rows,
+        "histograms": tables.histograms(rows, counts),
+        "outliers": outliers(graph, plan, standing_out, observed),
+        "attention": [row for op in maps for row in attention(op)],
+        "flips": flips,
+        "latency": [row.to_json() for row in timings],
+        "loads": [row.to_json() for row in loading],
+        "size": tables.files(folder),
+        "checks": tables.checks(checks),
+        "outputs": [{"runtime": runtime, **row} for runtime, row in checks.outputs.items()],
+        "kernels": checks.kernels,
+        "images": scored_images(images, score, classes),
+        "log": [asdict(entry) for entry in plan.log],
+    }
+
+
+def _site(graph: Graph, choice: Choice, samples: Samples) -> dict[str, Any]:
+    """One quantized site: what was chosen, and how close it comes."""
+    site, (op, *_) = graph.site(choice.site), graph.site(choice.site).readers[0]
+    scale, zero = choice.qparams.scale.flatten().tolist(), choice.qparams.zero.flatten().tolist()
+    low, high = reach(choice)
+    decibel, clipped = fidelity(samples, choice.qparams, choice.grid)
+    return {
+        "site": site.name,
+        "role": site.role,
+        "op": op,
+        "kind": graph.op(op).kind,
+        "bits": choice.grid.mean_bits if choice.grid.widths else choice.grid.bits,
+        "grid": str(choice.grid),
+        "method": choice.method,
+        "why": choice.why,
+        "scale": scale[0] if len(scale) == 1 else {"min": min(scale), "max": max(scale)},
+        "zero": zero[0] if len(set(zero)) == 1 else {"min": min(zero), "max": max(zero)},
+        "range": [low, high],
+        "observed": [samples.low.min().item(), samples.high.max().item()],
+        "sqnr_db": decibel,
+        "clipped_share": clipped,
+    }
+
+
+def reach(choice: Choice) -> tuple[float, float]:
+    """The smallest and the largest number of a grid, over all channels."""
+    scale, zero = choice.qparams.scale.flatten(), choice.qparams.zero.flatten()
+    low, high = ((end - zero) * scale for end in choice.grid.ends())
+    return low.min().item(), high.max().item()
+
+
+def outliers(graph: Graph, plan: Plan, standing_out: Sequence[Outliers], observed: Mapping[str, Sequence[float]]) -> Rows:
+    """What stands out in each activation of the user's model, with what was done about it; `observed` has the extremes of each
+    site in the graph that the plan is for, which may be equalized.
+    """
+    moved: dict[str, float] = {}
+    for row in (row for entry in plan.logs("equalize") for row in entry.rows):
+        if row["moved"] and row["strength"]:
+            moved[graph.op(row["op"]).operands.get("input", "")] = row["strength"]
+    rows = []
+    for one in standing_out:
+        after = max(map(abs, observed.get(one.site, (one.reach,))))
+        done = _done(plan.choices.get(one.site), one, after, moved)
+        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "done": done})
+    return rows
+
+
+def _done(choice: Choice | None, outlier: Outliers, after: float, moved: Mapping[str, float]) -> str:
+    if choice is None:
+        return "stays float"
+    if outlier.site in moved:
+        return f"moved into the weights behind, strength {moved[outlier.site]:g}"
+    if after < 0.9 * outlier.reach:
+        return f"equalized: {outlier.reach:.3g} is {after:.3g}"
+    if choice.grid.axis is not None:
+        return "each channel has its own scale"
+    low, high = reach(choice)
+    most = max(high, -low)
+    return f"clipped at {most:.3g} of {outlier.reach:.3g}" if most < 0.98 * outlier.reach else "covered by the range"
+
+
+def attention(maps: Mapping[str, Any]) -> Rows:
+    """The maps of one op, a row for each head; of a class token its attention over the patches, else queries by keys."""
+    rows = []
+    for head, flipped in enumerate(maps["flipped_share"][: len(maps["float"])]):
+        row = {"op": maps["op"], "image": maps["image"], "head": head, "flipped_share": flipped, "x": "key", "y": "query"}
+        row |= {key: maps[key][head] for key in ("float", "quantized")}
+        if maps["class_token"]:
+            height, width = maps["grid"]
+            for key in ("float", "quantized"):
+                patches = row[key][0][-height * width :]
+                row[key] = [patches[i * width : (i + 1) * width] for i in range(height)]
+            row |= {"x": "patch column", "y": "patch row"}
+        rows.append(row)
+    return rows
+
+
+def scored_images(images: Images, score: Score, classes: Sequence[str] = ()) -> Rows:
+    """A few scored images, those with another answer than the float model's first; answers have their names, if known."""
+    changed = (score.float_answers != score.answers).nonzero().flatten().tolist()
+    same = (score.float_answers == score.answers).nonzero().flatten().tolist()
+    rows = []
+    for i in (changed[: IMAGES - 4] + same)[:IMAGES]:
+        label = None if images.labels is None else int(images.labels[i])
+        answers = {"label": label, "float": int(score.float_answers[i]), "quantized": int(score.answers[i])}
+        named = {key: classes[v] if v is not None and v < len(classes) else v for key, v in answers.items()}
+        rows.append({"name": images.names[i], "thumbnail": images.data_uri(i, 96), **named})
+    return rows
+
+
+def thumbnails(images: Images, classes: Sequence[str] = (), count: int = 16) -> Rows:
+    """The first images: name, class (by its name, if known) and a PNG inside a data URI."""
+    rows = []
+    for i in range(min(count, len(images))):
+        label = None if images.labels is None else int(images.labels[i])
+        named = classes[label] if label is not None and label < len(classes) else label
+        rows.append({"name": images.names[i], "label": named, "thumbnail": images.data_uri(i, 96)})
+    return rows

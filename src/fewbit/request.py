@@ -1,0 +1,295 @@
+"""Every option of fewbit, once: its type, its limits, its default and its help. No torch before a value is checked.
+
+The command line is made from these fields (cli/options.py), `fewbit.quantize(model, images, **options)` makes a `Request`, and
+its `key` is what a killed run is known by. Whatever can be known before the work starts is refused here.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Ge
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
+from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+
+if TYPE_CHECKING:
+    from fewbit.choose import Bits, Mixed, Recipe
+    from fewbit.target import Target
+
+MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function"
+PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct")
+
+
+def option(name: str) -> str:
+    """What a field is called on the command line."""
+    return "--no-labels" if name == "labels" else f"--{name.replace('_', '-')}"
+
+
+def _three(value: Any, info: ValidationInfo) -> Any:
+    """`0.5,0.5,0.5`, a list or a tuple as a tuple of three numbers."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if parts is None:
+        return None
+    try:
+        found = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        found = ()
+    name = option(str(info.field_name))
+    if len(found) != 3:
+        example = "3,224,224" if info.field_name == "input_size" else "0.5,0.5,0.5"
+        raise FewbitError(f"{name} {value} is not understood; 3 numbers with commas are needed, as in {name} {example}.")
+    return tuple(int(v) if v.is_integer() else v for v in found) if info.field_name == "input_size" else found
+
+
+def _several(value: Any) -> Any:
+    """A list, or a single text, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) else value
+
+
+def _file(value: Any, info: ValidationInfo) -> Any:
+    path = _path(value)
+    if isinstance(path, Path) and not path.is_file():
+        raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is no file; give the path of a file.")
+    return tuple(path) if isinstance(path, list) else path
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) or (isinstance(value, int) and not isinstance(value, bool)) else value
+
+
+def _seconds(value: str | None) -> str | None:
+    from fewbit.choose.powell import parse_time
+
+    if value is not None:
+        parse_time(value)
+    return value
+
+
+Numbers = Annotated[tuple[float, float, float] | None, BeforeValidator(_three)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Count = Annotated[int, Ge(1)]
+Out = Annotated[Path | None, BeforeValidator(_path), Field(description="The folder to write.")]
+Duration = Annotated[str | None, Field(examples=["10min"])]
+
+
+class Options(BaseModel):
+    """What quantize and search have in common. Raises FewbitError for a value, a name or a combination that cannot be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    APART: ClassVar[frozenset[str]] = frozenset(  # what does not decide the result, or is known by its content
+        {"model", "images", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
+    )
+
+    model: Any = Field(description=MODELS)
+    images: Any = Field(
+        default=None,
+        description="Folder (class sub-folders or flat), parquet, .npy or .npz; synthetic (made from the model) or "
+        "synthetic:DIR (made from the model and a few real ones).",
+    )
+    score: Any = Field(default=None, description="Images to score on; without it a part of --images is held out.")
+    target: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None, description="See `fewbit targets`; the default fits this machine."
+    )
+    recipe: Any = Field(default="mse", description="See `fewbit recipes`.")
+    out: Out = None
+    calibration: Count = Field(default=128, description="Calibrate on so many images at most.")
+    scored: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of every random draw.")
+    keep_float: Names = Field(default=(), description="Pattern of ops or sites that stay float; may be repeated.")
+    skip_bad: bool = Field(default=False, description="Leave unreadable images out.")
+    labels: bool = Field(default=True, description="Ignore labels.")
+    time: Duration = Field(default=None, description="Of a search or reconstruction (lapq, best): 90s, 10min, 1h.")
+    loss: str | None = Field(
+        default=None, description="Of that search: kl (default) or labels, of the calibration images.", examples=["kl"]
+    )
+    steps: Count | None = Field(
+        default=None, description="Of what makes synthetic images and of recipes that train (fdda).", examples=[100]
+    )
+    classes: Annotated[Path | tuple[str, ...] | None, BeforeValidator(_file)] = Field(
+        default=None, description="File with the model's class names in output order."
+    )
+    weights: Annotated[Path | None, BeforeValidator(_file)] = Field(
+        default=None, description="safetensors file for a timm model."
+    )
+    input_size: Annotated[tuple[int, int, int] | None, BeforeValidator(_three)] = Field(
+        default=None, description="3,height,width", examples=["3,224,224"]
+    )
+    mean: Numbers = Field(default=None, description="r,g,b in [0, 1]")
+    std: Numbers = Field(default=None, description="r,g,b in [0, 1]")
+    interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
+    resize: str | None = Field(default=None, description="squash, center or border", examples=["center"])
+    crop_pct: float | None = Field(
+        default=None, gt=0, description="Share of the resized image that the crop keeps.", examples=[0.9]
+    )
+    threads: Count = Field(default=2, description="Threads of the runtime.")
+    force: bool = Field(default=False, description="Replace an earlier one.")
+    command: str = Field(default="fewbit.quantize(...)", repr=False)
+
+    def __init__(self, **options: Any) -> None:
+        """Raises FewbitError that names the option, what was found and what is allowed."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise _refusal(type(self), error) from None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Options:
+        """What other rooms know: names of targets and recipes, files of images."""
+        _ = self.hardware, self.method
+        _seconds(self.time)
+        self._check_preprocess()
+        self._check_images()
+        return self
+
+    def _check_preprocess(self) -> None:
+        """Raises UnknownName or BadImages as Preprocess does, before a model is loaded."""
+        from fewbit.data.preprocess import Preprocess
+
+        fields = {("size" if name == "input_size" else name): value for name, value in self.overrides.items()}
+        Preprocess((3, 1, 1)).replace(**fields)
+
+    def _check_images(self) -> None:
+        """Raises BadImages where there are none, none to score on, or where a path does not exist."""
+        from fewbit.capture.load import DEMOS  # models that have images of their own
+
+        made, beside = self.synthetic
+        if self.images is None and self.ref not in DEMOS:
+            raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
+        if made and self.score is None and self.ref not in DEMOS:
+            raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
+        for source in (beside if made else self.images, self.score):
+            if isinstance(source, str | Path) and not Path(source).exists():
+                raise BadImages(f"{source} does not exist. Give a folder of images, or a .parquet, .npy or .npz file.")
+
+    @property
+    def ref(self) -> str:
+        """The model's name, or its class where it was given as an object."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    @property
+    def synthetic(self) -> tuple[bool, str | None]:
+        """Whether calibration images are made from the model, and the real ones that they are made beside."""
+        from fewbit.data.synthesize.source import asked_for
+
+        return asked_for(self.images)
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe if isinstance(self.recipe, str) else "custom"
+
+    @cached_property
+    def hardware(self) -> Target:
+        """The target by its name, or the one that fits this machine."""
+        from fewbit.target import detect, load_target
+
+        return load_target(self.target or detect())
+
+    @cached_property
+    def method(self) -> Recipe:
+        """The recipe with the time, loss and iterations of this request."""
+        from fewbit.choose import Recipe
+        from fewbit.recipes import recipe_named
+
+        if not isinstance(self.recipe, str | Recipe):
+            raise FewbitError(f"--recipe {self.recipe!r} is no name; give one of `fewbit recipes`, as in --recipe mse.")
+        return configured(recipe_named(self.recipe) if isinstance(self.recipe, str) else self.recipe, self)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the model's own record of preprocessing that are to be others."""
+        return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the result as JSON, but what is known by its content: model, images and preprocessing."""
+        recipe = self.recipe if isinstance(self.recipe, str) else repr(self.recipe)
+        names = {"model": self.ref, "target": self.hardware.name, "recipe": recipe}
+        apart = self.APART | {*names, "classes", *PREPROCESS}
+        return {**names, **self.model_dump(mode="json", exclude=set(apart))}
+
+
+class Request(Options):
+    """What `fewbit quantize` takes."""
+
+    bits: Annotated[str | None, BeforeValidator(_text)] = Field(
+        default=None,
+        description="8 (the default, or the most that the target has); w4a8; 4,first=8,last=8 (exceptions by op); mixed:6.0 (a "
+        "width for each module).",
+    )
+    everything: bool = Field(default=False, description="Also what runs faster in float on the target.")
+    curve: bool = Field(default=False, description="Score 1, 2, 4, ... 256 calibration images as well.")
+    seconds: float = Field(default=4.0, gt=0, description="Measure each runtime and batch for so long.")
+    max_drop: float | None = Field(
+        default=None,
+        ge=0,
+        description="Fail (exit code 1) where more points are lost (without labels: agreement).",
+        examples=[1.0],
+    )
+
+    @cached_property
+    def widths(self) -> Bits | Mixed:
+        """The bits, parsed; without any 8, or the widest that the target has."""
+        from fewbit.choose import parse_bits
+
+        return parse_bits(default_bits(self.hardware) if self.bits is None else self.bits)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Request:
+        check_bits(self.hardware, self.widths)
+        if self.curve:
+            refuse_curve(self.method, self.recipe_name)
+        return self
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
+
+
+class SearchRequest(Options):
+    """What `fewbit search` takes."""
+
+    APART: ClassVar[frozenset[str]] = (Options.APART | {"time"}) - {"threads"}  # losses do not hang on how long it lasts
+
+    out: Out = Path("search")
+    recipe: Any = Field(default="mse", description="Of ranges: minmax, percentile, mse or kl.")
+    calibration: Count = Field(default=64, description="Search on so many images at most.")
+    time: Duration = Field(default=None, description="End the search then: 90s, 10min, 1h.")
+    loss: str | None = Field(default="kl", description="kl (to the float model) or labels, of the calibration images.")
+    budget: Names = Field(default=(), description="6bit, 3MB or 20ms; may be repeated, all are kept.")
+    strategy: str = Field(default="greedy", description="greedy, random, annealing or tpe.")
+    evaluations: Count = Field(default=300, description="Candidates to look at.")
+    edges: str = Field(default="weights", description="What gets widths: weights (activations keep 8 bits) or all.")
+    least: int = Field(default=4, ge=2, le=16, description="The narrowest width.")
+    points: Count = Field(default=8, description="Realize so many points at most.")
+    command: str = Field(default="fewbit search", repr=False)
+
+    @cached_property
+    def method(self) -> Recipe:
+        """The recipe by its name; time and loss are those of the search itself."""
+        from fewbit.recipes import recipe_named
+
+        if self.loss not in LOSSES:
+            raise FewbitError(f"--loss {self.loss} is not understood; allowed are kl and labels, as in --loss kl.")
+        return recipe_named(self.recipe)
+
+
+def _refusal(kind: type[Options], error: ValidationError) -> FewbitError:
+    """The message of pydantic's errors: the option, what was found, what is allowed, what to type next."""
+    said = []
+    for row in error.errors():
+        name = str(row["loc"][0])
+        if row["type"] == "extra_forbidden":
+            return UnknownName("option", name, kind.model_fields, "`fewbit quantize --help` says what each is.")
+        field, flag = kind.model_fields[name], option(name)
+        allowed = row["msg"].removeprefix("Input should be ")
+        example = next(iter(field.examples or [field.default]))
+        typed = flag if isinstance(example, bool) else f"{flag} {example}"
+        again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
+        said.append(f"{flag} {row['input']!r} is not allowed; it should be {allowed}: {again}.")
+    return FewbitError(" ".join(dict.fromkeys(said)))

@@ -1,0 +1,244 @@
+"""Every runtime that a target may name: what it can do, in `RUNTIMES`, and a session for those that run here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewbit.errors import BadFile, FewbitError, UnknownName
+
+if TYPE_CHECKING:
+    import onnx
+
+AS_WRITTEN = "onnxruntime"  # computes any file as it is written: the default, and what stands in for a runtime that is not here
+
+
+class Session(Protocol):
+    """A loaded model: float32 images (b, c, h, w) to its outputs by name.
+
+    `script`: two pieces of Python for a process of its own: what imports the runtime, and what loads `path` with `threads`
+    threads and leaves a function `run` that takes images.
+    """
+
+    runtime: ClassVar[str]
+    script: ClassVar[tuple[str, str]]
+
+    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None: ...
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        """Whether this processor computes what stays float in a precision."""
+
+    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
+
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None: ...
+
+
+class OnnxRuntime:
+    """onnxruntime's CPU provider. Spinning is off, so that two sessions in one process do not steal each other's cores."""
+
+    runtime: ClassVar[str] = "onnxruntime"
+    script: ClassVar[tuple[str, str]] = (
+        "import onnxruntime as ort",
+        """
+options = ort.SessionOptions()
+options.log_severity_level = 3
+options.intra_op_num_threads = threads
+session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
+""",
+    )
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 0,
+        precision: str = "f32",
+        optimise: bool = True,
+        outputs: Sequence[str] = (),
+        save_optimised: Path | None = None,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if save_optimised is not None:
+            options.optimized_model_filepath = str(save_optimised)
+        model: str | bytes = with_outputs(path, outputs).SerializeToString() if outputs else str(path)
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise BadFile(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._input = self._session.get_inputs()[0].name
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        return precision == "f32"
+
+    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(self._names, self._session.run(None, {self._input: images}), strict=True))
+
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None:
+        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
+        self._session.run(None, {given.name: x for given, x in zip(self._session.get_inputs(), inputs, strict=True)})
+
+
+class OpenVino:
+    """openvino's CPU plugin. `precision` is that of what stays float: f32, or bf16 where the processor has it."""
+
+    runtime: ClassVar[str] = "openvino"
+    script: ClassVar[tuple[str, str]] = (
+        "import openvino as ov",
+        """
+config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+core = ov.Core()
+request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
+run = lambda x: request.infer([x])
+""",
+    )
+
+    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
+        except Exception as error:
+            raise BadFile(f"openvino cannot load {path}: {str(error).splitlines()[0]}") from error
+        self._request = self.compiled.create_infer_request()
+
+    @classmethod
+    def supports(cls, precision: str) -> bool:
+        import openvino as ov
+
+        return precision == "f32" or precision.upper() in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        outputs = self._request.infer([images])
+        return {port.get_any_name(): np.array(value) for port, value in outputs.items()}
+
+    def call(self, inputs: Sequence[NDArray[Any]]) -> None:
+        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
+        self._request.infer(list(inputs))
+
+    def precisions(self) -> Counter[str]:
+        """How many nodes of the compiled model run in each precision, by layer type: `FullyConnected u8`."""
+        model = self.compiled.get_runtime_model()
+        infos = (node.get_rt_info() for node in model.get_ops())
+        return Counter(f"{info['layerType'].astype(str)} {info['runtimePrecision'].astype(str)}" for info in infos)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What fewbit knows about a runtime.
+
+    session           None: it does not run here, and `AS_WRITTEN` computes its files
+    precisions        what it can compute float ops in beside f32 where the processor can: the session `openvino-bf16`
+    fusions           names of the fused operators that it has and does not make by itself (realize/fuse/)
+    domain            that of operators of its own, which no other runtime loads
+    kernels           codes are compared with its graph optimisations on as well, and its integer kernels are counted
+    quantizes_inside  its kernels make the codes that they read: no time of their own in a table of costs
+    """
+
+    name: str
+    session: type[Session] | None = None
+    precisions: tuple[str, ...] = ()
+    fusions: tuple[str, ...] = ()
+    domain: str = ""
+    kernels: bool = False
+    quantizes_inside: bool = False
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """The name of a session -> its precision, where that is not f32."""
+        return {f"{self.name}-{precision}": precision for precision in self.precisions}
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            "onnxruntime",
+            OnnxRuntime,
+            fusions=("matmul_bias", "multi_head_attention", "joint_qkv", "qattention"),
+            domain="com.microsoft",
+            kernels=True,
+        ),
+        Runtime(
+            "openvino",
+            OpenVino,
+            precisions=("bf16",),
+            fusions=("quantize_before_reshape", "clip_before_quantize"),
+            quantizes_inside=True,
+        ),
+        Runtime("tensorrt"),
+        Runtime("other"),  # a machine that only its target file describes
+    )
+}
+HERE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
+
+
+def runtime_names() -> tuple[str, ...]:
+    """The runtimes that are installed."""
+    return tuple(name for name in HERE if importlib.util.find_spec(name) is not None)
+
+
+def runtimes_for(path: Path) -> tuple[str, ...]:
+    """The installed runtimes that can load a file: one alone where it has operators of that runtime's own."""
+    import onnx
+
+    domains = {opset.domain for opset in onnx.load(str(path), load_external_data=False).opset_import}
+    owners = {name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain in domains}
+    return tuple(name for name in runtime_names() if owners <= {name})
+
+
+def timed(path: Path) -> tuple[str, ...]:
+    """The sessions to time a file in: each runtime, and its other precisions where the processor has them."""
+    names = runtimes_for(path)
+    sessions = [(HERE[name].session, HERE[name].variants) for name in names]
+    return (*names, *(n for session, variants in sessions for n, p in variants.items() if session and session.supports(p)))
+
+
+def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
+    """A session by the name of its runtime; `openvino-bf16` computes in bf16 what stays float. Raises UnknownName, or
+    FewbitError where the package is not installed.
+    """
+    sessions = {name: (r, "f32") for name, r in HERE.items()}
+    sessions |= {name: (r, precision) for r in HERE.values() for name, precision in r.variants.items()}
+    if runtime not in sessions:
+        raise UnknownName("runtime", runtime, tuple(sessions))
+    known, precision = sessions[runtime]
+    if known.name not in runtime_names() or known.session is None:
+        raise FewbitError(f"{known.name} is not installed: pip install 'fewbit[{known.name}]'.")
+    return known.session(path, threads=threads, precision=precision)
+
+
+def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with more of its values as outputs. Raises BadFile for a broken file."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:
+        raise BadFile(
+            f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
+        ) from error
+    for name in names:
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    return model

@@ -1,0 +1,53 @@
+"""The stages of a run, in order: what each takes (its parameters), gives, and leaves in the run's folder.
+
+`Run` (fewbit/run.py) is the loop: it makes a value when it is asked for, goes on from files that a killed run has left, and
+times each stage. A finished run is read by REOPENED, in which verify, evaluate, bench and report are the same functions.
+"""
+
+from fewbit.report.draw import draw
+from fewbit.stages import choose, curve, load, observe, prove, report
+from fewbit.stages.stage import Stage
+
+CHOOSE = Stage(
+    "choose", choose.choose, ("plan",), ("plan.json", "plan.safetensors"), choose.chosen,
+    scratch=(choose.JOURNAL, choose.UNITS),
+)  # fmt: skip
+REALIZE = Stage("realize", prove.realize, ("model", "twin", "sample"), (prove.MODEL, prove.TWIN, prove.SAMPLE), prove.realized)
+VERIFY = Stage("verify", prove.verify, ("checks",))
+EVALUATE = Stage("evaluate", prove.evaluate, ("score",))
+BENCH = Stage("bench", prove.bench, ("timings", "loads"))
+REPORT = Stage("report", draw, ("page",), ("report.html",))
+
+STAGES = (
+    Stage("load", load.load, ("inputs",)),
+    Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # the file is there where they are synthetic
+    Stage("capture", load.capture, ("exact",), (load.EXPORTED,)),
+    Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
+    Stage(
+        "equalize", observe.equalize, ("graph", "stats", "equalized"),
+        (observe.EQUALIZED, observe.EQUALIZED_STATS, observe.EQUALIZATION), observe.equalized,
+        scratch=(observe.EQUALIZED_STATS, observe.EQUALIZATION), when=lambda values: values["request"].method.equalize,
+    ),
+    CHOOSE,
+    REALIZE,
+    VERIFY,
+    EVALUATE,
+    Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
+    BENCH,
+    Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
+    REPORT,
+)  # fmt: skip
+PREPARE = STAGES[:4]  # what a search begins with
+
+REOPENED = (
+    Stage("capture", load.reopened, ("exact",)),
+    Stage("equalize", observe.reopened, ("graph",)),
+    CHOOSE,
+    REALIZE,
+    VERIFY,
+    EVALUATE,
+    BENCH,
+    REPORT,
+)
+
+__all__ = ["PREPARE", "REOPENED", "STAGES", "Stage"]

@@ -1,0 +1,91 @@
+"""Choose: the plan of a recipe, after the widths of mixed precision and the images to train on."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fewbit.choose import Context, LabelledImages, allocate
+from fewbit.choose import choose as plan_of
+from fewbit.choose.finetune import Finetune
+from fewbit.core.bits import Bits, Mixed
+from fewbit.core.values import Fallback, Graph, PassLog, Plan
+from fewbit.data.images import Images
+from fewbit.data.synthesize.source import Synthesis
+from fewbit.data.synthesize.teacher import Teacher
+from fewbit.files import Journal
+from fewbit.observe import Stats
+from fewbit.progress import Progress
+from fewbit.realize import load_plan, save_plan
+from fewbit.request import Request
+from fewbit.stages.load import Inputs
+from fewbit.stages.observe import Rows
+from fewbit.target import Target
+from fewbit.target.load import processor_flags
+
+JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, while it runs
+UNITS = "units"  # what a reconstruction has learned of each block, while it runs
+POOL = "pool.safetensors"
+
+
+def choose(
+    graph: Graph, stats: Stats, equalized: Rows, calibration: Images, inputs: Inputs, request: Request, folder: Path,
+    progress: Progress,
+) -> Plan:  # fmt: skip
+    """The plan of a recipe on a target, with all fallbacks; it is in the run's folder."""
+    recipe, bits = request.method, request.widths
+    context = Context(
+        graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(),
+        images=list(calibration.batches(8)), labels=calibration.labels, real_images=not request.synthetic[0],
+        synthetic=_pool(inputs, calibration, request, folder, progress), keep_float=tuple(request.keep_float),
+        everything=request.everything, name=request.recipe_name, seed=request.seed, journal=Journal(folder / JOURNAL),
+        folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
+    )  # fmt: skip
+    log: list[PassLog] = []
+    if recipe.equalize is not None:
+        log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
+    fallbacks = _elsewhere(request.hardware)
+    if isinstance(bits, Mixed):
+        progress.begin("allocate", None)
+        widths = allocate(context, bits, recipe)
+        context, fallbacks = replace(context, bits=widths.bits), (*widths.fallbacks, *fallbacks)
+        log.append(widths.log)
+    progress.expect(len(graph.sites) * len(recipe.passes))
+    plan = plan_of(context, recipe)
+    notes = tuple(Fallback(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
+    plan = replace(
+        plan, fallbacks=(*fallbacks, *plan.fallbacks, *notes), log=(*log, *plan.log), model=request.ref, settings=repr(recipe)
+    )
+    save_plan(graph, plan, folder)
+    return plan
+
+
+def chosen(graph: Graph, folder: Path) -> Plan:
+    """The same from the files."""
+    return load_plan(graph, folder)
+
+
+def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progress: Progress) -> LabelledImages | None:
+    """Synthetic images beside the real ones, for a pass that trains on both."""
+    training = next((one for one in request.method.passes if isinstance(one, Finetune)), None)
+    if training is None or request.synthetic[0]:
+        return None
+    assert inputs.outputs is not None
+    pool = Synthesis(training.images, training.pool, inputs.outputs, images.preprocess, request.seed, images)
+    progress.begin("synthesize", pool.total)
+    made = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
+    return LabelledImages(torch.cat(list(made.batches(64))), made.labels)
+
+
+def _elsewhere(target: Target) -> tuple[Fallback, ...]:
+    """What is said where the target's runtime or its processor is not here."""
+    if target.runtime != target.runs_in:
+        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
+        return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
+    if not target.fits(platform.machine(), processor_flags()):
+        why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
+        return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
+    return ()

@@ -1,0 +1,46 @@
+"""The curve: what the model is worth after calibration on 1, 2, 4, ... 256 of the images, each set inside of the next."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewbit.data.images import Images
+from fewbit.files import read_json, write_json
+from fewbit.progress import Progress
+from fewbit.request import Request
+from fewbit.run import Run
+from fewbit.stages.prove import TWIN
+
+COUNTS = tuple(2**i for i in range(9))  # 1 to 256 images
+FILE = "curve.json"
+
+
+def curve(
+    run: Run, request: Request, calibration: Images, twin: Path, folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """A row for each number of images, by the same stages from observe to evaluate; no row where the request has no curve.
+
+    Rows that a killed run has left are not made again.
+    """
+    if not request.curve:
+        return []
+    path, count = folder / FILE, len(calibration)
+    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).tolist()
+    counts = sorted({n for n in COUNTS if n <= count} | {min(count, COUNTS[-1])})
+    progress.expect(len(counts))
+    for n in counts:
+        if n not in {row["images"] for row in rows}:
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                os.link(twin, Path(own) / TWIN)
+                part = run.fork(Path(own), calibration=calibration.subset(sorted(order[:n])))
+                change = part["verdict"]["range_change"]
+                rows.append({"images": n, "range_change": change, **part["score"].to_json()})
+            write_json(path, {"rows": rows})
+        progress.advance()
+    return rows

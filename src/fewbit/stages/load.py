@@ -1,0 +1,174 @@
+"""Load, images, capture: from a request to a model that was exported, images that can be read, and a graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewbit.capture import Loaded, load_model
+from fewbit.capture import capture as graph_of
+from fewbit.capture.export import fingerprint
+from fewbit.capture.load import DEMOS
+from fewbit.choose.finetune import Finetune
+from fewbit.core.values import Graph
+from fewbit.data.images import Images, Memory, Preprocess, open_images, read_classes, refuse_same
+from fewbit.data.synthesize.source import Synthesis, method_for
+from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
+from fewbit.demo import model as demo
+from fewbit.errors import BadImages
+from fewbit.files import write_atomic
+from fewbit.progress import Progress
+from fewbit.request import Options
+
+EXPORTED = "exported.pt2"
+MADE = "synthetic.safetensors"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request names, opened: the model, how pictures become its input, its classes, and images that are not decoded yet.
+
+    `outputs` is the model's class count, None where its output is no list of classes; `classes` are their names, if any.
+    """
+
+    loaded: Loaded
+    preprocess: Preprocess
+    classes: Sequence[str] | None
+    outputs: int | None
+    calibration: Images | Synthesis
+    scored: Images
+
+    @property
+    def known(self) -> Sequence[str] | int | None:
+        """What labels are checked against."""
+        return self.classes or self.outputs
+
+    def identity(self, request: Options) -> dict[str, Any]:
+        """Everything that decides what a run computes; the same identity gives the same files."""
+        model, images = fingerprint(self.loaded.program), self.calibration
+        found = {
+            "request": request.key(),
+            "model": model,
+            "calibration": images.fingerprint() if isinstance(images, Images) else images.key(model),
+            "scored": self.scored.fingerprint(),
+            "preprocess": self.preprocess.to_json(),
+            "target": request.hardware.fingerprint(),
+            "classes": list(self.classes) if self.classes else None,
+        }
+        if request.loss == "labels" and isinstance(images, Images) and images.labels is not None:
+            found["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
+        return found
+
+
+def load(request: Options) -> Inputs:
+    """The model, exported, and the images, opened. Raises BadModel or BadImages for what cannot be used."""
+    overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
+    loaded = load_model(request.model, weights=request.weights, overrides=overrides)
+    preprocess, outputs = preprocess_of(loaded, request.overrides), class_count(loaded)
+    given = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
+    classes = given or loaded.classes or None
+    if classes and outputs and len(classes) != outputs:
+        raise BadImages(
+            f"{len(classes)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
+        )
+    if request.synthetic[0]:
+        opened: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes or outputs, outputs)
+    else:
+        if any(isinstance(one, Finetune) for one in request.method.passes):
+            refuse_without_norms(Teacher(loaded.program))
+            _refuse_without_classes(outputs)
+        opened = open_both(request, preprocess, classes or outputs)
+    return Inputs(loaded, preprocess, classes, outputs, *opened)
+
+
+def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Images, Images]:
+    """Calibration images and scored images, never the same: without `score` a part of the images is held out."""
+    source, score = _sources(request)
+    options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed}
+    if score is not None:
+        labelled = request.loss == "labels" and request.labels
+        classes = known if labelled else None
+        chosen = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
+        held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=request.labels, **options)
+        refuse_same(chosen, held_out)
+        return chosen, held_out
+    whole = open_images(source, preprocess, classes=known, labels=request.labels, **options)
+    if len(whole) < 2:
+        raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
+    held = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
+    return whole.subset(sorted(order[held : held + request.calibration])), whole.subset(sorted(order[:held]))
+
+
+def _sources(request: Options) -> tuple[Any, Any]:
+    """What calibrates and what scores; a demo has images of its own."""
+    own = request.ref in DEMOS and (request.images is None or request.synthetic[0])
+    return demo.CALIBRATION if request.images is None else request.images, request.score or (demo.TEST if own else None)
+
+
+def _synthesis(
+    request: Options, loaded: Loaded, preprocess: Preprocess, known: Any, outputs: int | None
+) -> tuple[Synthesis, Images]:
+    """The images that are to be made from the model, perhaps beside real ones, and the real ones to score on."""
+    _refuse_without_classes(outputs)
+    assert outputs is not None
+    _, beside = request.synthetic
+    method = method_for(Teacher(loaded.program), real=beside is not None, steps=request.steps)
+    real = None
+    if beside is not None:
+        labels = request.loss == "labels" and request.labels
+        real = open_images(beside, preprocess, classes=known if labels else None, labels=labels, skip_bad=request.skip_bad)
+    held_out = open_images(
+        _sources(request)[1], preprocess, classes=known, limit=request.scored, labels=request.labels,
+        skip_bad=request.skip_bad, seed=request.seed,
+    )  # fmt: skip
+    if real is not None:
+        refuse_same(real, held_out)
+    return Synthesis(method, request.calibration, outputs, preprocess, request.seed, real), held_out
+
+
+def _refuse_without_classes(outputs: int | None) -> None:
+    if outputs is None:
+        raise BadImages("images are made for classes, and the model's output is no list of them; give --images DIR.")
+
+
+def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Images]:
+    """The calibration images, made where they are synthetic, each decoded once; and the scored ones."""
+    chosen = inputs.calibration
+    if isinstance(chosen, Synthesis):
+        progress.begin("synthesize", chosen.total)
+        chosen = chosen(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
+    return chosen.remembered(Memory(folder=folder)), inputs.scored
+
+
+def capture(inputs: Inputs, folder: Path) -> Graph:
+    """The graph of the model as it was loaded; the exported program is written for whoever opens the run."""
+    graph = graph_of(inputs.loaded)
+    if not (folder / EXPORTED).exists():
+        write_atomic(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
+    return graph
+
+
+def reopened(folder: Path) -> Graph:
+    """The graph of a finished run's exported program."""
+    return graph_of(load_model(str(folder / EXPORTED)))
+
+
+def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
+    """The model's own record, with some fields replaced."""
+    record = dict(loaded.record)
+    own = {k: record[k] for k in ("resize", "antialias") if k in record}
+    fields: dict[str, Any] = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
+    return Preprocess.from_timm(record).replace(**(own | fields))
+
+
+def class_count(loaded: Loaded) -> int | None:
+    """The size of the model's second dimension, None where the output has no two."""
+    node = next(n for n in loaded.program.graph.nodes if n.op == "output")
+    value = node.args[0][0].meta["val"]
+    return int(value.shape[1]) if value.ndim == 2 else None

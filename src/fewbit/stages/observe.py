@@ -1,0 +1,87 @@
+"""Observe and equalize: what the float graph's tensors hold, whether the images are enough, ranges moved between tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from fewbit.choose import Bits
+from fewbit.core.values import Graph
+from fewbit.data.images import Images
+from fewbit.data.synthesize.teacher import Teacher
+from fewbit.equalize import replaced
+from fewbit.files import read_json, write_atomic, write_json
+from fewbit.observe import Stats
+from fewbit.observe import observe as statistics_of
+from fewbit.observe.calibration_check import Enough, look, range_change
+from fewbit.progress import Progress
+from fewbit.request import Request
+from fewbit.stages.load import Inputs
+from fewbit.target.allowed import allowed
+
+STATS = "stats.safetensors"
+CALIBRATION = "calibration.json"
+EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
+EQUALIZATION = "equalization.json"  # what was moved, while the run works
+EQUALIZED_STATS = "equalized-stats.safetensors"
+LOOKED_AT = 64  # images that the float model is asked about
+Rows = Sequence[Mapping[str, Any]]
+
+
+def observe(
+    exact: Graph, inputs: Inputs, calibration: Images, folder: Path, progress: Progress
+) -> tuple[Stats, Mapping[str, Any]]:
+    """What the images fill the sites with, and whether they are enough, judged by what two halves of them say."""
+    progress.expect(len(calibration))
+    parts = [calibration.subset(range(i, len(calibration), 2)) for i in (0, 1)]
+    halves = [statistics_of(exact, progress.counted(part.batches(8))) for part in parts if len(part)]
+    change = range_change(*halves) if len(halves) == 2 else None
+    some = calibration.subset(range(0, len(calibration), -(-len(calibration) // LOOKED_AT)))
+    seen = look(Teacher(inputs.loaded.program), some.batches(8))
+    verdict = Enough()(replace(seen, images=len(calibration)), change)
+    stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
+    write_json(folder / CALIBRATION, verdict)
+    write_atomic(folder / STATS, lambda file: save_file(stats.tensors(), file))
+    return stats, verdict
+
+
+def observed(folder: Path) -> tuple[Stats, Mapping[str, Any]]:
+    """The same from the files."""
+    return Stats.from_tensors(load_file(folder / STATS)), read_json(folder / CALIBRATION)
+
+
+def equalize(
+    exact: Graph, observed: Stats, calibration: Images, request: Request, folder: Path, progress: Progress
+) -> tuple[Graph, Stats, Rows]:
+    """The equalized graph, its statistics and what was moved; the graph as it was where the recipe moves nothing."""
+    method, bits = request.method.equalize, request.widths
+    if method is None:
+        return exact, observed, ()
+    progress.expect(2 * len(calibration))
+    widths = bits.of(exact) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
+    slots = allowed(
+        exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
+        keep_float=request.keep_float, everything=request.everything,
+    )  # fmt: skip
+    moved = method(exact, progress.counted(calibration.batches(8)), slots.grids)
+    stats = statistics_of(moved.graph, progress.counted(calibration.batches(8)))
+    write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
+    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(moved.constants), file))
+    write_json(folder / EQUALIZATION, {"places": [dict(row) for row in moved.record]})
+    return moved.graph, stats, moved.record
+
+
+def equalized(exact: Graph, folder: Path) -> tuple[Graph, Stats, Rows]:
+    """The same from the files."""
+    stats = Stats.from_tensors(load_file(folder / EQUALIZED_STATS))
+    return reopened(exact, folder), stats, read_json(folder / EQUALIZATION)["places"]
+
+
+def reopened(exact: Graph, folder: Path) -> Graph:
+    """The graph that a finished run's plan is for."""
+    changed = folder / EQUALIZED
+    return replaced(exact, load_file(changed)) if changed.exists() else exact

@@ -1,0 +1,127 @@
+"""Summarize: run.json, report.json and tables.json, all that the report is drawn from."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewbit.core.values import Checks, Fallback, Graph, Plan
+from fewbit.data.images import Images
+from fewbit.files import write_json
+from fewbit.observe import Stats
+from fewbit.observe.outliers import outliers
+from fewbit.progress import Progress
+from fewbit.report import tables
+from fewbit.report.rows import tables_of, thumbnails
+from fewbit.request import Request
+from fewbit.run import FILES, processor
+from fewbit.runtimes import RUNTIMES
+from fewbit.stages.load import Inputs
+from fewbit.verify import Latency, Load, Score
+
+OUTLIER_IMAGES = 32  # calibration images in which channels and tokens are looked at
+PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
+
+
+def summarize(
+    exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
+    timings: Sequence[Latency], loads: Sequence[Load], curve: Sequence[Mapping[str, Any]], inputs: Inputs,
+    calibration: Images, scored: Images, sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
+    progress: Progress,
+) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
+    """report.json, and the plan with what only the measurements have shown; the tables and the record are written beside it."""
+    target = request.hardware
+    if RUNTIMES[target.runtime].kernels:
+        plan = note_kernels(plan, checks)
+    plan = note_bf16(plan, target.runtime, timings)
+    standing = outliers(exact, calibration.subset(range(min(OUTLIER_IMAGES, len(calibration)))).batches(8))
+    rows = tables_of(graph, plan, stats, standing, checks, timings, loads, scored, score, sample, folder, inputs.classes or ())
+    record = _record(request, identity, inputs)
+    rows |= {
+        "run": record,
+        "curve": list(curve),
+        "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
+    }
+    summary = {
+        **_summary(graph, plan, checks, score, timings, request, folder),
+        "images": {"calibration": len(calibration), "scored": score.images},
+        "calibration": {"source": calibration.source, **verdict},
+        "seconds": dict(progress.seconds),
+    }
+    for name, value in (("run.json", record), ("report.json", summary), ("tables.json", rows)):
+        write_json(folder / name, value)
+    return summary, plan
+
+
+def _summary(
+    graph: Graph, plan: Plan, checks: Checks, score: Score, timings: Sequence[Latency], request: Request, folder: Path
+) -> dict[str, Any]:
+    """The answers of report.json."""
+    sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
+    return {
+        "schema": 1,
+        "model": request.ref,
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "bits": plan.bits,
+        "exemptions": list(plan.exemptions),
+        "accuracy": score.to_json(),
+        "size": tables.size(graph, plan, sizes),
+        "latency": tables.latency(timings),
+        "verify": tables.verify(checks),
+        "integer_share": tables.integer_share(graph, plan),
+        "fallbacks": tables.fallbacks(plan),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def note_kernels(plan: Plan, checks: Checks) -> Plan:
+    """A fallback where onnxruntime fused fewer integer kernels than the plan has integer ops."""
+    expected, fused = int(checks.kernels["expected"]), int(checks.kernels["found"])
+    if fused >= expected:
+        return plan
+    why = "onnxruntime did not fuse the others"
+    lost = Fallback("the optimised graph", f"{expected} integer kernels", f"{fused}", why, kind="kernels")
+    return replace(plan, fallbacks=(*plan.fallbacks, lost))
+
+
+def note_bf16(plan: Plan, runtime: str, timings: Sequence[Latency]) -> Plan:
+    """A fallback where the runtime's own bf16 float model is faster than the integer model, f32 and bf16 beside it."""
+    fallbacks = plan.fallbacks
+    for bf16 in (row for row in timings if row.runtime == f"{runtime}-bf16"):
+        own = min(row.quantized_ms for row in timings if row.runtime in (runtime, bf16.runtime) and row.batch == bf16.batch)
+        if bf16.float_ms < own:
+            actual = f"{own:.2f} ms, bf16 {bf16.float_ms:.2f} ms, batch {bf16.batch}"
+            why = f"{runtime} runs the float model in bf16 faster here"
+            fallbacks = (*fallbacks, Fallback("the whole model", "faster than bf16", actual, why, kind="speed"))
+    return replace(plan, fallbacks=fallbacks)
+
+
+def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """run.json: what was requested, of what, with which versions, on which machine."""
+    return {
+        "command": request.command,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "seed": request.seed,
+        "hashes": {k: identity[k] for k in ("model", "calibration", "scored", "target")},
+        "machine": {"processor": processor(), "threads": request.threads, "system": platform.system()},
+        "request": identity["request"],
+        "runtime": request.hardware.runs_in,
+        "preprocess": inputs.preprocess.to_json(),
+        "classes": list(inputs.classes) if inputs.classes else None,
+        "outputs": inputs.outputs,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

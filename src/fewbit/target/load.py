@@ -1,0 +1,198 @@
+"""Reading a target file and the one that it extends; and which target is this machine's. Every message names file and line."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from fewbit.errors import BadFile, UnknownName
+from fewbit.runtimes import AS_WRITTEN
+from fewbit.target.lines import Location, line_of
+from fewbit.target.spec import Target, contradictions
+
+HERE = Path(__file__).parent
+OWN = ("name", "about")  # what a file does not take from the one that it extends
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    text: str
+
+    def error(self, location: Location, says: str) -> BadFile:
+        line = line_of(self.text, location)
+        return BadFile(f"target file {self.path}, line {line}: {says}. docs/targets.md describes every field.")
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A value of a target and where it is written."""
+
+    value: Any
+    file: _File
+    at: Location
+
+
+@dataclass(frozen=True)
+class _Document:
+    """What a file and those that it extends say."""
+
+    file: _File
+    fields: dict[str, _Said]
+    types: dict[str, _Said]
+    ops: list[_Said]
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        fields = {name: said.value for name, said in self.fields.items()}
+        types = {name: said.value for name, said in self.types.items()}
+        return {**fields, "types": types, "op": [said.value for said in self.ops]}
+
+    def error(self, location: Location, says: str) -> BadFile:
+        """`says` about a place of the whole, with the file and line where that is written."""
+        said, rest = self.fields.get(str(location[0])), location[1:]
+        if len(location) > 1 and location[0] in ("op", "types"):
+            said = self.ops[int(location[1])] if location[0] == "op" else self.types[str(location[1])]
+            rest = location[2:]
+        return self.file.error(location, says) if said is None else said.file.error((*said.at, *rest), says)
+
+
+def target_names() -> list[str]:
+    """The targets that come with fewbit."""
+    return sorted(path.stem for path in HERE.glob("*.toml"))
+
+
+def load_target(name: str) -> Target:
+    """A target of ours by name, or a user's file by its path. Raises UnknownName, or BadFile with the line at fault."""
+    path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise BadFile(f"target file {name} does not exist. `fewbit targets` lists those that come with fewbit.")
+        raise UnknownName("target", name, target_names(), "A file of your own is named by its path: --target my.toml.")
+    document = _read(path, ())
+    try:
+        target = Target.model_validate(document.whole)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        got = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
+        raise document.error(first["loc"], f"{where}: {first['msg']}{got}{_near_fields(first)}") from error
+    for location, says in contradictions(target):
+        raise document.error(location, says)
+    return target
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> _Document:
+    """What a file says, over what the file says that it extends; `readers` are the files that extend this one."""
+    file = _File(path, path.read_text(encoding="utf-8"))
+    try:
+        fields = tomllib.loads(file.text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadFile(f"target file {path} is not TOML: {error}.") from error
+    extends, remove = fields.pop("extends", None), fields.pop("remove", [])
+    own = _document(file, fields)
+    if not isinstance(remove, list) or (remove and extends is None):
+        raise file.error(("remove",), 'remove lists kinds of op of the target that this file extends: remove = ["matmul"]')
+    if extends is None:
+        return own
+    base = path.parent / str(extends) if str(extends).endswith(".toml") else HERE / f"{extends}.toml"
+    if not base.is_file():
+        near = difflib.get_close_matches(str(extends), target_names(), n=1)
+        there = f"did you mean {near[0]}?" if near else f"there are {', '.join(target_names())}, and paths from this file"
+        raise file.error(("extends",), f"extends: no target '{extends}'; {there}")
+    if base.resolve() in [reader.resolve() for reader in (path, *readers)]:
+        raise file.error(("extends",), f"extends: '{extends}' extends this file, so neither is the first")
+    return _over(_read(base, (path, *readers)), own, remove)
+
+
+def _document(file: _File, fields: dict[str, Any]) -> _Document:
+    """What one file says by itself; an op with a list of kinds is one of each."""
+    types, entries = fields.pop("types", {}), fields.pop("op", [])
+    if not isinstance(types, dict):
+        raise file.error(("types",), "types: each has a table of its own, [types.NAME]")
+    if not isinstance(entries, list) or not all(isinstance(op, dict) for op in entries):
+        raise file.error(("op",), "op: each has a table of its own, [[op]]")
+    ops = []
+    for i, op in enumerate(entries):
+        kinds = op["kind"] if isinstance(op.get("kind"), list) else [op.get("kind")]
+        if not kinds or not all(isinstance(kind, str) for kind in kinds):
+            raise file.error(("op", i, "kind"), f"op.{i}: kind is a name, or a list of names whose entries are alike")
+        ops += [_Said({**op, "kind": kind}, file, ("op", i)) for kind in kinds]
+    return _Document(
+        file,
+        {name: _Said(value, file, (name,)) for name, value in fields.items()},
+        {name: _Said(value, file, ("types", name)) for name, value in types.items()},
+        ops,
+    )
+
+
+def _over(base: _Document, own: _Document, remove: Sequence[str]) -> _Document:
+    """What a file says in place of what its base says: by field, types by name, ops by kind, each kind in its base's place.
+
+    Types of the base that no op reads any more are left out.
+    """
+    kinds = list(dict.fromkeys(op.value.get("kind") for op in base.ops))
+    for kind in remove:
+        if kind not in kinds:
+            says = f"remove: {base.file.path.stem} has no op '{kind}'; it has {', '.join(map(str, kinds))}"
+            raise own.file.error(("remove",), says)
+
+    def of(kind: str, document: _Document) -> list[_Said]:
+        return [op for op in document.ops if op.value.get("kind") == kind]
+
+    ops = [op for kind in kinds if kind not in remove for op in of(kind, own) or of(kind, base)]
+    ops += [op for op in own.ops if op.value.get("kind") not in kinds or op.value.get("kind") in remove]
+    operands = [op.value["operands"] for op in ops if isinstance(op.value.get("operands"), dict)]
+    read = {name for names in operands for listed in names.values() if isinstance(listed, list) for name in listed}
+    types = {name: said for name, said in base.types.items() if name in read} | own.types
+    fields = {name: said for name, said in base.fields.items() if name not in OWN} | own.fields
+    return _Document(own.file, fields, types, ops)
+
+
+def _near_fields(error: Any) -> str:
+    """The fields that there are, for one that there is not."""
+    if error["type"] != "extra_forbidden":
+        return ""
+    model: Any = Target
+    for part in error["loc"][:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) and hasattr(model, "model_fields") else None
+        if field is not None:
+            inner = [a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")]
+            model = inner[0] if inner else model
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    names += ["extends", "remove"] if model is Target else []
+    near = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(names)}"
+
+
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets as Linux names them; empty where the system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(listed.group(1).split()) if listed else frozenset()
+
+
+def detect(runtime: str = AS_WRITTEN, machine: str | None = None, flags: frozenset[str] | None = None) -> str:
+    """The name of the first target (best first) for this machine and runtime. Raises UnknownName where none fits."""
+    machine = platform.machine() if machine is None else machine
+    flags = processor_flags() if flags is None else flags
+    targets = [load_target(name) for name in target_names()]
+    fits = [
+        (max(len(need) for need in target.requires if flags.issuperset(need)), target.name)
+        for target in targets
+        if target.detected and target.runtime == runtime and target.fits(machine, flags)
+    ]
+    if not fits:
+        raise UnknownName("target for this machine", f"{runtime}, {machine}", target_names(), "Give one with --target.")
+    return max(fits)[1]

@@ -1,0 +1,86 @@
+"""Every bench can be started, and a row of a table is what `fewbit.quantize` ships."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fewbit
+from fewbit.files import read_json
+from fewbit.recipes import RECIPES
+
+BENCH = Path(__file__).parents[2] / "bench"
+LIBRARIES = {"ablations", "integer_arithmetic"}  # nothing to start
+NAMES = sorted(file.stem for file in BENCH.glob("*.py"))
+TINY = ["--calibration", "8", "--scored", "8", "--seeds", "0", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _as_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from rows import ...` finds bench/rows.py, as it does for `python bench/best.py`."""
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LIBRARIES])
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = import_module(f"bench.{name}")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARIES))
+def test_library(name: str) -> None:
+    import_module(f"bench.{name}")
+
+
+def test_readme_names_benches_that_are_there() -> None:
+    text = "\n".join(file.read_text() for file in (BENCH / "README.md", *(BENCH / "notes").glob("*.md")))
+    named = set(re.findall(r"python bench/(\w+)\.py", text)) | set(re.findall(r"python -m bench\.(\w+)", text))
+    assert named
+    assert named <= set(NAMES) - LIBRARIES
+
+
+def small(root: Path) -> dict[str, str]:
+    """A small net and labelled images: torch exports it to ONNX in a fraction of the time that a demo takes."""
+    (root / "net.py").write_text(
+        "import torch\nfrom torch import nn\nINPUT_SIZE, MEAN, STD = (3, 16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)\n"
+        "def model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)).eval()\n"
+    )
+    draw = np.random.default_rng(0)
+    for name in ("calibration", "scored"):
+        images, labels = draw.integers(0, 255, (16, 16, 16, 3), dtype=np.uint8), draw.integers(0, 4, 16)
+        np.savez(root / f"{name}.npz", images=images, labels=labels)
+    return {"model": f"{root}/net.py:model", "images": f"{root}/calibration.npz", "score": f"{root}/scored.npz"}
+
+
+@pytest.mark.parametrize("of_demo", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_row_is_what_quantize_ships(of_demo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("timed", "runtimes_for"):
+        monkeypatch.setattr(f"fewbit.verify.{name}", lambda path: ())  # a row has no timings
+    rows = import_module("bench.rows")
+    given = {"model": "demo:resnet20"} if of_demo else small(tmp_path)
+    args = rows.options(None, **given).parse_args([*TINY, "--out", str(tmp_path / "rows"), "--time", "7"])
+    bench = rows.Bench(args)
+    bench.rows([("a row", "fast", "w4a8")])
+    result = fewbit.quantize(
+        **given, recipe="fast", bits="w4a8", target="ort-x86-vnni", calibration=8, scored=8, everything=True, threads=1,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    files = (tmp_path / "rows" / "row" / "model.onnx", result.folder / "model.onnx")
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
+    row = read_json(tmp_path / "rows" / "a_row_w4a8_n8_seed0.json")  # the number of images is in the name
+    assert row["log"] == read_json(result.folder / "plan.json")["log"]
+    assert (row["top1"], row["agreement"]) == (result.score.top1, result.score.agreement)
+    request = bench.quantized(RECIPES["best"], "8", 0)["request"]
+    assert [getattr(one, "seconds", None) for one in request.method.passes] == [None, None, 7.0]
+    assert bench.quantized(RECIPES["mse"], "8", 0)["request"].time is None

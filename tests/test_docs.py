@@ -1,0 +1,109 @@
+"""What the pages say: links lead somewhere, options exist, the server of the tutorial prepares pictures as fewbit does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewbit.data.preprocess import Preprocess
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        path = page if not name else page.parent / name
+        assert path.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+    assert len((ROOT / "bench" / "README.md").read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def prepare() -> Any:
+    """The function of that name on the tutorial's page."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
+    (server,) = [block for block in blocks if "def prepare(" in block]
+    function = next(n for n in ast.parse(server).body if isinstance(n, ast.FunctionDef) and n.name == "prepare")
+    names: dict[str, Any] = {"np": np, "Image": Image}
+    exec(compile(ast.Module([function], []), "tutorial.md", "exec"), names)
+    return names["prepare"]
+
+
+@pytest.mark.parametrize("wide", [48, 37, 90])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
+@pytest.mark.parametrize("resize", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_server_prepares_pictures_as_the_run_did(wide: int, crop_pct: float, resize: str, interpolation: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, wide, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    own = Preprocess((3, 24, 24), resize=resize, crop_pct=crop_pct, interpolation=interpolation)
+    ours = prepare()(picture, own.to_json())
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, own(picture).numpy(), atol=1e-6)
+
+
+def rows_of(page: str, first: str) -> list[list[str]]:
+    """The cells of the table whose header begins with a word."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = text.partition(f"\n| {first} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_stages_is_that_of_the_source() -> None:
+    from fewbit.stages import STAGES
+
+    rows = rows_of("how-it-works.md", "stage")
+    assert [row[0] for row in rows] == [stage.name for stage in STAGES]
+    for row, stage in zip(rows, STAGES, strict=True):
+        assert row[2] == ", ".join(stage.gives), stage.name
+        assert row[3] == ", ".join(stage.files), stage.name
+        named = set(row[1].split(", "))
+        if stage.name not in ("curve", "summarize", "report"):
+            assert named <= set(stage.takes(stage.run)), stage.name
+
+
+def test_the_order_of_rooms_is_that_of_the_source() -> None:
+    from test_imports import COMMON, ORDER
+
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    assert " < ".join(ORDER) in text
+    assert ", ".join(f"`{room}`" for room in sorted(COMMON)[:-1]) + f" and `{max(COMMON)}` are for all" in text
+
+
+def test_the_commands_of_the_pages_have_the_options_of_the_request() -> None:
+    from fewbit.request import Request, option
+
+    known = {option(name) for name in Request.model_fields}
+    used = set()
+    for page in PAGES[:-1]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"fewbit quantize [^\n`#]*", text):
+            used |= set(re.findall(r"(?<= )--[a-z][a-z-]+", command))
+    assert used
+    assert used <= known, used - known
+
+
+def test_the_recipes_of_the_methods_page_are_those_that_have_a_name() -> None:
+    from fewbit.recipes import RECIPES
+
+    named = {name for row in rows_of("methods.md", "recipe") for name in re.findall(r"`([\w-]+)`", row[0])}
+    assert named == set(RECIPES)

@@ -1,0 +1,162 @@
+"""What is refused before any work. Oracle: the messages; the fields of Request themselves for the command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from fewbit.cli import app
+from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+from fewbit.recipes import DEFAULT
+from fewbit.request import Options, Request, SearchRequest, option
+from fewbit.run import quantize
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"recipie": "fast"}, UnknownName, "unknown option 'recipie'. Did you mean recipe"),
+        ({"recipe": "fats"}, UnknownName, "unknown recipe 'fats'. Did you mean fast"),
+        ({"recipe": 3}, FewbitError, "--recipe 3 is no name"),
+        ({"target": "ort-x86-vnnj"}, UnknownName, "unknown target 'ort-x86-vnnj'. Did you mean ort-x86-vnni"),
+        ({"bits": "w9a8"}, FewbitError, "has no integers wider than 8 bits; allowed are 2 to 8"),
+        ({"bits": "eight"}, FewbitError, "--bits eight is not understood"),
+        ({"bits": 8.0}, FewbitError, "--bits 8.0 is not allowed; it should be a valid string: leave it out."),
+        ({"time": "2min"}, FewbitError, "recipe mse has none, these have: "),
+        ({"time": "2min", "recipe": "fast"}, FewbitError, "recipe fast has none"),
+        ({"time": "soon", "recipe": "lapq"}, FewbitError, "--time soon is not understood"),
+        ({"time": 90, "recipe": "lapq"}, FewbitError, "--time 90 .*a valid string: type --time 10min"),
+        ({"loss": "kl"}, FewbitError, "recipe mse has none, these have: "),
+        ({"loss": "mse", "recipe": "lapq"}, FewbitError, "allowed are kl .* and labels"),
+        ({"loss": "mse", "images": "synthetic"}, FewbitError, "allowed are kl .* and labels"),
+        ({"steps": 5}, FewbitError, "--steps .*recipe mse has none"),
+        ({"steps": 0, "recipe": "fdda"}, FewbitError, "--steps 0 .*greater than or equal to 1: type --steps 100"),
+        ({"curve": True, "recipe": "lapq"}, FewbitError, "--curve chooses again .*recipe lapq takes long"),
+        ({"curve": True, "recipe": "best"}, FewbitError, "draw it with one of mse, fast"),
+        ({"calibration": 0}, FewbitError, "--calibration 0 .*equal to 1: type --calibration 128, or leave it out."),
+        ({"calibration": "many"}, FewbitError, "--calibration 'many' .*a valid integer"),
+        ({"calibration": 1.5}, FewbitError, "--calibration 1.5 .*a valid integer"),
+        ({"scored": -1}, FewbitError, "--scored -1 .*greater than or equal to 1"),
+        ({"seed": -1}, FewbitError, "--seed -1 .*greater than or equal to 0"),
+        ({"seed": True}, FewbitError, "--seed True .*a valid integer"),
+        ({"threads": 0}, FewbitError, "--threads 0 .*greater than or equal to 1: type --threads 2"),
+        ({"seconds": 0.0}, FewbitError, "--seconds 0.0 .*greater than 0"),
+        ({"seconds": NAN}, FewbitError, "--seconds nan .*a finite number"),
+        ({"max_drop": INF}, FewbitError, "--max-drop inf .*a finite number"),
+        ({"max_drop": -1.0}, FewbitError, "--max-drop -1.0 .*greater than or equal to 0"),
+        ({"everything": "yes"}, FewbitError, "--everything 'yes' .*a valid boolean: type --everything"),
+        ({"keep_float": 3}, FewbitError, "--keep-float 3 .*a valid tuple"),
+        ({"mean": (0.5, 0.5)}, FewbitError, r"--mean \(0.5, 0.5\) is not understood; 3 numbers"),
+        ({"mean": (0.5, 0.5, NAN)}, FewbitError, "--mean nan .*a finite number"),
+        ({"input_size": "3,32.5,32"}, FewbitError, "--input-size 32.5 .*a valid integer"),
+        ({"input_size": (1, 32, 32)}, BadImages, r"allowed is \(3, height, width\)"),
+        ({"std": (1.0, 0.0, 1.0)}, BadImages, "std > 0"),
+        ({"interpolation": "bicubik"}, UnknownName, "Did you mean bicubic"),
+        ({"resize": "sqash"}, UnknownName, "Did you mean squash"),
+        ({"crop_pct": 0.0}, FewbitError, "--crop-pct 0.0 .*greater than 0"),
+        ({"classes": "nowhere.txt"}, BadFile, "--classes nowhere.txt does not exist"),
+        ({"weights": "nowhere.safetensors"}, BadFile, "--weights nowhere.safetensors does not exist"),
+        ({"images": "nowhere"}, BadImages, "nowhere does not exist"),
+        ({"score": Path("nowhere")}, BadImages, "nowhere does not exist"),
+        ({"images": "synthetic:nowhere"}, BadImages, "nowhere does not exist"),
+        ({"model": "vit_small_patch16_224"}, BadImages, "no images; .*--images DIR"),
+        ({"model": "vit_small_patch16_224", "images": "synthetic"}, BadImages, "real ones are needed to score on: --score DIR"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_any_work(options: dict[str, object], kind: type[FewbitError], says: str) -> None:
+    with pytest.raises(kind, match=says) as refused:
+        Request(**{"model": "demo", "target": "ort-x86-vnni", **options})
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"evaluations": 0}, "--evaluations 0"), ({"least": 1}, "--least 1"), ({"points": 0}, "--points 0"),
+     ({"loss": "mse"}, "allowed are kl and labels"), ({"curve": True}, "unknown option 'curve'")],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(FewbitError, match=says):
+        SearchRequest(model="demo", **options)
+
+
+def test_python_is_told_the_option_that_it_meant() -> None:
+    with pytest.raises(UnknownName, match=r"unknown option 'recipie'\. Did you mean recipe"):
+        quantize("demo", recipie="fast")
+
+
+def test_two_mistakes_are_both_said() -> None:
+    with pytest.raises(FewbitError, match=r"--calibration 0 .*--threads 0"):
+        Request(model="demo", calibration=0, threads=0)
+
+
+def test_the_default_recipe_is_that_of_the_list() -> None:
+    assert Request.model_fields["recipe"].default == DEFAULT
+
+
+def test_the_key_has_what_decides_the_result_and_nothing_else() -> None:
+    key = Request(model="demo", target="ort-x86-vnni", keep_float="head").key()
+    assert (key["model"], key["target"], key["recipe"], key["bits"], key["keep_float"]) == (
+        "demo", "ort-x86-vnni", "mse", "8", ["head"],
+    )  # fmt: skip
+    others = {"out": "x", "force": True, "threads": 7, "seconds": 1.0, "command": "c", "max_drop": 1.0}
+    assert Request(model="demo", target="ort-x86-vnni", keep_float=("head",), **others).key() == key
+    assert set(key).isdisjoint({*others, "images", "score", "weights", "mean"})
+    for name, value in {"seed": 1, "bits": "w4a8", "everything": True, "labels": False, "calibration": 5}.items():
+        assert Request(model="demo", target="ort-x86-vnni", keep_float="head", **{name: value}).key() != key, name
+
+
+def test_a_module_and_arrays_are_values_of_a_request() -> None:
+    request = Request(model=torch.nn.ReLU(), images=torch.zeros(2, 3, 8, 8), input_size=[3, 8, 8])
+    assert (request.key()["model"], request.input_size) == ("ReLU", (3, 8, 8))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("quantize", Request), ("search", SearchRequest)])
+def test_the_command_line_has_every_field_with_its_help_and_its_default(name: str, kind: type[Options]) -> None:
+    parameters = {p.name: p for p in get_command(app).commands[name].params}  # type: ignore[attr-defined]
+    fields = {n: f for n, f in kind.model_fields.items() if n != "command"}
+    assert set(parameters) - {"help"} == set(fields)
+    for field, info in fields.items():
+        parameter = parameters[field]
+        if field == "model":
+            continue
+        assert parameter.opts == [option(field)]
+        assert parameter.help == info.description
+        assert info.description
+        if field not in ("labels", "out", "keep_float", "budget"):
+            assert parameter.default == info.default, field
+
+
+@pytest.mark.parametrize("command", ["quantize", "search"])
+@pytest.mark.parametrize(("name", "least"), [("calibration", 1), ("scored", 1), ("steps", 1), ("threads", 1), ("seed", 0)])
+def test_limits_are_those_of_the_command_line(command: str, name: str, least: int) -> None:
+    done = CliRunner().invoke(app, [command, "demo", f"--{name}", str(least - 1)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == 2
+    assert re.search(rf"(x>=|greater than or equal to ){least}", done.output)  # typer below 0.29 says the range
+
+
+def test_the_fields_cover_what_the_house_asks_of_a_default() -> None:
+    """Every default is itself allowed: an empty request is one that can be."""
+    request = Request(model="demo")
+    assert request.model_dump(exclude={"model"}) == {
+        name: field.default for name, field in Request.model_fields.items() if name != "model"
+    }
+
+
+IMPORTED = "import sys; from fewbit import quantize; print(*sys.modules)"
+
+
+def test_quantize_is_imported_without_timm_and_scipy_optimize() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "fewbit.run" in loaded
+    heavy = re.compile(r"(timm|scipy\.optimize|torchvision|transformers|plotly\.io|openvino|nncf)(\.|$)")
+    assert sorted(name for name in loaded if heavy.match(name) and name.count(".") < 2) == []

@@ -1,0 +1,224 @@
+"""The loop of the stages. Oracles: how often fake stages are called; the bytes of a run that nobody killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fewbit import Run
+from fewbit.data import images as decoded
+from fewbit.data.images import Memory, open_images
+from fewbit.data.preprocess import Preprocess
+from fewbit.files import write_json
+from fewbit.run import quantize
+from fewbit.stages import REOPENED, STAGES, Stage
+
+SAME = ("plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors", "exported.pt2")
+
+
+class Fake:
+    """Stages that count their calls and write a file each: b needs a, c needs b and a."""
+
+    def __init__(self, dies: str = "") -> None:
+        self.calls: list[str] = []
+        self.dies = dies
+
+    def stages(self) -> tuple[Stage, ...]:
+        def one(name: str, gives: str, run: Callable[..., Any], load: bool = True) -> Stage:
+            return Stage(name, run, (gives,), (f"{gives}.json",), self.read(gives) if load else None, scratch=())
+
+        return one("first", "a", self.first), one("second", "b", self.second), one("third", "c", self.third, load=False)
+
+    def read(self, gives: str) -> Callable[..., Any]:
+        def load(folder: Path) -> str:
+            self.calls.append(f"read {gives}")
+            return (folder / f"{gives}.json").read_text()
+
+        return load
+
+    def made(self, name: str, value: str, folder: Path) -> str:
+        if name == self.dies:
+            raise KeyboardInterrupt
+        self.calls.append(name)
+        (folder / f"{name}.json").write_text(value)
+        return value
+
+    def first(self, folder: Path) -> str:
+        return self.made("a", "1", folder)
+
+    def second(self, a: str, folder: Path, more: str = "") -> str:
+        return self.made("b", a + "2" + more, folder)
+
+    def third(self, a: str, b: str, folder: Path) -> str:
+        return self.made("c", a + b + "3", folder)
+
+
+def test_a_value_is_made_once_with_what_it_needs_when_it_is_asked_for(tmp_path: Path) -> None:
+    fake = Fake()
+    run = Run(tmp_path, fake.stages(), {})
+    assert run["c"] == "1123"
+    assert fake.calls == ["a", "b", "c"]
+    assert (run["b"], run.do("second"), fake.calls) == ("12", "12", ["a", "b", "c"])
+    assert set(run.progress.seconds) == {"first", "second", "third"}
+
+
+def test_a_value_that_no_stage_makes_is_a_key_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="accuracy"):
+        _ = Run(tmp_path, Fake().stages(), {})["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("dies", "again"), [("a", ["a", "b", "c"]), ("b", ["read a", "b", "c"]), ("c", ["read a", "read b", "c"])]
+)
+def test_a_killed_run_goes_on_behind_the_last_file(tmp_path: Path, dies: str, again: list[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _ = Run(tmp_path, Fake(dies).stages(), {})["c"]
+    fake = Fake()
+    assert Run(tmp_path, fake.stages(), {})["c"] == "1123"
+    assert fake.calls == again
+
+
+def test_a_stage_runs_again_with_other_values_and_shares_what_it_does_not_change(tmp_path: Path) -> None:
+    fake = Fake()
+    run = Run(tmp_path, fake.stages(), {})
+    assert run["b"] == "12"
+    assert run.do("second", more="!") == "12!"
+    assert run.do("second", a="7") == "72"
+    assert fake.calls == ["a", "b", "b", "b"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small net's file and an array of images."""
+    root = tmp_path_factory.mktemp("run")
+    (root / "net.py").write_text(
+        "import torch\nfrom torch import nn\nINPUT_SIZE, MEAN, STD = (3, 16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)\n"
+        "def model():\n    torch.manual_seed(0)\n"
+        "    first, second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1)\n"
+        "    return nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(512, 4)).eval()\n"
+    )
+    np.save(root / "x.npy", np.random.default_rng(0).integers(0, 255, (24, 20, 20, 3), dtype=np.uint8))
+    return root
+
+
+def small(place: Path, out: Path, **options: Any) -> Any:
+    return quantize(f"{place / 'net.py'}:model", place / "x.npy", out=out, recipe="fast", seconds=0.01, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """A run that nobody killed."""
+    return Path(small(place, place / "whole").folder)
+
+
+@pytest.mark.parametrize("name", [stage.name for stage in STAGES if stage.name not in ("load", "curve")])
+def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    once = Run.do
+
+    def killed(self: Run, stage: str, **given: Any) -> Any:
+        made = once(self, stage, **given)
+        if stage == name:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Run, "do", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small(place, tmp_path / "run")
+    monkeypatch.setattr(Run, "do", once)
+    assert (tmp_path / "run.part" / "request.json").exists()
+    small(place, tmp_path / "run")
+    for file in SAME:
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes(), file
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_another_request_empties_what_a_killed_run_left(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.part").mkdir()
+    write_json(tmp_path / "run.part" / "request.json", {"request": "another"})
+    (tmp_path / "run.part" / "plan.json").write_text("{")
+    assert not small(place, tmp_path / "run").checks.wrong
+
+
+def test_commands_on_a_finished_run_are_its_stages() -> None:
+    functions = {stage.name: stage.run for stage in STAGES}
+    for stage in REOPENED:
+        if stage.name in ("verify", "evaluate", "bench", "report"):
+            assert stage.run is functions[stage.name]
+
+
+def test_a_finished_run_scores_and_checks_as_it_did(place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewbit.files import read_json
+    from fewbit.report import tables
+
+    report, run = read_json(whole / "report.json"), Run.open(whole)
+    assert tables.verify(run.verify()) == report["verify"]
+    x = open_images(place / "x.npy", run.preprocess)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    score = run.do("evaluate", scored=x.subset(sorted(order[:6])), threads=2)
+    assert score.to_json() == report["accuracy"]
+    page = (whole / "report.html").read_bytes()
+    assert run.do("report").read_bytes() == page
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report"]])
+def test_help_and_report_need_no_torch(whole: Path, arguments: list[str]) -> None:
+    words = [*arguments, str(whole)] if arguments == ["report"] else arguments
+    after = "import atexit, sys; atexit.register(lambda: print('loaded', 'torch' in sys.modules)); "
+    code = after + f"from fewbit.cli import app; app({words}, standalone_mode=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "loaded False" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("fast", 1 << 30), ("fast", 5000), ("mse", 0)])
+def test_a_calibration_image_is_decoded_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, limit: int
+) -> None:
+    """Whatever the limit in memory is: the rest lies in a file of the run's folder. (3 KiB an image.)"""
+    count: dict[str, int] = {}
+    once = decoded.as_input
+
+    def counted(item: Any, name: str, preprocess: Preprocess) -> torch.Tensor:
+        count[name] = count.get(name, 0) + 1
+        return once(item, name, preprocess)
+
+    monkeypatch.setattr(decoded, "as_input", counted)
+    monkeypatch.setattr("fewbit.stages.load.Memory", lambda folder: Memory(limit, folder))
+    result = quantize(f"{place / 'net.py'}:model", place / "x.npy", out=tmp_path / "run", recipe=recipe, seconds=0.01)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    assert {count[f"x.npy:{i}"] for i in order[6:]} == {1}
+    assert max(count.values()) == 2  # scored: a few are compared, all are scored
+    assert not result.checks.wrong
+
+
+@pytest.mark.parametrize("limit", [0, 4 * 3 * 8 * 8 * 5, 1 << 30])
+@pytest.mark.parametrize("kept_in_a_file", [True, False])
+def test_remembered_images_are_those_that_are_decoded(tmp_path: Path, limit: int, kept_in_a_file: bool) -> None:
+    x = np.random.default_rng(1).integers(0, 255, (11, 9, 7, 3), dtype=np.uint8)
+    plain = open_images(x, Preprocess((3, 8, 8)))
+    images = plain.remembered(Memory(limit, tmp_path if kept_in_a_file else None))
+    odd = images.subset([9, 1, 3, 3])
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(odd.batches(3))), torch.cat(list(plain.subset([9, 1, 3, 3]).batches(4))))
+        assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
+    next(images.batches(2)).zero_()  # a batch is the reader's own
+    assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_arrays_are_two_sources_and_one_is_not() -> None:
+    from fewbit.data.images import refuse_same
+    from fewbit.errors import BadImages
+
+    x, y = (np.zeros((4, 8, 8, 3), np.uint8) for _ in range(2))
+    refuse_same(open_images(x, Preprocess((3, 8, 8))), open_images(y, Preprocess((3, 8, 8))))
+    with pytest.raises(BadImages, match="calibration and for scoring"):
+        refuse_same(open_images(x, Preprocess((3, 8, 8))), open_images(x, Preprocess((3, 8, 8))))
