@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from ablations import ABLATIONS
-from rows import Bench, edited, options, rows_of, with_ends
+from rows import ABLATIONS, Bench, edited, options, rows_of, with_ends
 
 from fewbit.recipes import ENTROPY, IN_TURN, Recipe
 
@@ -34,7 +33,7 @@ SIDES = {
 
 
 def main() -> None:
-    parser = options(__doc__, calibration=50)
+    parser = options(__doc__, ends=0, calibration=50)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 7, 6])
     parser.add_argument("--weights", choices=("channel", "tensor"), default="channel", help="what a step of a weight is for")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)

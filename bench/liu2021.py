@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablations import ABLATIONS
-from rows import Bench, options, peak, rows_of
+from rows import ABLATIONS, Bench, options, peak, rows_of
 from scipy.stats import binomtest
 
 from fewbit.capture import capture, load_model

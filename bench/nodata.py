@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rows import Bench, options, with_ends
+from rows import ABLATIONS, Bench, options, with_ends
 
 from fewbit.data.images import Preprocess
 from fewbit.data.synthesize.inversion import photographic
 from fewbit.demo import model as demo
-from fewbit.recipes import RECIPES
 
 
 def noise(kind: str, count: int, preprocess: Preprocess, seed: int) -> torch.Tensor:
@@ -45,9 +44,9 @@ def bench_of(args: argparse.Namespace, source: str) -> Bench:
 
 
 def main() -> None:
-    parser = options(__doc__, out=Path("nodata"))
+    parser = options(__doc__, ends=0, out=Path("nodata"))
     parser.add_argument("--sources", nargs="+", default=["noise", "photographic", "synthetic", "16", "128"])
-    parser.add_argument("--recipes", nargs="+", default=["mse", "fast"], choices=RECIPES)
+    parser.add_argument("--recipes", nargs="+", default=["mse", "fast"], choices=ABLATIONS)
     parser.add_argument("--bits", nargs="+", default=["8", "w4a8"])
     parser.add_argument("--made", type=int, default=128, help="synthetic images, and of noise")
     parser.add_argument("--steps", type=int, help="of each image, or of the generator (default: as fewbit quantize)")

@@ -13,9 +13,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from rows import Bench, options, peak, with_ends
-
-from fewbit.recipes import RECIPES
+from rows import ABLATIONS, Bench, options, peak, with_ends
 
 SIX = ("minmax", "mse", "easyquant", "aciq", "lapq", "liu2021")
 
@@ -23,14 +21,14 @@ SIX = ("minmax", "mse", "easyquant", "aciq", "lapq", "liu2021")
 def main() -> None:
     parser = options(__doc__, "rows", "memory", "one", ends=8)
     parser.add_argument("--bits", nargs="+", default=["8", "w4a8", "4"])
-    parser.add_argument("--recipes", nargs="+", default=SIX, choices=RECIPES)
+    parser.add_argument("--recipes", nargs="+", default=SIX, choices=ABLATIONS)
     args = parser.parse_args()
     if args.what == "rows":
         Bench(args).rows((f"{name}, {b}", name, with_ends(b, args.ends)) for b in args.bits for name in args.recipes)
         return
     if args.what == "one":
         bench = Bench(args)
-        _ = bench.quantized(RECIPES[args.recipes[0]], with_ends(args.bits[-1], args.ends), args.seeds[0])["plan"]
+        _ = bench.quantized(ABLATIONS[args.recipes[0]], with_ends(args.bits[-1], args.ends), args.seeds[0])["plan"]
         print(peak())
         return
     print("| recipe | peak GB |\n|---|---|")

@@ -27,15 +27,18 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from fewbit import Run
+from fewbit.choose import Recipe
 from fewbit.core.bits import parse_bits
 from fewbit.core.values import Plan
 from fewbit.files import read_json, write_json
-from fewbit.recipes import RECIPES, Recipe
 from fewbit.request import Request
 from fewbit.stages import STAGES
 from fewbit.target.load import HERE
 from fewbit.verify.attention import attention_tables
 from fewbit.verify.evaluate import Score, wilson
+
+sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
+from bench.ablations import ABLATIONS
 
 
 class Bench:
@@ -46,7 +49,7 @@ class Bench:
     """
 
     def __init__(
-        self, args: argparse.Namespace, recipes: Mapping[str, Recipe] = RECIPES,
+        self, args: argparse.Namespace, recipes: Mapping[str, Recipe] = ABLATIONS,
         images: Callable[[int], Any] | None = None, *, everything: bool = True, **options: Any,
     ) -> None:  # fmt: skip
         self.args, self.out, self.recipes, self.images = args, args.out, recipes, images
@@ -172,8 +175,8 @@ def summary(row: Mapping[str, Any], log: str) -> Mapping[str, Any]:
     return next(entry["summary"] for entry in row["log"] if entry["name"] == log)
 
 
-def with_ends(bits: object, ends: int | None) -> str:
-    """Bits with others for the first and the last op with a weight (None or 0: the same)."""
+def with_ends(bits: object, ends: int) -> str:
+    """Bits with others for the first and the last op with a weight (0: the same)."""
     return f"{bits},first={ends},last={ends}" if ends else str(bits)
 
 
@@ -210,7 +213,7 @@ def table(folder: Path) -> None:
 
 
 def options(doc: str | None, *what: str, ends: int | None = None, **defaults: Any) -> argparse.ArgumentParser:
-    """What every bench of rows takes, behind one of `what`; `ends` and others are defaults."""
+    """What every bench of rows takes, behind one of `what`; `ends` is the default of an option that only some have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if what:
         parser.add_argument("what", choices=what)
@@ -224,18 +227,19 @@ def options(doc: str | None, *what: str, ends: int | None = None, **defaults: An
     parser.add_argument("--wide", default="ort-x86-wide", help="the target for candidates above 8 bits")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--time", type=float, default=60.0, help="seconds of a joint search or a reconstruction")
-    parser.add_argument("--ends", type=int, default=ends, help="bits of the first and last op with a weight; 0: as the others")
+    if ends is not None:
+        parser.add_argument("--ends", type=int, default=ends, help="bits of the first and last op; 0: as the others")
     parser.add_argument("--out", type=Path, default=Path("rows"))
     parser.set_defaults(**defaults)
     return parser
 
 
 def make(
-    arguments: Sequence[str] | None = None, recipes: Mapping[str, Recipe] = RECIPES, doc: str | None = __doc__,
+    arguments: Sequence[str] | None = None, recipes: Mapping[str, Recipe] = ABLATIONS, doc: str | None = __doc__,
     bits: Sequence[str] = ("8",), **defaults: Any,
 ) -> None:  # fmt: skip
     """A row for each recipe, width and seed: all there is to a bench of recipes."""
-    parser = options(doc, **defaults)
+    parser = options(doc, ends=0, **defaults)
     parser.add_argument("--recipes", "--rows", nargs="+", default=["mse", "fast"], choices=recipes)
     parser.add_argument("--bits", nargs="+", default=bits)
     args = parser.parse_args(arguments)
