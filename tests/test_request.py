@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
-from fewbit.recipes import DEFAULT
+from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.request import Options, Request, SearchRequest, option
 from fewbit.run import quantize
 
@@ -160,3 +160,9 @@ def test_quantize_is_imported_without_timm_and_scipy_optimize() -> None:
     assert "fewbit.run" in loaded
     heavy = re.compile(r"(timm|scipy\.optimize|torchvision|transformers|plotly\.io|openvino|nncf)(\.|$)")
     assert sorted(name for name in loaded if heavy.match(name) and name.count(".") < 2) == []
+
+
+def test_a_search_takes_ranges_alone_and_says_so_before_any_work() -> None:
+    assert SearchRequest(model="demo", recipe="kl").method.passes == RECIPES["kl"].passes
+    with pytest.raises(FewbitError, match="search with one of mse, minmax, percentile, kl, then"):
+        SearchRequest(model="demo", recipe="fast")

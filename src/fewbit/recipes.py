@@ -19,7 +19,7 @@ from fewbit.choose.recipe import Recipe
 from fewbit.choose.reconstruct import Reconstruct
 from fewbit.choose.sensitivity import NuclearNorm
 from fewbit.equalize import Equalize
-from fewbit.errors import UnknownName
+from fewbit.errors import FewbitError, UnknownName
 
 DEFAULT = "mse"
 RECOMMENDED = ("mse", "fast", "best")  # shown first: quick, the best in about a minute, the best there is
@@ -98,3 +98,20 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise UnknownName("recipe", name, RECIPES)
     return RECIPES[name]
+
+
+def plain_ranges(recipe: Recipe, name: str) -> Ranges:
+    """The ranges of a recipe that is nothing else, as a search of widths needs it. Raises FewbitError for any other."""
+    if is_plain(recipe):
+        return recipe.passes[0]  # type: ignore[return-value]
+    plain = ", ".join(other for other, one in RECIPES.items() if is_plain(one))
+    raise FewbitError(
+        f"--recipe {name} looks at more than one tensor, so its scales change with every width that a search tries; "
+        f"search with one of {plain}, then give the point that you like to fewbit quantize."
+    )
+
+
+def is_plain(recipe: Recipe) -> bool:
+    """Whether every scale follows from its own tensor alone."""
+    first = recipe.passes[0] if len(recipe.passes) == 1 and recipe.equalize is None else None
+    return isinstance(first, Ranges) and not first.gradients and first.channel_bits is None

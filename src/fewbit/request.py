@@ -271,12 +271,14 @@ class SearchRequest(Options):
 
     @cached_property
     def method(self) -> Recipe:
-        """The recipe by its name; time and loss are those of the search itself."""
-        from fewbit.recipes import recipe_named
+        """The recipe by its name, of ranges alone; time and loss are those of the search itself."""
+        from fewbit.recipes import plain_ranges, recipe_named
 
         if self.loss not in LOSSES:
             raise FewbitError(f"--loss {self.loss} is not understood; allowed are kl and labels, as in --loss kl.")
-        return recipe_named(self.recipe)
+        recipe = recipe_named(self.recipe)
+        plain_ranges(recipe, self.recipe)
+        return recipe
 
 
 def _refusal(kind: type[Options], error: ValidationError) -> FewbitError:

@@ -38,10 +38,11 @@ def targets() -> None:
 @command
 def recipes() -> None:
     """The recipes that have a name."""
-    from fewbit.recipes import DEFAULT, RECIPES
+    from fewbit.recipes import DEFAULT, RECIPES, RECOMMENDED
 
     table = Table("recipe", "about", "settings")
     for name, recipe in RECIPES.items():
         settings = ", then ".join(map(repr, (*filter(None, [recipe.equalize]), *recipe.passes)))
-        table.add_row(f"{name} (default)" if name == DEFAULT else name, recipe.about, settings)
+        mark = " (default, recommended)" if name == DEFAULT else " (recommended)" if name in RECOMMENDED else ""
+        table.add_row(name + mark, recipe.about, settings)
     out.print(table)

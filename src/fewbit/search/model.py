@@ -17,12 +17,12 @@ from fewbit.choose import Bits, Context, Recipe
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.loss import BATCH, Measure
-from fewbit.choose.ranges import Ranges, moved_codes
+from fewbit.choose.ranges import moved_codes
 from fewbit.core.values import Bias, Choice, Graph, Plan, SameAs, Site
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.recipes import RECIPES
+from fewbit.recipes import plain_ranges
 from fewbit.search.space import Candidate, Dimension
 from fewbit.target.allowed import Allowed, AllowedGrids
 
@@ -51,14 +51,7 @@ class Model:
     """A graph on a target with a recipe of ranges. Raises FewbitError for a recipe that looks at more than one tensor."""
 
     def __init__(self, context: Context, recipe: Recipe, settings: Settings | None = None) -> None:
-        ranges = recipe.passes[0] if len(recipe.passes) == 1 and recipe.equalize is None else None
-        if not isinstance(ranges, Ranges) or ranges.gradients or ranges.channel_bits is not None:
-            plain = ", ".join(n for n, r in RECIPES.items() if len(r.passes) == 1 and isinstance(r.passes[0], Ranges))
-            raise FewbitError(
-                f"--recipe {context.name} looks at more than one tensor, so its scales change with every width that a search "
-                f"tries; search with one of {plain}, then give the point that you like to fewbit quantize."
-            )
-        self.context, self.recipe, self.ranges = context, recipe, ranges
+        self.context, self.recipe, self.ranges = context, recipe, plain_ranges(recipe, context.name)
         self.graph, self.target = context.graph, context.target
         self.settings = settings or Settings()
         self._known: dict[Any, Any] = {}  # choices and biases by what they depend on
