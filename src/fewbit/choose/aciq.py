@@ -21,7 +21,7 @@ def clipping_factor(prior: Prior, bits: int, one_sided: bool = False) -> float:
 
     Laplace: (α/b) e^(α/b) = 3 · 4^bits, solved by Lambert's W. Gauss: the root of
     α (1 - erf(α / √2σ)) - √(2/π) σ e^(-α²/2σ²) + α / (3 · 4^bits) (Banner et al. 2019, equations 6 to 9). With `one_sided`
-    only positive values are kept and [0, α] has all of the bins: one bit more than the symmetric case.
+    only positive values count and [0, α] has all of the bins: one bit more than the symmetric case.
     """
     if bits < 1:
         raise ValueError(f"1 bit at least, not {bits}")
@@ -43,8 +43,8 @@ def clipping_factor(prior: Prior, bits: int, one_sided: bool = False) -> float:
 class AnalyticClip:
     """[μ - α*, μ + α*] where α* is the best clip for a Laplace or Gauss distribution of the tensor's own spread.
 
-    b is the mean of |x - μ|, σ the standard deviation. A tensor without values below 0 is taken for what a ReLU leaves of a
-    symmetric one around 0: its spread is that of the positive values, its range [0, α*]. Never wider than what was seen.
+    b is the mean of |x - μ|, σ the standard deviation. A tensor without values below 0 is treated as the ReLU of a symmetric
+    one around 0: its spread is that of the positive values, its range [0, α*]. Never wider than the observed range.
     (The paper centres on the statistics before the ReLU; a site is the tensor behind it, where these are the same up to μ.)
     """
 

@@ -20,12 +20,12 @@ from fewbit.errors import FewbitError
 from fewbit.target.allowed import widest
 from fewbit.target.spec import Target
 
-KEPT = 2000  # points of the frontier that a plan keeps
+KEPT = 2000  # points of the frontier that a plan stores
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The widths, the log of how they were found, and the candidates that the target has no integers for."""
+    """The widths, the log of the search, and the candidates that the target has no integers for."""
 
     bits: Bits
     log: PassLog
@@ -40,33 +40,33 @@ def allocate(context: Context, mixed: Mixed, recipe: Recipe) -> Allocation:
     the budget.
     """
     graph, target, integer = context.graph, context.target, set(context.allowed.integer_ops)
-    found = [replace(u, ops=members) for u in modules(graph) if (members := tuple(op for op in u.ops if op in integer))]
-    options = {u.name: [b for b in mixed.candidates if b <= _widest(graph, target, u)] for u in found}
-    fallbacks = [_fewer(context, mixed, u, options[u.name]) for u in found if len(options[u.name]) < len(mixed.candidates)]
-    tried = sorted({b for widths in options.values() for b in widths})
+    units = [replace(u, ops=members) for u in modules(graph) if (members := tuple(op for op in u.ops if op in integer))]
+    options = {u.name: [b for b in mixed.candidates if b <= _widest(graph, target, u)] for u in units}
+    fallbacks = [_fallback(context, mixed, u, options[u.name]) for u in units if len(options[u.name]) < len(mixed.candidates)]
+    all_widths = sorted({b for widths in options.values() for b in widths})
     ranges = ranges_of(recipe)
-    uniform = {b: replace(context, bits=Bits(b, b), progress=lambda site: None) for b in tried}
+    uniform = {b: replace(context, bits=Bits(b, b), progress=lambda site: None) for b in all_widths}
     plans = {b: ranges(one.start(), one) for b, one in uniform.items()}
     batch = torch.cat(list(context.images))[: recipe.sensitivity.images]
-    measured = recipe.sensitivity(graph, found, plans, batch, context.progress)
-    weights = [_weights(graph, module) for module in found]
+    scores = recipe.sensitivity(graph, units, plans, batch, context.progress)
+    weights = [_weights(graph, module) for module in units]
     points = frontier(
-        [[n * b for b in options[s.module.name]] for n, s in zip(weights, measured, strict=True)],
-        [[s.losses[b] for b in options[s.module.name]] for s in measured],
+        [[n * b for b in options[s.module.name]] for n, s in zip(weights, scores, strict=True)],
+        [[s.losses[b] for b in options[s.module.name]] for s in scores],
     )
     budget = math.floor(sum(weights) * mixed.mean)
     place = points.best(budget)
-    chosen = {u.name: options[u.name][k] for u, k in zip(found, points.picks[place], strict=True)}
+    module_bits = {u.name: options[u.name][k] for u, k in zip(units, points.picks[place], strict=True)}
     summary = {
         "mean": mixed.mean,
         "budget_bytes": -(-budget // 8),
         "candidates": list(mixed.candidates),
-        "uniform": _uniform(measured, weights, tried, options),
-        "frontier": _points(points, found, options, sum(weights), place),
+        "uniform": _uniform(scores, weights, all_widths, options),
+        "frontier": _points(points, units, options, sum(weights), place),
         "frontier_points": len(points.sizes),
     }
-    rows = tuple(_row(s, n, chosen[s.module.name]) for s, n in zip(measured, weights, strict=True))
-    ops, middle = {op: chosen[u.name] for u in found for op in u.ops}, round(mixed.mean)
+    rows = tuple(_row(s, n, module_bits[s.module.name]) for s, n in zip(scores, weights, strict=True))
+    ops, middle = {op: module_bits[u.name] for u in units for op in u.ops}, round(mixed.mean)
     log = PassLog("mixed precision", repr(recipe.sensitivity), rows, summary)
     return Allocation(Bits(middle, middle, ops, asked=str(mixed)), log, tuple(fallbacks))
 
@@ -80,7 +80,7 @@ def ranges_of(recipe: Recipe) -> Ranges:
     return start
 
 
-def _fewer(context: Context, mixed: Mixed, module: Module, allowed: Sequence[int]) -> Fallback:
+def _fallback(context: Context, mixed: Mixed, module: Module, allowed: Sequence[int]) -> Fallback:
     """The fallback for candidates that are too wide for a module. Raises FewbitError where none is left."""
     graph, target = context.graph, context.target
     widest_bits = _widest(graph, target, module)
@@ -119,28 +119,26 @@ def _row(s: Sensitivity, weights: int, bits: int) -> dict[str, Json]:
 
 
 def _uniform(
-    measured: Sequence[Sensitivity], weights: Sequence[int], tried: Sequence[int], options: dict[str, list[int]]
+    scores: Sequence[Sensitivity], weights: Sequence[int], all_widths: Sequence[int], options: dict[str, list[int]]
 ) -> list[dict[str, Json]]:
     """The points where all modules have one width, for comparison."""
-    everywhere = [b for b in tried if all(b in widths for widths in options.values())]
-    return [
-        {"bits": b, "bytes": -(-sum(weights) * b // 8), "loss": math.fsum(s.losses[b] for s in measured)} for b in everywhere
-    ]
+    everywhere = [b for b in all_widths if all(b in widths for widths in options.values())]
+    return [{"bits": b, "bytes": -(-sum(weights) * b // 8), "loss": math.fsum(s.losses[b] for s in scores)} for b in everywhere]
 
 
 def _points(
-    points: Frontier, found: Sequence[Module], options: dict[str, list[int]], weights: int, place: int
+    points: Frontier, units: Sequence[Module], options: dict[str, list[int]], weights: int, place: int
 ) -> list[dict[str, Json]]:
-    """The frontier, smallest first; of a very long one every few points, and always the one that was taken."""
-    step = -(-len(points.sizes) // KEPT)
+    """The frontier, smallest first; of a very long one every few points, and always the selected one."""
+    stride = -(-len(points.sizes) // KEPT)
     rows = []
-    for i in sorted({*range(0, len(points.sizes), step), place, len(points.sizes) - 1}):
+    for i in sorted({*range(0, len(points.sizes), stride), place, len(points.sizes) - 1}):
         rows.append(
             {
                 "bytes": -(-int(points.sizes[i]) // 8),
                 "loss": float(points.losses[i]),
                 "mean": float(points.sizes[i] / weights),
-                "bits": [options[u.name][k] for u, k in zip(found, points.picks[i], strict=True)],
+                "bits": [options[u.name][k] for u, k in zip(units, points.picks[i], strict=True)],
                 "taken": i == place,
             }
         )

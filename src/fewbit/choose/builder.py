@@ -1,4 +1,4 @@
-"""A plan while one pass changes it: choices and biases go in, everything that follows from them follows."""
+"""A plan while one pass changes it: choices and biases go in, everything that depends on them is updated."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fewbit.execute.executor import Executor
 
 
 class PlanBuilder:
-    """The choices and biases of a plan, open for one pass. With an `overlay`, its readers read what is set.
+    """The choices and biases of a plan, open for one pass. With an `overlay`, each change is visible in it at once.
 
-    The codes of a site that holds another's codes follow that site; integer biases follow the scales that they are made of.
+    The codes of a site that holds another's codes follow that site; integer biases follow the scales of input and weight.
     """
 
     def __init__(self, plan: Plan, context: Context, overlay: Executor | None = None) -> None:
@@ -29,7 +29,7 @@ class PlanBuilder:
         self.fallbacks = list(plan.fallbacks)
 
     def plan(self, *logs: PassLog) -> Plan:
-        """The plan as it is now, with the biases that follow from the scales, and what the pass did."""
+        """The plan as it is now, with the biases that follow from the scales, and the logs of the pass."""
         for op in self.weighted_ops():
             self.decide_bias(op)
         order = {op.name: i for i, op in enumerate(self.graph.ops)}
@@ -60,7 +60,7 @@ class PlanBuilder:
         self.set(choice if choice.why == why else replace(choice, why=why))
 
     def correct(self, op: str, bias: Tensor) -> None:
-        """Take a float bias (c_out,) that a method has found for an op."""
+        """Take a float bias (c_out,) from a method for an op."""
         self.biases[op] = Bias(bias)
         self.decide_bias(self.graph.op(op))
 
@@ -69,31 +69,31 @@ class PlanBuilder:
 
         It is an integer where the target stores it so, or, once a method has changed it, where the kernel adds in integers.
         """
-        decided, site = self.biases.get(op.name), op.operands.get("bias", "")
-        real = None if decided is None else decided.real
+        current, site = self.biases.get(op.name), op.operands.get("bias", "")
+        real = None if current is None else current.real
         integer = self._integer_bias(op, site, real)
         if integer is not None:
             self.biases[op.name] = Bias(tensor_of(self.graph, self.graph.site(site)) if real is None else real, integer)
         elif real is not None:
             self.biases[op.name] = Bias(real)
-        found = self.biases.get(op.name)
+        bias = self.biases.get(op.name)
         if self.overlay is not None:
-            self.overlay.set_bias(op.name, None if found is None else found.values)
-        return found
+            self.overlay.set_bias(op.name, None if bias is None else bias.values)
+        return bias
 
     def _integer_bias(self, op: Op, site: str, real: Tensor | None) -> Choice | None:
         if op.operands["input"] not in self.choices or op.operands["weight"] not in self.choices:
             return None
-        read, weight = (self.choices[op.operands[operand]].qparams for operand in ("input", "weight"))
-        if read.scale.ndim or weight.scale.ndim > 1:  # many scales for one sum: no scale of a bias is theirs
+        activation, weight = (self.choices[op.operands[operand]].qparams for operand in ("input", "weight"))
+        if activation.scale.ndim or weight.scale.ndim > 1:  # many scales for one sum: no scale of a bias is theirs
             return None
-        qparams = of_bias(read, weight, self.graph.site(op.operands["weight"]).shape[0])
+        qparams = of_bias(activation, weight, self.graph.site(op.operands["weight"]).shape[0])
         if site in self.allowed.sites:
-            wanted, grid = (
+            real_bias, grid = (
                 tensor_of(self.graph, self.graph.site(site)) if real is None else real,
                 self.allowed.sites[site].grids[0],
             )
-            return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(wanted, qparams, grid))
+            return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(real_bias, qparams, grid))
         if real is not None and op.operands.get("output", "") in self.allowed.sites:  # this kernel adds in int32
             grid = Grid(32, axis=0)
             return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(real, qparams, grid))
@@ -106,15 +106,15 @@ class PlanBuilder:
 
     def readers(self, site: Site) -> list[Op]:
         """The integer ops that read an activation site."""
-        read = [name for name, operand in site.readers if operand != "output" and name in self.allowed.integer_ops]
-        return [self.graph.op(name) for name in dict.fromkeys(read)]
+        names = [name for name, operand in site.readers if operand != "output" and name in self.allowed.integer_ops]
+        return [self.graph.op(name) for name in dict.fromkeys(names)]
 
     def rescaled(self, choice: Choice, qparams: QParams, method: str) -> Choice | None:
         """A choice with another scale; None where the codes of a weight would not be safe."""
-        moved = replace(choice, qparams=qparams, method=method)
+        candidate = replace(choice, qparams=qparams, method=method)
         if choice.role != "weight":
-            return moved
-        recoded = self.recoded(moved)
+            return candidate
+        recoded = self.recoded(candidate)
         return recoded if codes_are_safe(self.graph, recoded, self.choices, self.allowed.sites[choice.site]) else None
 
     def recoded(self, choice: Choice, w: Tensor | None = None, bias: Tensor | None = None) -> Choice:

@@ -17,8 +17,8 @@ class ChannelBits:
     """B_i = B σ_i^(2/3) / Σ_j σ_j^(2/3) codes for channel i, so that σ_i² / B_i³ is the same for all (equations 10 and 11).
 
     B is channels times 2^bits; a channel gets round(log2 B_i) bits, `least` to `most`. Rounding and the limits move the mean,
-    so the target is moved by half of what is missing, at most 10 times, as the released code does. Only tensors of `nominal`
-    bits or fewer are allocated. Symmetric grids have at least 2 bits: of one bit only the code 0 would be left.
+    so the target is moved by half of the difference, at most 10 times, as the released code does. Only tensors of `nominal`
+    bits or fewer are allocated. Symmetric grids have at least 2 bits: with one bit only the code 0 would remain.
     """
 
     weights: bool = True

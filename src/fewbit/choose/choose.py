@@ -26,6 +26,6 @@ def choose(context: Context, recipe: Recipe) -> Plan:
 
 
 def check(one_pass: Pass, context: Context) -> None:
-    """Let a pass refuse, before any work, what it cannot do: a pass may have a method `check(context)` for that."""
+    """Let a pass refuse before any work starts: a pass may have a method `check(context)` for that."""
     if isinstance(one_pass, Checked):
         one_pass.check(context)

@@ -21,7 +21,7 @@ from fewbit.target.spec import Target
 
 BATCH = 8  # images of a batch that a stream carries
 MEMORY = 1 << 30  # bytes of the largest tensor of all images together
-LEAST = 4  # batches that are taken whatever they hold
+LEAST = 4  # batches that are used whatever their size
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class LabelledImages:
 class Context:
     """What passes work on. `images` are the calibration batches (b, c, h, w), `labels` (n,) their classes where known.
 
-    `synthetic` are images made beside them for a pass that trains; `real_images` says whether `images` are photographs.
-    `sampled` are samples that were drawn before (None: drawn when a pass asks). `journal` and `folder` keep what a killed run
-    has computed.
+    `synthetic` are additional images for a pass that trains; `real_images` says whether `images` are photographs. `sampled`
+    are samples drawn earlier (None: drawn when a pass needs them). `journal` and `folder` store results, so that a
+    killed run can continue.
     """
 
     graph: Graph
@@ -63,7 +63,7 @@ class Context:
 
     @cached_property
     def widths(self) -> Bits:
-        """The bits with their exceptions found in the graph; where nothing but weights is quantized they say so."""
+        """The bits with their exceptions resolved to ops of the graph."""
         return self.bits.of(self.graph)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Correction: what is left of the error after the codes are chosen, taken out of the bias."""
+"""Correction: the mean error that remains after rounding, subtracted from the bias."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutputBias:
         b' = b - E[Ô - O]      so that the mean over the samples of each channel is that of the float op
 
     Over images and tokens. With `each_round` a search that has it corrects after each of its rounds as well, so that the next
-    one scores outputs without the error that is taken out in the end; otherwise once, after the search.
+    one scores outputs without the error that the correction removes; otherwise once, after the search.
     """
 
     each_round: bool = True
@@ -47,11 +47,11 @@ class OutputBias:
 
     def bias(self, graph: Graph, op: Op, sample: OpSample, choices: Mapping[str, Choice]) -> Float[Tensor, "c_out"]:
         """The bias of an op after correction on its samples."""
-        read, weight = choices.get(op.operands["input"]), choices[op.operands["weight"]]
+        activation, weight = choices.get(op.operands["input"]), choices[op.operands["weight"]]
         w, bias = weight_and_bias(graph, op)
         rows = sample.rows.flatten(0, 1)
         inputs = rows if sample.read is None else sample.read.flatten(0, 1)
-        inputs = inputs if read is None else fake(inputs, read.qparams, read.grid)
+        inputs = inputs if activation is None else fake(inputs, activation.qparams, activation.grid)
         return self.corrected(times(rows, w), times(inputs, real_weight(weight)), bias)
 
     def corrected(
@@ -68,8 +68,8 @@ class WeightMean:
 
         ŵ' = ξ ŵ + mean w - ξ mean ŵ        ξ = std w / std ŵ with `variance`, else 1 (the released code's form)
 
-    No integer kernel has an offset for each channel of a weight. ξ goes into the scale, exactly; the offset meets the sum of
-    what the weight is multiplied with, and its mean over the calibration images goes into the bias.
+    No integer kernel has an offset for each channel of a weight. ξ goes into the scale, exactly; the offset is multiplied
+    by the sum of the weight's inputs, whose mean over the calibration images goes into the bias.
     """
 
     variance: bool = False
@@ -84,7 +84,7 @@ class WeightMean:
         for op in builder.weighted_ops():
             weight = builder.choices[op.operands["weight"]]
             if self.variance and weight.grid.axis is not None:
-                builder.set(weight := self._rescaled(builder, op, weight))
+                builder.set(weight := self._rescale(builder, op, weight))
             sample = context.samples.get(op.name)
             if isinstance(sample, OpSample):
                 w, bias = weight_and_bias(graph, op)
@@ -97,20 +97,20 @@ class WeightMean:
         spread = quantized.double().std(1, unbiased=False)
         if not self.variance:
             return torch.ones(len(exact))
-        wanted = exact.double().std(1, unbiased=False)
-        return torch.where(spread > 0, wanted / spread.clamp_min(1e-30), torch.ones_like(spread)).float()
+        exact_spread = exact.double().std(1, unbiased=False)
+        return torch.where(spread > 0, exact_spread / spread.clamp_min(1e-30), torch.ones_like(spread)).float()
 
     def offset(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
-        """What each channel lacks of its mean; `quantized` has been multiplied by ξ."""
+        """The mean that each channel lost; `quantized` has been multiplied by ξ."""
         return (exact.double().mean(1) - quantized.double().mean(1)).float()
 
-    def _rescaled(self, builder: PlanBuilder, op: Op, weight: Choice) -> Choice:
+    def _rescale(self, builder: PlanBuilder, op: Op, weight: Choice) -> Choice:
         w, _ = weight_and_bias(builder.graph, op)
         ratio, scale = self.ratio(w, real_weight(weight)), weight.qparams.scale
         site, grids = builder.graph.site(weight.site), builder.allowed.sites[weight.site]
-        smallest = headroom(builder.graph, site, builder.choices, grids).min_scale
-        scaled = (scale * rowwise(ratio, scale)).maximum(rowwise(smallest, scale))
-        return replace(weight, qparams=QParams(scaled, weight.qparams.zero))
+        min_scale = headroom(builder.graph, site, builder.choices, grids).min_scale
+        new_scale = (scale * rowwise(ratio, scale)).maximum(rowwise(min_scale, scale))
+        return replace(weight, qparams=QParams(new_scale, weight.qparams.zero))
 
 
 def weight_and_bias(graph: Graph, op: Op) -> tuple[Float[Tensor, "c_out m"], Float[Tensor, "c_out"]]:

@@ -30,7 +30,7 @@ class Finetune:
 
     Each iteration takes `batch` real and `batch` synthetic images, cropped to a random part of `real_crop` and `made_crop` of
     their area, resized and mirrored at random. SGD with Nesterov's `momentum`, `lr` falling to 0 along half a cosine. The
-    scales of the plan stay; rounding passes gradients straight through. `images` makes the synthetic images, `pool` so many.
+    scales of the plan stay; rounding passes gradients straight through. `images` generates `pool` synthetic images.
     Labels are the float model's own answers, or with `loss` = `labels` those of the images. Defaults are the paper's.
     """
 
@@ -59,7 +59,7 @@ class Finetune:
         return self.epochs * self.iterations
 
     def in_steps(self, steps: int) -> Finetune:
-        """About so many iterations of the student, and as many of the generator before it."""
+        """The same with `steps` iterations of the student, and as many of the generator before it."""
         pool = min(self.pool, steps * self.batch)
         return replace(self, epochs=1, iterations=steps, images=in_steps(self.images, steps), pool=pool)
 
@@ -76,7 +76,7 @@ class Finetune:
             raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
-        """The plan with its weights and biases trained on real images, synthetic ones, or both, and coded again.
+        """The plan with its weights and biases trained on real images, synthetic ones, or both, and quantized again.
 
         A weight whose new codes would not be safe in the accumulator keeps its old ones, which is a fallback. Raises BadValues
         where the loss diverges.
@@ -85,17 +85,17 @@ class Finetune:
         graph, builder = context.graph, PlanBuilder(plan, context)
         student = Student(graph, plan)
         record = train(student, context, self)
-        kept = set_tuned(builder, student, repr(self))
-        return builder.plan(PassLog("finetune", repr(self), summary={**record, "kept": kept}))
+        unchanged = set_tuned(builder, student, repr(self))
+        return builder.plan(PassLog("finetune", repr(self), summary={**record, "kept": unchanged}))
 
     def loss_of(
-        self, taught: Float[Tensor, "b classes"], learnt: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]
+        self, teacher: Float[Tensor, "b classes"], student: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]
     ) -> Tensor:
         """The loss of a batch of answers; KL is the mean over images."""
         t = self.temperature
-        exact, found = (F.log_softmax(x / t, 1) for x in (taught, learnt))
-        kl = F.kl_div(found, exact, reduction="batchmean", log_target=True)
-        return self.alpha * t * t * kl + self.ce * F.cross_entropy(learnt, labels)
+        exact, quantized = (F.log_softmax(x / t, 1) for x in (teacher, student))
+        kl = F.kl_div(quantized, exact, reduction="batchmean", log_target=True)
+        return self.alpha * t * t * kl + self.ce * F.cross_entropy(student, labels)
 
 
 SHORTER = Finetune(epochs=30, iterations=100, lr=1e-5, images=SHORT, pool=1024, real_crop=(0.5, 1.0))
@@ -135,7 +135,7 @@ class Student(nn.Module):
 
 
 def train(student: Student, context: Context, settings: Finetune) -> dict[str, Json]:
-    """Train in place; what came of the loss, for the record. Raises BadValues where the loss is not finite."""
+    """Train in place; returns the first and last losses for the log. Raises BadValues where the loss is not finite."""
     sets = _image_sets(context)
     real = sets[0] if context.real_images and context.images else None
     random = torch.Generator().manual_seed(context.seed)
@@ -145,12 +145,12 @@ def train(student: Student, context: Context, settings: Finetune) -> dict[str, J
     )
     losses: list[float] = []
     for step in range(settings.steps):
-        batch, labels = zip(*(_drawn(images, settings, images is real, random) for images in sets), strict=True)
+        batch, labels = zip(*(_batch(images, settings, images is real, random) for images in sets), strict=True)
         x = torch.cat(batch)
         with torch.no_grad():
-            taught = context.graph.module(x).flatten(1)
-        classes = taught.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
-        loss = settings.loss_of(taught, student(x).flatten(1), classes)
+            teacher = context.graph.module(x).flatten(1)
+        classes = teacher.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
+        loss = settings.loss_of(teacher, student(x).flatten(1), classes)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise BadValues(
@@ -177,38 +177,38 @@ def train(student: Student, context: Context, settings: Finetune) -> dict[str, J
 
 
 def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
-    """Put trained weights, coded again, and trained biases into a plan; the sites of weights that kept their codes.
+    """Put trained weights, quantized again, and trained biases into a plan.
 
-    Those are weights whose new codes would not be safe in the accumulator.
+    Returns the sites of weights with unchanged codes: the new ones would not be safe in the accumulator.
     """
-    graph, kept, biases = builder.graph, [], student.tuned_biases()
-    for trained, bias in biases.items():
-        builder.correct(trained, bias)
+    graph, unchanged, biases = builder.graph, [], student.tuned_biases()
+    for op_name, bias in biases.items():
+        builder.correct(op_name, bias)
     for name, value in student.tuned_weights().items():
         choice, grids = builder.choices[name], builder.allowed.sites[name]
         op = graph.op(graph.site(name).readers[0][0])
-        moved = replace(choice, method=f"{choice.method}, {method}")
-        recoded = builder.recoded(moved, value, biases.get(op.name))
+        updated = replace(choice, method=f"{choice.method}, {method}")
+        recoded = builder.recoded(updated, value, biases.get(op.name))
         if not codes_are_safe(graph, recoded, builder.choices, grids):
             why, share = f"tuned codes can saturate {grids.pair_bits} bits", op.macs / max(graph.macs, 1)
             builder.fallbacks.append(Fallback(name, "tuned weights", "those before", why, share))
-            kept.append(name)
+            unchanged.append(name)
             continue
         builder.set(recoded)
-    return kept
+    return unchanged
 
 
 def _image_sets(context: Context) -> list[LabelledImages]:
-    """The images to train on: the calibration images and, beside real ones, those that were made."""
+    """The images to train on: the calibration images and, beside real ones, the synthetic ones."""
     images = LabelledImages(torch.cat(list(context.images)), context.labels) if context.images else None
-    return [some for some in (images, context.synthetic) if some is not None]
+    return [source for source in (images, context.synthetic) if source is not None]
 
 
-def _drawn(lot: LabelledImages, settings: Finetune, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """A batch of a lot, cropped, and its labels."""
-    rows = torch.randint(len(lot), (settings.batch,), generator=random)
+def _batch(source: LabelledImages, settings: Finetune, real: bool, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """A random batch, cropped, and its labels."""
+    rows = torch.randint(len(source), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
-    return cropped(lot.images[rows], area, random), None if lot.labels is None else lot.labels[rows]
+    return cropped(source.images[rows], area, random), None if source.labels is None else source.labels[rows]
 
 
 def cropped(
@@ -217,13 +217,13 @@ def cropped(
     """Each image cut to a random part of its area, sides within 3/4 to 4/3 of each other, resized back, mirrored or not."""
     count = len(images)
 
-    def drawn(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    share, ratio = drawn(*area), torch.exp(drawn(-1.0, 1.0) * math.log(4 / 3))
+    share, ratio = uniform(*area), torch.exp(uniform(-1.0, 1.0) * math.log(4 / 3))
     wide, high = (share * ratio).sqrt().clamp_max(1), (share / ratio).sqrt().clamp_max(1)
-    x, y = ((1 - side) * drawn(-1.0, 1.0) for side in (wide, high))  # of the middle, in [-1, 1] across the image
-    mirror = torch.where(drawn(0.0, 1.0) < 0.5, -1.0, 1.0)
+    x, y = ((1 - side) * uniform(-1.0, 1.0) for side in (wide, high))  # of the middle, in [-1, 1] across the image
+    mirror = torch.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
     zero = torch.zeros(count)
     place = torch.stack([torch.stack([wide * mirror, zero, x], 1), torch.stack([zero, high, y], 1)], 1)
     grid = F.affine_grid(place, list(images.shape), align_corners=False)

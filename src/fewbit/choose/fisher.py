@@ -24,7 +24,7 @@ def weighted_samples(
     Importance is the diagonal of the Fisher information of the model's own answers: with y drawn from softmax(logits) and
     g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there),
     so an error e costs E[g² e²] / 2 (Yuan et al. 2022, PTQ4ViT, whose weights are such squares). One draw for an image
-    is noisy: g² is taken for the product of a factor for each row and one for each channel of the batch. Outputs that are no
+    is noisy: g² is approximated by a factor for each row times one for each channel of the batch. Outputs that are not
     logits (b, classes) are projected on noise in place of log p. The extremes are those of the values.
     """
     names = {site: graph.site(site).tensor for site in sites}
@@ -34,42 +34,42 @@ def weighted_samples(
     each = max(1, VALUES // max(images, 1))
     executor = Executor(graph)
     for batch in batches:
-        found = _backward(executor, list(dict.fromkeys(names.values())), batch, generator)
+        gradients = _backward(executor, list(dict.fromkeys(names.values())), batch, generator)
         for site, name in names.items():
-            x, g = found[name]
-            weight = torch.ones_like(x) if g is None else _smoothed(g.square())
-            chosen = torch.randint(x.numel(), (each * len(batch),), generator=generator)
-            values[site].append(x.flatten()[chosen])
-            counts[site].append(weight.flatten()[chosen])
-    made = {}
+            x, g = gradients[name]
+            weight = torch.ones_like(x) if g is None else _rank_one(g.square())
+            indices = torch.randint(x.numel(), (each * len(batch),), generator=generator)
+            values[site].append(x.flatten()[indices])
+            counts[site].append(weight.flatten()[indices])
+    samples = {}
     for site in sites:
         x, weight = torch.cat(values[site]), torch.cat(counts[site]).double()
         weight = weight / weight.mean().clamp_min(1e-300)
-        made[site] = Samples(x[None], weight.float(), x.min()[None], x.max()[None])
-    return made
+        samples[site] = Samples(x[None], weight.float(), x.min()[None], x.max()[None])
+    return samples
 
 
 def _backward(
     executor: Executor, tensors: Sequence[str], batch: Tensor, generator: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The value of each node for a batch, and its gradient; None where the answers do not depend on it."""
-    kept: dict[str, Tensor] = {}
-    taps = {name: partial(kept.__setitem__, name) for name in tensors}
+    values: dict[str, Tensor] = {}
+    taps = {name: partial(values.__setitem__, name) for name in tensors}
     with torch.enable_grad():
-        loss = _drawn(executor(batch.detach().clone().requires_grad_(), taps), generator)
-        found = torch.autograd.grad(loss, [kept[name] for name in tensors], allow_unused=True)
-    return {name: (kept[name].detach(), g) for name, g in zip(tensors, found, strict=True)}
+        loss = _sampled_log_prob(executor(batch.detach().clone().requires_grad_(), taps), generator)
+        gradients = torch.autograd.grad(loss, [values[name] for name in tensors], allow_unused=True)
+    return {name: (values[name].detach(), g) for name, g in zip(tensors, gradients, strict=True)}
 
 
-def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
+def _sampled_log_prob(output: Tensor, generator: torch.Generator) -> Tensor:
     """log p of an answer drawn from the model's own, summed over a batch."""
     if output.ndim != 2 or output.shape[1] < 2:
         return (output * torch.randn(output.shape, generator=generator)).sum()
-    drawn = torch.multinomial(output.detach().softmax(1), 1, generator=generator)
-    return output.log_softmax(1).gather(1, drawn).sum()
+    classes = torch.multinomial(output.detach().softmax(1), 1, generator=generator)
+    return output.log_softmax(1).gather(1, classes).sum()
 
 
-def _smoothed(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _rank_one(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The product of means over channels and over rows that is nearest to squares; channels are last, or second in a map."""
     channel, others = _axes(squares)
     rows, columns = squares.mean(channel, keepdim=True), squares.mean(others, keepdim=True)
@@ -79,7 +79,7 @@ def _smoothed(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
     """How much an error of each element of some nodes' values matters, by node, (images, ...), 1 in the mean.
 
-    The squares of `weighted_samples`, one backward pass; kept as a factor for each row and one for each channel.
+    The squares of `weighted_samples`, one backward pass; stored as a factor for each row and one for each channel.
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
@@ -91,11 +91,11 @@ def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tenso
             channel, others = _axes(squares)
             rows[name].append(squares.mean(channel, keepdim=True))
             columns[name].append(squares.mean(others, keepdim=True))
-    made = {}
+    weights = {}
     for name in outputs:
         row, column = torch.cat(rows[name]), torch.stack(columns[name]).mean(0)
-        made[name] = row / row.mean().clamp_min(1e-38) * (column / column.mean().clamp_min(1e-38))
-    return made
+        weights[name] = row / row.mean().clamp_min(1e-38) * (column / column.mean().clamp_min(1e-38))
+    return weights
 
 
 def _axes(x: Tensor) -> tuple[int, list[int]]:

@@ -19,7 +19,7 @@ from fewbit.errors import FewbitError
 class Frontier:
     """All configurations that no other beats, smallest first.
 
-    `sizes` (points,) in the unit of what was given, `losses` (points,), `picks` (points, modules): the option of each module.
+    `sizes` (points,) in the unit of the input sizes, `losses` (points,), `picks` (points, modules): the option of each module.
     """
 
     sizes: NDArray[np.int64]
@@ -37,20 +37,20 @@ class Frontier:
 def frontier(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]]) -> Frontier:
     """The frontier over modules with sizes[module][option] and losses[module][option] >= 0, both summed over modules."""
     size, loss = np.zeros(1, np.int64), np.zeros(1)
-    steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    trace: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for options, costs in zip(sizes, losses, strict=True):
         sums = (size[:, None] + np.asarray(options, np.int64)).ravel()
         totals = (loss[:, None] + np.asarray(costs, np.float64)).ravel()
         order = np.lexsort((totals, sums))
         totals = totals[order]
         before = np.minimum.accumulate(np.concatenate([[np.inf], totals[:-1]]))
-        kept = order[totals < before]
-        size, loss = sums[kept], totals[totals < before]
-        steps.append((kept // len(options), kept % len(options)))
-    picks = np.empty((len(size), len(steps)), np.int64)
+        undominated = order[totals < before]
+        size, loss = sums[undominated], totals[totals < before]
+        trace.append((undominated // len(options), undominated % len(options)))
+    picks = np.empty((len(size), len(trace)), np.int64)
     place = np.arange(len(size))
-    for module in reversed(range(len(steps))):
-        back, option = steps[module]
+    for module in reversed(range(len(trace))):
+        back, option = trace[module]
         picks[:, module] = option[place]
         place = back[place]
     return Frontier(size, loss, picks)

@@ -28,7 +28,7 @@ WORK = 1 << 23  # elements of all candidates that are held at a time
 
 @dataclass(frozen=True)
 class Solved:
-    """The codes of a weight, the bias (c_out,) that belongs to them (None: as it was) and the ridge that was taken."""
+    """The codes of a weight, the bias (c_out,) that belongs to them (None: unchanged) and the ridge that was selected."""
 
     choice: Choice
     bias: Tensor | None
@@ -37,9 +37,9 @@ class Solved:
 
 @dataclass(frozen=True)
 class Gptq:
-    """Codes that make the output of a layer like the float one's on what the quantized model gives it to read.
+    """Codes with which a layer's output, on its inputs in the quantized model, is closest to the float output.
 
-        min over integer W'   E ||W x + d - W' q||²      q what it reads, x the same in float, d the residual error behind it
+        min over integer W'   E ||W x + d - W' q||²      q its quantized input, x the float input, d the residual error after it
 
     First the best real weights, by ridge regression (Zhong et al. 2024, ERQ; Li et al. 2025, GPTAQ: float output, quantized
     input):
@@ -48,10 +48,10 @@ class Gptq:
                                                  mean of H's diagonal, by the error on a quarter of the images ("off" as well)
 
     then GPTQ on W* (Frantar et al. 2023, algorithm 1) with `damp` times the mean of the diagonal added to it, columns of large
-    variance first, once for each of `shares` of the weight's range as its step; each output channel takes the step that is
-    best for it. Where a row has blocks, once more with the share of each block whose squared error, weighted with H's diagonal,
-    is smallest. Then `sweeps` of coordinate descent over the codes: each moves to what is best given all others.
-    With `bias` the mean error of each output on all rows goes into its bias, and the fit is of what is left; with `gain` each
+    variance first, once for each of `shares` of the weight's range as its scale; each output channel takes its best scale.
+    Where a row has groups, once more with the share for each group that has the smallest squared error, weighted with H's
+    diagonal. Then `sweeps` of coordinate descent over the codes: each moves to its best value with all others fixed.
+    With `bias` the mean error of each output on all rows goes into its bias, and the fit is of the rest; with `gain` each
     output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
     """
 
@@ -74,7 +74,7 @@ class Gptq:
         context.need_images()
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
-        """The plan with the codes of each weight solved in graph order, each on what the model quantized so far gives it."""
+        """The plan with each weight's codes solved in graph order, on inputs from the model quantized so far."""
         graph, batches = context.graph, few_enough(context.graph, context.batches)
         layers = Layers(graph, Stream(Executor(graph, plan.integer_ops), batches), batches)
         builder = PlanBuilder(plan, context, layers.quantized.overlay)
@@ -88,17 +88,17 @@ class Gptq:
             if site.role == "weight":
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
-                solved = self._solved(layers, op, choice, builder)
-                if solved is not None:
-                    builder.set(solved.choice)
-                    rows.append({"op": op.name, "ridge": solved.ridge})
-                if solved is not None and solved.bias is not None:
-                    builder.correct(op.name, solved.bias)
+                result = self._solve_layer(layers, op, choice, builder)
+                if result is not None:
+                    builder.set(result.choice)
+                    rows.append({"op": op.name, "ridge": result.ridge})
+                if result is not None and result.bias is not None:
+                    builder.correct(op.name, result.bias)
                 else:
                     builder.decide_bias(op)
         return builder.plan(PassLog("gptq", repr(self), tuple(rows)))
 
-    def _solved(self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder) -> Solved | None:
+    def _solve_layer(self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder) -> Solved | None:
         """The codes of a weight whose range is chosen; None where the op's rows cannot be cut, or no codes are safe."""
         graph, grids = layers.graph, builder.allowed.sites[choice.site]
         site = graph.site(choice.site)
@@ -109,99 +109,99 @@ class Gptq:
         groups = argument(layers.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         fit, outside = moments_of(pieces, groups, len(w))
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
-        smallest = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
-        solved = self.layer(choice, w, bias, fit, outside, smallest)
-        return solved if sums_are_safe(graph, solved.choice, builder.choices, grids) else None
+        min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
+        result = self.layer(choice, w, bias, fit, outside, min_scale)
+        return result if sums_are_safe(graph, result.choice, builder.choices, grids) else None
 
     def layer(
-        self, choice: Choice, w: Tensor, bias: Tensor | None, fit: Moments, outside: Moments | None, smallest: Tensor
+        self, choice: Choice, w: Tensor, bias: Tensor | None, fit: Moments, outside: Moments | None, min_scale: Tensor
     ) -> Solved:
         """The codes of a weight w (c_out, ...), its scale and its bias (c_out,); `choice` has the scale that covers its range.
 
-        `fit` are moments of the rows that it is fitted to, `outside` of those that choose the ridge; no scale is below
-        `smallest`.
+        `fit` are moments of the rows that it is fitted to, `outside` of those that select the ridge; no scale is below
+        `min_scale`.
         """
         rows, whole = w.flatten(1), fit if outside is None else fit + outside
         centred = whole.centred() if self.bias else replace(whole, count=1)
         real, ridge = self.ridge(rows, fit, outside)
-        solved_codes, qparams = self.solve(real, choice.qparams, choice.grid, centred, smallest)
-        stored = solved_codes.view_as(w).to(choice.grid.container)
-        solved = replace(choice, qparams=qparams, codes=stored, method=repr(self))
+        new_codes, qparams = self.solve(real, choice.qparams, choice.grid, centred, min_scale)
+        integers = new_codes.view_as(w).to(choice.grid.container)
+        result = replace(choice, qparams=qparams, codes=integers, method=repr(self))
         if self.gain and choice.grid.axis is not None:
-            factor = gain(real_weight(solved), centred.target(rows), centred)
-            scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(smallest)
-            solved = replace(solved, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
+            factor = gain(real_weight(result), centred.target(rows), centred)
+            scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(min_scale)
+            result = replace(result, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
         if not self.bias:
-            return Solved(solved, None, ridge)
+            return Solved(result, None, ridge)
         means = whole.centred()
-        missing = _product(rows, means.exact) - _product(real_weight(solved), means.read) + means.residual
+        missing = _product(rows, means.exact) - _product(real_weight(result), means.read) + means.residual
         shift = missing if bias is None else bias.double() + missing
-        return Solved(solved, shift.float(), ridge)
+        return Solved(result, shift.float(), ridge)
 
-    def ridge(self, w: Float[Tensor, "o m"], fit: Moments, held: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
-        """W* and its λ (None: W itself), chosen on held-out moments; `fit` and `held` are sums."""
-        if held is None or not self.ridges:
+    def ridge(self, w: Float[Tensor, "o m"], fit: Moments, test: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
+        """W* and its λ (None: W itself), selected on held-out moments; `fit` and `test` are sums."""
+        if test is None or not self.ridges:
             return w, None
-        inside, outside = fit.centred(), held.centred()
-        wanted = outside.target(w)
-        best, chosen = float(outside.error(wanted, w).sum()), None
+        inside, outside = fit.centred(), test.centred()
+        target = outside.target(w)
+        best, best_share = float(outside.error(target, w).sum()), None
         for share in self.ridges:
-            found = float(outside.error(wanted, _ridge(w, inside, share)).sum())
-            if found < best:
-                best, chosen = found, share
-        return (w, None) if chosen is None else (_ridge(w, (fit + held).centred(), chosen), chosen)
+            error = float(outside.error(target, _ridge(w, inside, share)).sum())
+            if error < best:
+                best, best_share = error, share
+        return (w, None) if best_share is None else (_ridge(w, (fit + test).centred(), best_share), best_share)
 
     def solve(
-        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, least: Tensor
+        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, floor: Tensor
     ) -> tuple[Int[Tensor, "o m"], QParams]:
-        """Codes and steps for real weights on centred moments; `qparams` covers the whole range, no step is below `least`."""
+        """Codes and scales for real weights on centred moments; `qparams` covers the whole range, no scale is below `floor`."""
         o, m = w.shape
         shares = self.shares if grid.axis is not None else self.shares[:1]
-        tried = [qparams.scale * share for share in torch.tensor(shares)]
+        scales = [qparams.scale * share for share in torch.tensor(shares)]
         if grid.group_size:
-            tried.append(_by_block(w, tried, grid, moments.gram))
-        tried = [in_multiples(s.maximum(least), grid) if grid.group_size else s.maximum(least).expand(o) for s in tried]
-        scale = torch.stack(tried)
-        wanted, best, found = moments.through(w.double()), None, None
+            scales.append(_by_block(w, scales, grid, moments.gram))
+        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(o) for s in scales]
+        scale = torch.stack(scales)
+        target, best_error, best_codes = moments.through(w.double()), None, None
         for part in scale.split(max(1, WORK // (o * m))):
-            rounded = self._rounded(w, part, grid, moments)
-            error = torch.stack([moments.error(wanted, q * along(s, q, 0)) for q, s in zip(rounded, part, strict=True)])
-            choice = error.argmin(0)
+            part_codes = self._gptq_codes(w, part, grid, moments)
+            error = torch.stack([moments.error(target, q * along(s, q, 0)) for q, s in zip(part_codes, part, strict=True)])
+            index = error.argmin(0)
             rows = torch.arange(o)
-            if best is None or found is None:
-                best, found, step = error[choice, rows], rounded[choice, rows], part[choice, rows]
+            if best_error is None or best_codes is None:
+                best_error, best_codes, best_scale = error[index, rows], part_codes[index, rows], part[index, rows]
             else:
-                better = error[choice, rows] < best
-                best = torch.where(better, error[choice, rows], best)
-                found = torch.where(better[:, None], rounded[choice, rows], found)
-                step = torch.where(better if step.ndim == 1 else better[:, None], part[choice, rows], step)
-        assert found is not None
-        q = self._descended(w, found, step, grid, moments)
-        chosen = step if grid.axis is not None else qparams.scale
-        return q.to(torch.int32), replace(qparams, scale=chosen.float().contiguous())
+                better = error[index, rows] < best_error
+                best_error = torch.where(better, error[index, rows], best_error)
+                best_codes = torch.where(better[:, None], part_codes[index, rows], best_codes)
+                best_scale = torch.where(better if best_scale.ndim == 1 else better[:, None], part[index, rows], best_scale)
+        assert best_codes is not None
+        q = self._coordinate_descent(w, best_codes, best_scale, grid, moments)
+        final_scale = best_scale if grid.axis is not None else qparams.scale
+        return q.to(torch.int32), replace(qparams, scale=final_scale.float().contiguous())
 
-    def _rounded(
+    def _gptq_codes(
         self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
     ) -> Float[Tensor, "k o m"]:
-        """GPTQ's codes of all groups for several steps of each channel, or of each of its blocks."""
+        """GPTQ's codes of all groups for several scales of each channel, or of each of its groups."""
         k, groups = len(scale), len(moments.gram)
         parts = w.unflatten(0, (groups, -1))
-        steps = scale.unflatten(1, (groups, -1))
-        found = torch.empty(k, *w.shape)
+        group_scales = scale.unflatten(1, (groups, -1))
+        result = torch.empty(k, *w.shape)
         outputs = parts.shape[1]
         for g in range(groups):
             h = moments.gram[g]
-            place = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
-            upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[place][:, place], self.damp)), upper=True)
+            order = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
+            upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[order][:, order], self.damp)), upper=True)
             rows = parts[g].repeat(k, 1)
-            step = along(steps[:, g].flatten(0, 1), rows, 0).expand_as(rows)
-            q = _columns(rows[:, place], step[:, place], grid, upper.float())
-            back = torch.empty_like(q)
-            back[:, place] = q
-            found[:, g * outputs : (g + 1) * outputs] = back.unflatten(0, (k, outputs))
-        return found
+            row_scale = along(group_scales[:, g].flatten(0, 1), rows, 0).expand_as(rows)
+            q = _column_codes(rows[:, order], row_scale[:, order], grid, upper.float())
+            unordered = torch.empty_like(q)
+            unordered[:, order] = q
+            result[:, g * outputs : (g + 1) * outputs] = unordered.unflatten(0, (k, outputs))
+        return result
 
-    def _descended(self, w: Tensor, q: Tensor, scale: Tensor, grid: Grid, moments: Moments) -> Tensor:
+    def _coordinate_descent(self, w: Tensor, q: Tensor, scale: Tensor, grid: Grid, moments: Moments) -> Tensor:
         """The codes after `sweeps` of coordinate descent on the error, each output on its own."""
         if not self.sweeps:
             return q
@@ -215,15 +215,15 @@ class Gptq:
             part = q[rows]
             gradient = (part * s - w[rows]) @ h
             for _ in range(self.sweeps):
-                moved = False
+                changed = False
                 for j in range(w.shape[1]):
                     better = (part[:, j] - gradient[:, j] / (diagonal[j] * s[:, j])).round_().clamp_(grid.low, grid.high)
-                    step = better - part[:, j]
-                    if bool(step.any()):
-                        gradient += (step * s[:, j])[:, None] * h[j]
+                    change = better - part[:, j]
+                    if bool(change.any()):
+                        gradient += (change * s[:, j])[:, None] * h[j]
                         part[:, j] = better
-                        moved = True
-                if not moved:
+                        changed = True
+                if not changed:
                     break
             q[rows] = part
         return q
@@ -236,70 +236,70 @@ def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
 
 
 def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
-    """The lower Cholesky factor of H with a share of its diagonal's mean added, or as many times ten of it as it takes: of
-    inputs that hardly move, H is nothing but rounding.
+    """The lower Cholesky factor of H with a share of its diagonal's mean added, ten times more until it succeeds: for inputs
+    that are nearly constant, H is only rounding noise.
     """
     for _ in range(TRIES):
-        found, failed = torch.linalg.cholesky_ex(damped(h, share))
+        lower, failed = torch.linalg.cholesky_ex(damped(h, share))
         if not bool(failed):
-            return found
+            return lower
         share *= 10
     return torch.linalg.cholesky(damped(h, share))
 
 
 def _by_block(
-    w: Float[Tensor, "o m"], tried: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
+    w: Float[Tensor, "o m"], candidates: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
 ) -> Float[Tensor, "o b"]:
-    """Of the steps that are tried, each block's own with the smallest squared error of its weights rounded to the nearest code,
-    each weighted with the power of what it multiplies: what is lost where inputs are not correlated.
+    """For each group the candidate scale with the smallest squared error of its weights rounded to the nearest code, each
+    weighted with the power of its input: the output error where inputs are not correlated.
     """
-    tried_qparams = [QParams(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in tried]
+    candidate_qparams = [QParams(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in candidates]
     errors = [
         ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.group_size)).sum(2)
-        for a in tried_qparams
+        for a in candidate_qparams
     ]
     best = torch.stack(errors).argmin(0)
-    return torch.stack(list(tried)).gather(0, best[None])[0]
+    return torch.stack(list(candidates)).gather(0, best[None])[0]
 
 
 def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
     """W*; `moments` are centred."""
     change = moments.target(w) - moments.through(w.double())
     parts = change.unflatten(0, (len(moments.gram), -1))
-    solved = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
-    return (w.double() + torch.cat(solved)).float()
+    solutions = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
+    return (w.double() + torch.cat(solutions)).float()
 
 
-def _columns(
+def _column_codes(
     w: Float[Tensor, "r m"], scale: Float[Tensor, "r m"], grid: Grid, upper: Float[Tensor, "m m"]
 ) -> Float[Tensor, "r m"]:
-    """Codes of rows, column by column, each with its steps; `upper` is the Cholesky factor of the inverse of H."""
+    """Codes of rows, column by column, each with its scales; `upper` is the Cholesky factor of the inverse of H."""
     w, q = w.clone(), torch.empty_like(w)
     m = w.shape[1]
     for first in range(0, m, BLOCK):
         last = min(first + BLOCK, m)
         block, errors = w[:, first:last], torch.empty(len(w), last - first)
         for j in range(last - first):
-            step = scale[:, first + j]
-            code = (block[:, j] / step).round_().clamp_(grid.low, grid.high)
+            column_scale = scale[:, first + j]
+            code = (block[:, j] / column_scale).round_().clamp_(grid.low, grid.high)
             q[:, first + j] = code
-            error = (block[:, j] - code * step) / upper[first + j, first + j]
+            error = (block[:, j] - code * column_scale) / upper[first + j, first + j]
             errors[:, j] = error
             block[:, j + 1 :] -= error[:, None] * upper[first + j, first + j + 1 : last]
         w[:, last:] -= errors @ upper[first:last, last:]
     return q
 
 
-def gain(w: Float[Tensor, "o m"], wanted: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
-    """What each output of quantized weights is best multiplied by, to be like the wanted one: it goes into the step."""
+def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
+    """The best factor for each output of quantized weights to match the target output; it goes into the scale."""
     v = w.double()
     power = (moments.through(v) * v).sum(1)
-    best = (wanted * v).sum(1) / power.clamp_min(1e-30)
+    best = (target * v).sum(1) / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
 
 
 def left_out(batches: Sequence[Tensor], used: Sequence[Tensor]) -> tuple[Fallback, ...]:
-    """What says that `few_enough` has kept fewer images than were given."""
+    """The fallback where `few_enough` has dropped some of the images."""
     requested, actual = (sum(map(len, part)) for part in (batches, used))
     if requested == actual:
         return ()

@@ -1,4 +1,4 @@
-"""What the accumulator leaves for a weight: which codes are safe, and how small a scale may be with its bias."""
+"""Headroom of the accumulator: which codes of a weight are safe, and how small its scale may be with its bias."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ROUNDS = 64  # of making scales larger until sums fit; each takes at least a tho
 
 @dataclass(frozen=True)
 class Headroom:
-    """What the accumulator leaves for a weight: the smallest scale of each channel, () or (channels,), and the largest sum.
+    """Limits of a weight so that no sum overflows: the smallest scale of each channel, () or (channels,), and the largest sum.
 
-    `max_sum` is None where no sum can leave the accumulator. `largest_code` is that of what the weight multiplies, and `bias`
+    `max_sum` is None where no sum can leave the accumulator. `largest_code` is that of the op's input, and `bias`
     the magnitude of the bias in units of the input's scale, () or (channels,).
     """
 
@@ -45,48 +45,48 @@ class Headroom:
 def headroom(
     graph: Graph, site: Site, choices: Mapping[str, Choice], grids: AllowedGrids, corrected: Tensor | None = None
 ) -> Headroom:
-    """What the accumulator leaves for a weight. The smallest scale is the one with which the bias, in units of input scale
+    """The headroom of a weight in its accumulator. The smallest scale is the one with which the bias, in units of input scale
     times weight scale, leaves half of it; `corrected` (c_out,) is a bias in place of the graph's.
 
     A dead channel has weights near 0 and a bias that is not: its code would fill the accumulator and the sum wrap around.
     Where the plan leaves the bias float a runtime may still quantize it so when it loads the file (onnxruntime does).
     """
     op = graph.op(site.readers[0][0])
-    bias, read = op.operands.get("bias", ""), choices.get(op.operands["input"])
-    if read is None:  # a float activation: the sum is float
+    bias, inputs = op.operands.get("bias", ""), choices.get(op.operands["input"])
+    if inputs is None:  # a float activation: the sum is float
         return Headroom(torch.tensor(0.0))
     if not bias and corrected is None:
         unit = torch.tensor(0.0)
     else:
         real = tensor_of(graph, graph.site(bias)) if corrected is None else corrected
-        unit = real.abs() / read.qparams.scale.max()
+        unit = real.abs() / inputs.qparams.scale.max()
     accumulator, first = grids.accumulator, grids.grids[0]
     min_scale = unit / min(BIAS_CODE, 2 ** (accumulator.bits - 2))
-    narrow = torch.iinfo(read.grid.container).bits <= accumulator.operand_bits
+    narrow = torch.iinfo(inputs.grid.container).bits <= accumulator.operand_bits
     max_sum = largest_sum(accumulator)
-    if not narrow or first.group_size or (op.reduction_size or 0) * read.grid.largest * first.largest < max_sum - BIAS_CODE:
+    if not narrow or first.group_size or (op.reduction_size or 0) * inputs.grid.largest * first.largest < max_sum - BIAS_CODE:
         return Headroom(min_scale)
-    return Headroom(min_scale, max_sum, read.grid.largest, unit)
+    return Headroom(min_scale, max_sum, inputs.grid.largest, unit)
 
 
 def coded(choice: Choice, w: Tensor, room: Headroom) -> Choice:
     """The choice of a weight with the nearest codes; channels whose sums could leave the accumulator get larger scales."""
     grid = choice.grid
-    smallest = room.rows(choice.qparams, grid) if grid.axis is not None else room.min_scale.max()
-    scale = in_multiples(choice.qparams.scale.maximum(smallest), grid)
-    rounded = _rounded(choice, w, scale)
+    min_scale = room.rows(choice.qparams, grid) if grid.axis is not None else room.min_scale.max()
+    scale = in_multiples(choice.qparams.scale.maximum(min_scale), grid)
+    result = _nearest_codes(choice, w, scale)
     for _ in range(ROUNDS if room.max_sum is not None else 0):
-        assert rounded.codes is not None
-        excess = room.excess(rounded.codes, scale)
+        assert result.codes is not None
+        excess = room.excess(result.codes, scale)
         excess = excess if grid.axis is not None else excess.max()
         if bool((excess <= 1).all()):
             break
         scale = torch.where(excess > 1, scale * (excess * 1.001).float(), scale)
-        rounded = _rounded(choice, w, scale)
-    return rounded
+        result = _nearest_codes(choice, w, scale)
+    return result
 
 
-def _rounded(choice: Choice, w: Tensor, scale: Tensor) -> Choice:
+def _nearest_codes(choice: Choice, w: Tensor, scale: Tensor) -> Choice:
     qparams = QParams(scale, choice.qparams.zero)
     return replace(choice, qparams=qparams, codes=codes(w, qparams, choice.grid).to(choice.grid.container))
 
@@ -120,14 +120,14 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
 
 
 def codes_are_safe(graph: Graph, choice: Choice, choices: Mapping[str, Choice], grids: AllowedGrids) -> bool:
-    """Whether no two products of a weight's codes leave the target's sum of pairs; on the last grid that it allows they are
-    taken as they are.
+    """Whether no two products of a weight's codes leave the target's sum of pairs; codes on the last
+    grid that it allows always count as safe.
     """
     if grids.pair_bits is None or choice.grid == grids.grids[-1]:
         return True
     assert choice.codes is not None
-    read = graph.op(graph.site(choice.site).readers[0][0]).operands["input"]
-    return pairs_are_safe(choice.codes, choices[read].grid, grids.pair_bits)
+    input_site = graph.op(graph.site(choice.site).readers[0][0]).operands["input"]
+    return pairs_are_safe(choice.codes, choices[input_site].grid, grids.pair_bits)
 
 
 def sums_are_safe(
@@ -156,7 +156,7 @@ def overflowing(graph: Graph, plan: Plan, allowed: Allowed) -> list[Fallback]:
         room = headroom(graph, graph.site(weight.site), plan.choices, grids, None if bias is None else bias.values)
         assert weight.codes is not None
         if room.max_sum is not None and bool((room.excess(weight.codes, weight.qparams.scale) > 1).any()):
-            fit, why = f"sums within {grids.accumulator.bits} bits", "the bias was moved after the weights"
+            requested, why = f"sums within {grids.accumulator.bits} bits", "the bias was moved after the weights"
             share = op.macs / max(graph.macs, 1)
-            fallbacks.append(Fallback(op.name, fit, "sums that may leave them", why, share, "accumulator"))
+            fallbacks.append(Fallback(op.name, requested, "sums that may leave them", why, share, "accumulator"))
     return fallbacks

@@ -44,11 +44,11 @@ class JointSearch:
     A start by layer-wise Lp norms, then Powell's method on the loss of the whole quantized model.
 
         p* = argmin of a parabola through (p, L(a(p)))     a(p): every range with the smallest mean |x - fake(x)|^p
-        minimise   L(a(p*) · e^u)                          u: one number for each free step, all together
+        minimise   L(a(p*) · e^u)                          u: one number for each free scale, all together
 
     L is the KL divergence of the model's answers from the float model's (`kl`) or their cross-entropy with labels (`labels`),
     mean over at most `images` calibration images. p takes `points` values on [low, high]; with 0 the ranges of `start` are
-    taken as they are. Factors e^u stay in [smallest, largest]. A line search starts with `step` and ends at `tolerance`,
+    used unchanged. Factors e^u stay in [smallest, largest]. A line search starts with `step` and ends at `tolerance`,
     both of u. `sweeps` are outer iterations; `coordinate` leaves out the extrapolation behind each and moves one scale at a
     time only.
     The search ends after `seconds` (None: never), or after `evaluations` of its loss, which do not depend on the machine; the
@@ -83,11 +83,11 @@ class JointSearch:
     @property
     def norms(self) -> list[float]:
         """The values of p, both ends first and then always in the widest gap, so that the first few span the range."""
-        left = [float(p) for p in np.linspace(self.low, self.high, self.points)]
-        taken = [left.pop(0)] if left else []
-        while left:
-            taken.append(left.pop(int(np.argmax([min(abs(p - q) for q in taken) for p in left]))))
-        return taken
+        remaining = [float(p) for p in np.linspace(self.low, self.high, self.points)]
+        order = [remaining.pop(0)] if remaining else []
+        while remaining:
+            order.append(remaining.pop(int(np.argmax([min(abs(p - q) for q in order) for p in remaining]))))
+        return order
 
     def check(self, context: Context) -> None:
         """Raises BadImages where the loss needs labels and there are none, FewbitError where the target has groups."""
@@ -174,9 +174,9 @@ class Start:
 
 
 def _start(search: JointSearch, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor]) -> Start:
-    """The p with the smallest loss, of all values tried and the vertex of the parabola through them.
+    """The p with the smallest loss, of all `norms` and the vertex of the parabola through their losses.
 
-    With half of the time gone no further value is tried, but always the first.
+    After half of the time no further value is evaluated; the first always is.
     """
     losses: dict[float, float] = {}
     best: tuple[float, Plan] | None = None
@@ -214,8 +214,8 @@ def _start(search: JointSearch, plan: Plan, context: Context, measure: Measure, 
 class Model:
     """The loss of the quantized model as a function of ln(factor) of each free scale (n,), and its plan.
 
-    All channels of a weight share one factor; its codes are made again, and biases follow. Points of which two in a row differ
-    from some op on only are computed from there on.
+    All channels of a weight share one factor; its codes are computed again, and biases follow. Where two points in a row
+    differ only from some op on, the model is computed from there on.
     """
 
     def __init__(self, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor], method: str) -> None:
@@ -267,16 +267,16 @@ class Model:
         for name in changed:
             ops |= {op.name: op for op in self._ops[name]}
             if self._start[name].role != "weight":
-                choice = self._scaled(name, factors)
+                choice = self._scaled_choice(name, factors)
                 assert choice is not None
                 builder.set(choice)
-        read = {op.operands["weight"] for op in ops.values() if "weight" in op.operands}  # biases need room in them
-        for name in (name for name in self.free if name in read):
-            rescaled = self._scaled(name, factors)
-            if rescaled is None:
+        weight_sites = {op.operands["weight"] for op in ops.values() if "weight" in op.operands}  # biases need room in them
+        for name in (name for name in self.free if name in weight_sites):
+            weight_choice = self._scaled_choice(name, factors)
+            if weight_choice is None:
                 builder.choices, builder.overlay = before, self.overlay
                 return False
-            builder.set(rescaled)
+            builder.set(weight_choice)
         builder.overlay = self.overlay
         for name, choice in builder.choices.items():
             if choice is not before[name]:
@@ -287,7 +287,7 @@ class Model:
         self._at = x.copy()
         return True
 
-    def _scaled(self, name: str, factors: Mapping[str, float]) -> Choice | None:
+    def _scaled_choice(self, name: str, factors: Mapping[str, float]) -> Choice | None:
         """A free choice with its scale at the start times a factor, a weight with its codes."""
         start, factor = self._start[name], factors[name]
         if factor == 1 and start.role != "weight":

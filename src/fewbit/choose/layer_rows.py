@@ -1,4 +1,4 @@
-"""Layer by layer: what each op with a weight reads of all images, in the model quantized so far and in float."""
+"""Layer by layer: the inputs of each op with a weight for all images, in the model quantized so far and in float."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 from fewbit.execute.stream import Stream
 
-HELD_OUT = 4  # every so many a batch is kept to choose the ridge by
+HELD_OUT = 4  # one of so many batches is held out to select the ridge
 Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (quantized, float, residual error) of one batch
 
 
@@ -26,29 +26,29 @@ class Layers:
         self.exact = Stream(Executor(graph, ()), batches)
         self.nodes = self.exact.overlay.nodes
 
-    def rows(self, op: Op, read: Choice | None, places: int, *, residual: bool) -> Iterator[Piece] | None:
+    def rows(self, op: Op, activation: Choice | None, places: int, *, residual: bool) -> Iterator[Piece] | None:
         """(quantized, float, residual error) of each batch, one batch at a time; None where rows cannot be cut.
 
-        `read` is the choice of the op's input (None: it reads real numbers), `places` the patches of an image that a
-        convolution takes, and `residual` asks for what the addition behind a layer lacks already.
+        `activation` is the choice of the op's input (None: it reads real numbers), `places` the patches of an image that a
+        convolution takes, and `residual` asks for the error so far of the other branch of the addition after the layer.
         """
         tensor = self.graph.site(op.operands["input"]).tensor
-        given, float_given = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
-        seen = (x if read is None else fake(x, read.qparams, read.grid) for x in given)
-        rows = op_rows(self.graph, op, tensor, seen, places)
-        exact = op_rows(self.graph, op, tensor, float_given, places)
+        inputs, float_inputs = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
+        quantized = (x if activation is None else fake(x, activation.qparams, activation.grid) for x in inputs)
+        rows = op_rows(self.graph, op, tensor, quantized, places)
+        exact = op_rows(self.graph, op, tensor, float_inputs, places)
         if rows is None or exact is None:
             return None
         other = joined(self.nodes[op.node]) if residual and op.kind == "linear" else None
-        drifts: Iterator[Tensor | None] | list[None] = [None] * len(given)
+        residuals: Iterator[Tensor | None] | list[None] = [None] * len(inputs)
         if other is not None:
             pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
-            drifts = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
-        return zip(rows, exact, drifts, strict=True)
+            residuals = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
+        return zip(rows, exact, residuals, strict=True)
 
 
 def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
-    """The moments of the batches that weights are fitted to, and of those that are kept to choose the ridge by."""
+    """The moments of the batches that weights are fitted to, and of those held out to select the ridge."""
     fit: Moments | None = None
     outside: Moments | None = None
     for i, piece in enumerate(pieces):

@@ -26,7 +26,7 @@ SCORED = 16  # images whose outputs are compared at a time
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a block reads of all images, in the quantized model (`read`) and in float (`exact`), and its float output.
+    """A block's inputs for all images, in the quantized model (`read`) and in float (`exact`), and its float output.
 
     `counts` are its sizes for one image; `weight` says how much each element of the output matters (None: all alike).
     """
@@ -39,7 +39,7 @@ class Lesson:
     weight: Tensor | None = None
 
     def given(self, images: Tensor, mixed: Callable[[Tensor, Tensor], Tensor] | None = None) -> Env:
-        """What the block reads of some of the images, mixed with what it reads in float."""
+        """The block's inputs for some of the images, mixed with its float inputs."""
         env: Env = {node: count * len(images) for node, count in self.counts.items()}
         for node, x in self.read.items():
             env[node] = x[images] if mixed is None else mixed(x[images], self.exact[node][images])
@@ -47,11 +47,11 @@ class Lesson:
 
     def error(self, executor: Executor, images: Tensor) -> float:
         """The squared error of a block's output for some of the images, over the variance of the float output."""
-        lost, seen = 0.0, self.output[images]
-        for some in images.split(SCORED):
-            y = executor.value(self.block.nodes, self.given(some))
-            lost += float(self.loss(y, some).double()) * len(some)
-        return lost / len(images) / float(seen.double().var(unbiased=False).clamp_min(TINY))
+        total, output = 0.0, self.output[images]
+        for part in images.split(SCORED):
+            y = executor.value(self.block.nodes, self.given(part))
+            total += float(self.loss(y, part).double()) * len(part)
+        return total / len(images) / float(output.double().var(unbiased=False).clamp_min(TINY))
 
     def loss(self, y: Tensor, images: Tensor) -> Tensor:
         """The mean squared error of an output for some of the images."""
@@ -87,7 +87,7 @@ class SoftRead:
 
 
 class Learner:
-    """What of a block is learned, from what the plan has of it; `executor` runs the quantized model as it is."""
+    """The learned values of a block, which begin at those of the plan; `executor` runs the current quantized model."""
 
     def __init__(self, builder: PlanBuilder, settings: Reconstruct, lesson: Lesson, executor: Executor) -> None:
         self.builder, self.settings, self.lesson = builder, settings, lesson
@@ -133,18 +133,18 @@ class Learner:
         self.reading.scales = self._scales
 
     def learn(self, images: Tensor, seconds: float | None, clock: Callable[[], float], generator: torch.Generator) -> int:
-        """The iterations that were done: all, or as many as were done after `seconds` of the clock."""
+        """Learn, and return the number of iterations: all, or as many as fit into `seconds` of the clock."""
         settings, lesson = self.settings, self.lesson
         weights = [soft.parameter for soft in self._weights.values()]
         biases = [change for _, _, change in self._biases.values()]
         groups = [
-            {"params": found, "lr": rate, "full": rate, "falls": falls}
-            for found, rate, falls in (
+            {"params": tensors, "lr": rate, "full": rate, "falls": falls}
+            for tensors, rate, falls in (
                 (weights, settings.lr, settings.rounding == "straight"),
                 (list(self._scales.values()), settings.scale_lr, True),
                 (biases, settings.bias_lr, True),
             )
-            if found
+            if tensors
         ]
         self.reading.generator = generator
         if not groups or not settings.iterations:
@@ -155,8 +155,8 @@ class Learner:
         first = self._start(images)
         done = 0
         while True:
-            spent = 0.0 if seconds is None else (clock() / seconds if seconds > 0 else 1.0)
-            progress = max(done / settings.iterations, spent)
+            time_share = 0.0 if seconds is None else (clock() / seconds if seconds > 0 else 1.0)
+            progress = max(done / settings.iterations, time_share)
             if progress >= 1:
                 return done
             rows = images[torch.randperm(len(images), generator=generator)[: settings.batch]]
@@ -167,8 +167,8 @@ class Learner:
                     loss = loss + settings.rounding_weight * sum(w.rounding_loss(beta) for w in self._weights.values()) / max(
                         count, 1
                     )
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, found, strict=True):
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * (cosine(progress) if group["falls"] else 1.0)
@@ -193,20 +193,20 @@ class Learner:
             soft.set_bias(name, start + unit * change)
         env = lesson.given(rows, self.reading.mixed)
         soft.run(lesson.block.nodes, env)
-        found: Tensor = env[lesson.block.output]
-        return found
+        output: Tensor = env[lesson.block.output]
+        return output
 
     def _start(self, images: Tensor) -> float:
         """The error before anything has moved, on some of the images, > 0."""
-        some = images[: 2 * SCORED]
+        sample = images[: 2 * SCORED]
         with torch.no_grad():
-            y = torch.cat([self._hard(rows) for rows in some.split(SCORED)])
-            return max(float(self.lesson.loss(y, some)), TINY)
+            y = torch.cat([self._hard(rows) for rows in sample.split(SCORED)])
+            return max(float(self.lesson.loss(y, sample)), TINY)
 
     def _hard(self, rows: Tensor) -> Tensor:
         env = self.lesson.given(rows)
         self.reading.drop, drop = 0.0, self.reading.drop
         self.soft.run(self.lesson.block.nodes, env)
         self.reading.drop = drop
-        found: Tensor = env[self.lesson.block.output]
-        return found
+        output: Tensor = env[self.lesson.block.output]
+        return output

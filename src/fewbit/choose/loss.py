@@ -1,4 +1,4 @@
-"""The loss of a whole quantized model: what its answers are worth beside the float model's, or beside labels."""
+"""The loss of a whole quantized model: its answers compared with the float model's, or with labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Measure:
         return Measure([y.flatten(1).double().log_softmax(1) for y in outputs], labels)
 
     def __call__(self, overlay: Executor, batches: Sequence[Tensor]) -> float:
-        """The loss of what an overlay gives for batches of images."""
+        """The loss of an overlay's answers for batches of images."""
         return self.total(Stream(overlay, batches).answers())
 
     def total(self, outputs: Iterable[Tensor]) -> float:

@@ -1,6 +1,6 @@
-"""First and second moments of what an op reads, in the float model and in one that is quantized so far.
+"""First and second moments of an op's inputs, in the float model and in the model quantized so far.
 
-A layer is linear, so the error of its output, whatever its weights are, is a quadratic form in these; no row is kept.
+A layer is linear, so the error of its output, whatever its weights are, is a quadratic form in these; no row is stored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Moments:
         outputs: int,
     ) -> Moments:
         """The moments of pieces (read, exact, residual)."""
-        found: Moments | None = None
+        total: Moments | None = None
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
             m = q.shape[2]
@@ -53,10 +53,10 @@ class Moments:
                 d.sum(0, dtype=torch.float64),
                 _products(d[None], q)[0] if joint else torch.zeros(outputs, m, dtype=torch.float64),
             )
-            found = part if found is None else found + part
-        if found is None:
+            total = part if total is None else total + part
+        if total is None:
             raise ValueError("no rows")
-        return found
+        return total
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both."""
@@ -64,7 +64,7 @@ class Moments:
         return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in names))
 
     def centred(self) -> Moments:
-        """Means in place of sums, and covariances in place of products: what is left where the bias takes the mean error."""
+        """Means in place of sums, and covariances in place of products: the error after the bias absorbs its mean."""
         n, groups = self.count, len(self.read)
         q, x, d = self.read / n, self.exact / n, self.residual / n
         behind = torch.zeros_like(self.residual_read) if groups > 1 else self.residual_read / n - d[:, None] * q[0]
@@ -72,14 +72,14 @@ class Moments:
         return Moments(1, q, x, gram, cross, d, behind)
 
     def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
-        """The products of the wanted output, W x + residual, with what is read."""
+        """The products of the target output, W x + residual, with the input."""
         parts = w.double().unflatten(0, (len(self.cross), -1)) @ self.cross
         return parts.flatten(0, 1) + self.residual_read
 
-    def error(self, wanted: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
-        """The squared error of each output's wanted value, less what no weight changes; `wanted` is that of `target`."""
+    def error(self, target: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
+        """The squared error of each output up to a constant that no weight changes; `target` is from the method `target`."""
         v = w.double()
-        return (self.through(v) * v).sum(1) - 2 * (wanted * v).sum(1)
+        return (self.through(v) * v).sum(1) - 2 * (target * v).sum(1)
 
     def through(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
         """W H with each output's own Gram matrix."""

@@ -1,6 +1,6 @@
 """What a search maximises or minimises: one number for each candidate, all candidates at once.
 
-A candidate is a leading axis of what was computed from quantized tensors; the float side has no such axis.
+Candidates are a leading axis of the quantized outputs; float outputs have no such axis.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cosine(Similarity):
 
 @dataclass(frozen=True)
 class Pearson(Similarity):
-    """The correlation over all entries of an image's output: the cosine of what is left without the means; 1 is the best.
+    """The correlation over all entries of an image's output: the cosine after subtracting the means; 1 is the best.
 
         Γ(O, Ô) = Σ_j (O_j - mean O)(Ô_j - mean Ô) / ( sqrt(Σ_j (O_j - mean O)²) · sqrt(Σ_j (Ô_j - mean Ô)²) )
 
@@ -114,8 +114,8 @@ class RankingLoss:
             return i.expand(rows, -1), j.expand(rows, -1)
         generator = torch.Generator().manual_seed(self.seed)
         i = torch.randint(keys, (rows, self.pairs), generator=generator)
-        step = torch.randint(1, keys, (rows, self.pairs), generator=generator)
-        return i, (i + step) % keys
+        offset = torch.randint(1, keys, (rows, self.pairs), generator=generator)
+        return i, (i + offset) % keys
 
 
 def flipped(

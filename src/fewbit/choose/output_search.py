@@ -26,25 +26,25 @@ from fewbit.execute.executor import Executor
 from fewbit.execute.samples import OpSample, PairSample, read_as
 from fewbit.execute.stream import Stream
 
-GAIN = 1e-6  # what a move must gain: float32 sums in another order differ by less
+GAIN = 1e-6  # the smallest gain of a move: float32 sums in another order differ by less
 
 
 @dataclass(frozen=True)
 class OutputSearch:
-    """The steps Δ^W, Δ^X whose product Ô = Ψ(X) Ψ(W) Δ^W Δ^X is most like O = X W (Liu et al. 2021, sections 3.1 and 3.2).
+    """The scales Δ^W, Δ^X whose product Ô = Ψ(X) Ψ(W) Δ^W Δ^X is most like O = X W (Liu et al. 2021, sections 3.1 and 3.2).
 
-        maximise   (1/N) Σ_i Γ(O_i, Ô_i)  -  γ · L_rank      (the second term for what makes attention scores)
+        maximise   (1/N) Σ_i Γ(O_i, Ô_i)  -  γ · L_rank      (the second term for attention scores only)
 
-    Steps start at the whole range and are searched on [low, high] times that, `candidates` of them, the weight's with the
-    input fixed and the input's with the weight fixed, until neither moves. A step moves only where the objective gains, so
-    the result is never worse than the start; of candidates that are equally good (Pearson does not see a step that leaves
-    the codes as they are) the one nearest to the whole range is taken. One factor for all channels of a weight; with
-    `per_channel` each channel has the factor that is best for its own output, taken where the whole objective gains too.
+    Scales start at the whole range and are searched on [low, high] times that, `candidates` of them, the weight's with the
+    input fixed and the input's with the weight fixed, until neither moves. A scale moves only where the objective gains, so
+    the result is never worse than the start; of candidates that are equally good (Pearson does not see a scale that leaves
+    the codes unchanged) the one nearest to the whole range wins. One factor for all channels of a weight; with
+    `per_channel` each channel has the factor that is best for its own output, if the whole objective gains too.
 
-    Ops that read one tensor (queries, keys and values) are searched together: each has a weight step of its own, and the
-    input step is the best for the mean of their objectives. `rows` of the sample are scored. Where they are many, all
+    Ops that read one tensor (queries, keys and values) are searched together: each has a weight scale of its own, and the
+    input scale is the best for the mean of their objectives. `rows` of the sample are scored. Where they are many, all
     candidates are scored on a part of the output and the best `finalists` on all of it (0: all on all). The op reads its float
-    input, or with `sequential` what the quantized model gives it; O is float in both. The bias is left out of O.
+    input, or with `sequential` that of the quantized model; O is float in both. The bias is left out of O.
 
     `inverse`: [low, high] and its candidates are of 1/Δ. `start`: the factors multiply the range that these methods give the
     tensor (None: its whole range). `sides`: both scales are searched in turn, or only one of them. With `resume` weights begin
@@ -82,8 +82,8 @@ class OutputSearch:
     @property
     def factors(self) -> Tensor:
         """The candidates, and as the last the start: (candidates + 1,)."""
-        tried = torch.linspace(self.low, self.high, self.candidates)
-        return torch.cat([1 / tried if self.inverse else tried, torch.ones(1)])
+        values = torch.linspace(self.low, self.high, self.candidates)
+        return torch.cat([1 / values if self.inverse else values, torch.ones(1)])
 
     @property
     def score(self) -> Score:
@@ -103,81 +103,81 @@ class OutputSearch:
         refuse_channel_widths(plan)
         return _Walk(self, plan, context).plan()
 
-    def search(self, products: Sequence[Product], given: Range | QParams, grid: Grid) -> Found:
-        """Search the weights of the products and, where a range is given, the step of the input that they share.
+    def search(self, products: Sequence[Product], start: Range | QParams, grid: Grid) -> Found:
+        """Search the weights of the products and, where `start` is a range, the scale of the input that they share.
 
-        A correction that is made after each round shifts the outputs that the next round scores.
+        A correction after each round shifts the outputs that the next round scores.
         """
         products = [p.thinned(self.rows) for p in products]
         factors, one = self.factors, torch.tensor(1.0)
-        x = given.qparams(one) if isinstance(given, Range) else given
+        x = start.qparams(one) if isinstance(start, Range) else start
         weights = [p.first for p in products]
         scores = [self.score.one(p, [x], [w], grid).item() for p, w in zip(products, weights, strict=True)]
         before = math.fsum(scores) / len(scores)
         for _ in range(self.rounds):
-            moved = False
+            improved = False
             for i, p in enumerate(products if self.sides != "inputs" else ()):
-                tried = [p.range.qparams(f.expand(p.range.low.shape)) for f in factors]
-                score = self.score.many([p], [x], [tried], grid)[0]
+                candidates = [p.range.qparams(f.expand(p.range.low.shape)) for f in factors]
+                score = self.score.many([p], [x], [candidates], grid)[0]
                 best = _best(score, factors)
                 if self.per_channel and p.range.grid.axis is not None:
-                    own = self.score.channels(p, x, tried, weights[i], grid)
-                    tried, score = [*tried, own], torch.cat([score, self.score.one(p, [x], [own], grid)])
+                    own = self.score.channels(p, x, candidates, weights[i], grid)
+                    candidates, score = [*candidates, own], torch.cat([score, self.score.one(p, [x], [own], grid)])
                     best = len(factors) if score[-1] > score[best] + GAIN else best
                 if score[best] > scores[i] + GAIN:
-                    weights[i], scores[i], moved = tried[best], score[best].item(), True
-            if isinstance(given, Range) and self.sides != "weights":
-                inputs = [given.qparams(f) for f in factors]
+                    weights[i], scores[i], improved = candidates[best], score[best].item(), True
+            if isinstance(start, Range) and self.sides != "weights":
+                inputs = [start.qparams(f) for f in factors]
                 each = self.score.many(products, inputs, [[w] for w in weights], grid)
                 mean = each.mean(0)
                 best = _best(mean, factors)
                 if mean[best] > math.fsum(scores) / len(scores) + GAIN:
-                    x, scores, moved = inputs[best], each[:, best].tolist(), True
-            if not moved:
+                    x, scores, improved = inputs[best], each[:, best].tolist(), True
+            if not improved:
                 break
             if self.correction is not None and self.correction.each_round:
-                products = [_shifted(p, x, w, grid, self.correction) for p, w in zip(products, weights, strict=True)]
+                products = [_correct_product(p, x, w, grid, self.correction) for p, w in zip(products, weights, strict=True)]
                 scores = [self.score.one(p, [x], [w], grid).item() for p, w in zip(products, weights, strict=True)]
         return Found(x, tuple(weights), before, math.fsum(scores) / len(scores))
 
     def pair(self, pair: Pair, left: Range | QParams, right: Range | QParams) -> tuple[QParams, QParams]:
-        """The steps of the two operands of a product, searched in turn; one that is given as a step stays."""
+        """The scales of the two operands of a product, searched in turn; an operand without a range keeps its scale."""
         factors, one = self.factors, torch.tensor(1.0)
-        found = [g.qparams(one) if isinstance(g, Range) else g for g in (left, right)]
-        score = self.score.pair(pair, *([a] for a in found)).item()
+        both = [g.qparams(one) if isinstance(g, Range) else g for g in (left, right)]
+        score = self.score.pair(pair, *([a] for a in both)).item()
         for _ in range(self.rounds):
-            moved = False
-            for side, given in enumerate((left, right)):
-                if not isinstance(given, Range) or self.sides == "weights":
+            improved = False
+            for side, start in enumerate((left, right)):
+                if not isinstance(start, Range) or self.sides == "weights":
                     continue
-                tried = [given.qparams(f) for f in factors]
-                each = self.score.pair(pair, tried, [found[1]]) if side == 0 else self.score.pair(pair, [found[0]], tried)
+                options = [start.qparams(f) for f in factors]
+                each = self.score.pair(pair, options, [both[1]]) if side == 0 else self.score.pair(pair, [both[0]], options)
                 best = _best(each, factors)
                 if each[best] > score + GAIN:
-                    found[side], score, moved = tried[best], each[best].item(), True
-            if not moved:
+                    both[side], score, improved = options[best], each[best].item(), True
+            if not improved:
                 break
-        return found[0], found[1]
+        return both[0], both[1]
 
 
 def _best(score: Tensor, factors: Tensor) -> int:
     """Of the candidates with the highest score, to `GAIN`, the one whose factor is nearest to 1."""
-    away = torch.where(score >= score.max() - GAIN, (factors - 1).abs(), torch.inf)
-    return int(away.argmin())
+    distance = torch.where(score >= score.max() - GAIN, (factors - 1).abs(), torch.inf)
+    return int(distance.argmin())
 
 
-def _shifted(p: Product, x: QParams, w: QParams, grid: Grid, correction: OutputBias) -> Product:
-    """The product with the mean error of each channel taken out."""
+def _correct_product(p: Product, x: QParams, w: QParams, grid: Grid, correction: OutputBias) -> Product:
+    """The product with the mean error of each channel subtracted from its output."""
     exact = times(p.rows, p.weight).flatten(0, 1)
-    found = times(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
-    return replace(p, shift=-correction.corrected(exact, found, torch.zeros(exact.shape[1])))
+    quantized = times(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
+    return replace(p, shift=-correction.corrected(exact, quantized, torch.zeros(exact.shape[1])))
 
 
 class _Walk:
     """The sites of a plan in graph order: each activation is searched with the weights of the ops that read it.
 
-    `samples` are what the ops read, of a sequential search in the model quantized so far; `searched` weights whose scale is
-    found and that have no codes yet; `unranked` the scales that the same search finds without ranking.
+    `samples` are inputs of the ops, in a sequential search from the model quantized so far; `searched` are weights with a new
+    scale and no codes yet; `unranked` are the scales of the same search without ranking.
     """
 
     def __init__(self, search: OutputSearch, plan: Plan, context: Context) -> None:
@@ -227,15 +227,15 @@ class _Walk:
                 self._search_pair(op)
 
     def _weight(self, choice: Choice) -> None:
-        """The codes of a weight whose scale is found, and the bias that goes with them."""
+        """The codes of a weight with its final scale, and the bias that goes with them."""
         site, builder = self.graph.site(choice.site), self.builder
-        grids, searched = builder.allowed.sites[site.name], self.searched.pop(site.name, None)
-        if searched is None:
+        grids, searched_choice = builder.allowed.sites[site.name], self.searched.pop(site.name, None)
+        if searched_choice is None:
             builder.set(builder.recoded(choice))
         else:
-            narrower = searched.grid != grids.grids[0]
+            narrower = searched_choice.grid != grids.grids[0]
             why = f"two products can saturate {grids.pair_bits} bits on {self.context.target.name}" if narrower else ""
-            builder.set_weight(builder.recoded(searched), grids.grids[0], why)
+            builder.set_weight(builder.recoded(searched_choice), grids.grids[0], why)
         op = self.graph.op(site.readers[0][0])
         if self.stream is not None and self.method.correction is not None:
             self._correct(op)
@@ -247,7 +247,7 @@ class _Walk:
         if isinstance(sample, OpSample) and correction is not None:
             self.builder.correct(op.name, correction.bias(self.graph, op, sample, self.builder.choices))
 
-    def _given(self, choice: Choice) -> Range | QParams:
+    def _start_range(self, choice: Choice) -> Range | QParams:
         """Where a search starts: the range that was observed, or that of the plan; the scale itself where it is not free."""
         if not choice.is_free:
             return choice.qparams
@@ -268,12 +268,12 @@ class _Walk:
         for op in ops:
             site, sample = op.operands["weight"], self.samples[op.name]
             assert isinstance(sample, OpSample)
-            seen = self._weight_range(site, self.builder.allowed.sites[site].grids[level[op.name]])
+            weight_range = self._weight_range(site, self.builder.allowed.sites[site].grids[level[op.name]])
             bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
-            before = self.builder.choices[site] if self.method.resume else None
-            start = before.qparams if before is not None and before.grid == seen.grid else None
+            previous = self.builder.choices[site] if self.method.resume else None
+            start = previous.qparams if previous is not None and previous.grid == weight_range.grid else None
             w = weight_of(graph, graph.site(site)).flatten(1)
-            products.append(Product(sample.rows, w, seen, sample.attention, bias, sample.read, start=start))
+            products.append(Product(sample.rows, w, weight_range, sample.attention, bias, sample.read, start=start))
         return products
 
     def _search(self, choice: Choice, ops: Sequence[Op]) -> None:
@@ -281,10 +281,10 @@ class _Walk:
 
         A weight goes to the next grid where its codes are not safe.
         """
-        level, given = {op.name: 0 for op in ops}, self._given(choice)
+        level, start = {op.name: 0 for op in ops}, self._start_range(choice)
         while True:
             products = self._products(ops, level)
-            best = self.method.search(products, given, choice.grid)
+            best = self.method.search(products, start, choice.grid)
             unsafe = []
             for op, p, qparams in zip(ops, products, best.weights, strict=True):
                 grids = self.builder.allowed.sites[op.operands["weight"]]
@@ -296,11 +296,11 @@ class _Walk:
             level |= {name: level[name] + 1 for name in unsafe}
         weights = [op.operands["weight"] for op in ops]
         if self.method.ranking is not None and any(p.attention is not None for p in products):
-            plain = replace(self.method, ranking=None).search(products, given, choice.grid)
+            plain = replace(self.method, ranking=None).search(products, start, choice.grid)
             self.unranked |= {choice.site: plain.input, **dict(zip(weights, plain.weights, strict=True))}
         for site, p, qparams in zip(weights, products, best.weights, strict=True):
             self.searched[site] = Choice(site, "weight", p.range.grid, qparams, repr(self.method))
-        if isinstance(given, Range):
+        if isinstance(start, Range):
             self.builder.set(replace(choice, qparams=best.input, method=repr(self.method)))
         names = [op.name for op in ops]
         self.rows.append({"input": choice.site, "ops": names, "before": best.before, "after": best.after})
@@ -311,14 +311,14 @@ class _Walk:
         assert isinstance(sample, PairSample)
         both = [builder.choices[site] for site in list(op.operands.values())[:2]]
         alone = [len(builder.readers(self.graph.site(choice.site))) == 1 for choice in both]
-        given = [self._given(choice) if own else choice.qparams for choice, own in zip(both, alone, strict=True)]
+        starts = [self._start_range(choice) if own else choice.qparams for choice, own in zip(both, alone, strict=True)]
         pair = Pair(sample, both[0].grid, both[1].grid, "query" in op.operands)
-        best = self.method.pair(pair, given[0], given[1])
-        for choice, start, qparams in zip(both, given, best, strict=True):
+        best = self.method.pair(pair, starts[0], starts[1])
+        for choice, start, qparams in zip(both, starts, best, strict=True):
             if isinstance(start, Range):
                 builder.set(replace(choice, qparams=qparams, method=repr(self.method)))
         if self.method.ranking is not None and pair.ranked:
-            plain = replace(self.method, ranking=None).pair(pair, given[0], given[1])
+            plain = replace(self.method, ranking=None).pair(pair, starts[0], starts[1])
             self.unranked |= {choice.site: qparams for choice, qparams in zip(both, plain, strict=True)}
             choices = {**builder.choices, **self.searched}
             self.flips += rank_flips(self.graph, op, self.samples, choices, self.unranked)
@@ -334,8 +334,8 @@ def observed_range(context: Context, name: str, grid: Grid) -> Range:
     """What was observed of an activation, or is there of a weight."""
     site = context.graph.site(name)
     if site.role != "weight":
-        seen = Samples.of_histogram(context.stats.sites[name])
-        return Range(seen.low[0], seen.high[0], grid)
+        samples = Samples.of_histogram(context.stats.sites[name])
+        return Range(samples.low[0], samples.high[0], grid)
     rows = Samples.of_weight(weight_of(context.graph, site), grid)
     low, high = (rows.low, rows.high) if grid.axis is not None else (rows.low[0], rows.high[0])
     return Range(low, high, grid)

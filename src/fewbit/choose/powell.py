@@ -35,7 +35,7 @@ class Powell:
     method: Literal["powell", "coordinate"] = "powell"
 
     def __call__(self, loss: Loss, count: int, together: Sequence[Point] = ()) -> None:
-        """Evaluate `loss` from 0 on, for `count` numbers; the caller keeps what it has seen.
+        """Evaluate `loss` from 0 on, for `count` numbers; the caller stores the results.
 
         `together` are directions that are searched once before the first sweep: a short search gets more from them.
         """
@@ -49,9 +49,9 @@ class Powell:
             start, before = x, best
             gains = []
             for direction in directions:
-                x, found = self._line(loss, x, best, direction, low, high)
-                gains.append(best - found)
-                best = found
+                x, value = self._line(loss, x, best, direction, low, high)
+                gains.append(best - value)
+                best = value
             if max(gains, default=0) <= 0:
                 break
             if self.method == "powell":
@@ -74,10 +74,10 @@ class Powell:
             starts = np.where(direction == 0, -np.inf, np.minimum((low - x) / direction, (high - x) / direction))
         bounds = min(float(starts.max()), 0.0), max(float(ends.min()), 0.0)
         # rounding may leave the bounds by the last bit
-        t, found = descend(
+        t, value = descend(
             lambda t: loss(np.clip(x + t * direction, low, high)), best, self.step / longest, self.tolerance / longest, bounds
         )
-        return (x, best) if t == 0 else (np.clip(x + t * direction, low, high), found)
+        return (x, best) if t == 0 else (np.clip(x + t * direction, low, high), value)
 
 
 def descend(
@@ -88,12 +88,12 @@ def descend(
     Downhill in growing steps until it rises, then parabolas through the three points around the lowest (golden sections
     where they lead nowhere) until the next one would be nearer than `tolerance`.
     """
-    seen = {0.0: best}
+    cache = {0.0: best}
 
     def at(t: float) -> float:
-        if t not in seen:
-            seen[t] = loss(t)
-        return seen[t]
+        if t not in cache:
+            cache[t] = loss(t)
+        return cache[t]
 
     def clipped(t: float) -> float:
         return min(max(t, bounds[0]), bounds[1])
@@ -165,10 +165,10 @@ def parabola(p: Sequence[float], losses: Sequence[float]) -> Parabola | None:
 
 def parse_time(text: str) -> float:
     """Seconds of `90s`, `10min`, `1h`. Raises FewbitError that says what is allowed."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", str(text))
-    if found is None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", str(text))
+    if match is None:
         raise FewbitError(f"--time {text} is not understood; allowed are seconds, minutes and hours: 90s, 10min, 1h.")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 def thinned(losses: Sequence[float], most: int = 500) -> Iterator[tuple[int, float, float]]:

@@ -20,7 +20,7 @@ from fewbit.observe.stats import Histogram
 
 @dataclass(frozen=True)
 class Samples:
-    """Values (rows, n), how often each was seen (n,) or (rows, n), and the exact extremes (rows,)."""
+    """Values (rows, n), how often each occurs (n,) or (rows, n), and the exact extremes (rows,)."""
 
     values: Tensor
     counts: Tensor
@@ -30,9 +30,9 @@ class Samples:
     @staticmethod
     def of_histogram(h: Histogram) -> Samples:
         """One row: the centers of the bins that hold anything."""
-        seen = h.counts.nonzero().flatten()
-        centers = h.centers[seen].clamp(h.low, h.high).float()
-        return Samples(centers[None], (h.counts[seen] / h.count).float(), torch.tensor([h.low]), torch.tensor([h.high]))
+        filled = h.counts.nonzero().flatten()
+        centers = h.centers[filled].clamp(h.low, h.high).float()
+        return Samples(centers[None], (h.counts[filled] / h.count).float(), torch.tensor([h.low]), torch.tensor([h.high]))
 
     @staticmethod
     def of_weight(w: Float[Tensor, "channels ..."], grid: Grid) -> Samples:
@@ -48,7 +48,7 @@ class Samples:
 
     @staticmethod
     def of_channels(values: Float[Tensor, "channels n"], low: Tensor, high: Tensor) -> Samples:
-        """One row per channel of an activation: sampled values, and the extremes of all that was seen."""
+        """One row per channel of an activation: sampled values, and the extremes of all values."""
         return Samples(values, torch.ones(values.shape[1]), low, high)
 
     def rows(self, index: Tensor) -> Samples:
@@ -59,13 +59,13 @@ class Samples:
 
 @runtime_checkable
 class RangeMethod(Protocol):
-    """From the samples of a tensor to a step and zero point per row: float32 and int32 of shape (rows,)."""
+    """From the samples of a tensor to a scale and zero point per row: float32 and int32 of shape (rows,)."""
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams: ...
 
 
 def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
-    """The step and zero point of each row; rows of a grid with channel widths are taken together by their width.
+    """The scale and zero point of each row; rows of a grid with channel widths are grouped by width.
 
     A row of 0 bits has code 0 alone, which is 0.
     """
@@ -75,8 +75,8 @@ def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
     widths = torch.tensor(grid.widths)
     for bits in sorted({b for b in grid.widths if b}):
         rows = (widths == bits).nonzero().flatten()
-        found = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
-        scale[rows], zero[rows] = found.scale, found.zero
+        qparams = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
+        scale[rows], zero[rows] = qparams.scale, qparams.zero
     return QParams(scale, zero)
 
 

@@ -31,7 +31,7 @@ CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core
 
 @dataclass(frozen=True)
 class MinMax:
-    """The whole range that was seen (Jacob et al. 2018)."""
+    """The whole observed range (Jacob et al. 2018)."""
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
         return qparams_from_range(samples.low, samples.high, grid)
@@ -63,7 +63,7 @@ class Percentile:
 class MseRange:
     """The range with the smallest mean |x - fake(x)|^p (p = 2: mean squared error; LAPQ's layer-wise start for other p).
 
-    Candidates shrink the seen range: both ends on their own for an asymmetric grid. A coarse grid of `steps` shares in
+    Candidates shrink the observed range: both ends on their own for an asymmetric grid. A coarse grid of `steps` shares in
     [smallest, 1], then a fine one of as many between the neighbours of the best.
     """
 
@@ -76,8 +76,8 @@ class MseRange:
             raise ValueError(f"steps >= 2, 0 < smallest < 1 and p > 0 are allowed, not {self}")
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
-        found = [self._rows(part, grid) for part in _chunks(_near_one(samples))]
-        low, high = (torch.cat(shares) for shares in zip(*found, strict=True))
+        parts = [self._rows(part, grid) for part in _chunks(_near_one(samples))]
+        low, high = (torch.cat(shares) for shares in zip(*parts, strict=True))
         return qparams_from_range(samples.low * low, samples.high * high, grid)
 
     def _rows(self, samples: Samples, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class MseRange:
                 pairs = torch.stack([torch.zeros_like(offsets), offsets], 1)
             low = (best_low + pairs[:, :1]).clamp(self.smallest, 1)  # (candidates, rows)
             high = (best_high + pairs[:, 1:]).clamp(self.smallest, 1)
-            error = torch.cat([self._error(samples, lo, hi, grid) for lo, hi in _together(low, high)])
+            error = torch.cat([self._error(samples, lo, hi, grid) for lo, hi in _candidate_chunks(low, high)])
             best = error.argmin(0)
             best_low, best_high = (share.gather(0, best[None]).squeeze(0) for share in (low, high))
         return best_low, best_high
@@ -129,7 +129,7 @@ class Ranges:
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """A choice for every site that the target has a grid for. Raises BadValues where a weight is not finite."""
         builder = PlanBuilder(plan, context)
-        weighted = self._weighted(context)
+        gradient_samples = self._gradient_samples(context)
         for site in context.graph.sites:
             grids = context.allowed.sites.get(site.name)
             if grids is None or site.role == "bias":
@@ -140,13 +140,13 @@ class Ranges:
                 builder.set_weight(choice, grids.grids[0], why)
             else:
                 group = next((group for group in context.allowed.shared if site.name in group), ())
-                moved = None if group else moved_codes(context.graph, site, grids, builder.choices)
-                builder.set(moved or self.activation(context, site, grids, group, weighted.get(site.name)))
+                same_codes = None if group else moved_codes(context.graph, site, grids, builder.choices)
+                builder.set(same_codes or self.activation(context, site, grids, group, gradient_samples.get(site.name)))
         builder.fallbacks += self._one_width(context, builder.choices)
         return builder.plan()
 
     def activation(
-        self, context: Context, site: Site, grids: AllowedGrids, group: tuple[str, ...] = (), weighted: Samples | None = None
+        self, context: Context, site: Site, grids: AllowedGrids, group: tuple[str, ...] = (), samples: Samples | None = None
     ) -> Choice:
         """The choice of an activation by its range, or by that of the group that it shares one scale with."""
         grid, method = grids.grids[0], repr(self.activations)
@@ -154,8 +154,8 @@ class Ranges:
             qparams = QParams(torch.tensor(grids.fixed_scale), torch.tensor(grids.fixed_zero, dtype=torch.int32))
             return Choice(site.name, site.role, grid, qparams, "fixed", None, grids.all_readers, "fixed by the target", Fixed())
         if grid.axis is None:
-            seen = reduce(Histogram.merge, (context.stats.sites[name] for name in group or (site.name,)))
-            qparams = self.activations(weighted or Samples.of_histogram(seen), grid)
+            histogram = reduce(Histogram.merge, (context.stats.sites[name] for name in group or (site.name,)))
+            qparams = self.activations(samples or Samples.of_histogram(histogram), grid)
             qparams = QParams(qparams.scale.squeeze(0), qparams.zero.squeeze(0))
             if group:
                 others = tuple(name for name in group if name != site.name)
@@ -193,15 +193,15 @@ class Ranges:
             return QParams(qparams.scale.view(len(w), -1), qparams.zero.view(len(w), -1))
         return qparams
 
-    def _weighted(self, context: Context) -> Mapping[str, Samples]:
+    def _gradient_samples(self, context: Context) -> Mapping[str, Samples]:
         if not self.gradients:
             return {}
         graph, sites = context.graph, context.allowed.sites
-        searched = [name for name, grids in sites.items() if graph.site(name).axis is None and grids.grids[0].axis is None]
-        return weighted_samples(graph, searched, context.batches, context.count)
+        names = [name for name, grids in sites.items() if graph.site(name).axis is None and grids.grids[0].axis is None]
+        return weighted_samples(graph, names, context.batches, context.count)
 
     def _one_width(self, context: Context, choices: Mapping[str, Choice]) -> list[Fallback]:
-        """What widths of channels were not given: activations that have one scale, on this target, for all of them."""
+        """The fallback for activations whose channels cannot have own widths: the target has one scale for all of them."""
         bits, graph = self.channel_bits, context.graph
         if bits is None or not bits.activations:
             return []
@@ -216,23 +216,23 @@ class Ranges:
 def first_safe(
     context: Context, site: Site, grids: AllowedGrids, choices: Mapping[str, Choice], on: Callable[[Grid], Choice]
 ) -> tuple[Choice, str]:
-    """The choice of a weight, made by `on`, for the first grid whose products are safe in the accumulator; and why not the
-    first of all.
+    """The choice of a weight, from `on`, for the first grid whose products are safe in the accumulator; and why it is not the
+    first grid.
     """
     choice = on(grids.grids[0])
     if grids.pair_bits is None:
         return choice, ""
-    read = choices[context.graph.op(site.readers[0][0]).operands["input"]].grid
+    activation = choices[context.graph.op(site.readers[0][0]).operands["input"]].grid
     for k, grid in enumerate(grids.grids):
         choice = choice if k == 0 else on(grid)
         assert choice.codes is not None
-        if pairs_are_safe(choice.codes, read, grids.pair_bits):
+        if pairs_are_safe(choice.codes, activation, grids.pair_bits):
             break
     return choice, "" if k == 0 else f"two products can saturate {grids.pair_bits} bits on {context.target.name}"
 
 
 def moved_codes(graph: Graph, site: Site, grids: AllowedGrids, choices: Mapping[str, Choice]) -> Choice | None:
-    """The choice of a tensor that holds codes of another, which everyone reads, in other places.
+    """The choice of a tensor that only rearranges another's codes, where all readers read those.
 
     Codes move without loss. Another scale would round them a second time, which runtimes leave out.
     """
@@ -254,13 +254,13 @@ def _near_one(samples: Samples) -> Samples:
 
 def _chunks(samples: Samples) -> Iterator[Samples]:
     """The rows in pieces that fit the cache."""
-    step = max(1, CACHE // samples.values.shape[1])
-    for i in range(0, len(samples.low), step):
-        counts = samples.counts if samples.counts.ndim == 1 else samples.counts[i : i + step]
-        yield Samples(samples.values[i : i + step], counts, samples.low[i : i + step], samples.high[i : i + step])
+    chunk = max(1, CACHE // samples.values.shape[1])
+    for i in range(0, len(samples.low), chunk):
+        counts = samples.counts if samples.counts.ndim == 1 else samples.counts[i : i + chunk]
+        yield Samples(samples.values[i : i + chunk], counts, samples.low[i : i + chunk], samples.high[i : i + chunk])
 
 
-def _together(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _candidate_chunks(low: Tensor, high: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Candidates (candidates, rows) in pieces: many at once for one row, one by one for many."""
-    step = max(1, 16 // low.shape[1])
-    return zip(low.split(step), high.split(step), strict=True)
+    chunk = max(1, 16 // low.shape[1])
+    return zip(low.split(chunk), high.split(chunk), strict=True)

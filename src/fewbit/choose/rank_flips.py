@@ -1,4 +1,4 @@
-"""What ranking is worth: how often the keys of an attention head change their order, with it and without."""
+"""The effect of the ranking loss: how often the keys of an attention head change their order, with it and without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rank_flips(
     choices: Mapping[str, Choice],
     unranked: Mapping[str, QParams],
 ) -> list[dict[str, Json]]:
-    """The share of key pairs of each head that change their order, with the steps chosen and with those without ranking.
+    """The share of key pairs of each head that change their order, with the plan's scales and with those without ranking.
 
     `unranked` are the latter, of the sites where they differ. Both projections and both operands of the product are
     quantized, the modules' inputs are float. Empty where a side of the product is no sampled projection.
@@ -41,20 +41,20 @@ def rank_flips(
         if kind == "float":
             return attention.operand(torch.nn.functional.linear(attention.x, w, bias)[None])
 
-        def rounded(x: Tensor, site: str) -> Tensor:
-            found = choices[site]
-            grid: Grid = found.grid
-            return fake(x, unranked.get(site, found.qparams) if kind == "without" else found.qparams, grid)
+        def quantized(x: Tensor, site: str) -> Tensor:
+            choice = choices[site]
+            grid: Grid = choice.grid
+            return fake(x, unranked.get(site, choice.qparams) if kind == "without" else choice.qparams, grid)
 
-        x, weight = rounded(attention.x, op.operands["input"]), rounded(w, op.operands["weight"])
+        x, weight = quantized(attention.x, op.operands["input"]), quantized(w, op.operands["weight"])
         out = torch.nn.functional.linear(x, weight, bias)
-        return rounded(attention.operand(out[None]), product.operands[attention.side])
+        return quantized(attention.operand(out[None]), product.operands[attention.side])
 
     scores = []
     for kind in ("float", "with", "without"):
         both = {side: operand(kind, op, attention) for side, (op, attention) in sides.items()}
         scores.append((both["query"] @ both["key"])[0])
-    shares = [flipped(scores[0], found).tolist() for found in scores[1:]]
+    shares = [flipped(scores[0], score).tolist() for score in scores[1:]]
     return [
         {"op": product.name, "head": head, "with": ranked, "without": plain}
         for head, (ranked, plain) in enumerate(zip(*shares, strict=True))

@@ -13,14 +13,14 @@ from fewbit.equalize import Equalize
 
 @runtime_checkable
 class Pass(Protocol):
-    """One method: from a plan and what is known to a better plan. A frozen dataclass, whose fields are its settings."""
+    """One method: from a plan and the context to a better plan. A frozen dataclass, whose fields are its settings."""
 
     def __call__(self, plan: Plan, context: Context) -> Plan: ...
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """A pass that refuses, before the first pass works, what the target, the images or the labels do not allow."""
+    """A pass that checks target, images and labels, and may refuse, before the first pass runs."""
 
     def check(self, context: Context) -> None: ...
 

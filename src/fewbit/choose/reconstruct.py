@@ -27,7 +27,7 @@ from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.files import Journal, write_atomic
 
-HELD_OUT = 4  # every so many an image is kept to judge a block by
+HELD_OUT = 4  # one of so many images is held out to evaluate a block
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Reconstruct:
             raise BadImages(f"reconstruction holds every {HELD_OUT}th image back: give {HELD_OUT} calibration images or more.")
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
-        """The plan with what was learned of each block that is better for it on images that are held out.
+        """The plan with the learned values of each block whose error on held-out images is smaller with them.
 
         The context's journal and folder have the blocks that a killed run has done.
         """
@@ -113,7 +113,7 @@ class Reconstruct:
                 i: int = i, lesson: Lesson = lesson, results: list[Learnt] = results, file: Path | None = file
             ) -> float:
                 seed = torch.Generator().manual_seed(context.seed * 1_000_003 + i)
-                results.append(walk.learned(i, lesson, journal, seed))
+                results.append(walk.learn(i, lesson, journal, seed))
                 if file is not None:
                     results[0].save(file)
                 return float(results[0].row["after"])
@@ -182,16 +182,16 @@ class _Walk:
         weight = self._weights.get(block.output.name)
         return Lesson(block, read, exact, torch.cat(self.exact.at(block.output)), counts, weight)
 
-    def learned(self, i: int, lesson: Lesson, journal: Journal, generator: torch.Generator) -> Learnt:
+    def learn(self, i: int, lesson: Lesson, journal: Journal, generator: torch.Generator) -> Learnt:
         """The block learned, in its share of the time that is left, and put into the plan where that is better."""
-        block, began, overlay = lesson.block, journal.seconds, self.quantized.overlay
+        block, started, overlay = lesson.block, journal.seconds, self.quantized.overlay
         share = None
         if self.settings.seconds is not None:
-            left = max(self.settings.seconds - began, 0.0)
-            share = left * block.macs / max(sum(later.macs for later in self.blocks[i:]), 1)
+            remaining = max(self.settings.seconds - started, 0.0)
+            share = remaining * block.macs / max(sum(later.macs for later in self.blocks[i:]), 1)
         before = lesson.error(overlay, self.outside)
         learner = Learner(self.builder, self.settings, lesson, overlay)
-        iterations = learner.learn(self.fit, share, lambda: journal.seconds - began, generator)
+        iterations = learner.learn(self.fit, share, lambda: journal.seconds - started, generator)
         row = {
             "block": block.name,
             "ops": list(block.ops),
@@ -210,26 +210,26 @@ class _Walk:
             return Learnt({**row, "tried": after})
         return replace(result, row={**row, "after": after, "kept": True})
 
-    def put(self, block: Block, learned: Learnt) -> Learnt:
-        """Take what was learned, but for weights whose codes would not be safe; what was taken."""
+    def put(self, block: Block, result: Learnt) -> Learnt:
+        """Put learned values into the plan, except codes that would not be safe; returns the values that were put."""
         builder, start = self.builder, self._state(block)
-        for name, scale in learned.scales.items():
+        for name, scale in result.scales.items():
             qparams = QParams(scale, builder.choices[name].qparams.zero)
-            builder.choices[name] = self._marked(replace(builder.choices[name], qparams=qparams))
-        self.tuned.update(learned.biases)
+            builder.choices[name] = self._with_method(replace(builder.choices[name], qparams=qparams))
+        self.tuned.update(result.biases)
         codes = {}
-        for name, q in learned.codes.items():
+        for name, q in result.codes.items():
             old = builder.choices[name]
-            new = self._marked(replace(old, codes=q.to(old.grid.container)))
+            new = self._with_method(replace(old, codes=q.to(old.grid.container)))
             if self._is_safe(new):
                 builder.choices[name], codes[name] = new, q
             elif not self._is_safe(old):
                 self._restore(block, start)
-                return Learnt(learned.row)
+                return Learnt(result.row)
         self._show(block)
-        return replace(learned, codes=codes)
+        return replace(result, codes=codes)
 
-    def _marked(self, choice: Choice) -> Choice:
+    def _with_method(self, choice: Choice) -> Choice:
         return replace(choice, method=f"{choice.method}, {self.settings!r}")
 
     def _is_safe(self, choice: Choice) -> bool:
@@ -251,7 +251,7 @@ class _Walk:
         return choices, {op: builder.biases.get(op) for op in block.ops}, tuned
 
     def _restore(self, block: Block, state: tuple[dict[str, Choice], dict[str, Bias | None], dict[str, Tensor]]) -> None:
-        """Take back what was put since a state."""
+        """Undo all changes since a state."""
         choices, biases, tuned = state
         for op in block.ops:
             self.tuned.pop(op, None)

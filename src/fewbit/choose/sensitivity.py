@@ -1,4 +1,4 @@
-"""How much the model suffers where one module has a width: the losses that an allocation adds up."""
+"""The loss for each width of a single module: the terms that an allocation adds up."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Measure(ABC):
     def __call__(
         self,
         graph: Graph,
-        found: Sequence[Module],
+        modules: Sequence[Module],
         plans: Mapping[int, Plan],
         batch: Tensor,
         progress: Callable[[str], None] = lambda module: None,
     ) -> list[Sensitivity]:
         results = []
-        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in found], batch)
-        for module, (inner, given, exact) in zip(found, walk, strict=True):
+        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in modules], batch)
+        for module, (inner, env, exact) in zip(modules, walk, strict=True):
             loss, nuclear = self.against(graph, module, exact)
-            losses = {bits: loss(Executor.of(graph, plan, module.ops).value(inner, given)) for bits, plan in plans.items()}
+            losses = {bits: loss(Executor.of(graph, plan, module.ops).value(inner, env)) for bits, plan in plans.items()}
             results.append(Sensitivity(module, losses, nuclear))
             progress(module.name)
         return results
@@ -96,7 +96,7 @@ class NuclearNorm(Measure):
 class OutputKL(Measure):
     """KL divergence of the model's answers from the float model's where only one module is quantized, mean over images.
 
-    A module's error is measured where it counts, behind all that follows; the losses of modules are taken to add up.
+    A module's error is measured where it counts, at the output; the losses of modules are assumed to add up.
     """
 
     images: int = 16

@@ -1,4 +1,4 @@
-"""Codes of a weight while they are learnt: each may go to the code below it or the one above it."""
+"""Codes of a weight while they are learned: each may go to the code below it or the one above it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_codes(
     qparams: QParams,
     grid: Grid,
 ) -> Soft:
-    """Soft codes that begin, with the sigmoid, as near to the weight itself as its code is kept, else at the code."""
+    """Soft codes that begin at the weight, limited to values that round to its code (sigmoid), or at the code (straight)."""
     q = codes.to(torch.float32)
     if rounding == "straight":
         return Rounded(q, qparams, grid)
@@ -74,7 +74,7 @@ def rounding_loss(share: Float[Tensor, "*shape"], beta: float) -> Tensor:
 
 
 class Soft:
-    """The codes of one weight while they are learnt; `start` (c_out, ...) are real numbers in units of codes."""
+    """The codes of one weight while they are learned; `start` (c_out, ...) are real numbers in units of codes."""
 
     def __init__(self, start: Tensor, qparams: QParams, grid: Grid) -> None:
         self.qparams, self.grid = qparams, grid
@@ -134,9 +134,9 @@ class Rounded(Soft):
 
 
 def soft_fake(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """`fake` with a gradient for the input (a clamp's) and for the step (Esser et al. 2020, equation 3)."""
-    step, shift = along(scale, x, grid.axis), along(zero, x, grid.axis)
-    at = x / step
+    """`fake` with a gradient for the input (a clamp's) and for the scale (Esser et al. 2020, equation 3)."""
+    unit, shift = along(scale, x, grid.axis), along(zero, x, grid.axis)
+    at = x / unit
     low, high = (along(end, x, grid.axis) for end in grid.ends())
     q = (at + (at.round() - at).detach() + shift).clamp(low, high)
-    return (q - shift) * step
+    return (q - shift) * unit

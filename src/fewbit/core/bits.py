@@ -13,14 +13,14 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.files import read_json
 
-WIDTHS = range(2, 17)  # that a grid may have; what a target holds is its own business
+WIDTHS = range(2, 17)  # that a grid may have; a target may allow fewer
 SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} for 8 (Liu et al. 2021, section 4.1)
 
 
 @dataclass(frozen=True)
 class Bits:
     """Widths of weights and activations; `ops` has ops with another width of both, or one of each, and sites with their own, by
-    name. `asked` is how it was asked for, `floats` are ops that stay float.
+    name. `asked` is the request as text, `floats` are ops that stay float.
 
     `exceptions` are patterns of op names with a width of both or one of each (weights, activations), the last that fits counts;
     `first` and `last` are the first and the last op with a weight.
@@ -40,8 +40,8 @@ class Bits:
     @property
     def most(self) -> int:
         """The largest width of all."""
-        given = (*self.ops.values(), *(b for _, b in self.exceptions))
-        return max(self.weights, self.activations, *(b if isinstance(b, int) else max(b) for b in given))
+        widths = (*self.ops.values(), *(b for _, b in self.exceptions))
+        return max(self.weights, self.activations, *(b if isinstance(b, int) else max(b) for b in widths))
 
     def to_json(self) -> dict[str, Any]:
         """What `read_bits` reads back from a file."""
@@ -53,7 +53,7 @@ class Bits:
         }
 
     def of(self, graph: Graph) -> Bits:
-        """The same with the exceptions found in a graph. Raises UnknownName for a pattern or a name that fits nothing."""
+        """The same with the exceptions resolved to ops of a graph. Raises UnknownName for one that fits nothing."""
         known = {op.name for op in graph.ops} | {site.name for site in graph.sites}
         for name in (*self.ops, *self.floats):
             if name not in known:
@@ -62,10 +62,10 @@ class Bits:
         ends = {"first": weighted[:1], "last": weighted[-1:]}
         ops = dict(self.ops)
         for pattern, bits in self.exceptions:
-            found = [op.name for op in graph.ops if fnmatch.fnmatchcase(op.name, pattern)] or ends.get(pattern, [])
-            if not found:
+            names = [op.name for op in graph.ops if fnmatch.fnmatchcase(op.name, pattern)] or ends.get(pattern, [])
+            if not names:
                 raise UnknownName("op in --bits", pattern, [*ends, *(op.name for op in graph.ops)])
-            ops |= dict.fromkeys(found, bits)
+            ops |= dict.fromkeys(names, bits)
         return replace(self, ops=ops)
 
 
@@ -82,23 +82,21 @@ class Mixed:
 
 def _width(text: str) -> int | tuple[int, int] | None:
     """`8` or `w4a8` of an exception; None for anything else."""
-    found = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", text.lower())
-    if found is None or any(int(n) not in WIDTHS for n in found.groups() if n):
+    match = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", text.lower())
+    if match is None or any(int(n) not in WIDTHS for n in match.groups() if n):
         return None
-    return int(found[3]) if found[3] else (int(found[1]), int(found[2]))
+    return int(match[3]) if match[3] else (int(match[1]), int(match[2]))
 
 
 def read_bits(path: Path) -> Bits:
     """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other
     keys are for people. Raises BadFile where it holds anything else.
     """
-    found = read_json(path)
+    data = read_json(path)
     try:
-        bits = Bits(
-            int(found["weights"]), int(found["activations"]), dict(found["widths"]), f"{path}", (), tuple(found["float"])
-        )
-        given = [bits.weights, bits.activations, *bits.ops.values()]
-        allowed = all(isinstance(b, int) and b in WIDTHS for b in given) and all(isinstance(f, str) for f in bits.floats)
+        bits = Bits(int(data["weights"]), int(data["activations"]), dict(data["widths"]), f"{path}", (), tuple(data["float"]))
+        widths = [bits.weights, bits.activations, *bits.ops.values()]
+        allowed = all(isinstance(b, int) and b in WIDTHS for b in widths) and all(isinstance(f, str) for f in bits.floats)
     except (KeyError, TypeError, ValueError):
         allowed = False
     if not allowed:
@@ -117,20 +115,20 @@ def parse_bits(text: str | int) -> Bits | Mixed:
     if str(text).endswith(".json"):
         return read_bits(Path(text))  # type: ignore[arg-type]
     parts = str(text).strip().split(",")
-    asked, named = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
-    exceptions = tuple((pattern, b) for pattern, _, bits in named if pattern and (b := _width(bits)) is not None)
-    found = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", asked)
-    if found and len(exceptions) == len(named):
-        weights, activations, both = found.groups()
+    base, overrides = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
+    exceptions = tuple((pattern, b) for pattern, _, bits in overrides if pattern and (b := _width(bits)) is not None)
+    match = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", base)
+    if match and len(exceptions) == len(overrides):
+        weights, activations, both = match.groups()
         bits = Bits(int(weights or both), int(activations or both), exceptions=exceptions)
         if bits.weights in WIDTHS and bits.activations in WIDTHS:
             return bits
-    found = re.fullmatch(r"mixed:(\d+(?:\.\d+)?)(?::(\d+(?:,\d+)*))?", asked)
-    if found and not named:
-        mean = float(found[1])
+    match = re.fullmatch(r"mixed:(\d+(?:\.\d+)?)(?::(\d+(?:,\d+)*))?", base)
+    if match and not overrides:
+        mean = float(match[1])
         middle = round(mean)
-        listed = map(int, found[2].split(",")) if found[2] else range(middle - SPREAD, middle + SPREAD + 1)
-        candidates = tuple(sorted({b for b in listed if found[2] or b in WIDTHS}))
+        options = map(int, match[2].split(",")) if match[2] else range(middle - SPREAD, middle + SPREAD + 1)
+        candidates = tuple(sorted({b for b in options if match[2] or b in WIDTHS}))
         if candidates and all(b in WIDTHS for b in candidates) and mean >= candidates[0]:
             return Mixed(mean, candidates)
     raise FewbitError(

@@ -2,7 +2,7 @@
 
     real = (code - zero) * scale        code = clamp(round_half_even(real / scale) + zero, low, high)
 
-`scale` is a step, always: the real distance between neighbouring codes, and > 0. The division and the rounding are those
+`scale` is the real distance between neighbouring codes, always > 0. The division and the rounding are those
 of ONNX QuantizeLinear in float32, so a simulation gives the codes that a runtime gives.
 """
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TINY = float(torch.finfo(torch.float32).tiny) * 2**20  # the smallest step: a constant tensor still has a scale > 0
+TINY = float(torch.finfo(torch.float32).tiny) * 2**20  # the smallest scale: a constant tensor still has a scale > 0
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Grid:
 
     `widths` are the bits of each channel where they differ, at most `bits`; a channel of 0 bits has the code 0 alone.
     `stored` are the bits of the container where it is not the smallest that holds the codes. `group_size`: each row of a weight
-    (channels, inputs) has a step for every so many of its inputs. `multiples`: those are 1 to so many times one step of the
-    row, so that codes times multiple are codes of that one.
+    (channels, inputs) has a scale for each group of that many inputs. `multiples`: these scales are 1 to `multiples` times one
+    scale of the row, so that codes times multiple are codes on that scale.
     """
 
     bits: int = 8
@@ -99,7 +99,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class QParams:
-    """Step and zero point of a tensor: float32 scale > 0 and int32 zero, of shape (), (channels,) or (channels, blocks)."""
+    """Scale and zero point of a tensor: float32 scale > 0 and int32 zero, of shape (), (channels,) or (channels, groups)."""
 
     scale: Tensor
     zero: Tensor
@@ -113,7 +113,7 @@ class QParams:
 
 
 def along(v: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """`v` of shape (), (channels,) or (channels, blocks) shaped so that it broadcasts over `x` along `axis`; blocks have
+    """`v` of shape (), (channels,) or (channels, groups) shaped so that it broadcasts over `x` along `axis`; groups have
     equal numbers of columns of x (channels, columns).
     """
     if axis is None or v.ndim == 0:
@@ -159,7 +159,7 @@ def fake(x: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Float[Tens
 
 
 def qparams_from_range(low: Tensor, high: Tensor, grid: Grid) -> QParams:
-    """The step and zero point that cover [low, high], for ranges of any shape; zero is always a code.
+    """The scale and zero point that cover [low, high], for ranges of any shape; zero is always a code.
 
     Symmetric: scale = max(|low|, |high|) / high code. Asymmetric: the range is widened to contain 0, and the zero point
     is rounded to a code, as in ONNX's and TFLite's quantization specifications.
@@ -174,30 +174,30 @@ def qparams_from_range(low: Tensor, high: Tensor, grid: Grid) -> QParams:
 
 
 def rowwise(v: Tensor, like: Tensor) -> Tensor:
-    """`v` of shape () or (channels,) shaped so that it broadcasts over steps (channels,) or (channels, blocks)."""
+    """`v` of shape () or (channels,) shaped so that it broadcasts over scales (channels,) or (channels, groups)."""
     return v[:, None] if v.ndim == 1 and like.ndim == 2 else v
 
 
-def in_multiples(scale: Float[Tensor, "*steps"], grid: Grid) -> Float[Tensor, "*steps"]:
-    """Steps, those of blocks as the nearest whole multiples of their row's: 1 to `multiples` times it, the largest kept."""
+def in_multiples(scale: Float[Tensor, "*scales"], grid: Grid) -> Float[Tensor, "*scales"]:
+    """Scales, those of groups rounded to whole multiples of the row's scale, 1 to `multiples`; the largest is unchanged."""
     if not grid.multiples:
         return scale
     return row_step(scale, grid)[:, None] * multiples_of(scale, grid)
 
 
 def row_step(scale: Float[Tensor, "channels blocks"], grid: Grid) -> Float[Tensor, "channels"]:
-    """The step of each row of which those of its blocks are whole multiples."""
+    """The scale of each row of which those of its groups are whole multiples."""
     return scale.amax(1) / grid.multiples
 
 
 def multiples_of(scale: Float[Tensor, "... channels blocks"], grid: Grid) -> Float[Tensor, "... channels blocks"]:
-    """How many times the step of its row each step is."""
+    """How many times the scale of its row each scale is."""
     share = scale / scale.amax(-1, keepdim=True)
     return (share * grid.multiples).round().clamp(1, grid.multiples)
 
 
 def of_bias(read: QParams, weight: QParams, channels: int) -> QParams:
-    """The step of an int32 bias (channels,): that of the input times that of the weight, per channel, and zero at code 0."""
+    """The scale of an int32 bias (channels,): that of the input times that of the weight, per channel, and zero at code 0."""
     return QParams((read.scale * weight.scale).expand(channels).contiguous(), torch.zeros(channels, dtype=torch.int32))
 
 

@@ -2,7 +2,7 @@
 
 Graph    capture  -> the exported program, opened, with its ops and sites
 Stats    observe  -> one accumulator per site (fewbit.observe.stats)
-Plan     choose   -> per site: grid, step, codes, and who decided; fallbacks
+Plan     choose   -> per site: grid, scale, codes, and who decided; fallbacks
 Checks   verify   -> per site: codes that differ between simulation and runtime
 """
 
@@ -44,7 +44,7 @@ def flat_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Op:
-    """A node that can run in integers: its kind, its operands (operand name -> site name) and what it costs.
+    """A node that can run in integers: its kind, its operands (operand name -> site name) and its cost.
 
     `macs` are multiply-accumulates for one image, `reduction_size` the products that one output sums (None: no product).
     """
@@ -59,7 +59,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured model: an fx graph module with attention opened and batch norm folded, and what was found in it."""
+    """A captured model: an fx graph module with attention opened and batch norm folded, and its ops and sites."""
 
     module: GraphModule
     ops: tuple[Op, ...]
@@ -130,7 +130,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Bias:
-    """The bias of one op (c_out,), decided once: `real` is what is wanted, float32; `integer` its codes where it is stored so.
+    """The bias of one op (c_out,), decided once: `real` is the exact value, float32; `integer` its codes if stored as integers.
 
     The scale of an integer bias is the input's times the weight's.
     """
@@ -153,7 +153,7 @@ FallbackKind = Literal["site", "accumulator", "calibration", "kernels", "runtime
 class Fallback:
     """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1).
 
-    `kind` is what it is about: a site or op, a narrower grid that an accumulator needs, the calibration images, kernels that
+    `kind` is its subject: a site or op, a narrower grid that an accumulator needs, the calibration images, kernels that
     were not fused, a runtime or a machine that is not here, or a float model that is faster.
     """
 

@@ -1,7 +1,7 @@
 """Convolutions with a ReLU between them: a channel is divided by a number here and multiplied by it there.
 
 Nagel et al. 2019 (data-free quantization, section 4.1). ReLU is positively homogeneous; a clamp at 6 is not, and is left alone.
-Each output channel of a weight has its own step, so what is gained is the range of the tensor between, which has one.
+Each output channel of a weight has its own scale; the gain is in the tensor between, which has only one.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ def balanced(
     """The strength with the smallest expected squared error of the second convolution's output.
 
     `low`, `high` and `squares` (mean of squares) are those of the channels between, w is (c_out, c_in, kh, kw). Rounding errors
-    are taken for uniform: step² / 12 for each element that an output sums.
+    are assumed uniform: scale² / 12 for each element that an output sums.
     """
     reach = torch.maximum(-low, high)
     reach = reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
     depthwise = w.shape[1] == 1 and w.shape[0] == len(low)
 
     def error(scale: Tensor) -> float:
-        step = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
+        activation_scale = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
             activation.high - activation.low
         )
         heavier = w * scale.view(-1, 1, 1, 1) if depthwise else w * scale.view(1, -1, 1, 1)
-        through = step**2 * float(heavier.square().sum())
-        steps = heavier.flatten(1).abs().amax(1) / weight.high
+        through = activation_scale**2 * float(heavier.square().sum())
+        weight_scales = heavier.flatten(1).abs().amax(1) / weight.high
         kernel = math.prod(w.shape[2:])
         read = squares / scale.square()
-        summed = (steps.square() * read).sum() if depthwise else steps.square().sum() * read.sum()
+        summed = (weight_scales.square() * read).sum() if depthwise else weight_scales.square().sum() * read.sum()
         return (through + kernel * float(summed)) / 12
 
-    tried: list[tuple[float | None, Tensor]] = [(None, torch.ones_like(reach))]
-    tried += [(strength, scales(reach, strength)) for strength in STRENGTHS]
-    errors = [error(scale) for _, scale in tried]
+    candidates: list[tuple[float | None, Tensor]] = [(None, torch.ones_like(reach))]
+    candidates += [(strength, scales(reach, strength)) for strength in STRENGTHS]
+    errors = [error(scale) for _, scale in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return Migration(tried[best][1], torch.zeros_like(reach), tried[best][0], errors[0], errors[best])
+    return Migration(candidates[best][1], torch.zeros_like(reach), candidates[best][0], errors[0], errors[best])

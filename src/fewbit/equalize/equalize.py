@@ -57,45 +57,45 @@ class Equalize:
     seed: int = 0
 
     def __call__(self, graph: Graph, batches: Iterable[Tensor], grids: Mapping[str, Grid]) -> Equalized:
-        """The graph equalized for the grids of its sites (by name; a site without one stays as it is).
+        """The graph equalized for the grids of its sites (by name; a site without one is unchanged).
 
         A place whose rewrite changes the function by more than 1e-4 is left out and says so. Raises BadImages without a batch.
         """
-        turned = self._rotated(graph)
-        work = _Work(turned.graph, grids, self.strengths)
-        graph, work.new, work.record = turned.graph, dict(turned.constants), [dict(row) for row in turned.record]
-        work.seen = _sampled(graph, batches, work.wanted(self), self.rows)
-        for flag, step in (
+        base = self._rotate(graph)
+        work = _Work(base.graph, grids, self.strengths)
+        graph, work.new, work.record = base.graph, dict(base.constants), [dict(row) for row in base.record]
+        work.samples = _sample_tensors(graph, batches, work.watched(self), self.rows)
+        for flag, rewrite in (
             (self.norms, work.layer_norms),
             (self.values, work.value_scales),
             (self.keys, work.query_scales),
             (self.convolutions, work.convolutions),
         ):
             if flag:
-                step()
+                rewrite()
         return work.result()
 
-    def _rotated(self, graph: Graph) -> Equalized:
+    def _rotate(self, graph: Graph) -> Equalized:
         """The graph after the rotations, each a row; one that would change the function is left out."""
-        found = Equalized(graph)
+        state = Equalized(graph)
         if self.rotate:
             stream = residual(graph)
             able = stream is not None and can_rotate(graph, stream)
-            found = _turned(found, "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {})
-        for op, changes in rotated_heads(found.graph, self.seed) if self.rotate_heads else ():
-            found = _turned(found, op.name, changes)
-        return found
+            state = _append(state, "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {})
+        for op, changes in rotated_heads(state.graph, self.seed) if self.rotate_heads else ():
+            state = _append(state, op.name, changes)
+        return state
 
 
-def _turned(found: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equalized:
-    """With one rotation more, if the function is the same with it."""
-    graph = replaced(found.graph, changes)
-    difference = same_function(found.graph, graph)
+def _append(state: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equalized:
+    """The state after one more rotation, if the function is the same with it."""
+    graph = replaced(state.graph, changes)
+    difference = same_function(state.graph, graph)
     moved = bool(changes) and difference <= TOLERANCE
     row: dict[str, Json] = {"kind": "rotation", "op": name, "strength": None, "before": 0.0, "after": 0.0}
-    record = (*found.record, {**row, "difference": difference, "shift": False, "moved": moved})
+    record = (*state.record, {**row, "difference": difference, "shift": False, "moved": moved})
     return (
-        Equalized(graph, {**found.constants, **changes}, record) if moved else Equalized(found.graph, found.constants, record)
+        Equalized(graph, {**state.constants, **changes}, record) if moved else Equalized(state.graph, state.constants, record)
     )
 
 
@@ -130,7 +130,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
 
 
 class _Work:
-    """Constants that have changed so far, and what was seen of the tensors between."""
+    """Constants that have changed so far, and samples of the tensors between."""
 
     def __init__(self, graph: Graph, grids: Mapping[str, Grid], strengths: tuple[float, ...]) -> None:
         self.graph, self.grids, self.strengths = graph, grids, strengths
@@ -138,49 +138,49 @@ class _Work:
         self.new: dict[str, Tensor] = {}
         self.output = _output(graph)  # with the constants that have changed so far
         self.record: list[dict[str, Json]] = []
-        self.seen: dict[str, Tensor] = {}
+        self.samples: dict[str, Tensor] = {}
         self.heads: list[Heads] = heads(graph)
 
-    def wanted(self, what: Equalize) -> set[str]:
-        """The nodes whose values are looked at."""
-        found = {norm.node.name for norm in norms(self.graph)} if what.norms else set()
-        for h in self.heads if what.values else ():
-            found |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
-        for h in self.heads if what.keys else ():
-            found |= {op.node for op in (h.query, h.key) if op}
-        return found | ({p.between.name for p in conv_pairs(self.graph)} if what.convolutions else set())
+    def watched(self, settings: Equalize) -> set[str]:
+        """The nodes whose values are sampled."""
+        names = {norm.node.name for norm in norms(self.graph)} if settings.norms else set()
+        for h in self.heads if settings.values else ():
+            names |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
+        for h in self.heads if settings.keys else ():
+            names |= {op.node for op in (h.query, h.key) if op}
+        return names | ({p.between.name for p in conv_pairs(self.graph)} if settings.convolutions else set())
 
     def layer_norms(self) -> None:
         for norm in norms(self.graph):
-            read = self.grids.get(norm.layers[0].operands["input"])
+            activation = self.grids.get(norm.layers[0].operands["input"])
             others = [self.grids.get(op.operands["weight"]) for op in norm.layers]
-            if read is None or others[0] is None or any(o is None for o in others) or read.axis is not None:
+            if activation is None or others[0] is None or any(o is None for o in others) or activation.axis is not None:
                 continue
             w = torch.cat([self._constant(op, 1) for op in norm.layers])
             biased = all("bias" in op.operands for op in norm.layers)
-            x = self.seen[norm.node.name]
-            found = migrated(x, w, read, others[0], self.strengths, shift=biased)
-            changes = {self._name(norm.node, 2): self._at(norm.node, 2) / found.scale}
-            changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - found.shift) / found.scale
+            x = self.samples[norm.node.name]
+            move = migrated(x, w, activation, others[0], self.strengths, shift=biased)
+            changes = {self._name(norm.node, 2): self._at(norm.node, 2) / move.scale}
+            changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - move.shift) / move.scale
             for op in norm.layers:
-                changes |= self._reading(op, found)
-            self._change("norm", norm.layers[0], found, changes)
+                changes |= self._multiply(op, move)
+            self._change("norm", norm.layers[0], move, changes)
 
     def value_scales(self) -> None:
         for h in self.heads:
             if h.value is None or h.behind is None or "bias" not in h.behind.operands or "bias" not in h.value.operands:
                 continue
-            read, weight = (self.grids.get(h.behind.operands[operand]) for operand in ("input", "weight"))
-            if read is None or weight is None or read.axis is not None:
+            activation, weight = (self.grids.get(h.behind.operands[operand]) for operand in ("input", "weight"))
+            if activation is None or weight is None or activation.axis is not None:
                 continue
-            values, mixed = self.seen[h.value.node], self.seen[self._input(h.behind).name]
+            values, mixed = self.samples[h.value.node], self.samples[self._input(h.behind).name]
             if values.shape[1] != mixed.shape[1]:
                 continue
             middle, _ = middle_and_reach(values)
-            found = migrated(mixed - middle, self._constant(h.behind, 1), read, weight, self.strengths, shift=False)
-            found = Migration(found.scale, middle, found.strength, found.before, found.after)
-            changes = self._made(h.value, found.scale, middle) | self._reading(h.behind, found)
-            self._change("value", h.value, found, changes)
+            move = migrated(mixed - middle, self._constant(h.behind, 1), activation, weight, self.strengths, shift=False)
+            move = Migration(move.scale, middle, move.strength, move.before, move.after)
+            changes = self._divide(h.value, move.scale, middle) | self._multiply(h.behind, move)
+            self._change("value", h.value, move, changes)
 
     def query_scales(self) -> None:
         for h in self.heads:
@@ -188,36 +188,36 @@ class _Work:
                 continue
             if any(self.grids.get(h.scores.operands[side]) is None for side in ("query", "key")):
                 continue
-            q, k = self.seen[h.query.node], self.seen[h.key.node]
+            q, k = self.samples[h.query.node], self.samples[h.key.node]
             if q.shape[1] != k.shape[1]:
                 continue
             middle, _ = middle_and_reach(k)
-            found = _opposed(q, k - middle, (None, *self.strengths))
-            before = _opposed(q, k, (None,)).after
-            changes = self._made(h.key, found.scale, middle) | self._made(h.query, 1 / found.scale, torch.zeros_like(middle))
-            self._change("key", h.key, Migration(found.scale, middle, found.strength, before, found.after), changes)
+            move = _balance_keys(q, k - middle, (None, *self.strengths))
+            before = _balance_keys(q, k, (None,)).after
+            changes = self._divide(h.key, move.scale, middle) | self._divide(h.query, 1 / move.scale, torch.zeros_like(middle))
+            self._change("key", h.key, Migration(move.scale, middle, move.strength, before, move.after), changes)
 
     def convolutions(self) -> None:
         for pair in conv_pairs(self.graph):
             op = pair.second
-            read, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
-            if read is None or weight is None or read.axis is not None:
+            activation, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
+            if activation is None or weight is None or activation.axis is not None:
                 continue
-            low, high, squares = self.seen[pair.between.name]
+            low, high, squares = self.samples[pair.between.name]
             w = self._constant(op, 1)
-            found = balanced(low, high, squares, w, read, weight)
+            move = balanced(low, high, squares, w, activation, weight)
             along = (-1, 1, 1, 1) if w.shape[1] == 1 and w.shape[0] == len(low) else (1, -1, 1, 1)
-            changes = self._made(pair.first, found.scale, torch.zeros_like(low))
-            changes[self._name(self.nodes[op.node], 1)] = w * found.scale.view(along)
-            self._change("convolution", pair.first, found, changes)
+            changes = self._divide(pair.first, move.scale, torch.zeros_like(low))
+            changes[self._name(self.nodes[op.node], 1)] = w * move.scale.view(along)
+            self._change("convolution", pair.first, move, changes)
 
     def result(self) -> Equalized:
         return Equalized(replaced(self.graph, self.new), self.new, tuple(self.record))
 
-    def _change(self, kind: str, op: Op, found: Migration, changes: Mapping[str, Tensor]) -> None:
-        """Keep changed constants, if the function is the same with them."""
-        row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": found.strength, "before": found.before}
-        moved = found.strength is not None or bool(found.shift.any())
+    def _change(self, kind: str, op: Op, move: Migration, changes: Mapping[str, Tensor]) -> None:
+        """Apply changed constants, if the function is the same with them."""
+        row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": move.strength, "before": move.before}
+        moved = move.strength is not None or bool(move.shift.any())
         if moved:
             output = _output(replaced(self.graph, {**self.new, **changes}))
             row["difference"] = difference = _difference(self.output, output)
@@ -226,10 +226,10 @@ class _Work:
                 self.output = output
             else:
                 moved = False
-        after = found.after if moved else found.before
-        self.record.append({**row, "shift": moved and bool(found.shift.any()), "moved": moved, "after": after})
+        after = move.after if moved else move.before
+        self.record.append({**row, "shift": moved and bool(move.shift.any()), "moved": moved, "after": after})
 
-    def _made(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    def _divide(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """The weight and bias of a layer whose output is to be (y - shift) / scale."""
         w = self._constant(op, 1)
         changes = {self._name(self.nodes[op.node], 1): w / scale.view(-1, *[1] * (w.ndim - 1))}
@@ -237,12 +237,12 @@ class _Work:
             changes[self._name(self.nodes[op.node], 2)] = (self._constant(op, 2) - shift) / scale
         return changes
 
-    def _reading(self, op: Op, found: Migration) -> dict[str, Tensor]:
+    def _multiply(self, op: Op, move: Migration) -> dict[str, Tensor]:
         """The weight and bias of a layer that is to read (x - shift) / scale in place of x."""
         w = self._constant(op, 1)
-        changes = {self._name(self.nodes[op.node], 1): w * found.scale}
+        changes = {self._name(self.nodes[op.node], 1): w * move.scale}
         if "bias" in op.operands:
-            changes[self._name(self.nodes[op.node], 2)] = self._constant(op, 2) + w @ found.shift
+            changes[self._name(self.nodes[op.node], 2)] = self._constant(op, 2) + w @ move.shift
         return changes
 
     def _input(self, op: Op) -> Node:
@@ -259,8 +259,8 @@ class _Work:
         return self._at(self.nodes[op.node], place)
 
 
-def _opposed(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
-    """What keys are divided by and queries multiplied with, for the smallest expected error of their products.
+def _balance_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
+    """The scale that keys are divided by and queries multiplied with, for the smallest expected error of their products.
 
     A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides.
     """
@@ -272,16 +272,16 @@ def _opposed(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migrati
         return float(widths[0] ** 2 * b.square().sum(1).mean() + widths[1] ** 2 * a.square().sum(1).mean())
 
     one = torch.ones_like(reach[0])
-    tried = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
-    errors = [error(scale) for _, scale in tried]
+    candidates = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
+    errors = [error(scale) for _, scale in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return Migration(tried[best][1], torch.zeros_like(one), tried[best][0], errors[0], errors[best])
+    return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])
 
 
-def _sampled(graph: Graph, batches: Iterable[Tensor], wanted: set[str], rows: int) -> dict[str, Tensor]:
+def _sample_tensors(graph: Graph, batches: Iterable[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
     """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
     mean square of each channel (3, c)."""
-    kept: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    samples: dict[str, list[Tensor]] = {name: [] for name in names}
     maps: dict[str, list[Any]] = {}
     source = list(batches)
     if not source:
@@ -297,8 +297,8 @@ def _sampled(graph: Graph, batches: Iterable[Tensor], wanted: set[str], rows: in
             maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
             return
         flat = value.reshape(-1, value.shape[-1])
-        kept[name].append(flat[torch.randperm(len(flat), generator=generator)[:each]].clone())
+        samples[name].append(flat[torch.randperm(len(flat), generator=generator)[:each]].clone())
 
-    watch(graph, source, {name: partial(see, name) for name in wanted})
-    found = {name: torch.cat(parts) for name, parts in kept.items() if parts}
-    return found | {name: torch.stack([low, high, squares / len(source)]) for name, (low, high, squares) in maps.items()}
+    watch(graph, source, {name: partial(see, name) for name in names})
+    result = {name: torch.cat(parts) for name, parts in samples.items() if parts}
+    return result | {name: torch.stack([low, high, squares / len(source)]) for name, (low, high, squares) in maps.items()}

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fewbit.core.grid import Grid, fake, qparams_from_range
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range, of which the one with the smallest squared error is taken
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range; the one with the smallest squared error wins
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class Migration:
-    """x' = (x - shift) / scale, per channel; `strength` is the power of the range, None for a tensor left as it was.
+    """x' = (x - shift) / scale, per channel; `strength` is the power of the range, None for an unchanged tensor.
 
     `before` and `after` are the errors that decided, in the same unit.
     """
@@ -44,21 +44,21 @@ def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
 
 def step_of(x: Tensor, grid: Grid) -> Tensor:
     """x quantized with the share of its range that has the smallest squared error."""
-    tried = [fake(x, qparams_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
-    return min(tried, key=lambda q: float((q - x).square().sum()))
+    candidates = [fake(x, qparams_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
+    return min(candidates, key=lambda q: float((q - x).square().sum()))
 
 
 def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
-    """A weight quantized in the same way, each channel with its own share where the grid has a step for each."""
+    """A weight quantized in the same way, each channel with its own share where the grid has a scale for each."""
     if grid.axis is None:
         return step_of(w, grid)
     if grid.group_size:
         alone = replace(grid, group_size=0, multiples=0)
         return rows_of(w.unflatten(1, (-1, grid.group_size)).flatten(0, 1), alone).view_as(w)
     low, high = w.amin(1), w.amax(1)
-    tried = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
-    best = (tried - w).square().sum(2).argmin(0)
-    return tried[best, torch.arange(len(w))]
+    candidates = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
+    best = (candidates - w).square().sum(2).argmin(0)
+    return candidates[best, torch.arange(len(w))]
 
 
 def migrated(
@@ -72,7 +72,7 @@ def migrated(
 ) -> Migration:
     """The strength with the smallest squared error of the quantized layer's output, its mean aside, which the bias takes.
 
-    Tried are nothing at all, the shift alone (where there is one) and each of the strengths.
+    Candidates are no change, the shift alone (where there is one) and each of the strengths.
     """
     middle, _ = middle_and_reach(x)
     move = middle if shift else torch.zeros_like(middle)
@@ -80,16 +80,16 @@ def migrated(
     if not shift:
         reach = x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30)
     one, zero = torch.ones_like(middle), torch.zeros_like(middle)
-    tried: list[tuple[float | None, Tensor, Tensor]] = [(None, one, zero)]
-    tried += [(0.0, one, move)] if shift else []
-    tried += [(strength, scales(reach, strength), move) for strength in strengths]
+    candidates: list[tuple[float | None, Tensor, Tensor]] = [(None, one, zero)]
+    candidates += [(0.0, one, move)] if shift else []
+    candidates += [(strength, scales(reach, strength), move) for strength in strengths]
 
-    def error(scale: Tensor, moved: Tensor) -> float:
-        lower, heavier = (x - moved) / scale, w * scale
-        lost = step_of(lower, activation) @ rows_of(heavier, weight).T - lower @ heavier.T
-        return float((lost - lost.mean(0)).square().mean())
+    def error(scale: Tensor, offset: Tensor) -> float:
+        lower, heavier = (x - offset) / scale, w * scale
+        difference = step_of(lower, activation) @ rows_of(heavier, weight).T - lower @ heavier.T
+        return float((difference - difference.mean(0)).square().mean())
 
-    errors = [error(scale, moved) for _, scale, moved in tried]
+    errors = [error(scale, offset) for _, scale, offset in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
-    strength, scale, moved = tried[best]
-    return Migration(scale, moved, strength, errors[0], errors[best])
+    strength, scale, offset = candidates[best]
+    return Migration(scale, offset, strength, errors[0], errors[best])

@@ -6,7 +6,7 @@ matrix keeps the mean and the length of a row,
     norm(x Q) = norm(x) Q        Q orthogonal, Q 1 = 1
 
 so a stock layer norm stays in the graph (Ashkboos et al. 2024, SliceGPT and QuaRot, turn it into an RMS norm for this). What
-writes into the stream is multiplied with Q, what reads it behind a norm, with Q too (its inverse is its transpose). Inside of
+writes into the stream is multiplied with Q, what reads it after a norm, with Q too (its inverse is its transpose). Inside of
 a head any orthogonal matrix can stand between values and the layer behind attention, and between queries and keys.
 """
 
@@ -27,36 +27,36 @@ from fewbit.core.values import Graph, Op
 
 
 def orthogonal(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:
-    """An orthogonal matrix drawn evenly (Haar): QR of normal numbers, with the signs of R's diagonal taken out. float64."""
+    """An orthogonal matrix drawn uniformly (Haar): QR of normal numbers, with the signs of R's diagonal removed. float64."""
     q, r = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
     return q * r.diagonal().sign()
 
 
 def fixing_ones(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:
-    """An orthogonal matrix Q with Q 1 = 1, even among those. float64.
+    """An orthogonal matrix Q with Q 1 = 1, uniform among those. float64.
 
     A reflection takes the first axis to the direction of ones; between two of them only the other axes are rotated.
     """
     ones = torch.full((n,), n**-0.5, dtype=torch.float64)
-    away = ones - torch.eye(n, dtype=torch.float64)[0]
-    reflection = torch.eye(n, dtype=torch.float64) - 2 * torch.outer(away, away) / away.dot(away).clamp_min(1e-30)
+    normal = ones - torch.eye(n, dtype=torch.float64)[0]
+    reflection = torch.eye(n, dtype=torch.float64) - 2 * torch.outer(normal, normal) / normal.dot(normal).clamp_min(1e-30)
     inner = torch.eye(n, dtype=torch.float64)
     inner[1:, 1:] = orthogonal(n - 1, generator)
     return reflection @ inner @ reflection
 
 
-def rotated(graph: Graph, found: Residual, seed: int = 0) -> dict[str, Tensor]:
+def rotated(graph: Graph, stream: Residual, seed: int = 0) -> dict[str, Tensor]:
     """Constants of the graph with its residual stream rotated; scales and shifts of the norms go into the layers behind."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    q = fixing_ones(found.width, torch.Generator().manual_seed(seed))
+    q = fixing_ones(stream.width, torch.Generator().manual_seed(seed))
     new: dict[str, Tensor] = {}
-    for op in found.writers:
+    for op in stream.writers:
         for place in (1, 2):
             if (name := _name(nodes[op.node], place)) is not None:
                 new[name] = torch.tensordot(q.T, _at(graph, nodes[op.node], place), 1).float()
-    for node in found.constants:
+    for node in stream.constants:
         new[cast(str, node.target)] = (constant(graph.module, node).double() @ q).float()
-    for norm in found.norms:
+    for norm in stream.norms:
         scale, shift = _at(graph, norm.node, 2), _at(graph, norm.node, 3)
         new[cast(str, _name(norm.node, 2))] = torch.ones_like(scale).float()
         new[cast(str, _name(norm.node, 3))] = torch.zeros_like(shift).float()
@@ -69,9 +69,9 @@ def rotated(graph: Graph, found: Residual, seed: int = 0) -> dict[str, Tensor]:
     return new
 
 
-def can_rotate(graph: Graph, found: Residual) -> bool:
+def can_rotate(graph: Graph, stream: Residual) -> bool:
     """Whether each layer behind a norm has a bias to take the norm's shift."""
-    return all("bias" in op.operands or not bool(_at(graph, n.node, 3).any()) for n in found.norms for op in n.layers)
+    return all("bias" in op.operands or not bool(_at(graph, n.node, 3).any()) for n in stream.norms for op in n.layers)
 
 
 def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, Tensor]]]:
@@ -84,14 +84,14 @@ def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, T
             q = _blocks(_at(graph, nodes[h.value.node], 1).shape[0], width, generator)
             behind = nodes[h.behind.node]
             if q is not None and _at(graph, behind, 1).shape[1] == len(q):
-                changes = _written(graph, nodes[h.value.node], q)
+                changes = _rotate_output(graph, nodes[h.value.node], q)
                 changes[cast(str, _name(behind, 1))] = (_at(graph, behind, 1) @ q).float()
                 yield h.value, changes
         if h.query is not None and h.key is not None and h.scores is not None:
             width = width_of(cast(Node, nodes[h.scores.node].args[0]))
             q = _blocks(_at(graph, nodes[h.query.node], 1).shape[0], width, generator)
             if q is not None and _at(graph, nodes[h.key.node], 1).shape[0] == len(q):
-                yield h.query, _written(graph, nodes[h.query.node], q) | _written(graph, nodes[h.key.node], q)
+                yield h.query, _rotate_output(graph, nodes[h.query.node], q) | _rotate_output(graph, nodes[h.key.node], q)
 
 
 def _blocks(outputs: int, width: int, generator: torch.Generator) -> Tensor | None:
@@ -101,15 +101,15 @@ def _blocks(outputs: int, width: int, generator: torch.Generator) -> Tensor | No
     return torch.block_diag(*(orthogonal(width, generator) for _ in range(outputs // width)))
 
 
-def _written(graph: Graph, node: Node, q: Tensor) -> dict[str, Tensor]:
+def _rotate_output(graph: Graph, node: Node, q: Tensor) -> dict[str, Tensor]:
     """The weight and bias of a layer whose output is to be y Q."""
     names = [(name, place) for place in (1, 2) if (name := _name(node, place)) is not None]
     return {name: (q.T @ _at(graph, node, place)).float() for name, place in names}
 
 
 def _name(node: Node, place: int) -> str | None:
-    found = node.args[place] if len(node.args) > place else None
-    return cast(str, found.target) if isinstance(found, Node) else None
+    argument = node.args[place] if len(node.args) > place else None
+    return cast(str, argument.target) if isinstance(argument, Node) else None
 
 
 def _at(graph: Graph, node: Node, place: int) -> Tensor:
