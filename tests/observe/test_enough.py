@@ -14,11 +14,11 @@ from fewbit.data.images import open_images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.observe import Stats, observe
-from fewbit.observe.calibration_check import Enough, Look, look, range_change
+from fewbit.observe.calibration_check import CalibrationLimits, Inspection, inspect_images, range_change
 from fewbit.observe.stats import Histogram
 from fewbit.stages.load import preprocess_of
 
-GOOD = Look(64, 0.05, 0.1, 8.0, 0.0)
+GOOD = Inspection(64, 0.05, 0.1, 8.0, 0.0)
 
 
 @pytest.fixture(scope="module", params=["demo", "demo:resnet20"])
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> tuple[Graph, Teacher, Tensor]:
 def warnings(model: tuple[Graph, Teacher, Tensor], images: Tensor) -> list[str]:
     graph, teacher, _ = model
     halves = [observe(graph, [images[i::2]]) for i in (0, 1)]
-    return Enough()(look(teacher, images.split(16)), range_change(*halves))["warnings"]
+    return CalibrationLimits()(inspect_images(teacher, images.split(16)), range_change(*halves))["warnings"]
 
 
 def test_64_of_the_demos_own_images_are_enough(model: tuple[Graph, Teacher, Tensor]) -> None:
@@ -58,12 +58,12 @@ def test_two_of_the_demos_own_are_too_few(model: tuple[Graph, Teacher, Tensor]) 
 
 
 def test_the_same_image_again_says_nothing_new(model: tuple[Graph, Teacher, Tensor]) -> None:
-    assert look(model[1], [model[2][:4], model[2][:4]]).idle == 0.5
-    assert look(model[1], [model[2][:4]]).idle == 0
+    assert inspect_images(model[1], [model[2][:4], model[2][:4]]).duplicate_share == 0.5
+    assert inspect_images(model[1], [model[2][:4]]).duplicate_share == 0
 
 
 def test_distances_from_running_statistics_do_not_depend_on_batches(model: tuple[Graph, Teacher, Tensor]) -> None:
-    whole, parts = (look(model[1], model[2].split(size)) for size in (64, 24))
+    whole, parts = (inspect_images(model[1], model[2].split(size)) for size in (64, 24))
     assert whole.shift == pytest.approx(parts.shift, rel=1e-3)
     assert whole.spread == pytest.approx(parts.spread, rel=1e-3)
     assert whole.classes == parts.classes
@@ -72,7 +72,7 @@ def test_distances_from_running_statistics_do_not_depend_on_batches(model: tuple
 def test_classes_are_e_to_the_entropy_of_the_answers(model: tuple[Graph, Teacher, Tensor]) -> None:
     answers = model[1](model[2]).logits.argmax(1).tolist()
     shares = [answers.count(a) / 64 for a in set(answers)]
-    assert look(model[1], [model[2]]).classes == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
+    assert inspect_images(model[1], [model[2]]).classes == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
 
 
 def test_the_change_of_ranges_by_hand() -> None:
@@ -90,14 +90,14 @@ def test_the_change_of_ranges_by_hand() -> None:
         (GOOD, 0.01, None),
         (GOOD, None, "one calibration image"),
         (GOOD, 0.2, "differ by 20 %"),
-        (Look(64, 0.5, 0.1, 8.0, 0.0), 0.01, "0.50 standard deviations off"),
-        (Look(64, 0.05, 1.0, 8.0, 0.0), 0.01, "factor of 2.72"),
-        (Look(64, None, None, 1.1, 0.0), 0.01, "the same answer"),
-        (Look(4, None, None, 1.0, 0.0), 0.01, None),
-        (Look(64, None, None, None, 0.5), 0.01, "50 % of the 64"),
+        (Inspection(64, 0.5, 0.1, 8.0, 0.0), 0.01, "0.50 standard deviations off"),
+        (Inspection(64, 0.05, 1.0, 8.0, 0.0), 0.01, "factor of 2.72"),
+        (Inspection(64, None, None, 1.1, 0.0), 0.01, "the same answer"),
+        (Inspection(4, None, None, 1.0, 0.0), 0.01, None),
+        (Inspection(64, None, None, None, 0.5), 0.01, "50 % of the 64"),
     ],
 )
-def test_each_number_has_its_warning(found: Look, change: float | None, word: str | None) -> None:
-    said = Enough()(found, change)["warnings"]
+def test_each_number_has_its_warning(found: Inspection, change: float | None, word: str | None) -> None:
+    said = CalibrationLimits()(found, change)["warnings"]
     assert len(said) == (word is not None)
     assert word is None or word in said[0]

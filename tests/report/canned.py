@@ -196,7 +196,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
                    "codes_differing": sum(row["differing"] for row in checks), "codes_wrong": 0, "max_difference": 1,
                    "worst_site": "blocks.0.attn.values:value"},
         "calibration": {"source": "128 images of a folder", "images": 128, "range_change": 0.09, "shift": 0.04, "spread": 0.12,
-                        "classes": 87.5, "idle": 0.0, "warnings": ["Too few calibration images."]},
+                        "classes": 87.5, "duplicate_share": 0.0, "warnings": ["Too few calibration images."]},
         "integer_share": 0.9873,
         "fallbacks": _fallbacks(),
         "seconds": {"capture": 6.2, "observe": 41.8, "choose": 212.4, "verify": 33.6, "bench": 58.0},

@@ -119,21 +119,21 @@ def drop_identities(module: GraphModule) -> None:
 
 def fold_constants(module: GraphModule) -> None:
     """A call that reads only constants becomes a constant: relative position bias, chunks of a packed weight, W.t()."""
-    several: dict[Node, Any] = {}  # calls that return a tuple, whose elements become constants
+    tuples: dict[Node, Any] = {}  # calls that return a tuple, whose elements become constants
     for node in list(module.graph.nodes):
         reads = node.all_input_nodes
-        known = all(is_constant(n) or n in several for n in reads)
-        if node.op != "call_function" or not known or not (reads or is_call(node, *CREATORS)):
+        is_known = all(is_constant(n) or n in tuples for n in reads)
+        if node.op != "call_function" or not is_known or not (reads or is_call(node, *CREATORS)):
             continue
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags or is_call(node, aten.expand.default):
             continue  # drawn anew each time; a view of many elements that would have to be stored
-        read = {n: several[n] if n in several else constant(module, n) for n in reads}
-        value = node.target(*_filled(node.args, read), **_filled(node.kwargs, read))
+        values = {n: tuples[n] if n in tuples else constant(module, n) for n in reads}
+        value = node.target(*_filled(node.args, values), **_filled(node.kwargs, values))
         if isinstance(value, Tensor):
             replace(node, add_constant(module, f"folded_{node.name}", value, node))
         else:
-            several[node] = value
+            tuples[node] = value
 
 
 def drop_round_trips(module: GraphModule) -> None:
@@ -249,8 +249,8 @@ def _sizes(module: GraphModule, letters: str, x: Node) -> list[tuple[str, Any]]:
     return list(zip(letters, constant(module, x).shape if is_constant(x) else shape_of(x), strict=True))
 
 
-def _permuted(graph: Graph, origin: Node, x: Node, have: str, want: list[str]) -> Node:
-    order = [have.index(letter) for letter in want]
+def _permuted(graph: Graph, origin: Node, x: Node, letters: str, target: list[str]) -> Node:
+    order = [letters.index(letter) for letter in target]
     return x if order == sorted(order) else call_like(graph, origin, aten.permute.default, x, order)
 
 

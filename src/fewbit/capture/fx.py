@@ -129,11 +129,11 @@ def between(outputs: Iterable[Node], inner: Iterable[Node]) -> tuple[list[Node],
     for node in order:
         if any(read in after for read in node.all_input_nodes):
             after.add(node)
-    wanted = set(outputs)
+    before = set(outputs)
     for node in reversed(order):
-        if node in wanted and node in after:
-            wanted |= set(node.all_input_nodes)
-    nodes = [node for node in order if node in wanted and node in after]
+        if node in before and node in after:
+            before |= set(node.all_input_nodes)
+    nodes = [node for node in order if node in before and node in after]
     inside = set(nodes)
     reads = [read for node in nodes for read in node.all_input_nodes if read not in inside and not is_constant(read)]
     return nodes, list(dict.fromkeys(reads))

@@ -101,9 +101,9 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
         )
     if not all(isinstance(n, int) for n in shape):
         raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
-    asked = (overrides or {}).get("input_size")
-    if asked is not None and tuple(asked) != tuple(shape):
-        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
+    input_size = (overrides or {}).get("input_size")
+    if input_size is not None and tuple(input_size) != tuple(shape):
+        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(input_size)}; leave --input-size out.")
     return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
 
 
@@ -141,8 +141,8 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
         raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
     python = _imported(path)
     if not hasattr(python, function):
-        found = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
-        raise UnknownName(f"function in {path.name}", function, found)
+        functions = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
+        raise UnknownName(f"function in {path.name}", function, functions)
     try:
         net = getattr(python, function)()
     except Exception as error:
@@ -151,10 +151,10 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
         raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
     record: dict[str, Any] = _timm_record(net)
     shared = {"input_size": "INPUT_SIZE", "mean": "MEAN", "std": "STD", "classes": "CLASSES"}
-    given = {field: getattr(python, constant) for field, constant in shared.items() if hasattr(python, constant)}
-    if "input_size" in given:  # the file's own record: the whole image, bicubic, no crop
+    constants = {field: getattr(python, constant) for field, constant in shared.items() if hasattr(python, constant)}
+    if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         record = {"interpolation": "bicubic", "resize": "squash", "antialias": False, "crop_pct": 1.0}
-    return _from_module(net, ref, overrides, {**record, **given})
+    return _from_module(net, ref, overrides, {**record, **constants})
 
 
 def _imported(path: Path) -> ModuleType:

@@ -130,7 +130,7 @@ def fold_batch_norm(module: GraphModule) -> None:
 def fold_channel_scale(module: GraphModule) -> None:
     """A multiplication by one constant per output channel right after a product (LayerScale) goes into its weights.
 
-    Per-channel weight steps absorb the factor, so nothing is lost; DINOv2, CaiT and DeiT-3 have it.
+    Per-channel weight scales absorb the factor, so nothing is lost; DINOv2, CaiT and DeiT-3 have it.
     """
     for node in calls(module.graph, aten.mul.Tensor):
         if len(node.args) != 2 or not all(isinstance(a, Node) for a in node.args):

@@ -1,4 +1,4 @@
-"""One linear layer for queries, keys and values becomes three: no copy to take their results apart, and a step of its own each.
+"""One linear layer for queries, keys and values becomes three: no copy to take their results apart, and a scale for each.
 
 On a ViT-S in onnxruntime the Split and the five-dimensional Transpose behind the joint layer took 7 % of the time.
 """
@@ -16,10 +16,10 @@ from fewbit.capture.fx import add_constant, argument, aten, call_like, calls, co
 def split_joint_linear(module: GraphModule) -> None:
     """linear -> reshape (b, t, parts, heads, d) -> permute (2, 0, 3, 1, 4) -> unbind: one linear per part, the same values."""
     for unbind in calls(module.graph, aten.unbind.int):
-        found = _joint(module, unbind)
-        if found is None:
+        joint = _joint(module, unbind)
+        if joint is None:
             continue
-        linear, reshape, parts = found
+        linear, reshape, parts = joint
         weight, bias = cast(Node, linear.args[1]), argument(linear, 2, "bias")
         w = constant(module, weight).chunk(parts)
         b = None if bias is None else constant(module, bias).chunk(parts)

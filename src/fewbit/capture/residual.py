@@ -43,12 +43,12 @@ def residual(graph: Graph) -> Residual | None:
     writers: dict[str, Op] = {}
     constants: dict[Node, None] = {}
     read: dict[Node, Norm] = {}
-    pending, seen = [cast(Node, norm.args[0]) for norm in known], set[Node]()
+    pending, visited = [cast(Node, norm.args[0]) for norm in known], set[Node]()
     while pending:
         node = pending.pop()
-        if node in seen:
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if width_of(node) != width:
             return None
         if is_constant(node):
@@ -158,17 +158,17 @@ def blocks(graph: Graph, integer_ops: Collection[str], scope: str) -> list[Block
     else:
         taken = set()
     groups += [(name, [name], nodes[op.node]) for name, op in weighted.items() if name not in taken]
-    found: list[Block] = []
+    result: list[Block] = []
     for name, members, output in groups:
         block = _block(graph, name, members, clamped(output), nodes)
         starts = [order[nodes[graph.op(op).node]] for op in members]
         if len(members) > 1 and max(order[read] for read in block.reads) > min(starts):  # the images would be past its ops
-            found += [_block(graph, op, [op], clamped(nodes[graph.op(op).node]), nodes) for op in members]
+            result += [_block(graph, op, [op], clamped(nodes[graph.op(op).node]), nodes) for op in members]
         else:
-            found.append(block)
+            result.append(block)
     products = {op.node for op in graph.ops if op.reduction_size is not None}
-    found = [_narrowed(block, order, products) for block in found]
-    return sorted(found, key=lambda block: min(order[nodes[graph.op(op).node]] for op in block.ops))
+    result = [_narrowed(block, order, products) for block in result]
+    return sorted(result, key=lambda block: min(order[nodes[graph.op(op).node]] for op in block.ops))
 
 
 def _block(graph: Graph, name: str, members: Iterable[str], output: Node, nodes: dict[str, Node]) -> Block:
@@ -236,7 +236,7 @@ class ConvPair:
 
 def conv_pairs(graph: Graph) -> list[ConvPair]:
     """Convolutions without groups, or depthwise, that follow each other directly or through a ReLU."""
-    by_node, found = {op.node: op for op in graph.ops}, []
+    by_node, pairs = {op.node: op for op in graph.ops}, []
     nodes = {node.name: node for node in graph.module.graph.nodes}
     for op in graph.ops:
         node = nodes[op.node]
@@ -252,5 +252,5 @@ def conv_pairs(graph: Graph) -> list[ConvPair]:
         plain = second.kind == "depthwise" and w.shape[0] == between.meta["tensor_meta"].shape[1]
         plain = plain or w.shape[1] == between.meta["tensor_meta"].shape[1]
         if plain and own_weight(graph, op) and own_weight(graph, second):
-            found.append(ConvPair(op, second, between))
-    return found
+            pairs.append(ConvPair(op, second, between))
+    return pairs

@@ -1,4 +1,4 @@
-"""What can be quantized, found from structure: ops of the kinds in `kinds.py`, and the tensors that they read."""
+"""What can be quantized, by graph structure: ops of the kinds in `kinds.py`, and the tensors that they read."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
     return ops, sites
 
 
-def _notes(module: GraphModule, found: set[str]) -> tuple[str, ...]:
+def _notes(module: GraphModule, op_nodes: set[str]) -> tuple[str, ...]:
     """One line for every product that is no op, and for dropout that the model leaves on."""
     notes = []
     for node in module.graph.nodes:
         where = f"{path_of(node) or node.name}: {node.target}"
-        if is_call(node, *PRODUCTS) and node.name not in found:
+        if is_call(node, *PRODUCTS) and node.name not in op_nodes:
             notes.append(f"{where} stays float, it was not opened")
         elif is_call(node, *DROPOUTS):
             notes.append(f"{where} is on outside of training; the model's output is random")
@@ -92,21 +92,21 @@ def path_of(node: Node) -> str:
 
 def _op_names(module: GraphModule) -> Mapping[Node, tuple[str, OpKind]]:
     """A unique name and a kind for every node that can run in integers."""
-    found: list[tuple[Node, str, OpKind]] = []
+    candidates: list[tuple[Node, str, OpKind]] = []
     for node in module.graph.nodes:
         kind = kind_of(module, node)
         if kind is None:
             continue
         suffix = {"query": "qk", "probs": "pv"}.get(next(iter(kind.reads(node))), kind.name)
         path = [part for part in (path_of(node), "" if kind.weighted else suffix) if part]
-        found.append((node, ".".join(path) or node.name, kind))
-    total, counted = Counter(name for _, name, _ in found), Counter[str]()
+        candidates.append((node, ".".join(path) or node.name, kind))
+    total, index = Counter(name for _, name, _ in candidates), Counter[str]()
     names: dict[Node, tuple[str, OpKind]] = {}
-    for node, name, kind in found:
+    for node, name, kind in candidates:
         unique = name
         while total[name] > 1 and (unique == name or unique in total):  # a module may be called `name`.1 as well
-            counted[name] += 1
-            unique = f"{name}.{counted[name]}"
+            index[name] += 1
+            unique = f"{name}.{index[name]}"
         names[node] = (unique, kind)
     return names
 
@@ -116,8 +116,8 @@ def readers(graph: Graph, choice: Choice, integer_ops: Collection[str], tensor: 
     if choice.all_readers:
         return list(tensor.users)
     ops = [op for op, operand in graph.site(choice.site).readers if op in integer_ops and operand != "output"]
-    wanted = {graph.op(op).node for op in ops}
-    return [u for u in tensor.users if u.name in wanted or (is_call(u, *PADS) and any(v.name in wanted for v in u.users))]
+    op_nodes = {graph.op(op).node for op in ops}
+    return [u for u in tensor.users if u.name in op_nodes or (is_call(u, *PADS) and any(v.name in op_nodes for v in u.users))]
 
 
 def tensor_of(graph: Graph, site: Site) -> Tensor:

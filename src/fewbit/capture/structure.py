@@ -1,4 +1,4 @@
-"""Structure, found once: modules (attention, MLP), the products of attention and what makes their operands, layer norms
+"""The structure of a graph: modules (attention, MLP), the products of attention and what makes their operands, layer norms
 and their readers. Names only say what something is called.
 """
 
@@ -52,20 +52,20 @@ def modules(graph: Graph) -> tuple[Module, ...]:
     """The modules of a graph in graph order; every op with a weight and every product belongs to exactly one."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     by_node = {op.node: op for op in graph.ops}
-    found: list[Module] = []
-    taken: set[str] = set()
+    result: list[Module] = []
+    assigned: set[str] = set()
     for op in graph.ops:
         if "probs" not in op.operands:
             continue
         softmax = softmax_behind(nodes[op.node].args[0])
         if softmax is None:
             continue
-        members = _attention(graph, nodes, by_node, op, softmax) - taken
-        taken |= members
-        found.append(_module(graph, "attention", members, softmax.name))
+        members = _attention(graph, nodes, by_node, op, softmax) - assigned
+        assigned |= members
+        result.append(_module(graph, "attention", members, softmax.name))
     groups: dict[str, set[str]] = {}
     for op in graph.ops:  # in graph order: what an op reads has its group already
-        if op.name in taken or not KINDS[op.kind].product:
+        if op.name in assigned or not KINDS[op.kind].product:
             continue
         group = {op.name}
         if op.kind == "linear":
@@ -74,10 +74,10 @@ def modules(graph: Graph) -> tuple[Module, ...]:
         for name in group:
             groups[name] = group
     for group in {id(group): group for group in groups.values()}.values():
-        found.append(_module(graph, "mlp" if len(group) > 1 else "op", group))
+        result.append(_module(graph, "mlp" if len(group) > 1 else "op", group))
     place = {op.name: i for i, op in enumerate(graph.ops)}
-    shared = Counter(module.name for module in found)
-    named = [replace(u, name=f"{u.name}.{u.kind}") if shared[u.name] > 1 else u for u in found]
+    shared = Counter(module.name for module in result)
+    named = [replace(u, name=f"{u.name}.{u.kind}") if shared[u.name] > 1 else u for u in result]
     return tuple(sorted(named, key=lambda module: place[module.ops[0]]))
 
 
@@ -117,15 +117,15 @@ def _layers_before(start: Any, by_node: Mapping[str, Op], through: set[Callable[
     return {by_node[node.name].name for node in _back(start, is_layer, passes)}
 
 
-def _back(start: Any, wanted: Callable[[Node], bool], passes: Callable[[Node], bool]) -> Iterator[Node]:
-    """The nearest nodes behind a value that are wanted, through nodes that may be passed."""
-    pending, seen = [start], set[Node]()
+def _back(start: Any, is_target: Callable[[Node], bool], passes: Callable[[Node], bool]) -> Iterator[Node]:
+    """The nearest target nodes behind a value, searched through the nodes that may be passed."""
+    pending, visited = [start], set[Node]()
     while pending:
         node = pending.pop()
-        if not isinstance(node, Node) or node in seen or is_constant(node):
+        if not isinstance(node, Node) or node in visited or is_constant(node):
             continue
-        seen.add(node)
-        if wanted(node):
+        visited.add(node)
+        if is_target(node):
             yield node
         elif passes(node):
             pending += node.all_input_nodes
@@ -163,7 +163,7 @@ class Heads:
 def norms(graph: Graph) -> list[Norm]:
     """The layer norms whose scale can go into the layers behind them."""
     by_node = {op.node: op for op in graph.ops}
-    found = []
+    result = []
     for node in graph.module.graph.nodes:
         if not is_call(node, aten.layer_norm.default) or len(node.args) < 4:
             continue
@@ -171,15 +171,15 @@ def norms(graph: Graph) -> list[Norm]:
             continue
         layers = _only_layers(node, by_node)
         if layers and all(own_weight(graph, op) for op in layers):
-            found.append(Norm(node, tuple(layers)))
-    return found
+            result.append(Norm(node, tuple(layers)))
+    return result
 
 
 def heads(graph: Graph) -> list[Heads]:
     """Attention's products, in graph order."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     by_node = {op.node: op for op in graph.ops}
-    found = []
+    result = []
     for op in graph.ops:
         if "probs" not in op.operands:
             continue
@@ -191,8 +191,8 @@ def heads(graph: Graph) -> list[Heads]:
             product = nodes[scores.node]
             query, key = (_layer_before(graph, side, by_node, scaled=True) for side in product.args[:2])
         distinct = query is None or key is None or query.name != key.name
-        found.append(Heads(op, value, behind, scores, query if distinct else None, key if distinct else None))
-    return found
+        result.append(Heads(op, value, behind, scores, query if distinct else None, key if distinct else None))
+    return result
 
 
 def own_weight(graph: Graph, op: Op) -> bool:
@@ -209,16 +209,16 @@ def _own(node: object) -> bool:
 
 def _only_layers(node: Node, by_node: Mapping[str, Op]) -> list[Op]:
     """The linear layers that read a tensor, some of its rows or their mean; none where anything else reads it."""
-    found, pending = [], list(node.users)
+    layers, pending = [], list(node.users)
     while pending:
         user = pending.pop()
         if user.name in by_node and is_call(user, LINEAR):
-            found.append(by_node[user.name])
+            layers.append(by_node[user.name])
         elif is_call(user, *ROWS) and _keeps_channels(user):
             pending += user.users
         else:
             return []
-    return found
+    return layers
 
 
 def _keeps_channels(node: Node) -> bool:
@@ -284,8 +284,8 @@ def projections(graph: Graph) -> dict[str, Projection]:
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     linears = {op.node: op.name for op in graph.ops if op.kind == "linear"}
-    found: dict[str, Projection] = {}
-    twice = set()
+    by_layer: dict[str, Projection] = {}
+    shared = set()
     for op in graph.ops:
         if "query" not in op.operands:
             continue
@@ -299,10 +299,10 @@ def projections(graph: Graph) -> dict[str, Projection]:
             if node.name not in linears or not _shapes_are_known(path):
                 continue
             name = linears[node.name]
-            if name in found:
-                twice.add(name)
-            found[name] = Projection(side, product, tuple(reversed(path)), scale)
-    return {name: score for name, score in found.items() if name not in twice and _is_tokens(nodes[graph.op(name).node])}
+            if name in by_layer:
+                shared.add(name)
+            by_layer[name] = Projection(side, product, tuple(reversed(path)), scale)
+    return {name: score for name, score in by_layer.items() if name not in shared and _is_tokens(nodes[graph.op(name).node])}
 
 
 def _is_tokens(linear: Node) -> bool:

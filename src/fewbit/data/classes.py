@@ -23,28 +23,28 @@ def read_classes(path: str | Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text) if path.suffix == ".json" else lines
+        content = json.loads(text) if path.suffix == ".json" else lines
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} is no readable list of classes: {error}. Give one name per line, or JSON.") from error
-    if isinstance(found, dict):
-        found = _ordered(found, path)
-    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+    if isinstance(content, dict):
+        content = _ordered(content, path)
+    if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
         raise BadFile(f"{path} holds no list of class names. Give one class name per line, or a JSON list or object.")
-    if all(WNID.fullmatch(name.split(maxsplit=1)[0] if name.strip() else "") for name in found):
-        found = [name.split(maxsplit=1)[0] for name in found]
-    if twice := [name for name, times in Counter(found).items() if times > 1]:
-        raise BadFile(f"{path} names the class '{twice[0]}' twice; each output has one name. Remove one of them.")
-    return list(found)
+    if all(WNID.fullmatch(name.split(maxsplit=1)[0] if name.strip() else "") for name in content):
+        content = [name.split(maxsplit=1)[0] for name in content]
+    if repeated := [name for name, times in Counter(content).items() if times > 1]:
+        raise BadFile(f"{path} names the class '{repeated[0]}' twice; each output has one name. Remove one of them.")
+    return list(content)
 
 
-def _ordered(found: dict[str, Any], path: Path) -> list[Any]:
+def _ordered(content: dict[str, Any], path: Path) -> list[Any]:
     """The classes of a JSON object in output order, empty if it is none of the three kinds."""
-    if found and all(isinstance(v, int) for v in found.values()):
-        pairs = sorted((v, k) for k, v in found.items())
-    elif found and all(k.isdecimal() for k in found):
-        pairs = sorted((int(k), v[0] if isinstance(v, list) and v else v) for k, v in found.items())
-    elif found and all(WNID.fullmatch(k) for k in found):
-        return sorted(found)
+    if content and all(isinstance(v, int) for v in content.values()):
+        pairs = sorted((v, k) for k, v in content.items())
+    elif content and all(k.isdecimal() for k in content):
+        pairs = sorted((int(k), v[0] if isinstance(v, list) and v else v) for k, v in content.items())
+    elif content and all(WNID.fullmatch(k) for k in content):
+        return sorted(content)
     else:
         return []
     if [i for i, _ in pairs] != list(range(len(pairs))):

@@ -124,13 +124,13 @@ def open_images(
     `limit` images are drawn with `seed`, spread evenly over the classes, and stay in natural order; a smaller limit
     draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. Raises BadImages.
     """
-    names, numbers, store, where = find(source, preprocess, classes, labels)
+    names, class_indices, store, description = find(source, preprocess, classes, labels)
     if limit is not None and limit < 1:
         raise BadImages(f"the limit is {limit} images; allowed is 1 or more.")
     rows = list(range(len(names)))
     if limit is not None and limit < len(names):
-        rows = spread(len(names) if numbers is None else numbers, limit, seed)
-        where += f", {limit} of {len(names)} at random (seed {seed})"
+        rows = spread(len(names) if class_indices is None else class_indices, limit, seed)
+        description += f", {limit} of {len(names)} at random (seed {seed})"
     good: list[int] = []
     skipped: list[str] = []
     for row, item in zip(rows, store.items(rows), strict=True):
@@ -142,12 +142,12 @@ def open_images(
                 raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error
             skipped.append(names[row])
     if not good:
-        raise BadImages(f"{where}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
+        raise BadImages(f"{description}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
     return Images(
         names=tuple(names[row] for row in good),
-        labels=None if numbers is None else torch.from_numpy(numbers[good]),
+        labels=None if class_indices is None else torch.from_numpy(class_indices[good]),
         preprocess=preprocess,
-        source=where,
+        source=description,
         store=store,
         rows=tuple(good),
         skipped=tuple(skipped),
@@ -156,15 +156,15 @@ def open_images(
 
 def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
     """`limit` rows in rising order, as many of each label as of any other while they last; an int is just n."""
-    numbers = np.zeros(labels, np.int64) if isinstance(labels, int) else labels
+    indices = np.zeros(labels, np.int64) if isinstance(labels, int) else labels
     generator = np.random.default_rng(seed)
-    taken: dict[int, int] = {}
-    turn = dict(zip(np.unique(numbers).tolist(), generator.permutation(len(np.unique(numbers))).tolist(), strict=True))
+    counts: dict[int, int] = {}
+    turn = dict(zip(np.unique(indices).tolist(), generator.permutation(len(np.unique(indices))).tolist(), strict=True))
     order = []
-    for row in generator.permutation(len(numbers)).tolist():
-        label = int(numbers[row])
-        taken[label] = taken.get(label, 0) + 1
-        order.append((taken[label], turn[label], row))
+    for row in generator.permutation(len(indices)).tolist():
+        label = int(indices[row])
+        counts[label] = counts.get(label, 0) + 1
+        order.append((counts[label], turn[label], row))
     return sorted(row for _, _, row in sorted(order)[:limit])
 
 

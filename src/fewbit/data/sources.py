@@ -1,4 +1,4 @@
-"""What a folder, a parquet file, a NumPy file or an array holds, before anything is drawn or decoded."""
+"""The names, labels and storage of the images in a folder, parquet file, NumPy file or array, before any is decoded."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class Parquet:
         if all(a < b for a, b in itertools.pairwise(rows)):
             yield from self._stream(rows)
         else:
-            once = sorted(set(rows))
-            held = dict(zip(once, self._stream(once), strict=True))
-            yield from (held[row] for row in rows)
+            ordered = sorted(set(rows))
+            by_row = dict(zip(ordered, self._stream(ordered), strict=True))
+            yield from (by_row[row] for row in rows)
 
     def _stream(self, rows: Sequence[int]) -> Iterator[Item]:
         for path, start in zip(self.paths, self.starts, strict=True):
@@ -82,30 +82,30 @@ class Parquet:
                 with pq.ParquetFile(path, pre_buffer=False) as file:
                     for group in range(file.num_row_groups):
                         stop = start + file.metadata.row_group(group).num_rows
-                        wanted = rows[bisect.bisect_left(rows, start) : bisect.bisect_left(rows, stop)]
-                        yield from self._group(file, group, [row - start for row in wanted])
+                        group_rows = rows[bisect.bisect_left(rows, start) : bisect.bisect_left(rows, stop)]
+                        yield from self._group(file, group, [row - start for row in group_rows])
                         start = stop
             except (OSError, pa.ArrowException) as error:
                 raise BadImages(f"{path} is broken: {error}. Download or write it again.") from error
 
-    def _group(self, file: Any, group: int, wanted: Sequence[int]) -> Iterator[Item]:
-        seen = done = 0
-        batches = file.iter_batches(batch_size=64, row_groups=[group], columns=[self.column]) if wanted else ()
+    def _group(self, file: Any, group: int, rows: Sequence[int]) -> Iterator[Item]:
+        start = done = 0
+        batches = file.iter_batches(batch_size=64, row_groups=[group], columns=[self.column]) if rows else ()
         for batch in batches:
-            while done < len(wanted) and wanted[done] < seen + batch.num_rows:
-                cell = batch.column(0)[wanted[done] - seen].as_py()
+            while done < len(rows) and rows[done] < start + batch.num_rows:
+                cell = batch.column(0)[rows[done] - start].as_py()
                 yield cell.get("bytes") if isinstance(cell, dict) else cell
                 done += 1
-            seen += batch.num_rows
-            if done == len(wanted):
+            start += batch.num_rows
+            if done == len(rows):
                 return
 
 
-Found = tuple[tuple[str, ...], Array | None, Store, str]  # names, int64 labels or None, where the pixels are, in words
+SourceContent = tuple[tuple[str, ...], Array | None, Store, str]  # names, int64 labels or None, the pixels, a description
 
 
-def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> Found:
-    """What a source holds, before anything is drawn or decoded."""
+def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
+    """The names, labels, pixels and description of all images in a source; nothing is decoded."""
     if isinstance(source, tuple):
         if len(source) != 2:
             raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
@@ -120,8 +120,8 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)
     if path.suffix in (".npy", ".npz"):
-        values, numbers = _numpy_file(path)
-        return _array(values, numbers if labels else None, str(path), preprocess, classes)
+        values, stored_labels = _numpy_file(path)
+        return _array(values, stored_labels if labels else None, str(path), preprocess, classes)
     raise BadImages(f"{path} is a '{path.suffix}' file. Give a folder of images, or a .parquet, .npy or .npz file.")
 
 
@@ -135,7 +135,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Found:
+def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
     files = [f.relative_to(path) for f in path.rglob("*") if f.is_file()]
     files = sorted((f for f in files if not any(part.startswith(".") for part in f.parts)), key=_natural)
     images = [f for f in files if f.suffix.lower() in SUFFIXES]
@@ -144,21 +144,21 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
             raise BadImages(f"{path} holds images ({images[0]}) and parquet ({tables[0]}). Give a folder of one kind.")
         splits = sorted({split for f in tables if (split := re.split(r"[-_.]", f.stem)[0].lower()) in SPLITS})
         if len(splits) > 1:
-            found = " and ".join(splits)
-            raise BadImages(f"{path} holds the splits {found}. Give the file or folder of one, e.g. {path / tables[0]}.")
+            content = " and ".join(splits)
+            raise BadImages(f"{path} holds the splits {content}. Give the file or folder of one, e.g. {path / tables[0]}.")
         return _parquet(path, tuple(path / f for f in tables), classes, labels)
     if not images:
-        found = f"{len(files)} other files ({some([str(f) for f in files])})" if files else "no files"
+        content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else "no files"
         allowed = ", ".join(SUFFIXES)
-        raise BadImages(f"{path} holds no images but {found}. Give a folder with images ({allowed}) or .parquet files.")
+        raise BadImages(f"{path} holds no images but {content}. Give a folder with images ({allowed}) or .parquet files.")
     store, names = Files(tuple(path / f for f in images)), tuple(f.as_posix() for f in images)
-    loose = [f.name for f in images if len(f.parts) == 1]
-    if not labels or len(loose) == len(images):
+    unsorted = [f.name for f in images if len(f.parts) == 1]
+    if not labels or len(unsorted) == len(images):
         return names, None, store, f"folder {path}"
-    if loose:
-        deep = [f.as_posix() for f in images if len(f.parts) > 1]
+    if unsorted:
+        sorted_images = [f.as_posix() for f in images if len(f.parts) > 1]
         raise BadImages(
-            f"{path} holds images ({some(loose)}) beside folders of images ({some(deep)}). "
+            f"{path} holds images ({some(unsorted)}) beside folders of images ({some(sorted_images)}). "
             "Move them into class folders, or ignore the classes with --no-labels."
         )
     folders = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
@@ -167,12 +167,12 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
 
 
 def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | None) -> dict[str, int]:
-    """Folder name to class index: by the given names, by a wnid list beside the folder, or by sorted folder names."""
+    """Folder name to class index: by `classes`, by a wnid list beside the folder, or by sorted folder names."""
     advice = "Give the order with --classes FILE (one folder name per line), or ignore the classes with --no-labels."
     if classes is not None and not isinstance(classes, int):
-        if strange := [name for name in folders if name not in set(classes)]:
+        if unknown := [name for name in folders if name not in set(classes)]:
             allowed = f"the {len(classes)} class names ({some(classes)})"
-            raise BadImages(f"{path} has class folders ({some(strange)}) that are not among {allowed}. {advice}")
+            raise BadImages(f"{path} has class folders ({some(unknown)}) that are not among {allowed}. {advice}")
         return {name: i for i, name in enumerate(classes)}
     if all(WNID.fullmatch(name) for name in folders):
         for file in (path.resolve().parent / name for name in ("synset_words.txt", "classes.json")):
@@ -180,8 +180,8 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
             if set(folders) <= set(wnids) and classes in (None, len(wnids)):
                 return {name: i for i, name in enumerate(wnids)}
     if classes is not None and len(folders) != classes:
-        found = f"{len(folders)} class folders ({some(folders)})"
-        raise BadImages(f"{path} has {found}, and the model has {classes} classes. {advice}")
+        content = f"{len(folders)} class folders ({some(folders)})"
+        raise BadImages(f"{path} has {content}, and the model has {classes} classes. {advice}")
     if (natural := sorted(folders, key=_natural)) != folders:
         first, other = next((a, b) for a, b in zip(folders, natural, strict=True) if a != b)
         orders = f"torchvision puts {first} before {other}, timm the reverse"
@@ -189,28 +189,28 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
     return {name: i for i, name in enumerate(folders)}
 
 
-def _numbers(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
+def _checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
     """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is no class."""
-    numbers = np.asarray(values)
-    if numbers.dtype.kind not in "iu" or numbers.shape != (len(names),):
+    labels = np.asarray(values)
+    if labels.dtype.kind not in "iu" or labels.shape != (len(names),):
         raise BadImages(
-            f"{where} has labels of type {numbers.dtype} and shape {numbers.shape}; "
+            f"{where} has labels of type {labels.dtype} and shape {labels.shape}; "
             f"allowed are integers of shape ({len(names)},), one for each image. Mend them, or use --no-labels."
         )
     count = classes if classes is None or isinstance(classes, int) else len(classes)
-    wrong = np.flatnonzero((numbers < 0) | (numbers >= (np.inf if count is None else count)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (np.inf if count is None else count)))
     if len(wrong):
         allowed = "0 or more" if count is None else f"0 to {count - 1}, the model's classes"
-        found = f"{names[wrong[0]]} has label {numbers[wrong[0]]}"
-        raise BadImages(f"{found}; allowed is {allowed}. Mend it, or use --no-labels.")
-    return numbers.astype(np.int64)
+        problem = f"{names[wrong[0]]} has label {labels[wrong[0]]}"
+        raise BadImages(f"{problem}; allowed is {allowed}. Mend it, or use --no-labels.")
+    return labels.astype(np.int64)
 
 
-def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] | None, labels: bool) -> Found:
+def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
     names: list[str] = []
     starts: list[int] = []
-    numbers: list[Any] = []
-    labelled = set()
+    values: list[Any] = []
+    has_labels = set()
     for file in files:
         where = file.relative_to(path).as_posix() if file != path else file.name
         try:
@@ -220,19 +220,19 @@ def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] |
             raise BadImages(f"{file} is not a readable parquet file: {error}. Download or write it again.") from error
         kind = schema.field("image").type if "image" in schema.names else None
         if kind is None or not (_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-            found = ", ".join(f"{f.name}: {f.type}" for f in schema)
-            raise BadImages(f"{file} has the columns {found}; it needs image: struct<bytes, path> or binary.")
+            columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
+            raise BadImages(f"{file} has the columns {columns}; it needs image: struct<bytes, path> or binary.")
         starts.append(len(names))
         names += [f"{where}:{row}" for row in range(rows)]
-        labelled.add("label" in schema.names)
+        has_labels.add("label" in schema.names)
         if labels and "label" in schema.names:
-            numbers += pq.read_table(file, columns=["label"])["label"].to_pylist()
+            values += pq.read_table(file, columns=["label"])["label"].to_pylist()
     if not names:
         raise BadImages(f"{path} has no rows. Give a parquet file with images in it.")
-    if labels and len(labelled) > 1:
+    if labels and len(has_labels) > 1:
         raise BadImages(f"{path} has files with and without a label column. Give one kind, or use --no-labels.")
     store = Parquet(files, tuple(starts), "image.bytes" if pa.types.is_struct(kind) else "image")
-    return tuple(names), _numbers(numbers, names, classes, str(path)) if numbers else None, store, f"parquet {path}"
+    return tuple(names), _checked_labels(values, names, classes, str(path)) if values else None, store, f"parquet {path}"
 
 
 def _binary(kind: Any) -> bool:
@@ -245,33 +245,33 @@ def _numpy_file(path: Path) -> tuple[Array, Array | None]:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
         raise BadImages(f"{path} is no readable NumPy file: {error}. Write it with numpy.save or savez.") from error
-    numbers = held.pop("labels", None)
-    if "images" not in held and len(held) != 1:
-        raise BadImages(f"{path} has the arrays {', '.join(held)}; needed is 'images', and 'labels' if there are any.")
-    return held["images"] if "images" in held else next(iter(held.values())), numbers
+    labels = arrays.pop("labels", None)
+    if "images" not in arrays and len(arrays) != 1:
+        raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
+    return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
 
 
-def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> Found:
+def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> SourceContent:
     if isinstance(source, Tensor):
         source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
     values = np.asarray(source)
     size, shape = preprocess.size, values.shape
-    found = f"{where} has type {values.dtype} and shape {shape}"
+    problem = f"{where} has type {values.dtype} and shape {shape}"
     floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
     if len(shape) != 4 or not (values.dtype.kind == "f" or values.dtype == np.uint8):
-        raise BadImages(f"{found}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w), or {floats}. Give one of these.")
+        raise BadImages(f"{problem}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w), or {floats}. Give one of these.")
     if not shape[0]:
-        raise BadImages(f"{found}: it holds no images. Give one with n of 1 or more.")
+        raise BadImages(f"{problem}: it holds no images. Give one with n of 1 or more.")
     if values.dtype != np.uint8 and shape[1:] != size:
-        raise BadImages(f"{found}; allowed is {floats}. Resize them, or give uint8 pixels.")
+        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 pixels.")
     first, last = shape[1] == 3, shape[3] == 3
     if values.dtype == np.uint8 and first == last:
         which = "both ends could be the channels" if first else "neither end has 3 channels"
-        raise BadImages(f"{found}: {which}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w). Transpose it.")
+        raise BadImages(f"{problem}: {which}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w). Transpose it.")
     names = tuple(f"{Path(where).name}:{row}" for row in range(shape[0]))
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
-    numbers = None if labels is None else _numbers(labels, names, classes, where)
-    return names, numbers, InMemory(values, chw=first), where
+    class_indices = None if labels is None else _checked_labels(labels, names, classes, where)
+    return names, class_indices, InMemory(values, chw=first), where

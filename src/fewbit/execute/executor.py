@@ -26,7 +26,7 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 def faked(x: Tensor, choice: Choice) -> Tensor:
-    """What the readers of an activation site get of it: the real numbers of its codes."""
+    """An activation quantized and dequantized, as its readers see it."""
     return fake(x, choice.qparams, choice.grid)
 
 
@@ -154,9 +154,9 @@ class Executor:
         """
         _Run(self, env, spent, self._read).nodes(nodes)
 
-    def value(self, nodes: Sequence[Node], given: Mapping[Node, Any]) -> Any:
-        """What the last of some nodes gives, from given values, without a gradient."""
-        env = dict(given)
+    def value(self, nodes: Sequence[Node], inputs: Mapping[Node, Any]) -> Any:
+        """The value of the last of `nodes`, computed from `inputs` without a gradient."""
+        env = dict(inputs)
         with torch.no_grad():
             self.run(nodes, env, last_reads(nodes))
         return env[nodes[-1]]
@@ -207,10 +207,10 @@ class _Run:
 
     def of_codes(self, tensor: Node, choice: Choice) -> Tensor:
         """The quantized tensor, computed for the first reader; a tensor that nobody reads otherwise is freed then."""
-        done = self.quantized.setdefault(tensor, {})
-        if id(choice) not in done:
-            done[id(choice)] = self.read(self.env[tensor], choice)
+        by_choice = self.quantized.setdefault(tensor, {})
+        if id(choice) not in by_choice:
+            by_choice[id(choice)] = self.read(self.env[tensor], choice)
             instead = self.executor.instead
             if self.whole and all(instead.get(user, NOTHING).get(tensor) is choice for user in tensor.users):
                 self.env[tensor] = None
-        return done[id(choice)]
+        return by_choice[id(choice)]

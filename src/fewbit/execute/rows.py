@@ -15,11 +15,11 @@ from fewbit.capture.fx import argument, aten, constant, is_call
 from fewbit.capture.sites import WEIGHTED
 from fewbit.core.values import Graph, Op
 
-WIDE = 2048  # entries of a row above which fewer are kept: 16 MB of one op at most
+WIDE = 2048  # entries of a row above which fewer rows are sampled: 16 MB of one op at most
 
 
 def padded(op: Node, tensor: str, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, range]]:
-    """What an op reads of a tensor, whose value in each batch is given, and the numbers of the images of the batch.
+    """What an op reads of a tensor, from the tensor's value in each batch, and the indices of the images in the batch.
 
     A site lies before the zeros that a convolution reads around it.
     """
@@ -65,21 +65,21 @@ def sampled(value: Tensor, key: tuple[Any, ...], images: range, tokens: int, see
     padded = torch.nn.functional.pad(value, (pw, pw, ph, ph))
     windows = padded.unfold(2, (kh - 1) * dh + 1, sh).unfold(3, (kw - 1) * dw + 1, sw)[..., ::dh, ::dw]  # a view
     height, width = windows.shape[2:4]
-    picked = []
+    patches = []
     for i, image in enumerate(images):
         places = places_of(height * width, tokens, image, seed)
-        picked.append(windows[i, :, places // width, places % width].transpose(0, 1).flatten(1))
-    return torch.stack(picked)
+        patches.append(windows[i, :, places // width, places % width].transpose(0, 1).flatten(1))
+    return torch.stack(patches)
 
 
 def kept_rows(value: Tensor, key: tuple[Any, ...], tokens: int) -> int:
-    """How many rows of an image are kept: fewer of a convolution with patches wider than `WIDE`."""
+    """How many rows of an image are sampled: fewer of a convolution with patches wider than `WIDE`."""
     width = value.shape[1] * math.prod(key[1]) if len(key) > 1 else 1
     return min(tokens, max(1, tokens * WIDE // width))
 
 
 def places_of(count: int, tokens: int, image: int, seed: int) -> Tensor:
-    """Which rows of one image are kept: the same whatever batch the image is in."""
+    """Which rows of one image are sampled; they do not depend on the batch that the image is in."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + image)
     return torch.randperm(count, generator=generator)[:tokens].sort().values
 

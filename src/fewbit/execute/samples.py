@@ -1,4 +1,4 @@
-"""What single ops read in the float graph, sampled, so that a method can compute their outputs again and again."""
+"""Samples of the inputs of single ops in the float graph, from which a method can recompute their outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fewbit.core.values import Graph, Op
 from fewbit.execute.rows import applied, kept_rows, padded, places_of, row_key, sampled
 from fewbit.execute.watch import watch
 
-ROWS = 2048  # rows of one op that are kept over all images
-RANKED_IMAGES = 4  # images whose attention scores are kept
+ROWS = 2048  # most rows of one op over all images
+RANKED_IMAGES = 4  # images whose attention scores are sampled
 QUERIES = 16  # queries of each of their heads
 
 
@@ -59,7 +59,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class OpSample:
-    """What one op has read: rows (images, tokens, c_in), the unfolded patches of a convolution; `attention` where it has one.
+    """The sampled input of one op: rows (images, tokens, c_in), or unfolded patches of a convolution; `attention` if any.
 
     An output of the op is a row times a row of the weight, flattened to (c_out, c_in); with groups each part of the channels
     reads its own part of the row. `read` are the same rows in a model that is quantized so far, where they are known; `seed`
@@ -74,7 +74,7 @@ class OpSample:
 
 @dataclass(frozen=True)
 class PairSample:
-    """What a product of two activations has read on a few images: left (images, ..., rows, d), some of its rows, and right
+    """The inputs of a product of two activations on a few images: left (images, ..., rows, d), some of its rows, and right
     (images, ..., d, columns); `scale` is what the product is multiplied by before a softmax. The same in a model that is
     quantized so far, where it is known.
     """
@@ -92,48 +92,48 @@ def op_samples(
 ) -> Mapping[str, OpSample | PairSample]:
     """Samples of the ops' inputs from one pass of the float graph over batches of (b, c, h, w) images.
 
-    `tokens` rows of each image are kept, drawn with `seed` and the image's number; of inputs with fewer rows, all, and of very
-    wide patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on a few images;
+    `tokens` rows of each image are drawn with `seed` and the image's number; of inputs with fewer rows, all, and of very wide
+    patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on a few images;
     other ops have no entry. Ops that read the same tensor share it.
     """
     ops = list(ops)
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    wanted = {name: key for name in ops if (key := row_key(graph, graph.op(name), nodes)) is not None}
+    row_keys = {name: key for name in ops if (key := row_key(graph, graph.op(name), nodes)) is not None}
     scores = projections(graph)
     pairs = [name for name in ops if _is_pair(graph.op(name), nodes)]
-    operands = {cast(Node, a).name for name in wanted if name in scores for a in scores[name].product.args[:2]}
+    operands = {cast(Node, a).name for name in row_keys if name in scores for a in scores[name].product.args[:2]}
     operands |= {cast(Node, a).name for name in pairs for a in nodes[graph.op(name).node].args[:2]}
-    inputs = {nodes[graph.op(name).node].args[0].name for name in wanted if name in scores}  # type: ignore[union-attr]
-    rows: dict[tuple[Any, ...], list[Tensor]] = {key: [] for key in wanted.values()}
+    inputs = {nodes[graph.op(name).node].args[0].name for name in row_keys if name in scores}  # type: ignore[union-attr]
+    rows: dict[tuple[Any, ...], list[Tensor]] = {key: [] for key in row_keys.values()}
     whole: dict[str, list[Tensor]] = {name: [] for name in operands | inputs}
 
-    def see(name: str, value: Tensor, images: range) -> None:
-        for key, kept in rows.items():
+    def record(name: str, value: Tensor, images: range) -> None:
+        for key, parts in rows.items():
             if key[0] == name:
-                kept.append(sampled(value, key, images, kept_rows(value, key, tokens), seed))
+                parts.append(sampled(value, key, images, kept_rows(value, key, tokens), seed))
         if name in whole and images.start < RANKED_IMAGES:
             share = len(value) // len(images)
             whole[name].append(value[: (RANKED_IMAGES - images.start) * share].clone())
 
-    watch(graph, batches, {name: partial(see, name) for name in {*whole, *(key[0] for key in rows)}})
-    joined = {key: torch.cat(kept) for key, kept in rows.items()}
-    kept_whole = {name: torch.cat(parts) for name, parts in whole.items()}
-    found: dict[str, OpSample | PairSample] = {}
-    for name, key in wanted.items():
+    watch(graph, batches, {name: partial(record, name) for name in {*whole, *(key[0] for key in rows)}})
+    joined = {key: torch.cat(parts) for key, parts in rows.items()}
+    tensors = {name: torch.cat(parts) for name, parts in whole.items()}
+    samples: dict[str, OpSample | PairSample] = {}
+    for name, key in row_keys.items():
         sample = OpSample(joined[key], seed=seed)
         if name in scores:
             node = cast(Node, nodes[graph.op(name).node].args[0])
             product = next(op.name for op in graph.ops if op.node == scores[name].product.name)
-            attention = _attention(scores[name], product, kept_whole[node.name], kept_whole, seed)
+            attention = _attention(scores[name], product, tensors[node.name], tensors, seed)
             sample = replace(sample, attention=attention)
-        found[name] = sample
+        samples[name] = sample
     for name in pairs:
         product_node = nodes[graph.op(name).node]
-        left, right = (kept_whole[cast(Node, a).name] for a in product_node.args[:2])
+        left, right = (tensors[cast(Node, a).name] for a in product_node.args[:2])
         places = places_of(left.shape[-2], QUERIES, 0, seed)
         scale = scale_behind(product_node) if "query" in graph.op(name).operands else 1.0
-        found[name] = PairSample(left[..., places, :], right, scale, places)
-    return found
+        samples[name] = PairSample(left[..., places, :], right, scale, places)
+    return samples
 
 
 def read_as(
@@ -189,23 +189,23 @@ def channel_samples(
 ) -> dict[str, ChannelSample]:
     """Samples of activation sites by channel, from one pass of the float graph over batches of (b, c, h, w) images.
 
-    `axes` has the channel axis of each site that is asked for. `places` of each image are kept, drawn with `seed` and the
+    `axes` has the channel axis of each requested site. `places` of each image are sampled, drawn with `seed` and the
     image's number, the same for all channels; of fewer, all. Raises BadImages without a batch.
     """
-    kept: dict[str, list[Tensor]] = {name: [] for name in axes}
+    samples: dict[str, list[Tensor]] = {name: [] for name in axes}
     ends: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def see(name: str, value: Tensor, images: range) -> None:
+    def record(name: str, value: Tensor, images: range) -> None:
         flat = value.movedim(axes[name], -1)
         flat = flat.reshape(len(images), -1, flat.shape[-1])
         low, high = flat.amin((0, 1)), flat.amax((0, 1))
         if name in ends:
             low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
         ends[name] = (low, high)
-        kept[name] += [x[places_of(len(x), places, i, seed)].clone() for i, x in zip(images, flat, strict=True)]
+        samples[name] += [x[places_of(len(x), places, i, seed)].clone() for i, x in zip(images, flat, strict=True)]
 
-    watch(graph, batches, {graph.site(name).tensor: partial(see, name) for name in axes})
-    return {name: ChannelSample(torch.cat(kept[name]).t().contiguous(), *ends[name]) for name in axes}
+    watch(graph, batches, {graph.site(name).tensor: partial(record, name) for name in axes})
+    return {name: ChannelSample(torch.cat(samples[name]).t().contiguous(), *ends[name]) for name in axes}
 
 
 def _is_pair(op: Op, nodes: Mapping[str, Node]) -> bool:

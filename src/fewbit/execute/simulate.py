@@ -46,12 +46,12 @@ def trace(module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = N
     With `forced` (site -> codes), what follows a site computes with those codes instead of its own: a difference then
     belongs to the site where it appears, and does not spread.
     """
-    given, traces = forced or {}, dict[str, SiteTrace]()
+    forced_codes, traces = forced or {}, dict[str, SiteTrace]()
 
     def read(x: Tensor, choice: Choice) -> Tensor:
         own = codes(x, choice.qparams, choice.grid)
         traces[choice.site] = SiteTrace(own, position(x, choice.qparams, choice.grid))
-        return values(given.get(choice.site, own).to(torch.int32), choice.qparams, choice.grid)
+        return values(forced_codes.get(choice.site, own).to(torch.int32), choice.qparams, choice.grid)
 
     with torch.no_grad():
         return module.executor(x, read=read), traces

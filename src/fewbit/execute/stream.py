@@ -16,23 +16,23 @@ from fewbit.capture.fx import between, is_constant
 from fewbit.core.values import Graph
 from fewbit.execute.executor import Env, Executor, last_reads
 
-KEPT_BYTES = 1 << 30  # of values before the place that `to` goes to
+KEPT_BYTES = 1 << 30  # most bytes of intermediate values where `to` stops
 
 NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Stream:
-    """Batches (b, c, h, w) that stand before the node at `place`; only what is read from there on is kept of each.
+    """Batches (b, c, h, w) that stand before the node at `place`; only the values that are read from there on are in memory.
 
     Nodes before the place used the choices that `overlay` had when they were passed; `overlay` may be another executor of the
-    same graph at any time. `wanted`: nodes that `at` is called with, once per occurrence, in any order.
+    same graph at any time. `reads_ahead`: nodes that `at` will be called with, once per occurrence, in any order.
     """
 
-    def __init__(self, overlay: Executor, batches: Iterable[Tensor], wanted: Iterable[Node] = ()) -> None:
+    def __init__(self, overlay: Executor, batches: Iterable[Tensor], reads_ahead: Iterable[Node] = ()) -> None:
         self.overlay = overlay
         self.order = [node for node in overlay.order if not is_constant(node)]
         self.index = {node: i for i, node in enumerate(self.order)}
-        self._batches, self._wanted = list(batches), Counter(wanted)
+        self._batches, self._pending = list(batches), Counter(reads_ahead)
         self._answer = self.order[-1].all_input_nodes[0]
         self._spent = last_reads(self.order[:-1])  # the answer stays
         self._last = {read: self.index[node] for node, reads in self._spent.items() for read in reads}
@@ -44,11 +44,11 @@ class Stream:
         self._envs: list[Env] = [{self.overlay.source: batch} for batch in self._batches]
 
     def at(self, node: Node) -> list[Any]:
-        """The value of a node in each batch; the stream stands behind it then. It is wanted, or read later than the place."""
+        """The value in each batch of a node in `reads_ahead`, or read after the place; the stream stands behind it then."""
         self._forward(max(self.index[node] + 1, self.place))
         values = [env[node] for env in self._envs]
-        self._wanted[node] -= 1
-        if self._wanted[node] <= 0 and self._last.get(node, -1) < self.place and node is not self._answer:
+        self._pending[node] -= 1
+        if self._pending[node] <= 0 and self._last.get(node, -1) < self.place and node is not self._answer:
             for env in self._envs:
                 env.pop(node)
         return values
@@ -60,8 +60,8 @@ class Stream:
 
     def answers(self) -> Iterator[Tensor]:
         """The output (b, classes) of each batch, computed from the place on; the stream stays where it is."""
-        for held in self._envs:
-            env = dict(held)
+        for values in self._envs:
+            env = dict(values)
             with torch.no_grad():
                 self.overlay.run(self.order[self.place :], env, self._spent)
             yield env[self._answer]
@@ -75,7 +75,7 @@ class Stream:
 
     def _forward(self, place: int) -> None:
         nodes = self.order[self.place : place]
-        spent = {node: [read for read in self._spent.get(node, ()) if self._wanted[read] <= 0] for node in nodes}
+        spent = {node: [read for read in self._spent.get(node, ()) if self._pending[read] <= 0] for node in nodes}
         with torch.no_grad():
             for env in self._envs:
                 self.overlay.run(nodes, env, spent)
@@ -84,11 +84,11 @@ class Stream:
     @cached_property
     def _bytes(self) -> NDArrayInt:
         """For each place the bytes of the values that are read from there on, in all batches."""
-        held = np.zeros(len(self.order) + 1, np.int64)
+        sizes = np.zeros(len(self.order) + 1, np.int64)
         for node, last in {**self._last, self._answer: len(self.order) - 1}.items():
             if node is not self.overlay.source:
-                held[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
-        return held * sum(map(len, self._batches))
+                sizes[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
+        return sizes * sum(map(len, self._batches))
 
 
 def _size(meta: Any) -> int:
@@ -98,13 +98,13 @@ def _size(meta: Any) -> int:
     return sum(map(_size, meta)) if isinstance(meta, tuple | list) else 0
 
 
-def walked(graph: Graph, wanted: Sequence[tuple[Sequence[str], str]], images: Tensor) -> Iterator[tuple[list[Node], Env, Any]]:
+def walked(graph: Graph, groups: Sequence[tuple[Sequence[str], str]], images: Tensor) -> Iterator[tuple[list[Node], Env, Any]]:
     """For groups of ops, each with the name of an output node: the nodes from the ops to the output, the float values that
     they read for images (b, c, h, w), and the float output; one group's values at a time.
     """
     executor = Executor(graph)
-    parts = [between([executor.nodes[output]], [executor.nodes[graph.op(name).node] for name in ops]) for ops, output in wanted]
+    parts = [between([executor.nodes[output]], [executor.nodes[graph.op(name).node] for name in ops]) for ops, output in groups]
     stream = Stream(executor, [images], [read for _, reads in parts for read in reads])
     for inner, reads in parts:
-        given = {read: stream.at(read)[0] for read in reads}
-        yield inner, given, executor.value(inner, given)
+        inputs = {read: stream.at(read)[0] for read in reads}
+        yield inner, inputs, executor.value(inner, inputs)

@@ -1,4 +1,4 @@
-"""One pass of the float graph over the images; every activation site that is asked for feeds its accumulator."""
+"""One pass of the float graph over the images that builds a histogram for each requested activation site."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def observe(graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None
 
     Raises BadImages without a batch, BadValues with the site where a NaN or an infinity first appears.
     """
-    wanted = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
-    found: dict[str, Histogram] = {}
+    names = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
+    histograms: dict[str, Histogram] = {}
 
-    def see(site: str, value: Tensor, images: range) -> None:
-        seen = Histogram.of(value)
-        if not _finite(seen):
+    def accumulate(site: str, value: Tensor, images: range) -> None:
+        histogram = Histogram.of(value)
+        if not _finite(histogram):
             raise BadValues(
                 f"{site} holds NaN or infinite values for the calibration images; only finite activations can be quantized. "
                 f"Is the preprocessing the model's own (--mean, --std)? Keep it float: --keep-float '{site}'."
             )
-        found[site] = found[site].merge(seen) if site in found else seen
+        histograms[site] = histograms[site].merge(histogram) if site in histograms else histogram
 
-    taps = {site.tensor: partial(see, site.name) for site in graph.sites if site.name in wanted}
+    taps = {site.tensor: partial(accumulate, site.name) for site in graph.sites if site.name in names}
     count = watch(graph, _checked(graph, batches), taps)
-    return Stats({s.name: found[s.name] for s in graph.sites if s.name in found}, count)
+    return Stats({s.name: histograms[s.name] for s in graph.sites if s.name in histograms}, count)
 
 
 def _checked(graph: Graph, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 Large vision transformers grow a few tokens of background to ten times the norm of the others (Darcet et al. 2024, "Vision
 transformers need registers") and a few channels of large magnitude in all tokens (Dettmers et al. 2022 for language; Li et
-al. 2023, RepQ-ViT, section 3.2, behind layer norms). With one step for the whole tensor both cost the rest its codes.
+al. 2023, RepQ-ViT, section 3.2, behind layer norms). With one scale for the whole tensor both cost the others precision.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fewbit.core.values import Graph, Json
 from fewbit.execute.watch import watch
 
 LIMIT = 10.0  # times the median: the tokens of Darcet et al. have ten times the norm of others
-SHOWN = 8  # places that are named
+SHOWN = 8  # most channels or positions that are listed
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """What stands out in one activation. Reach is the largest magnitude, of a channel over all tokens, of a token over all
+    """The outliers of one activation. Reach is the largest magnitude of a channel over all tokens, or of a token over all
     channels; ratios are the largest reach over the median reach.
 
-    `channels` are those over the limit, `token_share` is the share of tokens over it and `positions` where they stand, the
-    most frequent first. `rest_of_channels` and `rest_of_tokens` are the reach without them, over the reach with them.
+    `channels` are the outlier channels, `token_share` is the share of outlier tokens and `positions` are their positions, the
+    most frequent first. `rest_of_channels` and `rest_of_tokens` are the reach without outliers, over the reach with them.
     """
 
     site: str
@@ -51,22 +51,22 @@ class Outliers:
 
 
 def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> list[Outliers]:
-    """What stands out in each activation with channels, in graph order, over batches of (b, c, h, w) images.
+    """The outliers of each activation with channels, in graph order, over batches of (b, c, h, w) images.
 
-    Of tokens (b, n, c) both are looked for, of maps (b, c, h, w) and rows (b, c) channels alone. Kept are a number for each
-    channel and for each token of each image.
+    Tokens (b, n, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only. Memory: one number
+    for each channel and for each token of each image.
     """
     axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
     reach: dict[str, Tensor] = {}
     tokens: dict[str, list[Tensor]] = {}
 
-    def see(name: str, value: Tensor, images: range) -> None:
+    def record(name: str, value: Tensor, images: range) -> None:
         largest = value.abs().movedim(axes[name], -1).flatten(0, -2).amax(0)
         reach[name] = torch.maximum(reach[name], largest) if name in reach else largest
         if value.ndim == 3:
             tokens.setdefault(name, []).append(value.abs().amax(2))
 
-    watch(graph, batches, {graph.site(name).tensor: partial(see, name) for name in axes})
+    watch(graph, batches, {graph.site(name).tensor: partial(record, name) for name in axes})
     return [
         standing_out(s.name, reach[s.name], torch.cat(tokens[s.name]) if s.name in tokens else None, limit)
         for s in graph.sites
@@ -76,18 +76,18 @@ def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> l
 
 def standing_out(site: str, channels: Float[Tensor, "c"], tokens: Float[Tensor, "b n"] | None, limit: float) -> Outliers:
     """The outliers among the reaches of channels, and of the tokens of each image."""
-    whole = max(float(channels.max()), 1e-30)
-    middle = float(channels.median().clamp_min(1e-30))
-    far = channels > limit * middle
-    rest = float(channels[~far].max()) / whole
-    named = channels.argsort(descending=True)[: min(int(far.sum()), SHOWN)].tolist()
-    ratio, share, positions, others = None, 0.0, (), 1.0
+    reach = max(float(channels.max()), 1e-30)
+    median = float(channels.median().clamp_min(1e-30))
+    is_outlier = channels > limit * median
+    channel_rest = float(channels[~is_outlier].max()) / reach
+    indices = channels.argsort(descending=True)[: min(int(is_outlier.sum()), SHOWN)].tolist()
+    ratio, share, positions, token_rest = None, 0.0, (), 1.0
     if tokens is not None and tokens.shape[1] > 1:
-        over = tokens > limit * tokens.median().clamp_min(1e-30)
-        ratio, share = float(tokens.max() / tokens.median().clamp_min(1e-30)), float(over.float().mean())
-        positions = tuple(place for place, _ in Counter(over.nonzero()[:, 1].tolist()).most_common(SHOWN))
-        others = float(tokens[~over].max()) / max(float(tokens.max()), 1e-30)
-    return Outliers(site, whole, whole / middle, tuple(named), rest, ratio, share, positions, others)
+        is_outlier_token = tokens > limit * tokens.median().clamp_min(1e-30)
+        ratio, share = float(tokens.max() / tokens.median().clamp_min(1e-30)), float(is_outlier_token.float().mean())
+        positions = tuple(place for place, _ in Counter(is_outlier_token.nonzero()[:, 1].tolist()).most_common(SHOWN))
+        token_rest = float(tokens[~is_outlier_token].max()) / max(float(tokens.max()), 1e-30)
+    return Outliers(site, reach, reach / median, tuple(indices), channel_rest, ratio, share, positions, token_rest)
 
 
 def _activations(graph: Graph) -> list[str]:
@@ -101,7 +101,7 @@ def _activations(graph: Graph) -> list[str]:
 
 
 def _channels(graph: Graph, name: str) -> int | None:
-    """The axis of the channels; None for what is no row of channels, tokens or map."""
+    """The axis of the channels; None for other shapes than rows, tokens and maps."""
     node = next(n for n in graph.module.graph.nodes if n.name == graph.site(name).tensor)
     shape = tuple(node.meta["tensor_meta"].shape)
     linear = any(graph.op(op).kind == "linear" and operand == "input" for op, operand in graph.site(name).readers)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-HALF = 4096  # bins on each side of zero: 16 for each step of an 8-bit grid on the full range of one sign
+HALF = 4096  # bins on each side of zero: 16 for each code of an 8-bit grid on the full range of one sign
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Histogram:
     """Counts of all elements of a tensor, its extremes and its moments.
 
     `counts` is float64 (2 * HALF,): bin i holds [ (i - HALF) w, (i + 1 - HALF) w ) with w = 2 ** exponent.
-    `exponent` is None for a histogram of nothing and for a tensor of zeros (all in the bin of zero).
+    `exponent` is None for an empty histogram and for a tensor of zeros (all in the bin of zero).
     """
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(2 * HALF, dtype=torch.float64))
@@ -53,7 +53,7 @@ class Histogram:
 
     @staticmethod
     def of(x: Tensor) -> Histogram:
-        """The histogram of one tensor of any shape; of one with NaN or infinities only the extremes (`observe` refuses it)."""
+        """The histogram of one tensor of any shape; of one with NaN or infinities only the extremes (`observe` rejects it)."""
         x = x.detach().flatten()
         if not x.numel():
             return Histogram()
@@ -66,8 +66,8 @@ class Histogram:
         if exponent is None:
             counts[HALF] = x.numel()
         else:
-            wide = x if -126 <= exponent <= 0 else x.double()  # float32 could overflow or lose the sign of what is nearly 0
-            bins = (wide * 2.0**-exponent).floor_().add_(HALF).clamp_(0, 2 * HALF - 1).to(torch.int32)
+            precise = x if -126 <= exponent <= 0 else x.double()  # float32 could overflow or lose the sign of what is nearly 0
+            bins = (precise * 2.0**-exponent).floor_().add_(HALF).clamp_(0, 2 * HALF - 1).to(torch.int32)
             counts = torch.bincount(bins, minlength=2 * HALF).to(torch.float64)
         total, squares = x.sum(dtype=torch.float64).item(), torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
         return Histogram(counts, exponent, x.numel(), low, high, total, squares)
@@ -91,8 +91,8 @@ class Histogram:
             return self.counts
         factor = 2 ** min(exponent - self.exponent, int(math.log2(HALF)))
         counts = torch.zeros_like(self.counts)
-        kept = HALF // factor
-        counts[HALF - kept : HALF + kept] = self.counts.view(-1, factor).sum(1)
+        half = HALF // factor
+        counts[HALF - half : HALF + half] = self.counts.view(-1, factor).sum(1)
         return counts
 
     def quantile(self, share: float) -> float:
@@ -110,11 +110,11 @@ class Histogram:
         """A coarse copy for drawing: edges (bins + 1) and counts (bins) over [low, high]."""
         first = max(math.floor(self.low / self.width) + HALF, 0)
         last = min(math.floor(self.high / self.width) + HALF + 1, 2 * HALF)
-        step = max(1, math.ceil((last - first) / bins))
+        stride = max(1, math.ceil((last - first) / bins))
         part = self.counts[first:last]
-        padded = torch.nn.functional.pad(part, (0, -len(part) % step)).view(-1, step).sum(1)
+        padded = torch.nn.functional.pad(part, (0, -len(part) % stride)).view(-1, stride).sum(1)
         return {
-            "edges": [(first - HALF + i * step) * self.width for i in range(len(padded) + 1)],
+            "edges": [(first - HALF + i * stride) * self.width for i in range(len(padded) + 1)],
             "counts": [int(c) for c in padded],
         }
 
@@ -126,7 +126,7 @@ def _exponent(largest: float) -> int:
 
 @dataclass(frozen=True)
 class Stats:
-    """What was seen: a histogram per activation site, and how many images it was seen on."""
+    """A histogram per activation site, and the number of images behind them."""
 
     sites: Mapping[str, Histogram]
     images: int

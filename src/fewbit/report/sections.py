@@ -54,7 +54,7 @@ ACCURACY = (
             "mean at batch norms, in standard deviations from training's (median):shift",
             "variance at batch norms, |log ratio| to training's (median):spread",
             "classes over which the float model's answers spread:classes",
-            "images of one colour or a repetition:idle:share", "warnings",
+            "images of one colour or a repetition:duplicate_share:share", "warnings",
         )),
     ), "What their statistics say about whether they are enough."),
     Section("Synthetic images", "synthetic", (Gallery(("{label}",)),),

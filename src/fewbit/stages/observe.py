@@ -17,7 +17,7 @@ from fewbit.equalize import replaced
 from fewbit.files import read_json, write_atomic, write_json
 from fewbit.observe import Stats
 from fewbit.observe import observe as statistics_of
-from fewbit.observe.calibration_check import Enough, look, range_change
+from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.stages.load import Inputs
@@ -41,8 +41,8 @@ def observe(
     halves = [statistics_of(exact, progress.counted(part.batches(8))) for part in parts if len(part)]
     change = range_change(*halves) if len(halves) == 2 else None
     some = calibration.subset(range(0, len(calibration), -(-len(calibration) // LOOKED_AT)))
-    seen = look(Teacher(inputs.loaded.program), some.batches(8))
-    verdict = Enough()(replace(seen, images=len(calibration)), change)
+    inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(8))
+    verdict = CalibrationLimits()(replace(inspection, images=len(calibration)), change)
     stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
     write_json(folder / CALIBRATION, verdict)
     write_atomic(folder / STATS, lambda file: save_file(stats.tensors(), file))

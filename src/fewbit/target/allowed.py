@@ -1,4 +1,4 @@
-"""The only place that asks what a target allows."""
+"""Which ops of a graph run in integers on a target, and on which grids; nothing else reads the rules of a target."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OPTIONAL = ("bias", "output")
 
 @dataclass(frozen=True)
 class AllowedGrids:
-    """What a site gets: grids that the target allows (best first), those with a pinned step, and who reads the codes.
+    """The grids that the target allows for a site (best first), which of them have a fixed scale, and who reads the codes.
 
-    `zeros` are the zero points of pinned steps where they are not 0; `accumulator` is that of the op that reads a weight.
-    A pinned step that is `loose` is the target's custom, not its kernels': a recipe may search another.
+    `pinned` are fixed scales, `zeros` their zero points where not 0; `accumulator` is that of the op that reads a weight.
+    With `convention` a fixed scale is the target's custom, not its kernels': a recipe may search another.
     """
 
     grids: tuple[Grid, ...]
@@ -38,7 +38,7 @@ class AllowedGrids:
 
     @property
     def fixed_scale(self) -> float | None:
-        """The step of the first grid, where the target pins it."""
+        """The fixed scale of the first grid, if it has one."""
         return self.pinned.get(self.grids[0])
 
     @property
@@ -49,7 +49,7 @@ class AllowedGrids:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The answer: slots by site name, the ops that run in integers, why others do not, and sites with one step together."""
+    """Grids by site name, the ops that run in integers, the fallbacks of the others, and sites that share one scale."""
 
     sites: Mapping[str, AllowedGrids]
     integer_ops: tuple[str, ...]
@@ -59,13 +59,13 @@ class Allowed:
     @property
     def grids(self) -> dict[str, Grid]:
         """The first grid of each site."""
-        return {name: slot.grids[0] for name, slot in self.sites.items()}
+        return {name: site_grids.grids[0] for name, site_grids in self.sites.items()}
 
     @property
     def channel_axes(self) -> dict[str, int]:
-        """The channel axis of each activation that has a step for each channel."""
+        """The channel axis of each activation that has a scale for each channel."""
         operands = ("weight", "bias")
-        first = {name: slot.grids[0] for name, slot in self.sites.items() if name.rpartition(":")[2] not in operands}
+        first = {name: grid for name, grid in self.grids.items() if name.rpartition(":")[2] not in operands}
         return {name: grid.axis for name, grid in first.items() if grid.axis is not None}
 
 
@@ -94,35 +94,35 @@ def allowed(
     for pattern in keep_float:
         if not any(_matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
-    asked = {site.name: _asked(site, weight_bits, activation_bits, widths) for site in graph.sites}
-    entries, fallbacks = _all_entries(graph, target, keep_float, everything=everything, asked=asked)
-    slots: dict[str, AllowedGrids] = {}
+    site_bits = {site.name: _site_bits(site, weight_bits, activation_bits, widths) for site in graph.sites}
+    entries, fallbacks = _all_entries(graph, target, keep_float, everything=everything, site_bits=site_bits)
+    grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
-    for following in (False, True):
-        candidates = {name: found for name, found in entries.items() if found and (found[0].runs == "follow") == following}
-        if following:
+    for follows in (False, True):
+        candidates = {name: usable for name, usable in entries.items() if usable and (usable[0].runs == "follow") == follows}
+        if follows:
             candidates = _followers(graph, candidates, rules)
         for op in graph.ops:
             reasons = []
             for rule in candidates.get(op.name, ()):
-                wanted, why, narrowed = _fitted(graph, target, op, rule, slots, asked)
+                op_grids, why, op_fallbacks = _fitted(graph, target, op, rule, grids, site_bits)
                 if not why:
                     rules[op.name] = rule
-                    slots.update(wanted)
-                    narrowed += _without_blocks(graph, target, op, rule)
-                    fallbacks.extend(narrowed)
+                    grids.update(op_grids)
+                    op_fallbacks += _without_groups(graph, target, op, rule)
+                    fallbacks.extend(op_fallbacks)
                     break
                 reasons.append(why)
             else:
                 if reasons:
                     fallbacks.append(_fallback(graph, op, reasons[0]))
-    groups = shared_groups(graph, rules, [name for name, slot in slots.items() if slot.all_readers])
-    shared = [group for group in groups if _one_grid(slots, group, fallbacks)]
-    return Allowed(slots, tuple(op.name for op in graph.ops if op.name in rules), tuple(fallbacks), tuple(shared))
+    groups = shared_groups(graph, rules, [name for name, site_grids in grids.items() if site_grids.all_readers])
+    shared = [group for group in groups if _one_grid(grids, group, fallbacks)]
+    return Allowed(grids, tuple(op.name for op in graph.ops if op.name in rules), tuple(fallbacks), tuple(shared))
 
 
 def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> OpRule | None:
-    """The entry that an op of a plan was given: the first whose types have the grids of its sites (site name -> grid)."""
+    """The entry behind an op of a plan: the first whose types have the grids of its sites (site name -> grid)."""
     for rule in target.rules(op.kind):
         read = {name: site for name, site in op.operands.items() if rule.types(name)}
         known = {name: grids[site] for name, site in read.items() if site in grids}
@@ -133,26 +133,26 @@ def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> 
 
 
 def _all_entries(
-    graph: Graph, target: Target, keep_float: Sequence[str], *, everything: bool, asked: Mapping[str, int | None]
+    graph: Graph, target: Target, keep_float: Sequence[str], *, everything: bool, site_bits: Mapping[str, int | None]
 ) -> tuple[dict[str, list[OpRule]], list[Fallback]]:
-    """By op, the target's entries that it could have; and a fallback for each op that has none, or is kept float."""
+    """The usable entries of the target for each op, and a fallback for each op that has none or stays float on request."""
     entries: dict[str, list[OpRule]] = {}
     fallbacks: list[Fallback] = []
     for op in graph.ops if target.op else ():
         if _matches(op, keep_float):
             fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
             continue
-        entries[op.name], why = _entries(graph, target, op, everything=everything, asked=asked)
+        entries[op.name], why = _entries(graph, target, op, everything=everything, site_bits=site_bits)
         if why and (op.macs or target.rules(op.kind)):
             fallbacks.append(_fallback(graph, op, why))
     return entries, fallbacks
 
 
 def _entries(
-    graph: Graph, target: Target, op: Op, *, everything: bool, asked: Mapping[str, int | None]
+    graph: Graph, target: Target, op: Op, *, everything: bool, site_bits: Mapping[str, int | None]
 ) -> tuple[list[OpRule], str]:
-    """The target's entries that an op could have, best first, and why there are none."""
-    found: list[OpRule] = []
+    """The usable entries of the target for an op, best first, and the reason if there are none."""
+    usable: list[OpRule] = []
     reasons = [] if target.rules(op.kind) else [f"{target.name} has no integer {op.kind}"]
     for rule in target.rules(op.kind):
         optional = (*OPTIONAL, "input") if rule.weight_only else OPTIONAL
@@ -164,62 +164,62 @@ def _entries(
         elif wrong := misfit(graph, op, rule):
             reasons.append(f"{op.kind} on {target.name}: {wrong}")
         else:
-            found.append(rule)
+            usable.append(rule)
 
     def holds(rule: OpRule) -> bool:
         wide = {name: max(target.types[t].bits for t in rule.types(name)) for name in op.operands if rule.types(name)}
-        return all((asked[op.operands[name]] or 0) <= bits for name, bits in wide.items())
+        return all((site_bits[op.operands[name]] or 0) <= bits for name, bits in wide.items())
 
-    return sorted(found, key=lambda rule: not holds(rule)), "" if found else reasons[0]
+    return sorted(usable, key=lambda rule: not holds(rule)), "" if usable else reasons[0]
 
 
 def _fitted(
-    graph: Graph, target: Target, op: Op, rule: OpRule, slots: Mapping[str, AllowedGrids], asked: Mapping[str, int | None]
+    graph: Graph, target: Target, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids], site_bits: Mapping[str, int | None]
 ) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
-    """The slots of the sites that an op reads under a rule, why it cannot have it, and a fallback for each that is narrower."""
-    wanted = _slots(graph, target, op, rule, slots, asked)
-    if clash := next((name for name, slot in wanted.items() if not slot.grids), None):
+    """The grids of the sites that an op reads under a rule, the reason if there are none, and fallbacks for narrowed grids."""
+    op_grids = _operand_grids(graph, target, op, rule, grids, site_bits)
+    if clash := next((name for name, site_grids in op_grids.items() if not site_grids.grids), None):
         return {}, f"{target.name} has no grid for {clash} that all of its readers take", []
     if not op.reduction_size or rule.weight_only:
-        return wanted, "", []
-    narrowed: list[Fallback] = []
+        return op_grids, "", []
+    fallbacks: list[Fallback] = []
     if rule.accumulator.chain_bits is not None:
-        wanted, why, narrowed = _within_chain(graph, op, rule, wanted)
+        op_grids, why, fallbacks = _within_chain(graph, op, rule, op_grids)
         if why:
             return {}, why, []
-    wanted, why, more = _within_sum(graph, op, rule, wanted)
-    return wanted, why, narrowed + more
+    op_grids, why, more = _within_sum(graph, op, rule, op_grids)
+    return op_grids, why, fallbacks + more
 
 
 def _followers(graph: Graph, candidates: Mapping[str, list[OpRule]], rules: Mapping[str, OpRule]) -> dict[str, list[OpRule]]:
     """Ops that join quantized tensors: those whose every operand is the quantized result of an op that runs in integers."""
     results = {_result(op) for op in graph.ops if op.name in rules and rules[op.name].output == "integer"}
-    found: dict[str, list[OpRule]] = {}
+    followers: dict[str, list[OpRule]] = {}
     changed = True
     while changed:
         changed = False
         for op in graph.ops:
-            if op.name in found or op.name not in candidates:
+            if op.name in followers or op.name not in candidates:
                 continue
             if all(site in results for operand, site in op.operands.items() if operand not in OPTIONAL):
-                found[op.name] = candidates[op.name]
+                followers[op.name] = candidates[op.name]
                 results.add(_result(op))
                 changed = True
-    return found
+    return followers
 
 
-def _one_grid(slots: dict[str, AllowedGrids], group: Sequence[str], fallbacks: list[Fallback]) -> bool:
-    """Give the sites of a group the grids that all have; False where one is pinned or, with a fallback, where there is none."""
-    if any(slots[name].pinned for name in group if name in slots) or any(name not in slots for name in group):
+def _one_grid(grids: dict[str, AllowedGrids], group: Sequence[str], fallbacks: list[Fallback]) -> bool:
+    """Give the sites of a group their common grids; False if a scale is fixed or, with a fallback, if there are none."""
+    if any(grids[name].pinned for name in group if name in grids) or any(name not in grids for name in group):
         return False
-    common = tuple(grid for grid in slots[group[0]].grids if all(grid in slots[name].grids for name in group))
+    common = tuple(grid for grid in grids[group[0]].grids if all(grid in grids[name].grids for name in group))
     if not common:
         fallbacks.append(
             Fallback(group[0], "one step with " + ", ".join(group[1:]), "steps of their own", "no grid that all have")
         )
         return False
     for name in group:
-        slots[name] = replace(slots[name], grids=common)
+        grids[name] = replace(grids[name], grids=common)
     return True
 
 
@@ -239,72 +239,72 @@ def widest(target: Target, kind: str) -> int:
     return min(max(target.types[t].bits for t in types) for types in operands)
 
 
-def _asked(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]) -> int | None:
+def _site_bits(site: Site, weight_bits: int, activation_bits: int, widths: Mapping[str, int | tuple[int, int]]) -> int | None:
     """The width of a site; None for a bias, which has the one of its type."""
     if site.role == "bias":
         return None
     own = [widths[site.name]] if site.name in widths else [widths[op] for op, _ in site.readers if op in widths]
-    given = [both if isinstance(both, int) else both[site.role != "weight"] for both in own]
-    return max(given) if given else weight_bits if site.role == "weight" else activation_bits
+    options = [both if isinstance(both, int) else both[site.role != "weight"] for both in own]
+    return max(options) if options else weight_bits if site.role == "weight" else activation_bits
 
 
 def _result(op: Op) -> str:
     return op.operands.get("output", "")
 
 
-def _slots(
+def _operand_grids(
     graph: Graph,
     target: Target,
     op: Op,
     rule: OpRule,
-    slots: Mapping[str, AllowedGrids],
-    asked: Mapping[str, int | None],
+    grids: Mapping[str, AllowedGrids],
+    site_bits: Mapping[str, int | None],
 ) -> dict[str, AllowedGrids]:
-    """The slots of the sites that an op reads in integers; one without a grid where an op before it took another."""
-    found: dict[str, AllowedGrids] = {}
+    """The grids of the sites that an op reads in integers; none for a site where an earlier op needs a different one."""
+    op_grids: dict[str, AllowedGrids] = {}
     for operand, name in op.operands.items():
         if not rule.types(operand) or (operand == "output" and rule.output != "integer"):
             continue
         site = graph.site(name)
-        types = wide_enough([target.types[t] for t in rule.types(operand)], asked[name])
+        types = wide_enough([target.types[t] for t in rule.types(operand)], site_bits[name])
         axis = channel_axis(site) if site.axis is None else site.axis
         inputs = site.shape[1] if operand == "weight" and op.kind == "linear" else 0
-        made = [(t, t.grids(axis, asked[name], inputs)) for t in types]
-        typed = {g: t for t, own in reversed(made) for g in own}  # of two types with one grid the better
-        grids = tuple(dict.fromkeys(g for _, own in made for g in own))
-        pinned = {g: step for g, t in typed.items() if (step := t.step(g)) is not None}
-        zeros = {g: zero for g in pinned if (zero := typed[g].zero(g))}
+        typed_grids = [(t, t.grids(axis, site_bits[name], inputs)) for t in types]
+        type_of = {g: t for t, own in reversed(typed_grids) for g in own}  # of two types with one grid the better
+        candidates = tuple(dict.fromkeys(g for _, own in typed_grids for g in own))
+        pinned = {g: scale for g, t in type_of.items() if (scale := t.step(g)) is not None}
+        zeros = {g: zero_point for g in pinned if (zero_point := type_of[g].zero(g))}
         all_readers = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
         accumulator = rule.accumulator if operand == "weight" else Accumulator()
-        slot = AllowedGrids(
-            grids, pinned, all_readers, accumulator.pair_bits, zeros, accumulator, all(t.convention for t in types)
+        site_grids = AllowedGrids(
+            candidates, pinned, all_readers, accumulator.pair_bits, zeros, accumulator, all(t.convention for t in types)
         )
-        before = found.get(name, slots.get(name))
+        before = op_grids.get(name, grids.get(name))
         if before is not None:  # two ops read one tensor: it takes a grid that both have
-            shared = tuple(g for g in before.grids if g in slot.grids)
-            slot = replace(
-                slot, grids=shared, pinned=before.pinned, zeros=before.zeros, all_readers=before.all_readers or all_readers,
-                convention=before.convention and slot.convention,
+            shared = tuple(g for g in before.grids if g in site_grids.grids)
+            site_grids = replace(
+                site_grids, grids=shared, pinned=before.pinned, zeros=before.zeros,
+                all_readers=before.all_readers or all_readers, convention=before.convention and site_grids.convention,
             )  # fmt: skip
-        found[name] = slot
-    return found
+        op_grids[name] = site_grids
+    return op_grids
 
 
-def _without_blocks(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[Fallback]:
-    """A fallback where an op has the type of a weight with blocks, and a number of inputs that they do not divide."""
-    block = max((target.types[t].group_size for t in rule.types("weight")), default=0)
-    if not block or (op.kind == "linear" and graph.site(op.operands["weight"]).shape[1] % block == 0):
+def _without_groups(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[Fallback]:
+    """A fallback where the weight's type has groups and their size does not divide the op's inputs."""
+    group_size = max((target.types[t].group_size for t in rule.types("weight")), default=0)
+    if not group_size or (op.kind == "linear" and graph.site(op.operands["weight"]).shape[1] % group_size == 0):
         return []
     what = f"{graph.site(op.operands['weight']).shape[1]} inputs" if op.kind == "linear" else f"a {op.kind}"
-    why = f"{what} cannot be cut into blocks of {block}"
+    why = f"{what} cannot be cut into blocks of {group_size}"
     share = op.macs / max(graph.macs, 1)
-    return [Fallback(op.operands["weight"], f"a step per block of {block}", "a step per channel", why, share)]
+    return [Fallback(op.operands["weight"], f"a step per block of {group_size}", "a step per channel", why, share)]
 
 
 def _within_chain(
-    graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, AllowedGrids]
+    graph: Graph, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids]
 ) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
-    """The slots without the grids whose products overflow a chain, why there are none then, and a fallback for each that lost.
+    """The grids whose products fit in a chain, the reason if there are none, and a fallback for each narrowed site.
 
     The first pair of grids that fits stays, and of the others those that are no larger: any two of them fit, also where
     another op that reads the tensor takes more away.
@@ -315,50 +315,50 @@ def _within_chain(
     names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
     a, b = names[0], names[-1]  # one name where a tensor is multiplied by itself
     terms = min(chain, op.reduction_size or chain)
-    pairs = [(g, h) for g in wanted[a].grids for h in wanted[b].grids if a != b or g == h]
-    found = next((pair for pair in pairs if safe_terms(chain_bits, *pair) >= terms), None)
+    pairs = [(g, h) for g in grids[a].grids for h in grids[b].grids if a != b or g == h]
+    best = next((pair for pair in pairs if safe_terms(chain_bits, *pair) >= terms), None)
     g, h = pairs[0]
     why = f"{terms} products of {g.bits} by {h.bits} bits do not fit in {chain_bits} bits: {safe_terms(chain_bits, g, h)} do"
-    if found is None:
+    if best is None:
         return {}, why, []
-    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
-    return kept, "", narrowed
+    fitting, fallbacks = _narrowed(graph, op, grids, dict(zip((a, b), best, strict=True)), why)
+    return fitting, "", fallbacks
 
 
 def _within_sum(
-    graph: Graph, op: Op, rule: OpRule, wanted: Mapping[str, AllowedGrids]
+    graph: Graph, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids]
 ) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
-    """The slots without the grids whose sums overflow the accumulator, why there are none then, a fallback for each that lost.
+    """The grids whose sums fit in the accumulator, the reason if there are none, and a fallback for each narrowed site.
 
-    Of a weight the numbers themselves count; of an activation the largest code, whatever the images are.
+    Sums are bounded by the actual numbers of a weight, and by the largest code of an activation.
     """
     names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
     a, b = names[0], names[-1]
-    first = (wanted[a].grids[0], wanted[b].grids[0])
+    first = (grids[a].grids[0], grids[b].grids[0])
     if rule.accumulator.operand_bits < max(_stored_bits(grid) for grid in first):
-        return dict(wanted), "", []
-    found = narrowed_pair(graph, op, rule.accumulator, wanted[a].grids, wanted[b].grids, same=a == b)
+        return dict(grids), "", []
+    best = narrowed_pair(graph, op, rule.accumulator, grids[a].grids, grids[b].grids, same=a == b)
     bits, terms = rule.accumulator.bits, op.reduction_size
-    if found is None:
-        g, h = wanted[a].grids[-1], wanted[b].grids[-1]
+    if best is None:
+        g, h = grids[a].grids[-1], grids[b].grids[-1]
         return {}, f"a sum of {terms} products of {g.bits} by {h.bits} bits does not fit in {bits} bits", []
     why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
-    kept, narrowed = _narrowed(graph, op, wanted, dict(zip((a, b), found, strict=True)), why)
-    return kept, "", narrowed
+    fitting, fallbacks = _narrowed(graph, op, grids, dict(zip((a, b), best, strict=True)), why)
+    return fitting, "", fallbacks
 
 
 def _narrowed(
-    graph: Graph, op: Op, wanted: Mapping[str, AllowedGrids], most: Mapping[str, Grid], why: str
+    graph: Graph, op: Op, grids: Mapping[str, AllowedGrids], largest: Mapping[str, Grid], why: str
 ) -> tuple[dict[str, AllowedGrids], list[Fallback]]:
-    """The slots without grids larger than the most that fits (by site), and a fallback for each that lost its first."""
-    kept, refused = dict(wanted), []
-    for name, grid in most.items():
-        slot = wanted[name]
-        kept[name] = replace(slot, grids=tuple(g for g in slot.grids if g.largest <= grid.largest))
-        if (first := kept[name].grids[0]) != slot.grids[0]:
+    """The grids no larger than the largest that fits (by site), and a fallback for each site that lost its first grid."""
+    fitting, fallbacks = dict(grids), []
+    for name, grid in largest.items():
+        site_grids = grids[name]
+        fitting[name] = replace(site_grids, grids=tuple(g for g in site_grids.grids if g.largest <= grid.largest))
+        if (first := fitting[name].grids[0]) != site_grids.grids[0]:
             share = op.macs / max(graph.macs, 1)
-            refused.append(Fallback(name, f"{slot.grids[0].bits} bits", f"{first.bits} bits", why, share))
-    return kept, refused
+            fallbacks.append(Fallback(name, f"{site_grids.grids[0].bits} bits", f"{first.bits} bits", why, share))
+    return fitting, fallbacks
 
 
 def _stored_bits(grid: Grid) -> int:

@@ -1,4 +1,4 @@
-"""Where a field stands in a TOML text: Python's reader keeps no line numbers, and a message needs one."""
+"""The line number of a field in a TOML text, for error messages: tomllib does not report line numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def line_of(text: str, location: Location) -> int:
     Tables, arrays of tables, dotted keys and tables in one or more lines are followed; a number counts entries from 0.
     """
     best, deepest = 1, 0
-    for line, found in _places(text):
+    for line, path in _places(text):
         common = 0
-        while common < min(len(found), len(location)) and found[common] == location[common]:
+        while common < min(len(path), len(location)) and path[common] == location[common]:
             common += 1
-        if common > deepest and common == len(found):
+        if common > deepest and common == len(path):
             best, deepest = line, common
     return best
 
@@ -67,6 +67,6 @@ def _resolved(dotted: str, counts: dict[Location, int]) -> Location:
 
 
 def _without_strings_and_comment(line: str) -> str:
-    """The line with the text of strings blanked and its comment cut off, of no other length before it."""
-    blank = re.sub(r"\"(?:\\.|[^\"\\])*\"|'[^']*'", lambda found: "_" * len(found[0]), line)
+    """The line with strings blanked (at the same length) and its comment cut off."""
+    blank = re.sub(r"\"(?:\\.|[^\"\\])*\"|'[^']*'", lambda match: "_" * len(match[0]), line)
     return blank.partition("#")[0]

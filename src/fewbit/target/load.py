@@ -1,4 +1,4 @@
-"""Reading a target file and the one that it extends; and which target is this machine's. Every message names file and line."""
+"""Reads a target file and the one that it extends, and detects this machine's target. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewbit.target.lines import Location, line_of
 from fewbit.target.spec import Target, contradictions
 
 HERE = Path(__file__).parent
-OWN = ("name", "about")  # what a file does not take from the one that it extends
+OWN = ("name", "about")  # fields that are not inherited from the file that it extends
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class _File:
     path: Path
     text: str
 
-    def error(self, location: Location, says: str) -> BadFile:
+    def error(self, location: Location, message: str) -> BadFile:
         line = line_of(self.text, location)
-        return BadFile(f"target file {self.path}, line {line}: {says}. docs/targets.md describes every field.")
+        return BadFile(f"target file {self.path}, line {line}: {message}. docs/targets.md describes every field.")
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Entry:
     """A value of a target and where it is written."""
 
     value: Any
@@ -43,26 +43,26 @@ class _Said:
 
 @dataclass(frozen=True)
 class _Document:
-    """What a file and those that it extends say."""
+    """The merged contents of a file and the files that it extends."""
 
     file: _File
-    fields: dict[str, _Said]
-    types: dict[str, _Said]
-    ops: list[_Said]
+    fields: dict[str, _Entry]
+    types: dict[str, _Entry]
+    ops: list[_Entry]
 
     @property
     def whole(self) -> dict[str, Any]:
-        fields = {name: said.value for name, said in self.fields.items()}
-        types = {name: said.value for name, said in self.types.items()}
-        return {**fields, "types": types, "op": [said.value for said in self.ops]}
+        fields = {name: entry.value for name, entry in self.fields.items()}
+        types = {name: entry.value for name, entry in self.types.items()}
+        return {**fields, "types": types, "op": [entry.value for entry in self.ops]}
 
-    def error(self, location: Location, says: str) -> BadFile:
-        """`says` about a place of the whole, with the file and line where that is written."""
-        said, rest = self.fields.get(str(location[0])), location[1:]
+    def error(self, location: Location, message: str) -> BadFile:
+        """An error about a field of the merged document, with the file and line where that is written."""
+        entry, rest = self.fields.get(str(location[0])), location[1:]
         if len(location) > 1 and location[0] in ("op", "types"):
-            said = self.ops[int(location[1])] if location[0] == "op" else self.types[str(location[1])]
+            entry = self.ops[int(location[1])] if location[0] == "op" else self.types[str(location[1])]
             rest = location[2:]
-        return self.file.error(location, says) if said is None else said.file.error((*said.at, *rest), says)
+        return self.file.error(location, message) if entry is None else entry.file.error((*entry.at, *rest), message)
 
 
 def target_names() -> list[str]:
@@ -85,13 +85,13 @@ def load_target(name: str) -> Target:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         got = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
         raise document.error(first["loc"], f"{where}: {first['msg']}{got}{_near_fields(first)}") from error
-    for location, says in contradictions(target):
-        raise document.error(location, says)
+    for location, message in contradictions(target):
+        raise document.error(location, message)
     return target
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> _Document:
-    """What a file says, over what the file says that it extends; `readers` are the files that extend this one."""
+    """The contents of a file merged over those of the file that it extends; `readers` are the files that extend this one."""
     file = _File(path, path.read_text(encoding="utf-8"))
     try:
         fields = tomllib.loads(file.text)
@@ -114,7 +114,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> _Document:
 
 
 def _document(file: _File, fields: dict[str, Any]) -> _Document:
-    """What one file says by itself; an op with a list of kinds is one of each."""
+    """The contents of one file alone; an op with a list of kinds becomes one entry for each."""
     types, entries = fields.pop("types", {}), fields.pop("op", [])
     if not isinstance(types, dict):
         raise file.error(("types",), "types: each has a table of its own, [types.NAME]")
@@ -125,40 +125,40 @@ def _document(file: _File, fields: dict[str, Any]) -> _Document:
         kinds = op["kind"] if isinstance(op.get("kind"), list) else [op.get("kind")]
         if not kinds or not all(isinstance(kind, str) for kind in kinds):
             raise file.error(("op", i, "kind"), f"op.{i}: kind is a name, or a list of names whose entries are alike")
-        ops += [_Said({**op, "kind": kind}, file, ("op", i)) for kind in kinds]
+        ops += [_Entry({**op, "kind": kind}, file, ("op", i)) for kind in kinds]
     return _Document(
         file,
-        {name: _Said(value, file, (name,)) for name, value in fields.items()},
-        {name: _Said(value, file, ("types", name)) for name, value in types.items()},
+        {name: _Entry(value, file, (name,)) for name, value in fields.items()},
+        {name: _Entry(value, file, ("types", name)) for name, value in types.items()},
         ops,
     )
 
 
 def _over(base: _Document, own: _Document, remove: Sequence[str]) -> _Document:
-    """What a file says in place of what its base says: by field, types by name, ops by kind, each kind in its base's place.
+    """A file merged over its base: fields and types are replaced by name, ops by kind, in the order of the base.
 
     Types of the base that no op reads any more are left out.
     """
     kinds = list(dict.fromkeys(op.value.get("kind") for op in base.ops))
     for kind in remove:
         if kind not in kinds:
-            says = f"remove: {base.file.path.stem} has no op '{kind}'; it has {', '.join(map(str, kinds))}"
-            raise own.file.error(("remove",), says)
+            message = f"remove: {base.file.path.stem} has no op '{kind}'; it has {', '.join(map(str, kinds))}"
+            raise own.file.error(("remove",), message)
 
-    def of(kind: str, document: _Document) -> list[_Said]:
+    def of(kind: str, document: _Document) -> list[_Entry]:
         return [op for op in document.ops if op.value.get("kind") == kind]
 
     ops = [op for kind in kinds if kind not in remove for op in of(kind, own) or of(kind, base)]
     ops += [op for op in own.ops if op.value.get("kind") not in kinds or op.value.get("kind") in remove]
     operands = [op.value["operands"] for op in ops if isinstance(op.value.get("operands"), dict)]
-    read = {name for names in operands for listed in names.values() if isinstance(listed, list) for name in listed}
-    types = {name: said for name, said in base.types.items() if name in read} | own.types
-    fields = {name: said for name, said in base.fields.items() if name not in OWN} | own.fields
+    used = {name for names in operands for listed in names.values() if isinstance(listed, list) for name in listed}
+    types = {name: entry for name, entry in base.types.items() if name in used} | own.types
+    fields = {name: entry for name, entry in base.fields.items() if name not in OWN} | own.fields
     return _Document(own.file, fields, types, ops)
 
 
 def _near_fields(error: Any) -> str:
-    """The fields that there are, for one that there is not."""
+    """The valid fields, for an error about an unknown one."""
     if error["type"] != "extra_forbidden":
         return ""
     model: Any = Target

@@ -1,4 +1,4 @@
-"""Sizes of an op, held against those for which a target has a kernel; and operands that must have one step."""
+"""Sizes of an op, held against those for which a target has a kernel; and operands that must share one scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewbit.target.spec import OpRule
 
 
 def channel_axis(site: Site) -> int:
-    """Where the channels of an activation are: behind the batch in a map (batch, channels, h, w), last in anything else."""
+    """The channel axis of an activation: after the batch in a map (batch, channels, h, w), last in anything else."""
     return 1 if len(site.shape) == 4 else len(site.shape) - 1
 
 
@@ -21,9 +21,9 @@ def sizes(graph: Graph, op: Op) -> dict[str, int]:
     shape = {name: graph.site(site).shape for name, site in op.operands.items()}
     if KINDS[op.kind].weighted:
         outputs = shape["weight"][0]
-        read = graph.site(op.operands["input"])
+        source = graph.site(op.operands["input"])
         return {
-            "inputs": read.shape[channel_axis(read)],
+            "inputs": source.shape[channel_axis(source)],
             "outputs": outputs,
             "rows": op.macs // (op.reduction_size or 1) // outputs,
         }
@@ -31,12 +31,12 @@ def sizes(graph: Graph, op: Op) -> dict[str, int]:
         left, right = list(shape.values())[:2]
         return {"inputs": left[-1], "outputs": right[-1], "rows": left[-2]}
     result = graph.site(op.operands["output"])
-    channels, read = result.shape[channel_axis(result)], graph.site(next(iter(op.operands.values())))
-    return {"inputs": read.shape[channel_axis(read)], "outputs": channels, "rows": math.prod(result.shape) // channels}
+    channels, source = result.shape[channel_axis(result)], graph.site(next(iter(op.operands.values())))
+    return {"inputs": source.shape[channel_axis(source)], "outputs": channels, "rows": math.prod(result.shape) // channels}
 
 
 def misfit(graph: Graph, op: Op, rule: OpRule) -> str:
-    """Why an op has no size that a rule's kernel takes: `inputs is 12, a kernel needs a multiple of 8`; empty where it has."""
+    """Why a kernel does not take the sizes of an op: `inputs is 12, a kernel needs a multiple of 8`; empty if it does."""
     for name, size in sizes(graph, op).items():
         if wrong := getattr(rule.shape, name).why_not(size):
             return f"{name} is {size}, the kernel needs {wrong}"
@@ -44,7 +44,7 @@ def misfit(graph: Graph, op: Op, rule: OpRule) -> str:
 
 
 def shared_groups(graph: Graph, rules: Mapping[str, OpRule], all_readers: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of two or more activation sites that must have one step: operands that a rule names as shared.
+    """Groups of two or more activation sites that must share one scale: operands that a rule names as shared.
 
     A tensor that holds codes of another in other places (a view, a pooling of maxima) belongs to the group of that one, which
     is among `all_readers`: those whose codes all of their readers read. Groups that meet are one.

@@ -20,14 +20,14 @@ class Strict(BaseModel):
 
 
 class Type(Strict):
-    """One integer type that an operand may have. `fixed_scale` pins the step whatever the data say (softmax: 1/256 at 8 bits)
-    and `fixed_zero` the zero point that goes with it; fewer bits than the type's have the same range in larger steps.
-    A `loose` one is custom, not need: the kernels take any.
+    """One integer type that an operand may have. `fixed_scale` pins the scale whatever the data are (softmax: 1/256 at 8 bits)
+    and `fixed_zero` the zero point that goes with it; with fewer bits the range stays the same and the scale is larger.
+    With `convention` the fixed scale is only the target's custom: the kernels take any.
 
     `container`: the bits that a code takes in the file and in memory, where that is more than the smallest that hold it; 4:
-    the file's own type of 4 bits, where narrower codes are packed otherwise. `group_size`: a linear weight has a step for
-    each channel and so many inputs; where the inputs are no multiple of it, for each channel. `multiples`: the steps of
-    blocks are 1 to so many times one step of the channel.
+    the file's own type of 4 bits, where narrower codes are packed otherwise. `group_size`: a linear weight has a scale for
+    each channel and group of so many inputs; where these do not divide the inputs, for each channel. `multiples`: the scale
+    of a group is 1 to so many times one scale of the channel.
     `narrows_to`: where sums overflow the accumulator of an op, codes may have fewer bits, down to so many.
     """
 
@@ -68,12 +68,12 @@ class Type(Strict):
     def grid(self, axis: int | None, bits: int | None = None, inputs: int = 0) -> Grid:
         """The grid of this type with `bits` (at most its own: fewer bits live in the same container).
 
-        `inputs` are the columns of the weight of a linear op; blocks that do not divide them are none.
+        `inputs` are the columns of the weight of a linear op; there are no groups where `group_size` does not divide them.
         """
         bits = self.bits if bits is None else min(bits, self.bits)
         axis = axis if self.granularity == "channel" else None
-        blocks = bool(self.group_size and inputs and inputs % self.group_size == 0)
-        group_size, multiples = (self.group_size, self.multiples) if blocks else (0, 0)
+        grouped = bool(self.group_size and inputs and inputs % self.group_size == 0)
+        group_size, multiples = (self.group_size, self.multiples) if grouped else (0, 0)
         return Grid(
             bits,
             self.signed,
@@ -92,11 +92,11 @@ class Type(Strict):
         return tuple(self.grid(axis, b, inputs) for b in range(first.bits, least - 1, -1))
 
     def step(self, grid: Grid) -> float | None:
-        """The pinned step on a grid of this type, None where there is none."""
+        """The fixed scale on a grid of this type; None without one."""
         return None if self.fixed_scale is None else self.fixed_scale * 2.0 ** (self.bits - grid.bits)
 
     def zero(self, grid: Grid) -> int:
-        """The zero point that goes with the pinned step."""
+        """The zero point that goes with the fixed scale."""
         return round(self.fixed_zero * 2.0 ** (grid.bits - self.bits))
 
     def has(self, grid: Grid) -> bool:
@@ -113,7 +113,7 @@ class Accumulator(Strict):
     in so many bits, with saturation.
 
     `chain_bits`: `chain` products are first added in so many bits; operands whose products could leave them are not legal.
-    Codes in containers above `operand_bits` are multiplied in float, behind their DequantizeLinear.
+    Codes in containers wider than `operand_bits` are multiplied in float, after DequantizeLinear.
     """
 
     bits: int = Field(default=32, ge=2, le=64)
@@ -138,7 +138,7 @@ class Limit(Strict):
     multiple: int = Field(default=1, ge=1)
 
     def why_not(self, size: int) -> str:
-        """What is wrong with a size; empty where nothing is."""
+        """The limit that a size breaks; empty if it breaks none."""
         if size < self.least:
             return f"at least {self.least}"
         if self.most is not None and size > self.most:
@@ -165,7 +165,7 @@ class OpRule(Strict):
     runs        "integer": always; "float": legal in integers but slower there (`why` says where it was measured);
                 "follow": in integers where all of its operands have been quantized for others anyway
     readers     "integer": only integer ops read the codes of the input; "all": every reader does
-    shared      operands that have one step and zero point together
+    shared      operands that share one scale and zero point
     """
 
     kind: str
@@ -206,7 +206,7 @@ class FileFormat(TypedDict):
 class Target(Strict):
     """A runtime on a kind of processor. `requires`: alternatives of processor flags; the first line that fits is enough.
 
-    `detected`: may be picked for a machine that it fits; otherwise it is there for who asks for it. `weights`: "float" keeps
+    `detected`: may be chosen automatically for a machine that it fits; otherwise only by name. `weights`: "float" keeps
     weights as float numbers with QuantizeLinear and DequantizeLinear behind them, "codes" as integers with the latter alone.
     `fuse`: fused operators that the runtime has kernels for and does not make by itself (realize/fuse/).
     """
@@ -261,28 +261,28 @@ class Target(Strict):
         return f"{self.machine.split('|')[0]}{' with ' + sets if sets else ''}"
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of everything that the target says, in whichever file and in whatever order of types and kinds."""
+        """SHA-256 (hex) of all fields of the target, independent of the file and of the order of types and kinds."""
         says = self.model_copy(update={"op": tuple(sorted(self.op, key=lambda rule: rule.kind))}).model_dump(mode="json")
         return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()
 
     def with_exact_sums(self) -> Target:
-        """The same with accumulators that nothing overflows: what it would be to ignore them."""
+        """The same target with accumulators that never overflow, for comparison."""
         wide = {"bits": 64, "pair_bits": None, "chain_bits": None, "chain": None}
         exact = [rule.model_copy(update={"accumulator": rule.accumulator.model_copy(update=wide)}) for rule in self.op]
         return self.model_copy(update={"op": tuple(exact)})
 
 
 def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Where two fields of a target do not go together: the place and what is wrong."""
+    """Contradictions between fields of a target: the location and an error message."""
     runs: dict[str, str] = {}
     fusions = RUNTIMES[target.runtime].fusions
-    if strange := [name for name in target.fuse if name not in fusions]:
+    if unknown := [name for name in target.fuse if name not in fusions]:
         has = f"it has {', '.join(fusions)}" if fusions else "it has none, leave it out"
-        yield ("fuse",), f"fuse: {target.runtime} has no fused operator '{strange[0]}'; {has}"
-    own = [name for name, t in target.types.items() if t.container == 4 or (t.group_size and not t.multiples)]
-    if own and target.opset < 21:
-        yield ("opset",), f"type '{own[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
-    if target.weights == "float" and (own or any(t.group_size for t in target.types.values())):
+        yield ("fuse",), f"fuse: {target.runtime} has no fused operator '{unknown[0]}'; {has}"
+    special = [name for name, t in target.types.items() if t.container == 4 or (t.group_size and not t.multiples)]
+    if special and target.opset < 21:
+        yield ("opset",), f"type '{special[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
+    if target.weights == "float" and (special or any(t.group_size for t in target.types.values())):
         yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
         known = KINDS[rule.kind].operands
@@ -293,25 +293,25 @@ def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]
             if not names:
                 yield ("op", i, "operands", operand), f"{where} has no type; leave it out where it stays float"
             if missing := [name for name in names if name not in target.types]:
-                says = f"{where} names type '{missing[0]}'; there are {', '.join(sorted(target.types))}"
-                yield ("op", i, "operands", operand), says
-        if lost := [name for name in rule.shared if name not in rule.operands]:
-            says = f"op {rule.kind}: shared names '{lost[0]}'; it can name {', '.join(rule.operands)}"
-            yield ("op", i, "shared"), says
-        blocks = [name for name in rule.types("weight") if name in target.types and target.types[name].group_size]
+                error = f"{where} names type '{missing[0]}'; there are {', '.join(sorted(target.types))}"
+                yield ("op", i, "operands", operand), error
+        if unlisted := [name for name in rule.shared if name not in rule.operands]:
+            error = f"op {rule.kind}: shared names '{unlisted[0]}'; it can name {', '.join(rule.operands)}"
+            yield ("op", i, "shared"), error
+        types = [name for name in rule.types("weight") if name in target.types and target.types[name].group_size]
         plain = Accumulator(bits=rule.accumulator.bits, overflow=rule.accumulator.overflow)
         whole = rule.kind == "linear" and rule.output == "float" and "bias" not in rule.operands
-        if blocks and not (whole and rule.accumulator == plain and plain.bits >= 32):
-            says = (
-                f"op {rule.kind}: type '{blocks[0]}' has blocks, which are for linear with float bias, float result, whole sums"
+        if types and not (whole and rule.accumulator == plain and plain.bits >= 32):
+            error = (
+                f"op {rule.kind}: type '{types[0]}' has blocks, which are for linear with float bias, float result, whole sums"
             )
-            yield ("op", i, "operands", "weight"), says
+            yield ("op", i, "operands", "weight"), error
         for name in rule.types("bias"):
             if name in target.types and target.types[name].granularity != "channel":
-                says = f"op {rule.kind}: type '{name}' has one step for all channels; a bias has one for each: \"channel\""
-                yield ("op", i, "operands", "bias"), says
+                error = f"op {rule.kind}: type '{name}' has one step for all channels; a bias has one for each: \"channel\""
+                yield ("op", i, "operands", "bias"), error
         if rule.output == "integer" and "output" not in rule.operands:
             yield ("op", i, "output"), f'op {rule.kind}: output = "integer" needs types: operands = {{ ..., output = [...] }}'
         if runs.setdefault(rule.kind, rule.runs) != rule.runs:
-            says = f'op {rule.kind}: runs = "{rule.runs}", before "{runs[rule.kind]}"; all entries of a kind have the same'
-            yield ("op", i, "runs"), says
+            error = f'op {rule.kind}: runs = "{rule.runs}", before "{runs[rule.kind]}"; all entries of a kind have the same'
+            yield ("op", i, "runs"), error

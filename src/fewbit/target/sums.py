@@ -1,4 +1,4 @@
-"""Which widths of two operands keep every sum of an op inside its accumulator, whatever the images are."""
+"""The widths of two operands for which no sum of an op can overflow its accumulator, whatever the images are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def narrowed_pair(
     """The widest pair of grids of an op's two operands whose sums fit: the first of each where they do.
 
     Else the pair whose narrower operand is widest, then the one with more bits in all, then the one with more in the first
-    (an activation: a weight loses less to a step that fits its channel). None where no pair fits. With `same` both operands
+    (an activation: a weight loses less: its channels have own scales). None where no pair fits. With `same` both operands
     are one tensor, and so have one grid.
     """
     limit = largest_sum(accumulator)
@@ -39,12 +39,12 @@ def narrowed_pair(
 
 
 def largest_sum(accumulator: Accumulator) -> int:
-    """The largest sum that an accumulator holds; the lowest is one further from 0, which is given away."""
+    """The largest magnitude of a sum that an accumulator holds with either sign."""
     return int(2 ** (accumulator.bits - 1) - 1)
 
 
 def _worst(rows: Tensor, grid: Grid) -> Tensor:
-    """The largest sum of magnitudes of codes over channels, with steps that cover the whole range of the weight."""
+    """The largest sum of magnitudes of codes over channels, with scales that cover the whole range of the weight."""
     top = rows.abs().amax() if grid.axis is None else rows.abs().amax(1, keepdim=True)
-    step = (top / (grid.high * max(grid.multiples, 1))).clamp_min(torch.finfo(torch.float32).tiny)
-    return (rows / step).round().abs().sum(1).max()
+    scale = (top / (grid.high * max(grid.multiples, 1))).clamp_min(torch.finfo(torch.float32).tiny)
+    return (rows / scale).round().abs().sum(1).max()

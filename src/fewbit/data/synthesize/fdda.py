@@ -47,14 +47,14 @@ def centres_of(teacher: Teacher, images: Iterator[Tensor], labels: Tensor | None
     counts, wrong = torch.zeros(classes), torch.zeros(classes, dtype=torch.bool)
     with torch.no_grad():
         for i, image in enumerate(images):
-            seen = teacher(image)
-            answer = int(seen.logits.argmax(1))
+            response = teacher(image)
+            answer = int(response.logits.argmax(1))
             label = answer if labels is None else int(labels[i])
-            pairs = (seen.moments.means, seen.moments.variances)
+            pairs = (response.moments.means, response.moments.variances)
             if sums is None:
                 sums = ([torch.zeros(classes, len(m)) for m in pairs[0]], [torch.zeros(classes, len(m)) for m in pairs[0]])
-            for totals, found in zip(sums, pairs, strict=True):
-                for total, value in zip(totals, found, strict=True):
+            for totals, values in zip(sums, pairs, strict=True):
+                for total, value in zip(totals, values, strict=True):
                     total[label] += value
             counts[label] += 1
             wrong[label] |= label != answer
@@ -66,7 +66,7 @@ def centres_of(teacher: Teacher, images: Iterator[Tensor], labels: Tensor | None
 
 @dataclass(frozen=True)
 class Fdda:
-    """A class-conditional generator, trained until the model's batch norms see in its images what they saw in training.
+    """A class-conditional generator, trained so that the batch-norm inputs of its images match the running statistics.
 
         L = ce · (CE(G(z, y), y) + CE(G(z, c), c)) + bns · L_BNS + distorted · L_D + centralized · L_C
 
@@ -100,7 +100,7 @@ class Fdda:
             raise ValueError(f"epochs > warm_up >= 0, iterations >= 1 and batch >= 2 are allowed, not {self}")
 
     def shorter(self, epochs: int, iterations: int) -> Fdda:
-        """The same schedule in fewer steps: what is counted in epochs keeps its share of them."""
+        """The same schedule in fewer steps, with numbers of epochs scaled in proportion."""
 
         def part(n: int) -> int:
             return n * epochs // self.epochs
@@ -124,7 +124,7 @@ class Fdda:
     ) -> tuple[Tensor, Tensor]:
         """`count` images (count, c, h, w) and their classes (count,). `progress` is told of every epoch.
 
-        `kept` is a file for the state after each epoch: a killed call goes on where it was. Raises BadModel for a model
+        `kept` is a checkpoint file, written after each epoch, from which a killed call resumes. Raises BadModel for a model
         without batch norm.
         """
         refuse_without_norms(teacher)
@@ -143,30 +143,30 @@ class Fdda:
                 state.save(kept)
         return torch.cat(state.images), torch.tensor(state.labels)
 
-    def loss(self, seen: Seen, labels: Tensor, running: Moments) -> Tensor:
-        """Of images of all classes, without centres."""
-        return F.cross_entropy(seen.logits, labels) + self.bns * distance(seen.moments, running)
+    def loss(self, response: Seen, labels: Tensor, running: Moments) -> Tensor:
+        """The loss of images of all classes, without centres."""
+        return F.cross_entropy(response.logits, labels) + self.bns * distance(response.moments, running)
 
-    def loss_of_class(self, seen: Seen, label: int, centre: Moments, generator: torch.Generator) -> Tensor:
-        """Of images of one class: what is added where there are centres, cross-entropy included."""
+    def loss_of_class(self, response: Seen, label: int, centre: Moments, generator: torch.Generator) -> Tensor:
+        """The additional loss of images of one class with centres, including cross-entropy."""
         first = deep_from(len(centre))
-        found, wanted = seen.moments.from_layer(first), centre.from_layer(first)
-        noisy = distorted(wanted, self.mean_noise, self.variance_noise, generator)
-        ce = F.cross_entropy(seen.logits, torch.full((len(seen.logits),), label))
-        return self.ce * ce + self.distorted * distance(found, noisy) + self.centralized * distance(found, wanted)
+        moments, target = response.moments.from_layer(first), centre.from_layer(first)
+        noisy = distorted(target, self.mean_noise, self.variance_noise, generator)
+        ce = F.cross_entropy(response.logits, torch.full((len(response.logits),), label))
+        return self.ce * ce + self.distorted * distance(moments, noisy) + self.centralized * distance(moments, target)
 
     def _step(self, state: _State, teacher: Teacher, centres: Centres | None, epoch: int) -> float:
         """One step of the generator; the loss before it."""
         labels = torch.randint(state.classes, (self.batch,), generator=state.random)
-        seen = teacher(state.generate(labels))
+        response = teacher(state.generate(labels))
         if centres is None:
-            loss = self.loss(seen, labels, teacher.running)
+            loss = self.loss(response, labels, teacher.running)
         else:
-            among = centres.classes(trusted=epoch >= self.trusting)
-            label = among[int(torch.randint(len(among), (), generator=state.random))]
-            alike = teacher(state.generate(torch.full((self.batch,), label)))
-            loss = self.ce * F.cross_entropy(seen.logits, labels) + self.bns * distance(seen.moments, teacher.running)
-            loss = loss + self.loss_of_class(alike, label, centres.moments.of(label), state.random)
+            candidates = centres.classes(trusted=epoch >= self.trusting)
+            label = candidates[int(torch.randint(len(candidates), (), generator=state.random))]
+            response_of_class = teacher(state.generate(torch.full((self.batch,), label)))
+            loss = self.ce * F.cross_entropy(response.logits, labels) + self.bns * distance(response.moments, teacher.running)
+            loss = loss + self.loss_of_class(response_of_class, label, centres.moments.of(label), state.random)
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
@@ -198,7 +198,7 @@ class _State:
         return self.generator(noise, labels)  # type: ignore[no-any-return]
 
     def draw(self, count: int) -> None:
-        """Keep `count` more images, the classes in turn; a batch is as large as in training, its rest is not kept."""
+        """Generate and store `count` more images, the classes in turn; surplus images of the last batch are dropped."""
         while count > 0:
             batch = self.settings.batch
             labels = (torch.arange(batch) + len(self.labels)) % self.classes

@@ -71,20 +71,20 @@ class Inversion(ABC):
     ) -> tuple[Tensor, Tensor]:
         """`count` images (count, c, h, w) and their classes (count,), with colours in [low, high], (c, 1, 1) each.
 
-        Each batch depends on `seed` and its first image's number alone. `kept` is a file for the batches that are ready: a
-        killed call goes on behind them. Raises BadModel where the model has not what images are held to.
+        Each batch depends on `seed` and its first image's number alone. `kept` is a file with the finished batches, from
+        which a killed call resumes. Raises BadModel where the model lacks what the loss needs.
         """
         self.refuse(teacher)
         labels = spread(count, classes)
-        made: list[Tensor] = []
+        batches: list[Tensor] = []
         if kept is not None and kept.exists():
-            made = torch.load(kept, weights_only=True)
-        for first in range(len(made) * self.batch, count, self.batch):
+            batches = torch.load(kept, weights_only=True)
+        for first in range(len(batches) * self.batch, count, self.batch):
             random = torch.Generator().manual_seed(seed * 1_000_003 + first)
-            made.append(self._batch(teacher, size, labels[first : first + self.batch], low, high, random, progress))
+            batches.append(self._batch(teacher, size, labels[first : first + self.batch], low, high, random, progress))
             if kept is not None:
-                write_atomic(kept, lambda part: torch.save(made, part))
-        return torch.cat(made), labels
+                write_atomic(kept, lambda part: torch.save(batches, part))
+        return torch.cat(batches), labels
 
     def _batch(
         self, teacher: Teacher, size: tuple[int, int, int], labels: Tensor, low: Tensor, high: Tensor,
@@ -143,5 +143,5 @@ def photographic(count: int, size: tuple[int, int, int], low: Tensor, high: Tens
         white = torch.randn(count, channels, height, width, generator=random)
         return torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
 
-    seen = 0.5 + GREY * pink(1) + COLOUR * pink(size[0])
-    return low + (high - low) * seen.clamp(0, 1)
+    colours = 0.5 + GREY * pink(1) + COLOUR * pink(size[0])
+    return low + (high - low) * colours.clamp(0, 1)

@@ -13,40 +13,41 @@ from torch import Tensor
 from fewbit.data.synthesize.teacher import Moments
 
 
-def distance(found: Moments, wanted: Moments) -> Float[Tensor, ""]:
+def distance(moments: Moments, target: Moments) -> Float[Tensor, ""]:
     """Squared differences of means and of variances, each the mean over channels, both added, the mean over layers.
 
-    With the running statistics as `wanted` it is L_BNS, with those of a class's calibration image L_C (FDDA, equations 3, 5).
+    With the running statistics as `target` it is L_BNS, with those of a class's calibration image L_C (FDDA, equations 3, 5).
     """
     pairs = [
         F.mse_loss(mean, other) + F.mse_loss(variance, spread)
-        for mean, variance, other, spread in zip(found.means, found.variances, wanted.means, wanted.variances, strict=True)
+        for mean, variance, other, spread in zip(moments.means, moments.variances, target.means, target.variances, strict=True)
     ]
     return torch.stack(pairs).mean()
 
 
-def apart(found: Moments, wanted: Moments, eps: Sequence[float]) -> Float[Tensor, ""]:
+def apart(moments: Moments, target: Moments, eps: Sequence[float]) -> Float[Tensor, ""]:
     """How far statistics are apart in units of each channel's spread: the mean over channels, then over layers.
 
-    The squared Wasserstein distance of two normal distributions, over the wanted variance. `eps` of each batch norm is added to
+    The squared Wasserstein distance of two normal distributions, over the target variance. `eps` of each batch norm is added to
     variances, as it does itself, so that a channel that is always the same does not count for all others.
     """
     layers = []
-    for mean, variance, other, spread, e in zip(found.means, found.variances, wanted.means, wanted.variances, eps, strict=True):
+    pairs = zip(moments.means, moments.variances, target.means, target.variances, eps, strict=True)
+    for mean, variance, other, spread, e in pairs:
         unit = (spread + e).sqrt()
         layers.append(((mean - other) / unit).square().mean() + ((variance + e).sqrt() / unit - 1).square().mean())
     return torch.stack(layers).mean()
 
 
-def distorted(wanted: Moments, means: float, variances: float, generator: torch.Generator) -> Moments:
+def distorted(moments: Moments, means: float, variances: float, generator: torch.Generator) -> Moments:
     """The statistics of a class with Gaussian noise of these standard deviations, for L_D (FDDA, equation 6)."""
 
     def noisy(x: Tensor, deviation: float) -> Tensor:
         return x + deviation * torch.randn(x.shape, generator=generator)
 
     return Moments(
-        tuple(noisy(m, means) for m in wanted.means),
-        tuple(noisy(v, variances) for v in wanted.variances),
+        tuple(noisy(m, means) for m in moments.means),
+        tuple(noisy(v, variances) for v in moments.variances),
     )
 
 
@@ -85,8 +86,8 @@ def patch_entropy(
     count = patches.shape[1]
     above = torch.ones(count, count, dtype=torch.bool).triu(1)
     similar = (patches @ patches.transpose(1, 2))[:, above]
-    places, found = density(similar, points, bandwidth)
-    inside = torch.special.entr(found.clamp_min(0))
+    places, heights = density(similar, points, bandwidth)
+    inside = torch.special.entr(heights.clamp_min(0))
     return torch.trapezoid(inside, places, dim=1).mean()
 
 
@@ -98,10 +99,10 @@ def prefix_of(tokens: int) -> int:
 def roughness(images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """Root mean square of the differences between neighbours, the mean of right, down and both diagonals."""
     x = images
-    steps = (
+    differences = (
         x[..., :, 1:] - x[..., :, :-1],
         x[..., 1:, :] - x[..., :-1, :],
         x[..., 1:, :-1] - x[..., :-1, 1:],
         x[..., 1:, 1:] - x[..., :-1, :-1],
     )
-    return torch.stack([step.square().mean().clamp_min(1e-12).sqrt() for step in steps]).mean()
+    return torch.stack([difference.square().mean().clamp_min(1e-12).sqrt() for difference in differences]).mean()

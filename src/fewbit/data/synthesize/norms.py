@@ -41,9 +41,9 @@ class NormInversion(Inversion):
 
     def held(self, teacher: Teacher, labels: Tensor, unit: Tensor, random: torch.Generator) -> Callable[[Tensor], Tensor]:
         def loss(images: Tensor) -> Tensor:
-            seen = teacher(images)
-            statistics = apart(seen.moments, teacher.running, teacher.eps)
+            response = teacher(images)
+            statistics = apart(response.moments, teacher.running, teacher.eps)
             rough = (roughness(images / unit) - self.natural).clamp_min(0)
-            return self.bns * statistics + self.ce * F.cross_entropy(seen.logits, labels) + self.variation * rough
+            return self.bns * statistics + self.ce * F.cross_entropy(response.logits, labels) + self.variation * rough
 
         return loss

@@ -47,16 +47,16 @@ class PatchDiversity(Inversion):
         natural = self.natural[0] + (self.natural[1] - self.natural[0]) * float(torch.rand((), generator=random))
         return lambda images: self.loss(teacher(images), labels, teacher, images, natural)
 
-    def loss(self, seen: Seen, labels: Tensor, teacher: Teacher, images: Tensor, natural: float) -> Tensor:
-        """Of a batch of images (b, c, h, w) that the teacher has seen."""
+    def loss(self, response: Seen, labels: Tensor, teacher: Teacher, images: Tensor, natural: float) -> Tensor:
+        """The loss of a batch of images (b, c, h, w), from the teacher's response to them."""
         entropies = [
             patch_entropy(maps, self.points, self.bandwidth, prefix_of(maps.shape[-2]))
-            for maps in seen.attention
+            for maps in response.attention
             if maps.shape[-2] - prefix_of(maps.shape[-2]) > 1
         ]
         total = -self.diversity * torch.stack(entropies).sum() if entropies else torch.zeros(())
-        total = total + self.ce * F.cross_entropy(seen.logits, labels)
+        total = total + self.ce * F.cross_entropy(response.logits, labels)
         total = total + self.variation * (roughness(images) - natural).abs()
         if len(teacher.running):
-            total = total + self.bns * distance(seen.moments, teacher.running)
+            total = total + self.bns * distance(response.moments, teacher.running)
         return total

@@ -36,9 +36,9 @@ def asked_for(source: object) -> tuple[bool, str | None]:
 
 
 def method_for(teacher: Teacher, *, real: bool, steps: int | None = None) -> Method:
-    """What a model can be asked for images with: attention, or batch norms; beside real images a generator, from batch norms.
+    """The synthesis method for a model: by attention or by batch norms; with real images, a generator trained on batch norms.
 
-    `steps` are iterations of an image, or of a generator (in epochs of at most 100). Raises BadModel where neither is there.
+    `steps` are iterations of an image, or of a generator (in epochs of at most 100). Raises BadModel if the model has neither.
     """
     if real:
         refuse_without_norms(teacher)
@@ -47,8 +47,8 @@ def method_for(teacher: Teacher, *, real: bool, steps: int | None = None) -> Met
         raise BadModel(
             "the model has neither batch norm nor attention, so no images can be made from it; give real ones: --images DIR."
         )
-    found: Inversion = PATCHES if teacher.has_attention else NormInversion()
-    return found if steps is None else found.shorter(-(-steps // found.rounds))
+    method: Inversion = PATCHES if teacher.has_attention else NormInversion()
+    return method if steps is None else method.shorter(-(-steps // method.rounds))
 
 
 SHORT = Fdda().shorter(40, 100)  # a twentieth of the paper's steps
@@ -85,8 +85,8 @@ class Synthesis:
         if self.real is not None:
             real = self.real.fingerprint()
             labels = "" if self.real.labels is None else str(self.real.labels.tolist())
-        said = (repr(self.method), self.count, self.classes, self.preprocess, self.seed, model, real, labels)
-        return hashlib.sha256(repr(said).encode()).hexdigest()
+        parts = (repr(self.method), self.count, self.classes, self.preprocess, self.seed, model, real, labels)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def total(self) -> int:
@@ -101,15 +101,13 @@ class Synthesis:
         file: Path,
         progress: Callable[[str], None] = lambda text: None,
     ) -> Images:
-        """The images, from `file` if they are there, else made and kept in it. While they are made what is ready lies beside
-        it.
-        """
+        """The images from `file`; if it does not exist they are made and saved there, with unfinished work beside it."""
         if not file.exists():
-            images, labels = self._made(teacher, file.with_name(STATE), progress)
+            images, labels = self._generate(teacher, file.with_name(STATE), progress)
             write_atomic(file, lambda part: save_file({"images": images.contiguous(), "labels": labels}, part))
             file.with_name(STATE).unlink(missing_ok=True)
-        found = load_file(file)
-        opened = open_images((found["images"], found["labels"]), self.preprocess, classes=self.classes)
+        tensors = load_file(file)
+        opened = open_images((tensors["images"], tensors["labels"]), self.preprocess, classes=self.classes)
         return replace(opened, source=self.source)
 
     def centres(self, teacher: Teacher) -> Centres | None:
@@ -118,7 +116,7 @@ class Synthesis:
             return None
         return centres_of(teacher, self.real.batches(1), self.real.labels, self.classes)
 
-    def _made(self, teacher: Teacher, state: Path, progress: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+    def _generate(self, teacher: Teacher, state: Path, progress: Callable[[str], None]) -> tuple[Tensor, Tensor]:
         size = self.preprocess.size
         if isinstance(self.method, Fdda):
             centres = self.centres(teacher)

@@ -1,7 +1,7 @@
-"""The float model as it was exported, watched: what its batch norms read, and what its attention gives.
+"""The exported float model with its logits, the moments of its batch-norm inputs, and its attention outputs.
 
-Capture folds batch norm into convolutions. Its statistics still stand in the exported program, whichever way the model was
-named, so they are read there and a .pt2 file serves as well as a module.
+Capture folds batch norm into convolutions. The exported program still has its running statistics, so they are read from
+there, and a .pt2 file serves as well as a module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fewbit.execute.executor import Executor
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and biased variance of what each batch norm reads, in graph order: (channels,) each, or (classes, channels)."""
+    """Mean and biased variance of the input of each batch norm, in graph order: (channels,) each, or (classes, channels)."""
 
     means: tuple[Tensor, ...]
     variances: tuple[Tensor, ...]
@@ -44,7 +44,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model has done with a batch: its answers (b, classes), what its batch norms have read, and the outputs
+    """The model's response to a batch: logits (b, classes), moments of the batch-norm inputs, and the outputs
     (..., heads, tokens, width) of its attention, probabilities times values.
     """
 
@@ -76,23 +76,23 @@ class Teacher:
 
     def __call__(self, images: Tensor) -> Seen:
         """Run normalized images (b, c, h, w)."""
-        attention, measured = dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
-        mixes, read = ([node.name for node in nodes] for nodes in (self._mixes, self._inputs))
+        attention, by_norm = dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
+        mixes, inputs = ([node.name for node in nodes] for nodes in (self._mixes, self._inputs))
 
-        def see(name: str, value: Tensor) -> None:
+        def record(name: str, value: Tensor) -> None:
             if name in mixes:
                 attention[name] = value
-            if name in read:
-                measured[name] = moments_of(value)
+            if name in inputs:
+                by_norm[name] = moments_of(value)
 
-        logits = self._executor(images, {name: partial(see, name) for name in {*mixes, *read}})
-        pairs = [measured[name] for name in read]
+        logits = self._executor(images, {name: partial(record, name) for name in {*mixes, *inputs}})
+        pairs = [by_norm[name] for name in inputs]
         moments = Moments(tuple(mean for mean, _ in pairs), tuple(variance for _, variance in pairs))
         return Seen(logits.flatten(1), moments, tuple(attention[name] for name in mixes))
 
 
 def refuse_without_norms(teacher: Teacher) -> None:
-    """Raise BadModel, which says what works, for a model whose batch norms cannot be held to anything."""
+    """Raise BadModel, with an alternative, for a model without batch norms that have running statistics."""
     if len(teacher.running):
         return
     if teacher.has_attention:
