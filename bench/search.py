@@ -31,7 +31,7 @@ from fewbit.search.costs import Sizes
 from fewbit.search.judge import artefact
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.run import run
-from fewbit.search.search import Found, found, times_of
+from fewbit.search.search import SearchProblem, problem_of, times_of
 from fewbit.search.strategies import STRATEGIES
 from fewbit.target import load_target
 
@@ -46,7 +46,7 @@ class Setting:
         context = Context(graph, bench.stats, target, images=self.batches, name=args.recipe)
         self.model = Model(context, RECIPES[args.recipe], Settings(edges))
         float_onnx(graph, args.out / "float.onnx", opset=target.opset)
-        self.problem: Found = found(
+        self.problem: SearchProblem = problem_of(
             self.model, Loss(graph, self.batches, None), times_of(self.model, args.out, args.threads, print), limits
         )
 
@@ -93,7 +93,7 @@ def equal_bytes(args: argparse.Namespace, seed: int) -> None:
         )
 
 
-def pipeline_costs(problem: Found, candidate: tuple[int, ...]) -> Mapping[str, float]:
+def pipeline_costs(problem: SearchProblem, candidate: tuple[int, ...]) -> Mapping[str, float]:
     """Bits and bytes alone."""
     return Sizes(problem.model)(problem.dimensions, candidate)
 

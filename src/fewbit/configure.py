@@ -1,4 +1,4 @@
-"""What a request makes of its recipe and of its target: time, loss, steps and bits. Raises FewbitError for what neither has."""
+"""Apply the time, loss, iterations and bits of a request to its recipe and target. Raises FewbitError where they have none."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OPTIONS = {"time": "seconds", "loss": "loss", "steps": "in_steps"}  # option -> 
 
 
 def configured(recipe: Recipe, request: Options) -> Recipe:
-    """A recipe with the time, loss and steps of a request, in the passes that have one. Raises FewbitError where none has.
+    """A recipe with the time, loss and iterations of a request in the passes that have them. Raises FewbitError where none has.
 
-    Of synthetic images `steps` are those that make them, and `loss` says whether the real ones beside them have classes.
+    With synthetic images `steps` are also the iterations of synthesis, and `loss` says whether real ones have labels.
     """
     if request.loss is not None and request.loss not in LOSSES:
         raise FewbitError(
@@ -63,7 +63,7 @@ def _having(setting: str) -> str:
 
 
 def refuse_curve(recipe: Recipe, name: str) -> None:
-    """Raise FewbitError for a recipe whose search would be run nine times over."""
+    """Raise FewbitError for a recipe that is too slow to run once for each point of a curve."""
     from fewbit.recipes import RECIPES
 
     def is_slow(recipe: Recipe) -> bool:
@@ -72,8 +72,7 @@ def refuse_curve(recipe: Recipe, name: str) -> None:
     if is_slow(recipe):
         quick = ", ".join(name for name, other in RECIPES.items() if not is_slow(other))
         raise FewbitError(
-            f"--curve chooses again for every number of images, and recipe {name} takes long for one; draw it with one of "
-            f"{quick}."
+            f"--curve runs the recipe again for every number of images, and recipe {name} is slow; use one of {quick}."
         )
 
 
@@ -83,7 +82,7 @@ def default_bits(target: Target) -> int:
 
 
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
-    """Raise FewbitError where a width that is not mixed is more than the target holds."""
+    """Raise FewbitError where a uniform width is larger than any of the target."""
     from fewbit.choose import Bits
 
     most = _most(target)

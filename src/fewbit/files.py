@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and the bytes of codes that are narrower than a byte."""
+"""Atomic file writes, bit-packing of codes, and the journal of a resumable run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour file and move it into place. Raises BadFile where the disk is full or not writable."""
+    """Let `write` fill a temporary file beside `path`, then move it into place. Raises BadFile where it cannot be written."""
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Readable JSON, keys in the order given, NaN refused."""
+    """Write indented JSON with keys in insertion order. Raises ValueError for NaN."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes, read in pieces."""
+    """The SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -65,9 +65,9 @@ def sha256(path: Path) -> str:
 
 
 def pack(codes: Tensor, bits: int, low: int) -> Tensor:
-    """Codes of `bits` each, one behind the other, lowest bit first, as uint8 (ceil(n * bits / 8),).
+    """Codes of `bits` each, packed back to back, lowest bit first, as uint8 (ceil(n * bits / 8),).
 
-    What is stored is code - low, so signed and narrow grids need no sign bits of their own.
+    code - low is stored, so signed codes need no sign bit.
     """
     import torch
 
@@ -79,7 +79,7 @@ def pack(codes: Tensor, bits: int, low: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, low: int, shape: tuple[int, ...]) -> Tensor:
-    """The int32 codes of `pack`. Raises ValueError where the bytes are not exactly those of the shape."""
+    """The int32 codes that `pack` packed. Raises ValueError where the number of bytes does not match the shape."""
     import torch
 
     count = int(np.prod(shape, dtype=np.int64))
@@ -91,10 +91,10 @@ def unpack(packed: Tensor, bits: int, low: int, shape: tuple[int, ...]) -> Tenso
 
 
 class Journal:
-    """Numbers that take long to compute, one line each in a file, in the order in which they are asked for.
+    """Slow results in a file, one line each, in the order of the calls.
 
-    What a killed run has computed is not computed again: the same keys in the same order get the numbers of the file; from
-    the first other key on the rest of the file is dropped. Without a path nothing is kept. `clock` gives seconds.
+    A resumed run does not compute them again: the same keys in the same order return the values of the file; at the first
+    other key the rest of the file is dropped. Without a path nothing is stored. `clock` returns seconds.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,29 +111,29 @@ class Journal:
 
     @property
     def replaying(self) -> bool:
-        """Whether numbers of an earlier run are left."""
+        """Whether results of an earlier run are left."""
         return bool(self._known)
 
     @property
     def seconds(self) -> float:
-        """Since the first run began, without the time between runs."""
+        """Seconds of work since the first run began, without the time between runs."""
         return self._before if self._known else self._before + self._clock() - self._began
 
     def value(self, key: str, compute: Callable[[], float]) -> float:
-        """The number for a key: the next of the file if it has this key, or computed and written."""
+        """The result for a key: the next line of the file if it has this key, else computed and written."""
         if self._known and self._known[-1]["key"] == key:
             row = self._known.pop()
             self._place += row["bytes"]
             self._before, self._began = row["seconds"], self._clock()
             return float("inf") if row["value"] is None else float(row["value"])
         self._known.clear()
-        found = compute()
+        number = compute()
         if self._path is not None:
-            row = {"key": key, "value": found if math.isfinite(found) else None, "seconds": self.seconds}
+            row = {"key": key, "value": number if math.isfinite(number) else None, "seconds": self.seconds}
             line = (json.dumps(row) + "\n").encode()
             with self._path.open("r+b" if self._path.exists() else "wb") as file:
                 file.seek(self._place)
                 file.truncate()
                 file.write(line)
             self._place += len(line)
-        return found
+        return number

@@ -1,7 +1,7 @@
 """Every option of fewbit, once: its type, its limits, its default and its help. No torch before a value is checked.
 
 The command line is made from these fields (cli/options.py), `fewbit.quantize(model, images, **options)` makes a `Request`, and
-its `key` is what a killed run is known by. Whatever can be known before the work starts is refused here.
+its `key` identifies a killed run. Whatever can be checked before the work starts is checked here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct"
 
 
 def option(name: str) -> str:
-    """What a field is called on the command line."""
+    """The name of a field on the command line."""
     return "--no-labels" if name == "labels" else f"--{name.replace('_', '-')}"
 
 
@@ -35,14 +35,14 @@ def _three(value: Any, info: ValidationInfo) -> Any:
     if parts is None:
         return None
     try:
-        found = tuple(float(part) for part in parts)
+        numbers = tuple(float(part) for part in parts)
     except (TypeError, ValueError):
-        found = ()
+        numbers = ()
     name = option(str(info.field_name))
-    if len(found) != 3:
+    if len(numbers) != 3:
         example = "3,224,224" if info.field_name == "input_size" else "0.5,0.5,0.5"
         raise FewbitError(f"{name} {value} is not understood; 3 numbers with commas are needed, as in {name} {example}.")
-    return tuple(int(v) if v.is_integer() else v for v in found) if info.field_name == "input_size" else found
+    return tuple(int(v) if v.is_integer() else v for v in numbers) if info.field_name == "input_size" else numbers
 
 
 def _several(value: Any) -> Any:
@@ -81,10 +81,10 @@ Duration = Annotated[str | None, Field(examples=["10min"])]
 
 
 class Options(BaseModel):
-    """What quantize and search have in common. Raises FewbitError for a value, a name or a combination that cannot be."""
+    """Options of quantize and search. Raises FewbitError for an invalid value, name or combination."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    APART: ClassVar[frozenset[str]] = frozenset(  # what does not decide the result, or is known by its content
+    APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
         {"model", "images", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
     )
 
@@ -102,16 +102,16 @@ class Options(BaseModel):
     out: Out = None
     calibration: Count = Field(default=128, description="Calibrate on so many images at most.")
     scored: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Of every random draw.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Random seed.")
     keep_float: Names = Field(default=(), description="Pattern of ops or sites that stay float; may be repeated.")
-    skip_bad: bool = Field(default=False, description="Leave unreadable images out.")
+    skip_bad: bool = Field(default=False, description="Skip unreadable images.")
     labels: bool = Field(default=True, description="Ignore labels.")
-    time: Duration = Field(default=None, description="Of a search or reconstruction (lapq, best): 90s, 10min, 1h.")
+    time: Duration = Field(default=None, description="Limit of a search or reconstruction (lapq, best): 90s, 10min, 1h.")
     loss: str | None = Field(
-        default=None, description="Of that search: kl (default) or labels, of the calibration images.", examples=["kl"]
+        default=None, description="Loss of that search: kl (default) or labels, on the calibration images.", examples=["kl"]
     )
     steps: Count | None = Field(
-        default=None, description="Of what makes synthetic images and of recipes that train (fdda).", examples=[100]
+        default=None, description="Iterations of image synthesis and of recipes that train (fdda).", examples=[100]
     )
     classes: Annotated[Path | tuple[str, ...] | None, BeforeValidator(_file)] = Field(
         default=None, description="File with the model's class names in output order."
@@ -130,19 +130,19 @@ class Options(BaseModel):
         default=None, gt=0, description="Share of the resized image that the crop keeps.", examples=[0.9]
     )
     threads: Count = Field(default=2, description="Threads of the runtime.")
-    force: bool = Field(default=False, description="Replace an earlier one.")
+    force: bool = Field(default=False, description="Replace an existing folder.")
     command: str = Field(default="fewbit.quantize(...)", repr=False)
 
     def __init__(self, **options: Any) -> None:
-        """Raises FewbitError that names the option, what was found and what is allowed."""
+        """Raises FewbitError that names the option, the value and what is allowed."""
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise _refusal(type(self), error) from None
+            raise _invalid(type(self), error) from None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Options:
-        """What other rooms know: names of targets and recipes, files of images."""
+        """Check what other modules define: names of targets and recipes, files of images."""
         _ = self.hardware, self.method
         _seconds(self.time)
         self._check_preprocess()
@@ -157,26 +157,26 @@ class Options(BaseModel):
         Preprocess((3, 1, 1)).replace(**fields)
 
     def _check_images(self) -> None:
-        """Raises BadImages where there are none, none to score on, or where a path does not exist."""
+        """Raises BadImages where calibration or scored images are missing."""
         from fewbit.capture.load import DEMOS  # models that have images of their own
 
-        made, beside = self.synthetic
+        synthetic, real = self.synthetic
         if self.images is None and self.ref not in DEMOS:
             raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
-        if made and self.score is None and self.ref not in DEMOS:
+        if synthetic and self.score is None and self.ref not in DEMOS:
             raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
-        for source in (beside if made else self.images, self.score):
+        for source in (real if synthetic else self.images, self.score):
             if isinstance(source, str | Path) and not Path(source).exists():
                 raise BadImages(f"{source} does not exist. Give a folder of images, or a .parquet, .npy or .npz file.")
 
     @property
     def ref(self) -> str:
-        """The model's name, or its class where it was given as an object."""
+        """The model's name, or its class where it is an object."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     @property
     def synthetic(self) -> tuple[bool, str | None]:
-        """Whether calibration images are made from the model, and the real ones that they are made beside."""
+        """Whether calibration images are synthesized from the model, and the real ones to combine them with."""
         from fewbit.data.synthesize.source import asked_for
 
         return asked_for(self.images)
@@ -204,11 +204,11 @@ class Options(BaseModel):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Fields of the model's own record of preprocessing that are to be others."""
+        """Preprocessing fields that replace the model's own."""
         return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
 
     def key(self) -> dict[str, Any]:
-        """Everything that decides the result as JSON, but what is known by its content: model, images and preprocessing."""
+        """Everything that decides the result, as JSON, except what is hashed: model, images and preprocessing."""
         recipe = self.recipe if isinstance(self.recipe, str) else repr(self.recipe)
         names = {"model": self.ref, "target": self.hardware.name, "recipe": recipe}
         apart = self.APART | {*names, "classes", *PREPROCESS}
@@ -216,26 +216,26 @@ class Options(BaseModel):
 
 
 class Request(Options):
-    """What `fewbit quantize` takes."""
+    """Options of `fewbit quantize`."""
 
     bits: Annotated[str | None, BeforeValidator(_text)] = Field(
         default=None,
         description="8 (the default, or the most that the target has); w4a8; 4,first=8,last=8 (exceptions by op); mixed:6.0 (a "
         "width for each module).",
     )
-    everything: bool = Field(default=False, description="Also what runs faster in float on the target.")
-    curve: bool = Field(default=False, description="Score 1, 2, 4, ... 256 calibration images as well.")
-    seconds: float = Field(default=4.0, gt=0, description="Measure each runtime and batch for so long.")
+    everything: bool = Field(default=False, description="Also quantize ops that run faster in float on the target.")
+    curve: bool = Field(default=False, description="Also score calibration on 1, 2, 4, ... 256 images.")
+    seconds: float = Field(default=4.0, gt=0, description="Seconds to measure each runtime and batch.")
     max_drop: float | None = Field(
         default=None,
         ge=0,
-        description="Fail (exit code 1) where more points are lost (without labels: agreement).",
+        description="Fail (exit code 1) at a larger drop of accuracy (without labels: agreement), in points.",
         examples=[1.0],
     )
 
     @cached_property
     def widths(self) -> Bits | Mixed:
-        """The bits, parsed; without any 8, or the widest that the target has."""
+        """The bits, parsed; by default 8, or the widest that the target has."""
         from fewbit.choose import parse_bits
 
         return parse_bits(default_bits(self.hardware) if self.bits is None else self.bits)
@@ -252,21 +252,21 @@ class Request(Options):
 
 
 class SearchRequest(Options):
-    """What `fewbit search` takes."""
+    """Options of `fewbit search`."""
 
-    APART: ClassVar[frozenset[str]] = (Options.APART | {"time"}) - {"threads"}  # losses do not hang on how long it lasts
+    APART: ClassVar[frozenset[str]] = (Options.APART | {"time"}) - {"threads"}  # losses do not depend on the time limit
 
     out: Out = Path("search")
-    recipe: Any = Field(default="mse", description="Of ranges: minmax, percentile, mse or kl.")
+    recipe: Any = Field(default="mse", description="Range method: minmax, percentile, mse or kl.")
     calibration: Count = Field(default=64, description="Search on so many images at most.")
-    time: Duration = Field(default=None, description="End the search then: 90s, 10min, 1h.")
-    loss: str | None = Field(default="kl", description="kl (to the float model) or labels, of the calibration images.")
-    budget: Names = Field(default=(), description="6bit, 3MB or 20ms; may be repeated, all are kept.")
+    time: Duration = Field(default=None, description="Time limit of the search: 90s, 10min, 1h.")
+    loss: str | None = Field(default="kl", description="kl (from the float model) or labels, on the calibration images.")
+    budget: Names = Field(default=(), description="6bit, 3MB or 20ms; may be repeated, all must hold.")
     strategy: str = Field(default="greedy", description="greedy, random, annealing or tpe.")
-    evaluations: Count = Field(default=300, description="Candidates to look at.")
-    edges: str = Field(default="weights", description="What gets widths: weights (activations keep 8 bits) or all.")
+    evaluations: Count = Field(default=300, description="Number of candidates to evaluate.")
+    edges: str = Field(default="weights", description="Tensors to search widths for: weights (activations keep 8 bits) or all.")
     least: int = Field(default=4, ge=2, le=16, description="The narrowest width.")
-    points: Count = Field(default=8, description="Realize so many points at most.")
+    points: Count = Field(default=8, description="Largest number of points to export.")
     command: str = Field(default="fewbit search", repr=False)
 
     @cached_property
@@ -281,9 +281,9 @@ class SearchRequest(Options):
         return recipe
 
 
-def _refusal(kind: type[Options], error: ValidationError) -> FewbitError:
-    """The message of pydantic's errors: the option, what was found, what is allowed, what to type next."""
-    said = []
+def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
+    """pydantic's errors as one message: the option, its value, what is allowed, what to type next."""
+    messages = []
     for row in error.errors():
         name = str(row["loc"][0])
         if row["type"] == "extra_forbidden":
@@ -293,5 +293,5 @@ def _refusal(kind: type[Options], error: ValidationError) -> FewbitError:
         example = next(iter(field.examples or [field.default]))
         typed = flag if isinstance(example, bool) else f"{flag} {example}"
         again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
-        said.append(f"{flag} {row['input']!r} is not allowed; it should be {allowed}: {again}.")
-    return FewbitError(" ".join(dict.fromkeys(said)))
+        messages.append(f"{flag} {row['input']!r} is not allowed; it should be {allowed}: {again}.")
+    return FewbitError(" ".join(dict.fromkeys(messages)))

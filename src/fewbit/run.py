@@ -1,8 +1,8 @@
-"""A run: its folder, the values that its stages have made so far, the one loop that makes them, and `quantize` on it.
+"""A run: its folder, the values that its stages have computed, the loop that runs the stages, and `quantize`.
 
 A run works in `<out>.part` and is renamed to `<out>` when it is done. A killed run leaves `<out>.part`; the same request
-finds it and goes on behind the last stage whose files are there. A finished run is opened from its folder, and any stage may
-be run on it again. Nothing here imports torch before a stage does.
+resumes it after the last stage whose files are complete. A finished run is opened from its folder, and any stage may be
+run on it again. Nothing here imports torch before a stage does.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from fewbit.stages import Stage
     from fewbit.verify import Latency, Score
 
-MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # by which a finished folder is known
+MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # files that identify a finished folder
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
-SHARED = ("inputs", "calibration", "scored", "exact", "observed", "verdict")  # what does not depend on recipe, bits or target
+SHARED = ("inputs", "calibration", "scored", "exact", "observed", "verdict")  # independent of recipe, bits and target
 
 
 @dataclass(frozen=True)
 class Result:
-    """What quantize returns. `folder` holds every file; `module` is the simulation."""
+    """The result of `quantize`. `folder` holds every file; `module` is the simulation."""
 
     folder: Path
     graph: Graph
@@ -51,7 +51,7 @@ class Result:
 
     @property
     def module(self) -> nn.Module:
-        """The simulation: (b, c, h, w) images to what the integer model answers."""
+        """The simulation: (b, c, h, w) images to the integer model's outputs."""
         from fewbit.execute.simulate import simulate
 
         return simulate(self.graph, self.plan)
@@ -67,12 +67,12 @@ class Result:
 def quantize(
     model: str | nn.Module | ExportedProgram, images: Any = None, *, progress: Progress | None = None, **options: Any
 ) -> Result:
-    """Quantize a model with a few images, realize it, and prove it in the runtime.
+    """Quantize a model with a few images, write it as ONNX, and verify it in the runtime.
 
     `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
-    held out for it. Every option is a field of `fewbit.request.Request`, with its limits, its default and what it means; they
-    are those of `fewbit quantize --help`. Raises FewbitError for whatever the caller can mend, before any work where that can
-    be known, and FewbitFailed where more than `max_drop` was lost (the run is there then).
+    held out for it. Every option is a field of `fewbit.request.Request`, with its limits, default and help, as in
+    `fewbit quantize --help`. Raises FewbitError for whatever the caller can fix, before any work where possible, and
+    FewbitFailed where accuracy drops by more than `max_drop` (the run is still written).
     """
     result = execute(Request(model=model, images=images, **options), progress)
     fail_on_drop(result.report["accuracy"], options.get("max_drop"))
@@ -80,7 +80,7 @@ def quantize(
 
 
 def execute(request: Request, progress: Progress | None = None) -> Result:
-    """Every stage of a request, in order."""
+    """Run every stage of a request, in order."""
     from fewbit.stages import STAGES
 
     run = Run.start(request, STAGES, progress)
@@ -92,7 +92,7 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
 
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
-    """Raise FewbitFailed where more points were lost than allowed; without labels, where agreement is further from 100 %."""
+    """Raise FewbitFailed where accuracy (without labels: agreement, from 100 %) drops by more than is allowed."""
     labelled = accuracy["quantized"] is not None
     drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
     if allowed is not None and drop > allowed:
@@ -101,7 +101,7 @@ def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
 
 
 class Run:
-    """A folder and what is known of it. `run["plan"]` is a value by name: made by its stage when it is first asked for.
+    """A folder and its values. `run["plan"]` is a value by name, computed by its stage on first access.
 
     `record` is run.json of a finished run, and empty before.
     """
@@ -116,23 +116,23 @@ class Run:
 
     @classmethod
     def start(cls, request: Options, stages: Iterable[Stage], progress: Progress | None = None, kind: str = "run") -> Run:
-        """A run that works in `<out>.part` (in a folder that goes with it, where the request names none).
+        """A run that works in `<out>.part` (in a temporary folder where the request has no `out`).
 
-        What a killed run of the same request has left is used, any other is emptied. Raises BadFile where `out` is in the way.
+        A killed run of the same request is resumed, any other is deleted. Raises BadFile where `out` cannot be replaced.
         """
         keep = tempfile.TemporaryDirectory(prefix="fewbit-") if request.out is None else None
         final = Path(keep.name) / "run" if keep is not None else request.out
         assert final is not None
         free_folder(final, force=request.force, check_only=True, kind=kind)
-        known = {**_options(request), "keep": keep, "out": final, "kind": kind}
-        run = cls(final.with_name(final.name + ".part"), stages, known, progress)
+        values = {**_options(request), "keep": keep, "out": final, "kind": kind}
+        run = cls(final.with_name(final.name + ".part"), stages, values, progress)
         run.values["identity"] = run["inputs"].identity(request)
         resume(run.folder, run["identity"])
         return run
 
     @classmethod
     def open(cls, folder: str | Path, progress: Progress | None = None) -> Run:
-        """A finished run. Raises BadFile where the folder is none."""
+        """Open a finished run. Raises BadFile where the folder is not one."""
         path = Path(folder)
         if not path.is_dir():
             raise BadFile(f"{path} is not a folder; give one that `fewbit quantize` wrote.")
@@ -143,7 +143,7 @@ class Run:
         return cls(path, (), {"runtime": record.get("runtime")}, progress, record)
 
     def fork(self, folder: Path, request: Options | None = None, **values: Any) -> Run:
-        """A run beside this one with another request or other images; what does not depend on them is shared.
+        """A second run with another request or other images; values that do not depend on them are shared.
 
         It works in `folder`, without a progress bar, and is never finished.
         """
@@ -152,32 +152,32 @@ class Run:
         return Run(folder, self.stages.values(), {**_options(request), **shared, **values})
 
     def __getitem__(self, name: str) -> Any:
-        """A value by name. Raises KeyError for one that no stage makes."""
+        """A value by name. Raises KeyError for one that no stage computes."""
         if name not in self.values:
             self.do(next((s.name for s in self._stages().values() if name in s.gives), name))
         return self.values[name]
 
-    def do(self, name: str, **given: Any) -> Any:
-        """Run a stage, or read its files where a killed run has left them; the values that it makes are kept.
+    def do(self, name: str, **overrides: Any) -> Any:
+        """Run a stage, or load its files where a killed run left them; the results are stored. Returns its value (or values).
 
-        `given` replaces values that the stage takes; it is run then, whatever is there. Gives the stage's value (or values).
+        `overrides` replace inputs of the stage, which then always runs.
         """
         stage = self._stages()[name]
-        if not given and all(value in self.values for value in stage.gives):
-            return self._made(stage)
-        ready = stage.load is not None and not given and all((self.folder / file).exists() for file in stage.files)
+        if not overrides and all(value in self.values for value in stage.gives):
+            return self._value_of(stage)
+        ready = stage.load is not None and not overrides and all((self.folder / file).exists() for file in stage.files)
         function = stage.load if ready and stage.load is not None else stage.run
-        inputs = {key: given[key] if key in given else self[key] for key in stage.takes(function, given)}
+        inputs = {key: overrides[key] if key in overrides else self[key] for key in stage.takes(function, overrides)}
         if stage.when is None or stage.when(self.values):
             with self.progress.stage(stage.name):
-                made = function(**inputs)
+                result = function(**inputs)
         else:
-            made = function(**inputs)
-        self.values.update({stage.gives[0]: made} if len(stage.gives) == 1 else zip(stage.gives, made, strict=True))
-        return self._made(stage)
+            result = function(**inputs)
+        self.values.update({stage.gives[0]: result} if len(stage.gives) == 1 else zip(stage.gives, result, strict=True))
+        return self._value_of(stage)
 
     def finish(self, *scratch: str) -> Run:
-        """Give the folder its name, without what was only there to go on from. Raises BadFile where one came in the way."""
+        """Rename the folder to `out`, without scratch files. Raises BadFile where `out` has appeared meanwhile."""
         for name in ("request.json", *(file for stage in self.stages.values() for file in stage.scratch), *scratch):
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -188,7 +188,7 @@ class Run:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How a finished run makes inputs of pictures."""
+        """The preprocessing of a finished run."""
         from fewbit.data.images import Preprocess
 
         return Preprocess.from_json(self.record["preprocess"])
@@ -201,37 +201,37 @@ class Run:
         """Images for a finished run's model, with its preprocessing and classes."""
         from fewbit.data.images import open_images
 
-        known = self.record["classes"] or self.record["outputs"]
-        return open_images(source, self.preprocess, classes=known, skip_bad=skip_bad, labels=labels, limit=limit)
+        classes = self.record["classes"] or self.record["outputs"]
+        return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
 
     def verify(self, images: Any = None) -> Checks:
-        """Codes of a finished run's plan against its model.onnx, on the run's own images or others: the stage, again."""
+        """Run the verify stage again: codes of the plan against model.onnx, on the run's own images or others."""
         from fewbit.stages.prove import CHECKED
 
         sample = self["sample"] if images is None else next(self.images(images, labels=False).batches(CHECKED))
         return self.do("verify", sample=sample)  # type: ignore[no-any-return]
 
     def _stages(self) -> Mapping[str, Stage]:
-        """The stages; those of a finished run are imported when they are first asked for, torch with them."""
+        """The stages; those of a finished run (and torch) are imported on first use."""
         if not self.stages:
             from fewbit.stages import REOPENED
 
             self.stages = {stage.name: stage for stage in REOPENED}
         return self.stages
 
-    def _made(self, stage: Stage) -> Any:
-        found = tuple(self.values[name] for name in stage.gives)
-        return found[0] if len(found) == 1 else found
+    def _value_of(self, stage: Stage) -> Any:
+        values = tuple(self.values[name] for name in stage.gives)
+        return values[0] if len(values) == 1 else values
 
 
 def _options(request: Options) -> dict[str, Any]:
-    """The request, and what stages take of it that a finished run has too."""
+    """The request, and those of its fields that are values of a finished run as well."""
     seconds = getattr(request, "seconds", None)
     return {"request": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
 
 
 def resume(part: Path, identity: Mapping[str, Any]) -> None:
-    """Make the working folder; one that a killed run of the same request left is kept, any other is emptied."""
+    """Prepare the working folder: resume one of the same request, delete any other."""
     note = part / "request.json"
     if note.is_file() and read_json(note) == identity:
         return
@@ -242,7 +242,7 @@ def resume(part: Path, identity: Mapping[str, Any]) -> None:
 
 
 def free_folder(folder: Path, *, force: bool, check_only: bool = False, kind: str = "run") -> None:
-    """Raise BadFile where a folder is in the way; with `force`, remove it if it is a run (or a search) of ours."""
+    """Raise BadFile where a folder exists; with `force`, delete it if it is a run (or a search) of fewbit."""
     if not folder.exists():
         return
     ours = folder.is_dir() and (not any(folder.iterdir()) or all((folder / name).exists() for name in MARKS[kind]))

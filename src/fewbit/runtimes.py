@@ -17,7 +17,7 @@ from fewbit.errors import BadFile, FewbitError, UnknownName
 if TYPE_CHECKING:
     import onnx
 
-AS_WRITTEN = "onnxruntime"  # computes any file as it is written: the default, and what stands in for a runtime that is not here
+AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the stand-in for a runtime that is not installed
 
 
 class Session(Protocol):
@@ -34,7 +34,7 @@ class Session(Protocol):
 
     @classmethod
     def supports(cls, precision: str) -> bool:
-        """Whether this processor computes what stays float in a precision."""
+        """Whether this processor computes float ops in a precision."""
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
 
@@ -92,12 +92,12 @@ run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
         return dict(zip(self._names, self._session.run(None, {self._input: images}), strict=True))
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
-        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
-        self._session.run(None, {given.name: x for given, x in zip(self._session.get_inputs(), inputs, strict=True)})
+        """Run on inputs of any type, in the order of the file, and discard the outputs."""
+        self._session.run(None, {port.name: x for port, x in zip(self._session.get_inputs(), inputs, strict=True)})
 
 
 class OpenVino:
-    """openvino's CPU plugin. `precision` is that of what stays float: f32, or bf16 where the processor has it."""
+    """openvino's CPU plugin. `precision` is that of float ops: f32, or bf16 where the processor has it."""
 
     runtime: ClassVar[str] = "openvino"
     script: ClassVar[tuple[str, str]] = (
@@ -134,7 +134,7 @@ run = lambda x: request.infer([x])
         return {port.get_any_name(): np.array(value) for port, value in outputs.items()}
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
-        """Run on inputs of any type in the order of the file; what comes of it is dropped."""
+        """Run on inputs of any type, in the order of the file, and discard the outputs."""
         self._request.infer(list(inputs))
 
     def precisions(self) -> Counter[str]:
@@ -216,21 +216,21 @@ def timed(path: Path) -> tuple[str, ...]:
 
 
 def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
-    """A session by the name of its runtime; `openvino-bf16` computes in bf16 what stays float. Raises UnknownName, or
+    """A session by the name of its runtime; `openvino-bf16` computes float ops in bf16. Raises UnknownName, or
     FewbitError where the package is not installed.
     """
     sessions = {name: (r, "f32") for name, r in HERE.items()}
     sessions |= {name: (r, precision) for r in HERE.values() for name, precision in r.variants.items()}
     if runtime not in sessions:
         raise UnknownName("runtime", runtime, tuple(sessions))
-    known, precision = sessions[runtime]
-    if known.name not in runtime_names() or known.session is None:
-        raise FewbitError(f"{known.name} is not installed: pip install 'fewbit[{known.name}]'.")
-    return known.session(path, threads=threads, precision=precision)
+    entry, precision = sessions[runtime]
+    if entry.name not in runtime_names() or entry.session is None:
+        raise FewbitError(f"{entry.name} is not installed: pip install 'fewbit[{entry.name}]'.")
+    return entry.session(path, threads=threads, precision=precision)
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with more of its values as outputs. Raises BadFile for a broken file."""
+    """The model with additional values as outputs. Raises BadFile for a broken file."""
     import onnx
 
     try:

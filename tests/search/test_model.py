@@ -18,7 +18,7 @@ from fewbit.runtimes import OnnxRuntime
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
 from fewbit.search.latency import Table, Work, cache_folder, one_op, table
 from fewbit.search.model import Loss, Model, Settings, scored
-from fewbit.search.search import found
+from fewbit.search.search import problem_of
 from fewbit.target import load_target
 from planning import context_for, plan_for
 
@@ -108,7 +108,7 @@ def made_up(model, integer):
 def test_an_op_that_is_slower_in_integers_stays_float_by_itself(vit):
     model = model_of(vit)
     times = made_up(model, lambda name: 3.0 if name.endswith(("qk", "pv")) else 1.0)
-    problem = found(model, Loss(vit.graph, [vit.images], None), times, {})
+    problem = problem_of(model, Loss(vit.graph, [vit.images], None), times, {})
     assert sorted(problem.always) == ["blocks.0.pv", "blocks.0.qk"]
     plan = plan_for(vit.graph, vit.stats, VNNI, RECIPES["mse"], bits=problem.bits(problem.problem({}).start), everything=True)
     assert not set(problem.always) & set(plan.integer_ops)
@@ -137,7 +137,7 @@ def test_what_stands_between_codes_and_real_numbers_is_counted_once(conv_net):
 def test_a_budget_of_milliseconds_gives_every_op_the_choice(vit):
     model = model_of(vit)
     times = made_up(model, lambda name: 1.0)
-    problem = found(model, Loss(vit.graph, [vit.images], None), times, {"ms": 97.0})
+    problem = problem_of(model, Loss(vit.graph, [vit.images], None), times, {"ms": 97.0})
     assert all(d.options[0] == 0 for d in problem.dimensions)
     each = problem.problem({"ms": 97.0})
     everything_float = tuple(0 for _ in problem.dimensions)

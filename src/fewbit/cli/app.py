@@ -1,7 +1,7 @@
-"""The app: how commands are registered, what several of them share, and how they end.
+"""The app: how commands are registered, what they share, and their exit codes.
 
-Exit codes: 0 done, 1 verification or an accuracy floor failed, 2 the request was wrong. Libraries are imported inside of the
-commands that need them, so that --help and a mistyped option are answered at once.
+Exit codes: 0 success, 1 verification or an accuracy limit failed, 2 the request was invalid. Libraries are imported inside
+the commands that need them, so that --help and a mistyped option are answered at once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class BarProgress(Progress):
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the app: errors that a user can mend are one message and an exit code, not a stack."""
+    """Register a command: errors that a user can fix give one message and an exit code, not a traceback."""
 
     @app.command()
     @wraps(function)
@@ -85,7 +85,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def drawn() -> Iterator[BarProgress]:
-    """A progress that is drawn while the block works."""
+    """A progress bar that is shown while the block runs."""
     progress = BarProgress()
     try:
         yield progress
@@ -121,10 +121,10 @@ def show(report: dict[str, Any]) -> None:
 
 
 def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Exit code 1 where codes differ that are no ties; `report` is the run's."""
+    """Exit code 1 where codes differ that are not ties; `report` is the run's report.json."""
     if check["codes_wrong"]:
-        says = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
+        message = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
         for fallback in report["fallbacks"]:
             if fallback["kind"] == "machine":
-                says += f" {report['target']} needs {fallback['requested']}; `fewbit targets` lists what fits this machine."
-        raise FewbitFailed(says)
+                message += f" {report['target']} needs {fallback['requested']}; `fewbit targets` lists what fits this machine."
+        raise FewbitFailed(message)

@@ -17,7 +17,7 @@ def lint(
     file: Path,
     target: TargetOption = None,
     everything: Annotated[bool, typer.Option("--all", help="Every node, not only the worst.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every node here as well.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every node to this file.")] = None,
     min_integer: Annotated[float | None, typer.Option(help="Exit with 1 where a smaller share (0 to 1) is integer.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Run the file here too and show where the rules are wrong.")] = False,
 ) -> None:
@@ -26,9 +26,9 @@ def lint(
     from fewbit.files import write_json
     from fewbit.target import detect, load_target
 
-    chosen = load_target(target or detect())
-    found = linter.lint(file, chosen)
-    rows = found.worst() if not everything else list(found.rows)
+    hardware = load_target(target or detect())
+    result = linter.lint(file, hardware)
+    rows = result.worst() if not everything else list(result.rows)
     table = Table("node", "op", "MACs", "integer", "rule", "change")
     for row in rows if everything else rows[:20]:
         share = f"{100 * row.share:.1f} %" if row.macs else "-"
@@ -36,14 +36,14 @@ def lint(
     out.print(table)
     if len(rows) > 20 and not everything:
         out.print(f"... and {len(rows) - 20} more nodes; --all shows every one.")
-    out.print(f"{found.file} on {found.target}: {found.summary()}", soft_wrap=True)
+    out.print(f"{result.file} on {result.target}: {result.summary()}", soft_wrap=True)
     if json_file is not None:
-        write_json(json_file, found.to_json())
-    wrong = linter.disagreements(file, found, chosen) if check else []
-    for row, ran in wrong:
-        out.print(f"Ran otherwise: {row.op} {row.name} as {ran.kernel}; the rule said: {row.rule}", soft_wrap=True)
+        write_json(json_file, result.to_json())
+    wrong = linter.disagreements(file, result, hardware) if check else []
+    for row, kernel in wrong:
+        out.print(f"Ran otherwise: {row.op} {row.name} as {kernel.kernel}; the rule said: {row.rule}", soft_wrap=True)
     if check:
-        out.print(f"{chosen.runtime} runs {len(rows) - len(wrong)} of {len(rows)} nodes as predicted.")
-    if min_integer is not None and found.integer_share < min_integer:
-        share = f"{found.integer_share:.3f} of the multiply-accumulates run in integers"
+        out.print(f"{hardware.runtime} runs {len(rows) - len(wrong)} of {len(rows)} nodes as predicted.")
+    if min_integer is not None and result.integer_share < min_integer:
+        share = f"{result.integer_share:.3f} of the multiply-accumulates run in integers"
         raise FewbitFailed(f"{share}; --min-integer asks for {min_integer:g}.")

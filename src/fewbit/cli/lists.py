@@ -24,14 +24,14 @@ def targets() -> None:
         here = ""
     table = Table("target", "runtime", "runs here", "ops in integers", "about")
     for name in target_names():
-        found = load_target(name)
+        target = load_target(name)
         marks = {"integer": "", "float": " (float is faster)", "follow": ""}
-        kinds = ", ".join(dict.fromkeys(rule.kind + marks[rule.runs] for rule in found.op)) or "none"
-        if found.runtime not in installed:
-            runs = f"as written, in {found.runs_in}"
+        kinds = ", ".join(dict.fromkeys(rule.kind + marks[rule.runs] for rule in target.op)) or "none"
+        if target.runtime not in installed:
+            runs = f"as written, in {target.runs_in}"
         else:
-            runs = "yes" if found.fits(platform.machine(), flags) else f"needs {found.processor}"
-        table.add_row(f"{name} (this machine)" if name == here else name, found.runtime, runs, kinds, found.about)
+            runs = "yes" if target.fits(platform.machine(), flags) else f"needs {target.processor}"
+        table.add_row(f"{name} (this machine)" if name == here else name, target.runtime, runs, kinds, target.about)
     out.print(table)
 
 

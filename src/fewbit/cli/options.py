@@ -1,4 +1,4 @@
-"""Options of a command from the fields of a request: names, types, limits, defaults and help stand there, once."""
+"""Options of a command, built from the fields of a request: names, types, limits, defaults and help are declared there."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ HIDDEN = ("command",)
 
 
 def options(kind: type[Options], **defaults: Any) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """A command that takes a request of a kind: its function gets the request, its parameters are the fields. `defaults` are
-    those that are others on the command line.
+    """A command with an option for each field of a request class; its function gets the request. `defaults` replace those
+    of the fields on the command line.
     """
     fields = {name: field for name, field in kind.model_fields.items() if name not in HIDDEN}
 
     def decorate(function: Callable[[Any], None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
-            found = {name: not value if name == "labels" else value for name, value in values.items() if value is not None}
-            function(kind(command="fewbit " + shlex.join(sys.argv[1:]), **found))
+            settings = {name: not value if name == "labels" else value for name, value in values.items() if value is not None}
+            function(kind(command="fewbit " + shlex.join(sys.argv[1:]), **settings))
 
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         parameters = [_parameter(name, field, defaults.get(name, field.default)) for name, field in fields.items()]
@@ -55,7 +55,7 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
 
 
 def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
-    """What the command line reads for a type, and the limits of numbers: of several types the first, text for anything."""
+    """The type to parse on the command line, and numeric limits: the first of a union, text for any other type."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return _plain(inner, [*limits, *more])

@@ -1,4 +1,4 @@
-"""What is done with a finished run: evaluate, verify, bench, report, diff."""
+"""Commands on a finished run: evaluate, verify, bench, report, diff."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewbit.cli.app import Threads, command, drawn, fail_on_wrong, out
 @command
 def evaluate(
     run: Path,
-    images: Annotated[str, typer.Option(help="Images that were not used to calibrate.")],
+    images: Annotated[str, typer.Option(help="Images not used for calibration.")],
     runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino")] = None,
     limit: Annotated[int | None, typer.Option(min=1)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad")] = False,
@@ -25,23 +25,23 @@ def evaluate(
     from fewbit.run import Run
 
     with drawn() as progress:
-        opened = Run.open(run, progress)
-        others = opened.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
-        chosen = runtime or opened["runtime"]
-        score = opened.do("evaluate", scored=others, runtime=chosen, threads=threads)
+        finished = Run.open(run, progress)
+        others = finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
+        name = runtime or finished["runtime"]
+        score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
     table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
     top = ["-", "-", "-"]
     if score.top1 is not None and score.float_top1 is not None:
         top = [f"{score.float_top1:.2f} %", f"{score.top1:.2f} %", f"{score.float_top1 - score.top1:+.2f}"]
     low, high = score.interval
     table.add_row(
-        chosen, *top, f"{score.agreement:.2f} %", f"{score.cosine:.5f}", f"{low:.2f} to {high:.2f} %", str(score.images)
+        name, *top, f"{score.agreement:.2f} %", f"{score.cosine:.5f}", f"{low:.2f} to {high:.2f} %", str(score.images)
     )
     out.print(table)
 
 
 @command
-def verify(run: Path, images: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None) -> None:
+def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images other than the run's own.")] = None) -> None:
     """Integer codes of the simulation against those of the runtime, site by site."""
     from fewbit.files import read_json
     from fewbit.report import tables
@@ -72,22 +72,22 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="May be repeated; 1 and 8 by default.")] = None,
     runtime: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
     threads: Threads = 2,
-    seconds: Annotated[float, typer.Option(help="Measure each for so long.")] = 4.0,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
 ) -> None:
-    """Latency, what loading takes, and size, float beside integer."""
+    """Latency, load time, memory and size: float beside integer."""
     from fewbit.run import Run
 
     with drawn() as progress:
-        opened = Run.open(run, progress)
-        given = {"runtimes": runtime or None, "batches": batch or [1, 8], "threads": threads, "seconds": seconds, "repeats": 3}
-        rows, loaded = opened.do("bench", **given)
+        finished = Run.open(run, progress)
+        values = {"runtimes": runtime or None, "batches": batch or [1, 8], "threads": threads, "seconds": seconds, "repeats": 3}
+        rows, loading = finished.do("bench", **values)
     table = Table("runtime", "batch", "threads", "float ms", "integer ms", "faster", "pairs")
     for row in rows:
         times = f"{row.float_ms:.2f}", f"{row.quantized_ms:.2f}", f"{row.ratio:.2f} x"
         table.add_row(row.runtime, str(row.batch), str(row.threads), *times, str(row.runs))
     out.print(table)
     table = Table("runtime", "load", "peak memory", "without a model", title="float -> integer")
-    for load in loaded:
+    for load in loading:
         table.add_row(
             load.runtime,
             f"{load.float_seconds:.3f} -> {load.quantized_seconds:.3f} s",
@@ -103,7 +103,7 @@ def bench(
 def report(
     run: Path,
     beside: Annotated[
-        list[Path] | None, typer.Option(help="Another run of the model, for a picture of bytes against accuracy; repeat it.")
+        list[Path] | None, typer.Option(help="Another run of the model, to plot bytes against accuracy; may be repeated.")
     ] = None,
 ) -> None:
     """Draw report.html again from report.json and tables.json."""
@@ -120,9 +120,9 @@ def report(
 def diff(
     a: Path,
     b: Path,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the differences here as well.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the differences to this file.")] = None,
 ) -> None:
-    """What two runs decided differently, site by site, and what came of it."""
+    """The differences between two runs: choices site by site, then accuracy and size."""
     from fewbit.files import read_json, write_json
 
     plans = [read_json(folder / "plan.json") for folder in (a, b)]

@@ -1,4 +1,4 @@
-"""Lint: which nodes of any Q/DQ file run in integers on a target, and what the runtimes that are here really do with them."""
+"""Lint: which nodes of any Q/DQ file run in integers on a target, and how the installed runtimes really run them."""
 
 from fewbit.lint.lint import Lint, Row, disagreements, lint
 from fewbit.lint.truth import Ran, truth

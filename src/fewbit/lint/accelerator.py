@@ -1,4 +1,4 @@
-"""A machine that is described by nothing but its target file: a node runs in integers where its operands have the types that
+"""A machine known only by its target file: a node runs in integers where its operands have the types that
 the file lists for its kind (docs/targets.md). Predicted only."""
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class AcceleratorRules:
         for name, operands in self._operands(node, rule):
             if not operands:
                 continue
-            steps = front(self.graph, name)
-            if steps is None:
+            qparams = front(self.graph, name)
+            if qparams is None:
                 return Verdict(False, f"no DequantizeLinear in front of {origin(self.graph, name)}", "quantize it")
             allowed = [t for operand in operands for t in rule.operands[operand]]
-            wrong = [_differs(steps, self.target.types[t]) for t in allowed]
+            wrong = [_differs(qparams, self.target.types[t]) for t in allowed]
             if all(wrong):
                 types = listed(list(dict.fromkeys(allowed)))
                 return Verdict(False, f"{operands[0]} is not of type {types}: {wrong[0]}", f"quantize it as {types}")
@@ -54,7 +54,7 @@ class AcceleratorRules:
         return next(iter(named), None)
 
     def _operands(self, node: Node, rule: OpRule) -> Iterable[tuple[str, list[str]]]:
-        """Each input with the names that the target file may have for it."""
+        """Each input with its possible operand names in the target file."""
         kind = KINDS[rule.kind]
         if kind.weighted:
             names: tuple[tuple[str, ...], ...] = (("input",), ("weight",), ("bias",))
@@ -67,15 +67,15 @@ class AcceleratorRules:
                 yield name, [operand for operand in allowed if operand in rule.operands]
 
 
-def _differs(steps: Quantizer, kind: Type) -> str:
+def _differs(qparams: Quantizer, kind: Type) -> str:
     """How codes differ from a type; empty where they are of it."""
     container = kind.container or next(b for b in (8, 16, 32) if b >= kind.bits)
-    if BITS.get(steps.dtype, 0) > container:
-        return f"{steps.name} codes"
-    if steps.name.startswith("u") == kind.signed:
-        return f"{steps.name} codes, not {'signed' if kind.signed else 'unsigned'}"
-    if kind.symmetric and kind.signed and not steps.no_zero:
+    if BITS.get(qparams.dtype, 0) > container:
+        return f"{qparams.name} codes"
+    if qparams.name.startswith("u") == kind.signed:
+        return f"{qparams.name} codes, not {'signed' if kind.signed else 'unsigned'}"
+    if kind.symmetric and kind.signed and not qparams.no_zero:
         return "a zero point that is not 0"
-    if kind.granularity == "tensor" and not steps.per_tensor:
+    if kind.granularity == "tensor" and not qparams.per_tensor:
         return "a scale for each channel"
     return ""

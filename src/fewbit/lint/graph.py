@@ -1,4 +1,4 @@
-"""An ONNX file as lint reads it: nodes, who makes and who reads each tensor, types, shapes at batch 1, constants."""
+"""An ONNX file as lint reads it: nodes, producer and consumers of each tensor, types, shapes at batch 1, constants."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Node:
 
     @property
     def moves(self) -> bool:
-        """Whether it only moves numbers about."""
+        """Whether it only moves values, without computing."""
         return self.op in MOVES
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """The numbers of a QuantizeLinear or DequantizeLinear: its code type, scale, zero point (None where computed), axis."""
+    """The parameters of a QuantizeLinear or DequantizeLinear: code type, scale, zero point (None where computed), axis."""
 
     dtype: int
     scale: NDArray[Any] | None
@@ -113,13 +113,13 @@ class Graph:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         name = proto.name or next((o for o in proto.output if o), f"{proto.op_type}_{index}")
         standard = proto.domain in ("", "ai.onnx")
-        known = standard and onnx.defs.has(proto.op_type)
-        version = onnx.defs.get_schema(proto.op_type, self.opset).since_version if known else 1
+        has_schema = standard and onnx.defs.has(proto.op_type)
+        version = onnx.defs.get_schema(proto.op_type, self.opset).since_version if has_schema else 1
         return Node(index, name, proto.op_type, version, tuple(proto.input), tuple(proto.output), attributes, proto.domain)
 
     @cached_property
     def computing(self) -> list[Node]:
-        """Nodes that compute real numbers at every inference: no Q/DQ, no constants, nothing that only moves numbers."""
+        """Nodes that compute real numbers at every inference: no Q/DQ, constants or nodes that only move values."""
         return [
             node
             for node in self.nodes
@@ -141,21 +141,21 @@ class Graph:
         return None
 
     def quantizer(self, node: Node) -> Quantizer:
-        """What a QuantizeLinear or DequantizeLinear multiplies with."""
+        """The parameters of a QuantizeLinear or DequantizeLinear."""
         codes = node.outputs[0] if node.op == QUANTIZE else node.inputs[0]
-        given = len(node.inputs) > 2 and node.inputs[2] != ""
-        scale, zero = self.value(node.inputs[1]), self.value(node.inputs[2]) if given else None
-        fallback = self.dtypes.get(codes, 0)
-        if given:
-            fallback = self.dtypes.get(node.inputs[2], fallback)
-        if not given and scale is not None:
+        has_zero = len(node.inputs) > 2 and node.inputs[2] != ""
+        scale, zero = self.value(node.inputs[1]), self.value(node.inputs[2]) if has_zero else None
+        dtype = self.dtypes.get(codes, 0)
+        if has_zero:
+            dtype = self.dtypes.get(node.inputs[2], dtype)
+        if not has_zero and scale is not None:
             zero = np.zeros_like(scale, dtype=np.int64)
-        if fallback == 0 and node.op == QUANTIZE:
-            fallback = node.attributes.get("output_dtype", 0) or UINT8
-        return Quantizer(fallback, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
+        if dtype == 0 and node.op == QUANTIZE:
+            dtype = node.attributes.get("output_dtype", 0) or UINT8
+        return Quantizer(dtype, scale, zero, node.attributes.get("axis", 1), node.attributes.get("block_size", 0))
 
     def size(self, name: str) -> int:
-        """How many numbers a tensor has at batch 1; 0 where its shape is not known."""
+        """The number of elements of a tensor at batch 1; 0 where its shape is unknown."""
         shape = self.shapes.get(name)
         return math.prod(shape) if shape is not None else 0
 
@@ -180,9 +180,9 @@ class Graph:
         return self.size(node.outputs[0]) * inner
 
     def float_macs(self, node: Node) -> int:
-        """Those of them that are float in a node whose kernel is an integer one: the attention inside of QAttention."""
-        made = self.shapes.get(node.outputs[0]) if node.op == "QAttention" else None
-        return 2 * math.prod(made) * made[1] if made is not None else 0
+        """Float multiply-accumulates of a node with an integer kernel: the attention inside QAttention."""
+        shape = self.shapes.get(node.outputs[0]) if node.op == "QAttention" else None
+        return 2 * math.prod(shape) * shape[1] if shape is not None else 0
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -213,7 +213,7 @@ def _infer(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, Sequence[i
 
 
 def _standard(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Nodes of the standard with the types and shapes of one of onnxruntime's own; any other as it is."""
+    """Standard nodes with the types and shapes of an onnxruntime-only node; any other node as it is."""
     if node.domain != "com.microsoft":
         return [node]
     if node.op_type in (QUANTIZE, DEQUANTIZE):
@@ -246,7 +246,7 @@ def _inferred(model: onnx.ModelProto, *, fix: bool) -> onnx.GraphProto:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
-    nodes = [made for node in copy.graph.node for made in _standard(node)]
+    nodes = [part for node in copy.graph.node for part in _standard(node)]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     try:

@@ -103,7 +103,7 @@ FOREIGN = "cannot load the file, or loads it and answers otherwise"
 
 
 def _foreign(node: Node, target: Target) -> Verdict | None:
-    """What is said of an operator of one runtime's own under any other."""
+    """The verdict on an operator of one runtime under any other."""
     owner = next((name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain == node.domain), None)
     if owner is None or owner == target.runtime:
         return None
@@ -113,7 +113,7 @@ def _foreign(node: Node, target: Target) -> Verdict | None:
 
 def _used(graph: Graph, integer: set[int]) -> set[int]:
     """The Q and DQ nodes whose codes a node in integers makes or reads, also through nodes that only move numbers."""
-    found: set[int] = set()
+    indices: set[int] = set()
 
     def read_in_integers(name: str) -> bool:
         used = False
@@ -121,7 +121,7 @@ def _used(graph: Graph, integer: set[int]) -> set[int]:
             deeper = reader.moves or reader.op in (QUANTIZE, DEQUANTIZE)
             one = reader.index in integer or (deeper and reader.op != QUANTIZE and read_in_integers(reader.outputs[0]))
             if one and reader.op == DEQUANTIZE:
-                found.add(reader.index)
+                indices.add(reader.index)
             used = used or one
         return used
 
@@ -131,10 +131,10 @@ def _used(graph: Graph, integer: set[int]) -> set[int]:
         maker = graph.producer.get(node.inputs[0])
         while maker is not None and maker.moves and maker.inputs:
             maker = graph.producer.get(maker.inputs[0])
-        made = node.op == QUANTIZE and maker is not None and maker.index in integer
-        if made or read_in_integers(node.outputs[0]):
-            found.add(node.index)
-    return found
+        produces = node.op == QUANTIZE and maker is not None and maker.index in integer
+        if produces or read_in_integers(node.outputs[0]):
+            indices.add(node.index)
+    return indices
 
 
 RULES: Mapping[str, Callable[[Graph, Target], Rules]] = {  # by runtime
@@ -156,16 +156,16 @@ def rules_for(target: Target) -> Callable[[Graph, Target], Rules]:
     )
 
 
-def disagreements(path: Path, found: Lint, target: Target) -> list[tuple[Row, Ran]]:
-    """Rows that the target's runtime runs otherwise here. Raises FewbitError for a runtime that cannot run here, where the
+def disagreements(path: Path, prediction: Lint, target: Target) -> list[tuple[Row, Ran]]:
+    """Rows that the target's runtime runs differently here. Raises FewbitError for a runtime that cannot run here, where the
     target is for another kind of processor, and for a file of another runtime, whose answers would mean nothing."""
     if target.runtime not in RAN or not re.fullmatch(target.machine, platform.machine()):
         raise FewbitError(f"--check runs the file, and {target.name} ({target.runtime}, {target.machine}) does not run here.")
-    if foreign := sorted({row.op for row in found.rows if FOREIGN in row.rule}):
+    if foreign := sorted({row.op for row in prediction.rows if FOREIGN in row.rule}):
         raise FewbitError(
             f"--check runs the file, and {path} has operators of another runtime's own ({', '.join(foreign)}), which "
             f"{target.runtime} does not compute as that one does; check it with --target ort-x86-vnni, or write one with "
             f"--target {target.name}."
         )
-    ran = truth(path, target.runtime)
-    return [(row, ran[row.index]) for row in found.rows if row.integer != ran[row.index].integer]
+    kernels = truth(path, target.runtime)
+    return [(row, kernels[row.index]) for row in prediction.rows if row.integer != kernels[row.index].integer]

@@ -25,7 +25,7 @@ PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
 
 @dataclass(frozen=True)
 class OnnxRuntimeRules:
-    """`signed`: the provider takes signed activations as they are (ARM); otherwise it makes unsigned ones of them (x86)."""
+    """`signed`: the provider runs signed activations as they are (ARM); otherwise it converts them to unsigned (x86)."""
 
     graph: Graph
     signed: bool = False
@@ -51,7 +51,7 @@ class OnnxRuntimeRules:
     def _clip(self, node: Node) -> Verdict:
         later = self.around.readers(node.outputs[0])
         if later.only is None:
-            return Verdict(False, f"{node.op} has no integer kernel; its result is {self._read_by(later)}")
+            return Verdict(False, f"{node.op} has no integer kernel; its result is {self._readers(later)}")
         if self.around.redundant(node, later.only):
             return Verdict(True, f"removed: the QuantizeLinear behind it cuts at the same place ({later.only.name})")
         return Verdict(
@@ -60,7 +60,7 @@ class OnnxRuntimeRules:
             f"give {later.only.name} a range that {node.op} does not cut (for a Relu: zero point at the lowest code)",
         )
 
-    def _read_by(self, behind: Behind) -> str:
+    def _readers(self, behind: Behind) -> str:
         names = [f"{n.op} {n.name}" for n in behind.others[:2]] + [f"QuantizeLinear {q.name}" for q in behind.quantizers[:2]]
         if behind.output:
             names.append("the model's caller")
@@ -83,18 +83,18 @@ class OnnxRuntimeRules:
         role = (*roles, "the bias")[at] if node.op in PRODUCTS and at < 3 else f"input {at}"
         return f"{role} ({origin(self.graph, name)})"
 
-    def _types(self, read: Quantizer, weight: Quantizer) -> Verdict | None:
+    def _types(self, activation: Quantizer, weight: Quantizer) -> Verdict | None:
         """A verdict where the types of a product's operands are not those of its integer kernels."""
-        for what, steps in (("activations", read), ("weights", weight)):
-            if BITS.get(steps.dtype, 0) != 8:
-                change = f"store them in 8-bit containers instead of {steps.name}"
-                return Verdict(False, f"{steps.name} {what} are not taken by the CPU provider's integer kernels", change)
-        if read.dtype == INT8 and not self.signed:
+        for what, qparams in (("activations", activation), ("weights", weight)):
+            if BITS.get(qparams.dtype, 0) != 8:
+                change = f"store them in 8-bit containers instead of {qparams.name}"
+                return Verdict(False, f"{qparams.name} {what} are not taken by the CPU provider's integer kernels", change)
+        if activation.dtype == INT8 and not self.signed:
             change = "store activations as uint8: zero point + 128, same scale"
             return Verdict(False, "int8 codes with more than one reader are not taken on x86", change)
-        if read.dtype == INT8 and weight.dtype != INT8:
+        if activation.dtype == INT8 and weight.dtype != INT8:
             return Verdict(False, "int8 activations need int8 weights", f"quantize the weights to int8, not {weight.name}")
-        if not read.per_tensor:
+        if not activation.per_tensor:
             return Verdict(False, "the activation has a scale for each channel", "give it one scale for the whole tensor")
         return None
 
@@ -102,25 +102,25 @@ class OnnxRuntimeRules:
         gemm, add = node.op == "Gemm", self.added.get(node.index)
         behind = self.around.behind(node if add is None else add)
         bias = len(node.inputs) > 2 and node.inputs[2] != ""
-        read, weight = self.around.front(node.inputs[0]), self.around.front(node.inputs[1])
-        made = read is not None and weight is None and self._float_weight_becomes_codes(node, behind)
+        activation, weight = self.around.front(node.inputs[0]), self.around.front(node.inputs[1])
+        becomes_codes = activation is not None and weight is None and self._float_weight_becomes_codes(node, behind)
         if (
             node.op == "MatMul"
             and add is None
-            and read is None
+            and activation is None
             and weight is not None
             and not behind.quantizers
             and self._weight_only(node)
         ):
             return Verdict(True, "weights only: runs as MatMulNBits, which quantizes its input as it runs")
-        missing = self._missing(node, [0] if made else [0, 1])
+        missing = self._missing(node, [0] if becomes_codes else [0, 1])
         if missing is not None:
             return missing
-        assert read is not None
-        wrong = None if weight is None else self._types(read, weight)
-        if BITS.get(read.dtype, 0) == 16 and node.op != "Conv" and weight is not None and self._weight_only(node):
+        assert activation is not None
+        wrong = None if weight is None else self._types(activation, weight)
+        if BITS.get(activation.dtype, 0) == 16 and node.op != "Conv" and weight is not None and self._weight_only(node):
             return Verdict(
-                True, f"{read.name} activations stay float: runs as MatMulNBits, which quantizes its input as it runs"
+                True, f"{activation.name} activations stay float: runs as MatMulNBits, which quantizes its input as it runs"
             )
         if wrong is not None:
             return wrong
@@ -128,21 +128,21 @@ class OnnxRuntimeRules:
         if has_float_bias and not self._bias_becomes_integer(node, add, behind, weight):
             return self._float_bias(node, add, behind)
         if bias and not has_float_bias:
-            steps = self.around.front(node.inputs[2])
-            if steps is not None and BITS.get(steps.dtype) != 32:
-                return Verdict(False, f"the bias is {steps.name}, not int32", "store it as int32, scale = input x weight")
+            qparams = self.around.front(node.inputs[2])
+            if qparams is not None and BITS.get(qparams.dtype) != 32:
+                return Verdict(False, f"the bias is {qparams.name}, not int32", "store it as int32, scale = input x weight")
         if gemm and bias and float(node.attributes.get("beta", 1.0)) != 1.0:
             return Verdict(False, "beta of the Gemm is not 1", "multiply the bias with beta and set beta to 1")
-        return self._result(node, "Gemm" if add is not None else node.op, behind, read)
+        return self._result(node, "Gemm" if add is not None else node.op, behind, activation)
 
-    def _result(self, node: Node, op: str, behind: Behind, read: Quantizer) -> Verdict:
+    def _result(self, node: Node, op: str, behind: Behind, activation: Quantizer) -> Verdict:
         """The verdict on a product whose operands are right, from who reads its result."""
         kernel = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}[op]
         if behind.only is not None:
             back = self.around.back(behind.only)
-            if back.dtype != read.dtype:
-                change = f"use {read.name} for both"
-                return Verdict(False, f"the input is {read.name}, the result {back.name}: they must be alike", change)
+            if back.dtype != activation.dtype:
+                change = f"use {activation.name} for both"
+                return Verdict(False, f"the input is {activation.name}, the result {back.name}: they must be alike", change)
             if not back.per_tensor:
                 return Verdict(False, "the result has a scale for each channel", "give it one scale for the whole tensor")
             absorbed = f", {behind.clip.op} included" if behind.clip is not None else ""
@@ -150,7 +150,7 @@ class OnnxRuntimeRules:
         if behind.quantizers:
             return Verdict(
                 False,
-                f"its result is {self._read_by(behind)}: {kernel} gives codes to one QuantizeLinear and nobody else",
+                f"its result is {self._readers(behind)}: {kernel} gives codes to one QuantizeLinear and nobody else",
                 "let every reader read the codes of one QuantizeLinear, or none",
             )
         if op == "Conv":
@@ -168,7 +168,7 @@ class OnnxRuntimeRules:
                 return Verdict(False, why, f"give {beyond.only.name} a range that {later.op} does not cut")
         return Verdict(
             False,
-            f"no QuantizeLinear right behind it (its result is {self._read_by(behind)}): QLinearConv has no float result",
+            f"no QuantizeLinear right behind it (its result is {self._readers(behind)}): QLinearConv has no float result",
             "quantize its result at once, bias inside as int32; realize for an onnxruntime target",
         )
 
@@ -186,38 +186,38 @@ class OnnxRuntimeRules:
         slots = list(range(1 if node.op == "Where" else 0, 1 if node.op in UNARY else len(node.inputs)))
         behind = self.around.behind(node)
         fronts = [self.around.front(node.inputs[i]) for i in slots]
-        known = [steps for steps in fronts if steps is not None]
-        if behind.only is None and not known:
-            return Verdict(False, f"its inputs are float and its result is {self._read_by(behind)}")
+        present = [qparams for qparams in fronts if qparams is not None]
+        if behind.only is None and not present:
+            return Verdict(False, f"its inputs are float and its result is {self._readers(behind)}")
         missing = self._missing(node, slots)
         if missing is not None:
             return missing
         if behind.only is None:
             change = "quantize its result, or take the Q/DQ in front of it out"
-            return Verdict(False, f"{kernel} needs one QuantizeLinear behind it; its result is {self._read_by(behind)}", change)
-        types = {steps.dtype for steps in (*known, self.around.back(behind.only))}
+            return Verdict(False, f"{kernel} needs one QuantizeLinear behind it; its result is {self._readers(behind)}", change)
+        types = {qparams.dtype for qparams in (*present, self.around.back(behind.only))}
         if len(types) > 1:
-            names = sorted({steps.name for steps in (*known, self.around.back(behind.only))})
+            names = sorted({qparams.name for qparams in (*present, self.around.back(behind.only))})
             return Verdict(False, f"{kernel} needs one type for inputs and result, not {listed(names)}", f"use {names[-1]}")
-        if BITS.get(known[0].dtype, 0) != 8:
-            return Verdict(False, f"{kernel} takes 8-bit codes, not {known[0].name}", "leave it float")
+        if BITS.get(present[0].dtype, 0) != 8:
+            return Verdict(False, f"{kernel} takes 8-bit codes, not {present[0].name}", "leave it float")
         absorbed = f", {behind.clip.op} included" if behind.clip is not None else ""
         return Verdict(True, f"fused with its Q/DQ: runs as {kernel}{absorbed}")
 
     def _same(self, node: Node) -> Verdict:
         """Ops that pick or compare numbers: integer where codes go in and come out with the same scale and zero point."""
-        steps, behind = self.around.front(node.inputs[0]), self.around.behind(node)
-        if steps is None:
+        qparams, behind = self.around.front(node.inputs[0]), self.around.behind(node)
+        if qparams is None:
             return Verdict(False, f"its input is float ({origin(self.graph, node.inputs[0])})")
-        if BITS.get(steps.dtype, 0) != 8:
-            return Verdict(False, f"{node.op} takes 8-bit codes, not {steps.name}", "leave it float")
+        if BITS.get(qparams.dtype, 0) != 8:
+            return Verdict(False, f"{node.op} takes 8-bit codes, not {qparams.name}", "leave it float")
         passes = node.version in PASSES.get(node.op, ()) and not behind.quantizers
-        if passes and steps.per_tensor:
-            return Verdict(True, f"the codes pass through: {node.op} runs on {steps.name}")
-        if behind.only is None or not steps.same(self.around.back(behind.only)):
+        if passes and qparams.per_tensor:
+            return Verdict(True, f"the codes pass through: {node.op} runs on {qparams.name}")
+        if behind.only is None or not qparams.same(self.around.back(behind.only)):
             change = "give the QuantizeLinear behind it the scale and zero point of its input"
             return Verdict(False, f"{node.op} needs Q/DQ with the same scale and zero point on both sides", change)
-        return Verdict(True, f"{node.op} runs on {steps.name}: same scale and zero point on both sides")
+        return Verdict(True, f"{node.op} runs on {qparams.name}: same scale and zero point on both sides")
 
     @cached_property
     def around(self) -> Propagated:
@@ -226,7 +226,7 @@ class OnnxRuntimeRules:
     @cached_property
     def added(self) -> dict[int, Node]:
         """MatMul (by index) to the Add that onnxruntime makes one Gemm of with it (matmul_add_fusion.cc)."""
-        found = {}
+        pairs = {}
         for node in self.graph.nodes:
             if node.op != "MatMul" or node.outputs[0] in self.graph.outputs:
                 continue
@@ -244,8 +244,8 @@ class OnnxRuntimeRules:
             row = (right[1],)
             fits = tuple(shape) == row or (flat and len(shape) == 2 and tuple(shape) in {(1, *row), (left[0], *row)})
             if fits and (flat or not self._after_attention(node)):
-                found[node.index] = readers[0]
-        return found
+                pairs[node.index] = readers[0]
+        return pairs
 
     def _after_attention(self, node: Node) -> bool:
         producer = self.graph.producer.get(node.inputs[0])
@@ -285,9 +285,9 @@ class OnnxRuntimeRules:
         dequantize = self.graph.producer[node.inputs[1]]
         if dequantize.op != DEQUANTIZE or len(self.graph.consumers[dequantize.outputs[0]]) != 1:
             return False
-        steps, shape = self.graph.quantizer(dequantize), self.graph.shapes.get(node.inputs[1], ())
-        if len(shape) != 2 or steps.scale is None or BITS.get(steps.dtype, 99) > 8:
+        qparams, shape = self.graph.quantizer(dequantize), self.graph.shapes.get(node.inputs[1], ())
+        if len(shape) != 2 or qparams.scale is None or BITS.get(qparams.dtype, 99) > 8:
             return False
-        if steps.block:
-            return steps.axis == 0 and steps.block >= 16 and not steps.block & (steps.block - 1)
-        return steps.scale.ndim == 0 or (steps.axis == 1 and steps.scale.size == shape[1])
+        if qparams.block:
+            return qparams.axis == 0 and qparams.block >= 16 and not qparams.block & (qparams.block - 1)
+        return qparams.scale.ndim == 0 or (qparams.axis == 1 and qparams.scale.size == shape[1])

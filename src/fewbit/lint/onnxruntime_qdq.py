@@ -1,4 +1,4 @@
-"""Where Q/DQ stand once onnxruntime's CPU provider has moved them, and who reads a result then.
+"""Where Q/DQ are after onnxruntime's CPU provider has moved them, and the readers of a result then.
 
 From onnxruntime/core/optimizer/qdq_transformer: qdq_propagation.cc (Q/DQ move through nodes that only move numbers),
 qdq_s8_to_u8.cc, relu_quantizelinear.cc and clip_quantizelinear.cc.
@@ -53,15 +53,15 @@ class Propagated:
             node, moved = self.graph.producer.get(node.inputs[0]), True
         if node is None or node.op != DEQUANTIZE:
             return None
-        steps = self.graph.quantizer(node)
-        if moved and not steps.per_tensor:
+        qparams = self.graph.quantizer(node)
+        if moved and not qparams.per_tensor:
             return None
         if node.inputs[0] in self.graph.constants:
-            return steps
-        return self._unsigned(steps, readers if moved else self._uses(node.inputs[0]))
+            return qparams
+        return self._unsigned(qparams, readers if moved else self._uses(node.inputs[0]))
 
     def back(self, node: Node) -> Quantizer:
-        """The numbers of a QuantizeLinear, with its type after optimisation."""
+        """The parameters of a QuantizeLinear, with its type after optimisation."""
         return self._unsigned(self.graph.quantizer(node), self._uses(node.outputs[0]))
 
     def _uses(self, codes: str) -> int:
@@ -69,21 +69,21 @@ class Propagated:
         readers = self.graph.consumers.get(codes, ())
         return sum(len(self.graph.consumers.get(r.outputs[0], ())) or 1 if r.op == DEQUANTIZE else 1 for r in readers)
 
-    def _unsigned(self, steps: Quantizer, uses: int) -> Quantizer:
+    def _unsigned(self, qparams: Quantizer, uses: int) -> Quantizer:
         """On x86 onnxruntime makes u8 of s8 codes with one reader (qdq_s8_to_u8.cc); others stay s8 and stop all fusion."""
-        if self.signed or steps.dtype != INT8 or not steps.per_tensor or steps.zero is None or uses != 1:
-            return steps
-        return replace(steps, dtype=UINT8, zero=steps.zero.astype(np.int64) + 128)
+        if self.signed or qparams.dtype != INT8 or not qparams.per_tensor or qparams.zero is None or uses != 1:
+            return qparams
+        return replace(qparams, dtype=UINT8, zero=qparams.zero.astype(np.int64) + 128)
 
     def behind(self, node: Node) -> Behind:
         """Who reads the result of a node, after propagation."""
-        found = self.readers(node.outputs[0])
-        if len(found.others) == 1 and not found.quantizers and not found.output and found.others[0].op in ("Relu", "Clip"):
-            clip = found.others[0]
+        result = self.readers(node.outputs[0])
+        if len(result.others) == 1 and not result.quantizers and not result.output and result.others[0].op in ("Relu", "Clip"):
+            clip = result.others[0]
             later = self.readers(clip.outputs[0])
             if later.only is not None and self.redundant(clip, later.only):
                 return replace(later, clip=clip)
-        return found
+        return result
 
     def readers(self, name: str) -> Behind:
         quantizers: list[Node] = []
@@ -101,14 +101,14 @@ class Propagated:
         return Behind(tuple(quantizers), tuple(others), output)
 
     def redundant(self, clip: Node, quantize: Node) -> bool:
-        steps = self.graph.quantizer(quantize)
-        if not steps.per_tensor or BITS.get(steps.dtype, 0) not in (8, 16):
+        qparams = self.graph.quantizer(quantize)
+        if not qparams.per_tensor or BITS.get(qparams.dtype, 0) not in (8, 16):
             return False
-        low, high = steps.range()
+        low, high = qparams.range()
         bounds = self._bounds(clip)
-        if bounds is None or steps.scale is None:
+        if bounds is None or qparams.scale is None:
             return False
-        half = float(steps.scale.flat[0]) / 2
+        half = float(qparams.scale.flat[0]) / 2
         return bounds[0] <= low + half and bounds[1] >= high - half
 
     def _bounds(self, clip: Node) -> tuple[float, float] | None:

@@ -38,26 +38,26 @@ class OpenVinoRules:
         return Verdict(False, f"{node.op} is not behind an integer product that could take it in: it runs in float")
 
     def front(self, name: str) -> Quantizer | None:
-        """The DequantizeLinear in front of a reader, seen through nodes that LPT moves it behind."""
+        """The DequantizeLinear in front of a reader, looking through nodes that LPT moves it behind."""
         node, moved = self.graph.producer.get(name), False
         while node is not None and node.op in THROUGH:
             node, moved = self.graph.producer.get(node.inputs[0]), True
         if node is None or node.op != DEQUANTIZE:
             return None
-        steps = self.graph.quantizer(node)
-        return steps if steps.per_tensor or not moved else None
+        qparams = self.graph.quantizer(node)
+        return qparams if qparams.per_tensor or not moved else None
 
     def _product(self, node: Node) -> Verdict:
-        read, weight = self.front(node.inputs[0]), self.front(node.inputs[1])
-        missing = [n for n, s in zip(node.inputs[:2], (read, weight), strict=True) if s is None]
-        if read is None or weight is None:
+        activation, weight = self.front(node.inputs[0]), self.front(node.inputs[1])
+        missing = [n for n, s in zip(node.inputs[:2], (activation, weight), strict=True) if s is None]
+        if activation is None or weight is None:
             change = "quantize that operand too" if len(missing) == 1 else "leave it float, or quantize its operands"
             return Verdict(False, f"no DequantizeLinear in front of {listed([origin(self.graph, m) for m in missing])}", change)
-        for what, steps in (("activations", read), ("right operands", weight)):
-            if BITS.get(steps.dtype, 0) != 8:
+        for what, qparams in (("activations", activation), ("right operands", weight)):
+            if BITS.get(qparams.dtype, 0) != 8:
                 change = "use 8-bit codes"
-                return Verdict(False, f"{steps.name} {what} have no integer kernel in openvino's CPU plugin", change)
-        if not read.per_tensor:
+                return Verdict(False, f"{qparams.name} {what} have no integer kernel in openvino's CPU plugin", change)
+        if not activation.per_tensor:
             return Verdict(False, "the activation has a scale for each channel", "give it one scale for the whole tensor")
         constant = node.inputs[1] in self.graph.constants
         if constant and (weight.dtype != INT8 or not weight.no_zero):
@@ -66,20 +66,20 @@ class OpenVinoRules:
         if not constant and not _symmetric(weight):
             change = "make the right operand symmetric: int8 with zero point 0"
             return Verdict(False, "the right operand of two activations has a zero point", change)
-        if not constant and not _symmetric(read) and not read.no_zero:
+        if not constant and not _symmetric(activation) and not activation.no_zero:
             change = "make the left operand symmetric: zero point 0 (int8, or uint8 for values that are never negative)"
             return Verdict(False, "the left operand of two activations has a zero point", change)
         kind = "Convolution" if node.op == "Conv" else "FullyConnected" if constant else "MatMul"
-        return Verdict(True, f"both operands are codes: runs as {kind} on {read.name} x {weight.name}")
+        return Verdict(True, f"both operands are codes: runs as {kind} on {activation.name} x {weight.name}")
 
     def _absorbed_by(self, node: Node) -> Node | None:
-        """The integer product whose kernel takes a node in: each step between them has one reader."""
+        """The integer product whose kernel absorbs a node: every tensor between them has one reader."""
         if node.op not in FUSED:
             return None
         for name in node.inputs:
             if name in self.graph.constants or len(self.graph.consumers.get(name, ())) != 1:
                 continue
-            maker = self._made_by(name)
+            maker = self._producer(name)
             if maker is None:
                 continue
             other = [n for n in node.inputs if n and n != name and n not in self.graph.constants]
@@ -110,14 +110,14 @@ class OpenVinoRules:
         if len(behind) != 1 or behind[0].op != QUANTIZE:
             return None
         while maker is not None and (maker.moves or maker.op in ("Mul", "Add")):
-            given = [name for name in maker.inputs if name not in self.graph.constants]
-            if len(given) != 1 or len(self.graph.consumers.get(maker.outputs[0], ())) != 1:
+            inputs = [name for name in maker.inputs if name not in self.graph.constants]
+            if len(inputs) != 1 or len(self.graph.consumers.get(maker.outputs[0], ())) != 1:
                 return None
-            maker = self.graph.producer.get(given[0])
+            maker = self.graph.producer.get(inputs[0])
         return maker if maker is not None and maker.op in PRODUCTS and self._product(maker).integer else None
 
-    def _made_by(self, name: str) -> Node | None:
-        """The node that made a tensor, Q and DQ with one reader left out."""
+    def _producer(self, name: str) -> Node | None:
+        """The node that computes a tensor, skipping Q and DQ with one reader."""
         node = self.graph.producer.get(name)
         while node is not None and node.op in (QUANTIZE, DEQUANTIZE):
             if len(self.graph.consumers.get(node.inputs[0], ())) != 1:
@@ -126,7 +126,7 @@ class OpenVinoRules:
         return node
 
 
-def _symmetric(steps: Quantizer) -> bool:
+def _symmetric(qparams: Quantizer) -> bool:
     """Codes around zero: int8 with zero point 0, or uint8 with 128, which openvino stores as the former."""
-    zero = 0 if steps.dtype == INT8 else 128
-    return steps.zero is not None and bool((steps.zero == zero).all())
+    zero = 0 if qparams.dtype == INT8 else 128
+    return qparams.zero is not None and bool((qparams.zero == zero).all())

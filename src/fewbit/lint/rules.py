@@ -1,4 +1,4 @@
-"""What a rule says about a node."""
+"""Verdicts on nodes, and what the rules of all runtimes share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fewbit.lint.graph import DEQUANTIZE, Graph, Node, Quantizer
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a node runs in integers, the rule that decides in one line, and what to change where it does not."""
+    """Whether a node runs in integers, the deciding rule in one line, and what to change where it does not."""
 
     integer: bool
     rule: str
@@ -25,7 +25,7 @@ class Rules(Protocol):
 
 
 def front(graph: Graph, name: str) -> Quantizer | None:
-    """The DequantizeLinear in front of a reader, seen through nodes that only move numbers."""
+    """The DequantizeLinear in front of a reader, looking through nodes that only move values."""
     node = graph.producer.get(name)
     while node is not None and node.moves and node.inputs:
         node = graph.producer.get(node.inputs[0])

@@ -1,6 +1,6 @@
 """TensorRT 10 and 11 with explicit Q/DQ. It cannot run here: predicted only.
 
-From NvInfer.h (what quantized layers accept) and ModelOpt's onnx/quantization (what it leaves out because it is slow).
+From NvInfer.h (types that quantized layers accept) and ModelOpt's onnx/quantization (ops it skips because they are slow).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class TensorRtRules:
             return Verdict(False, f"{node.op} stays in floating point", change)
         slots = [name for name in node.inputs[: 2 if node.op in PRODUCTS else None] if name]
         fronts = {name: front(self.graph, name) for name in slots}
-        without = [name for name, steps in fronts.items() if steps is None]
+        without = [name for name, qparams in fronts.items() if qparams is None]
         if without:
             change = "quantize that operand too" if len(without) < len(slots) else ""
             return Verdict(False, f"no DequantizeLinear in front of {listed([origin(self.graph, n) for n in without])}", change)
-        for steps in fronts.values():
-            if steps is not None and (wrong := _type(steps)) is not None:
+        for qparams in fronts.values():
+            if qparams is not None and (wrong := _type(qparams)) is not None:
                 return wrong
         if node.op in PRODUCTS and len(node.inputs) > 2 and node.inputs[2] and front(self.graph, node.inputs[2]) is not None:
             return Verdict(False, "the bias is quantized", "keep the bias float")
@@ -64,11 +64,11 @@ class TensorRtRules:
         return ""
 
 
-def _type(steps: Quantizer) -> Verdict | None:
-    if steps.dtype != INT8:
-        return Verdict(False, f"{steps.name} codes: TensorRT takes int8", "store them as int8 with zero point 0")
-    if not steps.no_zero:
+def _type(qparams: Quantizer) -> Verdict | None:
+    if qparams.dtype != INT8:
+        return Verdict(False, f"{qparams.name} codes: TensorRT takes int8", "store them as int8 with zero point 0")
+    if not qparams.no_zero:
         return Verdict(False, "a zero point that is not 0: TensorRT is symmetric only", "make it symmetric, zero point 0")
-    if steps.scale is None or not bool((steps.scale > 0).all()):
+    if qparams.scale is None or not bool((qparams.scale > 0).all()):
         return Verdict(False, "a scale that is computed or not positive", "make every scale a positive constant")
     return None

@@ -1,6 +1,6 @@
-"""What a runtime really does with each node of a file: the oracle of the rules.
+"""How a runtime really runs each node of a file: the oracle of the rules.
 
-The file is loaded with its nodes and tensors renamed, so that a fused node still says what it was made of.
+The file is loaded with its nodes and tensors renamed, so that the name of a fused node tells its parts.
 onnxruntime: the kernels of one profiled inference on zeros, with the types of their inputs, and the optimised graph.
 openvino: layer type and precision of the compiled model (`get_runtime_model`), with fused attention opened
 (`SNIPPETS_MODE`), because a fused subgraph does not say what each of its products runs in.
@@ -29,7 +29,7 @@ HELPERS = frozenset(("Transpose", "Reshape", "DequantizeLinear", "QuantizeLinear
 
 @dataclass(frozen=True)
 class Ran:
-    """How the work of a node was done: in integers or not, and by which kernel."""
+    """How a node ran: in integers or not, and by which kernel."""
 
     integer: bool
     kernel: str
@@ -38,8 +38,8 @@ class Ran:
 def truth(path: Path, runtime: str) -> Mapping[int, Ran]:
     """Every computing node of a file, by index, as `runtime` runs it on this machine.
 
-    A node that was removed or made part of another counts as what made the first result behind it that is still there.
-    Raises BadFile where the runtime does not take the file, UnknownName for other runtimes.
+    A node that was removed or fused counts as the first later node that is still there.
+    Raises BadFile where the runtime cannot run the file, UnknownName for other runtimes.
     """
     if runtime not in RAN:
         raise UnknownName("runtime to check with", runtime, tuple(RAN))
@@ -47,12 +47,12 @@ def truth(path: Path, runtime: str) -> Mapping[int, Ran]:
     with tempfile.TemporaryDirectory() as folder:
         renamed = Path(folder) / "renamed.onnx"
         _rename(path, renamed)
-        ran = RAN[runtime](renamed)
-    return {node.index: _follow(graph, node, ran) for node in graph.computing}
+        kernels = RAN[runtime](renamed)
+    return {node.index: _follow(graph, node, kernels) for node in graph.computing}
 
 
 def _rename(path: Path, out: Path) -> None:
-    """The file with node i called lint<i> and its result j lint<i>.<j>; names of inputs and outputs of the model are kept."""
+    """The file with node i called lint<i> and its result j lint<i>.<j>; inputs and outputs of the model keep their names."""
     model = read(path)
     graph = model.graph
     keep = {value.name for value in (*graph.input, *graph.output)}
@@ -67,17 +67,17 @@ def _rename(path: Path, out: Path) -> None:
     onnx.save(model, str(out))
 
 
-def _follow(graph: Graph, node: Node, ran: Mapping[str, Ran]) -> Ran:
-    """The kernel that did the work of a node, or that of the first node behind it that is still there."""
-    seen, queue = set(), [node]
+def _follow(graph: Graph, node: Node, kernels: Mapping[str, Ran]) -> Ran:
+    """The kernel of a node, or of the first later node that is still there."""
+    visited, queue = set(), [node]
     while queue:
         at = queue.pop(0)
-        found = ran.get(f"lint{at.index:06d}")
-        if found is not None and (at is node or not at.moves):
-            return found
+        kernel = kernels.get(f"lint{at.index:06d}")
+        if kernel is not None and (at is node or not at.moves):
+            return kernel
         for reader in graph.consumers.get(at.outputs[0], ()):
-            if reader.index not in seen:
-                seen.add(reader.index)
+            if reader.index not in visited:
+                visited.add(reader.index)
                 queue.append(reader)
     return Ran(False, "not found")
 
@@ -106,17 +106,17 @@ def _onnxruntime(path: Path) -> dict[str, Ran]:
             integer = bool(INTEGER_OPS.search(op)) and op != "DequantizeLinear"
             integer = integer or (first in ("int8", "uint8") and op != "DequantizeLinear")
             kernels[event["name"].removesuffix("_kernel_time")] = Ran(integer, op)
-    found: dict[str, Ran] = {}
+    by_token: dict[str, Ran] = {}
     for node in onnx.load(str(path.with_name("optimised.onnx"))).graph.node:
-        ran = kernels.get(node.name)
-        if ran is None:
+        kernel = kernels.get(node.name)
+        if kernel is None:
             continue
         helper = node.op_type in HELPERS
         for name in (node.name, *node.output):
             for token in TOKEN.findall(name):
-                if token not in found or (found[token].kernel in HELPERS and not helper):
-                    found[token] = ran
-    return found
+                if token not in by_token or (by_token[token].kernel in HELPERS and not helper):
+                    by_token[token] = kernel
+    return by_token
 
 
 def _zeros(shape: list[Any], kind: str) -> Any:
@@ -138,7 +138,7 @@ def _openvino(path: Path) -> dict[str, Ran]:
         compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
     except Exception as error:
         raise BadFile(f"openvino cannot load this file: {str(error).strip().splitlines()[0]:.300}") from error
-    found: dict[str, Ran] = {}
+    by_token: dict[str, Ran] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         kind, precision, layers = (
@@ -146,11 +146,11 @@ def _openvino(path: Path) -> dict[str, Ran]:
         )
         if kind in ("Const", "Reorder", "Convert"):
             continue
-        ran = Ran(precision in ("u8", "i8"), f"{kind} {precision}")
+        kernel = Ran(precision in ("u8", "i8"), f"{kind} {precision}")
         for token in TOKEN.findall(layers):
-            if token not in found or found[token].kernel.split()[0] in HELPERS:
-                found[token] = ran
-    return found
+            if token not in by_token or by_token[token].kernel.split()[0] in HELPERS:
+                by_token[token] = kernel
+    return by_token
 
 
 RAN: Mapping[str, Callable[[Path], dict[str, Ran]]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -31,14 +31,14 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for choice in plan.choices.values():
         if choice.codes is not None:
-            tensors[f"{choice.site}.codes"] = _stored(choice.codes, choice.grid)
+            tensors[f"{choice.site}.codes"] = _encode(choice.codes, choice.grid)
         tensors[f"{choice.site}.scale"] = choice.qparams.scale.clone()
         if bool((choice.qparams.zero != choice.qparams.zero.flatten()[0]).any()) or choice.codes is None:
             tensors[f"{choice.site}.zero"] = choice.qparams.zero.clone()
     for name, bias in plan.biases.items():  # the scale of an integer bias is the product of two that are there
-        stored = bias.real if bias.integer is None else bias.integer.codes
-        assert stored is not None
-        tensors[f"{name}.bias"] = stored.contiguous().clone()
+        tensor = bias.real if bias.integer is None else bias.integer.codes
+        assert tensor is not None
+        tensors[f"{name}.bias"] = tensor.contiguous().clone()
     quantized = {graph.site(name).tensor for name, choice in plan.choices.items() if choice.codes is not None}
     replaced = {graph.op(name).node for name in plan.biases}
     for node in graph.module.graph.nodes:
@@ -81,8 +81,8 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
     try:
         for row in record["choices"]:
             grid, site = _grid(row["grid"]), row["site"]
-            stored = tensors[f"{site}.codes"] if row["role"] == "weight" else None
-            codes = None if stored is None else _restored(stored, grid, sites[site].shape)
+            data = tensors[f"{site}.codes"] if row["role"] == "weight" else None
+            codes = None if data is None else _decode(data, grid, sites[site].shape)
             scale, zero = tensors[f"{site}.scale"], tensors.get(f"{site}.zero")
             qparams = QParams(scale, torch.full(scale.shape, row["zero"], dtype=torch.int32) if zero is None else zero)
             source = _source(row["source"])
@@ -109,17 +109,17 @@ def _is_replaced(constant: Node, ops: set[str]) -> bool:
 
 
 def _bias(graph: Graph, row: dict[str, Any], tensors: dict[str, Tensor], choices: dict[str, Choice]) -> Bias:
-    name, stored = row["op"], tensors[f"{row['op']}.bias"]
+    name, tensor = row["op"], tensors[f"{row['op']}.bias"]
     op = graph.op(name)
     channels = graph.site(op.operands["weight"]).shape[0]
-    if tuple(stored.shape) != (channels,):
-        raise ValueError(f"a bias of shape {tuple(stored.shape)} for {channels} channels")
+    if tuple(tensor.shape) != (channels,):
+        raise ValueError(f"a bias of shape {tuple(tensor.shape)} for {channels} channels")
     if row["grid"] is None:
-        return Bias(stored)
+        return Bias(tensor)
     grid = _grid(row["grid"])
     qparams = of_bias(choices[op.operands["input"]].qparams, choices[op.operands["weight"]].qparams, channels)
-    integer = Choice(f"{name}:bias", "bias", grid, qparams, "derived", codes=stored)
-    return Bias(values(stored.to(torch.int32), qparams, grid), integer)
+    integer = Choice(f"{name}:bias", "bias", grid, qparams, "derived", codes=tensor)
+    return Bias(values(tensor.to(torch.int32), qparams, grid), integer)
 
 
 def _bias_json(name: str, bias: Bias) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _source_json(source: ScaleSource) -> dict[str, Any]:
     return {kind: source.site if isinstance(source, SameAs) else list(source.sites) if isinstance(source, SharedWith) else None}
 
 
-def _stored(codes: Tensor, grid: Grid) -> Tensor:
+def _encode(codes: Tensor, grid: Grid) -> Tensor:
     """Whole bytes are stored as they are, anything else packed; channels of different widths together with their like."""
     if grid.widths:
         return torch.cat([pack(codes[rows], like.bits, like.low) for rows, like in _alike(grid)])
@@ -156,13 +156,13 @@ def _stored(codes: Tensor, grid: Grid) -> Tensor:
 def _alike(grid: Grid) -> list[tuple[Tensor, Grid]]:
     """The channels of each width above 0, narrowest first, and their grid."""
     widths = torch.tensor(grid.widths)
-    found = [(widths == bits).nonzero().flatten() for bits in sorted({b for b in grid.widths if b})]
-    return [(rows, grid.of_channel(int(rows[0]))) for rows in found]
+    indices = [(widths == bits).nonzero().flatten() for bits in sorted({b for b in grid.widths if b})]
+    return [(rows, grid.of_channel(int(rows[0]))) for rows in indices]
 
 
-def _restored(stored: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
+def _decode(packed: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
     if grid.widths:
-        codes, rest = torch.zeros(shape, dtype=torch.int32), stored
+        codes, rest = torch.zeros(shape, dtype=torch.int32), packed
         for rows, like in _alike(grid):
             part = codes[rows]
             size = -(-part.numel() * like.bits // 8)
@@ -172,10 +172,10 @@ def _restored(stored: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
             raise ValueError(f"{len(rest)} bytes too many for channels of {grid.widths} bits")
         return codes.to(grid.container)
     if grid.bits not in (8, 16, 32):
-        return unpack(stored, grid.bits, grid.low, shape).to(grid.container)
-    if tuple(stored.shape) != shape:
-        raise ValueError(f"codes of shape {tuple(stored.shape)} for a tensor of shape {shape}")
-    return stored
+        return unpack(packed, grid.bits, grid.low, shape).to(grid.container)
+    if tuple(packed.shape) != shape:
+        raise ValueError(f"codes of shape {tuple(packed.shape)} for a tensor of shape {shape}")
+    return packed
 
 
 def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:

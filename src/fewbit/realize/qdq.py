@@ -90,7 +90,7 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
                 if reader.kind == "linear":
                     _as_product(module, nodes, reader.node, choice, real=float_weights)
                 else:
-                    nodes[reader.node].update_arg(1, _dequantized(module, nodes[reader.node], choice, real=float_weights))
+                    nodes[reader.node].update_arg(1, _dequantize(module, nodes[reader.node], choice, real=float_weights))
             continue
         tensor = nodes[site.tensor]
         users = readers(graph, choice, plan.integer_ops, tensor)
@@ -108,16 +108,16 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
     return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
 
 
-def _set_bias(module: GraphModule, read: Node, name: str, bias: Bias) -> None:
-    """Let a node add what the plan says: codes with a DequantizeLinear, or a float constant."""
+def _set_bias(module: GraphModule, node: Node, name: str, bias: Bias) -> None:
+    """Set a node's bias to the plan's: codes with a DequantizeLinear, or a float constant."""
     if bias.integer is None:
-        give_bias(read, add_constant(module, f"{name}_corrected", bias.real, read))
+        give_bias(node, add_constant(module, f"{name}_corrected", bias.real, node))
     else:
-        give_bias(read, _dequantized(module, read, bias.integer))
+        give_bias(node, _dequantize(module, node, bias.integer))
 
 
 def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
-    """The quantizer of an activation with one step, behind `tensor`, and the real numbers of its codes."""
+    """The quantizer of an activation with one scale, behind `tensor`, and the real numbers of its codes."""
     grid, last = choice.grid, tensor
     limits = torch.iinfo(grid.container)
     fills, wide = (grid.low, grid.high) == (limits.min, limits.max), limits.bits > 8
@@ -127,26 +127,26 @@ def _per_tensor(module: GraphModule, tensor: Node, source: Node, choice: Choice)
             source = last = module.graph.call_function(aten.clamp.default, (source, *ends))
     with module.graph.inserting_after(last):
         quantized = module.graph.call_function(qd.quantize_per_tensor.default, (source, *_arguments(choice)))
-    stored = quantized
+    saturated = quantized
     if not fills and not wide:  # the container is wider than the grid: saturate the codes
         with module.graph.inserting_after(quantized):
-            stored = module.graph.call_function(aten.clamp.default, (quantized, grid.low, grid.high))
-    with module.graph.inserting_after(stored):
-        return quantized, module.graph.call_function(qd.dequantize_per_tensor.default, (stored, *_arguments(choice)))
+            saturated = module.graph.call_function(aten.clamp.default, (quantized, grid.low, grid.high))
+    with module.graph.inserting_after(saturated):
+        return quantized, module.graph.call_function(qd.dequantize_per_tensor.default, (saturated, *_arguments(choice)))
 
 
 def _per_channel(module: GraphModule, tensor: Node, source: Node, choice: Choice) -> tuple[Node, Node]:
-    """The same with a step for each channel; the real numbers are held inside the range of each channel's codes."""
+    """The same with a scale for each channel; the real numbers are clamped to the range of each channel's codes."""
     grid, qparams, place = choice.grid, choice.qparams, tensor.next
     limits, dims = torch.iinfo(grid.container), len(tensor.meta["tensor_meta"].shape)
     shape = [-1 if i == grid.axis else 1 for i in range(dims)]
-    kept = {name: (end - qparams.zero) * qparams.scale for name, end in zip(("low", "high"), grid.ends(), strict=True)}
-    bounds = [add_constant(module, f"{choice.site}_{name}", end.view(shape), place) for name, end in kept.items()]
+    bounds = {name: (end - qparams.zero) * qparams.scale for name, end in zip(("low", "high"), grid.ends(), strict=True)}
+    ends = [add_constant(module, f"{choice.site}_{name}", end.view(shape), place) for name, end in bounds.items()]
     scale = add_constant(module, f"{choice.site}_scale", qparams.scale, place)
     zero = add_constant(module, f"{choice.site}_zero", qparams.zero.to(torch.int64), place)
     arguments = (scale, zero, grid.axis, limits.min, limits.max, grid.container)
     with module.graph.inserting_before(place):
-        clamped = module.graph.call_function(aten.clamp.Tensor, (source, *bounds))
+        clamped = module.graph.call_function(aten.clamp.Tensor, (source, *ends))
         quantized = module.graph.call_function(qd.quantize_per_channel.default, (clamped, *arguments))
         return quantized, module.graph.call_function(qd.dequantize_per_channel.default, (quantized, *arguments))
 
@@ -158,11 +158,11 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     assert choice.codes is not None
     axis = None if choice.grid.axis is None else 1
     turned = replace(choice, codes=choice.codes.t().contiguous(), grid=replace(choice.grid, axis=axis, group_size=0))
-    if choice.grid.multiples:  # unpack.py multiplies the codes: what is left is one step for each channel
+    if choice.grid.multiples:  # unpack.py multiplies the codes: what is left is one scale for each channel
         step = row_step(choice.qparams.scale, choice.grid)
         turned = replace(turned, qparams=QParams(step, torch.zeros_like(step, dtype=torch.int32)))
     own = choice.grid.stored == 4 or (choice.grid.group_size and not choice.grid.multiples)
-    weight = _native(module, linear, turned) if own else _dequantized(module, linear, turned, real=real)
+    weight = _native(module, linear, turned) if own else _dequantize(module, linear, turned, real=real)
     call = module.graph.call_function
     flat = len(linear.meta["tensor_meta"].shape) == 2
     with module.graph.inserting_before(linear):
@@ -180,7 +180,7 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
 
 @torch.library.custom_op("fewbit::dequantize", mutates_args=())
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
-    """Codes (inputs, outputs) without zero points times the steps (inputs / block, outputs), or (outputs,) where block is 0."""
+    """Codes (inputs, outputs), no zero points, times the scales (inputs / block, outputs), or (outputs,) where block is 0."""
     return codes.to(torch.float32) * (scale.repeat_interleave(block, 0) if block else scale)
 
 
@@ -190,15 +190,15 @@ def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
-    """A weight (inputs, outputs) with steps of blocks, or codes of 4 bits in the file, and the DequantizeLinear behind it."""
+    """A weight (inputs, outputs) with a scale for each block, or stored as 4-bit codes, and the DequantizeLinear behind it."""
     assert choice.codes is not None
     flat, scale = flat_name(choice.site), choice.qparams.scale
     module.register_buffer(flat, choice.codes.to(choice.grid.container))
     module.register_buffer(f"{flat}_scale", scale.t().contiguous())
     block = len(choice.codes) // scale.shape[1] if scale.ndim == 2 else 0
     with module.graph.inserting_before(before):
-        stored, steps = module.graph.get_attr(flat), module.graph.get_attr(f"{flat}_scale")
-        return module.graph.call_function(torch.ops.fewbit.dequantize.default, (stored, steps, block))
+        codes_node, scale_node = module.graph.get_attr(flat), module.graph.get_attr(f"{flat}_scale")
+        return module.graph.call_function(torch.ops.fewbit.dequantize.default, (codes_node, scale_node, block))
 
 
 def _blocked(codes: Any, scale: Any, block: int) -> Any:
@@ -232,16 +232,16 @@ def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:
     return float(choice.qparams.scale), int(choice.qparams.zero), limits.min, limits.max, choice.grid.container
 
 
-def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: bool = False) -> Node:
+def _dequantize(module: GraphModule, before: Node, choice: Choice, *, real: bool = False) -> Node:
     """A constant of codes and the DequantizeLinear behind it, just before a node; with `real` the constant holds real numbers
     that are those of codes, and a QuantizeLinear stands between.
     """
     assert choice.codes is not None
     flat, axis, call = flat_name(choice.site), choice.grid.axis, module.graph.call_function
-    held = values(choice.codes.to(torch.int32), choice.qparams, choice.grid) if real else choice.codes.to(choice.grid.container)
-    module.register_buffer(flat, held)
+    data = values(choice.codes.to(torch.int32), choice.qparams, choice.grid) if real else choice.codes.to(choice.grid.container)
+    module.register_buffer(flat, data)
     with module.graph.inserting_before(before):
-        stored = module.graph.get_attr(flat)
+        node = module.graph.get_attr(flat)
         if axis is None:
             arguments: tuple[Any, ...] = _arguments(choice)
             write, read = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
@@ -253,20 +253,20 @@ def _dequantized(module: GraphModule, before: Node, choice: Choice, *, real: boo
             arguments = (scale, zero, axis, limits.min, limits.max, choice.grid.container)
             write, read = qd.quantize_per_channel.default, qd.dequantize_per_channel.default
         if real:
-            stored = call(write, (stored, *arguments))
-        return call(read, (stored, *arguments))
+            node = call(write, (node, *arguments))
+        return call(read, (node, *arguments))
 
 
 def _without_clip(model: ir.Model, quantizer: ir.Node) -> None:
-    """Without the Clip to the limits of the container that torch.onnx writes behind a QuantizeLinear with many steps."""
+    """Without the Clip to the limits of the container that torch.onnx writes behind a QuantizeLinear with many scales."""
     for clip in [user for user in quantizer.outputs[0].consumers() if user.op_type == "Clip"]:
         ir.convenience.replace_all_uses_with(clip.outputs[0], quantizer.outputs[0])
         model.graph.remove(clip, safe=True)
 
 
 def _of_constant(node: ir.Node) -> bool:
-    read = node.inputs[0]
-    return read is not None and read.is_initializer()
+    source = node.inputs[0]
+    return source is not None and source.is_initializer()
 
 
 def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
@@ -290,9 +290,9 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     if is_call(node, aten.relu6.default):
         return 0.0, 6.0
     if is_call(node, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default):
-        given: list[Any] = list(node.args[1:3]) + [None] * (3 - len(node.args))
+        arguments: list[Any] = list(node.args[1:3]) + [None] * (3 - len(node.args))
         defaults = (-infinity, infinity) if is_call(node, aten.clamp.default) else (-1.0, 1.0)
-        low, high = (d if g is None else g for g, d in zip(given, defaults, strict=True))
+        low, high = (d if g is None else g for g, d in zip(arguments, defaults, strict=True))
         return (float(low), float(high)) if not isinstance(low, Node) and not isinstance(high, Node) else None
     return None
 
@@ -335,7 +335,7 @@ def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Mo
 def _check_scale(node: ir.Node, choice: Choice) -> None:
     scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
     if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.qparams.scale.cpu().flatten()):
-        raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another step than the plan.")
+        raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another scale than the plan.")
 
 
 def _save(model: ir.Model, path: Path) -> None:

@@ -36,23 +36,23 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
         if choice.codes is None or choice.role != "weight" or choice.grid.bits in (8, 16):
             continue
         name = flat_name(choice.site)
-        stored = model.graph.initializers.get(name)
-        if stored is None and choice.codes.numel() <= DEDUPLICATED:
+        initializer = model.graph.initializers.get(name)
+        if initializer is None and choice.codes.numel() <= DEDUPLICATED:
             continue
-        if stored is None or stored.const_value is None:
+        if initializer is None or initializer.const_value is None:
             raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
         if choice.grid.stored == 4:
-            stored.const_value = ir.tensor(stored.const_value.numpy(), dtype=ir.DataType.INT4, name=name)
-            stored.dtype = ir.DataType.INT4
+            initializer.const_value = ir.tensor(initializer.const_value.numpy(), dtype=ir.DataType.INT4, name=name)
+            initializer.dtype = ir.DataType.INT4
             continue
         del model.graph.initializers[name]
-        codes, low = stored.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
+        codes, low = initializer.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
         if choice.grid.multiples:
             times = multiples_of(choice.qparams.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
             nodes, unpacked = _multiplying(model.graph, name, codes, choice.grid.bits, low, times)
         else:
             nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, low)
-        stored.replace_all_uses_with(unpacked)
+        initializer.replace_all_uses_with(unpacked)
         model.graph.insert_before(first, nodes)
 
 
@@ -103,22 +103,22 @@ def _multiplying(
     base = node("Mul", node("Cast", base, to=int(ir.DataType.INT32)), rows)
     base = node("Reshape", base, _constant(graph, f"unpack.shape.{blocks}x1x{outputs}", np.array([blocks, 1, outputs])))
     offset = (codes.astype(np.int32) - low).astype(np.uint16)
-    joined: ir.Value | None = None
+    result: ir.Value | None = None
     for width, above in planes(bits):
-        held = 8 // width
-        packed = packed_plane(offset.reshape(-1, held, outputs).swapaxes(1, 2).reshape(-1), width, above)
-        least = low if joined is None else 0
+        per_byte = 8 // width
+        packed = packed_plane(offset.reshape(-1, per_byte, outputs).swapaxes(1, 2).reshape(-1), width, above)
+        least = low if result is None else 0
         plane = plane_table(width, above, least, np.dtype(np.int32))
         table = np.concatenate([k * plane for k in range(2**MULTIPLE_BITS + 1)]).astype(np.int8)
-        read = _constant(graph, f"unpack.times.bits{width}.above{above}.from{least}", table)
-        stored = _constant(graph, f"{name}.bits{width}", packed.reshape(blocks, -1, outputs))
-        part = node("Gather", read, node("Add", node("Cast", stored, to=int(ir.DataType.INT32)), base))
+        rows_table = _constant(graph, f"unpack.times.bits{width}.above{above}.from{least}", table)
+        plane_codes = _constant(graph, f"{name}.bits{width}", packed.reshape(blocks, -1, outputs))
+        part = node("Gather", rows_table, node("Add", node("Cast", plane_codes, to=int(ir.DataType.INT32)), base))
         part = node("Transpose", part, perm=[0, 1, 3, 2])
         part = node("Reshape", part, _constant(graph, f"unpack.shape.{inputs}x{outputs}", np.array([inputs, outputs])))
-        joined = part if joined is None else node("Add", joined, part)
-    assert joined is not None
-    joined.name, joined.shape, joined.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
-    return nodes, joined
+        result = part if result is None else node("Add", result, part)
+    assert result is not None
+    result.name, result.shape, result.dtype = name, ir.Shape((inputs, outputs)), ir.DataType.INT8
+    return nodes, result
 
 
 def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: int) -> tuple[list[ir.Node], ir.Value]:
@@ -140,18 +140,18 @@ def _unpacking(graph: ir.Graph, name: str, codes: NDArray[Any], bits: int, low: 
         rows = _constant(graph, f"unpack.bits{width}.above{above}.from{least}.{kind}", table)
         index = node("Cast", _constant(graph, f"{name}.bits{width}", packed), to=int(ir.DataType.INT32))
         parts.append(node("Gather", rows, index))
-    joined = parts[0]
+    result = parts[0]
     for plane in parts[1:]:
-        joined = node("Add", joined, plane)
+        result = node("Add", result, plane)
     if offset.size != codes.size:
         start, end = (_constant(graph, f"unpack.{at}", np.array([at])) for at in (0, codes.size))
-        joined = node("Slice", node("Reshape", joined, _constant(graph, "unpack.flat", np.array([-1]))), start, end)
+        result = node("Slice", node("Reshape", result, _constant(graph, "unpack.flat", np.array([-1]))), start, end)
     shape = "x".join(map(str, codes.shape))
     if kind != codes.dtype:
-        joined = node("Cast", joined, to=int(ir.DataType.from_numpy(codes.dtype)))
-    joined = node("Reshape", joined, _constant(graph, f"unpack.shape.{shape}", np.array(codes.shape)))
-    joined.name, joined.shape, joined.dtype = name, ir.Shape(codes.shape), ir.DataType.from_numpy(codes.dtype)
-    return nodes, joined
+        result = node("Cast", result, to=int(ir.DataType.from_numpy(codes.dtype)))
+    result = node("Reshape", result, _constant(graph, f"unpack.shape.{shape}", np.array(codes.shape)))
+    result.name, result.shape, result.dtype = name, ir.Shape(codes.shape), ir.DataType.from_numpy(codes.dtype)
+    return nodes, result
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Report: what a run measured, as one page. Compute, then draw: the page is a view of JSON that is already on disk.
+"""Report: the results of a run as one page. The page is a view of JSON that is already on disk.
 
 rows       plan, statistics and measurements -> the rows of tables.json; the only file here that imports torch
 tables     rows and summaries that need no tensors

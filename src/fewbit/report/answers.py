@@ -1,4 +1,4 @@
-"""The four answers that a report begins with: is it right, is it good, is it small and fast, what did we not get."""
+"""The four answers at the top of a report: is it right, is it good, is it small and fast, what did we not get."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def right(report: Json, tables: Json) -> str:
         return card(question, "not verified", "No codes were compared with a runtime.", word="unknown", mood="unsure")
     differing, compared = verify["codes_differing"], verify["codes_compared"]
     checks, explained = tables.get("checks"), ""
-    counted = sum(row["wrong"] for row in checks) if checks else None
-    known = verify.get("codes_wrong", counted)
-    wrong = differing if known is None else known
-    if known is not None and differing:
+    total = sum(row["wrong"] for row in checks) if checks else None
+    unexplained = verify.get("codes_wrong", total)
+    wrong = differing if unexplained is None else unexplained
+    if unexplained is not None and differing:
         ties = "Every difference is a tie: off by one where the simulation stands on a rounding boundary."
         explained = f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties
     big = f"{differing:,} <small>of {compared:,} codes differ</small>"

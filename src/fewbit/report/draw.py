@@ -13,8 +13,8 @@ from fewbit.report import page
 def draw(folder: Path, beside: Mapping[str, tuple[Any, Any]] | None = None) -> Path:
     """Draw the page of a run's folder, and give its path.
 
-    `beside` has report.json and run.json of runs of the same model by folder, this one among them; they are kept in
-    tables.json, so that the page is drawn with them again.
+    `beside` has report.json and run.json of runs of the same model by folder, this one included; they are stored in
+    tables.json, so that a later page has them too.
     """
     summary, rows = read_json(folder / "report.json"), read_json(folder / "tables.json")
     if beside:

@@ -61,11 +61,11 @@ def block_ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     blocks = [block_of(name) for name in names]
     starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
     length = {start: end - start for start, end in pairwise([*starts, len(names)])}
-    placed: list[int] = []
+    ticks: list[int] = []
     for start in sorted(starts, key=lambda start: (-length[start], start)):
-        if all(abs(start - other) * MANY_TICKS >= len(names) for other in placed):
-            placed.append(start)
-    return sorted(placed), [text(blocks[i]) for i in sorted(placed)]
+        if all(abs(start - other) * MANY_TICKS >= len(names) for other in ticks):
+            ticks.append(start)
+    return sorted(ticks), [text(blocks[i]) for i in sorted(ticks)]
 
 
 def styled(figure: go.Figure, *, height: int, x: str = "", y: str = "", legend: bool = False, **layout: Any) -> go.Figure:
@@ -140,10 +140,10 @@ class Bars:
                     hovertemplate="%{customdata}<extra></extra>",
                 )  # fmt: skip
                 continue
-            shown = [fill(self.number, {**row, "value": value}) for value, (_, row) in zip(values, members, strict=True)]
+            numbers = [fill(self.number, {**row, "value": value}) for value, (_, row) in zip(values, members, strict=True)]
             labels = [fill(self.label, row) for _, row in members]
             figure.add_bar(
-                y=labels, x=values, orientation="h", text=shown, textposition="outside", cliponaxis=False, name=name,
+                y=labels, x=values, orientation="h", text=numbers, textposition="outside", cliponaxis=False, name=name,
                 marker=ink, customdata=hover, hovertemplate="%{customdata}<extra>" + name + "</extra>",
             )  # fmt: skip
         if self.along:
@@ -208,14 +208,14 @@ class Points:
 
     def _trace(self, figure: go.Figure, key: str, name: str, colour: str, members: Sequence[tuple[int, Json]]) -> None:
         rows = [row for _, row in members]
-        joined = name in self.lines
-        few = bool(self.label) and not joined and len(rows) <= MANY_POINTS
+        is_line = name in self.lines
+        few = bool(self.label) and not is_line and len(rows) <= MANY_POINTS
         x = [index if self.along else self.x.of(row) for index, row in members]
         y = [self.y.of(row, key) for row in rows]
         figure.add_scatter(
             x=x,
             y=y,
-            mode="+".join(["lines"] * joined + ["markers"] + ["text"] * few),
+            mode="+".join(["lines"] * is_line + ["markers"] + ["text"] * few),
             text=[fill(self.label, row) for row in rows] if few else None,
             textposition="top right",
             cliponaxis=False,

@@ -79,7 +79,7 @@ def render(summary: Json) -> str:
     data = [{"command": row["command"], "said": row["said"], "first": row is best} for row in rows]
     quiet = {"full_html": False, "include_plotlyjs": False, "div_id": "front", "config": {"displayModeBar": False}}
     picture = FRONT(rows).update_layout(height=460).to_html(**quiet) if rows else paragraphs("No candidate was evaluated.")
-    left = ", ".join(summary["left_float"]) or "none"
+    floats = ", ".join(summary["left_float"]) or "none"
     stopped = f" It was ended early ({escape(summary['stopped'])}): these are the best so far." if summary["stopped"] else ""
     about = (
         f"{escape(summary['model'])} on {escape(summary['target'])}, ranges of {escape(summary['recipe'])}, strategy "
@@ -96,7 +96,7 @@ def render(summary: Json) -> str:
         '<p class="note">A diamond came without a search.</p>',
         '<div id="chosen"><b id="picked"></b><code id="command"></code><button id="copy">copy</button></div>',
         TABLE(rows),
-        f"<p>Ops that are slower in integers on this machine and begin in float: {escape(left)}.</p>",
+        f"<p>Ops that are slower in integers on this machine and begin in float: {escape(floats)}.</p>",
         f"<p>Made by <code>{escape(summary['command'])}</code>.</p>",
         f"<p>Latency table: {escape(json.dumps(summary['latency_table']))}.</p>",
     ]

@@ -24,7 +24,7 @@ from fewbit.report.sections import PASSES, SECTIONS, passes
 
 
 def joined(report: Json, tables: Json) -> dict[str, Any]:
-    """tables.json, and as rows what the sections show of report.json."""
+    """tables.json, plus the parts of report.json that sections show, as rows."""
     curve = []
     for row in tables.get("curve") or ():
         top1 = row["quantized"]
@@ -42,14 +42,14 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
 
 
 def render(report: Json, tables: Json) -> str:
-    """The whole page. What came from the user is escaped where it enters."""
+    """The whole page. User input is escaped where it enters."""
     model, target, recipe, bits = (escape(str(report.get(k, "?"))) for k in ("model", "target", "recipe", "bits"))
     data = joined(report, tables)
     parts = {name: "".join(section.html(data) for section in sections) for name, sections in SECTIONS.items()}
     parts[PASSES] = passes(tables.get("log") or ())
-    shown = {name: inner for name, inner in parts.items() if inner}
-    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in shown)
-    body = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{inner}</section>' for name, inner in shown.items())
+    filled = {name: inner for name, inner in parts.items() if inner}
+    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in filled)
+    body = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{inner}</section>' for name, inner in filled.items())
     cards = right(report, tables) + good(report) + small_and_fast(report) + not_got(report)
     here = files("fewbit.report")
     css, js = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))

@@ -1,4 +1,4 @@
-"""What pages are made of: values as text, and pieces of HTML. What came from the user is escaped where it enters."""
+"""Building blocks of pages: values as text, and pieces of HTML. User input is escaped where it enters."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ def fill(template: str, row: Json) -> str:
 
 
 def grouped(rows: Rows, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for all that are equal in `keys`, in order of appearance: numbers are added, other values listed."""
+    """One row for all rows with equal `keys`, in order of appearance: numbers are added, other values listed."""
     groups: dict[str, list[Json]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row.get(key) for key in keys]), []).append(row)
-    joined = []
+    sums = []
     for members in groups.values():
         lists = {key: [row[key] for row in members if key in row] for row in members for key in row}
         merged = {k: sum(v) if all(isinstance(x, (int, float)) for x in v) else v for k, v in lists.items()}
-        joined.append({**merged, **{key: members[0].get(key) for key in keys}})
-    return joined
+        sums.append({**merged, **{key: members[0].get(key) for key in keys}})
+    return sums
 
 
 # Pieces of HTML -------------------------------------------------------------------------------------------------------

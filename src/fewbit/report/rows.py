@@ -98,26 +98,26 @@ def reach(choice: Choice) -> tuple[float, float]:
 
 
 def outliers(graph: Graph, plan: Plan, standing_out: Sequence[Outliers], observed: Mapping[str, Sequence[float]]) -> Rows:
-    """What stands out in each activation of the user's model, with what was done about it; `observed` has the extremes of each
+    """Outliers of each activation of the user's model, and how the plan handles them; `observed` has the extremes of each
     site in the graph that the plan is for, which may be equalized.
     """
-    moved: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for row in (row for entry in plan.logs("equalize") for row in entry.rows):
         if row["moved"] and row["strength"]:
-            moved[graph.op(row["op"]).operands.get("input", "")] = row["strength"]
+            factors[graph.op(row["op"]).operands.get("input", "")] = row["strength"]
     rows = []
     for one in standing_out:
         after = max(map(abs, observed.get(one.site, (one.reach,))))
-        done = _done(plan.choices.get(one.site), one, after, moved)
-        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "done": done})
+        remedy = _remedy(plan.choices.get(one.site), one, after, factors)
+        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "done": remedy})
     return rows
 
 
-def _done(choice: Choice | None, outlier: Outliers, after: float, moved: Mapping[str, float]) -> str:
+def _remedy(choice: Choice | None, outlier: Outliers, after: float, factors: Mapping[str, float]) -> str:
     if choice is None:
         return "stays float"
-    if outlier.site in moved:
-        return f"moved into the weights behind, strength {moved[outlier.site]:g}"
+    if outlier.site in factors:
+        return f"moved into the weights behind, strength {factors[outlier.site]:g}"
     if after < 0.9 * outlier.reach:
         return f"equalized: {outlier.reach:.3g} is {after:.3g}"
     if choice.grid.axis is not None:
@@ -144,7 +144,7 @@ def attention(maps: Mapping[str, Any]) -> Rows:
 
 
 def scored_images(images: Images, score: Score, classes: Sequence[str] = ()) -> Rows:
-    """A few scored images, those with another answer than the float model's first; answers have their names, if known."""
+    """A few scored images, those whose answer changed first; answers are class names, if known."""
     changed = (score.float_answers != score.answers).nonzero().flatten().tolist()
     same = (score.float_answers == score.answers).nonzero().flatten().tolist()
     rows = []

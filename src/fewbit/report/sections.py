@@ -1,4 +1,4 @@
-"""The sections behind the answers, as data: each names its table in tables.json and how it is shown.
+"""The sections below the answers, as data: each names its table in tables.json and how it is shown.
 
 A section whose table is empty does not appear. What a pass of the recipe logged (name, settings, rows, summary) is a section
 by itself; LOG_VIEWS adds figures to some. Shares (`*_share`) are 0 to 1, accuracies and agreements are percent.
@@ -35,9 +35,9 @@ class Section:
         keys = self.key.split("+")
         rows = [row if len(keys) == 1 else {"table": key, **row} for key in keys for row in tables.get(key) or ()]
         views = [view(rows) for view in self.views] if rows else []
-        shown = "".join(plot(view) if isinstance(view, go.Figure) else view or "" for view in views)
+        body = "".join(plot(view) if isinstance(view, go.Figure) else view or "" for view in views)
         note = f'<p class="note">{self.note}</p>' if self.note else ""
-        return f"<h{level}>{text(self.title)}</h{level}>{note}{shown}" if shown else ""
+        return f"<h{level}>{text(self.title)}</h{level}>{note}{body}" if body else ""
 
 
 # fmt: off
@@ -209,8 +209,8 @@ def passes(log: Rows) -> str:
     for entry in log:
         name, rows, summary = str(entry["name"]), entry.get("rows") or (), entry.get("summary") or {}
         views = [section.html({**summary, "rows": rows}, level=4) for section in LOG_VIEWS.get(name, ())]
-        said = "".join(f'<p class="note">{line}</p>' for line in (plain(entry.get("settings")), plain(summary)) if line)
+        notes = "".join(f'<p class="note">{line}</p>' for line in (plain(entry.get("settings")), plain(summary)) if line)
         parts.append(
-            "".join([f"<h3>{text(TITLES.get(name) or name[:1].upper() + name[1:])}</h3>", said, *views, Table()(rows)])
+            "".join([f"<h3>{text(TITLES.get(name) or name[:1].upper() + name[1:])}</h3>", notes, *views, Table()(rows)])
         )
     return "".join(parts)

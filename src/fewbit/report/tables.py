@@ -18,8 +18,8 @@ WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX
 
 def histograms(sites: Rows, counts: Mapping[str, Mapping[str, object]], worst: int = 8) -> Rows:
     """The activation sites with the smallest signal to noise ratio, worst first; `counts` has edges and counts by site."""
-    chosen = sorted((row for row in sites if row["site"] in counts), key=lambda row: row["sqnr_db"])[:worst]
-    return [{**counts[r["site"]], **{k: r[k] for k in ("site", "range", "observed", "sqnr_db")}} for r in chosen]
+    selection = sorted((row for row in sites if row["site"] in counts), key=lambda row: row["sqnr_db"])[:worst]
+    return [{**counts[r["site"]], **{k: r[k] for k in ("site", "range", "observed", "sqnr_db")}} for r in selection]
 
 
 def checks(result: Checks) -> Rows:
@@ -72,8 +72,8 @@ def files(folder: Path) -> Rows:
 
 def integer_share(graph: Graph, plan: Plan) -> float:
     """The share of multiply-accumulates whose op runs in integers; products of real numbers and codes do not."""
-    read = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
-    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in read) / max(graph.macs, 1)
+    integer_inputs = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
+    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs) / max(graph.macs, 1)
 
 
 def fallbacks(plan: Plan) -> Rows:

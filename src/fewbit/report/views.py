@@ -37,7 +37,7 @@ def sites(value: Any) -> str:
 
 
 def fixed(digits: int, unit: str) -> Callable[[Any], str]:
-    """Numbers with the same digits behind the point, and a unit."""
+    """Numbers with a fixed number of decimals, and a unit."""
 
     def shown(value: Any) -> str:
         finite = isinstance(value, (int, float)) and math.isfinite(value)
@@ -107,10 +107,10 @@ class Table:
         cells = ([FORMATS[c.format](row.get(c.key)) for c in columns] for row in rows)
         numeric = [i for i, c in enumerate(columns) if c.format not in TEXT]
         long = len(rows) > FOLDED
-        drawn = table([text(c.heading) for c in columns], cells, numeric=numeric, box="box tall" if long else "box")
+        html = table([text(c.heading) for c in columns], cells, numeric=numeric, box="box tall" if long else "box")
         if self.search:
-            drawn = f'<input type="search" placeholder="filter: fc2 weight" aria-label="filter the rows">{drawn}'
-        return f"<details><summary>All {len(rows):,} rows</summary>{drawn}</details>" if long else drawn
+            html = f'<input type="search" placeholder="filter: fc2 weight" aria-label="filter the rows">{html}'
+        return f"<details><summary>All {len(rows):,} rows</summary>{html}</details>" if long else html
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ class Each:
         groups: dict[Any, list[Any]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.get(self.key) if self.key else index, []).append(row)
-        shown = list(groups.values())[: self.most]
-        drawn = [(figure, fill(self.heading, group[0])) for group in shown if (figure := self.view(group)) is not None]
+        visible = list(groups.values())[: self.most]
+        figures = [(figure, fill(self.heading, group[0])) for group in visible if (figure := self.view(group)) is not None]
         more = f'<p class="note">{len(groups) - self.most} more are in tables.json.</p>' if len(groups) > self.most else ""
-        box = "".join(plot(figure, head) for figure, head in drawn)
+        box = "".join(plot(figure, head) for figure, head in figures)
         return (f'<div class="many">{box}</div>' if box and not self.wide else box) + more

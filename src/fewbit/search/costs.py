@@ -22,21 +22,21 @@ UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": 
 
 
 def parse_budget(text: str) -> tuple[str, float]:
-    """(cost, limit) of `6bit` (a weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError that says what is allowed."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bits?|[km]?b|ms)\s*", str(text).lower())
-    if found is None or float(found[1]) <= 0:
+    """(cost, limit) of `6bit` (per weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bits?|[km]?b|ms)\s*", str(text).lower())
+    if match is None or float(match[1]) <= 0:
         raise FewbitError(
             f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) "
             "and 20ms (one image in the target's runtime)."
         )
-    name, factor = UNITS[found[2].rstrip("s") if found[2] != "ms" else "ms"]
-    return name, float(found[1]) * factor
+    name, factor = UNITS[match[2].rstrip("s") if match[2] != "ms" else "ms"]
+    return name, float(match[1]) * factor
 
 
 class Sizes:
-    """Bits of a weight on average, and the bytes of the ONNX file: packed codes, steps, what is float, and its nodes.
+    """Bits of a weight on average, and the bytes of the ONNX file: packed codes, scales, float tensors and nodes.
 
-    `rest` is what the file of one plan had beyond the numbers in it.
+    `rest` is the size of a file beyond its tensors, as measured on one plan.
     """
 
     def __init__(self, model: Model, rest: int = 0) -> None:
@@ -45,18 +45,18 @@ class Sizes:
         self.counts = {name: math.prod(site.shape) for name, site in weights.items()}
         self.channels = {name: site.shape[0] for name, site in weights.items()}
         self.always = {name for name in weights if name not in model.base.integer_ops}
-        taken = {site.tensor for site in weights.values()}
-        nodes = [n for n in graph.module.graph.nodes if is_constant(n) and n.name not in taken]
+        weight_tensors = {site.tensor for site in weights.values()}
+        nodes = [n for n in graph.module.graph.nodes if is_constant(n) and n.name not in weight_tensors]
         self.float_bytes = sum(4 * constant(graph.module, n).numel() for n in nodes)
         self.most, self.rest = model.settings.most, rest
 
     def widths(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, int]:
         """Bits of each weight by op, 32 where it is float."""
-        found = dict.fromkeys(self.counts, self.most) | dict.fromkeys(self.always, 32)
+        widths = dict.fromkeys(self.counts, self.most) | dict.fromkeys(self.always, 32)
         for dimension, k in zip(dimensions, candidate, strict=True):
-            if dimension.name in found:
-                found[dimension.name] = dimension.options[k] or 32
-        return found
+            if dimension.name in widths:
+                widths[dimension.name] = dimension.options[k] or 32
+        return widths
 
     def __call__(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, float]:
         widths = self.widths(dimensions, candidate)
@@ -67,33 +67,33 @@ class Sizes:
 
 
 class Times:
-    """The milliseconds of a plan: the float model's, and for each op in integers the difference, and what quantizes.
+    """The milliseconds of a plan: the float model's, plus the difference of each integer op, plus quantizers.
 
-    `float_ms` is the whole float model as measured; what its ops do not explain (norms, softmax, the call) stays as it is, so
-    the prediction for the float model is its measurement.
+    `float_ms` is the measured time of the whole float model, which includes what is not in the table (norms, softmax, the
+    call), so the prediction for the float model is its measurement.
     """
 
     def __init__(self, model: Model, table: Table, float_ms: float) -> None:
         self.model, self.table, self.float_ms = model, table, float_ms
         self.nodes: dict[str, Node] = {node.name: node for node in model.graph.module.graph.nodes}
         self.work = {op.name: work_of(model.graph, model.target, op, self.nodes) for op in model.graph.ops}
-        self._known: dict[tuple[str, ...], float] = {}
+        self._cache: dict[tuple[str, ...], float] = {}
 
     @staticmethod
     def works(model: Model) -> list[Work]:
-        """Everything that a prediction may ask for."""
+        """Every work whose time a prediction may need."""
         nodes = {node.name: node for node in model.graph.module.graph.nodes}
-        found = [work_of(model.graph, model.target, op, nodes) for op in model.graph.ops if op.name in model.base.integer_ops]
+        works = [work_of(model.graph, model.target, op, nodes) for op in model.graph.ops if op.name in model.base.integer_ops]
         if RUNTIMES[model.target.runtime].quantizes_inside:
-            return found
+            return works
         shapes = {shape_of(nodes[site.tensor]) for site in model.graph.sites if site.role not in ("weight", "bias")}
-        return found + [quantizer(kind, shape) for shape in sorted(shapes) for kind in ("quantize", "dequantize")]
+        return works + [quantizer(kind, shape) for shape in sorted(shapes) for kind in ("quantize", "dequantize")]
 
     def __call__(self, floats: Sequence[str]) -> float:
         key = tuple(floats)
-        if key not in self._known:
-            self._known[key] = self.of(self.model.with_floats(key))
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = self.of(self.model.with_floats(key))
+        return self._cache[key]
 
     def of(self, answer: Allowed) -> float:
         """Predicted milliseconds of one image."""
@@ -104,56 +104,56 @@ class Times:
         return total + sum(self.table[work][1] for work in self.boundary(answer))
 
     def boundary(self, answer: Allowed) -> list[Work]:
-        """A quantizer for each tensor whose codes no kernel gives, a dequantizer for each that others read as real numbers.
+        """A quantizer for each tensor whose codes no kernel writes, a dequantizer for each that float ops read.
 
-        None where the times of ops have them inside.
+        Empty where the measured times of ops include them.
         """
         if RUNTIMES[self.model.target.runtime].quantizes_inside:
             return []
         graph, integer = self.model.graph, set(answer.integer_ops)
-        made = {op.operands["output"] for op in graph.ops if op.name in integer and self._gives_codes(op)}
+        code_sites = {op.operands["output"] for op in graph.ops if op.name in integer and self._gives_codes(op)}
         reads = {graph.op(name).node for name in integer}
-        found = []
+        quantizers = []
         for name, slot in answer.sites.items():
             site = graph.site(name)
             if site.role in ("weight", "bias") or self.model.moved.get(name) in answer.sites:
                 continue
             tensor = self.nodes[site.tensor]
-            if name not in made:
-                found.append(quantizer("quantize", shape_of(tensor)))
+            if name not in code_sites:
+                quantizers.append(quantizer("quantize", shape_of(tensor)))
             if slot.all_readers and any(user.name not in reads and not self._carries(user, reads) for user in tensor.users):
-                found.append(quantizer("dequantize", shape_of(tensor)))
-        return found
+                quantizers.append(quantizer("dequantize", shape_of(tensor)))
+        return quantizers
 
     def _carries(self, user: Node, reads: Collection[str]) -> bool:
-        """Whether a node only moves codes on, to a site that has the same or, as padding, into integer ops."""
-        moved = {self.model.graph.site(site).tensor for site in self.model.moved}
-        return user.name in moved or (is_call(user, *PADS) and all(reader.name in reads for reader in user.users))
+        """Whether a node only passes codes on, unchanged or padded, into integer ops."""
+        tensors = {self.model.graph.site(site).tensor for site in self.model.moved}
+        return user.name in tensors or (is_call(user, *PADS) and all(reader.name in reads for reader in user.users))
 
     def _gives_codes(self, op: Op) -> bool:
         return "output" in op.operands and self.work[op.name].codes
 
     def slower(self) -> list[str]:
-        """The integer ops without which the whole is faster: those that a search leaves float by itself.
+        """The integer ops that make the whole model slower; a search leaves them float.
 
-        The one that gains most goes first, then those that still do without it.
+        Chosen greedily: the op with the largest gain first, then those that still gain without it.
         """
-        left: list[str] = []
+        floats: list[str] = []
         now = self(())
         while True:
             gains = {
-                op: now - self((*left, op))
-                for op in self.model.with_floats(tuple(left)).integer_ops
+                op: now - self((*floats, op))
+                for op in self.model.with_floats(tuple(floats)).integer_ops
                 if self.model.graph.op(op).macs
             }
             best = max(gains, key=gains.__getitem__, default=None)
             if best is None or gains[best] <= NOISE * now:
-                return left
-            left.append(best)
-            now = self(tuple(left))
+                return floats
+            floats.append(best)
+            now = self(tuple(floats))
 
 
-NOISE = 0.002  # of the whole: a smaller gain is not seen in a measurement
+NOISE = 0.002  # share of the whole: a smaller gain is below measurement noise
 
 
 def costs_of(
@@ -162,10 +162,10 @@ def costs_of(
     """candidate -> its costs; `ms` only where there are times. `always` are ops that stay float whatever the candidate."""
 
     def costs(candidate: Candidate) -> Mapping[str, float]:
-        found = sizes(dimensions, candidate)
+        values = sizes(dimensions, candidate)
         if times is not None:
-            chosen = [d.name for d, k in zip(dimensions, candidate, strict=True) if d.options[k] == FLOAT]
-            found["ms"] = times((*always, *chosen))
-        return found
+            floats = [d.name for d, k in zip(dimensions, candidate, strict=True) if d.options[k] == FLOAT]
+            values["ms"] = times((*always, *floats))
+        return values
 
     return costs

@@ -1,4 +1,4 @@
-"""The points of a search as artefacts: realized, scored on held-out images in the runtime, and timed beside the float model."""
+"""The points of a search as ONNX files: scored on held-out images in the runtime, and timed beside the float model."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
 
 if TYPE_CHECKING:
-    from fewbit.search.search import Found
+    from fewbit.search.search import SearchProblem
 
 SECONDS = 2.0  # of timing a point beside the float model
 Row = dict[str, Any]
 
 
 def judge(
-    problem: Found, history: History, picked: Sequence[int], images: Images, folder: Path, final: Path, again: Sequence[str],
-    threads: int, progress: Callable[[], None],
+    problem: SearchProblem, history: History, places: Sequence[int], images: Images, folder: Path, final: Path,
+    again: Sequence[str], threads: int, progress: Callable[[], None],
 ) -> list[Row]:  # fmt: skip
-    """A row for each point, the smallest first, and one for the widest plan, which `--bits` makes without a search.
+    """A row for each point, the smallest first, and one for the uniform plan of the most bits.
 
-    Accuracy is that of held-out images, which no search has seen; `front` says whether another point is at least as good in
-    accuracy, milliseconds and bytes. `predicted_ms` stands beside `ms`. `command` makes the run (`again` with its file).
+    Accuracy is measured on held-out images, which the search does not use; `front`: no other point is as good in
+    accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted. `command` makes the run.
     """
     model = problem.model
     most = model.settings.most
@@ -45,11 +45,11 @@ def judge(
     rows[0] |= {"point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None}
     rows[0] |= {"command": shlex.join([*again, "--bits", str(most), "--out", f"run-{most}"]), "file": None, "searched": False}
     progress()
-    for number, place in enumerate(picked, 1):
+    for number, place in enumerate(places, 1):
         trial, name = history.trials[place], f"{number:02d}"
-        path, shown = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
-        bits = problem.bits(trial.candidate, str(shown))
-        command = shlex.join([*again, "--bits", str(shown), "--out", f"run-{name}"])
+        path, final_path = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
+        bits = problem.bits(trial.candidate, str(final_path))
+        command = shlex.join([*again, "--bits", str(final_path), "--out", f"run-{name}"])
         row = artefact(problem, bits, images, folder, threads)
         row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
         row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
@@ -58,12 +58,12 @@ def judge(
         rows.append(row)
         progress()
     columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
-    kept = set(pareto(columns))
-    return [{**row, "front": i in kept} for i, row in enumerate(rows)]
+    front = set(pareto(columns))
+    return [{**row, "front": i in front} for i, row in enumerate(rows)]
 
 
-def artefact(problem: Found, bits: Bits, images: Images, folder: Path, threads: int) -> Row:
-    """What a realized plan is worth: percentages, milliseconds of one image, bytes of the file."""
+def artefact(problem: SearchProblem, bits: Bits, images: Images, folder: Path, threads: int) -> Row:
+    """Measure an exported plan: accuracy in percent, milliseconds of one image, bytes of the file."""
     model = problem.model
     runtime = model.target.runtime
     path, twin = folder / "point.onnx", folder / "float.onnx"

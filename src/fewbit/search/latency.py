@@ -1,7 +1,7 @@
-"""Milliseconds of single ops: float and integer, measured once for each runtime and machine, and kept with their provenance.
+"""Milliseconds of single ops: float and integer, measured once for each runtime and machine, and cached with their provenance.
 
 An op is measured as an ONNX graph with one node in the form that fewbit realizes: the integer one reads codes and, where its
-kernel has a quantized result, gives codes. What turns real numbers into codes and back is measured apart, by elements. Weights
+kernel has a quantized result, writes codes. Quantizers and dequantizers are measured apart, by number of elements. Weights
 below 8 bits are unpacked when a file is loaded and run as int8, so an op has one integer time whatever its width.
 """
 
@@ -33,7 +33,7 @@ from fewbit.runtimes import RUNTIMES, open_session
 from fewbit.target.spec import Target
 from fewbit.verify.bench import paired
 
-SECONDS = 0.25  # of measuring one op, all of its forms together
+SECONDS = 0.25  # to measure one op, all of its forms together
 ROUNDS = 30  # at least
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ SCHEMA = 1
 class Work:
     """What decides the time of one op: its kind, the shapes of what it reads (batch 1), and a convolution's attributes.
 
-    `codes`: its integer kernel gives codes. `inside`: what makes codes of its inputs is measured with it, as openvino fuses it.
+    `codes`: its integer kernel writes codes. `inside`: quantizers of its inputs are measured with it, as openvino fuses them.
     `attributes` are strides, paddings, dilations and groups; of a max pooling also its kernel (capture/kinds.py).
     """
 
@@ -70,8 +70,8 @@ def work_of(graph: Graph, target: Target, op: Op, nodes: Mapping[str, Node]) -> 
     """The work of an op of a graph."""
     node, rule, kind = nodes[op.node], target.rule(op.kind), KINDS[op.kind]
     codes, inside = rule is not None and rule.output == "integer", RUNTIMES[target.runtime].quantizes_inside
-    read = [node.args[0], kind.reads(node)["weight"]] if kind.weighted else list(kind.reads(node).values())
-    shapes = [graph.site(op.operands["weight"]).shape if kind.weighted and i else shape_of(x) for i, x in enumerate(read)]
+    operands = [node.args[0], kind.reads(node)["weight"]] if kind.weighted else list(kind.reads(node).values())
+    shapes = [graph.site(op.operands["weight"]).shape if kind.weighted and i else shape_of(x) for i, x in enumerate(operands)]
     return Work(op.kind, tuple(shapes), kind.attributes(node), codes, inside)
 
 
@@ -82,7 +82,7 @@ def quantizer(kind: str, shape: tuple[int, ...]) -> Work:
 
 @dataclass
 class Table:
-    """Milliseconds by work: (float, integer) of an op, (0, ms) of what quantizes; `provenance` says how and where."""
+    """Milliseconds by work: (float, integer) of an op, (0, ms) of a quantizer; `provenance`: how and where measured."""
 
     provenance: Mapping[str, Any]
     ms: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -96,8 +96,8 @@ class Table:
 
 def cache_folder() -> Path:
     """FEWBIT_CACHE, or `fewbit` in XDG_CACHE_HOME, or in ~/.cache."""
-    if given := os.environ.get("FEWBIT_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("FEWBIT_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewbit"
 
 
@@ -105,29 +105,29 @@ def table(
     works: Iterable[Work], runtime: str, processor: str, threads: int, *, folder: Path | None = None,
     measure: Callable[[Work, str, int], tuple[float, float]] | None = None, progress: Callable[[str], None] = lambda text: None,
 ) -> Table:  # fmt: skip
-    """The times of some works: those that the cache has, and what is missing measured and added to it.
+    """The times of `works`: from the cache, or measured and added to it.
 
-    Another version of the runtime, another processor or number of threads has a file of its own.
+    Each runtime version, processor and number of threads has its own cache file.
     """
     about = {"runtime": runtime, "version": version(runtime), "processor": processor, "threads": threads}
     digest = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:12]
     path = (folder or cache_folder()) / f"latency-{runtime}-{digest}.json"
-    found = Table({**about, "date": datetime.date.today().isoformat(), "seconds": SECONDS, "rounds": ROUNDS})
+    times = Table({**about, "date": datetime.date.today().isoformat(), "seconds": SECONDS, "rounds": ROUNDS})
     if path.is_file():
-        kept = read_json(path)
-        if kept.get("schema") == SCHEMA:
-            found = Table(kept["provenance"], {k: (float(a), float(b)) for k, (a, b) in kept["ms"].items()})
-    missing = [work for work in dict.fromkeys(works) if str(work) not in found.ms]
+        cached = read_json(path)
+        if cached.get("schema") == SCHEMA:
+            times = Table(cached["provenance"], {k: (float(a), float(b)) for k, (a, b) in cached["ms"].items()})
+    missing = [work for work in dict.fromkeys(works) if str(work) not in times.ms]
     for work in missing:
         progress(str(work))
-        found.ms[str(work)] = (measure or measured)(work, runtime, threads)
+        times.ms[str(work)] = (measure or measured)(work, runtime, threads)
     if missing:
-        write_json(path, found.to_json())
-    return found
+        write_json(path, times.to_json())
+    return times
 
 
 def measured(work: Work, runtime: str, threads: int) -> tuple[float, float]:
-    """(float ms, integer ms) of one call, without what a call that does nothing takes: medians of paired warm rounds."""
+    """(float ms, integer ms) of one call, less that of an empty graph: medians of paired warm rounds."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         sessions, inputs = [], []
@@ -140,11 +140,11 @@ def measured(work: Work, runtime: str, threads: int) -> tuple[float, float]:
             sessions.append(open_session(runtime, path, threads=threads))
             shapes = [(1,)] if integer is None else work.shapes
             inputs.append([_random(rng, value, shape) for value, shape in zip(model.graph.input, shapes, strict=False)])
-        calls = [partial(session.call, given) for session, given in zip(sessions, inputs, strict=True)]
+        calls = [partial(session.call, x) for session, x in zip(sessions, inputs, strict=True)]
         times = paired(calls, SECONDS, ROUNDS)
     nothing, *rest = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    found = [max(ms - nothing, 0.0) for ms in rest]
-    return (0.0, found[0]) if len(found) == 1 else (found[0], found[1])
+    milliseconds = [max(ms - nothing, 0.0) for ms in rest]
+    return (0.0, milliseconds[0]) if len(milliseconds) == 1 else (milliseconds[0], milliseconds[1])
 
 
 def _random(rng: np.random.Generator, value: onnx.ValueInfoProto, shape: Sequence[int]) -> NDArray[Any]:
@@ -154,25 +154,25 @@ def _random(rng: np.random.Generator, value: onnx.ValueInfoProto, shape: Sequenc
 
 
 def empty() -> onnx.ModelProto:
-    """A call that does nothing."""
+    """A graph that only passes its input on."""
     return _model([helper.make_node("Identity", ["x"], ["y"])], [("x", TensorProto.FLOAT, (1,))], TensorProto.FLOAT, {})
 
 
 def one_op(work: Work, *, integer: bool) -> onnx.ModelProto | None:
-    """The ONNX graph of a work in float or in integers; None for the float form of what quantizes."""
+    """The ONNX graph of a work in float or in integers; None for the float form of a quantizer."""
     if work.kind in ("quantize", "dequantize"):
         return _one_quantizer(work) if integer else None
-    made = _OneOp(work, integer)
+    graph = _OneOp(work, integer)
     kind = KINDS[work.kind]
     if work.kind == "linear":
-        made.nodes += [
-            helper.make_node("MatMul", made.read, ["product"]),
+        graph.nodes += [
+            helper.make_node("MatMul", graph.operands, ["product"]),
             helper.make_node("Add", ["product", "bias"], ["result"]),
         ]
     else:
         attributes = ATTRIBUTES.get(kind.onnx[0], lambda *values: {})(*work.attributes)
-        made.nodes.append(helper.make_node(kind.onnx[0], made.read, ["result"], **attributes))
-    return made.model()
+        graph.nodes.append(helper.make_node(kind.onnx[0], graph.operands, ["result"], **attributes))
+    return graph.model()
 
 
 ATTRIBUTES: Mapping[str, Callable[..., dict[str, Any]]] = {  # of an ONNX operator, from those of a work
@@ -194,12 +194,12 @@ class _OneOp:
         self.constants: dict[str, NDArray[Any]] = {}
         self.nodes: list[onnx.NodeProto] = []
         names = ["a"] if weighted else [chr(ord("a") + i) for i in range(len(work.shapes))]
-        taken = TensorProto.UINT8 if integer and not work.inside else TensorProto.FLOAT
+        dtype = TensorProto.UINT8 if integer and not work.inside else TensorProto.FLOAT
         # the batch is dynamic, as in a realized file: onnxruntime makes other products of fixed shapes, and fuses no Q/DQ there
         self.inputs: list[tuple[str, int, Sequence[int | str]]] = [
-            (name, taken, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)
+            (name, dtype, ("batch", *shape[1:])) for name, shape in zip(names, work.shapes, strict=False)
         ]
-        self.read = [self._activation(name) if integer else name for name in names]
+        self.operands = [self._activation(name) if integer else name for name in names]
         if weighted:
             self._weight(linear=work.kind == "linear")
 
@@ -209,18 +209,18 @@ class _OneOp:
         bias, channels = rng.standard_normal(shape[0]).astype(np.float32), shape[0]
         if self.integer:
             self.constants["w"] = codes
-            self.read.append(self._dequantized("w", np.zeros(channels, np.int8), _scales(channels), 1 if linear else 0))
+            self.operands.append(self._dequantize("w", np.zeros(channels, np.int8), _scales(channels), 1 if linear else 0))
         else:
             self.constants["w"] = codes.astype(np.float32) * np.float32(0.01)
-            self.read.append("w")
+            self.operands.append("w")
         self.constants["bias"] = (bias / 0.0002).astype(np.int32) if self.integer and not linear else bias
         if self.integer and not linear:
             scale = np.full(channels, 0.0002, np.float32)
-            self.read.append(self._dequantized("bias", np.zeros(channels, np.int32), scale, 0))
+            self.operands.append(self._dequantize("bias", np.zeros(channels, np.int32), scale, 0))
         elif not linear:
-            self.read.append("bias")
+            self.operands.append("bias")
 
-    def _dequantized(self, name: str, zero: NDArray[Any], scale: NDArray[np.float32], axis: int = 1) -> str:
+    def _dequantize(self, name: str, zero: NDArray[Any], scale: NDArray[np.float32], axis: int = 1) -> str:
         self.constants[f"{name}.scale"], self.constants[f"{name}.zero"] = scale, zero
         attributes: dict[str, Any] = {"axis": axis} if scale.ndim else {}
         inputs = [name, f"{name}.scale", f"{name}.zero"]
@@ -230,10 +230,10 @@ class _OneOp:
     def _activation(self, name: str) -> str:
         zero, scale = np.array(128, np.uint8), _scales()
         if not self.work.inside:
-            return self._dequantized(name, zero, scale)
+            return self._dequantize(name, zero, scale)
         inputs = [name, f"{name}.codes.scale", f"{name}.codes.zero"]
         self.nodes.append(helper.make_node("QuantizeLinear", inputs, [f"{name}.codes"]))
-        return self._dequantized(f"{name}.codes", zero, scale)
+        return self._dequantize(f"{name}.codes", zero, scale)
 
     def model(self) -> onnx.ModelProto:
         if not self.integer or not self.work.codes:
@@ -250,21 +250,21 @@ def _scales(count: int | None = None) -> NDArray[np.float32]:
 
 def _one_quantizer(work: Work) -> onnx.ModelProto:
     types, quantizes = (TensorProto.FLOAT, TensorProto.UINT8), work.kind == "quantize"
-    read, write = types if quantizes else types[::-1]
+    source, result = types if quantizes else types[::-1]
     op = "QuantizeLinear" if quantizes else "DequantizeLinear"
     constants: dict[str, NDArray[Any]] = {"scale": _scales(), "zero": np.array(128, np.uint8)}
-    return _model([helper.make_node(op, ["x", "scale", "zero"], ["y"])], [("x", read, work.shapes[0])], write, constants)
+    return _model([helper.make_node(op, ["x", "scale", "zero"], ["y"])], [("x", source, work.shapes[0])], result, constants)
 
 
 def _model(
-    nodes: Sequence[onnx.NodeProto], inputs: Sequence[tuple[str, int, Sequence[int | str]]], given: int,
+    nodes: Sequence[onnx.NodeProto], inputs: Sequence[tuple[str, int, Sequence[int | str]]], output_type: int,
     constants: Mapping[str, NDArray[Any]],
 ) -> onnx.ModelProto:  # fmt: skip
     graph = helper.make_graph(
         nodes,
         "one_op",
         [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info("y", given, None)],
+        [helper.make_tensor_value_info("y", output_type, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

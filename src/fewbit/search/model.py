@@ -1,7 +1,7 @@
-"""A model as a search sees it: its dimensions, the plan of a candidate, and what that plan loses.
+"""A model in a search: its dimensions, the plan of a candidate, and the loss of that plan.
 
-Ranges are taken of one tensor at a time, so those of a width are the same whatever the other widths are: each is computed
-once and candidates are put together from them. `choose` with the candidate's widths makes the same plan (tests/search).
+Ranges are chosen for one tensor at a time, so they do not depend on the widths of other tensors: each is computed once,
+and candidates are assembled from them. `choose` with the candidate's widths makes the same plan (tests/search).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAST = 4  # bits (HAGO)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search may decide: widths of `weights` only or of `all` edges, from `most` bits down to `least`."""
+    """What a search varies: widths of `weights` only or of `all` edges, from `most` bits down to `least`."""
 
     edges: str = "weights"
     most: int = 8
@@ -48,13 +48,13 @@ class Settings:
 
 
 class Model:
-    """A graph on a target with a recipe of ranges. Raises FewbitError for a recipe that looks at more than one tensor."""
+    """A graph on a target with a range recipe. Raises FewbitError for a recipe that looks at more than one tensor."""
 
     def __init__(self, context: Context, recipe: Recipe, settings: Settings | None = None) -> None:
         self.context, self.recipe, self.ranges = context, recipe, plain_ranges(recipe, context.name)
         self.graph, self.target = context.graph, context.target
         self.settings = settings or Settings()
-        self._known: dict[Any, Any] = {}  # choices and biases by what they depend on
+        self._cache: dict[Any, Any] = {}  # choices and biases by what they depend on
         self._allowed: dict[tuple[str, ...], Allowed] = {}
         most = self.settings.most
         self.base = self.plan(Bits(most, most))
@@ -63,34 +63,34 @@ class Model:
     def dimensions(self, floats: Mapping[str, bool]) -> tuple[Dimension, ...]:
         """In graph order: each integer op with a width for its weight, and with `all` edges each activation with one.
 
-        `floats`: ops that may stay float, and whether they begin there. An op without a weight that is in it is a dimension
-        with two options. The limit of an edge is what the target's type for it holds.
+        `floats`: ops that may stay float, and whether they start so. One of them without a weight is a dimension with two
+        options. The largest width of an edge is that of the target's type for it.
         """
-        found, seen = [], set[str]()
+        dimensions, visited = [], set[str]()
         for op in self.graph.ops:
             if op.name not in self.base.integer_ops:
                 continue
             if self.settings.edges == "all":
                 for site in op.operands.values():
                     choice = self.base.choices.get(site)
-                    if choice is None or site in seen or choice.codes is not None or site in self.moved:
+                    if choice is None or site in visited or choice.codes is not None or site in self.moved:
                         continue
-                    seen.add(site)
-                    found.append(Dimension(site, self._widths(choice)))
+                    visited.add(site)
+                    dimensions.append(Dimension(site, self._widths(choice)))
             weight = self.base.choices.get(op.operands.get("weight", ""))
             widths = (self.settings.most,) if weight is None else self._widths(weight)
             if op.name in floats:
-                found.append(Dimension(op.name, (FLOAT, *widths), 0 if floats[op.name] else 1))
+                dimensions.append(Dimension(op.name, (FLOAT, *widths), 0 if floats[op.name] else 1))
             elif len(widths) > 1:
-                found.append(Dimension(op.name, widths))
-        return tuple(found)
+                dimensions.append(Dimension(op.name, widths))
+        return tuple(dimensions)
 
     def _widths(self, choice: Choice) -> tuple[int, ...]:
         most = min(choice.grid.bits, self.settings.most)
         return tuple(range(most, min(self.settings.least, most) - 1, -1))
 
-    def bits(self, dimensions: Sequence[Dimension], candidate: Candidate, asked: str = "") -> Bits:
-        """The widths of a candidate, as `--bits` of a file has them."""
+    def bits(self, dimensions: Sequence[Dimension], candidate: Candidate, spec: str = "") -> Bits:
+        """The widths of a candidate, as a `--bits` file has them."""
         widths: dict[str, int] = {}
         floats = []
         for dimension, k in zip(dimensions, candidate, strict=True):
@@ -102,10 +102,10 @@ class Model:
                 widths |= {site: option for site, owner in self.moved.items() if owner == dimension.name}
             elif "weight" in operands:
                 widths[operands["weight"]] = option
-        return Bits(self.settings.most, self.settings.most, widths, asked, (), tuple(floats))
+        return Bits(self.settings.most, self.settings.most, widths, spec, (), tuple(floats))
 
     def with_floats(self, floats: tuple[str, ...]) -> Allowed:
-        """What runs in integers on the widest of all widths, with some ops in float; asked often, so it is remembered."""
+        """What runs in integers at the largest width with some ops in float; cached."""
         if floats not in self._allowed:
             bits = Bits(self.settings.most, self.settings.most, floats=floats)
             self._allowed[floats] = replace(self.context, bits=bits).allowed
@@ -135,19 +135,19 @@ class Model:
     def _activation(self, builder: PlanBuilder, site: Site, grids: AllowedGrids) -> Choice:
         context = builder.context
         group = next((group for group in context.allowed.shared if site.name in group), ())
-        moved = None if group else moved_codes(self.graph, site, grids, builder.choices)
+        choice = None if group else moved_codes(self.graph, site, grids, builder.choices)
         key = site.name, grids.grids[0], grids.fixed_scale, grids.all_readers, group
-        if moved is None and key not in self._known:
-            self._known[key] = self.ranges.activation(context, site, grids, group)
-        return moved or cast(Choice, self._known[key])
+        if choice is None and key not in self._cache:
+            self._cache[key] = self.ranges.activation(context, site, grids, group)
+        return choice or cast(Choice, self._cache[key])
 
     def _set_weight(self, builder: PlanBuilder, site: Site, grids: AllowedGrids) -> None:
-        read = builder.choices.get(self.graph.op(site.readers[0][0]).operands["input"])
-        key = site.name, grids.grids, grids.pair_bits, None if read is None else (read.grid, id(read.qparams))
-        if key not in self._known:
+        activation = builder.choices.get(self.graph.op(site.readers[0][0]).operands["input"])
+        key = site.name, grids.grids, grids.pair_bits, None if activation is None else (activation.grid, id(activation.qparams))
+        if key not in self._cache:
             choice, why = self.ranges.weight(builder.context, site, grids, builder.choices)
-            self._known[key] = replace(choice, why=why), why, read  # the range is held, so that its id stays its own
-        choice, why, _ = self._known[key]
+            self._cache[key] = replace(choice, why=why), why, activation  # holds the range, so that its id is not reused
+        choice, why, _ = self._cache[key]
         builder.set_weight(choice, grids.grids[0], why)
 
     def _bias(self, plan: Plan, name: str) -> Bias:
@@ -155,13 +155,13 @@ class Model:
         op, bias = self.graph.op(name), plan.biases[name]
         qparams = [plan.choices[op.operands[k]].qparams for k in ("input", "weight") if op.operands[k] in plan.choices]
         key = name, bias.integer is None, *map(id, qparams)
-        return cast(Bias, self._known.setdefault(key, (bias, qparams))[0])
+        return cast(Bias, self._cache.setdefault(key, (bias, qparams))[0])
 
 
 class Loss:
     """The loss of plans on images: KL divergence from the float model, or cross-entropy with labels.
 
-    Plans in a row that are the same up to some node are computed from there on. Raises BadImages where labels are asked for
+    A plan that equals the last one up to some node is computed from that node on. Raises BadImages where `kind` is labels
     and there are none.
     """
 
@@ -184,7 +184,7 @@ class Loss:
         return self.measure.total(answers)
 
     def differ(self, a: Plan, b: Plan) -> int:
-        """The place of the first node that may compute something else."""
+        """The index of the first node whose result may differ."""
         places = [self._place[name] for name in set(a.integer_ops) ^ set(b.integer_ops)]
         places += [self._place[k] for k in {*a.biases, *b.biases} if a.biases.get(k) is not b.biases.get(k)]
         names = {site for op in set(a.integer_ops) ^ set(b.integer_ops) for site in self.graph.op(op).operands.values()}
@@ -199,7 +199,7 @@ class Loss:
 
 
 def _same(a: Choice | None, b: Choice | None) -> bool:
-    """Whether two choices are made of the same numbers."""
+    """Whether two choices have the same numbers."""
     if a is None or b is None:
         return a is b
     return a is b or (a.qparams is b.qparams and a.codes is b.codes and a.grid == b.grid and a.all_readers == b.all_readers)

@@ -1,4 +1,4 @@
-"""The loop of a search: ask, evaluate, tell, until the strategy, the evaluations or the time have ended."""
+"""The loop of a search: propose and evaluate until the strategy, the evaluations or the time run out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fewbit.files import Journal
 from fewbit.search.space import Candidate, Problem
 from fewbit.search.strategies import Strategy, Trial
 
-REPEATS = 200  # proposals in a row that have been evaluated already: nothing new is left
+REPEATS = 200  # known proposals in a row after which the search ends
 
 
 @dataclass
 class History:
-    """Every candidate that was evaluated, once, in order; `stopped` says what ended the search before its evaluations."""
+    """Every evaluated candidate, once, in order; `stopped` says why the search ended early, if it did."""
 
     trials: list[Trial] = field(default_factory=list)
     stopped: str = ""
@@ -38,32 +38,32 @@ def run(
     journal: Journal | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> History:
-    """What a strategy finds with so many new evaluations. `history` is that of searches before, whose losses are known.
+    """Run a strategy for up to `evaluations` new candidates. `history` is that of earlier searches, whose losses are known.
 
-    A search that is interrupted (Ctrl-C) or out of time gives back what it has. The first candidate is always evaluated.
+    A search that is interrupted (Ctrl-C) or out of time returns what it has. The first candidate is always evaluated.
     """
     history, journal = history or History(), journal or Journal()
-    known = {trial.candidate: trial.loss for trial in history.trials}
-    told: list[Trial] = []
-    made = repeated = 0
+    losses = {trial.candidate: trial.loss for trial in history.trials}
+    answers: list[Trial] = []
+    count = repeats = 0
     least = math.inf
     try:
-        while made < evaluations and repeated < REPEATS:
-            candidate = strategy.propose(told)
+        while count < evaluations and repeats < REPEATS:
+            candidate = strategy.propose(answers)
             if candidate is None:
                 break
-            repeated += 1
-            if candidate not in known:
-                if known and seconds is not None and not journal.replaying and journal.seconds >= seconds:
+            repeats += 1
+            if candidate not in losses:
+                if losses and seconds is not None and not journal.replaying and journal.seconds >= seconds:
                     history.stopped = "time"
                     break
-                known[candidate] = journal.value(_key(problem, candidate), lambda c=candidate: score(c))  # type: ignore[misc]
-                history.trials.append(Trial(candidate, known[candidate], problem.costs(candidate)))
-                made, repeated = made + 1, 0
-            told.append(Trial(candidate, known[candidate], {}))
+                losses[candidate] = journal.value(_key(problem, candidate), lambda c=candidate: score(c))  # type: ignore[misc]
+                history.trials.append(Trial(candidate, losses[candidate], problem.costs(candidate)))
+                count, repeats = count + 1, 0
+            answers.append(Trial(candidate, losses[candidate], {}))
             if problem.excess(candidate) == 0:
-                least = min(least, known[candidate])
-            progress(f"{least:.4g} after {made}")
+                least = min(least, losses[candidate])
+            progress(f"{least:.4g} after {count}")
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     return history
@@ -75,8 +75,8 @@ def _key(problem: Problem, candidate: Candidate) -> str:
 
 
 def pareto(rows: Sequence[Sequence[float]]) -> list[int]:
-    """The places of the rows that no other row beats: none is as small in every column and smaller in one."""
-    kept = []
+    """The indices of the Pareto-optimal rows: no other row is as small in every column and smaller in one."""
+    front = []
     for i, row in enumerate(rows):
         beaten = any(
             all(a <= b for a, b in zip(other, row, strict=True)) and (tuple(other) != tuple(row) or j < i)
@@ -84,5 +84,5 @@ def pareto(rows: Sequence[Sequence[float]]) -> list[int]:
             if j != i
         )
         if not beaten:
-            kept.append(i)
-    return kept
+            front.append(i)
+    return front

@@ -1,4 +1,4 @@
-"""The whole of `fewbit search`: images, ranges, times, the search itself, and its best points as artefacts in the runtime."""
+"""The whole of `fewbit search`: images, ranges, times, the search itself, and its best points in the runtime."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down 
 
 
 @dataclass
-class Found:
-    """What a search works on and with: the problem of all its searches but the limits."""
+class SearchProblem:
+    """Model, loss, dimensions and costs of a search; `problem` adds the limits of one of its stages."""
 
     model: Model
     loss: Loss
@@ -51,15 +51,15 @@ class Found:
     def problem(self, limits: Mapping[str, float]) -> Problem:
         return Problem(self.dimensions, self.costs, limits)
 
-    def bits(self, candidate: Candidate, asked: str = "") -> Bits:
-        found = self.model.bits(self.dimensions, candidate, asked)
-        return replace(found, floats=(*self.always, *found.floats))
+    def bits(self, candidate: Candidate, spec: str = "") -> Bits:
+        bits = self.model.bits(self.dimensions, candidate, spec)
+        return replace(bits, floats=(*self.always, *bits.floats))
 
 
-def found(model: Model, loss: Loss, times: Times, limits: Mapping[str, float], rest: int = 0) -> Found:
-    """The problem of a model: an op that is slower in integers begins in float, and stays there where it has no weight.
+def problem_of(model: Model, loss: Loss, times: Times, limits: Mapping[str, float], rest: int = 0) -> SearchProblem:
+    """The problem of a model: an op that is slower in integers starts in float, and stays float where it has no weight.
 
-    With a budget of milliseconds any op may be float; without one only those, since nothing would hold the others back.
+    With a budget of milliseconds any op may be float; without one only those, as nothing would limit the others.
     """
     slower = times.slower()
     graph = model.graph
@@ -73,28 +73,28 @@ def found(model: Model, loss: Loss, times: Times, limits: Mapping[str, float], r
     always = tuple(name for name in slower if name not in floats)
     dimensions = model.dimensions(floats)
     costs = costs_of(Sizes(model, rest), dimensions, times, always)
-    return Found(model, loss, dimensions, costs, limits, always, times)
+    return SearchProblem(model, loss, dimensions, costs, limits, always, times)
 
 
 def stages(limits: Mapping[str, float], costs: Mapping[str, float]) -> list[dict[str, float]]:
-    """Limits of the searches that make the front: what was asked for but bits and bytes, then fewer and fewer of them."""
+    """Limits of the searches that make the front: the budget without bits and bytes, then fewer and fewer bits."""
     other = {k: v for k, v in limits.items() if k not in ("bits", "bytes")}
     least = max((limits.get("bits", 0.0), limits.get("bytes", 0.0) / costs["bytes"] * costs["bits"]))
-    steps = [{**other, "bits": b} for b in LADDER if least < b < costs["bits"]]
-    return [dict(other), *steps, *([dict(limits)] if least else [])]
+    rungs = [{**other, "bits": b} for b in LADDER if least < b < costs["bits"]]
+    return [dict(other), *rungs, *([dict(limits)] if least else [])]
 
 
 def search(model: Any, images: Any = None, *, progress: Progress | None = None, **options: Any) -> dict[str, Any]:
-    """Search, realize the points of the front, judge them on held-out images, and write the folder; gives report.json.
+    """Search, export the points of the front, measure them on held-out images, and write the folder; returns report.json.
 
-    Every option is a field of `fewbit.request.SearchRequest`. A search that was killed goes on where it was: losses are in
+    Every option is a field of `fewbit.request.SearchRequest`. A killed search resumes from the losses in
     `<out>.part`. Ctrl-C ends the search and keeps its best.
     """
     return execute(SearchRequest(model=model, images=images, **options), progress)
 
 
 def execute(request: SearchRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """The stages of a run up to observe, then ranges, times, the search itself, and its points as artefacts."""
+    """The stages of a run up to observe, then ranges, times, the search itself, and its points as ONNX files."""
     limits: dict[str, float] = {}
     for text in request.budget:
         name, limit = parse_budget(text)
@@ -102,16 +102,16 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
     build, settings = strategy_named(request.strategy), Settings(request.edges, default_bits(request.hardware), request.least)
     assert request.out is not None
     run = Run.start(request, PREPARE, progress, kind="search")
-    part, progress, chosen, held_out = run.folder, run.progress, run["calibration"], run["scored"]
+    part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
     graph, stats = run["exact"], run["observed"]
     with progress.stage("ranges"):
         context = Context(
             graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
         )
-        made = Model(context, request.method, settings)
-        measure = Loss(graph, list(chosen.batches(8)), chosen.labels, request.loss or "kl")
+        model = Model(context, request.method, settings)
+        measure = Loss(graph, list(calibration.batches(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
-        problem = _timed(made, measure, limits, part, request, progress)
+        problem = _timed_problem(model, measure, limits, part, request, progress)
     with progress.stage("search"):
         progress.expect(request.evaluations)
         history = climb(
@@ -119,13 +119,13 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
             seconds=None if request.time is None else parse_time(request.time), journal=Journal(part / JOURNAL),
             progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
-    picked = pick(problem, history, request.points)
+    places = pick(problem, history, request.points)
     with progress.stage("judge"):
-        progress.expect(len(picked) + 1)
+        progress.expect(len(places) + 1)
         rows = judge(
-            problem, history, picked, held_out, part, request.out, _again(request), request.threads, lambda: progress.advance()
+            problem, history, places, held_out, part, request.out, _again(request), request.threads, lambda: progress.advance()
         )
-    summary = _summary(request, problem, history, rows, {"calibration": len(chosen), "scored": len(held_out)})
+    summary = _summary(request, problem, history, rows, {"calibration": len(calibration), "scored": len(held_out)})
     with progress.stage("report"):
         write_json(part / "report.json", summary)
         page = frontpage.render(summary)
@@ -134,20 +134,20 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
     return summary
 
 
-def _timed(
-    made: Model, measure: Loss, limits: Mapping[str, float], part: Path, request: SearchRequest, progress: Progress
-) -> Found:
+def _timed_problem(
+    model: Model, measure: Loss, limits: Mapping[str, float], part: Path, request: SearchRequest, progress: Progress
+) -> SearchProblem:
     """The problem, with the machine's times of its ops and the bytes of its widest file."""
-    float_onnx(made.graph, part / "float.onnx", opset=request.hardware.opset)
-    realize(made.graph, made.base, part / WIDEST, **request.hardware.file_format)
-    times = times_of(made, part, request.threads, lambda text: progress.advance(1, text))
-    widest = made.dimensions({})
-    rest = (part / WIDEST).stat().st_size - int(Sizes(made)(widest, (0,) * len(widest))["bytes"])
-    return found(made, measure, times, limits, rest)
+    float_onnx(model.graph, part / "float.onnx", opset=request.hardware.opset)
+    realize(model.graph, model.base, part / WIDEST, **request.hardware.file_format)
+    times = times_of(model, part, request.threads, lambda text: progress.advance(1, text))
+    widest = model.dimensions({})
+    rest = (part / WIDEST).stat().st_size - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
+    return problem_of(model, measure, times, limits, rest)
 
 
 def _again(request: SearchRequest) -> list[str]:
-    """The command that makes a run of a point, but for its bits and its folder."""
+    """The command that quantizes a point, without its bits and its folder."""
     words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
     words += ["--recipe", request.recipe_name, "--seed", str(request.seed), "--calibration", str(request.calibration)]
     for name in ("images", "score"):
@@ -162,7 +162,7 @@ def _again(request: SearchRequest) -> list[str]:
 
 
 def _summary(
-    request: SearchRequest, problem: Found, history: History, rows: Sequence[Mapping[str, Any]], images: Mapping[str, int]
+    request: SearchRequest, problem: SearchProblem, history: History, rows: Sequence[Any], images: Mapping[str, int]
 ) -> dict[str, Any]:
     """report.json."""
     return {
@@ -183,7 +183,7 @@ def _summary(
 
 
 def climb(
-    problem: Found, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
+    problem: SearchProblem, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
     journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None,
 ) -> History:  # fmt: skip
     """One search for each stage, with an equal share of the evaluations, each from the start; all trials together."""
@@ -193,18 +193,18 @@ def climb(
     score = scored(problem.model, problem.loss, problem.dimensions, problem.always)
     for k, limits in enumerate(ladder):
         each = problem.problem(limits)
-        left = (evaluations - len(history.trials)) // (len(ladder) - k)
-        if left < 1 or history.stopped:
+        share = (evaluations - len(history.trials)) // (len(ladder) - k)
+        if share < 1 or history.stopped:
             break
         trials_of(
-            each, build(each, left, seed), score, evaluations=left, history=history, seconds=seconds, journal=journal,
+            each, build(each, share, seed), score, evaluations=share, history=history, seconds=seconds, journal=journal,
             progress=progress,
         )  # fmt: skip
     return history
 
 
-def pick(problem: Found, history: History, points: int) -> list[int]:
-    """The trials to realize: those within the budget that no other beats, the best and evenly over their bytes."""
+def pick(problem: SearchProblem, history: History, points: int) -> list[int]:
+    """The trials to realize: the Pareto front within the budget, thinned to the best and others evenly spaced in bytes."""
     allowed = [i for i, t in enumerate(history.trials) if problem.problem(problem.limits).excess(t.candidate) == 0]
     if not allowed:
         allowed = list(range(len(history.trials)))
@@ -215,18 +215,18 @@ def pick(problem: Found, history: History, points: int) -> list[int]:
     if len(front) <= points:
         return front
     low, high = (history.trials[front[k]].costs["bytes"] for k in (0, -1))
-    kept = {min(front, key=lambda i: history.trials[i].loss)}
+    selection = {min(front, key=lambda i: history.trials[i].loss)}
     for k in range(points):
         goal = low + (high - low) * k / max(points - 1, 1)
-        kept.add(min(front, key=lambda i: (abs(history.trials[i].costs["bytes"] - goal), history.trials[i].loss)))
-    return sorted(kept, key=lambda i: history.trials[i].costs["bytes"])[:points]
+        selection.add(min(front, key=lambda i: (abs(history.trials[i].costs["bytes"] - goal), history.trials[i].loss)))
+    return sorted(selection, key=lambda i: history.trials[i].costs["bytes"])[:points]
 
 
 def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str], None]) -> Times:
     """The table of the machine for the ops of a model, and the float model's own milliseconds."""
     runtime = model.target.runtime
-    found = table(Times.works(model), runtime, processor(), threads, progress=progress)
+    latencies = table(Times.works(model), runtime, processor(), threads, progress=progress)
     session = open_session(runtime, folder / "float.onnx", threads=threads)
     x = np.zeros((1, *model.graph.input_shape), np.float32)
     rounds = paired([partial(session.run, x)], 2.0)
-    return Times(model, found, 1e3 * statistics.median(row[0] for row in rounds))
+    return Times(model, latencies, 1e3 * statistics.median(row[0] for row in rounds))

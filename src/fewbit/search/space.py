@@ -1,6 +1,6 @@
-"""What a search may choose: for each dimension an ordered tuple of options, and what a candidate may cost.
+"""The search space: an ordered tuple of options for each dimension, and limits on the costs of a candidate.
 
-Nothing here knows a model: strategies are tested on scores with known optima.
+Independent of models: strategies are tested on scores with known optima.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-Candidate = tuple[int, ...]  # the place of the chosen option in each dimension
+Candidate = tuple[int, ...]  # the index of the option in each dimension
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Problem:
-    """Dimensions, what a candidate costs (name -> number, cheap to ask for), and the most that each cost may be."""
+    """Dimensions, what a candidate costs (name -> number, cheap to compute), and the limit of each cost."""
 
     dimensions: tuple[Dimension, ...]
     costs: Callable[[Candidate], Mapping[str, float]] = field(default=lambda candidate: {})
@@ -49,10 +49,10 @@ class Problem:
         return (*candidate[:at], place, *candidate[at + 1 :])
 
     def repaired(self, candidate: Candidate, rng: random.Random | None = None) -> Candidate | None:
-        """A candidate within the limits, by single steps that each bring it nearer; None where no step does.
+        """A candidate within the limits, by steps in one dimension that each reduce the excess; None where none does.
 
-        The dimension that is at the finest option goes first, which keeps a candidate uniform; with `rng` any of them. A step
-        of more than one place is taken where single ones do not help (float to 6 bits over a slower 8).
+        The dimension at the finest option goes first, which keeps a candidate uniform; with `rng` the order is random. A step
+        skips options only where single ones do not help (float to 6 bits over a slower 8).
         """
         over = self.excess(candidate)
         while over > 0:
@@ -61,18 +61,18 @@ class Problem:
                 rng.shuffle(order)
             else:
                 order.sort(key=lambda i: candidate[i])
-            found = next(self._nearer(candidate, order, over), None)
-            if found is None:
+            step = next(self._nearer(candidate, order, over), None)
+            if step is None:
                 return None
-            candidate, over = found
+            candidate, over = step
         return candidate
 
     def _nearer(self, candidate: Candidate, order: list[int], over: float) -> Iterator[tuple[Candidate, float]]:
-        """Candidates that are less over the limits, each with by how much, the smallest steps first."""
+        """Candidates with a smaller excess, and that excess; the smallest steps first."""
         farthest = max(len(d.options) for d in self.dimensions)
         for size in range(1, farthest):
             for at in order:
                 for by in (size, -size):
-                    moved = self.moved(candidate, at, by)
-                    if moved is not None and (less := self.excess(moved)) < over:
-                        yield moved, less
+                    neighbour = self.moved(candidate, at, by)
+                    if neighbour is not None and (less := self.excess(neighbour)) < over:
+                        yield neighbour, less

@@ -1,7 +1,7 @@
-"""Strategies: each is asked for the next candidate and told what the last one was worth.
+"""Strategies: each proposes the next candidate from the losses of the earlier ones.
 
-`propose(history)` gives a candidate within the limits of the problem, or None where the strategy has nothing left. The first
-one is the start (all maxima, lowered evenly where that is over a limit), so that no strategy ends worse than it began.
+`propose(history)` returns a candidate within the limits of the problem, or None when the strategy is done. The first one is
+the start (all maxima, lowered evenly where that is over a limit), so no strategy ends worse than it began.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Trial:
 
 
 class Strategy(ABC):
-    """A way through the space of a problem. `evaluations` is how many candidates will be looked at, all in all."""
+    """A way through the space of a problem. `evaluations` is the total number of candidates that will be evaluated."""
 
     def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
         self.problem, self.evaluations = problem, evaluations
@@ -44,7 +44,7 @@ class Strategy(ABC):
         self._steps: Steps | None = None
 
     def propose(self, history: Sequence[Trial]) -> Candidate | None:
-        """The next candidate, from what has been tried; the last trial is the one that was proposed last."""
+        """The next candidate, given the trials so far; the last trial is the last proposal."""
         try:
             if self._steps is None:
                 self._steps = self.steps()
@@ -55,7 +55,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def steps(self) -> Steps:
-        """Yields candidates, each time given the loss of the last."""
+        """Yields candidates; receives the loss of each."""
 
 
 class Greedy(Strategy):
@@ -72,19 +72,19 @@ class Greedy(Strategy):
         best, tight = self.start, self.problem.excess(self.problem.start) > 0
         loss = yield best
         if tight:
-            found = yield from self.descent()
-            if found is not None and (reached := (yield found)) <= loss:
-                best, loss = found, reached
+            candidate = yield from self.descent()
+            if candidate is not None and (value := (yield candidate)) <= loss:
+                best, loss = candidate, value
         for at in range(len(best)):
-            while (moved := self.problem.moved(best, at, 1)) is not None and self.problem.excess(moved) == 0:
-                if (reached := (yield moved)) > loss:
+            while (neighbour := self.problem.moved(best, at, 1)) is not None and self.problem.excess(neighbour) == 0:
+                if (value := (yield neighbour)) > loss:
                     break
-                best, loss = moved, reached
+                best, loss = neighbour, value
         if tight:
             yield from self.exchange(best, loss)
 
     def descent(self) -> Generator[Candidate, float, Candidate | None]:
-        """From the maxima to a candidate within the limits; None where no step leads there. Its trials are over them.
+        """From the maxima to a candidate within the limits; None where no step leads there. Its trials exceed the limits.
 
         Each dimension alone is measured where an even lowering would put it: one bit less than the maximum moves the loss of
         a deep net by less than its noise. What the steps to there and beyond add follows from the law of rounding errors, and
@@ -100,43 +100,43 @@ class Greedy(Strategy):
                     rise, count = max((yield alone) - loss, 0.0), abs(by)
                     first[at] = (by // count, rise * (self.growth - 1) / (self.growth**count - 1))
                     break
-        taken = dict.fromkeys(first, 0)
+        steps = dict.fromkeys(first, 0)
 
         while over > 0:
             ahead: list[tuple[float, int, Candidate]] = []  # what a step adds for what it saves, its dimension, where it leads
             for at, (by, rise) in first.items():
-                moved = self.problem.moved(best, at, by)
-                if moved is not None and (saved := over - self.problem.excess(moved)) > 0:
-                    ahead.append((rise * self.growth ** taken[at] / saved, at, moved))
+                neighbour = self.problem.moved(best, at, by)
+                if neighbour is not None and (gain := over - self.problem.excess(neighbour)) > 0:
+                    ahead.append((rise * self.growth ** steps[at] / gain, at, neighbour))
             if not ahead:
                 return None
             _, at, best = min(ahead)
-            taken[at] += 1
+            steps[at] += 1
             over = self.problem.excess(best)
         return best
 
     def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
-        """One option finer somewhere, paid for at random places, kept where the loss falls."""
+        """Move one dimension one option finer, repair at random places, and accept where the loss falls."""
         for _ in range(10 * self.evaluations):
             at = self.rng.randrange(len(best))
             finer = self.problem.moved(best, at, -1)
-            moved = None if finer is None else self.problem.repaired(finer, self.rng)
-            if moved is None or moved == best:
+            neighbour = None if finer is None else self.problem.repaired(finer, self.rng)
+            if neighbour is None or neighbour == best:
                 continue
-            reached = yield moved
-            if reached < loss:
-                best, loss = moved, reached
+            value = yield neighbour
+            if value < loss:
+                best, loss = neighbour, value
 
 
 class Random(Strategy):
-    """Every edge any of its options, all alike; what is over a limit goes down at random places until it is not."""
+    """Uniform random options in every dimension, repaired at random places where over a limit."""
 
     def steps(self) -> Steps:
         yield self.start
         while True:
-            drawn = tuple(self.rng.randrange(len(d.options)) for d in self.problem.dimensions)
-            if (found := self.problem.repaired(drawn, self.rng)) is not None:
-                yield found
+            sample = tuple(self.rng.randrange(len(d.options)) for d in self.problem.dimensions)
+            if (candidate := self.problem.repaired(sample, self.rng)) is not None:
+                yield candidate
 
 
 class Annealing(Strategy):
@@ -154,28 +154,28 @@ class Annealing(Strategy):
         cooling = (self.coldest / self.hottest) ** (1 / max(self.evaluations - 1, 1))
         temperature = self.hottest
         while True:
-            moved = self.near(at)
-            found = yield moved
-            if found <= loss or self.rng.random() < math.exp(-(found - loss) / (unit * temperature)):
-                at, loss = moved, found
+            neighbour = self.near(at)
+            value = yield neighbour
+            if value <= loss or self.rng.random() < math.exp(-(value - loss) / (unit * temperature)):
+                at, loss = neighbour, value
             temperature = max(temperature * cooling, self.coldest)
 
     def near(self, at: Candidate) -> Candidate:
-        """A candidate within the limits beside another."""
+        """A random neighbour within the limits."""
         count = max(1, round(self.share * len(at)))
         for _ in range(100):
             places = list(at)
             for i in self.rng.sample(range(len(at)), count):
                 by = self.rng.choice([k for k in range(-self.farthest, self.farthest + 1) if k])
                 places[i] = min(max(places[i] + by, 0), len(self.problem.dimensions[i].options) - 1)
-            found = self.problem.repaired(tuple(places), self.rng)
-            if found is not None and found != at:
-                return found
+            candidate = self.problem.repaired(tuple(places), self.rng)
+            if candidate is not None and candidate != at:
+                return candidate
         return at
 
 
 class Tpe(Strategy):
-    """Optuna's tree-structured Parzen estimator; what it proposes over a limit is repaired and told as what it became."""
+    """Optuna's tree-structured Parzen estimator; a proposal over a limit is repaired, then reported."""
 
     def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
         if importlib.util.find_spec("optuna") is None:
@@ -194,19 +194,19 @@ class Tpe(Strategy):
             for name, d in zip(names, self.problem.dimensions, strict=True)
         }
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
-        proposed: Candidate = self.start
+        proposal: Candidate = self.start
         while True:
-            loss = yield proposed
-            values = dict(zip(names, proposed, strict=True))
+            loss = yield proposal
+            values = dict(zip(names, proposal, strict=True))
             value = loss if math.isfinite(loss) else 1e30
             study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=value))
-            found = None
-            while found is None:
-                asked = study.ask(kinds)
-                drawn = tuple(asked.params[name] for name in names)
-                study.tell(asked, state=optuna.trial.TrialState.FAIL)
-                found = self.problem.repaired(drawn, self.rng)
-            proposed = found
+            candidate = None
+            while candidate is None:
+                trial = study.ask(kinds)
+                sample = tuple(trial.params[name] for name in names)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                candidate = self.problem.repaired(sample, self.rng)
+            proposal = candidate
 
 
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {

@@ -1,6 +1,6 @@
-"""The stages of a run, in order: what each takes (its parameters), gives, and leaves in the run's folder.
+"""The stages of a run, in order: the inputs of each (its parameters), its results, and its files in the run's folder.
 
-`Run` (fewbit/run.py) is the loop: it makes a value when it is asked for, goes on from files that a killed run has left, and
+`Run` (fewbit/run.py) is the loop: it computes a value on first access, resumes from the files of a killed run, and
 times each stage. A finished run is read by REOPENED, in which verify, evaluate, bench and report are the same functions.
 """
 
@@ -20,7 +20,7 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # the file is there where they are synthetic
+    Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
     Stage("capture", load.capture, ("exact",), (load.EXPORTED,)),
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage(
@@ -37,7 +37,7 @@ STAGES = (
     Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
     REPORT,
 )  # fmt: skip
-PREPARE = STAGES[:4]  # what a search begins with
+PREPARE = STAGES[:4]  # the first stages of a search
 
 REOPENED = (
     Stage("capture", load.reopened, ("exact",)),

@@ -26,8 +26,8 @@ from fewbit.stages.observe import Rows
 from fewbit.target import Target
 from fewbit.target.load import processor_flags
 
-JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, while it runs
-UNITS = "units"  # what a reconstruction has learned of each block, while it runs
+JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, to resume it
+UNITS = "units"  # results of a reconstruction by block, to resume it
 POOL = "pool.safetensors"
 
 
@@ -35,7 +35,7 @@ def choose(
     graph: Graph, stats: Stats, equalized: Rows, calibration: Images, inputs: Inputs, request: Request, folder: Path,
     progress: Progress,
 ) -> Plan:  # fmt: skip
-    """The plan of a recipe on a target, with all fallbacks; it is in the run's folder."""
+    """The plan of a recipe on a target, with all fallbacks; also saved in the run's folder."""
     recipe, bits = request.method, request.widths
     context = Context(
         graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(),
@@ -64,7 +64,7 @@ def choose(
 
 
 def chosen(graph: Graph, folder: Path) -> Plan:
-    """The same from the files."""
+    """The same, loaded from the files."""
     return load_plan(graph, folder)
 
 
@@ -76,12 +76,12 @@ def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progre
     assert inputs.outputs is not None
     pool = Synthesis(training.images, training.pool, inputs.outputs, images.preprocess, request.seed, images)
     progress.begin("synthesize", pool.total)
-    made = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
-    return LabelledImages(torch.cat(list(made.batches(64))), made.labels)
+    synthetic = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
+    return LabelledImages(torch.cat(list(synthetic.batches(64))), synthetic.labels)
 
 
 def _elsewhere(target: Target) -> tuple[Fallback, ...]:
-    """What is said where the target's runtime or its processor is not here."""
+    """Fallbacks where the target's runtime or processor is not available here."""
     if target.runtime != target.runs_in:
         why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
         return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)

@@ -1,4 +1,4 @@
-"""The curve: what the model is worth after calibration on 1, 2, 4, ... 256 of the images, each set inside of the next."""
+"""The curve: accuracy after calibration on 1, 2, 4, ... 256 images, each set a subset of the next."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FILE = "curve.json"
 def curve(
     run: Run, request: Request, calibration: Images, twin: Path, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """A row for each number of images, by the same stages from observe to evaluate; no row where the request has no curve.
+    """A row for each number of images, by the stages from observe to evaluate; empty where the request has no curve.
 
-    Rows that a killed run has left are not made again.
+    Rows of a killed run are reused.
     """
     if not request.curve:
         return []

@@ -31,7 +31,7 @@ MADE = "synthetic.safetensors"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a request names, opened: the model, how pictures become its input, its classes, and images that are not decoded yet.
+    """The opened inputs of a request: model, preprocessing, classes, and images that are not decoded yet.
 
     `outputs` is the model's class count, None where its output is no list of classes; `classes` are their names, if any.
     """
@@ -45,13 +45,13 @@ class Inputs:
 
     @property
     def known(self) -> Sequence[str] | int | None:
-        """What labels are checked against."""
+        """Class names or their number, to check labels against."""
         return self.classes or self.outputs
 
     def identity(self, request: Options) -> dict[str, Any]:
-        """Everything that decides what a run computes; the same identity gives the same files."""
+        """Everything that decides the result of a run; equal identities give equal files."""
         model, images = fingerprint(self.loaded.program), self.calibration
-        found = {
+        identity = {
             "request": request.key(),
             "model": model,
             "calibration": images.fingerprint() if isinstance(images, Images) else images.key(model),
@@ -61,29 +61,29 @@ class Inputs:
             "classes": list(self.classes) if self.classes else None,
         }
         if request.loss == "labels" and isinstance(images, Images) and images.labels is not None:
-            found["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
-        return found
+            identity["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
+        return identity
 
 
 def load(request: Options) -> Inputs:
-    """The model, exported, and the images, opened. Raises BadModel or BadImages for what cannot be used."""
+    """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
     loaded = load_model(request.model, weights=request.weights, overrides=overrides)
     preprocess, outputs = preprocess_of(loaded, request.overrides), class_count(loaded)
-    given = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
-    classes = given or loaded.classes or None
+    names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
+    classes = names or loaded.classes or None
     if classes and outputs and len(classes) != outputs:
         raise BadImages(
             f"{len(classes)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
         )
     if request.synthetic[0]:
-        opened: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes or outputs, outputs)
+        pair: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes or outputs, outputs)
     else:
         if any(isinstance(one, Finetune) for one in request.method.passes):
             refuse_without_norms(Teacher(loaded.program))
-            _refuse_without_classes(outputs)
-        opened = open_both(request, preprocess, classes or outputs)
-    return Inputs(loaded, preprocess, classes, outputs, *opened)
+            _require_classes(outputs)
+        pair = open_both(request, preprocess, classes or outputs)
+    return Inputs(loaded, preprocess, classes, outputs, *pair)
 
 
 def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Images, Images]:
@@ -93,20 +93,20 @@ def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Ima
     if score is not None:
         labelled = request.loss == "labels" and request.labels
         classes = known if labelled else None
-        chosen = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
+        calibration = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
         held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=request.labels, **options)
-        refuse_same(chosen, held_out)
-        return chosen, held_out
+        refuse_same(calibration, held_out)
+        return calibration, held_out
     whole = open_images(source, preprocess, classes=known, labels=request.labels, **options)
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
-    held = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
-    return whole.subset(sorted(order[held : held + request.calibration])), whole.subset(sorted(order[:held]))
+    count = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
+    return whole.subset(sorted(order[count : count + request.calibration])), whole.subset(sorted(order[:count]))
 
 
 def _sources(request: Options) -> tuple[Any, Any]:
-    """What calibrates and what scores; a demo has images of its own."""
+    """The sources of calibration and scored images; a demo has its own."""
     own = request.ref in DEMOS and (request.images is None or request.synthetic[0])
     return demo.CALIBRATION if request.images is None else request.images, request.score or (demo.TEST if own else None)
 
@@ -114,8 +114,8 @@ def _sources(request: Options) -> tuple[Any, Any]:
 def _synthesis(
     request: Options, loaded: Loaded, preprocess: Preprocess, known: Any, outputs: int | None
 ) -> tuple[Synthesis, Images]:
-    """The images that are to be made from the model, perhaps beside real ones, and the real ones to score on."""
-    _refuse_without_classes(outputs)
+    """The images to synthesize from the model, optionally with real ones, and the real ones to score on."""
+    _require_classes(outputs)
     assert outputs is not None
     _, beside = request.synthetic
     method = method_for(Teacher(loaded.program), real=beside is not None, steps=request.steps)
@@ -132,18 +132,18 @@ def _synthesis(
     return Synthesis(method, request.calibration, outputs, preprocess, request.seed, real), held_out
 
 
-def _refuse_without_classes(outputs: int | None) -> None:
+def _require_classes(outputs: int | None) -> None:
     if outputs is None:
-        raise BadImages("images are made for classes, and the model's output is no list of them; give --images DIR.")
+        raise BadImages("images are synthesized for classes, but the model's output is no list of classes; give --images DIR.")
 
 
 def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Images]:
-    """The calibration images, made where they are synthetic, each decoded once; and the scored ones."""
-    chosen = inputs.calibration
-    if isinstance(chosen, Synthesis):
-        progress.begin("synthesize", chosen.total)
-        chosen = chosen(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
-    return chosen.remembered(Memory(folder=folder)), inputs.scored
+    """The calibration images (synthesized if requested), each decoded once; and the scored images."""
+    calibration = inputs.calibration
+    if isinstance(calibration, Synthesis):
+        progress.begin("synthesize", calibration.total)
+        calibration = calibration(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
+    return calibration.remembered(Memory(folder=folder)), inputs.scored
 
 
 def capture(inputs: Inputs, folder: Path) -> Graph:

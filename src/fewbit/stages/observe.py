@@ -1,4 +1,4 @@
-"""Observe and equalize: what the float graph's tensors hold, whether the images are enough, ranges moved between tensors."""
+"""Observe and equalize: statistics of the float graph, whether the images suffice, ranges moved between tensors."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from fewbit.target.allowed import allowed
 
 STATS = "stats.safetensors"
 CALIBRATION = "calibration.json"
-EQUALIZED = "equalized.safetensors"  # the constants of the graph that equalize has changed; there where it did
-EQUALIZATION = "equalization.json"  # what was moved, while the run works
+EQUALIZED = "equalized.safetensors"  # the constants that equalize has changed, if any
+EQUALIZATION = "equalization.json"  # the factors, while the run works
 EQUALIZED_STATS = "equalized-stats.safetensors"
-LOOKED_AT = 64  # images that the float model is asked about
+LOOKED_AT = 64  # images to check with the float model
 Rows = Sequence[Mapping[str, Any]]
 
 
 def observe(
     exact: Graph, inputs: Inputs, calibration: Images, folder: Path, progress: Progress
 ) -> tuple[Stats, Mapping[str, Any]]:
-    """What the images fill the sites with, and whether they are enough, judged by what two halves of them say."""
+    """Statistics of every site, and whether the images suffice, from a comparison of two halves of them."""
     progress.expect(len(calibration))
     parts = [calibration.subset(range(i, len(calibration), 2)) for i in (0, 1)]
     halves = [statistics_of(exact, progress.counted(part.batches(8))) for part in parts if len(part)]
@@ -50,14 +50,14 @@ def observe(
 
 
 def observed(folder: Path) -> tuple[Stats, Mapping[str, Any]]:
-    """The same from the files."""
+    """The same, loaded from the files."""
     return Stats.from_tensors(load_file(folder / STATS)), read_json(folder / CALIBRATION)
 
 
 def equalize(
     exact: Graph, observed: Stats, calibration: Images, request: Request, folder: Path, progress: Progress
 ) -> tuple[Graph, Stats, Rows]:
-    """The equalized graph, its statistics and what was moved; the graph as it was where the recipe moves nothing."""
+    """The equalized graph, its statistics and the factors; the same graph where the recipe does not equalize."""
     method, bits = request.method.equalize, request.widths
     if method is None:
         return exact, observed, ()
@@ -67,16 +67,16 @@ def equalize(
         exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
-    moved = method(exact, progress.counted(calibration.batches(8)), slots.grids)
-    stats = statistics_of(moved.graph, progress.counted(calibration.batches(8)))
+    result = method(exact, progress.counted(calibration.batches(8)), slots.grids)
+    stats = statistics_of(result.graph, progress.counted(calibration.batches(8)))
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
-    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(moved.constants), file))
-    write_json(folder / EQUALIZATION, {"places": [dict(row) for row in moved.record]})
-    return moved.graph, stats, moved.record
+    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
+    write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})
+    return result.graph, stats, result.record
 
 
 def equalized(exact: Graph, folder: Path) -> tuple[Graph, Stats, Rows]:
-    """The same from the files."""
+    """The same, loaded from the files."""
     stats = Stats.from_tensors(load_file(folder / EQUALIZED_STATS))
     return reopened(exact, folder), stats, read_json(folder / EQUALIZATION)["places"]
 

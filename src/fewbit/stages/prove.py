@@ -1,4 +1,4 @@
-"""Realize, verify, evaluate, bench: the files, and what they compute in the runtime beside simulation and float twin."""
+"""Realize, verify, evaluate, bench: write the files, and compare them in the runtime with simulation and float model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKED = 8  # images on which codes are compared
 def realize(
     graph: Graph, exact: Graph, plan: Plan, scored: Images, request: Request, folder: Path, progress: Progress
 ) -> tuple[Path, Path, Tensor]:
-    """model.onnx, its float twin, and the few images on which both are compared (n, c, h, w)."""
+    """model.onnx, float.onnx, and the few images (n, c, h, w) to compare codes on."""
     progress.expect(2)
     target, (model, twin) = request.hardware, (folder / MODEL, folder / TWIN)
     if not model.exists():
@@ -42,12 +42,12 @@ def realize(
 
 
 def realized(folder: Path) -> tuple[Path, Path, Tensor]:
-    """The same from the files."""
+    """The same, loaded from the files."""
     return folder / MODEL, folder / TWIN, load_file(folder / SAMPLE)["images"]
 
 
 def verify(graph: Graph, plan: Plan, model: Path, sample: Tensor, runtime: str, progress: Progress) -> Checks:
-    """Codes and outputs of model.onnx on a few images; optimised too where onnxruntime is what the plan is made for."""
+    """Compare codes and outputs of model.onnx on a few images; also optimised where onnxruntime is the plan's runtime."""
     progress.expect(3)
     optimised = RUNTIMES[runtime].kernels and not stands_in(plan)
     return proofs.compare(
@@ -61,7 +61,7 @@ def stands_in(plan: Plan) -> bool:
 
 
 def evaluate(model: Path, twin: Path, scored: Images, runtime: str, threads: int, progress: Progress) -> Score:
-    """Accuracy of model.onnx and its twin on images that no plan has seen, in the runtime."""
+    """Accuracy of model.onnx and float.onnx in the runtime, on images that are not used for calibration."""
     progress.expect(len(scored))
     return proofs.evaluate(twin, model, scored, runtime=runtime, threads=threads, progress=progress.advance)
 
@@ -70,9 +70,9 @@ def bench(
     model: Path, twin: Path, threads: int, seconds: float, progress: Progress, runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8), repeats: int = 1,
 ) -> tuple[list[Latency], list[Load]]:  # fmt: skip
-    """Latency and what loading takes, in the runtimes that are here (of `runtimes`, where they are given).
+    """Latency and load time in the installed runtimes, or in `runtimes`.
 
-    `seconds` are those of measuring each runtime and batch, `repeats` the processes that load each file.
+    Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes.
     """
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]

@@ -1,4 +1,4 @@
-"""Summarize: run.json, report.json and tables.json, all that the report is drawn from."""
+"""Summarize: run.json, report.json and tables.json, the data of the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fewbit.runtimes import RUNTIMES
 from fewbit.stages.load import Inputs
 from fewbit.verify import Latency, Load, Score
 
-OUTLIER_IMAGES = 32  # calibration images in which channels and tokens are looked at
+OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
 PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
 
 
@@ -36,7 +36,7 @@ def summarize(
     calibration: Images, scored: Images, sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
     progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
-    """report.json, and the plan with what only the measurements have shown; the tables and the record are written beside it."""
+    """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
     target = request.hardware
     if RUNTIMES[target.runtime].kernels:
         plan = note_kernels(plan, checks)

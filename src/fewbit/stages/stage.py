@@ -25,7 +25,7 @@ class Stage:
     when: Callable[[Mapping[str, Any]], bool] | None = None
 
     @staticmethod
-    def takes(function: Callable[..., Any], given: Iterable[str] = ()) -> list[str]:
+    def takes(function: Callable[..., Any], overrides: Iterable[str] = ()) -> list[str]:
         """The names of the values that a function of a stage takes."""
         parameters = inspect.signature(function).parameters.values()
-        return [p.name for p in parameters if p.default is inspect.Parameter.empty or p.name in given]
+        return [p.name for p in parameters if p.default is inspect.Parameter.empty or p.name in overrides]

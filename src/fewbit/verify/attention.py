@@ -1,4 +1,4 @@
-"""Attention maps, float beside quantized: what the report draws, and how many key pairs changed their order."""
+"""Attention maps, float beside quantized: maps for the report, and how many key pairs changed order."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fewbit.execute.executor import Executor
 def attention_tables(
     graph: Graph, plan: Plan, images: Tensor, drawn: int = 3
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows for the maps (of `drawn` ops from first to last, first image) and for the flips of every op and head.
+    """Rows for the maps (first image, `drawn` ops spread from first to last) and for the flips of every op and head.
 
-    `images` is (b, c, h, w). Only maps of shape (b, heads, queries, keys) are taken: windowed attention has its own shapes.
+    `images` is (b, c, h, w). Only maps of shape (b, heads, queries, keys) are used, not windowed attention.
     """
     nodes = {s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1}
     if not nodes:
@@ -30,9 +30,9 @@ def attention_tables(
             executor(images, {tensor: partial(maps_of.__setitem__, op) for tensor, op in nodes.items()})
     names = list(before)
     flips = {name: flipped(before[name], after[name]).tolist() for name in names}
-    picked = sorted({round(k * (len(names) - 1) / max(drawn - 1, 1)) for k in range(drawn)})
+    indices = sorted({round(k * (len(names) - 1) / max(drawn - 1, 1)) for k in range(drawn)})
     maps = []
-    for name in (names[k] for k in picked):
+    for name in (names[k] for k in indices):
         keys = before[name].shape[-1]
         side = math.isqrt(keys - 1)
         token = side * side == keys - 1

@@ -1,6 +1,6 @@
-"""Latency, float beside integer, in pairs: a run of one, a run of the other, so that a slow moment hits both.
+"""Latency, float beside integer: runs alternate in pairs, so that a slow moment hits both.
 
-And what loading takes: seconds, and the peak memory of a process of its own for each file.
+Also load time, and peak memory of a fresh process for each file.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def bench(
 
 
 def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5) -> list[tuple[float, ...]]:
-    """Seconds of each call, round by round, at least so many and until the time is up; the first three rounds warm up.
+    """Seconds of each call, round by round: at least `least` rounds, and for `seconds`, after three warm-up rounds.
 
-    The order rotates: who runs behind the model with the largest weights finds the caches cold.
+    The order rotates, as the call after the model with the largest weights finds the caches cold.
     """
     rounds: list[tuple[float, ...]] = []
     warm, end, first = 3, None, 0
@@ -158,9 +158,9 @@ def _load(runtime: str, path: Path | None, shape: tuple[int, int, int], threads:
     imports, load = session.script
     arguments = ["" if path is None else str(path), str(threads), *map(str, shape)]
     child = CHILD.format(imports=imports, load=load)
-    done = subprocess.run([sys.executable, "-P", "-c", child, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    process = subprocess.run([sys.executable, "-P", "-c", child, *arguments], capture_output=True, text=True, check=False)
+    if process.returncode:
+        why = (process.stderr.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
         raise BadFile(f"{runtime} cannot load {path}: {why}")
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    seconds, peak = json.loads(process.stdout.splitlines()[-1])
     return seconds, peak

@@ -1,8 +1,8 @@
 """Codes of the simulation against codes of the runtime, site by site.
 
-The comparison is forced: each site of the simulation computes from the codes that the runtime found upstream. A float sum
-in another order moves a value by parts of a millionth, so a code differs only where the value stands on a rounding
-boundary; what differs elsewhere is a bug, and belongs to the site where it appears.
+The comparison is forced: each site of the simulation computes from the runtime's codes upstream. A float sum in another
+order changes a value by about a millionth, so a code may differ only where the value lies on a rounding boundary; any
+other difference is a bug at the site where it appears.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def compare(
 ) -> Checks:
     """Run the realized model and the simulation on batches of (b, c, h, w) images and count where they differ.
 
-    `optimised` also compares with onnxruntime's graph optimisations on: what ships where onnxruntime is the target's runtime.
-    A file for another runtime is compared as it is written (off), and by its outputs there.
+    `optimised` also compares with onnxruntime's graph optimisations on, as the file runs where onnxruntime is the target's
+    runtime. A file for another runtime is compared as written (off), and by its outputs there.
     """
     module = simulate(graph, plan)
     sites = [name for name, choice in plan.choices.items() if choice.codes is None]
@@ -54,8 +54,8 @@ def compare(
         session = OnnxRuntime(path, optimise=optimise, outputs=[site + CODES for site in sites])
         counts = {site: SiteCheck(site, 0, 0, 0, 0, 0) for site in sites}
         for batch in images:
-            found = session.run(batch.numpy())
-            codes = {site: torch.from_numpy(found[site + CODES].astype(np.int32)) for site in sites}
+            values = session.run(batch.numpy())
+            codes = {site: torch.from_numpy(values[site + CODES].astype(np.int32)) for site in sites}
             _, traces = trace(module, batch, forced=codes)
             for site in sites:
                 counts[site] = counted(counts[site], traces[site], codes[site])
@@ -67,13 +67,13 @@ def compare(
         expected = torch.cat([module(batch) for batch in images])
     for runtime in runtimes_for(path):
         artefact = open_session(runtime, path)
-        got = torch.cat([torch.from_numpy(np.array(artefact.run(batch.numpy())["logits"])) for batch in images])
-        outputs[runtime] = _outputs(expected, got)
+        actual = torch.cat([torch.from_numpy(np.array(artefact.run(batch.numpy())["logits"])) for batch in images])
+        outputs[runtime] = _outputs(expected, actual)
     return Checks(tables[False], tables.get(True, ()), outputs, kernels(plan, path))
 
 
 def weights_alone(graph: Graph, plan: Plan, path: Path) -> tuple[SiteCheck, ...]:
-    """The codes in the file against those of the plan, for weights whose op reads real numbers: no other codes prove them."""
+    """Compare codes in the file with the plan's for weights whose op reads real numbers, as no activation codes cover them."""
     alone = [op for op in graph.ops if "weight" in op.operands and op.operands["input"] not in plan.choices]
     weights = {op.operands["weight"] for op in alone}
     choices = [plan.choices[site] for site in sorted(weights) if site in plan.choices]
@@ -101,16 +101,16 @@ def kernels(plan: Plan, path: Path) -> dict[str, object]:
     makers = {output: node.op_type for node in nodes for output in node.output}
     pools = [makers.get(node.input[0], "") for node in nodes if node.op_type == "MaxPool"]
     of_codes = sum(maker.startswith(("QLinear", "QuantizeLinear", "MaxPool")) for maker in pools)
-    found = sum(count[kind] for kind in INTEGER_KERNELS) + of_codes + _joined_layers(path)
-    return {"expected": len(plan.integer_ops), "found": found, "ops": dict(count.most_common())}
+    total = sum(count[kind] for kind in INTEGER_KERNELS) + of_codes + _joined_layers(path)
+    return {"expected": len(plan.integer_ops), "found": total, "ops": dict(count.most_common())}
 
 
 def _joined_layers(path: Path) -> int:
-    """How many layers of a file are in the kernel of another: those whose weights are joined with its own."""
+    """The number of layers that run in the kernel of another one, their weights joined with its own."""
     nodes = onnx.load(str(path), load_external_data=False).graph.node
-    joined = {node.output[0]: len(node.input) for node in nodes if node.op_type == "Concat"}
+    parts = {node.output[0]: len(node.input) for node in nodes if node.op_type == "Concat"}
     products = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QAttention")]
-    return sum(joined.get(node.input[1], 1) - 1 for node in products)
+    return sum(parts.get(node.input[1], 1) - 1 for node in products)
 
 
 def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
@@ -133,9 +133,9 @@ def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
     )
 
 
-def _outputs(expected: Tensor, got: Tensor) -> dict[str, float]:
+def _outputs(expected: Tensor, actual: Tensor) -> dict[str, float]:
     return {
-        "max_abs_difference": float((expected - got).abs().max()),
-        "cosine": float(torch.nn.functional.cosine_similarity(expected.flatten(), got.flatten(), dim=0)),
-        "argmax_agreement": 100 * float((expected.argmax(1) == got.argmax(1)).float().mean()),
+        "max_abs_difference": float((expected - actual).abs().max()),
+        "cosine": float(torch.nn.functional.cosine_similarity(expected.flatten(), actual.flatten(), dim=0)),
+        "argmax_agreement": 100 * float((expected.argmax(1) == actual.argmax(1)).float().mean()),
     }

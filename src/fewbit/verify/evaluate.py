@@ -54,17 +54,17 @@ def evaluate(
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Score:
-    """Both models on every image, batch by batch; nothing but the answers is kept."""
+    """Run both models on every image, batch by batch; only the predicted classes are stored."""
     sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
     answers: list[list[Tensor]] = [[], []]
     cosines = 0.0
     for x in images.batches(batch):
         outputs = [torch.from_numpy(np.array(session.run(x.numpy())["logits"])) for session in sessions]
-        for kept, out in zip(answers, outputs, strict=True):
-            kept.append(out.flatten(1).argmax(1))
+        for column, out in zip(answers, outputs, strict=True):
+            column.append(out.flatten(1).argmax(1))
         cosines += float(torch.nn.functional.cosine_similarity(outputs[0].flatten(1), outputs[1].flatten(1)).sum())
         progress(len(x))
-    before, after = (torch.cat(kept) for kept in answers)
+    before, after = (torch.cat(column) for column in answers)
     count = len(before)
     agree = int((before == after).sum())
     labels = images.labels

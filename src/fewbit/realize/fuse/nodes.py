@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 
-def put(graph: ir.Graph, place: ir.Node, made: ir.Node, result: ir.Value) -> None:
-    """`made` in the place of a node, its output in that of `result`, with its name, type and shape."""
-    new = made.outputs[0]
+def put(graph: ir.Graph, place: ir.Node, node: ir.Node, result: ir.Value) -> None:
+    """Insert `node` before `place`; its output replaces `result` and takes its name, type and shape."""
+    new = node.outputs[0]
     new.name, new.type, new.shape = result.name, result.type, result.shape
     result.name = f"{result.name}_before"
-    graph.insert_before(place, made)
+    graph.insert_before(place, node)
     ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
 
 

@@ -23,14 +23,14 @@ def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
     """`node` and the addition of a constant row behind it, if it is a product of codes with a constant's."""
     if node.op_type != "MatMul" or any(x is None or made_by(x) != "DequantizeLinear" for x in node.inputs):
         return False
-    read, weight = (x.producer() for x in node.inputs if x is not None)
-    assert read is not None
+    source, weight = (x.producer() for x in node.inputs if x is not None)
+    assert source is not None
     assert weight is not None
-    if made_by(read.inputs[0]) not in ("QuantizeLinear", "Clip") or len(dims(weight.inputs[0])) != 2:
+    if made_by(source.inputs[0]) not in ("QuantizeLinear", "Clip") or len(dims(weight.inputs[0])) != 2:
         return False
-    if len(weight.inputs) < 3:  # steps of blocks, or codes of 4 bits: there is no such kernel
+    if len(weight.inputs) < 3:  # scales of blocks, or 4-bit codes: there is no such kernel
         return False
-    if any(constant(side.inputs[1]) is None for side in (read, weight)) or constant(read.inputs[1]).size != 1:  # type: ignore[union-attr]
+    if any(constant(side.inputs[1]) is None for side in (source, weight)) or constant(source.inputs[1]).size != 1:  # type: ignore[union-attr]
         return False
     result, bias = node.outputs[0], None
     users = list(result.consumers())
@@ -39,7 +39,7 @@ def product_bias(graph: ir.Graph, node: ir.Node) -> bool:
         if other is not None and constant(other) is not None and len(dims(other)) == 1:
             result, bias = users[0].outputs[0], other
     zero = weight.inputs[2] if _moved(weight.inputs[2]) else None  # without one the kernel has less to add
-    inputs = [read.inputs[0], weight.inputs[0], read.inputs[1], weight.inputs[1], read.inputs[2], zero, bias]
+    inputs = [source.inputs[0], weight.inputs[0], source.inputs[1], weight.inputs[1], source.inputs[2], zero, bias]
     put(graph, node, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN, num_outputs=1), result)
     return True
 
@@ -64,19 +64,19 @@ def attention(graph: ir.Graph, node: ir.Node) -> bool:
     if behind[0].inputs[0] is not node.outputs[0]:
         return False
     operands = ((product.inputs[0], HEADS), (product.inputs[1], TURNED), (behind[0].inputs[1], HEADS))
-    found = [_side(x, turn) for x, turn in operands]
+    candidates = [_side(x, turn) for x, turn in operands]
     result = _joined(behind[0].outputs[0])
-    sides = [side for side in found if side is not None]
+    sides = [side for side in candidates if side is not None]
     if len(sides) < 3 or result is None or len({side.heads for side in sides}) > 1:
         return False
     query, key, value = sides
     if value.scale != 1.0:
         return False
     attributes = {"num_heads": query.heads, "scale": scale * query.scale * key.scale}
-    made = ir.node("MultiHeadAttention", [s.value for s in sides], attributes, domain=DOMAIN, num_outputs=1)
+    fused = ir.node("MultiHeadAttention", [s.value for s in sides], attributes, domain=DOMAIN, num_outputs=1)
     last = result.producer()
     assert last is not None
-    put(graph, last, made, result)
+    put(graph, last, fused, result)
     return True
 
 
@@ -85,10 +85,10 @@ def joint_products(graph: ir.Graph, node: ir.Node) -> bool:
     if node.op_type != "MultiHeadAttention":
         return False
     results = [x for x in node.inputs[:3] if x is not None]
-    made = [x.producer() for x in results]
-    if len(results) < 3 or any(n is None or n.op_type != "MatMulIntegerToFloat" or len(n.inputs) != 7 for n in made):
+    producers = [x.producer() for x in results]
+    if len(results) < 3 or any(n is None or n.op_type != "MatMulIntegerToFloat" or len(n.inputs) != 7 for n in producers):
         return False
-    products = [n for n in made if n is not None]
+    products = [n for n in producers if n is not None]
     first = products[0]
     alike = all(n.inputs[i] is first.inputs[i] for n in products for i in (0, 2, 4))
     if not alike or any(len(list(x.consumers())) != 1 or x.is_graph_output() for x in results):
@@ -147,10 +147,10 @@ def projected_attention(graph: ir.Graph, node: ir.Node) -> bool:
     alone = all(len(list(x.consumers())) == 1 and not x.is_graph_output() for x in (split.inputs[0], *split.outputs))  # type: ignore[union-attr]
     if not alone:
         return False
-    x, weight, scale, steps, zero, weight_zero, bias = product.inputs
-    inputs = [x, weight, bias, scale, steps, None, zero, weight_zero]
-    made = ir.node("QAttention", inputs, {"num_heads": heads}, domain=DOMAIN, num_outputs=1)
-    put(graph, node, made, node.outputs[0])
+    x, weight, scale, weight_scale, zero, weight_zero, bias = product.inputs
+    inputs = [x, weight, bias, scale, weight_scale, None, zero, weight_zero]
+    fused = ir.node("QAttention", inputs, {"num_heads": heads}, domain=DOMAIN, num_outputs=1)
+    put(graph, node, fused, node.outputs[0])
     return True
 
 
@@ -167,8 +167,8 @@ def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
     if tuple(order) != turn or turned is None or turned.op_type != "Reshape":
         return None
     source, factor = _scaled(turned.inputs[0])
-    shape, given = constant(turned.inputs[1]), dims(source)
-    if shape is None or len(shape) != 4 or len(given) != 3 or shape[1] != given[1] or shape[2] * shape[3] != given[2]:
+    shape, sizes = constant(turned.inputs[1]), dims(source)
+    if shape is None or len(shape) != 4 or len(sizes) != 3 or shape[1] != sizes[1] or shape[2] * shape[3] != sizes[2]:
         return None
     return _Side(source, int(shape[2]), scale * factor)
 

@@ -1,7 +1,7 @@
 """Fused operators of openvino, in standard nodes.
 
 quantize_before_reshape  MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes
-                         of attention's result are made inside of openvino's kernel, and bytes are moved in place of floats
+                         of attention's result are computed inside openvino's kernel, and bytes are moved in place of floats
 clip_before_quantize     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are clipped
                          as real numbers, in the kernel that makes them, and not as codes in one of their own
 """
@@ -15,7 +15,7 @@ from fewbit.realize.fuse.nodes import constant, put
 
 
 def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node`, a quantizer with one step, moved in front of the Transpose and the Reshape that join the heads."""
+    """`node`, a quantizer with one scale, moved in front of the Transpose and the Reshape that join the heads."""
     numbers = [constant(x) for x in node.inputs[1:]]
     if node.op_type != "QuantizeLinear" or any(c is None or c.size != 1 for c in numbers):
         return False
@@ -25,13 +25,13 @@ def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
     path: list[ir.Node] = []
     value = node.inputs[0]
     for op in ("Reshape", "Transpose", "MatMul"):
-        made = None if value is None else value.producer()
-        if made is None or made.op_type != op or len(list(made.outputs[0].consumers())) != 1:
+        producer = None if value is None else value.producer()
+        if producer is None or producer.op_type != op or len(list(producer.outputs[0].consumers())) != 1:
             return False
-        if made.outputs[0].is_graph_output():
+        if producer.outputs[0].is_graph_output():
             return False
-        path.append(made)
-        value = made.inputs[0]
+        path.append(producer)
+        value = producer.inputs[0]
     reshape, transpose, product = path
     moved = [ir.node("QuantizeLinear", [product.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)]
     if last is not node:
@@ -44,24 +44,24 @@ def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def cut_numbers(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node`, a quantizer with one step whose codes are cut behind it, with its input cut at the numbers of the last codes."""
+    """`node`, a quantizer with one scale whose codes are cut behind it, with its input cut at the numbers of the last codes."""
     clip = _cut(node) if node.op_type == "QuantizeLinear" else None
     if clip is None:
         return False
-    step, zero, *ends = (constant(x) for x in (*node.inputs[1:], *clip.inputs[1:]))
-    if any(c is None or c.size != 1 for c in (step, zero, *ends)) or len(ends) != 2:
+    scale, zero, *ends = (constant(x) for x in (*node.inputs[1:], *clip.inputs[1:]))
+    if any(c is None or c.size != 1 for c in (scale, zero, *ends)) or len(ends) != 2:
         return False
-    assert step is not None
+    assert scale is not None
     assert zero is not None
-    numbers = [(np.float32(int(end) - int(zero)) * step.reshape(())).astype(np.float32) for end in ends if end is not None]
+    numbers = [(np.float32(int(end) - int(zero)) * scale.reshape(())).astype(np.float32) for end in ends if end is not None]
     limits = []
     for name, number in zip(("least", "most"), numbers, strict=True):
         limits.append(ir.Value(name=f"{clip.outputs[0].name}_{name}", const_value=ir.tensor(number)))
         graph.register_initializer(limits[-1])
     held = ir.node("Clip", [node.inputs[0], *limits], num_outputs=1)
-    made = ir.node("QuantizeLinear", [held.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)
+    quantizer = ir.node("QuantizeLinear", [held.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)
     graph.insert_before(clip, held)
-    put(graph, clip, made, clip.outputs[0])
+    put(graph, clip, quantizer, clip.outputs[0])
     return True
 
 
