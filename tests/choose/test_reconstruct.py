@@ -283,8 +283,8 @@ def test_a_killed_run_goes_on_at_its_unit_and_ends_at_the_same_plan(vit, monkeyp
     with pytest.raises(KilledError):
         learnt(vit, settings, journal=Journal(tmp_path / "part", clock), folder=tmp_path / "some", progress=stop)
     clock.now, asked = 1000.0, []
-    learn = _Walk.learned
-    monkeypatch.setattr(_Walk, "learned", lambda walk, i, *rest: asked.append(i) or learn(walk, i, *rest))
+    learn = _Walk.learn
+    monkeypatch.setattr(_Walk, "learn", lambda walk, i, *rest: asked.append(i) or learn(walk, i, *rest))
     again = learnt(vit, settings, journal=Journal(tmp_path / "part", clock), folder=tmp_path / "some")
     assert asked == list(range(2, len(learned_blocks(whole))))
     assert again.log == whole.log
