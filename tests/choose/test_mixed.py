@@ -280,7 +280,9 @@ def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
         mixed_plan(vit, "ort-x86-vnni", "mixed:10:9,10")
 
 
-@pytest.mark.parametrize("bits", ["9", pytest.param("10", marks=pytest.mark.slow), "13", "mixed:8.0:6,7,8,9,10"])
+@pytest.mark.parametrize(
+    "bits", ["9", *(pytest.param(bits, marks=pytest.mark.slow) for bits in ("10", "13")), "mixed:8.0:6,7,8,9,10"]
+)
 def test_widths_above_8_have_16_bit_containers_on_disk_their_true_size_and_the_same_codes(net, ort_target, tmp_path, bits):
     target = load_target("ort-x86-wide")
     if ort_target != "ort-x86-vnni" and bits.startswith("mixed"):

@@ -63,6 +63,9 @@ class Attention(nn.Module):
         return tuple(part(x) for part in self.parts) if self.form == "parts" else self.qkv(x).chunk(3, -1)
 
 
+FIVE = pytest.param(5, marks=pytest.mark.slow)
+
+
 def captured(form: str) -> Graph:
     torch.manual_seed(0)
     return capture(load_model(Attention(form).eval(), overrides={"input_size": (3, 32, 32)}))
@@ -88,7 +91,7 @@ def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: s
     np.testing.assert_allclose(one, nodes, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize("bits", [8, FIVE])
 def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("query"), torch.randn(8, 3, 32, 32)
     target = load_target("ort-x86-vnni")
@@ -104,7 +107,7 @@ def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, wides
         assert sum(row.wrong for row in rows) == 0
 
 
-@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize("bits", [8, FIVE])
 def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(8, 3, 32, 32)
     given = load_target("ort-x86-vnni"), recipe_named("minmax")
@@ -118,7 +121,7 @@ def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, widest_weig
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("form", "bits"), [("parts", 8), ("parts", 5), ("query", 8)])
+@pytest.mark.parametrize(("form", "bits"), [("parts", 8), pytest.param("parts", 5, marks=pytest.mark.slow), ("query", 8)])
 def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
     tmp_path: Path, widest_weights: int, form: str, bits: int
 ) -> None:
@@ -171,7 +174,7 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
 
 
-@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize("bits", [8, FIVE])
 def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("openvino-x86"), recipe_named("minmax")

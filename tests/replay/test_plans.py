@@ -37,6 +37,10 @@ DIGITS, SHORT = 16, 4  # of a hash, and of that of one row
 ORT, MIXED = "4,first=8,last=8", "mixed:5:4,6"
 UNMIXED = dict.fromkeys(("fast", "fast-rotated", "best", "liu2021-module"), "w4a8")  # need images, which mixed bits do not give
 
+# Twice is enough for these: they learn, or vary a recipe that is there already.
+VARIANTS = tuple(name for name in ABLATIONS if name.startswith("liu2021-"))
+SLOW = ("best", "brecq", "qdrop", "lapq", "fdda-paper", "easyquant-onepass", *VARIANTS)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -52,9 +56,9 @@ class Asked:
 TARGETS: Mapping[str, Asked] = {
     "ort-x86-vnni": Asked(ORT, everything=True),  # results and biases in integers, products of activations
     "openvino-x86": Asked(MIXED, UNMIXED),  # a width for each module
-    "npu-int16": Asked("8"),  # sums that narrow, additions with one step
+    "npu-int16": Asked("8", slow=SLOW),  # sums that narrow, additions with one step
     "ort-x86-channel": Asked("4", everything=True, slow=("kl",)),  # a step and a width for each channel of an activation
-    "ort-x86-block": Asked("w4a8", nets=("vit", "mixed")),  # a step for each block of a weight
+    "ort-x86-block": Asked("w4a8", nets=("vit", "mixed"), slow=SLOW),  # a step for each block of a weight
     "ort-x86-avx2": Asked("8", slow=tuple(ABLATIONS)),  # pairs of products that saturate
 }
 

@@ -50,7 +50,7 @@ def place(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=needs_openvino)])
+@pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=[needs_openvino, pytest.mark.slow])])
 def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, monkeypatch, target):
     for module in ("search.judge", "search.latency", "search.search", "verify.bench"):
         monkeypatch.setattr(importlib.import_module(f"fewbit.{module}"), "paired", lambda calls, *_: paired(calls, 0.001, 2))

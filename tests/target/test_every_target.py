@@ -199,7 +199,7 @@ def test_no_source_names_a_target():
     assert not named  # "tensorrt" is the name of a runtime as well
 
 
-@pytest.mark.parametrize("target", ["float", "tensorrt"])
+@pytest.mark.parametrize("target", [pytest.param("float", marks=pytest.mark.slow), "tensorrt"])
 def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
     result = quantize(mixed_net.module, mixed_net.images, target=target, input_size=(3, 8, 8), seconds=0.01)
     stood_in = [fallback for fallback in result.plan.fallbacks if fallback.requested == "tensorrt"]
@@ -208,7 +208,7 @@ def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net
     assert not Run.open(result.export(tmp_path / "run")).verify().on or target == "float"
 
 
-@pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx2"})])
+@pytest.mark.parametrize("flags", [frozenset(), pytest.param(frozenset({"avx2"}), marks=pytest.mark.slow)])
 def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, monkeypatch):
     monkeypatch.setattr("fewbit.stages.choose.processor_flags", lambda: flags)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
