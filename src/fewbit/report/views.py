@@ -14,6 +14,7 @@ from fewbit.report.pieces import (
     Rows,
     fill,
     grouped,
+    interval,
     megabytes,
     number,
     percent,
@@ -44,10 +45,6 @@ def fixed(digits: int, unit: str) -> Callable[[Any], str]:
         return f"{value:,.{digits}f}{UNIT if unit else ''}{unit}".replace("-", "−") if finite else number(value)
 
     return shown
-
-
-def interval(value: Any) -> str:
-    return " to ".join(map(number, value)) if value else "–"
 
 
 TEXT = ("", "sites", "range")  # formats of columns that stand on the left
