@@ -6,14 +6,16 @@ its `key` identifies a killed run. Whatever can be checked before the work start
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
+from fewbit.core import pixels
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 
 if TYPE_CHECKING:
@@ -29,20 +31,13 @@ def option(name: str) -> str:
     return "--no-labels" if name == "labels" else f"--{name.replace('_', '-')}"
 
 
-def _three(value: Any, info: ValidationInfo) -> Any:
-    """`0.5,0.5,0.5`, a list or a tuple as a tuple of three numbers."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if parts is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        numbers = ()
-    name = option(str(info.field_name))
-    if len(numbers) != 3:
-        example = "3,224,224" if info.field_name == "input_size" else "0.5,0.5,0.5"
-        raise FewbitError(f"{name} {value} is not understood; 3 numbers with commas are needed, as in {name} {example}.")
-    return tuple(int(v) if v.is_integer() else v for v in numbers) if info.field_name == "input_size" else numbers
+def _checked(check: Callable[[Any, str], Any]) -> BeforeValidator:
+    """A check of core/pixels.py as that of a field, under the option's name."""
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        return None if value is None else check(value, option(str(info.field_name)))
+
+    return BeforeValidator(validate)
 
 
 def _several(value: Any) -> Any:
@@ -73,9 +68,14 @@ def _seconds(value: str | None) -> str | None:
     return value
 
 
-Numbers = Annotated[tuple[float, float, float] | None, BeforeValidator(_three)]
+Three = tuple[float, float, float]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Threads = Annotated[int, Ge(1), Le(1024)]
+Seconds = Annotated[float, Ge(0.001), Le(86_400)]
+Points = Annotated[float, Ge(0), Le(100)]
+Share = Annotated[float, Ge(0), Le(1)]
+Batches = Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], BeforeValidator(_several)]
 Out = Annotated[Path | None, BeforeValidator(_path), Field(description="The folder to write.")]
 Duration = Annotated[str | None, Field(examples=["10min"])]
 
@@ -102,7 +102,7 @@ class Options(BaseModel):
     out: Out = None
     calibration: Count = Field(default=128, description="Calibrate on so many images at most.")
     scored: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Random seed.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Random seed.")
     keep_float: Names = Field(default=(), description="Pattern of ops or sites that stay float; may be repeated.")
     skip_bad: bool = Field(default=False, description="Skip unreadable images.")
     labels: bool = Field(default=True, description="Ignore labels.")
@@ -119,17 +119,17 @@ class Options(BaseModel):
     weights: Annotated[Path | None, BeforeValidator(_file)] = Field(
         default=None, description="safetensors file for a timm model."
     )
-    input_size: Annotated[tuple[int, int, int] | None, BeforeValidator(_three)] = Field(
+    input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
         default=None, description="3,height,width", examples=["3,224,224"]
     )
-    mean: Numbers = Field(default=None, description="r,g,b in [0, 1]")
-    std: Numbers = Field(default=None, description="r,g,b in [0, 1]")
+    mean: Annotated[Three | None, _checked(pixels.means)] = Field(default=None, description="r,g,b of pixels between 0 and 1")
+    std: Annotated[Three | None, _checked(pixels.stds)] = Field(default=None, description="r,g,b of pixels between 0 and 1")
     interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
     resize: str | None = Field(default=None, description="squash, center or border", examples=["center"])
-    crop_pct: float | None = Field(
-        default=None, gt=0, description="Share of the resized image that the crop keeps.", examples=[0.9]
+    crop_pct: Annotated[float | None, _checked(pixels.crop_pct)] = Field(
+        default=None, description="Share of the resized image that the crop keeps.", examples=[0.9]
     )
-    threads: Count = Field(default=2, description="Threads of the runtime.")
+    threads: Threads = Field(default=2, description="Threads of the runtime.")
     force: bool = Field(default=False, description="Replace an existing folder.")
     command: str = Field(default="fewbit.quantize(...)", repr=False)
 
@@ -225,10 +225,9 @@ class Request(Options):
     )
     everything: bool = Field(default=False, description="Also quantize ops that run faster in float on the target.")
     curve: bool = Field(default=False, description="Also score calibration on 1, 2, 4, ... 256 images.")
-    seconds: float = Field(default=4.0, gt=0, description="Seconds to measure each runtime and batch.")
-    max_drop: float | None = Field(
+    seconds: Seconds = Field(default=4.0, description="Seconds to measure each runtime and batch.")
+    max_drop: Points | None = Field(
         default=None,
-        ge=0,
         description="Fail (exit code 1) at a larger drop of accuracy (without labels: agreement), in points.",
         examples=[1.0],
     )

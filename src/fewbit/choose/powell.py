@@ -165,7 +165,7 @@ def parabola(p: Sequence[float], losses: Sequence[float]) -> Parabola | None:
 
 def parse_time(text: str) -> float:
     """Seconds of `90s`, `10min`, `1h`. Raises FewbitError that says what is allowed."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|h)\s*", str(text), re.ASCII)
     if match is None:
         raise FewbitError(f"--time {text} is not understood; allowed are seconds, minutes and hours: 90s, 10min, 1h.")
     return float(match[1]) * UNITS[match[2]]

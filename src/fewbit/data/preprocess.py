@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fewbit.core.pixels import crop_pct, input_size, means, stds
 from fewbit.data.decode import Item, decode, rgb, unit
 from fewbit.errors import BadFile, BadImages, UnknownName
 
@@ -33,10 +34,10 @@ TORCH_MODES: Mapping[str, str] = {"nearest": "nearest-exact", "bilinear": "bilin
 class Preprocess:
     """How a picture becomes a model input: resize, centre crop, scale to [0, 1], subtract `mean`, divide by `std`.
 
-    `size` is (3, h, w) in pixels; `mean` and `std` are per channel in units of [0, 1]. The picture is resized to
-    floor(size / crop_pct): both sides ("squash"), the side that fills the frame ("center"), or the side that fits in
-    it, with borders in the mean colour ("border"). `antialias` resizes the 8-bit picture with Pillow, as timm does;
-    without it torch interpolates floats, and bicubic may overshoot [0, 1]. Raises BadImages or UnknownName.
+    `size` is (3, h, w) in pixels; `mean` and `std` are per channel in units of [0, 1]; core/pixels.py has the limits. The
+    picture is resized to floor(size / crop_pct): both sides ("squash"), the side that fills the frame ("center"), or the side
+    that fits in it, with borders in the mean colour ("border"). `antialias` resizes the 8-bit picture with Pillow, as timm
+    does; without it torch interpolates floats, and bicubic may overshoot [0, 1]. Raises BadImages or UnknownName.
     """
 
     size: tuple[int, int, int]
@@ -48,18 +49,13 @@ class Preprocess:
     antialias: bool = True
 
     def __post_init__(self) -> None:
-        if self.interpolation not in PIL_FILTERS:
-            raise UnknownName("interpolation", self.interpolation, PIL_FILTERS)
-        if self.resize not in RESIZES:
-            raise UnknownName("resize", self.resize, RESIZES)
+        for kind, name, allowed in (("interpolation", self.interpolation, PIL_FILTERS), ("resize", self.resize, RESIZES)):
+            if not isinstance(name, str) or name not in allowed:
+                raise UnknownName(kind, str(name), allowed)
         if not self.antialias and self.interpolation not in TORCH_MODES:
             raise BadImages(f"{self.interpolation} needs antialias; without it there are: {', '.join(TORCH_MODES)}.")
-        if len(self.size) != 3 or self.size[0] != 3 or min(self.size) < 1:
-            raise BadImages(f"the input size is {self.size}; allowed is (3, height, width), e.g. (3, 224, 224).")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise BadImages(f"mean {self.mean} and std {self.std} must be three numbers each, with std > 0.")
-        if not self.crop_pct > 0:
-            raise BadImages(f"crop_pct is {self.crop_pct}; allowed is a number > 0; 1.0 is no crop.")
+        for field, checked in (("size", input_size), ("mean", means), ("std", stds), ("crop_pct", crop_pct)):
+            object.__setattr__(self, field, checked(getattr(self, field)))
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocess:
@@ -69,9 +65,9 @@ class Preprocess:
             return default if cfg.get(name) is None else cfg[name]
 
         return cls(
-            size=tuple(field("input_size", (3, 224, 224))),
-            mean=tuple(field("mean", cls.mean)),
-            std=tuple(field("std", cls.std)),
+            size=field("input_size", (3, 224, 224)),
+            mean=field("mean", cls.mean),
+            std=field("std", cls.std),
             interpolation=field("interpolation", "bicubic"),
             resize=field("crop_mode", "center"),
             crop_pct=field("crop_pct", 0.875),
@@ -83,13 +79,12 @@ class Preprocess:
         return -mean / std, (1 - mean) / std
 
     def replace(self, **overrides: Any) -> Preprocess:
-        """The same with some fields changed; lists become tuples. Raises UnknownName for another field."""
+        """The same with some fields changed. Raises UnknownName for another field."""
         allowed = [f.name for f in dataclasses.fields(self)]
         for name in overrides:
             if name not in allowed:
                 raise UnknownName("preprocess field", name, allowed)
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-        return dataclasses.replace(self, **values)
+        return dataclasses.replace(self, **overrides)
 
     def to_json(self) -> dict[str, Json]:
         """All fields as JSON values."""
@@ -100,7 +95,7 @@ class Preprocess:
         """The inverse of `to_json`; absent fields have defaults. Raises UnknownName, or BadFile without a size."""
         if "size" not in fields:
             raise BadFile('the preprocessing has no size; it needs at least "size": [3, height, width].')
-        return cls(size=tuple(fields["size"])).replace(**fields)
+        return cls(size=fields["size"]).replace(**fields)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The normalized float32 input for one picture. Raises BadImages for more than 8 bits per channel."""
@@ -121,7 +116,7 @@ class Preprocess:
 
     def _resized(self, high: int, wide: int) -> tuple[int, int]:
         """(height, width) in pixels after the resize; timm rounds differently for square frames and for others."""
-        to_h, to_w = (math.floor(side / self.crop_pct) for side in self.size[1:])
+        to_h, to_w = (max(1, math.floor(side / self.crop_pct)) for side in self.size[1:])
         if self.resize == "squash":
             return to_h, to_w
         if self.resize == "center" and to_h == to_w:

@@ -23,7 +23,7 @@ UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": 
 
 def parse_budget(text: str) -> tuple[str, float]:
     """(cost, limit) of `6bit` (per weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(bits?|[km]?b|ms)\s*", str(text).lower())
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*(bits?|[km]?b|ms)\s*", str(text).lower(), re.ASCII)
     if match is None or float(match[1]) <= 0:
         raise FewbitError(
             f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) "
