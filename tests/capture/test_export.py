@@ -331,3 +331,26 @@ def test_the_fingerprint_tells_weights_and_architectures_apart():
     net.head.bias.data[0] += 1
     second = fingerprint(loaded(net).program)
     assert len({first, second, fingerprint(loaded(Classifier("tuple")).program)}) == 3
+
+
+def test_the_fingerprint_covers_constants_inner_graphs_and_what_is_given():
+    class Net(nn.Module):
+        def __init__(self, constant: float, slope: float, given: str) -> None:
+            super().__init__()
+            self.conv, self.slope, self.given = nn.Conv2d(3, 4, 3), slope, given
+            self.register_buffer("constant", torch.tensor(constant), persistent=False)
+
+        def forward(self, x: Tensor) -> Any:
+            with torch.no_grad():
+                y = nn.functional.leaky_relu(self.conv(x), self.slope)
+            return {self.given: y * self.constant}
+
+    prints = set()
+    for constant, slope, given in ((1.0, 0.1, "a"), (2.0, 0.1, "a"), (1.0, 0.2, "a"), (1.0, 0.1, "b")):
+        torch.manual_seed(0)
+        net = Net(constant, slope, given).eval()
+        programs = [torch.export.export(net, (images(SIZE, 2),), dynamic_shapes=DYNAMIC) for _ in range(2)]
+        first, again = map(fingerprint, programs)
+        assert first == again
+        prints.add(first)
+    assert len(prints) == 4

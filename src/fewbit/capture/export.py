@@ -91,10 +91,13 @@ def graph_module(program: ExportedProgram) -> GraphModule:
 
 
 def fingerprint(program: ExportedProgram) -> str:
-    """SHA-256 over the graph's text and every weight."""
-    digest = hashlib.sha256(str(program.graph).encode())
-    for name, tensor in sorted(program.state_dict.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    """SHA-256 over the graphs' text, what they read and give, and every weight, buffer and constant."""
+    graphs = [str(part.graph) for part in program.graph_module.modules() if isinstance(part, GraphModule)]
+    digest = hashlib.sha256("\n".join([*graphs, str(program.graph_signature), str(program.call_spec)]).encode())
+    for name, value in sorted({**program.state_dict, **program.constants}.items()):
+        digest.update(f"{name} {getattr(value, 'dtype', type(value))} {tuple(getattr(value, 'shape', ()))}".encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

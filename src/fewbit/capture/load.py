@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fewbit.capture.export import export, quiet, reason
+from fewbit.capture.archive import read_program
+from fewbit.capture.export import export, reason
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
@@ -119,11 +120,7 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
 def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     if not path.is_file():
         raise BadFile(f"{path} does not exist. {MODEL}")
-    try:
-        with quiet():
-            program = torch.export.load(path)
-    except Exception as error:
-        raise BadFile(f"{path} is not a readable exported program: {reason(error)} Write it with torch.export.save.") from error
+    program = read_program(path)
     sidecar = path.with_suffix(".json")
     record: dict[str, Any] = {}
     if sidecar.is_file():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import fingerprint
@@ -52,6 +53,7 @@ class Inputs:
         """Everything that decides the result of a run; equal identities give equal files."""
         model, images = fingerprint(self.loaded.program), self.calibration
         identity = {
+            "versions": [__version__, torch.__version__],
             "request": request.key(),
             "model": model,
             "calibration": images.fingerprint() if isinstance(images, Images) else images.key(model),
