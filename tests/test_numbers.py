@@ -5,15 +5,20 @@ Oracle: the limits, written out here once more; hypothesis draws the values.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from fewbit.cli import app
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages, FewbitError
+from fewbit.progress import Progress
 from fewbit.request import Options, Request, SearchRequest
+from fewbit.stages.prove import bench, evaluate
 
 NAN, INF = float("nan"), float("inf")
 COUNT, FOREVER = (int, 1, 10**9), 86_400
@@ -86,7 +91,7 @@ def test_three_numbers_are_in_their_limits_or_refused_by_name(name: str, data: s
 @pytest.mark.parametrize(
     "value", ["nan", "1e309", "-1", "3", "3,10**30,32", f"3,{10**30},32", "3,32.5,32", "3,0,32", "3,,32", ""]
 )
-def test_an_input_size_is_never_rounded_or_guessed(value: str) -> None:
+def test_an_input_size_is_never_rounded_or_guessed(value: Any) -> None:
     with pytest.raises(BadImages, match=r"--input-size .* whole pixels, 1 to 8192, as in --input-size 3,224,224"):
         Request(model="demo", input_size=value)
 
@@ -114,3 +119,29 @@ def test_a_record_of_a_file_is_a_preprocessing_in_limits_or_refused(record: dict
     assert all(0.0001 <= std <= 10 for std in preprocess.std)
     assert 0.1 <= preprocess.crop_pct <= 10
     assert Preprocess.from_json(preprocess.to_json()) == preprocess
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        *[("batches", [value], "--batch") for value in (0, -1, 4097, 10**30, True, 1.0, NAN, "1")],
+        *[("seconds", value, "--seconds") for value in (NAN, INF, -1.0, 0.0, 1e30, True, "4")],
+        *[("threads", value, "--threads") for value in (0, -1, 1025, 10**30, True, 2.0)],
+    ],
+)
+def test_a_stage_refuses_a_number_before_it_opens_a_file(name: str, value: Any, says: str) -> None:
+    """`Run.do` and the command line both come this way; neither file exists."""
+    nowhere = Path("nowhere/model.onnx")
+    options = {"threads": 1, "seconds": 1.0, "runtimes": ["onnxruntime"], name: value}
+    with pytest.raises(FewbitError, match=f"^{says} "):
+        bench(nowhere, nowhere, progress=Progress(), **options)
+    if name == "threads":
+        with pytest.raises(FewbitError, match=f"^{says} "):
+            evaluate(nowhere, nowhere, (), "onnxruntime", value, Progress())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf", "1.5", "-0.1"])
+def test_the_share_that_lint_asks_for_is_one(value: str) -> None:
+    done = CliRunner().invoke(app, ["lint", "nowhere.onnx", "--min-integer", value])
+    assert done.exit_code == 2
+    assert "--min-integer " in done.output

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
 from fewbit.core import pixels
@@ -280,6 +289,19 @@ class SearchRequest(Options):
         return recipe
 
 
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """A value in the limits of a type of this file, for what is no field of a request. Raises FewbitError with the option."""
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        row = error.errors()[0]
+        raise FewbitError(f"{_not_allowed(option(name), row)}.") from None
+
+
+def _not_allowed(flag: str, row: Any) -> str:
+    return f"{flag} {row['input']!r} is not allowed; it should be {row['msg'].removeprefix('Input should be ')}"
+
+
 def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
     """pydantic's errors as one message: the option, its value, what is allowed, what to type next."""
     messages = []
@@ -288,9 +310,8 @@ def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
         if row["type"] == "extra_forbidden":
             return UnknownName("option", name, kind.model_fields, "`fewbit quantize --help` says what each is.")
         field, flag = kind.model_fields[name], option(name)
-        allowed = row["msg"].removeprefix("Input should be ")
         example = next(iter(field.examples or [field.default]))
         typed = flag if isinstance(example, bool) else f"{flag} {example}"
         again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
-        messages.append(f"{flag} {row['input']!r} is not allowed; it should be {allowed}: {again}.")
+        messages.append(f"{_not_allowed(flag, row)}: {again}.")
     return FewbitError(" ".join(dict.fromkeys(messages)))

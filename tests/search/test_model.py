@@ -202,7 +202,7 @@ def test_budgets():
     assert parse_budget("6bit") == parse_budget("6 bits") == ("bits", 6.0)
     assert parse_budget("3MB") == ("bytes", 3e6)
     assert parse_budget("1.5ms") == ("ms", 1.5)
-    for wrong in ("6", "0bit", "ms", "3GB"):
+    for wrong in ("6", "0bit", "ms", "3GB", "nanbit", "1e309MB", "-1ms", f"{10**30}MB", "infms", ""):
         with pytest.raises(FewbitError, match="6bit"):
             parse_budget(wrong)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 
 from fewbit.errors import FewbitError
 from fewbit.files import Journal
 from fewbit.search.run import pareto, run
+from fewbit.search.search import climb, pick
 from fewbit.search.space import Dimension, Problem
 from fewbit.search.strategies import STRATEGIES, Tpe, strategy_named
 
@@ -211,3 +215,39 @@ def test_without_optuna_the_message_says_what_to_install(monkeypatch):
 def test_an_unknown_strategy_offers_the_nearest():
     with pytest.raises(FewbitError, match="greedy"):
         strategy_named("greedi")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A `SearchProblem` of these dimensions without a model."""
+
+    limits: Mapping[str, float]
+    model = loss = None
+    dimensions, always = DIMENSIONS, ()
+
+    def costs(self, candidate):
+        return {**bits(candidate), "bytes": 100 * bits(candidate)["bits"]}
+
+    def problem(self, limits):
+        return Problem(self.dimensions, self.costs, limits)
+
+
+@pytest.mark.parametrize("limits", [{}, {"bits": 5.0}, {"bytes": 450.0}, {"bits": 4.0, "bytes": 800.0}])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("seconds", [None, 0.0])
+def test_the_points_of_any_number_of_evaluations_keep_the_budget(monkeypatch, name, limits, evaluations, seconds):
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "scored", lambda *_: separable)
+    problem = Scored(limits)
+    history = climb(problem, STRATEGIES[name], evaluations, seconds=seconds)
+    points = pick(problem, history, 3)
+    assert 1 <= len(history.trials) <= max(evaluations, 2)  # without time one for the first stage, one for the budget
+    assert 1 <= len(points) <= 3
+    for point in points:
+        costs = problem.costs(history.trials[point].candidate)
+        assert all(costs[what] <= limit for what, limit in limits.items())
+
+
+def test_a_budget_that_nothing_keeps_is_refused_before_the_search(monkeypatch, name):
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "scored", lambda *_: pytest.fail)
+    with pytest.raises(FewbitError, match="no setting of the target keeps the budget"):
+        climb(Scored({"bits": 3.0}), STRATEGIES[name], 300)

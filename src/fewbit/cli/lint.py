@@ -24,8 +24,10 @@ def lint(
     """Which nodes of a Q/DQ ONNX file run in integers on a target, by which rule, and what to change."""
     from fewbit import lint as linter
     from fewbit.files import write_json
+    from fewbit.request import Share, checked
     from fewbit.target import detect, load_target
 
+    min_integer = checked("min_integer", min_integer, Share | None)
     hardware = load_target(target or detect())
     result = linter.lint(file, hardware)
     rows = result.worst() if not everything else list(result.rows)

@@ -42,9 +42,7 @@ class Settings:
         if self.edges not in ("weights", "all"):
             raise FewbitError(f"--edges {self.edges} is not understood; allowed are weights (activations keep 8 bits) and all.")
         if not 2 <= self.least <= self.most <= 16:
-            raise FewbitError(
-                f"--widths {self.least}-{self.most} is not understood; 2 to 16 are allowed, the smaller one first."
-            )
+            raise FewbitError(f"--least {self.least} is not allowed; it should be 2 to {self.most}, the target's widest.")
 
 
 class Model:

@@ -186,28 +186,36 @@ def climb(
     problem: SearchProblem, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
     journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None,
 ) -> History:  # fmt: skip
-    """One search for each stage, with an equal share of the evaluations, each from the start; all trials together."""
+    """One search for each stage, with an equal share of the evaluations, each from the start; all trials together.
+
+    With fewer evaluations than stages there is one stage, under the whole budget; where a search ends before that stage, one
+    candidate within the budget is evaluated after all.
+    """
     journal, history = journal or Journal(), History()
+    whole = problem.problem(problem.limits)
+    build(whole, evaluations, seed)  # raises where nothing keeps the budget
     cost = problem.costs(problem.problem({}).start)
     ladder = stages(problem.limits, cost)
+    if len(ladder) > evaluations:
+        ladder = [dict(problem.limits)]
     score = scored(problem.model, problem.loss, problem.dimensions, problem.always)
     for k, limits in enumerate(ladder):
         each = problem.problem(limits)
         share = (evaluations - len(history.trials)) // (len(ladder) - k)
-        if share < 1 or history.stopped:
+        if history.stopped:
             break
         trials_of(
             each, build(each, share, seed), score, evaluations=share, history=history, seconds=seconds, journal=journal,
             progress=progress,
         )  # fmt: skip
+    if history.best(whole) is None:
+        trials_of(whole, build(whole, 1, seed), score, evaluations=1, history=history, journal=journal, progress=progress)
     return history
 
 
 def pick(problem: SearchProblem, history: History, points: int) -> list[int]:
     """The trials to realize: the Pareto front within the budget, thinned to the best and others evenly spaced in bytes."""
     allowed = [i for i, t in enumerate(history.trials) if problem.problem(problem.limits).excess(t.candidate) == 0]
-    if not allowed:
-        allowed = list(range(len(history.trials)))
     names = [name for name in ("bytes", "ms") if name in history.trials[0].costs]
     rows = [[history.trials[i].loss, *(round(history.trials[i].costs[n], 4) for n in names)] for i in allowed]
     front = [allowed[k] for k in pareto(rows)]

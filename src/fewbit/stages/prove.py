@@ -16,7 +16,7 @@ from fewbit.files import write_atomic
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.realize import realize as write_onnx
-from fewbit.request import Request
+from fewbit.request import Batches, Request, Seconds, Threads, checked
 from fewbit.runtimes import RUNTIMES
 from fewbit.verify import Latency, Load, Score
 
@@ -62,6 +62,7 @@ def stands_in(plan: Plan) -> bool:
 
 def evaluate(model: Path, twin: Path, scored: Images, runtime: str, threads: int, progress: Progress) -> Score:
     """Accuracy of model.onnx and float.onnx in the runtime, on images that are not used for calibration."""
+    threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(twin, model, scored, runtime=runtime, threads=threads, progress=progress.advance)
 
@@ -74,6 +75,8 @@ def bench(
 
     Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes.
     """
+    batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
+    seconds = checked("seconds", seconds, Seconds)
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))
