@@ -354,3 +354,14 @@ def test_the_fingerprint_covers_constants_inner_graphs_and_what_is_given():
         assert first == again
         prints.add(first)
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_in_another_precision_is_computed_in_float32_and_says_so(dtype):
+    torch.manual_seed(0)
+    net = Classifier().eval().to(dtype)
+    found = loaded(net)
+    assert found.notes == (f"Classifier has weights in {str(dtype)[6:]}; it is computed in float32.",)
+    assert net.head.weight.dtype == dtype
+    x = images(SIZE, 3)
+    torch.testing.assert_close(capture(found).module(x), net.float()(x))

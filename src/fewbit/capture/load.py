@@ -11,12 +11,13 @@ path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, S
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
-from fewbit.capture.export import export, reason
+from fewbit.capture.export import export, quiet, reason
+from fewbit.capture.huggingface import hugging_face
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
@@ -37,12 +39,16 @@ MODEL = f"MODEL is {MODEL_NAMES}."
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config."""
+    """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config.
+
+    `notes` are sentences about the model that its user has to know.
+    """
 
     ref: str
     program: ExportedProgram
     record: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -75,15 +81,29 @@ def load_model(
 
 
 def _from_module(
-    module: nn.Module, ref: str, overrides: Mapping[str, Any] | None, record: Mapping[str, Any] | None = None
+    module: nn.Module,
+    ref: str,
+    overrides: Mapping[str, Any] | None,
+    record: Mapping[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Loaded:
     fields = {**(_timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
     _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
-    fields["input_size"] = tuple(fields["input_size"])
+    other = {str(t.dtype).removeprefix("torch.") for t in _numbers(module) if t.dtype != torch.float32}
+    if other:
+        module = copy.deepcopy(module).float()
+        notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    return Loaded(ref, export(module, fields["input_size"]), fields, classes)
+    return Loaded(ref, export(module, fields["input_size"]), fields, classes, notes)
+
+
+def _numbers(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers that are floating-point."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            yield tensor
 
 
 def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
@@ -172,31 +192,13 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
-    try:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-    except ImportError as error:
-        raise BadModel("hf: models need the transformers package: pip install 'fewbit[hf]'.") from error
-    name = ref.removeprefix("hf:")
-    try:
-        config = AutoConfig.from_pretrained(name)
-        net = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name).to_dict()
-    except Exception as error:
+    net, record, notes = hugging_face(ref)
+    size = (overrides or {}).get("input_size")
+    if size is not None and tuple(size) != record["input_size"]:
         raise BadModel(
-            f"{ref} cannot be loaded: {reason(error)} Give a folder with config.json and model.safetensors."
-        ) from error
-    size = processor.get("crop_size") or processor.get("size") or {}
-    side = size.get("height", size.get("shortest_edge", getattr(config, "image_size", 224)))
-    resized = processor.get("size", {}).get("shortest_edge")
-    record = {
-        "input_size": (3, side, size.get("width", side)),
-        "mean": tuple(processor.get("image_mean", (0.5,) * 3)),
-        "std": tuple(processor.get("image_std", (0.5,) * 3)),
-        "interpolation": {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 2), "bilinear"),
-        "resize": "center" if resized else "squash",
-        "crop_pct": side / resized if resized else 1.0,
-    }
-    return _from_module(net, ref, overrides, record)
+            f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead."
+        )
+    return _from_module(net, ref, None, record, notes)
 
 
 def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
@@ -209,18 +211,21 @@ def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
             raise UnknownName("model", plain, near, MODEL)
         kinds = (*DEMOS, "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
         raise UnknownName("model", ref, kinds)
+    notes: tuple[str, ...] = ()
     try:
-        if weights is None:
-            net = timm.create_model(base, pretrained=True)
-        else:
+        with quiet():
+            net = timm.create_model(base, pretrained=weights is None)
+        if weights is not None:
             from safetensors.torch import load_file
 
-            net = timm.create_model(base, pretrained=False)
-            net.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+            state = load_file(weights)
+            half = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
+            notes = (f"{weights} holds {' and '.join(sorted(half))}; it is computed in float32.",) if half else ()
+            net.load_state_dict(state)  # copied into float32
     except Exception as error:
         hint = f"Is {weights} for {base}?" if weights else "Give the weights as a file: --weights model.safetensors."
         raise BadModel(f"timm cannot load {ref}: {reason(error)} {hint}") from error
-    return _from_module(net, ref, overrides)
+    return _from_module(net, ref, overrides, notes=notes)
 
 
 def _timm_record(module: nn.Module) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Preprocess:
     `size` is (3, h, w) in pixels; `mean` and `std` are per channel in units of [0, 1]; core/pixels.py has the limits. The
     picture is resized to floor(size / crop_pct): both sides ("squash"), the side that fills the frame ("center"), or the side
     that fits in it, with borders in the mean colour ("border"). `antialias` resizes the 8-bit picture with Pillow, as timm
-    does; without it torch interpolates floats, and bicubic may overshoot [0, 1]. Raises BadImages or UnknownName.
+    does; without it torch interpolates floats, and bicubic may overshoot [0, 1]. `processor` is the image processor of a
+    Hugging Face folder as JSON; where there is one it makes the input by itself. Raises BadImages or UnknownName.
     """
 
     size: tuple[int, int, int]
@@ -47,6 +49,7 @@ class Preprocess:
     resize: str = "squash"
     crop_pct: float = 1.0
     antialias: bool = True
+    processor: str = ""
 
     def __post_init__(self) -> None:
         for kind, name, allowed in (("interpolation", self.interpolation, PIL_FILTERS), ("resize", self.resize, RESIZES)):
@@ -100,6 +103,10 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The normalized float32 input for one picture. Raises BadImages for more than 8 bits per channel."""
         picture, (_, h, w) = rgb(image), self.size
+        if self.processor:
+            from fewbit.capture.huggingface import pixels
+
+            return pixels(self.processor, picture)
         high, wide = self._resized(picture.height, picture.width)
         if self.antialias:
             x = unit(picture.resize((wide, high), PIL_FILTERS[self.interpolation]))
@@ -112,6 +119,8 @@ class Preprocess:
     def undo(self, x: Float[Tensor, "3 h w"]) -> Image.Image:
         """The picture that a normalized input shows, rounded to 8 bits."""
         unit = (x * self._column(self.std) + self._column(self.mean)).clamp(0, 1)
+        if self.processor and json.loads(self.processor).get("do_flip_channel_order"):
+            unit = unit.flip(0)
         return Image.fromarray((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
     def _resized(self, high: int, wide: int) -> tuple[int, int]:

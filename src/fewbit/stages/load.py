@@ -21,10 +21,10 @@ from fewbit.data.images import Images, Memory, Preprocess, open_images, read_cla
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, BadModel
 from fewbit.files import write_atomic
 from fewbit.progress import Progress
-from fewbit.request import Options
+from fewbit.request import Options, option
 
 EXPORTED = "exported.pt2"
 MADE = "synthetic.safetensors"
@@ -162,9 +162,14 @@ def reopened(folder: Path) -> Graph:
 
 
 def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
-    """The model's own record, with some fields replaced."""
+    """The model's own record, with some fields replaced. Raises BadModel where its own image processor decides."""
     record = dict(loaded.record)
-    own = {k: record[k] for k in ("resize", "antialias") if k in record}
+    own = {k: record[k] for k in ("resize", "antialias", "processor") if k in record}
+    if "processor" in own and (given := [option(name) for name in overrides if name != "input_size"]):
+        raise BadModel(
+            f"{', '.join(given)}: the image processor of {loaded.ref} makes its images; leave the option out, or change "
+            "preprocessor_config.json in its folder."
+        )
     fields: dict[str, Any] = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
     return Preprocess.from_timm(record).replace(**(own | fields))
 
