@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
         ("schema = 1", "schema = 2", 1, "Input should be 1"),
         ('runtime = "onnxruntime"', 'runtime = "tvm"', 1, "'onnxruntime', 'openvino', 'tensorrt' or 'other'"),
         ("bits = 7", "bits = 33", 1, "types.w7.bits: .* less than or equal to 32"),
-        ("fixed_scale = 0.00390625", "fixed_scale = 0", 1, "types.p8.fixed_scale: .* greater than 0"),
+        ("fixed_scale = 0.00390625", "fixed_scale = 0", 1, "types.p8.fixed_scale: .* greater than or equal to 0.000000000001"),
         ("signed = true", "signed = 5", 2, "types.w7.signed: Input should be a valid boolean"),
         ('granularity = "channel"', 'granularity = "row"', 1, "types.w8.granularity"),
         ("narrow = true", "narrwo = true", 2, "types.w7.narrwo: Extra inputs"),
@@ -194,10 +195,100 @@ def test_a_missing_field_is_named(tmp_path):
         load_target(path)
 
 
-def test_broken_toml_is_named_with_its_line(tmp_path):
+BROKEN = {
+    "a key has no value": ["a", "a b = 1", "a = {b}"],
+    "a value is missing": [
+        "a =", "a = = 7", "a = tru", "a = .5", "a = +", "a = [1,", "a = [[", "a = nul", "a = \x00", "a = [1,,2]", "a = @",
+    ],
+    "a list is not closed": ["a = [1", "a = [1 2]", "a = [\n1\n2", "a = [true", "a = [{b = 1}"],
+    "a table is not closed": ["a = {b = 1", "a = {b = 1 c = 2}", "a = {b = 1\n}"],
+    'a text is not closed by "': ['a = """x', '"a = 1', 'a = """x""'],
+    "a text is not closed by '": ["a = '''x", "a = '''x''"],
+    "a name in brackets is not closed": ["[a", "[[a", "[[a]"],
+    "a name is missing": ["a.", "[]", "[a.]", "a = {b = 1,}", "[[]]", "[$]", "a.. = 1", "a = {,}"],
+    "this is no key": ["= 1", "?", "}", "]", "\u00e4 = 1", ","],
+    "more follows behind a value": [
+        "[zz] x", "a = 1 b = 2", "a = 01", "a = 0x", "a = 1.", "a = 1979-13-01", "a = 12:00:61", "a = [1]]", "[a]]", "a = 1_",
+    ],
+    "a key is given twice": ["a = 1\na = 2", "[zz]\na = {b = 1, b = 2}"],
+    "a table is given twice": ["[a]\n[a]", "[types]\n[types]"],
+    "a text has a single": ['a = "\\q"'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("says", "statement"), [(says, text) for says, texts in BROKEN.items() for text in texts])
+@pytest.mark.parametrize("behind", ["\n# a comment\n\n", "\nb = 2\n", "", "\n[later]\nx = [\n1,\n]\n"])
+def test_broken_toml_is_named_by_the_line_where_it_begins_and_in_words(tmp_path, says, statement, behind):
+    """The fault is in the last line of what was planted, or in the first where the statement goes on."""
+    path = tmp_path / "mine.toml"
+    before = SHIPPED + "\n# what follows is broken\n\n"
+    path.write_text(before + statement + behind, encoding="utf-8")
+    with pytest.raises(BadFile, match=r"mine\.toml, line \d+: ") as refused:
+        load_target(str(path))
+    line = int(re.search(r"line (\d+)", str(refused.value))[1])
+    first = before.count("\n") + 1
+    goes_on = statement.startswith(("a = [\n", "a = {b = 1\n"))
+    assert line == first + (0 if goes_on else statement.count("\n"))
+    if not behind or says not in ("a list is not closed", "a value is missing", "a text is not closed by '"):
+        assert says in str(refused.value)
+
+
+def test_broken_toml_within_a_file_is_named_with_its_line(tmp_path):
     path, line = planted(tmp_path, "bits = 7", "bits = = 7")
-    with pytest.raises(BadFile, match=rf"mine\.toml is not TOML: .*line {line}"):
+    with pytest.raises(BadFile, match=rf"mine\.toml, line {line}: a value is missing or no value; .*: 'bits = = 7'"):
         load_target(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'schema = 1\nname = "caf\xe9"', "line 2: byte 0xe9 is not UTF-8"),
+        ("schema = 1".encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
+        (b"x = " + b"[" * 100_000, "nested too deeply"),
+        (b"schema = 1\nx = " + b"[" * 90 + b"]" * 90, "line 2: x is nested too deeply"),
+        (b".".join([b"a"] * 2_000) + b" = 1", "line 1: a is nested too deeply"),
+        (b"bits = " + b"9" * 5_000, "line 1: .*4300 digits"),
+        (b"#" * 300_000, "300,000 bytes"),
+        (b"\xef\xbb\xbfschema = 2", "line 1: schema: Input should be 1"),
+        (b"\r\n\r\nschema = 2\r\n", "line 3: schema: Input should be 1"),
+        (b"", "Field required"),
+    ],
+)
+def test_a_file_that_is_no_target_at_all_is_a_bad_file(tmp_path, content, says):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=rf"target file .*mine\.toml.*{says}"):
+        load_target(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        *[("bits = 8", f"bits = {value}", r"types\.\w+\.bits") for value in ("true", "8.0", '"8"', "10" * 20, "nan", "[8]")],
+        *[("signed = true", f"signed = {value}", r"types\.\w+\.signed") for value in ("1", '"yes"', "1.0")],
+        *[("schema = 1", f"schema = {value}", "schema") for value in ("true", "1.0", "2024-01-01", "[1]")],
+        *[("opset = 20", f"opset = {value}", "opset") for value in ("true", "20.0", "10" * 20, "inf")],
+        *[("fixed_scale = 0.00390625", f"fixed_scale = {v}", r"types\.p8") for v in ("true", '"1"', "nan", "inf", "1e-320")],
+        ("pair_bits = 16", "operand_bits = 8.0", r"op\.0\.accumulator\.operand_bits"),
+    ],
+)  # fmt: skip
+def test_a_number_of_a_target_is_of_its_own_kind(tmp_path, old, new, where):
+    path, _ = planted(tmp_path, old, new)
+    with pytest.raises(BadFile, match=rf"line \d+: {where}"):
+        load_target(path)
+
+
+def test_files_that_extend_one_another_end(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i}.toml").write_text(f'extends = "{i + 1}.toml"\n')
+    with pytest.raises(BadFile, match=r"8\.toml, line 1: extends: '9\.toml' is the 9th file in a row; 8 are allowed"):
+        load_target(str(tmp_path / "0.toml"))
+    (tmp_path / "link.toml").symlink_to(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text('extends = "link.toml"')
+    with pytest.raises(BadFile, match=r"'link\.toml' extends this file"):
+        load_target(str(tmp_path / "a.toml"))
+    with pytest.raises(BadFile, match="does not exist"):
+        load_target("a" * 300 + ".toml")
 
 
 def test_a_file_that_does_not_exist_is_a_bad_file(tmp_path):

@@ -1,14 +1,54 @@
-"""The line number of a field in a TOML text, for error messages: tomllib does not report line numbers."""
+"""Where something stands in a TOML text, for error messages: tomllib does not report the lines of fields."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 
 Location = tuple[int | str, ...]
 HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]\]?\s*(?:#.*)?$")
 KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+FARTHEST = 400  # lines that a statement goes on, at most
 PART = re.compile(r"[\w-]+|\"[^\"]*\"|'[^']*'")
+FAULTS = (  # how a message of tomllib begins, and what is wrong in plain words
+    ("Expected '=' after a key", "a key has no value; write key = value"),
+    ("Invalid value", 'a value is missing or no value; write a number, true, false, "a text", [a list] or {a table}'),
+    ("Unclosed array", "a list is not closed by ], or a comma is missing in it"),
+    ("Unclosed inline table", "a table is not closed by }, or a comma is missing in it"),
+    ("Unterminated string", 'a text is not closed by "'),
+    ("Illegal character '\\n'", 'a text is not closed by " in its line'),
+    ("Expected \"'", "a text is not closed by '"),
+    ("Expected ']", "a name in brackets is not closed; write [name], or [[name]] for one of several"),
+    ("Invalid initial character for a key part", "a name is missing or has a sign that a name cannot have, and no quotes"),
+    ("Invalid statement", "this is no key; write key = value, [name] or [[name]]"),
+    ("Expected newline", "more follows behind a value, or the value is not written as TOML writes it; one key in each line"),
+    ("Cannot overwrite a value", "a key is given twice"),
+    ("Duplicate inline table key", "a key is given twice"),
+    ("Cannot declare", "a table is given twice; one of several is written [[name]]"),
+    ("Cannot mutate", "a table is given twice, once in braces"),
+    ("Unescaped", "a text has a single \\; write \\\\, or the text between single quotes"),
+)
+
+
+def syntax_error(text: str, error: ValueError) -> tuple[int, str]:
+    """The line where the statement at fault begins, and what is wrong with it, in words."""
+    lines = text.split("\n")
+    found = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
+    last = int(found[1]) if found and found[1] else len(lines)
+    first = next((n for n in range(last - 1, max(last - FARTHEST, 0), -1) if _is_toml("\n".join(lines[:n]))), 0) + 1
+    first = next((n for n in range(first, last) if lines[n - 1].strip() and not lines[n - 1].lstrip().startswith("#")), last)
+    raw = str(error)[: found.start()] if found else str(error)
+    plain = next((words for start, words in FAULTS if raw.startswith(start)), raw)
+    return first, f"{plain}: {lines[first - 1].strip()[:60]!r}"
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def line_of(text: str, location: Location) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import platform
 import re
 import tomllib
@@ -15,10 +17,11 @@ from pydantic import ValidationError
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import AS_WRITTEN
-from fewbit.target.lines import Location, line_of
+from fewbit.target.lines import Location, line_of, syntax_error
 from fewbit.target.spec import Target, contradictions
 
 HERE = Path(__file__).parent
+LARGEST, DEEPEST, LONGEST = 200_000, 8, 8  # bytes of a file, levels of lists and tables, files that extend one another
 OWN = ("name", "about")  # fields that are not inherited from the file that it extends
 
 
@@ -73,13 +76,13 @@ def target_names() -> list[str]:
 def load_target(name: str) -> Target:
     """A target of ours by name, or a user's file by its path. Raises UnknownName, or BadFile with the line at fault."""
     path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         if name.endswith(".toml"):
             raise BadFile(f"target file {name} does not exist. `fewbit targets` lists those that come with fewbit.")
         raise UnknownName("target", name, target_names(), "A file of your own is named by its path: --target my.toml.")
     document = _read(path, ())
     try:
-        target = Target.model_validate(document.whole)
+        target = Target.model_validate_json(json.dumps(document.whole, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -90,13 +93,40 @@ def load_target(name: str) -> Target:
     return target
 
 
+def _text(path: Path) -> _File:
+    """A target file as it is written. Raises BadFile where it cannot be read, is no text, or far too large."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadFile(
+            f"target file {path} cannot be read: {error.strerror}. Give one that can, or a name of `fewbit targets`."
+        ) from error
+    if len(content) > LARGEST:
+        raise BadFile(f"target file {path} has {len(content):,} bytes; a target has a few thousand. Is it another file?")
+    try:
+        return _File(path, content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise BadFile(
+            f"target file {path}, line {line}: byte {content[error.start]:#04x} is not UTF-8. Save the file as UTF-8."
+        ) from error
+
+
 def _read(path: Path, readers: tuple[Path, ...]) -> _Document:
     """The contents of a file merged over those of the file that it extends; `readers` are the files that extend this one."""
-    file = _File(path, path.read_text(encoding="utf-8"))
+    file = _text(path)
     try:
         fields = tomllib.loads(file.text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"target file {path} is not TOML: {error}.") from error
+    except RecursionError:
+        raise BadFile(
+            f"target file {path} is nested too deeply; lists and tables of a target go {DEEPEST} deep at most."
+        ) from None
+    except ValueError as error:
+        line, fault = syntax_error(file.text, error)
+        raise BadFile(f"target file {path}, line {line}: {fault}. docs/targets.md describes every field.") from error
+    for name, value in fields.items():
+        if _deeper(value, DEEPEST):
+            raise file.error((name,), f"{name} is nested too deeply; lists and tables of a target go {DEEPEST} deep at most")
     extends, remove = fields.pop("extends", None), fields.pop("remove", [])
     own = _document(file, fields)
     if not isinstance(remove, list) or (remove and extends is None):
@@ -104,10 +134,12 @@ def _read(path: Path, readers: tuple[Path, ...]) -> _Document:
     if extends is None:
         return own
     base = path.parent / str(extends) if str(extends).endswith(".toml") else HERE / f"{extends}.toml"
-    if not base.is_file():
+    if not os.path.isfile(base):
         near = difflib.get_close_matches(str(extends), target_names(), n=1)
         there = f"did you mean {near[0]}?" if near else f"there are {', '.join(target_names())}, and paths from this file"
         raise file.error(("extends",), f"extends: no target '{extends}'; {there}")
+    if len(readers) == LONGEST:
+        raise file.error(("extends",), f"extends: '{extends}' is the {LONGEST + 1}th file in a row; {LONGEST} are allowed")
     if base.resolve() in [reader.resolve() for reader in (path, *readers)]:
         raise file.error(("extends",), f"extends: '{extends}' extends this file, so neither is the first")
     return _over(_read(base, (path, *readers)), own, remove)
@@ -155,6 +187,12 @@ def _over(base: _Document, own: _Document, remove: Sequence[str]) -> _Document:
     types = {name: entry for name, entry in base.types.items() if name in used} | own.types
     fields = {name: entry for name, entry in base.fields.items() if name not in OWN} | own.fields
     return _Document(own.file, fields, types, ops)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and tables are nested deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (levels == 0 or any(_deeper(part, levels - 1) for part in inner))
 
 
 def _near_fields(error: Any) -> str:

@@ -6,17 +6,27 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Literal, Self, TypedDict
+from typing import Annotated, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fewbit.capture.kinds import KINDS
 from fewbit.core.grid import Grid
 from fewbit.runtimes import AS_WRITTEN, HERE, RUNTIMES
 
 
+def _whole(value: object) -> object:
+    """Raise ValueError for true or 1.0, which pydantic takes for a literal 1."""
+    if isinstance(value, bool | float):
+        raise ValueError("it is a whole number")
+    return value
+
+
+Whole = BeforeValidator(_whole)
+
+
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Type(Strict):
@@ -36,12 +46,12 @@ class Type(Strict):
     narrow: bool = False
     symmetric: bool = True
     granularity: Literal["tensor", "channel"] = "tensor"
-    fixed_scale: float | None = Field(default=None, gt=0)
+    fixed_scale: float | None = Field(default=None, ge=1e-12, le=1e12)
     fixed_zero: int = 0
     convention: bool = False
-    container: Literal[0, 4, 8, 16, 32] = 0
-    group_size: Literal[0, 16, 32, 64, 128, 256] = 0
-    multiples: Literal[0, 4, 16] = 0
+    container: Annotated[Literal[0, 4, 8, 16, 32], Whole] = 0
+    group_size: Annotated[Literal[0, 16, 32, 64, 128, 256], Whole] = 0
+    multiples: Annotated[Literal[0, 4, 16], Whole] = 0
     narrows_to: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
@@ -118,10 +128,10 @@ class Accumulator(Strict):
 
     bits: int = Field(default=32, ge=2, le=64)
     overflow: Literal["wrap", "saturate"] = "wrap"
-    pair_bits: int | None = Field(default=None, ge=2)
-    chain_bits: int | None = Field(default=None, ge=2)
-    chain: int | None = Field(default=None, ge=1)
-    operand_bits: Literal[8, 16, 32] = 8
+    pair_bits: int | None = Field(default=None, ge=2, le=64)
+    chain_bits: int | None = Field(default=None, ge=2, le=64)
+    chain: int | None = Field(default=None, ge=1, le=2**31)
+    operand_bits: Annotated[Literal[8, 16, 32], Whole] = 8
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -133,9 +143,9 @@ class Accumulator(Strict):
 class Limit(Strict):
     """What a size may be: at least, at most, and a multiple of what."""
 
-    least: int = Field(default=1, ge=1)
-    most: int | None = Field(default=None, ge=1)
-    multiple: int = Field(default=1, ge=1)
+    least: int = Field(default=1, ge=1, le=2**31)
+    most: int | None = Field(default=None, ge=1, le=2**31)
+    multiple: int = Field(default=1, ge=1, le=2**31)
 
     def why_not(self, size: int) -> str:
         """The limit that a size breaks; empty if it breaks none."""
@@ -211,14 +221,14 @@ class Target(Strict):
     `fuse`: fused operators that the runtime has kernels for and does not make by itself (realize/fuse/).
     """
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Annotated[Literal[1], Whole] = Field(alias="schema")
     name: str = Field(min_length=1)
     about: str
     runtime: str
     machine: str = ".*"
     requires: tuple[tuple[str, ...], ...] = ((),)
     detected: bool = True
-    opset: int = Field(default=20, ge=13)
+    opset: int = Field(default=20, ge=13, le=23)
     weights: Literal["codes", "float"] = "codes"
     fuse: tuple[str, ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
