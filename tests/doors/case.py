@@ -58,7 +58,7 @@ class Case:
     meanwhile: Callable[[int, Path], object] | None = None
     keeps: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 120.0
+    seconds: float = 60.0  # of work
     memory: int = 6 * GIB
     fast: bool = False  # also in the fast part
     needs: tuple[str, ...] = ()  # what of the place is copied beside net.py and flat

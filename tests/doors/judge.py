@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doors.case import Case
+from fewbit import errors
 
 LONGEST = 700  # characters of a message
-ERRORS = ("FewbitError", "FewbitFailed", "UnknownName", "BadModel", "BadImages", "BadValues", "BadFile", "IllegalGrid")
+ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
 MESSAGE = re.compile(rf"^(?:{'|'.join(ERRORS)}): ", re.MULTILINE)
 NEXT = re.compile(
     r"--[a-z]|`|\b(?:give|use|write|leave|type|check|mend|remove|choose|download|install|export|resize|transpose|set|see|free|"
@@ -59,7 +60,7 @@ def snapshot(folder: Path) -> Snapshot:
 def judge(case: Case, ended: Ended, folder: Path) -> str:
     """What is wrong, in a phrase; nothing where the case was answered well."""
     if ended.code is None:
-        return f"did not end within {case.seconds:g} s"
+        return f"did not end within {case.seconds:g} s of work"
     text = ended.out + ended.err
     if (folder / "marker").exists():
         return "code of the input ran"

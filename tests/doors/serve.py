@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import resource
 import runpy
@@ -22,6 +23,7 @@ from doors.judge import Ended, judge, snapshot
 from doors.place import build, lay_out
 
 # Before torch: a fork copies no threads, so there are none; and nothing is looked up in a network.
+WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -92,7 +94,7 @@ def fork(case: Case, folder: Path, scratch: Path) -> Ended:
     try:
         if case.meanwhile is not None:
             case.meanwhile(pid, folder)
-        code = _wait(pid, start + case.seconds)
+        code = _wait(pid, start + WALL * case.seconds)
     finally:
         if case.meanwhile is not None or _alive(pid):
             _kill(pid)
@@ -119,6 +121,7 @@ def _child(case: Case, folder: Path, scratch: Path, texts: list[Path]) -> None:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + case.memory, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(case.seconds), math.ceil(case.seconds)))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = _ended(lambda: typed(case.does) if isinstance(case.does, tuple) else _called(case.does))
         atexit._run_exitfuncs()
@@ -159,7 +162,8 @@ def _called(function: Callable[[], object]) -> None:
     try:
         function()
     except FewbitError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        text = f"{type(error).__name__}: {error}"
+        print("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -186,7 +190,8 @@ def _wait(pid: int, deadline: float) -> int | None:
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return None if code in (-signal.SIGXCPU, -signal.SIGKILL) else code
         time.sleep(pause)
         pause = min(0.05, 1.2 * pause)
     _kill(pid)

@@ -120,7 +120,7 @@ def _opened() -> Iterator[Case]:
     for command in ("verify", "report", "bench", "evaluate"):
         for folder in ("nope", "flat", "net.py", "", "/dev/null", "/"):
             more = ("--images", "flat") if command == "evaluate" else ()
-            yield Case(f"{command} {folder or '(empty)'}", (command, folder, *more), refused(folder or "folder"), seconds=30)
+            yield Case(f"{command} {folder or '(empty)'}", (command, folder, *more), refused(folder or "folder"))
 
 
 def _commands() -> Iterator[Case]:

@@ -16,7 +16,7 @@ from doors.serve import apart, typed
 
 def cases() -> Iterator[Case]:
     for name, variables in ENVIRONMENTS.items():
-        yield Case(f"a process with {name}", started(variables), done(as_the_run), needs=("run",), seconds=300)
+        yield Case(f"a process with {name}", started(variables), done(as_the_run), needs=("run",), seconds=200)
     for name, before in FOLDERS.items():
         yield Case(name, quantize(), done(as_the_run), before=before, needs=("run",))
     for n in (1, 2, 4, 7):
@@ -44,8 +44,8 @@ def cases() -> Iterator[Case]:
     ):
         yield Case(f"{' '.join(more)}, twice", twice(*more), done(as_the_twin))
     for name, variables in {"1 thread and 2": {"OMP_NUM_THREADS": "2"}, "another hash seed": {"PYTHONHASHSEED": "77"}}.items():
-        yield Case(f"fast, {name}", started(variables, "--recipe", "fast", twin=True), done(as_the_twin), seconds=300)
-    yield Case("search, twice", searched, done(_same_points), seconds=300)
+        yield Case(f"fast, {name}", started(variables, "--recipe", "fast", twin=True), done(as_the_twin), seconds=200)
+    yield Case("search, twice", searched, done(_same_points), seconds=200)
 
 
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {
