@@ -22,8 +22,8 @@ from doors.case import Case, quantize
 from doors.judge import Ended, judge, snapshot
 from doors.place import build, lay_out
 
-# Before torch: a fork copies no threads, so there are none; and nothing is looked up in a network.
 WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
+# Before torch: a fork copies no threads, so there are none; and nothing is looked up in a network.
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -35,8 +35,9 @@ SETTINGS = {
 
 
 def warm(place: Path, needs: Container[str], *, whole: bool) -> None:
-    """Import what a command imports, and build the place; with `whole` import all that a run
-    imports. The runtimes are left to each case, as they have threads.
+    """Import what a command imports, and build the place; with `whole` import all that a run imports.
+
+    The runtimes are left to each case, as they have threads.
     """
     sys.dont_write_bytecode = True  # a case's folder stays as it was
     import fewbit.verify as proofs
