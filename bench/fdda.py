@@ -25,6 +25,7 @@ from rows import Bench, options, rows_of
 from fewbit.capture import load_model
 from fewbit.choose import Context, LabelledImages, Recipe
 from fewbit.choose.finetune import SHORTER, Finetune
+from fewbit.core.shelf import Shelf
 from fewbit.core.values import Plan
 from fewbit.data.images import open_images
 from fewbit.data.synthesize.source import Synthesis, in_steps
@@ -100,7 +101,7 @@ def pool(bench: Bench, name: str, seed: int) -> LabelledImages:
     method = replace(in_steps(SHORTER.images, args.made_steps), **(ROWS[name] or {}))
     source = Synthesis(method, args.pool, len(inputs.classes), inputs.preprocess, seed, real)
     images = source(Teacher(inputs.loaded.program), args.out / f"{seed} {name}.safetensors")
-    return LabelledImages(torch.cat(list(images.batches(64))), images.labels)
+    return LabelledImages(Shelf.of(images.batches(64)), images.labels)
 
 
 def silhouettes(loaded: Any, count: int) -> str:

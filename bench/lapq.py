@@ -27,6 +27,7 @@ from fewbit.choose import Bits, Context, Recipe, choose, parse_bits
 from fewbit.choose.joint_search import JointSearch, Model
 from fewbit.choose.loss import BATCH, Measure
 from fewbit.choose.ranges import MseRange, Ranges
+from fewbit.core.shelf import Rebatched
 from fewbit.files import read_json, write_json
 from fewbit.recipes import MSE
 from fewbit.target import load_target
@@ -56,7 +57,7 @@ def recipes(args: argparse.Namespace, seconds: float | None) -> dict[str, dict[s
 def model_of(bench: Bench, bits: int) -> Model:
     """The loss as a function of all scales, from ranges at p = 2."""
     args, widths = bench.args, parse_bits(with_ends(bits, bench.args.ends))
-    batches = list(torch.cat(bench.batches)[: args.calibration].split(BATCH))
+    batches = Rebatched(bench.batches, BATCH, args.calibration)
     assert isinstance(widths, Bits)
     context = Context(bench.graph, bench.stats, load_target(args.target), widths, images=batches, everything=True)
     plan = choose(context, Recipe("", (MSE,)))

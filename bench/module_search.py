@@ -17,6 +17,7 @@ from fewbit.choose.objectives import Pearson, Similarity
 from fewbit.choose.output_scores import Range
 from fewbit.choose.output_search import GAIN, observed_range, refuse_channel_widths
 from fewbit.core.grid import QParams
+from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Choice, PassLog, Plan
 from fewbit.execute.executor import Env, Executor
 from fewbit.execute.stream import walked
@@ -54,7 +55,7 @@ class ModuleSearch:
         """The plan with the free scales of each attention module and MLP searched on the module's output."""
         refuse_channel_widths(plan)
         graph, builder = context.graph, PlanBuilder(plan, context)
-        images = torch.cat(context.batches)[: self.images]
+        images = Rebatched(context.batches, self.images)[0]
         whole = [m for m in modules(graph) if all(op in plan.integer_ops for op in m.ops)]
         walk = walked(graph, [(module.ops, module.output) for module in whole], images)
 

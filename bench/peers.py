@@ -31,7 +31,7 @@ def stock(float_path: Path, images: Images, out: Path, *, method: str, linear_on
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = images.batches(16)
+            self.batches: Iterator[Any] = iter(images.batches(16))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

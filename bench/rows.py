@@ -78,7 +78,7 @@ class Bench:
             self.base = Run.start(self.request(seed=seed), STAGES)
             self.base.values["scored"] = self.scored
             self.graph, self.stats = self.base["exact"], self.base["observed"]
-            self.batches = list(self.base["calibration"].batches(8))
+            self.batches = self.base["calibration"].batches(8)
             self.labels = self.base["calibration"].labels
         return self.base
 

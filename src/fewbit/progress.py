@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -35,8 +35,24 @@ class Progress:
     def advance(self, steps: int = 1, text: str = "") -> None:
         """Steps of the current bar are done."""
 
-    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def counted(self, batches: Collection[Batch]) -> Counted[Batch]:
         """The batches, each counted by its images once it has been worked on."""
-        for batch in batches:
+        return Counted(batches, self.advance)
+
+
+class Counted(Collection[Batch]):
+    """Batches, as they are, that tell a progress of each that has been worked on."""
+
+    def __init__(self, batches: Collection[Batch], advance: Callable[[int], None]) -> None:
+        self.batches, self.advance = batches, advance
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __contains__(self, batch: object) -> bool:
+        return batch in self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
             yield batch
             self.advance(len(batch))

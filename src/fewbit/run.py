@@ -208,7 +208,7 @@ class Run:
         """Run the verify stage again: codes of the plan against model.onnx, on the run's own images or others."""
         from fewbit.stages.prove import CHECKED
 
-        sample = self["sample"] if images is None else next(self.images(images, labels=False).batches(CHECKED))
+        sample = self["sample"] if images is None else self.images(images, labels=False).batches(CHECKED)[0]
         return self.do("verify", sample=sample)  # type: ignore[no-any-return]
 
     def _stages(self) -> Mapping[str, Stage]:

@@ -15,6 +15,7 @@ from fewbit.choose import Bits, LabelledImages
 from fewbit.choose.finetune import Finetune, Student, cropped
 from fewbit.choose.soft_codes import Straight
 from fewbit.core.grid import Grid, QParams, fake
+from fewbit.core.shelf import Shelf
 from fewbit.core.values import Json, Plan
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.simulate import simulate
@@ -121,10 +122,10 @@ def test_real_and_synthetic_images_are_both_drawn_and_counted(conv_net: Captured
     real, one = conv_net.images, replace(QUICK, iterations=1)
     for images, synthetic in ((real, spoilt), (spoilt, real)):  # one of them is in every batch
         with pytest.raises(BadValues, match="diverged: its loss is nan at iteration 1 of 2"):
-            tuned(conv_net, replace(QUICK, iterations=2), images=[images], synthetic=LabelledImages(synthetic))
-    both = record(tuned(conv_net, one, synthetic=LabelledImages(real[:3])))
+            tuned(conv_net, replace(QUICK, iterations=2), images=[images], synthetic=LabelledImages(Shelf.of([synthetic])))
+    both = record(tuned(conv_net, one, synthetic=LabelledImages(Shelf.of([real[:3]]))))
     assert (both["real"], both["synthetic"]) == (16, 3)
-    for made in ({"real_images": False}, {"images": (), "synthetic": LabelledImages(real)}):
+    for made in ({"real_images": False}, {"images": (), "synthetic": LabelledImages(Shelf.of([real]))}):
         alone = record(tuned(conv_net, one, **made))
         assert (alone["real"], alone["synthetic"]) == (0, 16)
 

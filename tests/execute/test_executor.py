@@ -249,7 +249,8 @@ def test_a_stream_answers_from_any_place_as_the_interpreter_and_under_its_limit(
         stream.to(place)
         places.add(stream.place)
         assert stream.place <= place
-        held = [v for env in stream._envs for node, v in env.items() if node.op != "placeholder" and isinstance(v, Tensor)]
+        kept = [v for node, values in stream._values.items() if node.op != "placeholder" for v in values]
+        held = [v for v in kept if isinstance(v, Tensor)]
         assert sum(4 * v.numel() for v in held) <= 20_000
         assert all(map(torch.equal, stream.answers(), expected))
     assert len(places) > 2

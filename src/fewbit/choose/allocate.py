@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from fewbit.capture.structure import Module, modules
 from fewbit.choose.context import Context
 from fewbit.choose.frontier import Frontier, frontier
@@ -15,6 +13,7 @@ from fewbit.choose.ranges import Ranges
 from fewbit.choose.recipe import Recipe
 from fewbit.choose.sensitivity import Sensitivity
 from fewbit.core.bits import Bits, Mixed
+from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Fallback, Graph, Json, PassLog
 from fewbit.errors import FewbitError
 from fewbit.target.allowed import widest
@@ -47,7 +46,7 @@ def allocate(context: Context, mixed: Mixed, recipe: Recipe) -> Allocation:
     ranges = ranges_of(recipe)
     uniform = {b: replace(context, bits=Bits(b, b), progress=lambda site: None) for b in all_widths}
     plans = {b: ranges(one.start(), one) for b, one in uniform.items()}
-    batch = torch.cat(list(context.images))[: recipe.sensitivity.images]
+    batch = Rebatched(context.images, recipe.sensitivity.images)[0]
     scores = recipe.sensitivity(graph, units, plans, batch, context.progress)
     weights = [_weights(graph, module) for module in units]
     points = frontier(

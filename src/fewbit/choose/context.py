@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewbit.core.bits import Bits
+from fewbit.core.shelf import Rebatched, Shelf, count_of
 from fewbit.core.values import Graph, Plan
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.samples import ROWS, ChannelSample, OpSample, PairSample, channel_samples, op_samples
@@ -28,20 +29,21 @@ LEAST = 4  # batches that are used whatever their size
 class LabelledImages:
     """Images (n, c, h, w) and their classes (n,), or None where only the float model's answers are known."""
 
-    images: Tensor
+    images: Shelf
     labels: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.images.firsts[-1]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What passes work on. `images` are the calibration batches (b, c, h, w), `labels` (n,) their classes where known.
+    """What passes work on. `images` are the calibration batches (b, c, h, w), equally long but for the last, `labels` (n,)
+    their classes where known.
 
     `synthetic` are additional images for a pass that trains; `real_images` says whether `images` are photographs. `sampled`
     are samples drawn earlier (None: drawn when a pass needs them). `journal` and `folder` store results, so that a
-    killed run can continue.
+    killed run can continue, and values of all images lie in `folder` meanwhile.
     """
 
     graph: Graph
@@ -82,14 +84,13 @@ class Context:
     @property
     def count(self) -> int:
         """How many calibration images there are."""
-        return sum(map(len, self.images))
+        return count_of(self.images)
 
     @cached_property
-    def batches(self) -> list[Tensor]:
+    def batches(self) -> Sequence[Tensor]:
         """The calibration images in small batches. Raises BadImages without any."""
         self.need_images()
-        small = all(len(batch) == BATCH for batch in self.images[:-1]) and len(self.images[-1]) <= BATCH
-        return list(self.images) if small else list(torch.cat(list(self.images)).split(BATCH))
+        return Rebatched(self.images, BATCH)
 
     @cached_property
     def samples(self) -> Mapping[str, OpSample | PairSample]:
@@ -151,15 +152,10 @@ class Context:
             )
 
 
-def few_enough(graph: Graph, batches: Sequence[Tensor]) -> list[Tensor]:
+def few_enough(graph: Graph, batches: Sequence[Tensor]) -> Sequence[Tensor]:
     """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
     metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
     largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
-    fitting: list[Tensor] = []
-    images = 0
-    for batch in batches:
-        if len(fitting) >= LEAST and (images + len(batch)) * largest * 4 > MEMORY:
-            break
-        fitting.append(batch)
-        images += len(batch)
-    return fitting
+    whole, size = count_of(batches), len(batches[0])
+    fitting = max(MEMORY // (4 * largest), LEAST * size)
+    return Rebatched(batches, size, whole if whole <= fitting else fitting // size * size)

@@ -15,6 +15,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, LabelledImages
 from fewbit.choose.headroom import codes_are_safe, weight_of
 from fewbit.choose.soft_codes import straight
+from fewbit.core.shelf import Shelf
 from fewbit.core.values import Fallback, Graph, Json, PassLog, Plan, flat_name
 from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
@@ -200,7 +201,7 @@ def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
 
 def _image_sets(context: Context) -> list[LabelledImages]:
     """The images to train on: the calibration images and, beside real ones, the synthetic ones."""
-    images = LabelledImages(torch.cat(list(context.images)), context.labels) if context.images else None
+    images = LabelledImages(Shelf.of(context.images, context.folder), context.labels) if context.images else None
     return [source for source in (images, context.synthetic) if source is not None]
 
 
@@ -208,7 +209,7 @@ def _batch(source: LabelledImages, settings: Finetune, real: bool, random: torch
     """A random batch, cropped, and its labels."""
     rows = torch.randint(len(source), (settings.batch,), generator=random)
     area = settings.real_crop if real else settings.made_crop
-    return cropped(source.images[rows], area, random), None if source.labels is None else source.labels[rows]
+    return cropped(source.images.rows(rows), area, random), None if source.labels is None else source.labels[rows]
 
 
 def cropped(

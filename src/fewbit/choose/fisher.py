@@ -76,10 +76,13 @@ def _rank_one(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return rows * columns / squares.mean().clamp_min(1e-38)
 
 
-def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """How much an error of each element of some nodes' values matters, by node, (images, ...), 1 in the mean.
+def output_weights(
+    graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """How much an error of each element of some nodes' values matters, by node: a factor for each row of all images, and one
+    for each channel. Their product is 1 in the mean.
 
-    The squares of `weighted_samples`, one backward pass; stored as a factor for each row and one for each channel.
+    The squares of `weighted_samples`, one backward pass.
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
@@ -94,7 +97,7 @@ def output_weights(graph: Graph, outputs: Sequence[str], batches: Iterable[Tenso
     weights = {}
     for name in outputs:
         row, column = torch.cat(rows[name]), torch.stack(columns[name]).mean(0)
-        weights[name] = row / row.mean().clamp_min(1e-38) * (column / column.mean().clamp_min(1e-38))
+        weights[name] = row / row.mean().clamp_min(1e-38), column / column.mean().clamp_min(1e-38)
     return weights
 
 

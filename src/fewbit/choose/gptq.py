@@ -17,9 +17,8 @@ from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_
 from fewbit.choose.layer_rows import Layers, moments_of
 from fewbit.choose.moments import Moments
 from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
+from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
-from fewbit.execute.executor import Executor
-from fewbit.execute.stream import Stream
 
 BLOCK = 128  # columns whose later ones are corrected together
 TRIES = 12  # to make a matrix positive definite
@@ -76,7 +75,7 @@ class Gptq:
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan with each weight's codes solved in graph order, on inputs from the model quantized so far."""
         graph, batches = context.graph, few_enough(context.graph, context.batches)
-        layers = Layers(graph, Stream(Executor(graph, plan.integer_ops), batches), batches)
+        layers = Layers(graph, plan.integer_ops, batches, context.folder)
         builder = PlanBuilder(plan, context, layers.quantized.overlay)
         builder.fallbacks += left_out(context.batches, batches)
         rows: list[dict[str, Json]] = []
@@ -300,7 +299,7 @@ def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments
 
 def left_out(batches: Sequence[Tensor], used: Sequence[Tensor]) -> tuple[Fallback, ...]:
     """The fallback where `few_enough` has dropped some of the images."""
-    requested, actual = (sum(map(len, part)) for part in (batches, used))
+    requested, actual = count_of(batches), count_of(used)
     if requested == actual:
         return ()
     why = f"the largest tensor of more would take over {MEMORY >> 20} MB; ranges are those of all images"

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -25,6 +24,7 @@ from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
 from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
+from fewbit.core.shelf import Rebatched, count_of
 from fewbit.core.values import Choice, PassLog, Plan, SameAs
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
@@ -98,7 +98,7 @@ class JointSearch:
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan at the best point evaluated. The context's journal has the losses that a killed run has computed."""
-        batches = list(torch.cat(list(context.images))[: self.images].split(BATCH))
+        batches = Rebatched(context.images, BATCH, self.images)
         measure = Measure.of(context.graph, batches, context.labels if self.loss == "labels" else None)
         start = _start(self, plan, context, measure, batches)
         model = Model(start.plan, context, measure, batches, repr(self))
@@ -124,7 +124,7 @@ class JointSearch:
             self.powell(loss, len(model.free), model.kinds)
         except OutOfBudgetError:
             over = late()
-        images = sum(map(len, batches))
+        images = count_of(batches)
         return model.plan(best, self._log(start, losses, images, len(model.free), out_of_time=over))
 
     @property
@@ -230,7 +230,7 @@ class Model:
             name: [op for op in integer if any(op.operands.get(k) in {name, *followers[name]} for k in ("input", "weight"))]
             for name in self.free
         }
-        self.walk = Stream(self.overlay, batches)
+        self.walk = Stream(self.overlay, batches, folder=context.folder)
         self._first = np.array([self._place(name, followers[name]) for name in self.free], np.int64)
         self._at = self._last = np.zeros(len(self.free))
 

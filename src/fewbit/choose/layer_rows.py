@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -21,9 +22,9 @@ Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (quantized, float, residual
 class Layers:
     """The images on their way through the quantized model and the float one, side by side."""
 
-    def __init__(self, graph: Graph, quantized: Stream, batches: Sequence[Tensor]) -> None:
-        self.graph, self.quantized = graph, quantized
-        self.exact = Stream(Executor(graph, ()), batches)
+    def __init__(self, graph: Graph, integer_ops: Sequence[str], batches: Sequence[Tensor], folder: Path | None) -> None:
+        self.graph = graph
+        self.quantized, self.exact = (Stream(Executor(graph, ops), batches, folder=folder) for ops in (integer_ops, ()))
         self.nodes = self.exact.overlay.nodes
 
     def rows(self, op: Op, activation: Choice | None, places: int, *, residual: bool) -> Iterator[Piece] | None:

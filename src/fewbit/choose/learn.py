@@ -15,6 +15,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import weight_of
 from fewbit.choose.soft_codes import Soft, cosine, open_codes, soft_fake, straight
 from fewbit.core.grid import TINY
+from fewbit.core.shelf import Shelf
 from fewbit.core.values import Choice, SameAs
 from fewbit.execute.executor import Env, Executor
 
@@ -28,35 +29,41 @@ SCORED = 16  # images whose outputs are compared at a time
 class Lesson:
     """A block's inputs for all images, in the quantized model (`read`) and in float (`exact`), and its float output.
 
-    `counts` are its sizes for one image; `weight` says how much each element of the output matters (None: all alike).
+    `counts` are its sizes for one image; `weight` says how much each element of the output matters, as a factor for each row
+    of all images and one for each channel (None: all alike).
     """
 
     block: Block
-    read: Mapping[Node, Tensor]
-    exact: Mapping[Node, Tensor]
-    output: Tensor
+    read: Mapping[Node, Shelf]
+    exact: Mapping[Node, Shelf]
+    output: Shelf
     counts: Mapping[Node, int]
-    weight: Tensor | None = None
+    weight: tuple[Tensor, Tensor] | None = None
 
     def given(self, images: Tensor, mixed: Callable[[Tensor, Tensor], Tensor] | None = None) -> Env:
         """The block's inputs for some of the images, mixed with its float inputs."""
         env: Env = {node: count * len(images) for node, count in self.counts.items()}
         for node, x in self.read.items():
-            env[node] = x[images] if mixed is None else mixed(x[images], self.exact[node][images])
+            env[node] = x.rows(images) if mixed is None else mixed(x.rows(images), self.exact[node].rows(images))
         return env
 
     def error(self, executor: Executor, images: Tensor) -> float:
         """The squared error of a block's output for some of the images, over the variance of the float output."""
-        total, output = 0.0, self.output[images]
+        total, mean = 0.0, self._mean(images, lambda y: y)
         for part in images.split(SCORED):
             y = executor.value(self.block.nodes, self.given(part))
             total += float(self.loss(y, part).double()) * len(part)
-        return total / len(images) / float(output.double().var(unbiased=False).clamp_min(TINY))
+        return total / len(images) / max(self._mean(images, lambda y: (y - mean).square()), TINY)
+
+    def _mean(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> float:
+        """The mean of a function of the float output's elements over some of the images."""
+        parts = images.split(SCORED)
+        return sum(float(function(self.output.rows(part).double()).mean()) * len(part) for part in parts) / len(images)
 
     def loss(self, y: Tensor, images: Tensor) -> Tensor:
         """The mean squared error of an output for some of the images."""
-        square = (y - self.output[images]).square()
-        return (square if self.weight is None else square * self.weight[images]).mean()
+        square = (y - self.output.rows(images)).square()
+        return (square if self.weight is None else square * (self.weight[0][images] * self.weight[1])).mean()
 
 
 @dataclass
@@ -123,7 +130,7 @@ class Learner:
                 if ours and site.role != "weight" and own is not None and own.is_free and site.name not in followed:
                     self._scales[site.name] = own.qparams.scale.log().clone().requires_grad_()
         if settings.learn_biases:
-            env = lesson.given(torch.arange(len(lesson.output))[:SCORED])
+            env = lesson.given(torch.arange(lesson.output.firsts[-1])[:SCORED])
             with torch.no_grad():
                 executor.run(block.nodes, env)
             for name in block.ops:

@@ -184,7 +184,7 @@ class _Walk:
         self.method, self.context, self.graph = search, context, context.graph
         self.samples = dict(context.samples)
         overlay = Executor(self.graph, plan.integer_ops)
-        self.stream = Stream(overlay, context.batches) if search.sequential else None
+        self.stream = Stream(overlay, context.batches, folder=context.folder) if search.sequential else None
         self.builder = PlanBuilder(plan, context, overlay if search.sequential else None)
         self.passed: set[str] = set()
         self.searched: dict[str, Choice] = {}

@@ -21,6 +21,7 @@ from fewbit.choose.gptq import left_out
 from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.learn import Learner, Lesson
 from fewbit.core.grid import QParams
+from fewbit.core.shelf import count_of
 from fewbit.core.values import Bias, Choice, Json, PassLog, Plan
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
@@ -125,7 +126,7 @@ class Reconstruct:
                 walk.put(block, results[0])
             rows.append(results[0].row)
             context.progress(block.name)
-        summary = {"seconds": self.seconds, "images": sum(map(len, batches)), "held": walk.held_out}
+        summary = {"seconds": self.seconds, "images": count_of(batches), "held": walk.held_out}
         return walk.builder.plan(PassLog("reconstruct", repr(self), tuple(rows), summary))
 
 
@@ -165,22 +166,22 @@ class _Walk:
         self.builder = PlanBuilder(plan, context, overlay)
         self._batch = len(batches[0])
         reads = [read for block in self.blocks for read in (*block.reads, *block.counts)]
-        self.quantized = Stream(overlay, batches, reads)
-        self.exact = Stream(Executor(graph, ()), batches, [*reads, *(block.output for block in self.blocks)])
-        count = sum(map(len, batches))
+        self.quantized = Stream(overlay, batches, reads, context.folder)
+        outputs = [block.output for block in self.blocks]
+        self.exact = Stream(Executor(graph, ()), batches, [*reads, *outputs], context.folder)
+        count = count_of(batches)
         self.fit = torch.tensor([i for i in range(count) if i % HELD_OUT != HELD_OUT - 1])
         self.outside = torch.arange(HELD_OUT - 1, count, HELD_OUT)
         self.held_out = len(self.outside)
-        names = [block.output.name for block in self.blocks]
-        self._weights = output_weights(graph, names, batches) if settings.fisher else {}
+        self._weights = output_weights(graph, [node.name for node in outputs], batches) if settings.fisher else {}
 
     def lesson(self, block: Block) -> Lesson:
         """What a block reads, in the model quantized so far and in float, and its float output."""
-        read = {node: torch.cat(self.quantized.at(node)) for node in block.reads}
+        read = {node: self.quantized.at(node) for node in block.reads}
         counts = {node: self.quantized.at(node)[0] // self._batch for node in block.counts}
-        exact = {node: torch.cat(self.exact.at(node)) for node in block.reads}
+        exact = {node: self.exact.at(node) for node in block.reads}
         weight = self._weights.get(block.output.name)
-        return Lesson(block, read, exact, torch.cat(self.exact.at(block.output)), counts, weight)
+        return Lesson(block, read, exact, self.exact.at(block.output), counts, weight)
 
     def learn(self, i: int, lesson: Lesson, journal: Journal, generator: torch.Generator) -> Learnt:
         """The block learned, in its share of the time that is left, and put into the plan where that is better."""

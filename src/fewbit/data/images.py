@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +51,23 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
-        """Normalized float32 inputs, `size` at a time and then the rest. Raises BadImages that names a broken image."""
+    def batches(self, size: int) -> Batches:
+        """Normalized float32 inputs, `size` at a time and then the rest."""
         if size < 1:
             raise BadImages(f"the batch size is {size}; allowed is 1 or more.")
-        memory, batch = self.memory or Memory(0), list[Tensor]()
-        missing = [row not in memory for row in self.rows]
+        return Batches(self, size)
+
+    def inputs(self) -> Iterator[Float[Tensor, "3 h w"]]:
+        """Each image as the model takes it. Raises BadImages that names a broken image."""
+        memory = self.memory
+        missing = [memory is None or row not in memory for row in self.rows]
         items = self.store.items([row for row, new in zip(self.rows, missing, strict=True) if new])
         for name, row, new in zip(self.names, self.rows, missing, strict=True):
-            batch.append(memory.keep(row, as_input(next(items), name, self.preprocess)) if new else memory[row])
-            if len(batch) == size:
-                yield torch.stack(batch)
-                batch = []
-        if batch:
-            yield torch.stack(batch)
+            if not new and memory is not None:
+                yield memory[row]
+            else:
+                image = as_input(next(items), name, self.preprocess)
+                yield image if memory is None else memory.keep(row, image)
 
     def remembered(self, memory: Memory) -> Images:
         """The same images, each decoded once and then taken from `memory`."""
@@ -106,6 +110,28 @@ class Images:
             digest.update(f"{len(name.encode())} {name} {len(data)} ".encode())
             digest.update(data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[Tensor]):
+    """Images in batches (b, 3, h, w) of `size`, the last perhaps shorter, each read when it is asked for."""
+
+    images: Images
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        inputs = self.images.inputs()
+        while batch := list(itertools.islice(inputs, self.size)):
+            yield torch.stack(batch)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        first = range(0, len(self.images), self.size)[i]
+        return torch.stack(list(self.images.subset(range(len(self.images))[first : first + self.size]).inputs()))
 
 
 def open_images(

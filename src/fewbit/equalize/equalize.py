@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -56,7 +57,7 @@ class Equalize:
     rotate_heads: bool = False
     seed: int = 0
 
-    def __call__(self, graph: Graph, batches: Iterable[Tensor], grids: Mapping[str, Grid]) -> Equalized:
+    def __call__(self, graph: Graph, batches: Collection[Tensor], grids: Mapping[str, Grid]) -> Equalized:
         """The graph equalized for the grids of its sites (by name; a site without one is unchanged).
 
         A place whose rewrite changes the function by more than 1e-4 is left out and says so. Raises BadImages without a batch.
@@ -278,15 +279,15 @@ def _balance_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Mi
     return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])
 
 
-def _sample_tensors(graph: Graph, batches: Iterable[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
+def _sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
     """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
     mean square of each channel (3, c)."""
-    samples: dict[str, list[Tensor]] = {name: [] for name in names}
+    samples: dict[str, Tensor] = {}  # made at once: small tensors that stay between large ones that go leave holes in the heap
+    filled = Counter[str]()
     maps: dict[str, list[Any]] = {}
-    source = list(batches)
-    if not source:
+    if not batches:
         raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
-    each = max(4, rows // len(source))
+    each = max(4, rows // len(batches))
     generator = torch.Generator().manual_seed(0)
 
     def see(name: str, value: Tensor, images: range) -> None:
@@ -297,8 +298,12 @@ def _sample_tensors(graph: Graph, batches: Iterable[Tensor], names: set[str], ro
             maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
             return
         flat = value.reshape(-1, value.shape[-1])
-        samples[name].append(flat[torch.randperm(len(flat), generator=generator)[:each]].clone())
+        part = flat[torch.randperm(len(flat), generator=generator)[:each]]
+        if name not in samples:
+            samples[name] = part.new_empty(each * len(batches), part.shape[1])
+        samples[name][filled[name] : filled[name] + len(part)] = part
+        filled[name] += len(part)
 
-    watch(graph, source, {name: partial(see, name) for name in names})
-    result = {name: torch.cat(parts) for name, parts in samples.items() if parts}
-    return result | {name: torch.stack([low, high, squares / len(source)]) for name, (low, high, squares) in maps.items()}
+    watch(graph, batches, {name: partial(see, name) for name in names})
+    result = {name: rows[: filled[name]] for name, rows in samples.items()}
+    return result | {name: torch.stack([low, high, squares / len(batches)]) for name, (low, high, squares) in maps.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.structure import Projection, projections, scale_behind
+from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Graph, Op
 from fewbit.execute.rows import applied, kept_rows, padded, places_of, row_key, sampled
 from fewbit.execute.watch import watch
@@ -142,7 +143,7 @@ def read_as(
     """The sample with what the op reads of a tensor in a quantized model: its value in each of the batches sampled from."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     if isinstance(sample, PairSample):
-        whole = torch.cat(list(batches))[: len(sample.left)]
+        whole = Rebatched(batches, len(sample.left))[0]
         if cast(Node, nodes[op.node].args[0]).name == tensor:
             return replace(sample, left_read=whole[..., sample.rows, :].clone())
         return replace(sample, right_read=whole.clone())
@@ -152,7 +153,7 @@ def read_as(
     rows = [sampled(x, key, images, sample.rows.shape[1], sample.seed) for x, images in values]
     read = replace(sample, read=torch.cat(rows))
     if sample.attention is not None:
-        x = torch.cat(list(batches))[: len(sample.attention.x)].clone()
+        x = Rebatched(batches, len(sample.attention.x))[0].clone()
         read = replace(read, attention=replace(sample.attention, read=x))
     return read
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.fx import between, is_constant
+from fewbit.core.shelf import Shelf, count_of
 from fewbit.core.values import Graph
 from fewbit.execute.executor import Env, Executor, last_reads
 
@@ -22,17 +24,20 @@ NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Stream:
-    """Batches (b, c, h, w) that stand before the node at `place`; only the values that are read from there on are in memory.
+    """Batches (b, c, h, w) that stand before the node at `place`; only the values that are read from there on are kept.
 
     Nodes before the place used the choices that `overlay` had when they were passed; `overlay` may be another executor of the
-    same graph at any time. `reads_ahead`: nodes that `at` will be called with, once per occurrence, in any order.
+    same graph at any time. `reads_ahead`: nodes that `at` will be called with, once per occurrence, in any order. Values are
+    in files in `folder`, those of one batch in memory.
     """
 
-    def __init__(self, overlay: Executor, batches: Iterable[Tensor], reads_ahead: Iterable[Node] = ()) -> None:
+    def __init__(
+        self, overlay: Executor, batches: Sequence[Tensor], reads_ahead: Iterable[Node] = (), folder: Path | None = None
+    ) -> None:
         self.overlay = overlay
         self.order = [node for node in overlay.order if not is_constant(node)]
         self.index = {node: i for i, node in enumerate(self.order)}
-        self._batches, self._pending = list(batches), Counter(reads_ahead)
+        self._batches, self._pending, self._folder = batches, Counter(reads_ahead), folder
         self._answer = self.order[-1].all_input_nodes[0]
         self._spent = last_reads(self.order[:-1])  # the answer stays
         self._last = {read: self.index[node] for node, reads in self._spent.items() for read in reads}
@@ -41,17 +46,16 @@ class Stream:
     def back(self) -> None:
         """To the images."""
         self.place = 0
-        self._envs: list[Env] = [{self.overlay.source: batch} for batch in self._batches]
+        self._values: dict[Node, Sequence[Any]] = {self.overlay.source: self._batches}  # by node, for each batch
 
-    def at(self, node: Node) -> list[Any]:
+    def at(self, node: Node) -> Shelf:
         """The value in each batch of a node in `reads_ahead`, or read after the place; the stream stands behind it then."""
         self._forward(max(self.index[node] + 1, self.place))
-        values = [env[node] for env in self._envs]
+        values = self._values[node]
         self._pending[node] -= 1
         if self._pending[node] <= 0 and self._last.get(node, -1) < self.place and node is not self._answer:
-            for env in self._envs:
-                env.pop(node)
-        return values
+            self._values.pop(node)
+        return values if isinstance(values, Shelf) else Shelf.of(values, self._folder)
 
     def to(self, place: int) -> None:
         """Forward to the last node, at most the one at `place`, before which no more than KEPT_BYTES are held."""
@@ -60,8 +64,8 @@ class Stream:
 
     def answers(self) -> Iterator[Tensor]:
         """The output (b, classes) of each batch, computed from the place on; the stream stays where it is."""
-        for values in self._envs:
-            env = dict(values)
+        for i in range(len(self._batches)):
+            env = {node: values[i] for node, values in self._values.items()}
             with torch.no_grad():
                 self.overlay.run(self.order[self.place :], env, self._spent)
             yield env[self._answer]
@@ -76,9 +80,17 @@ class Stream:
     def _forward(self, place: int) -> None:
         nodes = self.order[self.place : place]
         spent = {node: [read for read in self._spent.get(node, ()) if self._pending[read] <= 0] for node in nodes}
-        with torch.no_grad():
-            for env in self._envs:
+        before = {read: self._values[read] for node in nodes for read in node.all_input_nodes if read in self._values}
+        after: dict[Node, Shelf] = {}
+        for i in range(len(self._batches) if nodes else 0):
+            env = {node: values[i] for node, values in before.items()}
+            with torch.no_grad():
                 self.overlay.run(nodes, env, spent)
+            for node in env.keys() - before.keys():
+                after.setdefault(node, Shelf(self._folder)).append(env[node])
+        for read in (read for reads in spent.values() for read in reads):
+            self._values.pop(read, None)
+        self._values |= after
         self.place = place
 
     @cached_property
@@ -88,7 +100,7 @@ class Stream:
         for node, last in {**self._last, self._answer: len(self.order) - 1}.items():
             if node is not self.overlay.source:
                 sizes[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
-        return sizes * sum(map(len, self._batches))
+        return sizes * count_of(self._batches)
 
 
 def _size(meta: Any) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from fewbit.choose import Bits, Context, Recipe
@@ -18,6 +17,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.loss import BATCH, Measure
 from fewbit.choose.ranges import moved_codes
+from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Bias, Choice, Graph, Plan, SameAs, Site
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.executor import Executor
@@ -168,7 +168,7 @@ class Loss:
             raise FewbitError(f"--loss {kind} is not understood; allowed are kl (against the float model) and labels.")
         if kind == "labels" and labels is None:
             raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
-        batches = list(torch.cat(list(images)).split(BATCH))
+        batches = Rebatched(images, BATCH)
         self.graph = graph
         self.measure = Measure.of(graph, batches, labels if kind == "labels" else None)
         self.walk = Stream(Executor(graph, ()), batches)

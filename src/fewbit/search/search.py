@@ -109,7 +109,7 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
             graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
         )
         model = Model(context, request.method, settings)
-        measure = Loss(graph, list(calibration.batches(8)), calibration.labels, request.loss or "kl")
+        measure = Loss(graph, calibration.batches(8), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, progress)
     with progress.stage("search"):

@@ -6,12 +6,11 @@ import platform
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from fewbit.choose import Context, LabelledImages, allocate
 from fewbit.choose import choose as plan_of
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits, Mixed
+from fewbit.core.shelf import Shelf
 from fewbit.core.values import Fallback, Graph, PassLog, Plan
 from fewbit.data.images import Images
 from fewbit.data.synthesize.source import Synthesis
@@ -39,7 +38,7 @@ def choose(
     recipe, bits = request.method, request.widths
     context = Context(
         graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(),
-        images=list(calibration.batches(8)), labels=calibration.labels, real_images=not request.synthetic[0],
+        images=calibration.batches(8), labels=calibration.labels, real_images=not request.synthetic[0],
         synthetic=_pool(inputs, calibration, request, folder, progress), keep_float=tuple(request.keep_float),
         everything=request.everything, name=request.recipe_name, seed=request.seed, journal=Journal(folder / JOURNAL),
         folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
@@ -77,7 +76,7 @@ def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progre
     pool = Synthesis(training.images, training.pool, inputs.outputs, images.preprocess, request.seed, images)
     progress.begin("synthesize", pool.total)
     synthetic = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
-    return LabelledImages(torch.cat(list(synthetic.batches(64))), synthetic.labels)
+    return LabelledImages(Shelf.of(synthetic.batches(64), folder), synthetic.labels)
 
 
 def _elsewhere(target: Target) -> tuple[Fallback, ...]:

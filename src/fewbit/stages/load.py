@@ -145,7 +145,7 @@ def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Im
     if isinstance(calibration, Synthesis):
         progress.begin("synthesize", calibration.total)
         calibration = calibration(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
-    return calibration.remembered(Memory(folder=folder)), inputs.scored
+    return calibration.remembered(Memory(folder)), inputs.scored
 
 
 def capture(inputs: Inputs, folder: Path) -> Graph:

@@ -36,7 +36,7 @@ def realize(
     if not twin.exists():
         float_onnx(exact, twin, opset=target.opset)
     progress.advance()
-    sample = next(scored.batches(CHECKED)).contiguous()
+    sample = scored.batches(CHECKED)[0].contiguous()
     write_atomic(folder / SAMPLE, lambda file: save_file({"images": sample}, file))
     return model, twin, sample
 

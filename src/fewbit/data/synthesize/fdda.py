@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Centres:
         return right if trusted and right else self.known.nonzero().flatten().tolist()
 
 
-def centres_of(teacher: Teacher, images: Iterator[Tensor], labels: Tensor | None, classes: int) -> Centres:
+def centres_of(teacher: Teacher, images: Iterable[Tensor], labels: Tensor | None, classes: int) -> Centres:
     """The centres from images that come one by one (1, c, h, w). Of several of a class the mean is taken.
 
     Without labels (n,) the model's own answers are the classes. Raises BadImages for a label that is no class.
