@@ -298,11 +298,11 @@ def _sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], 
             maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
             return
         flat = value.reshape(-1, value.shape[-1])
-        part = flat[torch.randperm(len(flat), generator=generator)[:each]]
+        drawn = flat[torch.randperm(len(flat), generator=generator)[:each]]
         if name not in samples:
-            samples[name] = part.new_empty(each * len(batches), part.shape[1])
-        samples[name][filled[name] : filled[name] + len(part)] = part
-        filled[name] += len(part)
+            samples[name] = drawn.new_empty(each * len(batches), drawn.shape[1])
+        samples[name][filled[name] : filled[name] + len(drawn)] = drawn
+        filled[name] += len(drawn)
 
     watch(graph, batches, {name: partial(see, name) for name in names})
     result = {name: rows[: filled[name]] for name, rows in samples.items()}
