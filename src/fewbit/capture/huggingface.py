@@ -85,7 +85,7 @@ def record_of(ref: str, kind: str, processor: Any) -> dict[str, Any]:
     if black.ndim != 3 or black.shape != other.shape:
         raise BadModel(
             f"the image processor of {ref} ({kind}) gives {tuple(black.shape)} and {tuple(other.shape)} for pictures of two "
-            'shapes; one size is needed: "size": {"height": 224, "width": 224} or a center crop in its preprocessor_config.json.'
+            'shapes; one size is needed: "size": {"height": 224, "width": 224} or a center crop in preprocessor_config.json.'
         )
     low, high = (image.flatten(1)[:, image[0].numel() // 2 + image.shape[2] // 2].double() for image in (black, white))
     return {
