@@ -207,13 +207,3 @@ def test_remembered_images_are_those_that_are_decoded(tmp_path: Path, folder_is_
     images.batches(2)[0].zero_()  # a batch is the reader's own
     assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_two_arrays_are_two_sources_and_one_is_not() -> None:
-    from fewbit.data.images import refuse_same
-    from fewbit.errors import BadImages
-
-    x, y = (np.zeros((4, 8, 8, 3), np.uint8) for _ in range(2))
-    refuse_same(open_images(x, Preprocess((3, 8, 8))), open_images(y, Preprocess((3, 8, 8))))
-    with pytest.raises(BadImages, match="calibration and for scoring"):
-        refuse_same(open_images(x, Preprocess((3, 8, 8))), open_images(x, Preprocess((3, 8, 8))))

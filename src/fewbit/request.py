@@ -168,6 +168,7 @@ class Options(BaseModel):
     def _check_images(self) -> None:
         """Raises BadImages where calibration or scored images are missing."""
         from fewbit.capture.load import DEMOS  # models that have images of their own
+        from fewbit.data.sources import check_source
 
         synthetic, real = self.synthetic
         if self.images is None and self.ref not in DEMOS:
@@ -175,8 +176,8 @@ class Options(BaseModel):
         if synthetic and self.score is None and self.ref not in DEMOS:
             raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
         for source in (real if synthetic else self.images, self.score):
-            if isinstance(source, str | Path) and not Path(source).exists():
-                raise BadImages(f"{source} does not exist. Give a folder of images, or a .parquet, .npy or .npz file.")
+            if source is not None:
+                check_source(source)
 
     @property
     def ref(self) -> str:

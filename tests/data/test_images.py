@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fewbit.data.images import Images, Preprocess, open_images, read_classes
@@ -471,6 +476,181 @@ def test_sources_without_images_say_what_they_are(tmp_path: Path) -> None:
         with pytest.raises(BadImages, match=words) as error:
             open_images(tmp_path / name, TINY)
         assert name in str(error.value)
+
+
+# Kinds of pictures
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_the_formats_that_are_said_to_be_allowed_are_those_that_can_be_read(tmp_path: Path) -> None:
+    """Each is written by Pillow where it can, and read as RGB of the same size; the message lists the same ones."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadImages) as refused:
+        open_images(tmp_path / "empty", TINY)
+    allowed = re.findall(r"\.\w+", str(refused.value).split("Give")[1].split(")")[0])
+    assert {".png", ".jpg", ".bmp", ".gif", ".ppm", ".tif"} <= set(allowed)
+    for i, suffix in enumerate(allowed):
+        kind = Image.registered_extensions()[suffix]
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "all" / f"{i}{suffix}").write_bytes(saved(picture(16, 16), kind))
+    assert len(open_images(tmp_path / "all", TINY)) == len(allowed)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".png", ".jpg"])
+@pytest.mark.parametrize(
+    "content", [b"\0\0\0\x18ftypheic", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P6 0 0 255\n"]
+)
+def test_a_file_of_a_format_that_is_not_read_is_named_with_those_that_are(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """HEIC, PostScript (which Pillow would hand to another program) and a picture without pixels, under any suffix."""
+    folder(tmp_path, flat=1)
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(BadImages, match=rf"x\{suffix} cannot be decoded as an image: .*--skip-bad"):
+        open_images(tmp_path, TINY)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "wanted"),
+    [
+        (Image.new("RGBA", (9, 9), (10, 20, 30, 0)), "PNG", (10, 20, 30)),
+        (Image.new("LA", (9, 9), (70, 5)), "PNG", (70, 70, 70)),
+        (Image.new("1", (9, 9), 1), "PNG", (255, 255, 255)),
+        (Image.new("RGB", (9, 9), (200, 10, 60)).quantize(4), "GIF", (200, 10, 60)),
+        (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+    ],
+)
+def test_one_colour_is_that_colour_in_any_mode(
+    tmp_path: Path, image: Image.Image, kind: str, wanted: tuple[int, int, int]
+) -> None:
+    """Alpha is dropped, grey is repeated, a palette is looked up, inks are turned to light, as timm does."""
+    (tmp_path / f"x.{kind.lower()}").write_bytes(saved(image, kind))
+    (x,) = open_images(tmp_path, Preprocess((3, 4, 4), (0.0,) * 3, (1.0,) * 3)).batches(1)
+    assert (x[0, :, 0, 0] * 255).round().tolist() == list(wanted)
+
+
+def test_of_several_frames_the_first_is_shown(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    (tmp_path / "x.gif").write_bytes(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert open_images(tmp_path, TINY).thumbnail(0, 9).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_a_file_that_is_no_rgb_of_8_bits_is_refused_by_name(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (9, 9)).save(tmp_path / "x.tiff")
+    with pytest.raises(BadImages, match=r"x\.tiff cannot be decoded as an image: .*--skip-bad"):
+        open_images(tmp_path, TINY)
+
+
+def test_a_small_file_of_too_many_pixels_is_refused_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture(12, 10).save(tmp_path / "x.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BadImages, match=r"x\.png cannot be decoded .*120 pixels"):
+            open_images(tmp_path, TINY)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (2, 2500), (2500, 3)])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(3, 32, 32), (3, 24, 40)])
+def test_a_very_long_picture_is_cropped_as_a_short_one(shape: tuple[int, int], antialias: bool, size: Any) -> None:
+    """Oracle: the whole picture resized, the middle taken; steps of the two resizes differ by less than a thousandth."""
+    preprocess = Preprocess(size, (0.0,) * 3, (1.0,) * 3, "bilinear", "center", 0.9, antialias=antialias)
+    smooth = np.add.outer(np.linspace(0, 90, shape[0]), np.linspace(0, 90, shape[1]))[..., None] + np.array([0, 30, 60])
+    image = Image.fromarray(smooth.astype(np.uint8))
+    high, wide = preprocess._resized(*shape)
+    if antialias:
+        whole = torch.from_numpy(np.array(image.resize((wide, high), Image.Resampling.BILINEAR))).permute(2, 0, 1) / 255
+    else:
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        whole = torch.nn.functional.interpolate(x, (high, wide), mode="bilinear")[0]
+    wanted = preprocess._centre(whole, *size[1:])
+    assert (preprocess(image) - wanted).abs().max() <= 1.01 / 255
+
+
+def test_a_very_long_picture_takes_little_memory() -> None:
+    """1 x 5000 pixels at 224 would be 224 x 1,120,000: 3 GB as floats; what is resized is at most 16 frames long."""
+    sizes: list[tuple[int, int]] = []
+
+    class Watched(Preprocess):
+        def _resized(self, high: int, wide: int) -> tuple[int, int]:
+            sizes.append(super()._resized(high, wide))
+            return sizes[-1]
+
+    for shape in ((1, 5000), (5000, 1), (3, 100_000)):
+        assert Watched((3, 224, 224), resize="center")(Image.new("RGB", shape[::-1])).shape == (3, 224, 224)
+    assert max(high * wide for high, wide in sizes) <= 20 * 224 * 224
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (np.zeros((2, 0, 8, 3), np.uint8), "holds no pixels"),
+        (np.zeros((2, 3, 8, 0), np.uint8), "holds no pixels"),
+        (np.full((2, 3, 8, 8), 3e38, np.float32), r"array:0 has values up to 3e\+38; normalized pixels are at most"),
+        (np.full((2, 3, 8, 8), -3e38, np.float32), r"up to 3e\+38"),
+        (np.full((2, 3, 8, 8), 1e300, np.float64), "192 NaN or infinite"),
+        (np.full((2, 3, 8, 8), None, object), "type object"),
+        (np.zeros((2, 3, 8, 8), np.complex64), "type complex64"),
+        (np.zeros((2, 8, 8, 3), [("r", "u1")]), "type"),
+        (torch.zeros(2, 3, 8, 8).to_sparse(), "no plain array"),
+        (torch.zeros(2, 3, 8, 8, device="meta"), "no plain array"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [[0], [0, 1]]), "no list of integers"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"]), "integers"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [True, False]), "integers"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), np.array([2**63, 0], np.uint64)), "label 9223372036854775808"),
+    ],
+)
+def test_an_array_that_is_not_pixels_is_refused_in_words(source: Any, words: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BadImages, match=words):
+            open_images(source, TINY)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"image": [1, 2]}, "has the columns image: int64; it needs"),
+        ({"image": [{"bytes": 1}, {"bytes": 2}]}, "it needs image"),
+        ({"image": [[1], [2]]}, "it needs image"),
+        ({"picture": [b"", b""]}, "it needs image"),
+        ({"image": [b"x", None]}, r"x\.parquet:0 cannot be decoded"),
+        ({"image": [encoded(0), encoded(1)], "label": ["a", "b"]}, "labels of type"),
+        ({"image": [encoded(0), encoded(1)], "label": [[0], [1, 2]]}, "labels that are no list|labels of type"),
+        ({"image": [encoded(0), encoded(1)], "label": [0, None]}, "labels of type object"),
+        ({"image": [encoded(0), encoded(1)], "label": [0, -3]}, "label -3"),
+    ],
+)
+def test_a_parquet_file_of_other_columns_is_refused_in_words(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(BadImages, match=words):
+        open_images(tmp_path / "x.parquet", TINY)
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_an_image_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Bytes of whole files of each kind are changed or cut off; nothing but BadImages may come out."""
+    root = tmp_path_factory.mktemp("damaged")
+    kind = data.draw(st.sampled_from(["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "npy", "npz", "parquet"]))
+    path = root / f"x.{kind}"
+    if kind == "parquet":
+        parquet(path, 2, label=[0, 1])
+    elif kind in ("npy", "npz"):
+        values = np.stack([pixels(9, 7), pixels(9, 7, 1)])
+        np.save(path, values) if kind == "npy" else np.savez(path, images=values, labels=[0, 1])
+    else:
+        path.write_bytes(encoded(kind=kind.upper()))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with suppress(BadImages):
+        everything(open_images(path if kind in ("npy", "npz", "parquet") else root, TINY))
 
 
 # The rest

@@ -1,8 +1,8 @@
 """Images from folders, parquet, NumPy files or memory, as normalized batches with labels in the model's class order.
 
 Pixels are decoded by Pillow and converted to RGB as timm does (grey is repeated, alpha is dropped, CMYK is converted).
-EXIF orientation is NOT applied, which is timm's behaviour too. Nothing is decoded before a batch asks for it, except
-that `open_images` decodes every chosen image once, JPEG at an eighth of its size, so that a broken one is found early.
+EXIF orientation is NOT applied, which is timm's behaviour too. Nothing is decoded before a batch asks for it, except that
+`open_images` decodes every chosen image once, so that a broken one is found early, and one that is calibrated and scored on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.data.classes import read_classes
-from fewbit.data.decode import Array, check, decode, encoded
+from fewbit.data.decode import Array, checked, decode, encoded
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
-from fewbit.data.sources import InMemory, Store, find
+from fewbit.data.sources import Store, find, some
 from fewbit.errors import BadImages
 
 
@@ -35,8 +35,8 @@ from fewbit.errors import BadImages
 class Images:
     """Images that can be read again and again: `labels` are int64 class indices (n,), or None where nobody knows.
 
-    `names` say where each image came from, `skipped` which were left out as broken, `source` all of it in a phrase. What has
-    been decoded is in `memory`, which subsets share.
+    `names` say where each image came from, `source` all of it in a phrase, and `notes` what was left out, a sentence each.
+    `pixels` are hashes of the pixels. What has been decoded is in `memory`, which subsets share.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,9 @@ class Images:
     source: str
     store: Store
     rows: tuple[int, ...]
+    pixels: tuple[bytes, ...]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     memory: Memory | None = None
 
     def __len__(self) -> int:
@@ -81,6 +83,7 @@ class Images:
             names=tuple(self.names[i] for i in chosen),
             labels=None if self.labels is None else self.labels[chosen],
             rows=tuple(self.rows[i] for i in chosen),
+            pixels=tuple(self.pixels[i] for i in chosen),
         )
 
     def thumbnail(self, i: int, pixels: int) -> Image.Image:
@@ -150,33 +153,38 @@ def open_images(
     `limit` images are drawn with `seed`, spread evenly over the classes, and stay in natural order; a smaller limit
     draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. Raises BadImages.
     """
-    names, class_indices, store, description = find(source, preprocess, classes, labels)
+    found = find(source, preprocess, classes, labels)
+    names, class_indices, description = found.names, found.labels, found.description
     if limit is not None and limit < 1:
         raise BadImages(f"the limit is {limit} images; allowed is 1 or more.")
+    if found.unreadable and not skip_bad:
+        raise BadImages(f"in {description} {found.unreadable[0]}. Mend or remove it, or leave such out with --skip-bad.")
     rows = list(range(len(names)))
     if limit is not None and limit < len(names):
         rows = spread(len(names) if class_indices is None else class_indices, limit, seed)
         description += f", {limit} of {len(names)} at random (seed {seed})"
-    good: list[int] = []
+    good: dict[int, bytes] = {}
     skipped: list[str] = []
-    for row, item in zip(rows, store.items(rows), strict=True):
+    for row, item in zip(rows, found.store.items(rows), strict=True):
         try:
-            check(item, names[row])
-            good.append(row)
+            good[row] = checked(item, names[row])
         except BadImages as error:
             if not skip_bad:
                 raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error
             skipped.append(names[row])
     if not good:
         raise BadImages(f"{description}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
+    bad = [*found.unreadable, *skipped]
     return Images(
         names=tuple(names[row] for row in good),
-        labels=None if class_indices is None else torch.from_numpy(class_indices[good]),
+        labels=None if class_indices is None else torch.from_numpy(class_indices[list(good)]),
         preprocess=preprocess,
         source=description,
-        store=store,
+        store=found.store,
         rows=tuple(good),
+        pixels=tuple(good.values()),
         skipped=tuple(skipped),
+        notes=(f"{len(bad)} of {description} cannot be read and are left out: {some(bad)}.",) if bad else (),
     )
 
 
@@ -194,13 +202,23 @@ def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
     return sorted(row for _, _, row in sorted(order)[:limit])
 
 
-__all__ = ["Images", "Memory", "Preprocess", "open_images", "read_classes", "spread"]
+def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:
+    """The calibration images whose pixels are not scored too, in whatever file. Raises BadImages where a share of `most` of
+    either are, or no calibration image is left.
+    """
+    both = set(calibration.pixels) & set(scored.pixels)
+    if not both:
+        return calibration
+    kept = [i for i, pixels in enumerate(calibration.pixels) if pixels not in both]
+    name = calibration.names[next(i for i, pixels in enumerate(calibration.pixels) if pixels in both)]
+    shared, also = len(calibration) - len(kept), sum(pixels in both for pixels in scored.pixels)
+    if not kept or shared >= most * len(calibration) or also >= most * len(scored):
+        raise BadImages(
+            f"{also} of {len(scored)} scored images are calibration images too ({shared} of {len(calibration)}, such as {name} "
+            f"of {calibration.source}); scores need images of their own: give others with --images or --score DIR."
+        )
+    note = f"Scored images are no calibration images: {shared} of {calibration.source} are left out, such as {name}."
+    return dataclasses.replace(calibration.subset(kept), notes=(*calibration.notes, note))
 
 
-def refuse_same(calibration: Images, scored: Images) -> None:
-    """Raise BadImages where one source is given for both; arrays are one source where they are the same array."""
-    arrays = [images.store for images in (calibration, scored) if isinstance(images.store, InMemory)]
-    if len(arrays) == 2 and calibration.source.startswith("array") and arrays[0].values is not arrays[1].values:
-        return
-    if calibration.source == scored.source:
-        raise BadImages(f"{calibration.source} is given for calibration and for scoring; scores need images of their own.")
+__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread"]

@@ -21,6 +21,7 @@ from fewbit.data.decode import Item, decode, rgb, unit
 from fewbit.errors import BadFile, BadImages, UnknownName
 
 Json = Any
+LONGEST = 16  # times as long as the frame: what of a picture a centre crop is taken from
 RESIZES = ("squash", "center", "border")
 PIL_FILTERS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -102,7 +103,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The normalized float32 input for one picture. Raises BadImages for more than 8 bits per channel."""
-        picture, (_, h, w) = rgb(image), self.size
+        picture, (_, h, w) = self._middle(rgb(image)), self.size
         if self.processor:
             from fewbit.capture.huggingface import pixels
 
@@ -115,6 +116,15 @@ class Preprocess:
             mode = TORCH_MODES[self.interpolation]
             x = F.interpolate(unit(picture)[None], (high, wide), mode=mode, align_corners=corners, antialias=False)[0]
         return (self._centre(x, h, w) - self._column(self.mean)) / self._column(self.std)
+
+    def _middle(self, picture: Image.Image) -> Image.Image:
+        """A picture far longer than the frame without the ends that a centre crop never shows, which bounds the memory."""
+        if self.resize != "center" and not (self.processor and json.loads(self.processor).get("do_center_crop")):
+            return picture
+        (_, h, w), (wide, high) = self.size, picture.size
+        cut_w = max(0, wide - math.ceil(LONGEST * high * w / h)) // 2
+        cut_h = max(0, high - math.ceil(LONGEST * wide * h / w)) // 2
+        return picture.crop((cut_w, cut_h, wide - cut_w, high - cut_h)) if cut_w or cut_h else picture
 
     def undo(self, x: Float[Tensor, "3 h w"]) -> Image.Image:
         """The picture that a normalized input shows, rounded to 8 bits."""

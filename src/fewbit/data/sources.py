@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +19,10 @@ import torch
 from torch import Tensor
 
 from fewbit.data.classes import WNID, read_classes
-from fewbit.data.decode import Array, Item
+from fewbit.data.decode import KNOWN, Array, Item, formats
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test"})
 
 
@@ -54,7 +55,8 @@ class InMemory:
             if value.dtype == np.uint8:
                 yield np.ascontiguousarray(value.transpose(1, 2, 0)) if self.chw else value
             else:
-                yield value.astype(np.float32)
+                with np.errstate(over="ignore"):  # what becomes infinite is refused
+                    yield value.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Parquet:
                         group_rows = rows[bisect.bisect_left(rows, start) : bisect.bisect_left(rows, stop)]
                         yield from self._group(file, group, [row - start for row in group_rows])
                         start = stop
-            except (OSError, pa.ArrowException) as error:
+            except Exception as error:
                 raise BadImages(f"{path} is broken: {error}. Download or write it again.") from error
 
     def _group(self, file: Any, group: int, rows: Sequence[int]) -> Iterator[Item]:
@@ -101,28 +103,49 @@ class Parquet:
                 return
 
 
-SourceContent = tuple[tuple[str, ...], Array | None, Store, str]  # names, int64 labels or None, the pixels, a description
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The names, int64 labels (or None), pixels and description of the images of a source, and what of it cannot be read."""
+
+    names: tuple[str, ...]
+    labels: Array | None
+    store: Store
+    description: str
+    unreadable: tuple[str, ...] = ()
 
 
-def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
-    """The names, labels, pixels and description of all images in a source; nothing is decoded."""
+def check_source(source: Any) -> None:
+    """Raise BadImages for what cannot be a source of images; nothing is opened."""
+    if isinstance(source, tuple) and len(source) != 2:
+        raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
+    if isinstance(source[0] if isinstance(source, tuple) else source, np.ndarray | Tensor):
+        return
+    if isinstance(source, tuple) or not isinstance(source, str | Path):
+        kind = type(source[0] if isinstance(source, tuple) else source).__name__
+        raise BadImages(f"images of type {kind} were given; give a path, a NumPy array, a tensor, or (images, labels).")
+    kinds = "Give a folder of images, or a .parquet, .npy or .npz file."
+    if not os.path.exists(source):
+        raise BadImages(f"{source} does not exist. {kinds}")
+    if not os.path.isdir(source) and not os.path.isfile(source):
+        raise BadImages(f"{source} is neither a file nor a folder. {kinds}")
+    if os.path.isfile(source) and (suffix := Path(source).suffix) not in (".parquet", ".npy", ".npz"):
+        raise BadImages(f"{source} is a '{suffix}' file. {kinds}")
+
+
+def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> Found:
+    """All images of a source; nothing is decoded. Raises BadImages."""
+    check_source(source)
     if isinstance(source, tuple):
-        if len(source) != 2:
-            raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
         return _array(source[0], source[1] if labels else None, "array", preprocess, classes)
     if isinstance(source, (np.ndarray, Tensor)):
         return _array(source, None, "array", preprocess, classes)
     path = Path(source)
-    if not path.exists():
-        raise BadImages(f"{path} does not exist. Give a folder of images, or a .parquet, .npy or .npz file.")
     if path.is_dir():
         return _folder(path, classes, labels)
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)
-    if path.suffix in (".npy", ".npz"):
-        values, stored_labels = _numpy_file(path)
-        return _array(values, stored_labels if labels else None, str(path), preprocess, classes)
-    raise BadImages(f"{path} is a '{path.suffix}' file. Give a folder of images, or a .parquet, .npy or .npz file.")
+    values, stored_labels = _numpy_file(path)
+    return _array(values, stored_labels if labels else None, str(path), preprocess, classes)
 
 
 def _natural(path: Path | str) -> list[Any]:
@@ -135,10 +158,44 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
-    files = [f.relative_to(path) for f in path.rglob("*") if f.is_file()]
-    files = sorted((f for f in files if not any(part.startswith(".") for part in f.parts)), key=_natural)
-    images = [f for f in files if f.suffix.lower() in SUFFIXES]
+def _walk(root: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder, through links too, and what cannot be read, with the reason; hidden ones are left out."""
+    files: list[Path] = []
+    unreadable: list[str] = []
+    own = os.stat(root)
+    folders = [(Path(), frozenset({(own.st_dev, own.st_ino)}))]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            entries = [entry for entry in os.scandir(root / folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            unreadable.append(f"{folder} cannot be opened: {error.strerror}")
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            try:
+                about = entry.stat()
+            except OSError as error:
+                unreadable.append(f"{shown} is a link to nothing" if entry.is_symlink() else f"{shown}: {error.strerror}")
+                continue
+            inode = (about.st_dev, about.st_ino)
+            if stat.S_ISDIR(about.st_mode) and inode not in above:
+                folders.append((path, above | {inode}))
+            elif stat.S_ISDIR(about.st_mode):
+                unreadable.append(f"{shown} is a link to a folder that it is in")
+            elif not stat.S_ISREG(about.st_mode):
+                unreadable.append(f"{shown} is a pipe, a socket or a device")
+            elif shown != path.as_posix():
+                unreadable.append(f"{shown} has a name that is not UTF-8")
+            else:
+                files.append(path)
+    return sorted(files, key=_natural), sorted(unreadable, key=_natural)
+
+
+def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Found:
+    files, unreadable = _walk(path)
+    images = [f for f in files if f.suffix.lower() in KNOWN]
     if tables := [f for f in files if f.suffix == ".parquet"]:
         if images:
             raise BadImages(f"{path} holds images ({images[0]}) and parquet ({tables[0]}). Give a folder of one kind.")
@@ -146,15 +203,15 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> So
         if len(splits) > 1:
             content = " and ".join(splits)
             raise BadImages(f"{path} holds the splits {content}. Give the file or folder of one, e.g. {path / tables[0]}.")
-        return _parquet(path, tuple(path / f for f in tables), classes, labels)
+        return replace(_parquet(path, tuple(path / f for f in tables), classes, labels), unreadable=tuple(unreadable))
     if not images:
-        content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else "no files"
-        allowed = ", ".join(SUFFIXES)
+        content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else some(unreadable) or "no files"
+        allowed = ", ".join(formats())
         raise BadImages(f"{path} holds no images but {content}. Give a folder with images ({allowed}) or .parquet files.")
     store, names = Files(tuple(path / f for f in images)), tuple(f.as_posix() for f in images)
     unsorted = [f.name for f in images if len(f.parts) == 1]
     if not labels or len(unsorted) == len(images):
-        return names, None, store, f"folder {path}"
+        return Found(names, None, store, f"folder {path}", tuple(unreadable))
     if unsorted:
         sorted_images = [f.as_posix() for f in images if len(f.parts) > 1]
         raise BadImages(
@@ -163,7 +220,8 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> So
         )
     folders = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     index = _class_index(path, folders, classes)
-    return names, np.array([index[f.parts[0]] for f in images], np.int64), store, f"folder {path}"
+    indices = np.array([index[f.parts[0]] for f in images], np.int64)
+    return Found(names, indices, store, f"folder {path}", tuple(unreadable))
 
 
 def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | None) -> dict[str, int]:
@@ -176,7 +234,7 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
         return {name: i for i, name in enumerate(classes)}
     if all(WNID.fullmatch(name) for name in folders):
         for file in (path.resolve().parent / name for name in ("synset_words.txt", "classes.json")):
-            wnids = sorted(read_classes(file)) if file.exists() else []
+            wnids = sorted(read_classes(file)) if file.is_file() else []
             if set(folders) <= set(wnids) and classes in (None, len(wnids)):
                 return {name: i for i, name in enumerate(wnids)}
     if classes is not None and len(folders) != classes:
@@ -191,22 +249,25 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
 
 def _checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
     """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is no class."""
-    labels = np.asarray(values)
+    try:
+        labels = np.asarray(values)
+    except ValueError as error:
+        raise BadImages(f"{where} has labels that are no list of integers: {error}. Mend them, or use --no-labels.") from error
     if labels.dtype.kind not in "iu" or labels.shape != (len(names),):
         raise BadImages(
             f"{where} has labels of type {labels.dtype} and shape {labels.shape}; "
             f"allowed are integers of shape ({len(names)},), one for each image. Mend them, or use --no-labels."
         )
     count = classes if classes is None or isinstance(classes, int) else len(classes)
-    wrong = np.flatnonzero((labels < 0) | (labels >= (np.inf if count is None else count)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (2**31 if count is None else count)))
     if len(wrong):
-        allowed = "0 or more" if count is None else f"0 to {count - 1}, the model's classes"
+        allowed = "0 to 2147483647" if count is None else f"0 to {count - 1}, the model's classes"
         problem = f"{names[wrong[0]]} has label {labels[wrong[0]]}"
         raise BadImages(f"{problem}; allowed is {allowed}. Mend it, or use --no-labels.")
     return labels.astype(np.int64)
 
 
-def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] | None, labels: bool) -> SourceContent:
+def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] | None, labels: bool) -> Found:
     names: list[str] = []
     starts: list[int] = []
     values: list[Any] = []
@@ -216,23 +277,32 @@ def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] |
         try:
             schema = pq.read_schema(file)
             rows = pq.read_metadata(file).num_rows
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # a broken footer raises whatever its parts raise
             raise BadImages(f"{file} is not a readable parquet file: {error}. Download or write it again.") from error
-        kind = schema.field("image").type if "image" in schema.names else None
-        if kind is None or not (_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        kind = schema.field("image").type if schema.names.count("image") == 1 else None
+        inner = kind.get_field_index("bytes") if kind is not None and pa.types.is_struct(kind) else -1
+        if kind is None or not _binary(kind.field(inner).type if inner >= 0 else kind):
             columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
             raise BadImages(f"{file} has the columns {columns}; it needs image: struct<bytes, path> or binary.")
         starts.append(len(names))
         names += [f"{where}:{row}" for row in range(rows)]
         has_labels.add("label" in schema.names)
         if labels and "label" in schema.names:
-            values += pq.read_table(file, columns=["label"])["label"].to_pylist()
+            values += _column(file, "label")
     if not names:
         raise BadImages(f"{path} has no rows. Give a parquet file with images in it.")
     if labels and len(has_labels) > 1:
         raise BadImages(f"{path} has files with and without a label column. Give one kind, or use --no-labels.")
     store = Parquet(files, tuple(starts), "image.bytes" if pa.types.is_struct(kind) else "image")
-    return tuple(names), _checked_labels(values, names, classes, str(path)) if values else None, store, f"parquet {path}"
+    indices = _checked_labels(values, names, classes, str(path)) if values else None
+    return Found(tuple(names), indices, store, f"parquet {path}")
+
+
+def _column(file: Path, name: str) -> list[Any]:
+    try:
+        return list(pq.read_table(file, columns=[name])[name].to_pylist())
+    except Exception as error:
+        raise BadImages(f"{file}: its column {name} cannot be read: {error}. Write it again, or use --no-labels.") from error
 
 
 def _binary(kind: Any) -> bool:
@@ -254,17 +324,20 @@ def _numpy_file(path: Path) -> tuple[Array, Array | None]:
     return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
 
 
-def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> SourceContent:
-    if isinstance(source, Tensor):
-        source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
-    values = np.asarray(source)
+def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> Found:
+    try:
+        if isinstance(source, Tensor):
+            source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
+        values = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise BadImages(f"{where} is no plain array ({error}). Give a dense one on the processor.") from error
     size, shape = preprocess.size, values.shape
     problem = f"{where} has type {values.dtype} and shape {shape}"
     floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
     if len(shape) != 4 or not (values.dtype.kind == "f" or values.dtype == np.uint8):
         raise BadImages(f"{problem}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w), or {floats}. Give one of these.")
-    if not shape[0]:
-        raise BadImages(f"{problem}: it holds no images. Give one with n of 1 or more.")
+    if 0 in shape:
+        raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
     if values.dtype != np.uint8 and shape[1:] != size:
         raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 pixels.")
     first, last = shape[1] == 3, shape[3] == 3
@@ -274,4 +347,4 @@ def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes
     names = tuple(f"{Path(where).name}:{row}" for row in range(shape[0]))
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
     class_indices = None if labels is None else _checked_labels(labels, names, classes, where)
-    return names, class_indices, InMemory(values, chw=first), where
+    return Found(names, class_indices, InMemory(values, chw=first), where)

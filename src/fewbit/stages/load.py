@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from fewbit.capture.export import fingerprint
 from fewbit.capture.load import DEMOS
 from fewbit.choose.finetune import Finetune
 from fewbit.core.values import Graph
-from fewbit.data.images import Images, Memory, Preprocess, open_images, read_classes, refuse_same
+from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
@@ -97,20 +98,23 @@ def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Ima
         classes = known if labelled else None
         calibration = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
         held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=request.labels, **options)
-        refuse_same(calibration, held_out)
-        return calibration, held_out
+        return apart(calibration, held_out), held_out
     whole = open_images(source, preprocess, classes=known, labels=request.labels, **options)
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
     count = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
-    return whole.subset(sorted(order[count : count + request.calibration])), whole.subset(sorted(order[:count]))
+    held_out = whole.subset(sorted(order[:count]))
+    others = apart(whole.subset(order[count:]), held_out, most=math.inf)
+    chosen = sorted(range(min(request.calibration, len(others))), key=lambda i: others.rows[i])
+    return others.subset(chosen), held_out
 
 
 def _sources(request: Options) -> tuple[Any, Any]:
     """The sources of calibration and scored images; a demo has its own."""
     own = request.ref in DEMOS and (request.images is None or request.synthetic[0])
-    return demo.CALIBRATION if request.images is None else request.images, request.score or (demo.TEST if own else None)
+    score = demo.TEST if own and request.score is None else request.score
+    return demo.CALIBRATION if request.images is None else request.images, score
 
 
 def _synthesis(
@@ -130,7 +134,7 @@ def _synthesis(
         skip_bad=request.skip_bad, seed=request.seed,
     )  # fmt: skip
     if real is not None:
-        refuse_same(real, held_out)
+        real = apart(real, held_out)
     return Synthesis(method, request.calibration, outputs, preprocess, request.seed, real), held_out
 
 

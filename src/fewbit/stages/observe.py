@@ -43,6 +43,8 @@ def observe(
     some = calibration.subset(range(0, len(calibration), -(-len(calibration) // LOOKED_AT)))
     inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(8))
     verdict = CalibrationLimits()(replace(inspection, images=len(calibration)), change)
+    notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
+    verdict["warnings"] = [*verdict["warnings"], *notes]
     stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
     write_json(folder / CALIBRATION, verdict)
     write_atomic(folder / STATS, lambda file: save_file(stats.tensors(), file))
