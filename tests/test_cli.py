@@ -137,7 +137,7 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         ("exploding", ["--images", "{}/flat"], (":", "NaN or infinite values", "--keep-float")),
         ("conditional", ["--images", "{}/flat"], ("cannot be exported", "Branch")),
         ("model", [], ("no images", "--images DIR")),
-        ("model", ["--images", "{}/flat", "--score", "{}/flat"], ("calibration and for scoring",)),
+        ("model", ["--images", "{}/flat", "--score", "{}/flat"], ("calibration images too",)),
         ("model", ["--images", "{}/flat", "--target", "{}/no.toml"], ("no.toml", "does not exist")),
         ("model", ["--images", "synthetic"], ("real ones are needed to score on", "--score DIR")),
         ("model", ["--images", "synthetic", "--score", "{}/flat"], ("neither batch norm nor attention", "--images DIR")),
