@@ -130,7 +130,7 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         ("model", ["--images", "{}/flat", "--recipe", "mze"], ("unknown recipe 'mze'", "mse")),
         ("model", ["--images", "{}/flat", "--bits", "w9a8"], ("--bits w9a8", "2 to 8")),
         ("model", ["--images", "{}/flat", "--keep-float", "hed"], ("--keep-float", "'hed'", "head")),
-        ("model", ["--images", "{}/flat", "--mean", "1,2"], ("--mean 1,2", "3 numbers")),
+        ("model", ["--images", "{}/flat", "--mean", "1,2"], ("--mean 1,2", "three finite numbers")),
         ("model", ["--images", "{}/flat", "--interpolation", "bicubik"], ("bicubik", "bicubic")),
         ("modle", ["--images", "{}/flat"], ("unknown function", "'modle'", "model")),
         ("infinite", ["--images", "{}/flat"], ("head.weight", "NaN or infinite")),
@@ -301,6 +301,9 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     code, text = run("evaluate", finished, "--images", place / "classes")
     assert code == 0, text
     assert "12" in text
+    code, text = run("evaluate", finished, "--images", place / "flat", "--no-labels")
+    assert code == 2, text
+    assert "calibrated on 18 of the 24 images" in text
     code, text = run("bench", finished, "--seconds", "0.01", "--batch", "2")
     assert code == 0, text
     assert "model.onnx" in text

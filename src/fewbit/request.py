@@ -296,7 +296,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         row = error.errors()[0]
-        raise FewbitError(f"{_not_allowed(option(name), row)}.") from None
+        raise FewbitError(f"{_not_allowed(option(name), row)}: give such a number, or leave it out.") from None
 
 
 def _not_allowed(flag: str, row: Any) -> str:

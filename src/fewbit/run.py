@@ -204,6 +204,12 @@ class Run:
         classes = self.record["classes"] or self.record["outputs"]
         return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
 
+    def unseen(self, images: Images) -> Images:
+        """Those images that a finished run was not calibrated on. Raises BadImages where it was calibrated on half of them."""
+        from fewbit.data.images import unseen
+
+        return unseen(images, set(self.record.get("calibrated_on", ())))
+
     def verify(self, images: Any = None) -> Checks:
         """Run the verify stage again: codes of the plan against model.onnx, on the run's own images or others."""
         from fewbit.stages.prove import CHECKED

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewbit.data.images import Images, Preprocess, apart, open_images
+from fewbit.data.images import Images, Preprocess, apart, open_images, unseen
 from fewbit.errors import BadImages
 from fewbit.request import Request
 from fewbit.stages.load import open_both
@@ -119,6 +119,16 @@ def test_copies_within_one_folder_are_not_on_both_sides(tmp_path: Path, seed: in
     assert len(scored) == 6
     assert 1 <= len(calibration) <= 5
     assert "are left out" in calibration.notes[0]
+
+
+def test_a_finished_run_is_not_scored_on_what_it_was_calibrated_on(tmp_path: Path) -> None:
+    calibrated = {pixels.hex() for pixels in opened(folder(tmp_path / "a", 0, 1, 2, 3)).pixels}
+    with pytest.raises(BadImages, match=r"calibrated on 3 of the 5 images of folder .*b, such as b1\.bmp; scores need"):
+        unseen(opened(folder(tmp_path / "b", 7, 2, 1, 0, 8, name="b{}.bmp")), calibrated)
+    few = unseen(opened(folder(tmp_path / "c", 7, 2, 9, 8)), calibrated)
+    assert few.names == ("0.png", "2.png", "3.png")
+    assert few.notes == ("The run was calibrated on 1 of the images, which are left out.",)
+    assert unseen(opened(folder(tmp_path / "d", 7, 9)), calibrated).notes == ()
 
 
 def test_a_folder_of_one_picture_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def evaluate(
 
     with drawn() as progress:
         finished = Run.open(run, progress)
-        others = finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit)
+        others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
         name = runtime or finished["runtime"]
         score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
     table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
@@ -38,6 +38,8 @@ def evaluate(
         name, *top, f"{score.agreement:.2f} %", f"{score.cosine:.5f}", f"{low:.2f} to {high:.2f} %", str(score.images)
     )
     out.print(table)
+    for note in others.notes:
+        out.print(f"Warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @command

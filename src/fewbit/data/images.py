@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,4 +221,17 @@ def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:
     return dataclasses.replace(calibration.subset(kept), notes=(*calibration.notes, note))
 
 
-__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread"]
+def unseen(scored: Images, calibrated: Collection[str]) -> Images:
+    """The images that a run was not calibrated on, whose `pixels` it has as hexadecimal text. Raises BadImages where it was
+    calibrated on half of them.
+    """
+    kept = [i for i, pixels in enumerate(scored.pixels) if pixels.hex() not in calibrated]
+    if 2 * len(kept) <= len(scored):
+        shared = f"{len(scored) - len(kept)} of the {len(scored)} images of {scored.source}"
+        name = next(name for i, name in enumerate(scored.names) if i not in kept)
+        raise BadImages(f"the run was calibrated on {shared}, such as {name}; scores need images of their own: --images DIR.")
+    note = f"The run was calibrated on {len(scored) - len(kept)} of the images, which are left out."
+    return scored if len(kept) == len(scored) else dataclasses.replace(scored.subset(kept), notes=(*scored.notes, note))
+
+
+__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread", "unseen"]

@@ -55,7 +55,8 @@ def summarize(
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
     }
-    for name, value in (("run.json", record), ("report.json", summary), ("tables.json", rows)):
+    seen = {**record, "calibrated_on": [pixels.hex() for pixels in calibration.pixels]}
+    for name, value in (("run.json", seen), ("report.json", summary), ("tables.json", rows)):
         write_json(folder / name, value)
     return summary, plan
 
