@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # files that identify a finished folder
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
-SHARED = ("inputs", "calibration", "scored", "exact", "observed", "verdict")  # independent of recipe, bits and target
+SHARED = ("inputs", "calibration", "scored", "exact", "given", "observed", "verdict")  # independent of recipe, bits and target
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Run:
         record = read_json(path / "run.json")
         if missing:
             raise BadFile(f"{path} has no {', '.join(missing)}; write the run again with fewbit quantize --force.")
-        return cls(path, (), {"runtime": record.get("runtime")}, progress, record)
+        return cls(path, (), {"runtime": record.get("runtime"), "record": record}, progress, record)
 
     def fork(self, folder: Path, request: Options | None = None, **values: Any) -> Run:
         """A second run with another request or other images; values that do not depend on them are shared.
@@ -148,7 +148,7 @@ class Run:
         It works in `folder`, without a progress bar, and is never finished.
         """
         request = request or self["request"]
-        shared = {name: self[name] for name in SHARED if not values or name in ("inputs", "scored", "exact")}
+        shared = {name: self[name] for name in SHARED if not values or name in ("inputs", "scored", "exact", "given")}
         return Run(folder, self.stages.values(), {**_options(request), **shared, **values})
 
     def __getitem__(self, name: str) -> Any:
@@ -168,7 +168,7 @@ class Run:
         ready = stage.load is not None and not overrides and all((self.folder / file).exists() for file in stage.files)
         function = stage.load if ready and stage.load is not None else stage.run
         inputs = {key: overrides[key] if key in overrides else self[key] for key in stage.takes(function, overrides)}
-        if stage.when is None or stage.when(self.values):
+        if function is stage.run and (stage.when is None or stage.when(self.values)):
             with self.progress.stage(stage.name):
                 result = function(**inputs)
         else:
@@ -211,11 +211,11 @@ class Run:
         return unseen(images, set(self.record.get("calibrated_on", ())))
 
     def verify(self, images: Any = None) -> Checks:
-        """Run the verify stage again: codes of the plan against model.onnx, on the run's own images or others."""
+        """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""
         from fewbit.stages.prove import CHECKED
 
         sample = self["sample"] if images is None else self.images(images, labels=False).batches(CHECKED)[0]
-        return self.do("verify", sample=sample)  # type: ignore[no-any-return]
+        return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
 
     def _stages(self) -> Mapping[str, Stage]:
         """The stages; those of a finished run (and torch) are imported on first use."""

@@ -21,7 +21,7 @@ AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the sta
 
 
 class Session(Protocol):
-    """A loaded model: float32 images (b, c, h, w) to its outputs by name.
+    """A loaded model: float32 images (b, c, h, w) to its outputs by name; `outputs` are values that are given beside them.
 
     `script`: two pieces of Python for a process of its own: what imports the runtime, and what loads `path` with `threads`
     threads and leaves a function `run` that takes images.
@@ -30,7 +30,7 @@ class Session(Protocol):
     runtime: ClassVar[str]
     script: ClassVar[tuple[str, str]]
 
-    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None: ...
+    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32", outputs: Sequence[str] = ()) -> None: ...
 
     @classmethod
     def supports(cls, precision: str) -> bool:
@@ -62,8 +62,8 @@ run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
         *,
         threads: int = 0,
         precision: str = "f32",
-        optimise: bool = True,
         outputs: Sequence[str] = (),
+        optimise: bool = True,
         save_optimised: Path | None = None,
     ) -> None:
         import onnxruntime as ort
@@ -110,15 +110,16 @@ run = lambda x: request.infer([x])
 """,
     )
 
-    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None:
+    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32", outputs: Sequence[str] = ()) -> None:
         import openvino as ov
 
         core = ov.Core()
+        source = with_outputs(path, outputs).SerializeToString() if outputs else str(path)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            self.compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
+            self.compiled = core.compile_model(core.read_model(source), "CPU", config)
         except Exception as error:
             raise BadFile(f"openvino cannot load {path}: {str(error).splitlines()[0]}") from error
         self._request = self.compiled.create_infer_request()
@@ -131,7 +132,7 @@ run = lambda x: request.infer([x])
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         outputs = self._request.infer([images])
-        return {port.get_any_name(): np.array(value) for port, value in outputs.items()}
+        return {name: array for port, value in outputs.items() for array in [np.array(value)] for name in port.get_names()}
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
         """Run on inputs of any type, in the order of the file, and discard the outputs."""
@@ -152,7 +153,7 @@ class Runtime:
     precisions        what it can compute float ops in beside f32 where the processor can: the session `openvino-bf16`
     fusions           names of the fused operators that it has and does not make by itself (realize/fuse/)
     domain            that of operators of its own, which no other runtime loads
-    kernels           codes are compared with its graph optimisations on as well, and its integer kernels are counted
+    kernels           the integer kernels of its optimised graph are counted
     quantizes_inside  its kernels make the codes that they read: no time of their own in a table of costs
     """
 
@@ -215,7 +216,7 @@ def timed(path: Path) -> tuple[str, ...]:
     return (*names, *(n for session, variants in sessions for n, p in variants.items() if session and session.supports(p)))
 
 
-def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
+def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequence[str] = ()) -> Session:
     """A session by the name of its runtime; `openvino-bf16` computes float ops in bf16. Raises UnknownName, or
     FewbitError where the package is not installed.
     """
@@ -226,19 +227,26 @@ def open_session(runtime: str, path: Path, *, threads: int = 0) -> Session:
     entry, precision = sessions[runtime]
     if entry.name not in runtime_names() or entry.session is None:
         raise FewbitError(f"{entry.name} is not installed: pip install 'fewbit[{entry.name}]'.")
-    return entry.session(path, threads=threads, precision=precision)
+    return entry.session(path, threads=threads, precision=precision, outputs=outputs)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file. Raises BadFile for a broken one."""
+    import onnx
+
+    try:
+        return onnx.load(str(path))
+    except Exception as error:
+        raise BadFile(
+            f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
+        ) from error
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
     """The model with additional values as outputs. Raises BadFile for a broken file."""
     import onnx
 
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:
-        raise BadFile(
-            f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
-        ) from error
+    model = read_onnx(path)
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     return model

@@ -180,7 +180,7 @@ def test_codes_agree_with_the_runtime_with_widths_of_channels(request, ort_targe
     checks = compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]])
     assert checks.wrong == ()
     assert sum(check.compared for check in checks.off) > 1000
-    assert checks.outputs["onnxruntime"]["cosine"] > 0.9999
+    assert not checks.wrong_outputs
     widths = {c.role: c.grid.widths for c in plan.choices.values() if c.grid.widths}
     by_channel = target == "ort-x86-channel"
     assert ("weight" in widths) == (bits in ("4", "w4a8"))

@@ -113,7 +113,7 @@ def test_a_tuned_plan_stays_on_its_grids_and_survives_its_files(conv_net: Captur
 def test_a_tuned_plan_has_the_runtimes_codes(conv_net: Captured, ort_target: str, tmp_path: Path) -> None:
     plan = tuned(conv_net, replace(QUICK, iterations=5), ort_target)
     realize(conv_net.graph, plan, tmp_path / "model.onnx", **load_target(ort_target).file_format)
-    checks = compare(conv_net.graph, plan, tmp_path / "model.onnx", conv_net.images.split(8), optimised=True)
+    checks = compare(conv_net.graph, plan, tmp_path / "model.onnx", conv_net.images.split(8))
     assert not checks.wrong
 
 

@@ -102,7 +102,7 @@ def test_weights_alone_run_as_matmulnbits_and_as_written_give_the_simulation(mad
 def test_a_code_that_was_changed_in_the_file_is_caught(made, mlp, tmp_path):
     plan, path = made("ort-x86-w4")
     checks = compare(mlp.graph, plan, path, [mlp.images])
-    assert [check.site for check in checks.off] == ["fc1:weight", "fc2:weight", "patch:weight"]
+    assert [check.site for check in checks.weights] == ["fc1:weight", "fc2:weight", "patch:weight"]
     codes = plan.choices["fc2:weight"].codes.clone()
     codes[3, 5] += 1 if codes[3, 5] < 0 else -1
     changed = dataclasses.replace(plan.choices["fc2:weight"], codes=codes)
@@ -125,7 +125,7 @@ def test_multiples_run_in_int8_kernels_and_give_the_codes_of_the_simulation(made
     if ort_target != "ort-x86-vnni" and bits == 4:
         pytest.skip("no VNNI: sums of two products with codes of up to 7 * 15 saturate in 16 bits")
     plan, path = made("ort-x86-block", bits)
-    checks = compare(mlp.graph, plan, path, [mlp.images], optimised=True)
+    checks = compare(mlp.graph, plan, path, [mlp.images])
     assert not checks.wrong
     assert checks.kernels["ops"]["MatMulIntegerToFloat"] == 3
     stored = OnnxRuntime(path, optimise=False, outputs=["fc1__weight"]).run(mlp.images.numpy())["fc1__weight"]

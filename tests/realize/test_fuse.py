@@ -101,7 +101,7 @@ def test_codes_of_a_fused_file_are_those_of_the_simulation(tmp_path: Path, wides
     found = kinds(tmp_path / "model.onnx")
     assert found["MultiHeadAttention"] == 1
     assert found["MatMulIntegerToFloat"] >= 2  # the joint layer of queries, keys and values, and the projection
-    checks = compare(graph, plan, tmp_path / "model.onnx", [images], optimised=True)
+    checks = compare(graph, plan, tmp_path / "model.onnx", [images])
     for rows in (checks.off, checks.on):
         assert sum(row.compared for row in rows) > 0
         assert sum(row.wrong for row in rows) == 0
@@ -194,7 +194,7 @@ def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest
     before = quantizer.inputs[0].producer()
     assert (before if bits == 8 else before.inputs[0].producer()).op_type == "MatMul"
     assert bits == 8 or all(node.inputs[0].producer().op_type == "Clip" for node in quantizers)
-    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "numbers.onnx", [images], optimised=False).off) == 0
+    assert sum(row.wrong for row in compare(graph, plan, tmp_path / "numbers.onnx", [images], runtime=None).off) == 0
 
 
 def test_every_fused_operator_that_a_target_may_ask_for_is_there() -> None:

@@ -164,8 +164,9 @@ def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, b
 @pytest.mark.parametrize("net", ["conv_net", "vit"])
 def test_openvino_gives_the_output_of_the_simulation(request, realized, net, bits):
     run = realized(request.getfixturevalue(net), "openvino-x86", recipe="mse", everything=True, bits=Bits(bits, 8))
-    checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8), optimised=False)
-    assert checks.outputs["openvino"]["max_abs_difference"] < 3e-6
+    checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8), runtime="openvino")
+    assert not checks.wrong
+    assert all(check.difference < 3e-6 and not check.wrong for check in checks.outputs)
 
 
 def test_weights_of_one_width_share_their_tables(vit, realized):

@@ -83,7 +83,7 @@ def test_the_plan_is_legal_and_the_file_computes_its_codes(made, net, target):
     for group in answer.shared:
         assert len({(run.plan.choices[n].qparams.scale.item(), run.plan.choices[n].qparams.zero.item()) for n in group}) == 1
     if target != "float":
-        assert not compare(run.net.graph, run.plan, run.path, [run.net.images], optimised=False).wrong
+        assert not compare(run.net.graph, run.plan, run.path, [run.net.images], runtime=None).wrong
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -217,5 +217,5 @@ def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, mo
     said = [fallback.requested for fallback in result.plan.fallbacks if fallback.kind == "machine"]
     assert said == ([] if flags else ["x86_64 with avx2"])
     with pytest.raises(FewbitFailed) as failed:
-        fail_on_wrong({"codes_wrong": 3, "worst_site": "stem:output"}, result.report)
+        fail_on_wrong({"problems": ["3 codes differ, first at stem:output"]}, result.report)
     assert ("ort-x86-avx2 needs x86_64 with avx2" in str(failed.value)) == (not flags)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.progress import Progress
@@ -97,12 +98,9 @@ def show(report: dict[str, Any]) -> None:
     """The four answers on the terminal."""
     accuracy, size, check = report["accuracy"], report["size"], report["verify"]
     table = Table(show_header=False, title=f"{report['model']} on {report['target']}, {report['recipe']}, {report['bits']}")
-    wrong = check["codes_wrong"]
-    table.add_row(
-        "Is it right?",
-        f"{'yes' if not wrong else 'NO'}: {wrong} of {check['codes_compared']:,} codes wrong at {check['sites']} sites"
-        f" ({check['codes_differing']} ties)" + (f", worst {check['worst_site']}" if wrong else ""),
-    )
+    counts = f"{check['codes_wrong']} of {check['codes_compared']:,} codes wrong at {check['sites']} sites"
+    right = f"yes: {counts} ({check['codes_differing']} ties); weights and outputs are the plan's"
+    table.add_row("Is it right?", Text("\n".join(("NO:", *check["problems"])) if check["problems"] else right))
     low, high = accuracy["interval"]
     if accuracy["quantized"] is not None:
         good = f"{accuracy['float']:.2f} % -> {accuracy['quantized']:.2f} % top-1 ({low:.2f} to {high:.2f}), "
@@ -121,9 +119,9 @@ def show(report: dict[str, Any]) -> None:
 
 
 def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Exit code 1 where codes differ that are not ties; `report` is the run's report.json."""
-    if check["codes_wrong"]:
-        message = f"{check['codes_wrong']} codes differ between simulation and runtime, most at {check['worst_site']}."
+    """Exit code 1 where the run is not right; `report` is its report.json."""
+    if check["problems"]:
+        message = "The run is not right. " + "; ".join(check["problems"]) + "."
         for fallback in report["fallbacks"]:
             if fallback["kind"] == "machine":
                 message += f" {report['target']} needs {fallback['requested']}; `fewbit targets` lists what fits this machine."

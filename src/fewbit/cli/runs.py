@@ -28,6 +28,7 @@ def evaluate(
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
         name = runtime or finished["runtime"]
+        finished.do("twin", runtime=name)
         score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
     table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
     top = ["-", "-", "-"]
@@ -52,7 +53,8 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     with drawn() as progress:
         checks = Run.open(run, progress).verify(images)
     table = Table("graph optimisations", "sites", "codes", "ties", "wrong", "worst site")
-    for name, part in (("off", checks.off), ("on", checks.on)) if checks.on else (("off", checks.off),):
+    parts = (("off", checks.off), ("on", checks.on), ("in the file", checks.weights))
+    for name, part in ((name, part) for name, part in parts if part):
         worst = max(part, key=lambda c: (c.wrong, c.differing))
         table.add_row(
             name,
@@ -63,8 +65,9 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
             worst.site if worst.differing else "-",
         )
     out.print(table)
-    for runtime, row in checks.outputs.items():
-        out.print(f"{runtime}: largest difference of an output {row['max_abs_difference']:.3g}, cosine {row['cosine']:.6f}")
+    for check in checks.outputs:
+        explained = f"{check.limit:.2g} explained by rounding, cosine {check.cosine:.6f}"
+        out.print(f"{check.output}, {check.place}: largest difference {check.difference:.3g} ({explained})", markup=False)
     fail_on_wrong(tables.verify(checks), read_json(run / "report.json"))
 
 

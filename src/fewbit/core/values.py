@@ -217,14 +217,55 @@ class SiteCheck:
 
 
 @dataclass(frozen=True)
+class OutputCheck:
+    """One output of a file in a runtime (`place` says which and where), against what it should be.
+
+    `limit` is the largest difference that rounding explains; agreement is that of the largest entry, in percent.
+    """
+
+    place: str
+    output: str
+    difference: float
+    limit: float
+    cosine: float
+    agreement: float
+
+    @property
+    def wrong(self) -> bool:
+        return not self.difference <= self.limit  # a NaN is wrong, too
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A tensor or a node of a file that is not what the plan gives, and what is different about it."""
+
+    file: str
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Checks:
-    """Verify's tables: codes with graph optimisations off and on, and outputs per runtime."""
+    """Verify's tables: the file's own codes of weights and biases, codes of activations as written (off) and optimised as
+    the file ships (on), and outputs. `file` is what differs from the same plan realized again; None: not looked at.
+    """
 
     off: tuple[SiteCheck, ...]
     on: tuple[SiteCheck, ...]
-    outputs: Mapping[str, Mapping[str, float]]
+    outputs: tuple[OutputCheck, ...]
     kernels: Mapping[str, Json] = field(default_factory=dict)
+    weights: tuple[SiteCheck, ...] = ()
+    file: tuple[Deviation, ...] | None = None
+
+    @property
+    def codes(self) -> tuple[SiteCheck, ...]:
+        """Every table of codes; sites in the order in which the graph computes them."""
+        return self.weights + self.off + self.on
 
     @property
     def wrong(self) -> tuple[SiteCheck, ...]:
-        return tuple(check for check in self.off + self.on if check.wrong)
+        return tuple(check for check in self.codes if check.wrong)
+
+    @property
+    def wrong_outputs(self) -> tuple[OutputCheck, ...]:
+        return tuple(check for check in self.outputs if check.wrong)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewbit.core.grid import codes, position, values
 from fewbit.core.values import Choice, Graph, Plan
-from fewbit.execute.executor import Executor
+from fewbit.execute.executor import NOTHING, Executor
 
 
 class Simulation(nn.Module):
@@ -40,11 +41,13 @@ class SiteTrace:
     position: Tensor
 
 
-def trace(module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, SiteTrace]]:
+def trace(
+    module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = None, calls: Mapping[str, Callable[..., Any]] = NOTHING
+) -> tuple[Tensor, dict[str, SiteTrace]]:
     """The output of a simulation for (b, c, h, w) images, and the codes of every activation site.
 
     With `forced` (site -> codes), what follows a site computes with those codes instead of its own: a difference then
-    belongs to the site where it appears, and does not spread.
+    belongs to the site where it appears, and does not spread. `calls` stand for the nodes' functions, as in the executor.
     """
     forced_codes, traces = forced or {}, dict[str, SiteTrace]()
 
@@ -54,4 +57,4 @@ def trace(module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = N
         return values(forced_codes.get(choice.site, own).to(torch.int32), choice.qparams, choice.grid)
 
     with torch.no_grad():
-        return module.executor(x, read=read), traces
+        return module.executor(x, read=read, calls=calls), traces

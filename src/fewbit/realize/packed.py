@@ -7,6 +7,8 @@ of the graph that stayed float. Together with the program's structure this is th
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,13 @@ SCHEMA = 1
 
 def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
     """Write plan.safetensors and then plan.json into a folder; both whole or not at all."""
+    content = save(plan_tensors(graph, plan), metadata={"fewbit": str(SCHEMA)})  # save_file hides a full disk in another error
+    write_atomic(folder / "plan.safetensors", lambda part: part.write_bytes(content))
+    write_json(folder / "plan.json", plan_json(graph, plan))
+
+
+def plan_tensors(graph: Graph, plan: Plan) -> dict[str, Tensor]:
+    """The numbers of plan.safetensors, by name."""
     tensors: dict[str, Tensor] = {}
     for choice in plan.choices.values():
         if choice.codes is not None:
@@ -46,9 +55,7 @@ def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
             continue
         if is_constant(node) and node.name not in quantized:
             tensors[f"float.{node.target}"] = constant(graph.module, node).contiguous().clone()
-    content = save(tensors, metadata={"fewbit": str(SCHEMA)})  # save_file hides a full disk in an error of its own
-    write_atomic(folder / "plan.safetensors", lambda part: part.write_bytes(content))
-    write_json(folder / "plan.json", plan_json(graph, plan))
+    return tensors
 
 
 def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
@@ -70,7 +77,10 @@ def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
 
 
 def load_plan(graph: Graph, folder: Path) -> Plan:
-    """The plan of a run folder. Raises BadFile where a file is truncated, or does not belong to the graph."""
+    """The plan of a run folder. Raises BadFile where a file is truncated, or does not belong to the graph.
+
+    Some numbers stand in both files or in the graph as well: what was read must give both files again.
+    """
     record, path = read_json(folder / "plan.json"), folder / "plan.safetensors"
     try:
         tensors = load_file(path)
@@ -91,16 +101,45 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             )
         biases = {row["op"]: _bias(graph, row, tensors, choices) for row in record["biases"]}
         log = tuple(PassLog(e["name"], e["settings"], tuple(e["rows"]), e["summary"]) for e in record["log"])
-        return Plan(
+        plan = Plan(
             record["target"], record["recipe"], record["bits"], choices, tuple(record["integer_ops"]),
             tuple(Fallback(**fallback) for fallback in record["fallbacks"]), tuple(record["exemptions"]), biases, log,
             record["model"], record["settings"],
         )  # fmt: skip
+        again = json.loads(json.dumps(plan_json(graph, plan))), plan_tensors(graph, plan)
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(
             f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
             f"({type(error).__name__}: {error}); write the run again with fewbit quantize --force."
         ) from error
+    wrong = next(_unlike(record, again[0], "plan.json"), None) or next(_unlike_tensors(tensors, again[1]), None)
+    if wrong is not None:
+        raise BadFile(f"{folder}: {wrong}; write the run again with fewbit quantize --force.")
+    return plan
+
+
+def _unlike(found: Any, expected: Any, place: str) -> Iterator[str]:
+    """Where two JSON values differ, and how."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys([*expected, *found]):
+            if key not in found or key not in expected:
+                yield f"{place} has {'an unknown' if key in found else 'no'} {key}"
+            else:
+                yield from _unlike(found[key], expected[key], f"{place}, {key}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            site = pair[1].get("site") if isinstance(pair[1], dict) else None
+            yield from _unlike(*pair, f"{place} of {site}" if site else f"{place} {i}")
+    elif found != expected or type(found) is not type(expected):
+        yield f"{place} is {found!r:.60}, where plan.safetensors and the model have {expected!r:.60}"
+
+
+def _unlike_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    for name in dict.fromkeys([*expected, *found]):
+        if name not in found or name not in expected:
+            yield f"plan.safetensors has {'an unknown' if name in found else 'no'} tensor {name}"
+        elif found[name].dtype != expected[name].dtype or not torch.equal(found[name], expected[name]):
+            yield f"plan.safetensors: {name} is not that of the model in exported.pt2"
 
 
 def _is_replaced(constant: Node, ops: set[str]) -> bool:

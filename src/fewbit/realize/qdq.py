@@ -37,11 +37,16 @@ POOL = aten.adaptive_avg_pool2d.default
 
 
 def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> None:
-    """Write the plan as an ONNX file with input `images` (batch, c, h, w) and output `logits`; whole or not at all.
+    """Write the plan as an ONNX file, whole or not at all: `realize(graph, plan, path, **target.file_format)`."""
+    _save(rendered(graph, plan, opset=opset, float_weights=float_weights, fuse=fuse), path)
+
+
+def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
+    """The plan as an ONNX model with input `images` (batch, c, h, w) and output `logits`.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
     that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
-    the place of standard nodes. A target says all three: `realize(graph, plan, path, **target.file_format)`.
+    the place of standard nodes.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
     model = _onnx(module, graph.input_shape, opset)
@@ -60,12 +65,17 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
     if not float_weights:
         pack_weights(model, plan)
     fuse_nodes(model, fuse)
-    _save(model, path)
+    return model
 
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
     """Write the float graph as ONNX: the twin that every comparison is paired with."""
-    _save(_onnx(graph.module, graph.input_shape, opset), path)
+    _save(rendered_float(graph, opset=opset), path)
+
+
+def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
+    """The float graph as an ONNX model."""
+    return _onnx(graph.module, graph.input_shape, opset)
 
 
 def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:

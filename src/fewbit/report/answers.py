@@ -21,9 +21,19 @@ def right(report: Json, tables: Json) -> str:
         explained = f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties
     big = f"{differing:,} <small>of {compared:,} codes differ</small>"
     how = f"Simulation against runtime, the same codes going in, at {plural(verify['sites'], 'site')}."
+    problems = verify.get("problems") or ()
+    more = (
+        []
+        if problems or "outputs" not in verify
+        else [
+            f"{verify['stored_codes']:,} codes of weights in the file are the plan's, {plural(verify['outputs'], 'output')} "
+            "within what float32 rounding explains."
+        ]
+    )
     worst = f"Worst site: {escape(str(verify['worst_site']))}, off by at most {verify['max_difference']}."
-    word, mood = ("no", "bad") if wrong else ("yes", "good")
-    return card(question, big, how, worst if differing else "", explained, word=word, mood=mood)
+    word, mood = ("no", "bad") if wrong or problems else ("yes", "good")
+    said = (*more, *(f"<b>{escape(str(line))}.</b>" for line in problems))
+    return card(question, big, how, worst if differing else "", explained, *said, word=word, mood=mood)
 
 
 def good(report: Json) -> str:

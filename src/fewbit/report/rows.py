@@ -59,7 +59,7 @@ def tables_of(
         "loads": [row.to_json() for row in loading],
         "size": tables.files(folder),
         "checks": tables.checks(checks),
-        "outputs": [{"runtime": runtime, **row} for runtime, row in checks.outputs.items()],
+        "outputs": [{**asdict(check), "right": not check.wrong} for check in checks.outputs],
         "kernels": checks.kernels,
         "images": scored_images(images, score, classes),
         "log": [asdict(entry) for entry in plan.log],

@@ -108,10 +108,10 @@ RUNTIME = (
                   hover="<b>{site}</b><br>{differing:,} of {compared:,} codes<br>off by at most {max_difference}"),
              "graph optimisations {optimisations}", key="optimisations", wide=True),
     ), "A tie is a code that is off by one where the simulation stands on a rounding boundary; other differences are wrong."),
-    Section("Outputs: simulation against runtime", "outputs", (
-        Table(("runtime", "largest difference:max_abs_difference:#", "cosine:cosine:cosine",
-               "same top answer:argmax_agreement:%")),
-    )),
+    Section("Outputs: float model against the one that was given, simulation against runtime", "outputs", (
+        Table(("where:place", "output", "largest difference:difference:#", "explained by rounding:limit:#", "right",
+               "cosine:cosine:cosine", "same largest entry:agreement:%")),
+    ), "Rounding: four times what the outputs move when every op reads its inputs with the rounding errors of float32."),
     Section("Fused operators", "kernels", (
         Facts(("integer kernels in the runtime's optimised graph:found", "integer operators of the plan:expected",
                "all nodes of that graph:ops")),

@@ -23,14 +23,17 @@ def histograms(sites: Rows, counts: Mapping[str, Mapping[str, object]], worst: i
 
 
 def checks(result: Checks) -> Rows:
-    """Codes of the simulation against the runtime, per site, graph optimisations off and on."""
+    """Codes of the simulation against the runtime, per site, graph optimisations off and on; and codes in the file."""
     columns = ("site", "compared", "differing", "ties", "wrong", "max_difference")
-    both = (("off", result.off), ("on", result.on))
-    return [{"optimisations": name, **{c: getattr(check, c) for c in columns}} for name, table in both for check in table]
+    tables = (("off", result.off), ("on", result.on), ("in the file", result.weights))
+    return [{"optimisations": name, **{c: getattr(check, c) for c in columns}} for name, table in tables for check in table]
 
 
 def verify(result: Checks) -> dict[str, Any]:
-    """The summary of `checks` for report.json; graph optimisations off and on are both counted."""
+    """The summary of `checks` for report.json; graph optimisations off and on are both counted.
+
+    `problems` are the reasons, if any, why the run is not right: a line each, in the order in which they are best looked at.
+    """
     table = result.off + result.on
     worst = max(table, key=lambda check: (check.wrong, check.max_difference, check.differing), default=None)
     return {
@@ -40,7 +43,32 @@ def verify(result: Checks) -> dict[str, Any]:
         "codes_wrong": sum(check.wrong for check in table),
         "max_difference": max((check.max_difference for check in table), default=0),
         "worst_site": worst.site if worst is not None and worst.differing else None,
+        "stored_codes": sum(check.compared for check in result.weights),
+        "outputs": len(result.outputs),
+        "problems": problems(result),
     }
+
+
+def problems(result: Checks, most: int = 5) -> list[str]:
+    """What is wrong, if anything: in the files, at the first sites in the order of the graph, in the outputs."""
+    lines = [f"{each.file}: {each.name} {each.what}" for each in result.file or ()]
+    lines += [
+        f"{check.site}: {check.wrong:,} of {check.compared:,} codes in the file are not the plan's"
+        for check in result.weights
+        if check.wrong
+    ]
+    for name, table in (("as written", result.off), ("as it ships", result.on)):
+        wrong = [check for check in table if check.wrong]
+        if wrong:
+            total = sum(check.wrong for check in wrong)
+            lines.append(
+                f"{total:,} codes at {len(wrong)} sites differ between simulation and runtime ({name}), "
+                f"first at {wrong[0].site}, off by up to {wrong[0].max_difference}"
+            )
+    for each in result.wrong_outputs:
+        where = f"output {each.output} ({each.place})"
+        lines.append(f"{where} differs by {each.difference:.3g}, where float32 rounding explains {each.limit:.2g}")
+    return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
 
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ CHOOSE = Stage(
     scratch=(choose.JOURNAL, choose.UNITS),
 )  # fmt: skip
 REALIZE = Stage("realize", prove.realize, ("model", "twin", "sample"), (prove.MODEL, prove.TWIN, prove.SAMPLE), prove.realized)
+TWIN = Stage("twin", prove.twin_of, ("trusted",))
 VERIFY = Stage("verify", prove.verify, ("checks",))
 EVALUATE = Stage("evaluate", prove.evaluate, ("score",))
 BENCH = Stage("bench", prove.bench, ("timings", "loads"))
@@ -21,7 +22,7 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 STAGES = (
     Stage("load", load.load, ("inputs",)),
     Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
-    Stage("capture", load.capture, ("exact",), (load.EXPORTED,)),
+    Stage("capture", load.capture, ("exact", "given"), (load.EXPORTED,)),
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage(
         "equalize", observe.equalize, ("graph", "stats", "equalized"),
@@ -30,6 +31,7 @@ STAGES = (
     ),
     CHOOSE,
     REALIZE,
+    TWIN,
     VERIFY,
     EVALUATE,
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
@@ -40,10 +42,12 @@ STAGES = (
 PREPARE = STAGES[:4]  # the first stages of a search
 
 REOPENED = (
-    Stage("capture", load.reopened, ("exact",)),
+    Stage("capture", load.reopened, ("exact", "given")),
     Stage("equalize", observe.reopened, ("graph",)),
     CHOOSE,
     REALIZE,
+    TWIN,
+    Stage("files", prove.files, ("deviations",)),
     VERIFY,
     EVALUATE,
     BENCH,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
@@ -152,17 +153,18 @@ def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Im
     return calibration.remembered(Memory(folder)), inputs.scored
 
 
-def capture(inputs: Inputs, folder: Path) -> Graph:
-    """The graph of the model as it was loaded; the exported program is written for whoever opens the run."""
+def capture(inputs: Inputs, folder: Path) -> tuple[Graph, ExportedProgram]:
+    """The graph of the model as it was loaded, and the model; it is written for whoever opens the run."""
     graph = graph_of(inputs.loaded)
     if not (folder / EXPORTED).exists():
         write_atomic(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
-    return graph
+    return graph, inputs.loaded.program
 
 
-def reopened(folder: Path) -> Graph:
-    """The graph of a finished run's exported program."""
-    return graph_of(load_model(str(folder / EXPORTED)))
+def reopened(folder: Path) -> tuple[Graph, ExportedProgram]:
+    """The same of a finished run."""
+    loaded = load_model(str(folder / EXPORTED))
+    return graph_of(loaded), loaded.program
 
 
 def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_ir as ir
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from fewbit import verify as proofs
-from fewbit.core.values import Checks, Graph, Plan
+from fewbit.capture.export import fingerprint
+from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images
-from fewbit.files import write_atomic
+from fewbit.errors import BadFile, FewbitFailed
+from fewbit.files import read_json, write_atomic
 from fewbit.progress import Progress
-from fewbit.realize import float_onnx
+from fewbit.realize import float_onnx, rendered, rendered_float
 from fewbit.realize import realize as write_onnx
 from fewbit.request import Batches, Request, Seconds, Threads, checked
-from fewbit.runtimes import RUNTIMES
+from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.verify import Latency, Load, Score
 
+REPORT, AGAIN = "report.json", "write the run again with fewbit quantize --force."
 MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
 CHECKED = 8  # images on which codes are compared
 
@@ -46,13 +53,64 @@ def realized(folder: Path) -> tuple[Path, Path, Tensor]:
     return folder / MODEL, folder / TWIN, load_file(folder / SAMPLE)["images"]
 
 
-def verify(graph: Graph, plan: Plan, model: Path, sample: Tensor, runtime: str, progress: Progress) -> Checks:
-    """Compare codes and outputs of model.onnx on a few images; also optimised where onnxruntime is the plan's runtime."""
-    progress.expect(3)
-    optimised = RUNTIMES[runtime].kernels and not stands_in(plan)
-    return proofs.compare(
-        graph, plan, model, sample.split(4), optimised=optimised, progress=lambda text: progress.advance(1, text)
+def twin_of(given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:
+    """The outputs of float.onnx in the runtime, compared with the given model's before anything is compared with them.
+
+    Raises FewbitFailed where they differ by more than float32 rounding explains.
+    """
+    checks = proofs.twin_checks(given, twin, runtime, sample.split(4))
+    wrong = next((check for check in checks if check.wrong), None)
+    if wrong is None:
+        return checks
+    differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
+    if runtime != AS_WRITTEN and not any(check.wrong for check in proofs.twin_checks(given, twin, AS_WRITTEN, sample.split(4))):
+        raise FewbitFailed(
+            f"{runtime} computes the float model wrongly ({differs}; {AS_WRITTEN} computes it rightly), so nothing can be "
+            f"compared with it. Choose a target of another runtime: --target NAME, see `fewbit targets`."
+        )
+    raise FewbitFailed(
+        f"{twin} in {runtime} is not the model that was given: {differs}, so nothing can be compared with it. "
+        "Was the file changed? Write the run again with fewbit quantize --force."
     )
+
+
+def files(
+    graph: Graph, exact: Graph, given: ExportedProgram, plan: Plan, model: Path, twin: Path, folder: Path,
+    record: Mapping[str, Any], progress: Progress,
+) -> tuple[Deviation, ...]:  # fmt: skip
+    """Where the files of a finished run are not what its model and its plan give when they are realized again.
+
+    Raises BadFile where the plan or the model is not the one that the run's own records are of.
+    """
+    progress.expect(2)
+    report = read_json(folder / REPORT)
+    for name in ("model", "target", "recipe", "bits"):
+        if report.get(name) != getattr(plan, name):
+            raise BadFile(f"{folder}: plan.json has {name} {getattr(plan, name)!r}, report.json {report.get(name)!r}; {AGAIN}")
+    try:
+        recorded, form = record["hashes"]["model"], record["file_format"]
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{folder / 'run.json'} has no {error}; {AGAIN}") from error
+    if recorded != fingerprint(given):
+        raise BadFile(f"{folder}: exported.pt2 is not the model that run.json is of; {AGAIN}")
+    found = proofs.deviations(MODEL, read_onnx(model), ir.to_proto(rendered(graph, plan, **form)))
+    progress.advance()
+    found += proofs.deviations(TWIN, read_onnx(twin), ir.to_proto(rendered_float(exact, opset=form["opset"])))
+    progress.advance()
+    return found
+
+
+def verify(
+    graph: Graph, plan: Plan, model: Path, sample: Tensor, runtime: str, trusted: tuple[OutputCheck, ...], progress: Progress,
+    deviations: tuple[Deviation, ...] | None = None,
+) -> Checks:  # fmt: skip
+    """Compare codes and outputs of model.onnx on a few images: as written and, if the plan's runtime is here, as it ships."""
+    progress.expect(5)
+    checks = proofs.compare(
+        graph, plan, model, sample.split(4), runtime=None if stands_in(plan) else runtime,
+        progress=lambda text: progress.advance(1, text),
+    )  # fmt: skip
+    return replace(checks, outputs=(*trusted, *checks.outputs), file=deviations)
 
 
 def stands_in(plan: Plan) -> bool:
@@ -60,8 +118,8 @@ def stands_in(plan: Plan) -> bool:
     return any(fallback.kind == "runtime" for fallback in plan.fallbacks)
 
 
-def evaluate(model: Path, twin: Path, scored: Images, runtime: str, threads: int, progress: Progress) -> Score:
-    """Accuracy of model.onnx and float.onnx in the runtime, on images that are not used for calibration."""
+def evaluate(model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress) -> Score:
+    """Accuracy of model.onnx and float.onnx, which was looked at, in the runtime, on images not used for calibration."""
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(twin, model, scored, runtime=runtime, threads=threads, progress=progress.advance)

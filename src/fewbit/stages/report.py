@@ -115,6 +115,7 @@ def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> di
         "machine": {"processor": processor(), "threads": request.threads, "system": platform.system()},
         "request": identity["request"],
         "runtime": request.hardware.runs_in,
+        "file_format": request.hardware.file_format,
         "preprocess": inputs.preprocess.to_json(),
         "classes": list(inputs.classes) if inputs.classes else None,
         "outputs": inputs.outputs,

@@ -4,6 +4,8 @@ from fewbit.runtimes import Session, open_session, runtime_names, runtimes_for, 
 from fewbit.verify.bench import Latency, Load, bench, loads
 from fewbit.verify.compare import compare
 from fewbit.verify.evaluate import Score, evaluate
+from fewbit.verify.file import deviations
+from fewbit.verify.outputs import twin_checks
 
 __all__ = [
     "Latency",
@@ -12,10 +14,12 @@ __all__ = [
     "Session",
     "bench",
     "compare",
+    "deviations",
     "evaluate",
     "loads",
     "open_session",
     "runtime_names",
     "runtimes_for",
     "timed",
+    "twin_checks",
 ]

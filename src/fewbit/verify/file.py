@@ -1,0 +1,120 @@
+"""The numbers in a file against the plan: codes of weights and biases by the names of their sites, and everything, by name,
+against the same plan realized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from fewbit.core.grid import along, multiples_of, values
+from fewbit.core.values import Choice, Deviation, Graph, Plan, SiteCheck, flat_name
+from fewbit.errors import BadFile
+from fewbit.realize.qdq import CODES
+from fewbit.runtimes import OnnxRuntime
+
+Arrays = Mapping[str, NDArray[np.generic]]
+OPERANDS = {1: "scale", 2: "zero point"}  # of QuantizeLinear and DequantizeLinear
+
+
+def stored_codes(graph: Graph, plan: Plan, path: Path, file: onnx.ModelProto) -> tuple[SiteCheck, ...]:
+    """Codes of every weight and integer bias of a plan, as its file has them; packed ones as its nodes unpack them."""
+    choices = [choice for choice in plan.choices.values() if choice.codes is not None]
+    choices += [bias.integer for bias in plan.biases.values() if bias.integer is not None]
+    names, arrays = {flat_name(choice.site) for choice in choices}, initializers(file)
+    packed = [output for node in file.graph.node for output in node.output if output in names]
+    if packed:
+        sizes = [1, *graph.input_shape]
+        arrays |= OnnxRuntime(path, optimise=False, outputs=packed).run(np.zeros(sizes, np.float32))
+    return tuple(_stored(graph, choice, arrays) for choice in choices)
+
+
+def _stored(graph: Graph, choice: Choice, arrays: Arrays) -> SiteCheck:
+    assert choice.codes is not None
+    codes = choice.codes.to(torch.int32)
+    if choice.grid.multiples:  # the file has codes times multiple
+        codes = codes * along(multiples_of(choice.qparams.scale, choice.grid).to(torch.int32), codes, 0)
+    turned = choice.role == "weight" and graph.op(graph.site(choice.site).readers[0][0]).kind == "linear"
+    ours = (codes.t() if turned else codes).contiguous()
+    found = arrays.get(flat_name(choice.site))
+    if found is None:  # torch.onnx writes equal tensors once, under the name of the first
+        found = next(
+            (array for array in arrays.values() if array.shape == ours.shape and np.array_equal(array, ours.numpy())), None
+        )
+    if found is not None and np.issubdtype(found.dtype, np.floating):  # a file of real weights
+        real = values(choice.codes.to(torch.int32), choice.qparams, choice.grid)
+        return _counted(choice.site, real.t() if turned else real, torch.from_numpy(np.array(found)))
+    theirs = torch.zeros(0) if found is None else torch.from_numpy(found.astype(np.int32))
+    return _counted(choice.site, ours, theirs)
+
+
+def _counted(site: str, ours: Tensor, theirs: Tensor) -> SiteCheck:
+    if ours.shape != theirs.shape:
+        return SiteCheck(site, ours.numel(), ours.numel(), 0, ours.numel(), 0)
+    difference = (ours - theirs).abs()
+    wrong = int((ours != theirs).sum())
+    return SiteCheck(site, ours.numel(), wrong, 0, wrong, int(difference.max()) if ours.numel() else 0)
+
+
+def initializers(file: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+    """Every initializer by name. Raises BadFile for one whose bytes are not those of its type and shape."""
+    try:
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadFile(
+            f"the ONNX file has a broken tensor ({error}); write the run again with fewbit quantize --force."
+        ) from error
+
+
+def deviations(name: str, found: onnx.ModelProto, expected: onnx.ModelProto) -> tuple[Deviation, ...]:
+    """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs and outputs."""
+    if found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True):
+        return ()
+    wrong = [*_tensors(found, expected), *_nodes(found, expected)]
+    return tuple(Deviation(name, *pair) for pair in wrong) or (Deviation(name, "the header", "is another"),)
+
+
+def _tensors(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    theirs, ours, read = initializers(found), initializers(expected), _readers(expected)
+    for tensor in dict.fromkeys([*ours, *theirs]):
+        label = f"{tensor} ({read[tensor]})" if tensor in read else tensor
+        if tensor not in theirs or tensor not in ours:
+            yield label, "is missing" if tensor in ours else "does not belong there"
+        elif (theirs[tensor].dtype, theirs[tensor].shape) != (ours[tensor].dtype, ours[tensor].shape):
+            what = f"{theirs[tensor].dtype} {theirs[tensor].shape}, not {ours[tensor].dtype} {ours[tensor].shape}"
+            yield label, f"is {what}"
+        elif theirs[tensor].tobytes() != ours[tensor].tobytes():
+            other = np.frombuffer(theirs[tensor].tobytes(), np.uint8) != np.frombuffer(ours[tensor].tobytes(), np.uint8)
+            values = int(other.reshape(max(theirs[tensor].size, 1), -1).any(1).sum())
+            yield label, f"has {values} of {theirs[tensor].size} values changed"
+
+
+def _readers(file: onnx.ModelProto) -> dict[str, str]:
+    """What each initializer is, from the first node that reads it."""
+    read: dict[str, str] = {}
+    for node in file.graph.node:
+        for place, tensor in enumerate(node.input):
+            of = node.output[0].removesuffix(CODES) if node.op_type == "QuantizeLinear" else node.input[0].removesuffix(CODES)
+            quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            what = OPERANDS.get(place) if quantizer else None
+            read.setdefault(tensor, f"{what} of {of}" if what else f"read by {node.name or node.op_type}")
+    return read
+
+
+def _nodes(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    theirs, ours = ({", ".join(n.output): n for n in model.graph.node} for model in (found, expected))
+    for output in dict.fromkeys([*ours, *theirs]):
+        if output not in theirs or output not in ours:
+            yield f"the node of {output}", "is missing" if output in ours else "does not belong there"
+        elif theirs[output] != ours[output]:
+            yield f"the node of {output} ({ours[output].op_type})", "is another"
+    for what in ("input", "output"):
+        if list(getattr(found.graph, what)) != list(getattr(expected.graph, what)):
+            yield f"the model's {what}s", "are others"
