@@ -118,7 +118,7 @@ def whole(place: Path) -> Path:
     return Path(small(place, place / "whole").folder)
 
 
-@pytest.mark.parametrize("name", [stage.name for stage in STAGES if stage.name not in ("load", "curve")])
+@pytest.mark.parametrize("name", [stage.name for stage in STAGES if stage.name not in ("load", "curve", "twin")])
 def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
     place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -5,8 +5,8 @@ How far depends on what stands before them: a deep tail, a division by a small n
 measured. What an op computes in float32 is what it would compute exactly from inputs that are a little off (backward error);
 for sums of n terms each input is off by about sqrt(n) units of 2**-24, its own rounding (Higham and Mary 2019). So the graph
 runs a second time, and each op reads its inputs moved by `STEP`, up or down at random. How far the outputs move then is what
-rounding can do to this graph on these images, and `MARGIN` times that is the limit. On 30 families of networks the
-outputs of a right runtime stayed below half of the movement, those of wrong kernels were far above the limit.
+rounding can do to this graph on these images, and `MARGIN` times that is the limit. In ten networks of different
+families the outputs of right runtimes stayed below 0.6 of the movement; those of a wrong kernel were 6,000 times above the limit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
         return OutputCheck(place, name, float("inf"), 0.0, 0.0, 0.0)
     finite = expected[expected.isfinite()]
     limit = MARGIN * moved + STEP * (float(finite.abs().max()) if finite.numel() else 0.0)
-    rows, columns = expected.flatten(1).double(), found.flatten(1).double()
+    rows, columns = (x.double().reshape(max(len(x), 1), -1) for x in (expected, found))
     cosine = float(torch.nn.functional.cosine_similarity(rows.flatten(), columns.flatten(), dim=0))
     agreement = 100 * float((rows.argmax(1) == columns.argmax(1)).double().mean())
     return OutputCheck(place, name, distance(expected, found), limit, cosine, agreement)

@@ -1,0 +1,243 @@
+"""Whatever number of a run is changed by hand is found, and named. The oracle is what was changed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+from torch.export import Dim, export
+
+from fewbit.capture import load_model
+from fewbit.capture.export import fingerprint
+from fewbit.choose import Bits
+from fewbit.core.grid import QParams
+from fewbit.errors import BadFile, FewbitFailed
+from fewbit.execute.executor import Executor
+from fewbit.realize import load_plan, rendered, rendered_float, save_plan
+from fewbit.report.tables import verify as summary
+from fewbit.run import Run, quantize
+from fewbit.runtimes import AS_WRITTEN, runtime_names
+from fewbit.stages import prove
+from fewbit.target import load_target
+from fewbit.verify import compare, deviations, twin_checks
+from fewbit.verify.file import initializers, stored_codes
+from fewbit.verify.outputs import distance, disturbances, judged
+
+NETS = ("realized_conv_net", "realized_vit")
+needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
+
+
+@pytest.fixture(scope="module", params=NETS)
+def run(request):
+    return request.getfixturevalue(request.param)
+
+
+def with_tensor(model: onnx.ModelProto, name: str, change) -> onnx.ModelProto:
+    """A copy of a model in which one initializer is another."""
+    other = copy.deepcopy(model)
+    tensor = next(tensor for tensor in other.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+    return other
+
+
+def one_more(array):
+    """With its last value changed by the smallest step."""
+    flat = array.reshape(-1)
+    flat[-1] = np.nextafter(flat[-1], np.inf, dtype=flat.dtype) if flat.dtype.kind == "f" else flat[-1] ^ 1
+    return array
+
+
+def test_every_number_of_a_file_is_compared_and_the_one_that_was_changed_is_named(run):
+    model = onnx.load(run.path)
+    assert deviations("model.onnx", model, onnx.load(run.path)) == ()
+    for name in initializers(model):
+        (found,) = deviations("model.onnx", with_tensor(model, name, one_more), model)
+        assert found.name.split()[0] == name
+        assert found.what.startswith("has 1 of ")
+
+
+def test_a_scale_and_a_zero_point_are_named_by_their_site(run):
+    model = onnx.load(run.path)
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    site = node.output[0].removesuffix(".codes")
+    for place, what in ((1, "scale"), (2, "zero point")):
+        found = deviations("model.onnx", with_tensor(model, node.input[place], one_more), model)
+        assert found[0].name.startswith(f"{node.input[place]} (")
+        assert what in found[0].name
+    assert site in run.plan.choices
+
+
+def test_a_node_that_is_missing_added_or_another_is_named(realized_conv_net):
+    model = onnx.load(realized_conv_net.path)
+    other, conv = copy.deepcopy(model), next(i for i, node in enumerate(model.graph.node) if node.op_type == "Conv")
+    output = model.graph.node[conv].output[0]
+    next(a for a in other.graph.node[conv].attribute if a.name in ("pads", "strides", "auto_pad", "group")).CopyFrom(
+        onnx.helper.make_attribute("strides", [7, 7])
+    )
+    assert output in deviations("model.onnx", other, model)[0].name
+    del other.graph.node[conv]
+    assert deviations("model.onnx", other, model)[0].what == "is missing"
+    assert deviations("model.onnx", model, other)[0].what == "does not belong there"
+    other = copy.deepcopy(model)
+    other.opset_import[0].version += 1
+    assert [found.name for found in deviations("model.onnx", other, model)] == ["the header"]
+
+
+@pytest.mark.parametrize("bits", [Bits(8, 8), pytest.param(Bits(3, 8), marks=pytest.mark.slow)], ids=str)
+def test_one_changed_code_of_any_weight_is_found_in_the_file(realized, conv_net, realized_conv_net, bits):
+    made = realized_conv_net if bits == Bits(8, 8) else realized(conv_net, bits=bits, everything=True)
+    model, graph = onnx.load(made.path), made.net.graph
+    assert not any(check.wrong for check in stored_codes(graph, made.plan, made.path, model))
+    for site, choice in made.plan.choices.items():
+        if choice.codes is None:
+            continue
+        codes = choice.codes.clone()
+        codes.view(-1)[-1] += 1 if codes.view(-1)[-1] < 1 else -1
+        other = {**made.plan.choices, site: dataclasses.replace(choice, codes=codes)}
+        checks = stored_codes(graph, dataclasses.replace(made.plan, choices=other), made.path, model)
+        assert [(check.site, check.wrong) for check in checks if check.wrong] == [(site, 1)]
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_negated_head_is_wrong_in_every_output(realized_conv_net, tmp_path, part):
+    made, path = realized_conv_net, tmp_path / "model.onnx"
+    model = onnx.load(made.path)
+    name = next(name for name in initializers(model) if name in ("head__weight", "head.bias") and part in name)
+    onnx.save(with_tensor(model, name, lambda array: -array), path)
+    checks = compare(made.net.graph, made.plan, path, [made.net.images])
+    assert {check.place for check in checks.wrong_outputs} == {check.place for check in checks.outputs}
+    assert [check.site for check in checks.wrong] == (["head:weight"] if part == "weight" else [])
+    assert "head:weight" in summary(checks)["problems"][0] or "output logits" in summary(checks)["problems"][0]
+
+
+def test_rounding_of_float32_is_inside_the_limit_and_a_thousand_times_of_it_is_not(conv_net, vit):
+    for net in (conv_net, vit):
+        executor = Executor(net.graph)
+        with torch.no_grad():
+            found, exact = net.module(net.images), copy.deepcopy(net.module).double()(net.images.double())
+            moved = distance(executor(net.images, calls=disturbances(executor)), executor(net.images))
+        (check,) = judged("here", {"logits": exact.float()}, {"logits": found}, {"logits": moved})
+        assert 0 < check.difference < check.limit < 1e-4 * float(exact.abs().max())
+        off = exact.float() + 1e3 * (found - exact.float())
+        assert judged("here", {"logits": exact.float()}, {"logits": off}, {"logits": moved})[0].wrong
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
+def test_an_output_that_is_no_number_or_not_there_is_wrong(value):
+    expected = torch.ones(2, 3)
+    found = {} if value is None else {"logits": torch.full((2, 3), value)}
+    (check,) = judged("here", {"logits": expected}, found, {"logits": 1.0})
+    assert check.wrong
+
+
+@pytest.mark.parametrize("runtime", [AS_WRITTEN, pytest.param("openvino", marks=needs_openvino)])
+def test_the_float_twin_is_compared_with_the_model_that_was_given(realized_conv_net, tmp_path, runtime):
+    made, images = realized_conv_net, realized_conv_net.net.images
+    given = export(made.net.module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch", min=1, max=65536)},))
+    assert not any(check.wrong for check in prove.twin_of(given, made.float_path, images, runtime))
+    model, changed = onnx.load(made.float_path), tmp_path / "float.onnx"
+    onnx.save(with_tensor(model, "head.bias", lambda array: array * np.float32(1.001)), changed)
+    assert all(check.wrong for check in twin_checks(given, changed, runtime, [images]))
+    with pytest.raises(FewbitFailed, match="is not the model that was given"):
+        prove.twin_of(given, changed, images, runtime)
+
+
+@needs_openvino
+def test_openvino_shows_its_codes_and_a_changed_step_is_found_at_its_site(realized, conv_net, openvino_target):
+    made = realized(conv_net, openvino_target, everything=True)
+    choice = made.plan.choices["depth:output"]
+    changed = dataclasses.replace(choice, qparams=QParams(choice.qparams.scale * 1.02, choice.qparams.zero))
+    plan = dataclasses.replace(made.plan, choices={**made.plan.choices, "depth:output": changed})
+    assert not compare(conv_net.graph, made.plan, made.path, [conv_net.images], runtime="openvino").wrong
+    checks = compare(conv_net.graph, plan, made.path, [conv_net.images], runtime="openvino")
+    assert [next(check.site for check in table if check.wrong) for table in (checks.off, checks.on)] == ["depth:output"] * 2
+    assert "first at depth:output" in summary(checks)["problems"][0]
+
+
+@pytest.fixture(scope="module")
+def saved(realized_conv_net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    save_plan(realized_conv_net.net.graph, realized_conv_net.plan, folder)
+    return folder
+
+
+def numbers(value, place=()):
+    """The places of all numbers and keys of a JSON value."""
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(each, (*place, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place
+
+
+def test_every_number_of_plan_json_stands_for_one_of_the_plan(realized_conv_net, saved, tmp_path):
+    graph, record = realized_conv_net.net.graph, json.loads((saved / "plan.json").read_text())
+    (tmp_path / "plan.safetensors").write_bytes((saved / "plan.safetensors").read_bytes())
+    places = [("schema",), *(("choices", *place) for place in numbers(record["choices"][:3]) if place[-1] != "axis")]
+    assert {place[-1] for place in places} >= {"schema", "scale", "zero", "bits"}
+    for place in places:
+        changed = copy.deepcopy(record)
+        inside = changed
+        for key in place[:-1]:
+            inside = inside[key]
+        inside[place[-1]] = inside[place[-1]] * 2 + 1
+        (tmp_path / "plan.json").write_text(json.dumps(changed))
+        if place[-2] == "grid":  # another grid is another plan: some are none, the rest is compared with the file
+            continue
+        with pytest.raises(BadFile, match=str(place[-1])):
+            load_plan(graph, tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps({**record, "extra": None}))
+    with pytest.raises(BadFile, match=r"plan\.json has an unknown extra"):
+        load_plan(graph, tmp_path)
+
+
+def test_every_float_and_every_step_of_plan_safetensors_is_that_of_the_model(realized_conv_net, saved, tmp_path):
+    graph, tensors = realized_conv_net.net.graph, load_file(saved / "plan.safetensors")
+    (tmp_path / "plan.json").write_bytes((saved / "plan.json").read_bytes())
+    activations = [site for site, choice in realized_conv_net.plan.choices.items() if choice.codes is None]
+    names = [name for name in tensors if name.startswith("float.")] + [
+        f"{site}.{k}" for site in activations for k in ("scale", "zero")
+    ]
+    assert len(names) > 10
+    for name in names:
+        value = tensors[name].clone()
+        value.view(-1)[-1] += 1
+        save_file({**tensors, name: value}, tmp_path / "plan.safetensors")
+        with pytest.raises(BadFile, match=name.rsplit(".", 1)[0] if name.startswith("float.") else name.rsplit(".", 1)[1]):
+            load_plan(graph, tmp_path)
+    save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "plan.safetensors")
+    with pytest.raises(BadFile, match="unknown tensor more"):
+        load_plan(graph, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_is_named(conv_net, ort_target, tmp_path):
+    out = tmp_path / "run"
+    quantize(conv_net.module, conv_net.images, target=ort_target, out=out, input_size=(3, 8, 8), seconds=0.01)
+    run = Run.open(out)
+    assert run.verify().file == ()
+    graph, exact, given, plan, record = (run[name] for name in ("graph", "exact", "given", "plan", "record"))
+    form = record["file_format"]
+    again, twin = ir.to_proto(rendered(graph, plan, **form)), ir.to_proto(rendered_float(exact, opset=form["opset"]))
+    assert again.SerializeToString() == (out / "model.onnx").read_bytes()
+    assert twin.SerializeToString() == (out / "float.onnx").read_bytes()
+    assert fingerprint(load_model(str(out / "exported.pt2")).program) == fingerprint(given) == record["hashes"]["model"]
+    weight = plan.choices["a:weight"]
+    scale = weight.qparams.scale.clone()
+    scale.view(-1)[1] *= 1.0001
+    changed = dataclasses.replace(weight, qparams=QParams(scale, weight.qparams.zero))
+    other = dataclasses.replace(plan, choices={**plan.choices, "a:weight": changed})
+    (found,) = deviations("model.onnx", onnx.load(out / "model.onnx"), ir.to_proto(rendered(graph, other, **form)))
+    assert "scale of a__weight" in found.name
+    assert load_target(ort_target).file_format == {**form, "fuse": tuple(form["fuse"])}
+    for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "fast")):
+        with pytest.raises(BadFile, match=name):
+            run.do("files", plan=dataclasses.replace(plan, **{name: value}))
