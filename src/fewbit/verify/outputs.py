@@ -5,8 +5,8 @@ How far depends on what stands before them: a deep tail, a division by a small n
 measured. What an op computes in float32 is what it would compute exactly from inputs that are a little off (backward error);
 for sums of n terms each input is off by about sqrt(n) units of 2**-24, its own rounding (Higham and Mary 2019). So the graph
 runs a second time, and each op reads its inputs moved by `STEP`, up or down at random. How far the outputs move then is what
-rounding can do to this graph on these images, and `MARGIN` times that is the limit. In ten networks of different
-families the outputs of right runtimes stayed below 0.6 of the movement; those of a wrong kernel were 6,000 times above the limit.
+rounding can do to this graph on these images, and `MARGIN` times that is the limit. In ten networks of
+different families right runtimes stayed below 0.6 of the movement; a wrong kernel was 6,000 times above the limit.
 """
 
 from __future__ import annotations
