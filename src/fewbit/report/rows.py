@@ -59,7 +59,7 @@ def tables_of(
         "loads": [row.to_json() for row in loading],
         "size": tables.files(folder),
         "checks": tables.checks(checks),
-        "outputs": [{**asdict(check), "right": not check.wrong} for check in checks.outputs],
+        "outputs": tables.outputs(checks),
         "kernels": checks.kernels,
         "images": scored_images(images, score, classes),
         "log": [asdict(entry) for entry in plan.log],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ def verify(result: Checks) -> dict[str, Any]:
         "outputs": len(result.outputs),
         "problems": problems(result),
     }
+
+
+def outputs(result: Checks) -> Rows:
+    """The outputs, a row each; what is no number is its name, as JSON has none for it."""
+    rows = [{**asdict(check), "right": not check.wrong} for check in result.outputs]
+    return [{k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
 
 
 def problems(result: Checks, most: int = 5) -> list[str]:
