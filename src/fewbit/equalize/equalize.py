@@ -109,7 +109,7 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
         owner, _, leaf = name.rpartition(".")
         holder: nn.Module = module.get_submodule(owner)
         delattr(holder, leaf)
-        holder.register_buffer(leaf, value.detach().clone().contiguous())
+        holder.register_buffer(leaf, value.detach().contiguous())  # shared: nothing writes to constants
     module.recompile()
     return Graph(module.eval(), graph.ops, graph.sites, graph.input_shape, graph.notes)
 
