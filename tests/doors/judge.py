@@ -16,7 +16,7 @@ MESSAGE = re.compile(rf"^(?:{'|'.join(ERRORS)}): ", re.MULTILINE)
 NEXT = re.compile(
     r"--[a-z]|`|\b(?:give|use|write|leave|type|check|mend|remove|choose|download|install|export|resize|transpose|set|see|free|"
     r"make|move|pick|needs?|needed|must|expected|docs/|allowed|"
-    r"did you mean|there are|wait|close|run|try|take|rename|name|is \S+ for)\b",
+    r"ha[sv]e? to|in use|did you mean|there are|wait|close|run|try|take|rename|name|is \S+ for)\b|\?",
     re.IGNORECASE,
 )
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\s+File \".*\", line \d+", re.MULTILINE)
