@@ -73,12 +73,15 @@ def _warm_all(place: Path) -> None:
 def tried(case: Case, place: Path, folder: Path) -> tuple[str, Ended]:
     """What is wrong with a case, and how it ended. `folder` is made for it and removed."""
     lay_out(place, folder, case.needs)
-    if case.before is not None:
-        case.before(folder)
     scratch = folder.with_name(folder.name + "-tmp")
     try:
+        if case.before is not None:
+            case.before(folder)
         ended = fork(case, folder, scratch)
         return judge(case, ended, folder), ended
+    except Exception as error:  # the harness goes on; the line says whose fault it is
+        text = f"the case itself failed: {type(error).__name__}: {error}"
+        return text, Ended(None, "", traceback.format_exc(), 0.0, {}, {})
     finally:
         for path in (folder, scratch):
             shutil.rmtree(path, ignore_errors=True)
