@@ -55,7 +55,8 @@ def try_all(cases: Iterable[tuple[str, Case]], log: Log) -> None:
     root.chmod(0o755)
     try:
         needs = {name for _, case in missing for name in case.needs}
-        serve.warm(root / "place", needs, whole="run" in needs or len(missing) > 100)
+        commands = sum(isinstance(case.does, tuple) for _, case in missing)
+        serve.warm(root / "place", needs, whole="run" in needs or commands > 50)
         for kind, case in missing:
             wrong, ended = serve.tried(case, root / "place", root / "case")
             row = Row(kind, case.name, wrong, round(ended.seconds, 2), ended.err[-2000:] if wrong else "")
