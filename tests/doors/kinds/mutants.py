@@ -100,7 +100,7 @@ def _targets() -> Iterator[Case]:
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.toml"))]
     for seed in range(TARGETS):
         text = mutated_text(texts[seed % len(texts)], seed)
-        yield Case(f"target file {seed}", load_target, either("t.toml"), before=write("t.toml", text), fast=seed % 100 == 0)
+        yield Case(f"target file {seed}", load_target, either(".toml"), before=write("t.toml", text), fast=seed % 100 == 0)
 
 
 def load_target() -> None:
