@@ -188,7 +188,7 @@ def test_an_exported_file_computes_what_its_module_computes_and_reads_its_sideca
     path = saved(tmp_path / "net.pt2", net)
     (tmp_path / "net.json").write_text(json.dumps({"mean": [0.5, 0.5, 0.5]}))
     found = load_model(path, overrides={"std": (1, 1, 1)})
-    assert found.record == {"mean": [0.5, 0.5, 0.5], "std": (1, 1, 1), "input_size": SIZE}
+    assert found.record == {"mean": (0.5, 0.5, 0.5), "std": (1, 1, 1), "input_size": SIZE}
     assert_same_function(net, capture(found).module, SIZE)
 
 
@@ -214,6 +214,25 @@ def test_a_sidecar_that_is_no_json_is_refused(tmp_path):
     (tmp_path / "net.json").write_text("mean = 3")
     with pytest.raises(BadFile, match=r"net\.json is not JSON"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("[1]", BadFile, "holds a list; a record is needed"),
+        ("null", BadFile, "holds a NoneType"),
+        ("[" * 100_000, BadFile, "is not JSON"),
+        ('{"mean": "grey"}', BadModel, "mean grey is not allowed"),
+        ('{"std": [0, 0, 0]}', BadModel, "std .* is not allowed"),
+        ('{"classes": 5}', BadModel, "classes is 5; a list of names"),
+    ],
+)
+def test_a_sidecar_with_anything_else_is_refused(text, error, message, tmp_path):
+    path = saved(tmp_path / "net.pt2", Classifier())
+    (tmp_path / "net.json").write_text(text)
+    with pytest.raises(error, match=message) as found:
+        load_model(path)
+    assert str(tmp_path / "net.json") in str(found.value)
 
 
 def test_a_program_with_a_fixed_batch_or_a_free_size_or_two_inputs_is_refused():
@@ -284,6 +303,87 @@ def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
         "    width: int = WIDTH\n\n\ndef net():\n    return nn.Conv2d(3, Settings().width, 3)\n"
     )
     assert capture(load_model(f"{tmp_path / 'nets.py'}:net")).ops[0].macs == 6 * 6 * 4 * 27
+
+
+@pytest.mark.parametrize(
+    ("constant", "message"),
+    [
+        *(
+            (f"INPUT_SIZE = {size}", "INPUT_SIZE")
+            for size in ("'large'", "32", "(3, -8, 8)", "(3, 32.5, 32)", "(3, 10**6, 10**6)")
+        ),
+        ("INPUT_SIZE = None", "does not say its input size"),
+        *(
+            (f"INPUT_SIZE = (3, 8, 8)\nMEAN = {mean}", "MEAN .* is not allowed")
+            for mean in ("'grey'", "(0, 0, float('nan'))", "0.5")
+        ),
+        ("INPUT_SIZE = (3, 8, 8)\nCLASSES = 5", "CLASSES is 5; a list of names is needed"),
+    ],
+)
+def test_a_constant_of_a_file_that_cannot_be_is_named(constant, message, tmp_path):
+    (tmp_path / "nets.py").write_text(f"from torch import nn\n{constant}\ndef net(): return nn.Conv2d(3, 4, 3)\n")
+    with pytest.raises(BadModel, match=message) as found:
+        load_model(f"{tmp_path / 'nets.py'}:net")
+    assert "nets.py" in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)", "def net(): raise SystemExit(0)", "def net(): exit()"])
+def test_a_file_that_ends_the_program_is_an_error(text, tmp_path):
+    (tmp_path / "nets.py").write_text(text)
+    with pytest.raises(BadModel, match=r"nets\.py .*SystemExit"):
+        load_model(f"{tmp_path / 'nets.py'}:net")
+
+
+@pytest.mark.parametrize("name", ["nets.py", "nets.py:"])
+def test_a_file_without_a_function_lists_its_own(name, python):
+    with pytest.raises(UnknownName, match="There are: broken, number, small_net"):
+        load_model(str(python.parent / name))
+
+
+class Gives(nn.Module):
+    def __init__(self, out: Any) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 8), out
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.conv(x).flatten(1))
+
+
+BAD_OUTPUTS = {
+    "one number": (lambda y: y.mean(), r"shape \(\); its first dimension has to be the batch"),
+    "one row": (lambda y: y[0], r"shape \(4\)"),
+    "flat": (lambda y: y.flatten(), r"shape \(4\*batch\)"),
+    "no classes": (lambda y: y[:, :0], r"shape \(batch, 0\), without a number"),
+    "an int": (lambda y: 3, "returns int without a tensor"),
+    "the end of the program": (lambda y: exit(), "SystemExit"),
+    "dropout": (lambda y: nn.functional.dropout(y, 0.5, training=True), "two answers for one image"),
+    "noise": (lambda y: y + torch.randn_like(y), "two answers for one image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OUTPUTS)
+def test_an_output_that_cannot_be_compared_is_refused(case, tmp_path):
+    out, message = BAD_OUTPUTS[case]
+    with pytest.raises(BadModel, match=message):
+        loaded(Gives(out))
+    if case not in ("an int", "the end of the program"):  # and as a file
+        with pytest.raises(BadModel, match=message):
+            load_model(saved(tmp_path / "net.pt2", Gives(out)))
+
+
+def test_a_program_in_another_precision_is_refused(tmp_path):
+    net, x = Classifier().eval().half(), images(SIZE, 2).half()
+    with pytest.raises(BadModel, match=r"exported in float16; export it in float32: model\.float\(\)"):
+        load_model(torch.export.export(net, (x,), dynamic_shapes=DYNAMIC))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42])
+def test_weights_that_were_never_loaded_are_refused(value):
+    net = Classifier()
+    for parameter in net.parameters():
+        parameter.data.fill_(value)
+    with pytest.raises(BadValues, match="every weight of Classifier is zero or below 1e-30"):
+        loaded(net)
 
 
 # timm

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fewbit.capture.canonicalize import writes_through_views
 from fewbit.errors import BadModel
 
 WRAPPER = "_fewbit_model"  # where FirstTensor keeps the module; sites.path_of takes it out of the names again
+PASSES = 8  # of a program that draws random numbers, to see whether they change its answer
 OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
 
 
@@ -56,18 +57,77 @@ def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProg
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
-    example = torch.zeros(2, *input_shape)
     shapes = ({0: Dim("batch", min=1, max=65536)},)
     try:
         with quiet(), _evaluating(module), torch.no_grad():
-            whole = module if isinstance(module(example), Tensor) else FirstTensor(module).eval()
-            return torch.export.export(whole, (example,), dynamic_shapes=shapes)
-    except Exception as error:
+            noise = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+            out = _same_again(module, noise, type(module).__name__)
+            whole = module if isinstance(out, Tensor) else FirstTensor(module).eval()
+            return torch.export.export(whole, (torch.zeros_like(noise),), dynamic_shapes=shapes)
+    except BadModel:
+        raise
+    except (Exception, SystemExit) as error:
         shape = ", ".join(map(str, input_shape))
         raise BadModel(
             f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(error)} "
             "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
         ) from error
+
+
+def _same_again(function: Callable[[Tensor], Any], x: Tensor, ref: str, passes: int = 2) -> Any:
+    """What a model gives for `x`. Raises BadModel where another pass gives something else."""
+    first, *others = (function(x) for _ in range(passes))
+    for other in others:
+        for one, two in zip(pytree.tree_leaves(first), pytree.tree_leaves(other), strict=True):
+            if isinstance(one, Tensor) and (one.shape != two.shape or not _alike(one.double(), two.double())):
+                raise BadModel(
+                    f"{ref} gives two answers for one image: something in it is random (dropout left on, random masks). "
+                    "Make it deterministic in eval mode; a random model cannot be compared with its integers."
+                )
+    return first
+
+
+def _alike(one: Tensor, two: Tensor) -> bool:
+    """Equal up to what the order of a sum changes."""
+    largest = float(one.nan_to_num().abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, two, rtol=0, atol=1e-4 * largest, equal_nan=True)
+
+
+def refuse_random(program: ExportedProgram, ref: str) -> None:
+    """Raise BadModel where a program with random operators gives two answers for one image."""
+    graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
+    if any(_draws(node) for graph in graphs for node in graph.nodes):
+        shape = input_value(program).shape[1:]
+        with torch.no_grad():
+            noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+            _same_again(graph_module(program), noise, ref, PASSES)
+
+
+def _draws(node: Node) -> bool:
+    """Whether an operator draws random numbers; dropout that is off and attention without dropout do not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    if "dropout" in str(node.target) and len(node.args) == 3:
+        return bool(node.args[1] and node.args[2])
+    if "attention" in str(node.target):
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
+    return True
+
+
+def input_value(program: ExportedProgram) -> Tensor:
+    """The fake tensor that stands for a program's images. Raises StopIteration where it takes none."""
+    names = program.graph_signature.user_inputs
+    return next(n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names)
+
+
+def output_value(program: ExportedProgram) -> Tensor:
+    """The fake tensor that stands for the output which is quantized."""
+    results = pytree.tree_leaves(program.graph.output_node().args[0])[-len(program.graph_signature.user_outputs) :]
+    values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
+    spec = program.call_spec.out_spec
+    given = values[0] if spec is None else one_tensor(pytree.tree_unflatten(values, spec))
+    assert isinstance(given, Tensor)
+    return given
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:

@@ -17,7 +17,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +28,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
-from fewbit.capture.export import export, quiet, reason
+from fewbit.capture.export import export, input_value, output_value, quiet, reason, refuse_random
 from fewbit.capture.huggingface import hugging_face
-from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
+from fewbit.core.pixels import crop_pct, input_size, means, stds
+from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.pt2 or file.py:function"
 MODEL = f"MODEL is {MODEL_NAMES}."
+MEANS = '{"mean": [0.5, 0.5, 0.5]}'
+SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
+CONSTANTS = {"input_size": "INPUT_SIZE", "mean": "MEAN", "std": "STD", "classes": "CLASSES"}  # of a Python file
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def load_model(
         return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides)
-    if re.search(r"\.py:\w+$", ref):
+    if re.search(r"\.py(:[^:]*)?$", ref):
         return _from_file(ref, overrides, ref=ref)
     if ref.startswith("hf:"):
         return _from_hf(ref, overrides)
@@ -96,7 +100,10 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    return Loaded(ref, export(module, fields["input_size"]), fields, classes, notes)
+    program = export(module, fields["input_size"])
+    refuse_random(program, ref)
+    _check_output(ref, program)
+    return Loaded(ref, program, fields, classes, notes)
 
 
 def _numbers(module: nn.Module) -> Iterator[Tensor]:
@@ -114,6 +121,9 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
         raise BadModel(f"{ref} takes {shapes}; one input (batch, channels, height, width) is allowed.")
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
     _check_values(ref, parameters, {**program.state_dict, **program.constants})
+    other = {str(t.dtype).removeprefix("torch.") for t in (inputs[0], *parameters.values())} - {"float32"}
+    if other:
+        raise BadModel(f"{ref} was exported in {' and '.join(sorted(other))}; export it in float32: model.float().")
     batch, *shape = shapes[0]
     if isinstance(batch, int):
         raise BadModel(
@@ -122,14 +132,30 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
         )
     if not all(isinstance(n, int) for n in shape):
         raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
-    input_size = (overrides or {}).get("input_size")
-    if input_size is not None and tuple(input_size) != tuple(shape):
-        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(input_size)}; leave --input-size out.")
+    asked = (overrides or {}).get("input_size")
+    if asked is not None and tuple(asked) != tuple(shape):
+        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
+    refuse_random(program, ref)
+    _check_output(ref, program)
     return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
 
 
+def _check_output(ref: str, program: ExportedProgram) -> None:
+    """Raise BadModel where the output has no batch or no numbers."""
+    given, batch = output_value(program), str(input_value(program).shape[0])
+    shape = [str(n) for n in given.shape]
+    if not shape or shape[0] != batch:
+        shown = ", ".join(shape).replace(batch, "batch")
+        raise BadModel(f"{ref} gives an output of shape ({shown}); its first dimension has to be the batch, one row per image.")
+    if "0" in shape:
+        raise BadModel(f"{ref} gives an output of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
+
+
 def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
-    """Parameters are finite, buffers are no NaN; a mask may be infinite."""
+    """Parameters are finite and not all zero, buffers are no NaN; a mask may be infinite."""
+    largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
+    if largest and max(largest) < SMALLEST:
+        raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")
     for name, tensor in {**buffers, **parameters}.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
@@ -142,36 +168,59 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
     sidecar = path.with_suffix(".json")
-    record: dict[str, Any] = {}
+    record: Any = {}
     if sidecar.is_file():
         try:
-            record = json.loads(sidecar.read_text())
-        except ValueError as error:
+            record = json.loads(sidecar.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise BadFile(f"{sidecar} is not JSON ({error}); it may hold mean, std, interpolation, crop_pct.") from error
-    return _from_program(program, str(path), {**record, **(overrides or {})})
+        if not isinstance(record, dict):
+            raise BadFile(f"{sidecar} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
+    return _from_program(program, str(path), {**_checked(record, str(sidecar)), **(overrides or {})})
+
+
+def _checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A record whose fields are what they have to be; `names` is what they are called there. Raises BadModel."""
+    checks: dict[str, Callable[[Any, str], Any]] = {
+        "input_size": input_size,
+        "mean": means,
+        "std": stds,
+        "crop_pct": crop_pct,
+        "classes": _class_names,
+    }
+    known = {field: value for field, value in record.items() if value is not None}
+    try:
+        return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
+    except BadImages as error:
+        raise BadModel(f"{where}: {error}") from error
+
+
+def _class_names(value: Any, name: str) -> tuple[str, ...]:
+    if not (isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)):
+        raise BadImages(f"{name} is {repr(value)[:80]}; a list of names is needed, one for each output in order.")
+    return tuple(value)
 
 
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
-    name, _, function = spec.rpartition(":")
-    path = Path(name)
+    path, function = Path(spec[: spec.rindex(".py") + 3]), spec[spec.rindex(".py") + 4 :]
     if not path.is_file():
         raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
     python = _imported(path)
     if not hasattr(python, function):
         functions = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
         raise UnknownName(f"function in {path.name}", function, functions)
+    made = getattr(python, function)
     try:
-        net = getattr(python, function)()
-    except Exception as error:
+        net = made if isinstance(made, nn.Module) else made()
+    except (Exception, SystemExit) as error:
         raise BadModel(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
+    constants = {field: getattr(python, constant) for field, constant in CONSTANTS.items() if hasattr(python, constant)}
     record: dict[str, Any] = _timm_record(net)
-    shared = {"input_size": "INPUT_SIZE", "mean": "MEAN", "std": "STD", "classes": "CLASSES"}
-    constants = {field: getattr(python, constant) for field, constant in shared.items() if hasattr(python, constant)}
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         record = {"interpolation": "bicubic", "resize": "squash", "antialias": False, "crop_pct": 1.0}
-    return _from_module(net, ref, overrides, {**record, **constants})
+    return _from_module(net, ref, overrides, {**record, **_checked(constants, str(path), CONSTANTS)})
 
 
 def _imported(path: Path) -> ModuleType:
@@ -184,7 +233,7 @@ def _imported(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(python)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadModel(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
-from fewbit.capture.export import fingerprint
+from fewbit.capture.export import fingerprint, output_value
 from fewbit.capture.load import DEMOS
 from fewbit.choose.finetune import Finetune
 from fewbit.core.values import Graph
@@ -182,6 +182,5 @@ def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
 
 def class_count(loaded: Loaded) -> int | None:
     """The size of the model's second dimension, None where the output has no two."""
-    node = next(n for n in loaded.program.graph.nodes if n.op == "output")
-    value = node.args[0][0].meta["val"]
+    value = output_value(loaded.program)
     return int(value.shape[1]) if value.ndim == 2 else None
