@@ -6,7 +6,7 @@ demo:mobilenet       one with depthwise convolutions
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.pt2       an exported program (torch.export.save)
-path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD of the file are its preprocessing
+path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD, ... of the file are its preprocessing
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.pt2 or file.py:fu
 MODEL = f"MODEL is {MODEL_NAMES}."
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
 SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
-CONSTANTS = {"input_size": "INPUT_SIZE", "mean": "MEAN", "std": "STD", "classes": "CLASSES"}  # of a Python file
+CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
+WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config.
 
-    `notes` are sentences about the model that its user has to know.
+    `notes` are sentences about the model that its user has to know; `assumed` in the record names fields that nobody gave.
     """
 
     ref: str
@@ -219,7 +220,8 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
     constants = {field: getattr(python, constant) for field, constant in CONSTANTS.items() if hasattr(python, constant)}
     record: dict[str, Any] = _timm_record(net)
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
-        record = {"interpolation": "bicubic", "resize": "squash", "antialias": False, "crop_pct": 1.0}
+        unsaid = () if ref in DEMOS else tuple(name for name in WHOLE if name not in constants)
+        record = {**WHOLE, "antialias": False, "assumed": unsaid}
     return _from_module(net, ref, overrides, {**record, **_checked(constants, str(path), CONSTANTS)})
 
 

@@ -114,7 +114,7 @@ def show(report: dict[str, Any]) -> None:
     share = 100 * report["integer_share"]
     table.add_row("What did we not get?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers")
     out.print(table)
-    for warning in (report.get("calibration") or {}).get("warnings", ()):
+    for warning in (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ())):
         out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

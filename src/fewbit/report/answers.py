@@ -54,7 +54,8 @@ def good(report: Json) -> str:
         big = f"{percent(accuracy['agreement'])} <small>agreement with the float model</small>"
         lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.5f}."]
     calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
-    warned = [f"<b>{escape(str(warning))}</b>" for warning in (report.get("calibration") or {}).get("warnings", ())]
+    warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
+    warned = [f"<b>{escape(str(warning))}</b>" for warning in warnings]
     return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.", *warned)
 
 

@@ -30,13 +30,15 @@ from fewbit.request import Options, option
 
 EXPORTED = "exported.pt2"
 MADE = "synthetic.safetensors"
+ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The opened inputs of a request: model, preprocessing, classes, and images that are not decoded yet.
 
-    `outputs` is the model's class count, None where its output is no list of classes; `classes` are their names, if any.
+    `outputs` is the model's class count, None where its output is no list of classes; `classes` are their names, if any;
+    `notes` are sentences that the user has to read.
     """
 
     loaded: Loaded
@@ -45,6 +47,7 @@ class Inputs:
     outputs: int | None
     calibration: Images | Synthesis
     scored: Images
+    notes: tuple[str, ...] = ()
 
     @property
     def known(self) -> Sequence[str] | int | None:
@@ -87,7 +90,8 @@ def load(request: Options) -> Inputs:
             refuse_without_norms(Teacher(loaded.program))
             _require_classes(outputs)
         pair = open_both(request, preprocess, classes or outputs)
-    return Inputs(loaded, preprocess, classes, outputs, *pair)
+    notes = (*loaded.notes, *assumptions(loaded, preprocess, request.overrides))
+    return Inputs(loaded, preprocess, classes, outputs, *pair, notes)
 
 
 def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Images, Images]:
@@ -178,6 +182,20 @@ def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
         )
     fields: dict[str, Any] = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
     return Preprocess.from_timm(record).replace(**(own | fields))
+
+
+def assumptions(loaded: Loaded, preprocess: Preprocess, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence that names the preprocessing which neither the model nor the request gives, if there is any."""
+    record = loaded.record
+    given = {"resize"} if record.get("crop_mode") else set[str]()
+    given |= {*overrides, *(name for name, value in record.items() if value is not None)} - {*record.get("assumed", ())}
+    unsaid = [name for name in ASSUMED if name not in given | set(overrides)]
+    if not unsaid or "processor" in record:
+        return ()
+    values = [getattr(preprocess, name) for name in unsaid]
+    shown = [",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}" for value in values]
+    said = ", ".join(f"{option(name)} {value}" for name, value in zip(unsaid, shown, strict=True))
+    return (f"{loaded.ref} does not say how its images were made; assumed is {said}. Set what was different in training.",)
 
 
 def class_count(loaded: Loaded) -> int | None:

@@ -51,6 +51,7 @@ def summarize(
     }
     summary = {
         **_summary(graph, plan, checks, score, timings, request, folder),
+        "notes": list(inputs.notes),
         "images": {"calibration": len(calibration), "scored": score.images},
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
