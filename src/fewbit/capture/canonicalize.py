@@ -1,7 +1,7 @@
 """One spelling per kind of work: whatever a model's author typed, the rewrites after these see a single form of it.
 
-relu_(x) -> relu(x); view -> reshape; mm, bmm, addmm, baddbmm, einsum -> matmul or linear; what a program consists of that
-was decomposed to core ATen -> what torch.export records.
+relu_(x) -> relu(x); view -> reshape; mm, bmm, addmm, baddbmm, einsum -> matmul or linear; padding="same" -> numbers; what a
+program consists of that was decomposed to core ATen -> what torch.export records.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ CASTS = (
     aten.type_as.default,
     aten._to_copy.default,
 )
+PADDED = {  # a convolution whose padding is a word -> the one whose padding is numbers
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 CREATORS = (
     aten.arange.default,
     aten.arange.start,
@@ -154,10 +159,14 @@ def one_form(module: GraphModule) -> None:
             _open_einsum(module, node)
         elif is_call(node, aten.addmm.default, aten.baddbmm.default):
             _open_addmm(module.graph, node)
+        elif is_call(node, aten.addcmul.default):
+            _open_addcmul(module.graph, node)
         elif is_call(node, aten.mm.default, aten.bmm.default):
             node.target = MATMUL
         elif is_call(node, LINEAR) and not is_constant(node.args[1]):
             _open_linear(module.graph, node)
+        elif is_call(node, *PADDED):
+            _number_padding(module, node)
         elif is_call(node, aten.convolution.default):
             _name_convolution(module.graph, node)
         elif is_call(node, aten._native_batch_norm_legit_no_training.default):
@@ -204,6 +213,15 @@ def _open_addmm(graph: Graph, node: Node) -> None:
     if (beta := node.kwargs.get("beta", 1)) != 1:
         bias = call_like(graph, node, aten.mul.Tensor, bias, beta)
     replace(node, call_like(graph, node, aten.add.Tensor, result, bias))
+
+
+def _open_addcmul(graph: Graph, node: Node) -> None:
+    """a + value * (b * c)."""
+    a, b, c = cast("tuple[Node, Node, Node]", node.args[:3])
+    result = call_like(graph, node, aten.mul.Tensor, b, c)
+    result.meta["val"] = node.meta.get("val")
+    alpha = {"alpha": node.kwargs["value"]} if node.kwargs.get("value", 1) != 1 else {}
+    replace(node, call_like(graph, node, aten.add.Tensor, a, result, **alpha))
 
 
 def _open_linear(graph: Graph, node: Node) -> None:
@@ -257,6 +275,22 @@ def _permuted(graph: Graph, origin: Node, x: Node, letters: str, target: list[st
 def _joined(graph: Graph, origin: Node, x: Node, start: int, count: int) -> Node:
     """x with `count` dimensions from `start` on as one."""
     return x if count < 2 else call_like(graph, origin, aten.flatten.using_ints, x, start, start + count - 1)
+
+
+def _number_padding(module: GraphModule, node: Node) -> None:
+    """padding="same" or "valid" in numbers, as many on both sides; one more behind an even kernel is a padding of its own."""
+    x, weight = cast("tuple[Node, Node]", node.args[:2])
+    kernel = (constant(module, weight).shape if is_constant(weight) else shape_of(weight))[2:]
+    dilation = argument(node, 5, "dilation", 1)
+    steps = list(dilation) if isinstance(dilation, list | tuple) else [dilation]
+    steps = steps * len(kernel) if len(steps) == 1 else steps
+    same = argument(node, 4, "padding", "valid") == "same"
+    total = [step * (size - 1) if same else 0 for step, size in zip(steps, kernel, strict=True)]
+    if any(n % 2 for n in total):
+        x = call_like(module.graph, node, aten.pad.default, x, [n for t in reversed(total) for n in (0, t % 2)])
+    bias, stride, groups = argument(node, 2, "bias"), argument(node, 3, "stride", 1), argument(node, 6, "groups", 1)
+    node.args = (x, weight, bias, stride, [t // 2 for t in total], steps, groups)
+    node.target, node.kwargs = PADDED[cast(Any, node.target)], {}
 
 
 def _name_convolution(graph: Graph, node: Node) -> None:

@@ -23,6 +23,7 @@ from fewbit.capture.canonicalize import (
     one_form,
 )
 from fewbit.capture.fx import (
+    SCALINGS,
     VIEWS,
     add_constant,
     argument,
@@ -40,8 +41,20 @@ from fewbit.capture.fx import (
 from fewbit.capture.patches import patches_to_linear
 from fewbit.capture.qkv import split_joint_linear
 
-CONVS = (aten.conv2d.default, aten.conv1d.default, aten.conv2d.padding, aten.conv1d.padding)
+CONVS = (aten.conv2d.default, aten.conv1d.default)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+ARITHMETIC = (
+    *SCALINGS,
+    aten.neg.default,
+    aten.add.Tensor,
+    aten.add.Scalar,
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    aten.rsub.Scalar,
+    aten.rsub.Tensor,
+)
 SDPA = aten.scaled_dot_product_attention.default
+SPREAD = {aten.expand.default, aten.expand_as.default}
 TURNS = (aten.transpose.int, aten.permute.default)
 # what passes truth on: true everywhere where its operands are
 TRUTH: set[Callable[..., Any]] = {aten.expand.default, aten.bitwise_and.Tensor, aten.logical_and.default, *VIEWS}
@@ -51,7 +64,7 @@ def normalize(module: GraphModule) -> GraphModule:
     """All rewrites, in place, in the order that lets one see what the one before has uncovered."""
     opened(module)
     fold_batch_norm(module)
-    fold_channel_scale(module)
+    fold_channel_constants(module)
     patches_to_linear(module)
     split_joint_linear(module)
     drop_round_trips(module)
@@ -127,27 +140,55 @@ def fold_batch_norm(module: GraphModule) -> None:
         replace(node, call_like(module.graph, node, aten.add.Tensor, scaled, offset))
 
 
-def fold_channel_scale(module: GraphModule) -> None:
-    """A multiplication by one constant per output channel right after a product (LayerScale) goes into its weights.
-
-    Per-channel weight scales absorb the factor, so nothing is lost; DINOv2, CaiT and DeiT-3 have it.
+def fold_channel_constants(module: GraphModule) -> None:
+    """What constants alone do to each channel of a product goes into its weights and bias: LayerScale (DINOv2, CaiT), and a
+    batch norm written as arithmetic (torchvision's detectors, DETR). Per-channel weight scales absorb a factor, so nothing is
+    lost. One number for all channels goes into a convolution; behind a linear it is the scale of attention, and stays.
     """
-    for node in calls(module.graph, aten.mul.Tensor):
-        if len(node.args) != 2 or not all(isinstance(a, Node) for a in node.args):
+    for node in calls(module.graph, *ARITHMETIC):
+        x, scale, shift = _affine(module, node)
+        if x is None or not all(bool(torch.isfinite(n).all()) for n in (scale, shift)):
             continue
-        x, factor = cast("tuple[Node, Node]", node.args if is_constant(node.args[1]) else node.args[::-1])
-        if not is_constant(factor) or is_constant(x):
+        dimensions, c = len(shape_of(x)), scale if scale.numel() > 1 else shift
+        along = [dimensions - c.ndim + i for i, n in enumerate(c.shape) if n > 1]
+        if c.ndim > dimensions or len(along) > 1:
             continue
-        gamma, dimensions = constant(module, factor), len(shape_of(x))
-        along = [i for i, n in enumerate(gamma.shape) if n > 1]
-        if len(along) != 1 or gamma.ndim > dimensions:
-            continue
-        axis = dimensions - gamma.ndim + along[0]
-        product = _product_before(module, x, channels=gamma.numel(), axis=axis)
+        product = _product_before(module, x, channels=c.numel(), axis=along[0] if along else None)
         if product is not None:
-            nothing = torch.zeros(gamma.numel(), dtype=torch.float64)
-            _scale_product(module, product, gamma.double().flatten(), nothing)
+            _scale_product(module, product, scale.flatten(), shift.flatten())
             replace(node, x)
+
+
+def _affine(module: GraphModule, node: Node) -> tuple[Node | None, Tensor, Tensor]:
+    """x, factor and summand (float64) of a multiplication, division, addition or subtraction of x and a constant; no x where
+    it is of anything else.
+    """
+    one, zero, alpha = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), node.kwargs.get("alpha", 1)
+    if is_call(node, aten.neg.default):
+        return cast(Node, node.args[0]), -one, zero
+    a, b = map(_spread_constant, node.args[:2])
+    x, other = (b, a) if is_constant(a) else (a, b)
+    known = isinstance(other, int | float) or is_constant(other)
+    numbers = isinstance(alpha, int | float) and not set(node.kwargs) - {"alpha"} and len(node.args) == 2
+    if not isinstance(x, Node) or is_constant(x) or not known or not numbers:
+        return None, one, zero
+    c = constant(module, other).double() if isinstance(other, Node) else torch.tensor(other, dtype=torch.float64)
+    if is_call(node, aten.mul.Tensor, aten.mul.Scalar):
+        return x, c, zero
+    if is_call(node, aten.div.Tensor, aten.div.Scalar):
+        return (x, 1 / c, zero) if x is a else (None, one, zero)
+    left, right = 1, alpha  # how often each operand is added
+    if is_call(node, aten.sub.Tensor, aten.sub.Scalar):
+        right = -alpha
+    elif is_call(node, aten.rsub.Scalar, aten.rsub.Tensor):
+        left, right = -alpha, 1
+    return (x, left * one, right * c) if x is a else (x, right * one, left * c)
+
+
+def _spread_constant(operand: Any) -> Any:
+    """The constant that an operand spreads out over the batch; any other operand as it is."""
+    behind = list(back_through(operand, SPREAD))[-1] if isinstance(operand, Node) else operand
+    return behind if is_constant(behind) else operand
 
 
 def _causal_mask(module: GraphModule, node: Node, q: Node, k: Node) -> Node:
@@ -193,18 +234,22 @@ def _repeated(module: GraphModule, origin: Node, x: Node, repeats: int) -> Node:
     return call_like(module.graph, origin, aten.flatten.using_ints, x, axis, axis + 1)
 
 
-def _product_before(module: GraphModule, x: Node, *, channels: int, axis: int) -> Node | None:
-    """The linear or convolution whose output channels are dimension `axis` of x, with nothing but x made of its result."""
-    place: int | None = axis
-    while place is not None and len(x.users) == 1 and is_call(x, *VIEWS, *TURNS):
+def _product_before(module: GraphModule, x: Node, *, channels: int, axis: int | None) -> Node | None:
+    """The linear or convolution whose output channels are dimension `axis` of x, with nothing but x made of its result; for
+    an axis of None a convolution, whatever has become of its channels.
+    """
+    place = axis
+    while len(x.users) == 1 and is_call(x, *VIEWS, *TURNS) and (axis is None or place is not None):
         behind = cast(Node, x.args[0])
-        place = _axis_behind(x, behind, place)
+        place = None if place is None else _axis_behind(x, behind, place)
         x = behind
-    if place is None or len(x.users) != 1 or not is_call(x, LINEAR, *CONVS) or not is_constant(x.args[1]):
+    if len(x.users) != 1 or not is_call(x, LINEAR, *CONVS, *TRANSPOSED) or not is_constant(x.args[1]):
         return None
-    last = len(shape_of(x)) - 1
-    fits = constant(module, cast(Node, x.args[1])).shape[0] == channels
-    return x if fits and place == (last if is_call(x, LINEAR) else 1) else None
+    if axis is None:
+        return None if is_call(x, LINEAR) else x
+    weight = constant(module, cast(Node, x.args[1]))
+    own = weight.shape[1] * argument(x, 6, "groups", 1) if is_call(x, *TRANSPOSED) else weight.shape[0]
+    return x if own == channels and place == (len(shape_of(x)) - 1 if is_call(x, LINEAR) else 1) else None
 
 
 def _axis_behind(view: Node, behind: Node, axis: int) -> int | None:
@@ -228,15 +273,21 @@ def _axis_behind(view: Node, behind: Node, axis: int) -> int | None:
 
 
 def _scale_product(module: GraphModule, product: Node, scale: Tensor, shift: Tensor) -> None:
-    """Replace W, b by scale W, scale b + shift, computed in float64; the old tensors may have other readers."""
+    """Replace W, b by scale W, scale b + shift, (channels,) or (1,) in float64; the old tensors may have other readers."""
     weight = constant(module, cast(Node, product.args[1]))
     old = argument(product, 2, "bias")
-    bias = None if old is None else constant(module, old)
-    scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    shifted = shift if bias is None else bias.double() * scale + shift
+    if is_call(product, *TRANSPOSED):  # (inputs, channels of a group, ...), the groups one behind the other
+        groups = argument(product, 6, "groups", 1)
+        channels = weight.shape[1] * groups
+        rows = weight.double().unflatten(0, (groups, -1)) * scale.expand(channels).view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        scaled = rows.flatten(0, 1)
+    else:
+        channels, scaled = len(weight), weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+    shifted = shift.expand(channels) if old is None else constant(module, old).double() * scale + shift
     name = cast(Node, product.args[1]).target
     arguments = list(product.args) + [None] * (3 - len(product.args))
     arguments[1] = add_constant(module, f"{name}_folded", scaled.to(weight.dtype), product)
-    if bias is not None or bool(shifted.any()):
+    if old is not None or bool(shifted.any()):
         arguments[2] = add_constant(module, f"{name}_folded_bias", shifted.to(weight.dtype), product)
     product.args = tuple(arguments)
+    product.kwargs = {key: value for key, value in product.kwargs.items() if key != "bias"}

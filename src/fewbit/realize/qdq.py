@@ -23,6 +23,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
+from fewbit.capture.normalize import CONVS
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
@@ -224,14 +225,15 @@ def _add_float_biases(module: GraphModule) -> None:
     openvino 2026.4 adds the first entry of the bias to all channels where a QuantizeLinear follows, the batch is dynamic and
     the model reads its size (for a class token). An addition it makes part of the kernel again, as onnxruntime does.
     """
-    for conv in calls(module.graph, aten.conv2d.default):
+    for conv in calls(module.graph, *CONVS):
         bias = argument(conv, 2, "bias")
         if not is_constant(bias):
             continue
         give_bias(conv, None)
         behind = list(conv.users)
         with module.graph.inserting_after(conv):
-            flat = add_constant(module, f"{bias.name}_map", constant(module, bias).view(1, -1, 1, 1), conv)
+            shape = [1, -1] + [1] * (len(conv.meta["tensor_meta"].shape) - 2)
+            flat = add_constant(module, f"{bias.name}_map", constant(module, bias).view(shape), conv)
             total = module.graph.call_function(aten.add.Tensor, (conv, flat))
         for user in behind:
             user.replace_input_with(conv, total)
