@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capture.nets import count, graph_of, images, opened, randomize
 from fewbit.capture import normalize
-from fewbit.capture.fx import calls, constant
+from fewbit.capture.fx import argument, calls, constant
 
 SIZE = (3, 8, 8)
 TOKENS, WIDTH = 16, 12
@@ -142,6 +142,101 @@ def test_a_counter_that_starts_below_the_bound_still_masks():
 def test_batch_norm_behind_a_convolution_goes_into_its_weights(bias, affine):
     net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3, bias=bias), bn=nn.BatchNorm2d(6, affine=affine))
     assert count(same(net)) == {"conv2d": 1}
+
+
+SETTINGS = [  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override, on 8 x 7
+    (3, 2, 1, True, True, None),
+    (3, 2, 0, True, True, None),
+    (3, 2, 1, True, False, None),
+    (3, 2, 1, False, True, None),
+    (2, 2, 0, False, True, None),
+    ((3, 2), (2, 3), (1, 0), True, True, None),
+    ((2, 4), (3, 3), (1, 2), True, True, None),
+    (2, 3, 1, True, True, None),
+    (3, 2, 1, True, True, 7),
+    (3, 3, 0, False, True, 5),
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_average_is_written_so_that_every_runtime_divides_alike(setting):
+    """Values against torch. A window divides by what is in it, or the runtimes' integer kernels count what hangs over."""
+    module = same(Net(lambda net, x: F.avg_pool2d(x[:, :, :, :7], *setting)))
+    node = next(iter(calls(module.graph, torch.ops.aten.avg_pool2d.default)))
+    ceil, counted, *divisor = node.args[4:]
+    assert not divisor
+    assert not (ceil and counted)
+    if setting[3:] in ((False, True, None), (True, False, None)):  # nothing to mend
+        assert count(module).keys() == {"slice", "avg_pool2d"}
+
+
+CHANNELS = 6
+PRODUCTS = {
+    "convolution": lambda: nn.Conv2d(3, CHANNELS, 3, bias=False),
+    "depthwise": lambda: nn.Conv2d(3, CHANNELS, 3, groups=3),
+    "transposed": lambda: nn.ConvTranspose2d(3, CHANNELS, 3, 2, 1, groups=3),
+    "linear": lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, CHANNELS), nn.Unflatten(2, (CHANNELS, 1))),
+}
+ARITHMETIC = {  # y and the four tensors of a batch norm, each (6, 1, 1)
+    "factor and summand": lambda y, w, b, m, v: y * (w / (v + 1e-5).sqrt()) + (b - m * w / (v + 1e-5).sqrt()),
+    "constants first": lambda y, w, b, m, v: b + w * y,
+    "as it is defined": lambda y, w, b, m, v: (y - m) / torch.sqrt(v + 1e-5) * w + b,
+    "subtracted from": lambda y, w, b, m, v: b - y * w,
+    "negated": lambda y, w, b, m, v: -(y * w),
+    "views": lambda y, w, b, m, v: y * w.flatten().view(1, -1, 1, 1) + b.flatten()[None, :, None, None],
+    "spread over the batch": lambda y, w, b, m, v: y * w.expand_as(y) + b.expand(y.shape[0], -1, -1, -1),
+    "addcmul": lambda y, w, b, m, v: torch.addcmul(b, y, w, value=2),
+    "alpha": lambda y, w, b, m, v: torch.sub(y, b, alpha=3),
+    "in place": lambda y, w, b, m, v: y.mul_(w).add_(b),
+}
+
+
+@pytest.mark.parametrize("form", ARITHMETIC)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_batch_norm_written_as_arithmetic_goes_into_the_product(product, form):
+    draws = [torch.rand(CHANNELS, 1, 1, generator=torch.Generator().manual_seed(i)) + 0.5 for i in range(4)]
+    net = Net(lambda net, x: ARITHMETIC[form](net.product(x), *draws).relu(), product=PRODUCTS[product]())
+    if product == "linear":  # its channels are dimension 2
+        net.does = lambda net, x: ARITHMETIC[form](net.product(x).transpose(1, 2), *draws).relu()
+    found = count(same(net))
+    number = {"neg"} if product == "linear" else set()  # one number for all channels stays behind a linear
+    assert not set(found) & ({"mul", "div", "add", "sub", "rsub", "neg", "addcmul", "expand"} - number)
+    assert sum(found[name] for name in ("conv2d", "conv_transpose2d", "linear")) == 1
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        pytest.param(lambda y: y * torch.linspace(1, 2, y.shape[-1]), id="columns"),
+        pytest.param(lambda y: torch.ones(6, 1, 1) / (y.abs() + 1), id="divided by it"),
+        pytest.param(lambda y: (z := y * torch.full((6, 1, 1), 2.0)) + z.relu() + y, id="read twice"),
+    ],
+)
+def test_arithmetic_that_is_not_of_channels_alone_stays(does):
+    found = count(same(Net(lambda net, x: does(net.conv(x)), conv=nn.Conv2d(3, 6, 3))))
+    assert set(found) & {"mul", "div"}
+
+
+def test_one_number_for_all_channels_goes_into_a_convolution_and_stays_behind_a_linear():
+    assert count(same(Net(lambda net, x: 1 - (2 * net.conv(x) + 0.5) / 3, conv=nn.Conv2d(3, 6, 3)))) == {"conv2d": 1}
+    assert count(same(Net(lambda net, x: net.fc(tokens(x)) * 0.5, fc=nn.Linear(12, 4))))["mul"] == 1
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (2, 5)])
+@pytest.mark.parametrize("words", [("same", 1), ("same", 2), ("valid", 1)])
+def test_padding_given_as_a_word_becomes_numbers(words, size):
+    """torch's own convolution is the oracle; what is more on one side stands before it."""
+    conv = nn.Conv2d(3, 6, size, padding=words[0], dilation=words[1])
+    module = same(Net(lambda net, x: net.conv(x), conv=conv))
+    node = next(iter(calls(module.graph, torch.ops.aten.conv2d.default)))
+    total = [words[1] * (k - 1) * (words[0] == "same") for k in size]
+    assert argument(node, 4, "padding", [0, 0]) == [t // 2 for t in total]
+    assert count(module)["pad"] == any(t % 2 for t in total)
+
+
+def test_padding_given_as_a_word_becomes_numbers_in_one_dimension_too():
+    net = Net(lambda net, x: net.conv(x.flatten(2)), conv=nn.Conv1d(3, 6, 4, padding="same", groups=3))
+    assert count(same(net))["conv1d"] == 1
 
 
 def test_batch_norm_behind_a_grouped_one_dimensional_convolution_goes_into_its_weights():

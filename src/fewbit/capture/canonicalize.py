@@ -29,6 +29,7 @@ from fewbit.capture.fx import (
     replace,
     shape_of,
 )
+from fewbit.capture.windows import AVERAGES, PADDED, name_convolution, number_padding, plain_average
 
 LINEAR = aten.linear.default
 MATMUL = aten.matmul.default
@@ -51,11 +52,6 @@ CASTS = (
     aten.type_as.default,
     aten._to_copy.default,
 )
-PADDED = {  # a convolution whose padding is a word -> the one whose padding is numbers
-    aten.conv1d.padding: aten.conv1d.default,
-    aten.conv2d.padding: aten.conv2d.default,
-    aten.conv3d.padding: aten.conv3d.default,
-}
 CREATORS = (
     aten.arange.default,
     aten.arange.start,
@@ -166,9 +162,11 @@ def one_form(module: GraphModule) -> None:
         elif is_call(node, LINEAR) and not is_constant(node.args[1]):
             _open_linear(module.graph, node)
         elif is_call(node, *PADDED):
-            _number_padding(module, node)
+            number_padding(module, node)
+        elif is_call(node, *AVERAGES):
+            plain_average(module.graph, node)
         elif is_call(node, aten.convolution.default):
-            _name_convolution(module.graph, node)
+            name_convolution(module.graph, node)
         elif is_call(node, aten._native_batch_norm_legit_no_training.default):
             _name_batch_norm(module.graph, node)
         elif is_call(node, aten.where.self):
@@ -275,30 +273,6 @@ def _permuted(graph: Graph, origin: Node, x: Node, letters: str, target: list[st
 def _joined(graph: Graph, origin: Node, x: Node, start: int, count: int) -> Node:
     """x with `count` dimensions from `start` on as one."""
     return x if count < 2 else call_like(graph, origin, aten.flatten.using_ints, x, start, start + count - 1)
-
-
-def _number_padding(module: GraphModule, node: Node) -> None:
-    """padding="same" or "valid" in numbers, as many on both sides; one more behind an even kernel is a padding of its own."""
-    x, weight = cast("tuple[Node, Node]", node.args[:2])
-    kernel = (constant(module, weight).shape if is_constant(weight) else shape_of(weight))[2:]
-    dilation = argument(node, 5, "dilation", 1)
-    steps = list(dilation) if isinstance(dilation, list | tuple) else [dilation]
-    steps = steps * len(kernel) if len(steps) == 1 else steps
-    same = argument(node, 4, "padding", "valid") == "same"
-    total = [step * (size - 1) if same else 0 for step, size in zip(steps, kernel, strict=True)]
-    if any(n % 2 for n in total):
-        x = call_like(module.graph, node, aten.pad.default, x, [n for t in reversed(total) for n in (0, t % 2)])
-    bias, stride, groups = argument(node, 2, "bias"), argument(node, 3, "stride", 1), argument(node, 6, "groups", 1)
-    node.args = (x, weight, bias, stride, [t // 2 for t in total], steps, groups)
-    node.target, node.kwargs = PADDED[cast(Any, node.target)], {}
-
-
-def _name_convolution(graph: Graph, node: Node) -> None:
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
-    convs = {3: aten.conv1d.default, 4: aten.conv2d.default}
-    target = convs.get(len(shape_of(node)))
-    if not transposed and target is not None:
-        replace(node, call_like(graph, node, target, x, weight, bias, stride, padding, dilation, groups))
 
 
 def _name_batch_norm(graph: Graph, node: Node) -> None:

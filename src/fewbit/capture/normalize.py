@@ -54,7 +54,6 @@ ARITHMETIC = (
     aten.rsub.Tensor,
 )
 SDPA = aten.scaled_dot_product_attention.default
-SPREAD = {aten.expand.default, aten.expand_as.default}
 TURNS = (aten.transpose.int, aten.permute.default)
 # what passes truth on: true everywhere where its operands are
 TRUTH: set[Callable[..., Any]] = {aten.expand.default, aten.bitwise_and.Tensor, aten.logical_and.default, *VIEWS}
@@ -145,6 +144,7 @@ def fold_channel_constants(module: GraphModule) -> None:
     batch norm written as arithmetic (torchvision's detectors, DETR). Per-channel weight scales absorb a factor, so nothing is
     lost. One number for all channels goes into a convolution; behind a linear it is the scale of attention, and stays.
     """
+    _drop_spreading(module)
     for node in calls(module.graph, *ARITHMETIC):
         x, scale, shift = _affine(module, node)
         if x is None or not all(bool(torch.isfinite(n).all()) for n in (scale, shift)):
@@ -166,7 +166,7 @@ def _affine(module: GraphModule, node: Node) -> tuple[Node | None, Tensor, Tenso
     one, zero, alpha = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), node.kwargs.get("alpha", 1)
     if is_call(node, aten.neg.default):
         return cast(Node, node.args[0]), -one, zero
-    a, b = map(_spread_constant, node.args[:2])
+    a, b = (*node.args, None)[:2]
     x, other = (b, a) if is_constant(a) else (a, b)
     known = isinstance(other, int | float) or is_constant(other)
     numbers = isinstance(alpha, int | float) and not set(node.kwargs) - {"alpha"} and len(node.args) == 2
@@ -185,10 +185,16 @@ def _affine(module: GraphModule, node: Node) -> tuple[Node | None, Tensor, Tenso
     return (x, left * one, right * c) if x is a else (x, right * one, left * c)
 
 
-def _spread_constant(operand: Any) -> Any:
-    """The constant that an operand spreads out over the batch; any other operand as it is."""
-    behind = list(back_through(operand, SPREAD))[-1] if isinstance(operand, Node) else operand
-    return behind if is_constant(behind) else operand
+def _drop_spreading(module: GraphModule) -> None:
+    """x * c.expand_as(x) as x * c: arithmetic with a tensor of the whole shape spreads a constant by itself."""
+    for node in calls(module.graph, *ARITHMETIC):
+        shape = list(map(str, shape_of(node)))  # as text: comparing symbols would guard on them
+        for operand in node.all_input_nodes:
+            behind = list(back_through(operand, {aten.expand.default, aten.expand_as.default}))[-1]
+            whole = [n for n in node.all_input_nodes if n is not operand and list(map(str, shape_of(n))) == shape]
+            if behind is not operand and is_constant(behind) and whole:
+                node.replace_input_with(operand, behind)
+    module.graph.eliminate_dead_code()
 
 
 def _causal_mask(module: GraphModule, node: Node, q: Node, k: Node) -> Node:
