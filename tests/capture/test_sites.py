@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
 
 from capture.nets import graph_of, kinds, roles
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, tokens
 from fewbit.capture import capture, load_model
+from fewbit.target import load_target
+from fewbit.target.allowed import allowed
 
 # padding
 
@@ -146,20 +149,44 @@ def test_a_model_whose_own_module_is_called_inner_keeps_its_names():
 # notes
 
 
+def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.unseen).mean() + net.conv(x)
+
+
 @pytest.mark.parametrize(
-    ("net", "note"),
+    ("net", "function", "macs"),
     [
-        (Net(lambda net, x: net.up(net.conv(x)), up=nn.ConvTranspose2d(4, 3, 2)), "up: aten.conv_transpose2d.input"),
-        (Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(2) @ net.w, w=torch.randn(4, 36, 36)), "aten.matmul"),
-        (Net(lambda net, x: torch.einsum("bchw,bchw->b", x, x) + net.conv(x).mean()), "aten.einsum"),
+        (
+            Net(lambda net, x: net.up(net.conv(x)), up=nn.ConvTranspose2d(4, 6, 2, 2, groups=2)),
+            "conv_transpose2d",
+            36 * 4 * 3 * 4,
+        ),
+        (Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(2) @ net.w, w=torch.randn(4, 36, 36)), "matmul", 4 * 36 * 36),
+        (Net(lambda net, x: torch.einsum("bchw,bchw->b", x, x) + net.conv(x).mean()), "einsum", 3 * 64),
+        (Net(lambda net, x: net.vol(net.conv(x).unsqueeze(2)), vol=nn.Conv3d(4, 5, (1, 3, 3))), "conv3d", 5 * 16 * 4 * 9),
+        (
+            Net(lambda net, x: net.two(x.mean(2), x.amax(2)) + net.conv(x).mean(), two=nn.Bilinear(8, 8, 5)),
+            "bilinear",
+            3 * 5 * 64,
+        ),
+        (Net(attend, unseen=torch.zeros(16, 16, dtype=torch.bool)), "scaled_dot_product_attention", 2 * 2 * 16 * 16 * 6),
+        (
+            Net(
+                lambda net, x: net.bend(x, net.moved(x)), bend=DeformConv2d(3, 5, 3, padding=1), moved=nn.Conv2d(3, 18, 3, 1, 1)
+            ),
+            "deform_conv2d",
+            5 * 64 * 27,
+        ),
     ],
 )
-def test_a_product_that_stays_float_is_noted(net, note):
+def test_a_product_that_is_no_op_counts_among_the_whole_work(net, function, macs):
+    """Multiply-accumulates in closed form. A target leaves it float and says so with its share of the work."""
     net.add_module("conv", nn.Conv2d(3, 4, 3))
-    notes = graph_of(net).notes
-    assert len(notes) == 1
-    assert note in notes[0]
-    assert "stays float" in notes[0]
+    graph = capture(load_model(net.eval(), overrides={"input_size": SIZE}))
+    assert [(other.function, other.macs) for other in graph.float_products] == [(function, macs)]
+    assert graph.macs == macs + sum(op.macs for op in graph.ops)
+    (fallback,) = (f for f in allowed(graph, load_target("ort-x86-vnni")).fallbacks if function in f.why)
+    assert fallback.macs_share == macs / graph.macs
 
 
 def test_dropout_that_is_left_on_is_noted():

@@ -163,7 +163,8 @@ def _affine(module: GraphModule, node: Node) -> tuple[Node | None, Tensor, Tenso
     """x, factor and summand (float64) of a multiplication, division, addition or subtraction of x and a constant; no x where
     it is of anything else.
     """
-    one, zero, alpha = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), node.kwargs.get("alpha", 1)
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    alpha: Any = node.kwargs.get("alpha", 1)
     if is_call(node, aten.neg.default):
         return cast(Node, node.args[0]), -one, zero
     a, b = (*node.args, None)[:2]
@@ -177,12 +178,12 @@ def _affine(module: GraphModule, node: Node) -> tuple[Node | None, Tensor, Tenso
         return x, c, zero
     if is_call(node, aten.div.Tensor, aten.div.Scalar):
         return (x, 1 / c, zero) if x is a else (None, one, zero)
-    left, right = 1, alpha  # how often each operand is added
+    left, right = 1 * one, alpha * one  # how often each operand is added
     if is_call(node, aten.sub.Tensor, aten.sub.Scalar):
-        right = -alpha
+        right = -alpha * one
     elif is_call(node, aten.rsub.Scalar, aten.rsub.Tensor):
-        left, right = -alpha, 1
-    return (x, left * one, right * c) if x is a else (x, right * one, left * c)
+        left, right = -alpha * one, one
+    return (x, left, right * c) if x is a else (x, right, left * c)
 
 
 def _drop_spreading(module: GraphModule) -> None:

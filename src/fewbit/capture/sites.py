@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import cast
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import ShapeProp
 
-from fewbit.capture.canonicalize import DROPOUTS, LINEAR, MATMUL
+from fewbit.capture.canonicalize import DROPOUTS
+from fewbit.capture.costs import count_costs
 from fewbit.capture.export import WRAPPER, graph_module
-from fewbit.capture.fx import MOVES, aten, back_through, constant, is_call, is_constant
+from fewbit.capture.fx import MOVES, back_through, calls, constant, is_call, is_constant
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.load import Loaded
-from fewbit.capture.normalize import CONVS, SDPA, normalize
-from fewbit.core.values import Choice, Graph, Op, Site
+from fewbit.capture.normalize import normalize
+from fewbit.core.values import Choice, FloatProduct, Graph, Op, Site
 from fewbit.errors import BadModel
 
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight
-# work that would be a product of integers if it had a form that find() takes
-PRODUCTS = (
-    LINEAR,
-    MATMUL,
-    SDPA,
-    *CONVS,
-    aten.einsum.default,
-    aten.bilinear.default,
-    aten.convolution.default,
-    aten.conv3d.default,
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-)
 
 
 def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
-    ShapeProp(module).propagate(torch.zeros(1, *loaded.input_shape))
+    count_costs(module, loaded.input_shape)
     ops, sites = find(module)
     if not ops:
         raise BadModel(f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize.")
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, _notes(module, {op.node for op in ops}))
+    others = _float_products(module, {op.node for op in ops})
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, _notes(module), others)
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
@@ -62,8 +47,7 @@ def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
             first.setdefault(key, (site, operand, tensor))
             readers.setdefault(key, []).append((name, operand))
             operands[operand] = first[key][0]
-        macs, terms = _cost(module, node, kind)
-        ops.append(Op(name, node.name, kind.name, operands, macs, terms))
+        ops.append(Op(name, node.name, kind.name, operands, node.meta["macs"], _terms(module, node, kind)))
     sites = []
     for key, (site, role, tensor) in first.items():
         shape = tuple(constant(module, tensor).shape) if is_constant(tensor) else shape_for_one(tensor)
@@ -71,16 +55,21 @@ def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
     return ops, sites
 
 
-def _notes(module: GraphModule, op_nodes: set[str]) -> tuple[str, ...]:
-    """One line for every product that is no op, and for dropout that the model leaves on."""
-    notes = []
-    for node in module.graph.nodes:
-        where = f"{path_of(node) or node.name}: {node.target}"
-        if is_call(node, *PRODUCTS) and node.name not in op_nodes:
-            notes.append(f"{where} stays float, it was not opened")
-        elif is_call(node, *DROPOUTS):
-            notes.append(f"{where} is on outside of training; the model's output is random")
-    return tuple(notes)
+def _float_products(module: GraphModule, op_nodes: set[str]) -> tuple[FloatProduct, ...]:
+    """Every node with products that is no op."""
+    nodes = [node for node in module.graph.nodes if node.meta.get("macs") and node.name not in op_nodes]
+    called = [str(node.target).split(".")[1] for node in nodes]  # aten.conv_transpose2d.input
+    return tuple(
+        FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, name in zip(nodes, called, strict=True)
+    )
+
+
+def _notes(module: GraphModule) -> tuple[str, ...]:
+    """One line for each dropout that the model leaves on."""
+    return tuple(
+        f"{path_of(node) or node.name}: {node.target} is on outside of training; the model's output is random"
+        for node in calls(module.graph, *DROPOUTS)
+    )
 
 
 def path_of(node: Node) -> str:
@@ -131,10 +120,9 @@ def owner_of(node: Node, owners: Mapping[str, str]) -> str | None:
     return next((owners[n.name] for n in back_through(node, {*MOVES, *MAX_POOLS}) if n.name in owners), None)
 
 
-def _cost(module: GraphModule, node: Node, kind: OpKind) -> tuple[int, int | None]:
-    """Multiply-accumulates for one image, and the products in one output."""
+def _terms(module: GraphModule, node: Node, kind: OpKind) -> int | None:
+    """The products in one output; None for an op without."""
     if not kind.product:
-        return 0, None
+        return None
     left, right = (cast(Node, read) for read in node.args[:2])
-    terms = constant(module, right)[0].numel() if kind.weighted else shape_for_one(left)[-1]
-    return math.prod(shape_for_one(node)) * terms, terms
+    return constant(module, right)[0].numel() if kind.weighted else shape_for_one(left)[-1]

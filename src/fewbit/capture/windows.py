@@ -52,7 +52,8 @@ def plain_average(graph: Graph, node: Node) -> None:
     torch.onnx forgets the number; onnxruntime's integer kernel and openvino count what hangs over. With the padding in front of
     it a window divides by the elements in it, which all of them do.
     """
-    dimensions = AVERAGES[cast(Any, node.target)]
+    target = cast(Any, node.target)
+    dimensions = AVERAGES[target]
     x, kernel = cast(Node, node.args[0]), each(node.args[1], dimensions)
     stride, padding = argument(node, 2, "stride", None) or kernel, each(argument(node, 3, "padding", 0), dimensions)
     counted, divisor = argument(node, 5, "count_include_pad", True), argument(node, 6, "divisor_override")
@@ -65,7 +66,7 @@ def plain_average(graph: Graph, node: Node) -> None:
         ends = [n for pair in zip(reversed(padding), reversed(behind), strict=True) for n in pair]
         x = call_like(graph, node, aten.pad.default, x, ends) if any(ends) else x
         padding, over, counted = [0] * dimensions, over and divisor is None, False
-    pool = call_like(graph, node, node.target, x, kernel, stride, padding, over, counted and any(padding))
+    pool = call_like(graph, node, target, x, kernel, stride, padding, over, counted and any(padding))
     if divisor is not None:
         pool.meta["val"] = node.meta.get("val")
         pool = call_like(graph, node, aten.mul.Tensor, pool, math.prod(kernel) / divisor)

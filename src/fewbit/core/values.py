@@ -58,14 +58,28 @@ class Op:
 
 
 @dataclass(frozen=True)
+class FloatProduct:
+    """Sums of products that no kind of op describes (a transposed or deformable convolution, an einsum that stays one): where
+    they stand, the name of the function, and the multiply-accumulates for one image.
+    """
+
+    name: str
+    function: str
+    macs: int
+
+
+@dataclass(frozen=True)
 class Graph:
-    """A captured model: an fx graph module with attention opened and batch norm folded, and its ops and sites."""
+    """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
+    that are no ops. `macs` counts the whole work.
+    """
 
     module: GraphModule
     ops: tuple[Op, ...]
     sites: tuple[Site, ...]
     input_shape: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    float_products: tuple[FloatProduct, ...] = ()
 
     def op(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)
@@ -75,7 +89,7 @@ class Graph:
 
     @property
     def macs(self) -> int:
-        return sum(op.macs for op in self.ops)
+        return sum(op.macs for op in self.ops) + sum(other.macs for other in self.float_products)
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class Bias:
         return values(self.integer.codes.to(torch.int32), self.integer.qparams, self.integer.grid)
 
 
-FallbackKind = Literal["site", "accumulator", "calibration", "kernels", "runtime", "machine", "speed"]
+FallbackKind = Literal["site", "accumulator", "calibration", "kernels", "runtime", "machine", "speed", "file"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,8 @@ class Fallback:
     """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1).
 
     `kind` is its subject: a site or op, a narrower grid that an accumulator needs, the calibration images, kernels that
-    were not fused, a runtime or a machine that is not here, or a float model that is faster.
+    were not fused, a runtime or a machine that is not here, a float model that is faster, or a file that a runtime beside the
+    target's cannot load.
     """
 
     site: str

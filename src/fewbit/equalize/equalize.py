@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -111,7 +111,7 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
         delattr(holder, leaf)
         holder.register_buffer(leaf, value.detach().contiguous())  # shared: nothing writes to constants
     module.recompile()
-    return Graph(module.eval(), graph.ops, graph.sites, graph.input_shape, graph.notes)
+    return replace(graph, module=module.eval())
 
 
 def same_function(a: Graph, b: Graph, seed: int = 0) -> float:

@@ -78,6 +78,7 @@ def allowed(
     widths: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
     keep_float: Sequence[str] = (),
     everything: bool = False,
+    apart: Mapping[str, str] = MappingProxyType({}),
 ) -> Allowed:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
@@ -89,13 +90,14 @@ def allowed(
     `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
     the largest width that one of them asks for, or, where it is named itself as a site, its own.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
-    run in integers and runs faster in float. Raises UnknownName for a pattern that matches nothing.
+    run in integers and runs faster in float; `apart` are ops, by name, that numbers speak against, and why. Raises UnknownName
+    for a pattern that matches nothing.
     """
     for pattern in keep_float:
         if not any(_matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
     site_bits = {site.name: _site_bits(site, weight_bits, activation_bits, widths) for site in graph.sites}
-    entries, fallbacks = _all_entries(graph, target, keep_float, everything=everything, site_bits=site_bits)
+    entries, fallbacks = _all_entries(graph, target, keep_float, apart, everything=everything, site_bits=site_bits)
     grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for follows in (False, True):
@@ -133,7 +135,13 @@ def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> 
 
 
 def _all_entries(
-    graph: Graph, target: Target, keep_float: Sequence[str], *, everything: bool, site_bits: Mapping[str, int | None]
+    graph: Graph,
+    target: Target,
+    keep_float: Sequence[str],
+    apart: Mapping[str, str],
+    *,
+    everything: bool,
+    site_bits: Mapping[str, int | None],
 ) -> tuple[dict[str, list[OpRule]], list[Fallback]]:
     """The usable entries of the target for each op, and a fallback for each op that has none or stays float on request."""
     entries: dict[str, list[OpRule]] = {}
@@ -142,9 +150,15 @@ def _all_entries(
         if _matches(op, keep_float):
             fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
             continue
+        if op.name in apart:
+            fallbacks.append(_fallback(graph, op, apart[op.name]))
+            continue
         entries[op.name], why = _entries(graph, target, op, everything=everything, site_bits=site_bits)
         if why and (op.macs or target.rules(op.kind)):
             fallbacks.append(_fallback(graph, op, why))
+    for other in graph.float_products if target.op else ():
+        why, share = f"{target.name} has no integer {other.function}", other.macs / max(graph.macs, 1)
+        fallbacks.append(Fallback(other.name, "integers", "float", why, share))
     return entries, fallbacks
 
 

@@ -1,0 +1,62 @@
+"""What every node of a graph costs: shapes for one image, and multiply-accumulates as torch's own counter has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from fewbit.capture.fx import aten
+
+Shape = Sequence[int]
+
+
+class Costs(ShapeProp):
+    """Runs a module on zeros and notes in `meta` of each node its shape and, as `macs`, its multiply-accumulates."""
+
+    def __init__(self, module: GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(module)
+        self.counter = counter
+
+    def run_node(self, n: Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        n.meta["macs"] = (self.counter.get_total_flops() - before) // 2
+        return result
+
+
+def count_costs(module: GraphModule, input_shape: tuple[int, int, int]) -> None:
+    """Shapes and multiply-accumulates of every node, for one image."""
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_beside()) as counter:
+        Costs(module, counter).propagate(torch.zeros(1, *input_shape))
+
+
+def _beside() -> dict[Any, Callable[..., int]]:
+    """Products that torch's counter does not know, each with the operations (two a product) from the shapes of its tensors."""
+    formulas: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: sdpa_flop_count(q, k, v),
+        aten.mv: lambda a, b, **kwargs: 2 * math.prod(a),
+        aten.dot: lambda a, b, **kwargs: 2 * math.prod(a),
+        aten._trilinear: _trilinear,
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # there once a model has imported torchvision
+        formulas[torch.ops.torchvision.deform_conv2d] = _deformable
+    return formulas
+
+
+def _deformable(x: Shape, weight: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _trilinear(a: Shape, b: Shape, c: Shape, *new: Any, **kwargs: Any) -> int:
+    """What torch.bilinear is made of: a, b and c with new dimensions at so many places, multiplied."""
+    whole = [list(shape) for shape in (a, b, c)]
+    for shape, places in zip(whole, new, strict=False):
+        for place in places:
+            shape.insert(place, 1)
+    return 2 * math.prod(map(max, *whole))
