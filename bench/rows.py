@@ -56,7 +56,7 @@ class Bench:
         self.options = {"everything": everything, **options}
         self.out.mkdir(parents=True, exist_ok=True)
         self.seed: int | None = None
-        first = Run.start(self.request(seed=0, images=args.images), STAGES[:2])
+        first = Run.start(self.request(seed=0, images=args.images), STAGES[:3])
         self.scored, self.preprocess = first["scored"], first["inputs"].preprocess  # the same images for every seed
         np.save(self.out / "labels.npy", np.asarray(self.scored.labels))
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewbit.core.grid import Grid
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, Stopped
 from fewbit.files import pack, read_json, sha256, unpack, write_atomic, write_json
 
 
@@ -84,21 +84,21 @@ def test_a_writer_that_raises_leaves_nothing_half_written(tmp_path, old):
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path):
-    with pytest.raises(BadFile, match=r"a\.txt cannot be written: the disk is full"):
+    with pytest.raises(Stopped, match=r"a\.txt cannot be written: the disk is full"):
         write_atomic(tmp_path / "a.txt", fails(OSError(errno.ENOSPC, "No space left on device")))
     assert contents(tmp_path) == {}
 
 
-def test_a_folder_that_is_a_file_is_a_bad_file(tmp_path):
+def test_a_folder_that_is_a_file_stops_the_work(tmp_path):
     (tmp_path / "run").write_bytes(b"in the way")
-    with pytest.raises(BadFile, match="cannot be written"):
+    with pytest.raises(Stopped, match="cannot be written"):
         write_atomic(tmp_path / "run" / "a.txt", lambda part: part.write_bytes(b"whole"))
     assert contents(tmp_path) == {"run": b"in the way"}
 
 
-def test_a_folder_where_the_file_should_be_is_a_bad_file(tmp_path):
+def test_a_folder_where_the_file_should_be_stops_the_work(tmp_path):
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(BadFile, match="cannot be written"):
+    with pytest.raises(Stopped, match="cannot be written"):
         write_atomic(tmp_path / "a.txt", lambda part: part.write_bytes(b"whole"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

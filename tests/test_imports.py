@@ -30,7 +30,14 @@ ORDER = (
     "search",
     "cli",
 )
-COMMON = {"core", "errors", "files", "progress", "runtimes"}  # every room may import these, and they import only each other
+COMMON = {
+    "core",
+    "errors",
+    "files",
+    "folder",
+    "progress",
+    "runtimes",
+}  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",
     "run": "pipeline",

@@ -6,14 +6,17 @@ FewbitError                     exit code 2: the request was wrong
 ├── BadImages                   images or labels that cannot be used
 ├── BadValues                   NaN or infinite weights or activations
 ├── BadFile                     a target, plan or run file that is broken, or an output folder in the way
-└── IllegalGrid                 a grid that the target does not have
+├── IllegalGrid                 a grid that the target does not have
+└── Stopped                     a full disk, no memory, a file that may not be written: the request may be right
 FewbitFailed                    exit code 1: the work was done and the result is not good enough
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
 
 
 class FewbitError(Exception):
@@ -56,6 +59,50 @@ class IllegalGrid(FewbitError):
             f"{site} asks for {asked}; target {target} allows there: {allowed}. "
             f"Pick a target that has it (fewbit targets) or keep it float: --keep-float '{site}'."
         )
+
+
+class Stopped(FewbitError):
+    """The machine stopped the work, not the request: what is done is kept, and the same request goes on from there."""
+
+
+class Signalled(BaseException):
+    """A signal (SIGTERM, SIGHUP) ends the process; like KeyboardInterrupt no handler of errors may take it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file is too large here"}
+NO_MEMORY = re.compile(  # what Python, torch, numpy, onnxruntime, openvino and the loader of libraries say
+    r"(allocat\w* (failed|memory)|can(no|')t allocate|failed to allocate|bad.?alloc|out of memory|not enough memory"
+    r"|failed to map segment|can't start new thread)",
+    re.IGNORECASE,
+)
+
+
+def stopped(error: BaseException) -> Stopped | None:
+    """What an exception is where it, or one that it came from, means a full disk or no memory; None for any other."""
+    for one in _causes(error):
+        number, file = (one.errno, one.filename) if isinstance(one, OSError) else (None, None)
+        if isinstance(one, Stopped):
+            return one
+        if isinstance(one, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(str(one)):
+            found = f" ({type(one).__name__}: {str(one).strip().splitlines()[0][:160]})" if str(one).strip() else ""
+            return Stopped(
+                f"there is not enough memory{found}. Close other programs, raise the limit (ulimit -v), or take a smaller "
+                "--input-size or fewer images: --calibration 32."
+            )
+        if number in FULL:
+            return Stopped(f"{FULL[number]}{f': {file}' if file else ''}. Free some space.")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 class FewbitFailed(Exception):

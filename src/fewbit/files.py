@@ -1,46 +1,105 @@
-"""Atomic file writes, bit-packing of codes, and the journal of a resumable run."""
+"""Atomic file writes, JSON, bit-packing of codes, and the journal of a resumable run."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbit.errors import BadFile
+from fewbit.errors import FULL, BadFile, Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place. Raises BadFile where it cannot be written."""
+    """Let `write` fill a temporary file beside `path`, then move it into place. Raises Stopped where it cannot be written."""
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         os.replace(part, path)
-    except OSError as error:
-        full = error.errno == errno.ENOSPC
-        what = "the disk is full" if full else (error.strerror or str(error))
-        raise BadFile(f"{path} cannot be written: {what}. Free some space or give another folder: --out DIR.") from error
+    except Exception as error:
+        number = _os_error(error)
+        if number is None:
+            raise
+        what = FULL.get(number) or os.strerror(number)
+        raise Stopped(f"{path} cannot be written: {what}. Free some space or give another folder: --out DIR.") from error
     finally:
         with suppress(OSError):  # a folder that is a file has no neighbour either
             part.unlink()
 
 
+def write_stream(path: Path, write: Callable[[Any], object]) -> None:
+    """The same for a `write` that fills an open file. torch's writers end the process where the file refuses a byte, so the
+    file takes them all, and what was refused is raised afterwards.
+    """
+
+    def fill(part: Path) -> None:
+        with part.open("wb") as file:
+            stream = _Stream(file)
+            write(stream)
+        if stream.error is not None:
+            raise stream.error
+
+    write_atomic(path, fill)
+
+
+class _Stream(io.RawIOBase):
+    """An open file whose `write` never fails; `error` is what did."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.error = error
+        return memoryview(content).nbytes
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *_: int) -> int:
+        """torch.export rewinds what it has written, for readers."""
+        return 0
+
+
+def _os_error(error: Exception) -> int | None:
+    """The number of the operating system's error; libraries in Rust have it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    match = re.search(r"\(os error (\d+)\)|Os \{ code: (\d+)", str(error))
+    return int(match[1] or match[2]) if match else None
+
+
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON with keys in insertion order. Raises ValueError for NaN."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    text = json_text(value)
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def json_text(value: object) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -51,7 +110,7 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path} does not exist; is {path.parent} a folder that `fewbit quantize` wrote?") from error
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force.") from error
 
 

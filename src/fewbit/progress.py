@@ -1,17 +1,19 @@
-"""How the pipeline says what it is doing; the command line draws it, everything else is silent."""
+"""How the pipeline says what it is doing: not at all, in lines for a log or a notebook, or in bars (the command line)."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 Batch = TypeVar("Batch", bound=Sized)
 
 
 class Progress:
-    """Says nothing, and keeps the seconds of each stage. The command line subclasses the three empty methods."""
+    """Says nothing, and keeps the seconds of each stage. Subclasses say something in the empty methods."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -24,10 +26,18 @@ class Progress:
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            seconds = time.perf_counter() - start
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 3)
+            self.end(name, seconds)
 
     def begin(self, name: str, total: int | None) -> None:
         """A stage, or a part of one that takes long, starts."""
+
+    def end(self, name: str, seconds: float) -> None:
+        """A stage is over."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
 
     def expect(self, total: int) -> None:
         """The current bar will advance so often."""
@@ -56,3 +66,38 @@ class Counted(Collection[Batch]):
         for batch in self.batches:
             yield batch
             self.advance(len(batch))
+
+
+class Lines(Progress):
+    """A line on standard error for each stage when it is over, and one every `every` seconds while it takes longer."""
+
+    def __init__(self, every: float = 30.0) -> None:
+        super().__init__()
+        self._every, self._over = every, threading.Event()
+        self._start, self._done, self._total = 0.0, 0, 0
+
+    def begin(self, name: str, total: int | None) -> None:
+        self._over.set()
+        self._over, self._start, self._done, self._total = threading.Event(), time.perf_counter(), 0, total or 0
+        threading.Thread(target=self._beat, args=(name, self._over), daemon=True).start()
+
+    def end(self, name: str, seconds: float) -> None:
+        self._over.set()
+        failed = " (not finished)" if sys.exc_info()[0] is not None else ""
+        self.say(f"{name}: {seconds:.1f} s{failed}")
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+    def advance(self, steps: int = 1, text: str = "") -> None:
+        self._done += steps
+
+    def say(self, line: str) -> None:
+        """Write a line; a log that cannot be written stops nothing."""
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+    def _beat(self, name: str, over: threading.Event) -> None:
+        while not over.wait(self._every):
+            count = f", {self._done} of {self._total}" if self._done < self._total else ""
+            self.say(f"{name}: {time.perf_counter() - self._start:.0f} s so far{count}")

@@ -144,6 +144,9 @@ class Options(BaseModel):
 
     def __init__(self, **options: Any) -> None:
         """Raises FewbitError that names the option, the value and what is allowed."""
+        for name, value in options.items():
+            if value == "":
+                raise FewbitError(f"{option(name)} '' is empty; give a value, or leave it out.")
         try:
             super().__init__(**options)
         except ValidationError as error:
@@ -156,6 +159,7 @@ class Options(BaseModel):
         _seconds(self.time)
         self._check_preprocess()
         self._check_images()
+        self._check_weights()
         return self
 
     def _check_preprocess(self) -> None:
@@ -178,6 +182,15 @@ class Options(BaseModel):
         for source in (real if synthetic else self.images, self.score):
             if source is not None:
                 check_source(source)
+
+    def _check_weights(self) -> None:
+        """Raises FewbitError where `weights` is given for a model that has its own."""
+        from fewbit.capture.load import is_timm
+
+        if self.weights is not None and not (isinstance(self.model, str) and is_timm(self.model)):
+            raise FewbitError(
+                f"--weights {self.weights} is for a timm model, and {self.ref} has its own weights; leave it out."
+            )
 
     @property
     def ref(self) -> str:

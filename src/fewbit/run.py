@@ -7,18 +7,19 @@ run on it again. Nothing here imports torch before a stage does.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbit.errors import BadFile, FewbitFailed
-from fewbit.files import read_json, write_json
-from fewbit.progress import Progress
+from fewbit.errors import BadImages, FewbitFailed
+from fewbit.folder import Workplace, checked
+from fewbit.progress import Lines, Progress
 from fewbit.request import Request
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from fewbit.stages import Stage
     from fewbit.verify import Latency, Score
 
-MARKS = {"run": ("plan.json",), "search": ("points", "report.json")}  # files that identify a finished folder
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
-SHARED = ("inputs", "calibration", "scored", "exact", "given", "observed", "verdict")  # independent of recipe, bits and target
+SHARED = ("inputs", "calibration", "scored", "exact", "given", "quantized", "observed", "verdict")  # the same for any recipe
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ class Result:
 
     def export(self, folder: str | Path, *, force: bool = False) -> Path:
         """Copy the run's files to a folder that does not exist yet. Raises BadFile where it does."""
-        target = Path(folder)
-        free_folder(target, force=force)
-        shutil.copytree(self.folder, target)
-        return target
+        with Workplace(Path(folder), force=force) as place:
+            shutil.copytree(self.folder, place.part, dirs_exist_ok=True)
+            return place.publish()
 
 
 def quantize(
@@ -74,6 +73,8 @@ def quantize(
     `fewbit quantize --help`. Raises FewbitError for whatever the caller can fix, before any work where possible, and
     FewbitFailed where accuracy drops by more than `max_drop` (the run is still written).
     """
+    if progress is None and hasattr(sys, "ps1"):  # a notebook, or Python's prompt
+        progress = Lines()
     result = execute(Request(model=model, images=images, **options), progress)
     fail_on_drop(result.report["accuracy"], options.get("max_drop"))
     return result
@@ -83,10 +84,10 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
     """Run every stage of a request, in order."""
     from fewbit.stages import STAGES
 
-    run = Run.start(request, STAGES, progress)
-    for stage in STAGES:
-        run.do(stage.name)
-    run.finish()
+    with Run.start(request, STAGES, progress) as run:
+        for stage in STAGES:
+            run.do(stage.name)
+        run.finish()
     values = (run[name] for name in ("folder", "graph", "noted", "checks", "score", "timings", "summary", "keep"))
     return Result(*values)
 
@@ -103,8 +104,10 @@ def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
 class Run:
     """A folder and its values. `run["plan"]` is a value by name, computed by its stage on first access.
 
-    `record` is run.json of a finished run, and empty before.
+    `record` is run.json of a finished run, and empty before; `place` is where it works, until it is finished.
     """
+
+    place: Workplace | None = None
 
     def __init__(
         self, folder: Path, stages: Iterable[Stage], values: Mapping[str, Any], progress: Progress | None = None,
@@ -116,31 +119,36 @@ class Run:
 
     @classmethod
     def start(cls, request: Options, stages: Iterable[Stage], progress: Progress | None = None, kind: str = "run") -> Run:
-        """A run that works in `<out>.part` (in a temporary folder where the request has no `out`).
+        """A run that works in `<out>.part` (in a temporary folder where the request has no `out`), best in a `with` block.
 
         A killed run of the same request is resumed, any other is deleted. Raises BadFile where `out` cannot be replaced.
         """
         keep = tempfile.TemporaryDirectory(prefix="fewbit-") if request.out is None else None
         final = Path(keep.name) / "run" if keep is not None else request.out
         assert final is not None
-        free_folder(final, force=request.force, check_only=True, kind=kind)
-        values = {**_options(request), "keep": keep, "out": final, "kind": kind}
-        run = cls(final.with_name(final.name + ".part"), stages, values, progress)
-        run.values["identity"] = run["inputs"].identity(request)
-        resume(run.folder, run["identity"])
+        place = Workplace(final, kind, force=request.force, by=request.command, lasting=keep is None)
+        run = cls(place.part, stages, {**_options(request), "keep": keep}, progress)
+        run.place = place
+        with ExitStack() as failing:
+            failing.push(run)
+            run.values["identity"] = run["inputs"].identity(request)
+            place.resume(run["identity"])
+            failing.pop_all()
         return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.place is not None:
+            self.place.__exit__(*error)
 
     @classmethod
     def open(cls, folder: str | Path, progress: Progress | None = None) -> Run:
-        """Open a finished run. Raises BadFile where the folder is not one."""
+        """Open a finished run. Raises BadFile where the folder is not one, or a file in it is not as the run wrote it."""
         path = Path(folder)
-        if not path.is_dir():
-            raise BadFile(f"{path} is not a folder; give one that `fewbit quantize` wrote.")
-        missing = [name for name in FILES if not (path / name).is_file()]
-        record = read_json(path / "run.json")
-        if missing:
-            raise BadFile(f"{path} has no {', '.join(missing)}; write the run again with fewbit quantize --force.")
-        return cls(path, (), {"runtime": record.get("runtime"), "record": record}, progress, record)
+        record = checked(path)
+        return cls(path, (), {"runtime": record["runtime"], "record": record}, progress, record)
 
     def fork(self, folder: Path, request: Options | None = None, **values: Any) -> Run:
         """A second run with another request or other images; values that do not depend on them are shared.
@@ -148,7 +156,8 @@ class Run:
         It works in `folder`, without a progress bar, and is never finished.
         """
         request = request or self["request"]
-        shared = {name: self[name] for name in SHARED if not values or name in ("inputs", "scored", "exact", "given")}
+        captured = ("inputs", "scored", "exact", "given", "quantized")
+        shared = {name: self[name] for name in SHARED if not values or name in captured}
         return Run(folder, self.stages.values(), {**_options(request), **shared, **values})
 
     def __getitem__(self, name: str) -> Any:
@@ -177,13 +186,10 @@ class Run:
         return self._value_of(stage)
 
     def finish(self, *scratch: str) -> Run:
-        """Rename the folder to `out`, without scratch files. Raises BadFile where `out` has appeared meanwhile."""
-        for name in ("request.json", *(file for stage in self.stages.values() for file in stage.scratch), *scratch):
-            path = self.folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        free_folder(self["out"], force=self["request"].force, kind=self["kind"])
-        os.replace(self.folder, self["out"])
-        self.folder = self.values["folder"] = self["out"]
+        """Rename the folder to `out`, without scratch files. Raises Stopped where `out` has appeared meanwhile."""
+        assert self.place is not None
+        names = [file for stage in self.stages.values() for file in stage.scratch]
+        self.folder = self.values["folder"] = self.place.publish([*names, *scratch])
         return self
 
     @property
@@ -201,6 +207,8 @@ class Run:
         """Images for a finished run's model, with its preprocessing and classes."""
         from fewbit.data.images import open_images
 
+        if source == "":
+            raise BadImages("--images '' is empty; give a folder of images, or a .parquet, .npy or .npz file: --images DIR.")
         classes = self.record["classes"] or self.record["outputs"]
         return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
 
@@ -234,30 +242,6 @@ def _options(request: Options) -> dict[str, Any]:
     """The request, and those of its fields that are values of a finished run as well."""
     seconds = getattr(request, "seconds", None)
     return {"request": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
-
-
-def resume(part: Path, identity: Mapping[str, Any]) -> None:
-    """Prepare the working folder: resume one of the same request, delete any other."""
-    note = part / "request.json"
-    if note.is_file() and read_json(note) == identity:
-        return
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    write_json(note, identity)
-
-
-def free_folder(folder: Path, *, force: bool, check_only: bool = False, kind: str = "run") -> None:
-    """Raise BadFile where a folder exists; with `force`, delete it if it is a run (or a search) of fewbit."""
-    if not folder.exists():
-        return
-    ours = folder.is_dir() and (not any(folder.iterdir()) or all((folder / name).exists() for name in MARKS[kind]))
-    if not ours:
-        raise BadFile(f"{folder} exists and is not a {kind} of fewbit; give another folder: --out DIR.")
-    if not force and any(folder.iterdir()):
-        raise BadFile(f"{folder} exists; replace it with --force, or give another folder: --out DIR.")
-    if not check_only:
-        shutil.rmtree(folder)
 
 
 def processor() -> str:

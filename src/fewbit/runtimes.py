@@ -80,7 +80,7 @@ run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BadFile(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise BadFile(f"onnxruntime cannot load {path}: {_said(error)}") from error
         self._names = [output.name for output in self._session.get_outputs()]
         self._input = self._session.get_inputs()[0].name
 
@@ -121,7 +121,7 @@ run = lambda x: request.infer([x])
         try:
             self.compiled = core.compile_model(core.read_model(source), "CPU", config)
         except Exception as error:
-            raise BadFile(f"openvino cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
         self._request = self.compiled.create_infer_request()
 
     @classmethod
@@ -193,6 +193,11 @@ RUNTIMES: Mapping[str, Runtime] = {
     )
 }
 HERE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
+
+
+def _said(error: Exception) -> str:
+    """What a runtime says, on one line; openvino says the reason in its last."""
+    return " ".join(str(error).split())[:400]
 
 
 def runtime_names() -> tuple[str, ...]:

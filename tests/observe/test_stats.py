@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fewbit.capture import capture, load_model
 from fewbit.errors import BadImages, BadValues
 from fewbit.observe import Histogram, Stats, observe
 from fewbit.observe.stats import HALF
@@ -208,7 +209,7 @@ class Root(nn.Module):
 
 
 def test_the_site_where_nan_first_appears_is_named(capture_net):
-    with pytest.raises(BadValues, match=r"^second:input holds NaN or infinite values .* --keep-float 'second:input'"):
+    with pytest.raises(BadValues, match=r"^second:input and the model's answers hold NaN or infinite values"):
         capture_net(Root())
 
 
@@ -216,8 +217,30 @@ def test_the_site_where_nan_first_appears_is_named(capture_net):
 def test_an_image_with_nan_or_infinity_names_the_input_site(conv_net, value):
     images = conv_net.images.clone()
     images[3, 1, 2, 0] = value
-    with pytest.raises(BadValues, match=r"^stem:input holds NaN"):
+    with pytest.raises(BadValues, match=r"^stem:input (holds|and the model's answers hold) NaN"):
         observe(conv_net.graph, [images])
+
+
+class Padded(nn.Module):
+    """Padding with minus infinity, which a pooling of maxima takes out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = nn.functional.pad(self.conv(x), (0, 1, 0, 1), value=-math.inf)
+        return self.head(nn.functional.max_pool2d(x, 3, 2).mean((2, 3)))
+
+
+def test_a_site_with_infinities_is_refused_only_where_it_is_quantized():
+    graph = capture(load_model(Padded().eval(), overrides={"input_size": (3, 8, 8)}))
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    finite = {site.name for site in graph.sites if site.axis is None} - {"maxpool:input"}
+    stats = observe(graph, [x[:2], x[2:]], quantized=finite)
+    assert stats.sites.keys() == finite
+    with pytest.raises(BadValues, match=r"^maxpool:input holds .* Keep it float: --keep-float 'maxpool:input'\.$"):
+        observe(graph, [x])
 
 
 def test_no_images_are_bad_images(conv_net):

@@ -82,7 +82,7 @@ def observed(name: str) -> Net:
     seen = open_images(images(COUNT, 0), preprocess)
     inputs = Inputs(loaded, preprocess, None, CLASSES, seen, seen)
     with tempfile.TemporaryDirectory() as part:
-        stats, _ = observe_stage.observe(graph, inputs, seen, Path(part), Progress())
+        stats, _ = observe_stage.observe(graph, inputs, seen, Path(part), Progress(), None)
     return Net(inputs, graph, seen, stats)
 
 

@@ -85,6 +85,11 @@ def load_model(
     return _from_timm(ref, weights, overrides)
 
 
+def is_timm(ref: str) -> bool:
+    """Whether a name is one of timm's."""
+    return not (ref in DEMOS or ref.endswith(".pt2") or re.search(r"\.py:\w+$", ref) or ref.startswith("hf:"))
+
+
 def _from_module(
     module: nn.Module,
     ref: str,

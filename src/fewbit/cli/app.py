@@ -1,13 +1,17 @@
 """The app: how commands are registered, what they share, and their exit codes.
 
-Exit codes: 0 success, 1 verification or an accuracy limit failed, 2 the request was invalid. Libraries are imported inside
-the commands that need them, so that --help and a mistyped option are answered at once.
+Exit codes: 0 success, 1 verification or an accuracy limit failed, 2 the request was invalid or the machine stopped the work
+(disk, memory), 128 + its number for a signal (130 Ctrl-C). Libraries are imported inside the commands that need them, so that
+--help and a mistyped option are answered at once.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Annotated, Any
 
@@ -18,8 +22,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fewbit.errors import FewbitError, FewbitFailed
-from fewbit.progress import Progress
+from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
+from fewbit.progress import Lines, Progress
 
 app = typer.Typer(
     add_completion=False,
@@ -27,7 +31,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-training quantization of vision models.",
 )
-out, err = Console(), Console(stderr=True)
+
+
+def plain(text: str) -> str:
+    """A text without anything that a terminal obeys: what is no printable character is written as its escape."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+class Terminal(Console):
+    """The one place that prints: names of files, sites and classes are shown as they are, never as markup or control codes."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(plain(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Raises Stopped where standard output cannot be written, BrokenPipeError where nobody reads it."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Stopped(f"standard output cannot be written: {error.strerror}.") from error
+
+    def on_broken_pipe(self) -> None:
+        raise  # the error that is being handled
+
+
+out, err = Terminal(), Terminal(stderr=True)
 
 TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
@@ -40,12 +73,12 @@ class BarProgress(Progress):
         super().__init__()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<10}", markup=False),
             BarColumn(20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=err)
+        self._bars = Bars(*columns, TextColumn("{task.fields[note]}", markup=False), console=err)
         self._task: Any = None
 
     def begin(self, name: str, total: int | None) -> None:
@@ -57,7 +90,7 @@ class BarProgress(Progress):
         self._bars.update(self._task, total=total)
 
     def advance(self, steps: int = 1, text: str = "") -> None:
-        self._bars.update(self._task, advance=steps, note=text[-40:])
+        self._bars.update(self._task, advance=steps, note=plain(text[-40:]))
 
     def close(self) -> None:
         self._finish()
@@ -70,24 +103,74 @@ class BarProgress(Progress):
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command: errors that a user can fix give one message and an exit code, not a traceback."""
+    """Register a command: what a user can mend, or has stopped, gives one message and an exit code, not a traceback."""
 
     @app.command()
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
-        except (FewbitError, FewbitFailed) as error:
-            err.print(f"{type(error).__name__}: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(error.exit_code) from None
+            with _signals():
+                function(*args, **kwargs)
+        except (Exception, KeyboardInterrupt, Signalled) as error:
+            told = _told(error)
+            if told is None:
+                raise
+            message, code = told
+            _open_output()
+            with suppress(Stopped, BrokenPipeError):
+                err.print(" ".join([message, *getattr(error, "__notes__", ())]), style="bold red", soft_wrap=True)
+            raise typer.Exit(code) from None
 
     return run
 
 
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """The message and the exit code of what ends a command; None for a fault of fewbit's own, whose traceback is needed."""
+    if isinstance(error, BrokenPipeError):
+        return "Nothing reads the output any more (broken pipe).", 128 + signal.SIGPIPE
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", 128 + signal.SIGINT
+    if isinstance(error, Signalled):
+        return f"Ended by {signal.Signals(error.exit_code - 128).name}.", error.exit_code
+    halt = stopped(error) if isinstance(error, Exception) else None
+    if halt is None and isinstance(error, OSError):
+        halt = Stopped(f"{error.filename or 'a file'}: {error.strerror or error}.")
+    known = halt or error
+    if isinstance(known, FewbitError | FewbitFailed):
+        return f"{type(known).__name__}: {known}", known.exit_code
+    return None
+
+
 @contextmanager
-def drawn() -> Iterator[BarProgress]:
-    """A progress bar that is shown while the block runs."""
-    progress = BarProgress()
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does; output that cannot be written ends it with a message."""
+
+    def end(number: int, frame: object) -> None:
+        raise Signalled(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handled = [number for number, handler in before.items() if handler == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+
+
+def _open_output() -> None:
+    """Where standard output cannot be written, let Python's own flush at the end find a file that takes everything."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def drawn() -> Iterator[Progress]:
+    """Progress that is shown while the block runs: bars on a terminal, else a line for each stage."""
+    progress = BarProgress() if err.is_terminal else Lines()
     try:
         yield progress
     finally:
@@ -115,7 +198,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("What did we not get?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers")
     out.print(table)
     for warning in (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ())):
-        out.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:

@@ -24,11 +24,13 @@ def lint(
     """Which nodes of a Q/DQ ONNX file run in integers on a target, by which rule, and what to change."""
     from fewbit import lint as linter
     from fewbit.files import write_json
+    from fewbit.folder import check_beside
     from fewbit.request import Share, checked
     from fewbit.target import detect, load_target
 
     min_integer = checked("min_integer", min_integer, Share | None)
-    hardware = load_target(target or detect())
+    check_beside(file)
+    hardware = load_target(detect() if target is None else target)
     result = linter.lint(file, hardware)
     rows = result.worst() if not everything else list(result.rows)
     table = Table("node", "op", "MACs", "integer", "rule", "change")

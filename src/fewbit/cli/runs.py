@@ -27,7 +27,7 @@ def evaluate(
     with drawn() as progress:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
-        name = runtime or finished["runtime"]
+        name = finished["runtime"] if runtime is None else runtime
         finished.do("twin", runtime=name)
         score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
     table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
@@ -116,7 +116,8 @@ def report(
     from fewbit.report.draw import draw
     from fewbit.run import Run
 
-    runs = {folder.resolve(): Run.open(folder) for folder in (run, *beside)} if beside else {}
+    opened = {folder.resolve(): Run.open(folder) for folder in (run, *(beside or ()))}
+    runs = opened if beside else {}
     others = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in runs.values()}
     out.print(f"Report: {draw(run, others)}")
 
@@ -129,7 +130,10 @@ def diff(
 ) -> None:
     """The differences between two runs: choices site by site, then accuracy and size."""
     from fewbit.files import read_json, write_json
+    from fewbit.folder import checked
 
+    for folder in (a, b):
+        checked(folder)
     plans = [read_json(folder / "plan.json") for folder in (a, b)]
     sites = [{choice["site"]: choice for choice in plan["choices"]} for plan in plans]
     rows = []

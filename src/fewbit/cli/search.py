@@ -27,5 +27,5 @@ def search(request: SearchRequest) -> None:
     out.print(table)
     for row in points:
         if row["front"]:
-            out.print(f"{row['point']}: {row['command']}", soft_wrap=True, highlight=False)
+            out.print(f"{row['point']}: {row['command']}", soft_wrap=True)
     out.print(f"Report: {request.out}/report.html")

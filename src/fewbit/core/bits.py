@@ -12,6 +12,7 @@ from typing import Any
 from fewbit.core.values import Graph
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.files import read_json
+from fewbit.folder import check_beside
 
 WIDTHS = range(2, 17)  # that a grid may have; a target may allow fewer
 SPREAD = 2  # candidates below and above the mean width: {4..8} for 6, {6..10} for 8 (Liu et al. 2021, section 4.1)
@@ -92,6 +93,7 @@ def read_bits(path: Path) -> Bits:
     """The widths in a JSON file: `{"weights": 8, "activations": 8, "widths": {op or site: bits}, "float": [op]}`; other
     keys are for people. Raises BadFile where it holds anything else.
     """
+    check_beside(path)
     data = read_json(path)
     try:
         bits = Bits(int(data["weights"]), int(data["activations"]), dict(data["widths"]), f"{path}", (), tuple(data["float"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor
+from torch.fx import Node
 
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
@@ -14,26 +16,58 @@ from fewbit.execute.watch import watch
 from fewbit.observe.stats import Histogram, Stats
 
 
-def observe(graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None = None) -> Stats:
+def observe(
+    graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None = None, quantized: Container[str] | None = None
+) -> Stats:
     """Statistics of the activation sites (all, or those named) over batches of (b, c, h, w) normalized images.
 
-    Raises BadImages without a batch, BadValues with the site where a NaN or an infinity first appears.
+    A site that holds NaN or infinities, as padding and masks may, has none. Raises BadImages without a batch, BadValues where
+    it is one of `quantized` (None: all are), or where the model's answers are not finite either.
     """
     names = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
     histograms: dict[str, Histogram] = {}
+    broken: list[str] = []
+    answer = cast(Node, graph.module.graph.output_node().args[0]).name
 
     def accumulate(site: str, value: Tensor, images: range) -> None:
         histogram = Histogram.of(value)
         if not _finite(histogram):
-            raise BadValues(
-                f"{site} holds NaN or infinite values for the calibration images; only finite activations can be quantized. "
-                f"Is the preprocessing the model's own (--mean, --std)? Keep it float: --keep-float '{site}'."
-            )
+            broken.append(site)
         histograms[site] = histograms[site].merge(histogram) if site in histograms else histogram
 
-    taps = {site.tensor: partial(accumulate, site.name) for site in graph.sites if site.name in names}
-    count = watch(graph, _checked(graph, batches), taps)
-    return Stats({s.name: histograms[s.name] for s in graph.sites if s.name in histograms}, count)
+    def answered(value: Tensor, images: range) -> None:
+        if answer in of_sites:
+            of_sites[answer](value, images)
+        if not bool(value.isfinite().all()):
+            _refuse_answers(broken)
+
+    def looked_at() -> Iterator[Tensor]:
+        for batch in _checked(graph, batches):
+            yield batch
+            _refuse_sites([site for site in broken if quantized is None or site in quantized])
+
+    of_sites: dict[str, Callable[[Tensor, range], object]] = {
+        site.tensor: partial(accumulate, site.name) for site in graph.sites if site.name in names
+    }
+    count = watch(graph, looked_at(), {**of_sites, answer: answered})
+    return Stats({s.name: histograms[s.name] for s in graph.sites if s.name in histograms.keys() - set(broken)}, count)
+
+
+def _refuse_answers(broken: Sequence[str]) -> None:
+    where = f"{broken[0]} and the model's answers hold" if broken else "the model's answers hold"
+    raise BadValues(
+        f"{where} NaN or infinite values for the calibration images, so there is nothing to compare with. "
+        "Are the preprocessing (--mean, --std, --input-size) and the images the model's own?"
+    )
+
+
+def _refuse_sites(broken: Sequence[str]) -> None:
+    if broken:
+        floats = " ".join(f"--keep-float '{site}'" for site in dict.fromkeys(broken))
+        raise BadValues(
+            f"{broken[0]} holds NaN or infinite values for the calibration images; only finite activations can be quantized. "
+            f"Keep it float: {floats}."
+        )
 
 
 def _checked(graph: Graph, batches: Iterable[Tensor]) -> Iterator[Tensor]:

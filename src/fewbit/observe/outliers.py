@@ -53,8 +53,8 @@ class Outliers:
 def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> list[Outliers]:
     """The outliers of each activation with channels, in graph order, over batches of (b, c, h, w) images.
 
-    Tokens (b, n, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only. Memory: one number
-    for each channel and for each token of each image.
+    Tokens (b, n, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only; what holds NaN or
+    infinities is left out. Memory: one number for each channel and for each token of each image.
     """
     axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
     reach: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> l
     return [
         standing_out(s.name, reach[s.name], torch.cat(tokens[s.name]) if s.name in tokens else None, limit)
         for s in graph.sites
-        if s.name in reach
+        if s.name in reach and bool(reach[s.name].isfinite().all())
     ]
 
 

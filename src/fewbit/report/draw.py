@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.files import read_json, write_atomic, write_json
+from fewbit.folder import seal
 from fewbit.report import page
 
 
@@ -25,5 +26,7 @@ def draw(folder: Path, beside: Mapping[str, tuple[Any, Any]] | None = None) -> P
     if beside:
         write_json(folder / "tables.json", rows)
     path = folder / "report.html"
-    write_atomic(path, lambda part: part.write_text(html, encoding="utf-8"))
+    write_atomic(path, lambda part: part.write_text(html, encoding="utf-8", errors="backslashreplace"))
+    if "digest" in read_json(folder / "run.json"):  # a finished run, whose hashes follow
+        seal(folder, only=("report.html", "tables.json"))
     return path

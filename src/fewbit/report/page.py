@@ -1,23 +1,16 @@
 """report.json and tables.json -> report.html: one file, no network, the same bytes for the same two files.
 
 The four answers come first, then the sections that have something to show (sections.py), part by part.
-
-    python -m fewbit.report.page RUN        reads RUN/report.json and RUN/tables.json, writes RUN/report.html
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from fewbit.errors import BadFile
 from fewbit.report.answers import good, not_got, right, small_and_fast
 from fewbit.report.pieces import Json
 from fewbit.report.sections import PASSES, SECTIONS, passes
@@ -62,28 +55,3 @@ def render(report: Json, tables: Json) -> str:
         f"<noscript><p>The figures need JavaScript; their numbers are in tables.json.</p></noscript>{body}</main>"
         f"<script>{get_plotlyjs()}</script><script>{js}</script></body></html>\n"
     )
-
-
-def write(path: Path, report: Json, tables: Json) -> None:
-    """Write `path`, a pure function of the two."""
-    path.write_text(render(report, tables), encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
-        print("usage: python -m fewbit.report.page RUN", file=sys.stderr)
-        return BadFile.exit_code
-    run = Path(arguments[0])
-    if not (run / "report.json").is_file():
-        print(f"{run} has no report.json; make one with: fewbit quantize MODEL --images DIR --out {run}", file=sys.stderr)
-        return BadFile.exit_code
-    paths = [run / name for name in ("report.json", "tables.json")]
-    report, tables = (json.loads(p.read_text(encoding="utf-8")) if p.is_file() else {} for p in paths)
-    write(run / "report.html", report, tables)
-    print(run / "report.html")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

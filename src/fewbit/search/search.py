@@ -100,8 +100,13 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
         name, limit = parse_budget(text)
         limits[name] = min(limit, limits.get(name, limit))
     build, settings = strategy_named(request.strategy), Settings(request.edges, default_bits(request.hardware), request.least)
+    with Run.start(request, PREPARE, progress, kind="search") as run:
+        return _searched(run, request, limits, build, settings)
+
+
+def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], build: Any, settings: Settings) -> dict[str, Any]:
+    """The search of a run that has been started."""
     assert request.out is not None
-    run = Run.start(request, PREPARE, progress, kind="search")
     part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
     graph, stats = run["exact"], run["observed"]
     with progress.stage("ranges"):

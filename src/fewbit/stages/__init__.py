@@ -21,8 +21,8 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
+    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED,)),
     Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
-    Stage("capture", load.capture, ("exact", "given"), (load.EXPORTED,)),
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage(
         "equalize", observe.equalize, ("graph", "stats", "equalized"),

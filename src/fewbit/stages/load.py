@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import fingerprint, output_value
 from fewbit.capture.load import DEMOS
+from fewbit.choose import Context
+from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
+from fewbit.core.bits import Bits
 from fewbit.core.values import Graph
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
 from fewbit.errors import BadImages, BadModel
-from fewbit.files import write_atomic
+from fewbit.files import write_stream
+from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options, option
 
@@ -157,12 +161,29 @@ def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Im
     return calibration.remembered(Memory(folder)), inputs.scored
 
 
-def capture(inputs: Inputs, folder: Path) -> tuple[Graph, ExportedProgram]:
-    """The graph of the model as it was loaded, and the model; it is written for whoever opens the run."""
-    graph = graph_of(inputs.loaded)
+def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, ExportedProgram, Container[str]]:
+    """The graph of the model as it was loaded, the model, and the names of the sites that the target may quantize.
+
+    Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
+    work on the target. The exported program is written for whoever opens the run.
+    """
+    graph, images = graph_of(inputs.loaded), inputs.calibration
+    if isinstance(images, Images):
+        count, labels = len(images), images.labels
+    else:
+        count, labels = images.count, torch.zeros(images.count)
+    bits = getattr(request, "widths", None)
+    context = Context(
+        graph, Stats({}, 0), request.hardware, bits if isinstance(bits, Bits) else Bits(), images=[torch.empty(count, 0)],
+        labels=labels, keep_float=tuple(request.keep_float), everything=getattr(request, "everything", False),
+        name=request.recipe_name,
+    )  # fmt: skip
+    quantized = frozenset(context.allowed.sites)
+    for one_pass in request.method.passes:
+        refuse(one_pass, context)
     if not (folder / EXPORTED).exists():
-        write_atomic(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
-    return graph, inputs.loaded.program
+        write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
+    return graph, inputs.loaded.program, quantized
 
 
 def reopened(folder: Path) -> tuple[Graph, ExportedProgram]:

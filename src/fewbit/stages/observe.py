@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def observe(
-    exact: Graph, inputs: Inputs, calibration: Images, folder: Path, progress: Progress
+    exact: Graph, inputs: Inputs, calibration: Images, folder: Path, progress: Progress, quantized: Container[str] | None
 ) -> tuple[Stats, Mapping[str, Any]]:
-    """Statistics of every site, and whether the images suffice, from a comparison of two halves of them."""
+    """Statistics of every site, and whether the images suffice, from a comparison of two halves of them.
+
+    `quantized` are the sites whose values have to be finite; None: all.
+    """
     progress.expect(len(calibration))
     parts = [calibration.subset(range(i, len(calibration), 2)) for i in (0, 1)]
-    halves = [statistics_of(exact, progress.counted(part.batches(8))) for part in parts if len(part)]
+    halves = [statistics_of(exact, progress.counted(part.batches(8)), quantized=quantized) for part in parts if len(part)]
     change = range_change(*halves) if len(halves) == 2 else None
     some = calibration.subset(range(0, len(calibration), -(-len(calibration) // LOOKED_AT)))
     inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(8))
@@ -70,7 +73,7 @@ def equalize(
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
     result = method(exact, progress.counted(calibration.batches(8)), slots.grids)
-    stats = statistics_of(result.graph, progress.counted(calibration.batches(8)))
+    stats = statistics_of(result.graph, progress.counted(calibration.batches(8)), quantized=slots.sites)
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
     write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})

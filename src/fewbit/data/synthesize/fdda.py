@@ -16,7 +16,7 @@ from fewbit.data.synthesize.generator import ImageGenerator, generator_of
 from fewbit.data.synthesize.losses import deep_from, distance, distorted
 from fewbit.data.synthesize.teacher import Moments, Seen, Teacher, refuse_without_norms
 from fewbit.errors import BadImages
-from fewbit.files import write_atomic
+from fewbit.files import write_stream
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _State:
             "images": self.images,
             "labels": self.labels,
         }
-        write_atomic(path, lambda part: torch.save(state, part))
+        write_stream(path, lambda file: torch.save(state, file))
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewbit.data.synthesize.teacher import Teacher
-from fewbit.files import write_atomic
+from fewbit.files import write_stream
 
 # Standard deviations of brightness and of each colour around it, in [0, 1]; ImageNet, Tiny ImageNet and CIFAR-10 are alike.
 GREY, COLOUR = 0.27, 0.09
@@ -83,7 +83,7 @@ class Inversion(ABC):
             random = torch.Generator().manual_seed(seed * 1_000_003 + first)
             batches.append(self._batch(teacher, size, labels[first : first + self.batch], low, high, random, progress))
             if kept is not None:
-                write_atomic(kept, lambda part: torch.save(batches, part))
+                write_stream(kept, lambda file: torch.save(batches, file))
         return torch.cat(batches), labels
 
     def _batch(

@@ -1,0 +1,244 @@
+"""The folder that a run or a search writes: what may be replaced, who works in it, and the hashes of a finished one.
+
+The work is done in `<out>.part`, which its process has locked, and renamed to `<out>` at the end. Then a record (run.json,
+search.json) has the SHA-256 of every file, and of itself: whoever reads the folder checks them first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fewbit.errors import BadFile, FewbitError, Stopped, stopped
+from fewbit.files import json_text, read_json, sha256, write_json
+
+RECORDS = {"run": "run.json", "search": "search.json"}  # the file with the hashes of the others
+MARKS = {"run": "plan.json", "search": "points"}  # what stands beside it
+COMMANDS = {"run": "quantize", "search": "search"}
+NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
+ANOTHER = "give another folder: --out DIR."
+
+
+def seal(folder: Path, kind: str = "run", only: Iterable[str] = ()) -> None:
+    """Write the SHA-256 of every file into the folder's record; with `only` those of these, and the others stay."""
+    path = folder / RECORDS[kind]
+    record = dict(read_json(path)) if path.exists() else {}
+    record.pop("digest", None)
+    names = tuple(only) or [name for name in _files(folder) if name not in (RECORDS[kind], LOCK)]
+    before = record.get("files", {}) if only else {}
+    record["files"] = dict(sorted({**before, **{name: sha256(folder / name) for name in names}}.items()))
+    write_json(path, {**record, "digest": _digest(record)})
+
+
+def checked(folder: Path, kind: str = "run") -> dict[str, Any]:
+    """The record of a finished folder, once every file has been compared with it. Raises BadFile that names what changed."""
+    if not folder.is_dir():
+        raise BadFile(f"{folder} is not a folder; give one that `fewbit {COMMANDS[kind]}` wrote.")
+    path, again = folder / RECORDS[kind], f"write it again with fewbit {COMMANDS[kind]} --force"
+    try:
+        record = read_json(path)
+        rest = {name: value for name, value in record.items() if name != "digest"}
+        intact = json_text({**rest, "digest": _digest(rest)}) == path.read_text(encoding="utf-8")
+    except (AttributeError, BadFile, ValueError, RecursionError):
+        if not path.exists():
+            raise
+        intact = False
+    if not intact:
+        raise BadFile(
+            f"{path} is not as fewbit wrote it, so nothing says what the other files should be; restore it, or remove {folder} "
+            f"and write it again with fewbit {COMMANDS[kind]}."
+        )
+    missing = [name for name in record["files"] if not (folder / name).is_file()]
+    if missing:
+        raise BadFile(f"{folder} has no {', '.join(missing)}; {again}.")
+    changed = [name for name, digest in record["files"].items() if sha256(folder / name) != digest]
+    if changed:
+        names = ", ".join(str(folder / name) for name in changed)
+        raise BadFile(
+            f"{names}: changed after fewbit wrote it (SHA-256), so what was measured does not hold for it. Restore it, or "
+            f"{again}. A file that you change on purpose belongs outside of the folder."
+        )
+    return record
+
+
+def check_beside(file: Path) -> None:
+    """Raise BadFile where a file is part of a finished run or search that has changed; any other file passes."""
+    above = file.absolute().parent
+    for folder, kind in ((above, "run"), (above.parent, "search")):
+        if (folder / RECORDS[kind]).is_file() and (folder / MARKS[kind]).exists():
+            checked(folder, kind)
+
+
+def refuse(out: Path, kind: str, *, force: bool) -> None:
+    """Raise BadFile where `out` cannot become a folder of fewbit: it is something else, or (without `force`) not empty."""
+    if out.name in ("", ".."):
+        raise BadFile(f"--out {out} has no name of its own; give the name of a folder, as in --out run.")
+    if out.is_symlink():
+        raise BadFile(f"{out} is a link to {os.readlink(out)}; give the folder itself: --out DIR.")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise BadFile(f"{out} exists and is no folder; {ANOTHER}")
+    if os.path.ismount(out):
+        raise BadFile(f"{out} is a mount point and cannot be replaced; give a folder inside of it: --out {out / 'run'}.")
+    if not any(out.iterdir()):
+        return
+    if not all((out / name).exists() for name in (RECORDS[kind], MARKS[kind])):
+        raise BadFile(f"{out} exists and is not a {kind} of fewbit; {ANOTHER}")
+    if not force:
+        raise BadFile(f"{out} exists; replace it with --force, or {ANOTHER}")
+    if (own := _listed(out, kind)) is None:
+        raise BadFile(f"{out / RECORDS[kind]} does not say which files are fewbit's; remove {out} yourself, or {ANOTHER}")
+    if others := [str(out / name) for name in _files(out) if name not in own]:
+        raise BadFile(f"{out} holds files that are not fewbit's, as {others[0]}; move them away, or {ANOTHER}")
+
+
+class Workplace:
+    """`<out>.part`, locked: the place of one run or search until it is published as `out`.
+
+    A refusal (a FewbitError) removes it, unless what lies there is of another request; anything else that stops the work leaves
+    it, and the same request goes on there. Raises BadFile where `out` cannot be written or another process is at it.
+    """
+
+    def __init__(
+        self, out: Path, kind: str = "run", *, force: bool = False, by: str = "fewbit", lasting: bool = True
+    ) -> None:  # fmt: skip
+        self.out, self.kind, self.force, self.lasting = out, kind, force, lasting
+        with _named(out):
+            refuse(out, kind, force=force)
+            self.part = out.with_name(out.name + ".part")
+            if self.part.is_symlink() or (self.part.exists() and not _is_ours(self.part)):
+                raise BadFile(f"{self.part} is in the way and is not fewbit's; move it away, or {ANOTHER}")
+            self._made = [folder for folder in (self.part, *self.part.parents) if not folder.exists()]
+            self._lock = _locked(self.part, by)
+        self.ours = (self.part / NOTE).exists() is False  # nothing of an earlier request lies here
+        self.published = False
+
+    def resume(self, identity: Mapping[str, Any]) -> None:
+        """Keep what a killed run of the same request left, and delete what one of another request did."""
+        note = self.part / NOTE
+        if not note.exists() or read_json(note) != identity:
+            for path in self.part.iterdir():
+                if path.name != LOCK:
+                    _remove(path)
+            write_json(note, identity)
+        self.ours = True
+
+    def publish(self, scratch: Iterable[str] = ()) -> Path:
+        """Remove scratch files, seal the folder and rename it to `out`, which is returned. Raises Stopped where that fails."""
+        try:
+            for name in (NOTE, *scratch):
+                _remove(self.part / name)
+            seal(self.part, self.kind)
+            refuse(self.out, self.kind, force=self.force)
+            old = tempfile.mkdtemp(prefix=f".{self.out.name[:200]}.", dir=self.out.parent)
+            if self.out.exists():
+                os.replace(self.out, old)
+            (self.part / LOCK).unlink()
+            os.replace(self.part, self.out)
+            shutil.rmtree(old, ignore_errors=True)
+        except (BadFile, OSError) as error:
+            raise Stopped(f"{self.out} cannot be written: {error}") from error
+        self.published = True
+        return self.out
+
+    def close(self) -> None:
+        """Let others work here."""
+        if not self.published:
+            (self.part / LOCK).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def __enter__(self) -> Workplace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        halt = stopped(error) if isinstance(error, Exception) else None
+        refused = isinstance(error, FewbitError) and halt is None
+        nothing = refused or not (self.part / NOTE).exists()
+        if error is not None and nothing and self.ours and not self.published:
+            shutil.rmtree(self.part, ignore_errors=True)
+            for folder in self._made[1:]:
+                with suppress(OSError):
+                    folder.rmdir()
+        self.close()
+        last = halt or error
+        if last is not None and self.lasting and not nothing and not self.published:
+            last.add_note(f"{self.part} keeps what is done; the same command goes on from there.")
+        if halt is not None and halt is not error:
+            raise halt from error
+
+
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    """Name `out` in what the operating system says about it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise BadFile(f"{str(out)[:300]} cannot be written: {why}; {ANOTHER}") from error
+
+
+def _locked(part: Path, by: str) -> int:
+    """The open lock of a folder, which the kernel frees when the process ends. Raises BadFile that says who has it."""
+    while True:
+        part.mkdir(parents=True, exist_ok=True)
+        file = os.open(part / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(file, 1000, 0).decode(errors="replace") or "another process"
+            os.close(file)
+            raise BadFile(f"{part} is in use by {holder}. Wait until it is done, or {ANOTHER}") from error
+        with suppress(OSError):  # its last owner may have renamed or removed it between the two calls
+            if os.path.samestat(os.fstat(file), os.stat(part / LOCK)):
+                text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%H:%M:%S')}: {by[:300]}"
+                os.truncate(file, 0)
+                os.pwrite(file, text.encode(errors="backslashreplace"), 0)
+                return file
+        os.close(file)
+
+
+def _is_ours(part: Path) -> bool:
+    """Whether a `.part` is empty or carries the note of a request."""
+    if not part.is_dir():
+        return False
+    if not (part / NOTE).is_file():
+        return all(path.name == LOCK for path in part.iterdir())
+    with suppress(BadFile):
+        return "request" in read_json(part / NOTE)
+    return False
+
+
+def _listed(folder: Path, kind: str) -> set[str] | None:
+    """The files of a finished folder by its record; None where that lists none: it was changed, or is of an older fewbit."""
+    try:
+        return {RECORDS[kind], *read_json(folder / RECORDS[kind])["files"]}
+    except (BadFile, KeyError, TypeError):
+        return None
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below a folder, as a relative path."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's text without its own digest."""
+    return hashlib.sha256(json_text(record).encode()).hexdigest()

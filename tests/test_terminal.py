@@ -1,0 +1,98 @@
+"""What the terminal is told. Oracles: the text itself; exit codes of processes that really get a signal or a full device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.table import Table
+
+from fewbit.cli.app import Terminal, plain
+from fewbit.progress import Lines
+
+NAME = "[/b][red]a\x1b[31m\x07\u202e:smile:\udcff\x9b2J"
+SHOWN = "[/b][red]a\\x1b[31m\\x07\\u202e:smile:\\udcff\\x9b2J"
+
+
+def test_a_name_is_shown_as_it_is_and_never_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    terminal.width = 200
+    table = Table(NAME, title=NAME)
+    table.add_row(NAME)
+    terminal.print(NAME)
+    terminal.print(table)
+    text = capsys.readouterr().out
+    assert text.count(SHOWN) == 4
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert plain("blocks.0.fc1:weight, größer\n") == "blocks.0.fc1:weight, größer\n"
+
+
+ACT = """
+import os, signal, sys, time
+from fewbit.cli import app
+from fewbit.cli.app import command, out
+from fewbit.errors import BadFile
+
+@command
+def act(how: str) -> None:
+    if how.isdigit():
+        os.kill(os.getpid(), int(how))
+        time.sleep(10)
+    if how == "memory":
+        try:
+            raise MemoryError("Unable to allocate 8 GiB")
+        except MemoryError as error:
+            raise BadFile("x is broken") from error
+    if how == "print":
+        out.print("x" * 1_000_000, soft_wrap=True)
+    if how == "open":
+        open("/nowhere/x")
+    if how == "note":
+        error = BadFile("x [/b] is broken.")
+        error.add_note("run.part keeps what is done.")
+        raise error
+    1 / 0
+
+app(["act", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("15", 143, "Ended by SIGTERM."),
+        ("1", 129, "Ended by SIGHUP."),
+        ("2", 130, "Interrupted."),
+        ("memory", 2, "Stopped: there is not enough memory (MemoryError: Unable to allocate 8 GiB)"),
+        ("print > /dev/full", 2, "Stopped: standard output cannot be written: No space left on device."),
+        ("open", 2, "Stopped: /nowhere/x: No such file or directory."),
+        ("note", 2, "BadFile: x [/b] is broken. run.part keeps what is done."),
+        ("bug", 1, "Traceback"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_an_exit_code(how: str, code: int, says: str) -> None:
+    words = ["bash", "-c", f'"$0" -c "$1" {how}; exit "${{PIPESTATUS[0]}}"', sys.executable, ACT]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    if says == "Traceback":
+        assert says in done.stderr
+    else:
+        assert done.stderr.strip().splitlines() == [next(line for line in done.stderr.splitlines() if line.startswith(says))]
+
+
+def test_without_a_terminal_each_stage_says_its_time_and_a_long_one_that_it_lives(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Lines(every=0.05)
+    with progress.stage("load"):
+        pass
+    with progress.stage("observe"):
+        progress.expect(12)
+        progress.advance(5)
+        time.sleep(0.2)
+    with pytest.raises(ZeroDivisionError), progress.stage("choose"):
+        raise ZeroDivisionError
+    lines = capsys.readouterr().err.splitlines()
+    assert (lines[0], lines[1]) == ("load: 0.0 s", "observe: 0 s so far, 5 of 12")
+    assert lines[-2].startswith("observe: 0.")
+    assert lines[-1] == "choose: 0.0 s (not finished)"
