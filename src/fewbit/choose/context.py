@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewbit.choose.parts import apart, joined
 from fewbit.core.bits import Bits
 from fewbit.core.shelf import Rebatched, Shelf, count_of
 from fewbit.core.values import Graph, Plan
@@ -70,11 +71,18 @@ class Context:
 
     @cached_property
     def allowed(self) -> Allowed:
-        """What the target allows for these bits."""
-        return allowed(
-            self.graph, self.target, weight_bits=self.widths.weights, activation_bits=self.widths.activations,
-            widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything,
-        )  # fmt: skip
+        """What the target allows for these bits; concatenations of parts that one step would ruin stay float where they can."""
+        kept: dict[str, str] = {}
+        while True:
+            answer = allowed(
+                self.graph, self.target, weight_bits=self.widths.weights, activation_bits=self.widths.activations,
+                widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything, apart=kept,
+            )  # fmt: skip
+            more = apart(self.graph, self.target, answer, self.stats)
+            if not more:
+                warned = joined(self.graph, self.target, answer, self.stats)
+                return replace(answer, fallbacks=(*answer.fallbacks, *warned))
+            kept |= more  # what followed one of them is looked at again
 
     @property
     def exemptions(self) -> tuple[str, ...]:
