@@ -15,6 +15,7 @@ SRC = Path(__file__).parent.parent / "src"
 
 # A room may import itself and the rooms left of it.
 ORDER = (
+    "onnx_reader",
     "capture",
     "execute",
     "data",

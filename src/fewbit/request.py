@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.target import Target
 
-MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.pt2 or file.py:function"
+MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.onnx, path.pt2 or file.py:function"
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct")
 
 

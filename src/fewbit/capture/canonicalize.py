@@ -195,7 +195,9 @@ def _matmul_to_linear(module: GraphModule, node: Node) -> None:
     others = [a for a in after.args if a is not node] if is_call(after, aten.add.Tensor) and not after.kwargs else []
     bias = others[0] if others and is_constant(others[0]) else None
     if bias is not None and constant(module, cast(Node, bias)).shape == matrix.shape[:1]:
-        replace(after, call_like(graph, after, LINEAR, x, weight, bias))
+        linear = call_like(graph, after, LINEAR, x, weight, bias)
+        linear.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+        replace(after, linear)
         graph.erase_node(node)
     else:
         replace(node, call_like(graph, node, LINEAR, x, weight))

@@ -5,6 +5,7 @@ demo:resnet20        a small convolutional network for the same images
 demo:mobilenet       one with depthwise convolutions
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
+path/model.onnx      a float ONNX file
 path/model.pt2       an exported program (torch.export.save)
 path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD, ... of the file are its preprocessing
 """
@@ -32,9 +33,10 @@ from fewbit.capture.export import export, input_value, output_value, quiet, reas
 from fewbit.capture.huggingface import hugging_face
 from fewbit.core.pixels import crop_pct, input_size, means, stds
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
+from fewbit.onnx_reader import read_onnx
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
-MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.pt2 or file.py:function"
+MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.onnx, path.pt2 or file.py:function"
 MODEL = f"MODEL is {MODEL_NAMES}."
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
 SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
@@ -78,6 +80,8 @@ def load_model(
         return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides)
+    if ref.endswith(".onnx"):
+        return _from_onnx(Path(ref), overrides)
     if re.search(r"\.py(:[^:]*)?$", ref):
         return _from_file(ref, overrides, ref=ref)
     if ref.startswith("hf:"):
@@ -207,6 +211,13 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
+    file = read_onnx(path)
+    size = file.input_size((overrides or {}).get("input_size"))
+    file.look(size)
+    return _from_module(file.module, str(path), {**(overrides or {}), "input_size": size}, {}, file.notes)
+
+
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
     path, function = Path(spec[: spec.rindex(".py") + 3]), spec[spec.rindex(".py") + 4 :]
     if not path.is_file():
@@ -265,7 +276,14 @@ def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
         near = difflib.get_close_matches(plain, [*DEMOS, *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
         if near:
             raise UnknownName("model", plain, near, MODEL)
-        kinds = (*DEMOS, "hf:NAME", "path.pt2", "file.py:function", f"{len(names)} names of timm (timm.list_models())")
+        kinds = (
+            *DEMOS,
+            "hf:NAME",
+            "path.onnx",
+            "path.pt2",
+            "file.py:function",
+            f"{len(names)} names of timm (timm.list_models())",
+        )
         raise UnknownName("model", ref, kinds)
     notes: tuple[str, ...] = ()
     try:

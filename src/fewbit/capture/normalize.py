@@ -40,6 +40,7 @@ from fewbit.capture.fx import (
 )
 from fewbit.capture.patches import patches_to_linear
 from fewbit.capture.qkv import split_joint_linear
+from fewbit.capture.spelling import name_what_is_written_out
 
 CONVS = (aten.conv2d.default, aten.conv1d.default)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -77,6 +78,7 @@ def opened(module: GraphModule) -> None:
     fold_constants(module)
     drop_round_trips(module)
     one_form(module)
+    name_what_is_written_out(module)
     open_attention(module)
 
 

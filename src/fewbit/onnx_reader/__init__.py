@@ -1,0 +1,13 @@
+"""onnx_reader: from an ONNX file to a module whose nodes are torch calls, ready for torch.export.
+
+reader     the door: read_onnx, and what a file says of its image and its outputs
+file       the file on disk: what it must be, its nodes, its weights
+module     the nodes as modules, run in order; what needs no image is computed once
+values     what flows between nodes: tensors, and arrays whose numbers are known; host: operators on these, with numpy
+operators  the table of those that are taken, from arithmetic, shape, indexing, reduction, layers, norms, resize, attention,
+           microsoft
+"""
+
+from fewbit.onnx_reader.reader import OnnxFile, Port, read_onnx
+
+__all__ = ["OnnxFile", "Port", "read_onnx"]

@@ -1,0 +1,188 @@
+"""An ONNX file on disk: what it must be, its graph as nodes, its weights as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from fewbit.errors import BadFile, BadModel
+from fewbit.onnx_reader.module import Branch
+from fewbit.onnx_reader.operators import CONTROL, OPERATORS
+from fewbit.onnx_reader.values import REAL, Node
+
+OLDEST = 7  # what an operator meant before is lifted by onnx's converter
+STANDARD_NAMES = ("", "ai.onnx")
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
+
+
+def read_proto(path: Path) -> ModelProto:
+    """The model of a file, its external weights not read yet. Raises BadFile or BadModel in words."""
+    if not path.is_file():
+        raise BadFile(f"{path} does not exist; MODEL as path.onnx needs a file.")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, RecursionError) as error:
+        size = path.stat().st_size
+        raise BadFile(
+            f"{path} ({size:,} bytes) is no readable ONNX file: it is cut off, damaged or of another kind. "
+            "Export it again: torch.onnx.export(model, (x,), 'model.onnx')."
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise BadFile(f"{path} holds no graph of nodes; it is empty or no ONNX file. Export it again with torch.onnx.export.")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    refuse_what_is_not_taken(model, path)
+    return model
+
+
+def opsets(model: ModelProto) -> dict[str, int]:
+    return {"" if one.domain in STANDARD_NAMES else one.domain: one.version for one in model.opset_import}
+
+
+def lifted(model: ModelProto, path: Path) -> ModelProto:
+    """The model in an opset whose operators are taken."""
+    version = opsets(model).get("", 0)
+    if version >= OLDEST or not version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, 13)
+    except Exception as error:
+        raise BadModel(
+            f"{path} is of opset {version}; {OLDEST} and later are taken, and onnx cannot convert it: {first_line(error)}. "
+            "Export it again with a later opset."
+        ) from error
+
+
+def all_nodes(graph: GraphProto) -> Iterable[NodeProto]:
+    """The nodes of a graph and of the graphs in its attributes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from all_nodes(inner)
+
+
+def refuse_what_is_not_taken(model: ModelProto, path: Path) -> None:
+    """Raise BadModel for a file that is quantized already, sparse weights, and operators that are not taken, by name."""
+    graph, versions = model.graph, opsets(model)
+    nodes = list(all_nodes(graph))
+    whole = [n for n in nodes if n.op_type in QUANTIZED or n.op_type.startswith(("QLinear", "QGemm", "QAttention"))]
+    if whole:
+        kinds = ", ".join(sorted({n.op_type for n in whole}))
+        raise BadModel(
+            f"{path} is quantized already: {len(whole)} nodes ({kinds}), the first is '{title(whole[0])}'. "
+            "Give the float file that it was made from."
+        )
+    if graph.sparse_initializer:
+        name = graph.sparse_initializer[0].values.name
+        raise BadModel(f"{path} stores weight '{name}' as a sparse tensor; make it a dense initializer, those are taken.")
+    unknown = [n for n in nodes if n.op_type not in (*OPERATORS.get(domain(n), {}), *(() if domain(n) else CONTROL))]
+    if unknown:
+        named = [f"{label(n)} '{title(n)}' (opset {versions.get(domain(n), 0)})" for n in unknown]
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        raise BadModel(
+            f"{path} has operators that are not taken: {', '.join(named[:4])}{more}. docs/onnx.md lists those that are. "
+            "Cut the file in front of them: onnx.utils.extract_model."
+        )
+
+
+def domain(node: NodeProto) -> str:
+    return "" if node.domain in STANDARD_NAMES else node.domain
+
+
+def label(node: NodeProto) -> str:
+    return f"{domain(node)}.{node.op_type}" if domain(node) else node.op_type
+
+
+def title(node: NodeProto) -> str:
+    """The node's name, or that of what it writes."""
+    return node.name or next((name for name in node.output if name), "")
+
+
+def constants_of(graph: GraphProto, folder: Path) -> dict[str, np.ndarray]:
+    """The weights; those in float16, bfloat16 and float64 as float32. They are taken out of the graph."""
+    arrays = {}
+    while graph.initializer:
+        arrays[graph.initializer[-1].name] = array_of(graph.initializer[-1], folder)
+        del graph.initializer[-1]
+    return dict(reversed(arrays.items()))
+
+
+def array_of(proto: TensorProto, folder: Path) -> np.ndarray:
+    """The numbers of a tensor. Raises BadFile for data that is missing, cut off or outside of the folder."""
+    is_external = proto.data_location == TensorProto.EXTERNAL
+    try:
+        array = _external(proto, folder) if is_external else numpy_helper.to_array(proto)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadFile(
+            f"tensor '{proto.name}' of shape {tuple(proto.dims)} cannot be read: {first_line(error)}. Export the file again."
+        ) from error
+    return array.astype(np.float32) if array.dtype in REAL else array
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _external(proto: TensorProto, folder: Path) -> np.ndarray:
+    fields = {entry.key: entry.value for entry in proto.external_data}
+    where = fields.get("location", "")
+    file = (folder / where).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise BadFile(f"tensor '{proto.name}' lies in {where}, outside of {folder}; external data belongs beside its file.")
+    if not file.is_file():
+        raise BadFile(f"tensor '{proto.name}' lies in {file}, which does not exist; copy the external data beside its file.")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    count = int(np.prod(proto.dims, dtype=np.int64))
+    start, size = int(fields.get("offset", 0)), file.stat().st_size
+    needed = count * dtype.itemsize
+    if start < 0 or start + needed > size:
+        raise BadFile(
+            f"tensor '{proto.name}' needs {needed:,} bytes from byte {start:,} of {file}, which has {size:,}: it is cut off. "
+            "Copy it again."
+        )
+    return np.fromfile(file, dtype=dtype, count=count, offset=start).reshape(tuple(proto.dims))
+
+
+def nodes_of(graph: GraphProto, versions: Mapping[str, int], folder: Path, batch: int | None) -> list[Node]:
+    """The nodes of a graph in order, Constant nodes among them."""
+    return [
+        Node(
+            title(n), n.op_type, domain(n), versions.get(domain(n), 1), tuple(n.input), tuple(n.output),
+            {a.name: attribute(a, versions, folder, batch) for a in n.attribute}, batch,
+        )
+        for n in graph.node
+    ]  # fmt: skip
+
+
+def attribute(proto: AttributeProto, versions: Mapping[str, int], folder: Path, batch: int | None) -> Any:
+    if proto.type == AttributeProto.GRAPH:
+        nodes, constants = split_constants(nodes_of(proto.g, versions, folder, batch))
+        constants |= constants_of(proto.g, folder)
+        return Branch(tuple(nodes), constants, tuple(o.name for o in proto.g.output))
+    if proto.type == AttributeProto.TENSOR:
+        return array_of(proto.t, folder)
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def split_constants(nodes: Sequence[Node]) -> tuple[list[Node], dict[str, np.ndarray]]:
+    """The nodes without the Constant ones, and these as arrays."""
+    arrays: dict[str, np.ndarray] = {}
+    for node in nodes:
+        if node.op == "Constant" and node.domain == "":
+            (key, value), *_ = node.attributes.items()
+            if key not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+                raise BadModel(f"node {node} holds text or a sparse tensor; numbers are taken.")
+            arrays[node.outputs[0]] = np.asarray(value, dtype=np.float32 if key.startswith("value_f") else None)
+    return [n for n in nodes if n.op != "Constant" or n.domain], arrays

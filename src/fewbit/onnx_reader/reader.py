@@ -1,0 +1,137 @@
+"""From an ONNX file to a module that torch.export takes, with what the file says of its image and its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from fewbit.errors import BadModel
+from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
+from fewbit.onnx_reader.module import OnnxModule
+
+Dim = int | str | None
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a file: its name, its type in ONNX's numbers, and its dimensions: sizes, names or None."""
+
+    name: str
+    type: int
+    dims: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({', '.join('?' if d is None else str(d) for d in self.dims)})"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file that was read: its network, its image input and its outputs as they stand in the file."""
+
+    path: Path
+    module: OnnxModule
+    image: Port
+    outputs: tuple[Port, ...]
+    opset: int
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int | None:
+        """The batch that is written in the file, None where it is free."""
+        return self.image.dims[0] if isinstance(self.image.dims[0], int) else None
+
+    def look(self, size: tuple[int, int, int]) -> None:
+        """Run the network once on noise, and where the file fixes a batch, again with another one: each image has its own
+        outputs, whatever the batch. Raises BadModel with the node that cannot be run, or where batches matter.
+        """
+        noise = torch.randn(max(self.batch or 2, 2), *size, generator=torch.Generator().manual_seed(0))
+        own = noise[-(self.batch or 2) :]
+        with torch.no_grad():
+            first = self.module.forget_unread(own)
+            if self.batch is None:
+                return
+            try:
+                other = self.module(noise[-2:] if len(own) != 2 else noise[-1:])
+                same = all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
+            except (BadModel, IndexError) as error:
+                raise self._fixed(str(error)) from error
+        if not same:
+            raise self._fixed("its outputs are others")
+
+    def _fixed(self, reason: str) -> BadModel:
+        return BadModel(
+            f"{self.path} is written for a batch of {self.batch} and cannot be run with another: {reason} Export it with "
+            "a free batch: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim('batch')},))."
+        )
+
+    def input_size(self, wanted: Sequence[int] | None) -> tuple[int, int, int]:
+        """(channels, height, width): what the file fixes, and what is wanted for the rest."""
+        if wanted is None and not all(isinstance(d, int) for d in self.image.dims[1:]):
+            raise BadModel(f"input {self.image} of {self.path} has no fixed size. Give it: --input-size 3,224,224.")
+        size = tuple(
+            d if isinstance(d, int) else n for d, n in zip(self.image.dims[1:], wanted or self.image.dims[1:], strict=True)
+        )
+        if wanted is not None and size != tuple(wanted):
+            raise BadModel(f"input {self.image} of {self.path} has a fixed size, not {tuple(wanted)}; leave --input-size out.")
+        return size  # type: ignore[return-value]
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """The network of a file. Raises BadFile or BadModel that name the file, the node or the tensor."""
+    model = lifted(read_proto(path), path)
+    image = _image(model, path)
+    batch = image.dims[0] if isinstance(image.dims[0], int) else None
+    nodes, constants = split_constants(nodes_of(model.graph, opsets(model), path.parent, batch))
+    outputs = tuple(map(_port, model.graph.output))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    other = {one.data_type for one in model.graph.initializer} & {*FLOATS[1:]}
+    kinds = " and ".join(sorted(TensorProto.DataType.Name(kind).lower() for kind in other))
+    notes = (f"{path} has weights in {kinds}; it is computed in float32.",) if other else ()
+    constants |= constants_of(model.graph, path.parent)
+    _check_names(nodes, {*constants, image.name}, outputs, path)
+    with torch.no_grad():
+        module = OnnxModule(nodes, constants, [image.name], [o.name for o in outputs]).eval()
+    return OnnxFile(path, module, image, outputs, opsets(model).get("", 0), metadata, notes)
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to the order of float sums."""
+    if not a.dtype.is_floating_point:
+        return bool((a == b).float().mean() > 0.99)
+    return bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6))
+
+
+def _port(info: ValueInfoProto) -> Port:
+    kind = info.type.tensor_type
+    dims = (d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim)
+    return Port(info.name, kind.elem_type, tuple(dims))
+
+
+def _image(model: ModelProto, path: Path) -> Port:
+    """The one input of a file, an image in floats."""
+    stored = {one.name for one in model.graph.initializer}
+    inputs = [_port(info) for info in model.graph.input if info.name not in stored]
+    if len(inputs) != 1:
+        raise BadModel(f"{path} takes {len(inputs)} inputs: {', '.join(map(str, inputs)) or 'none'}; one image is taken.")
+    (image,) = inputs
+    if len(image.dims) != 4 or image.type not in FLOATS:
+        kind = TensorProto.DataType.Name(image.type)
+        raise BadModel(f"input {image} of {path} is {kind} and no image; floats of (batch, channels, height, width) are taken.")
+    return image
+
+
+def _check_names(nodes: list, known: set[str], outputs: tuple[Port, ...], path: Path) -> None:  # type: ignore[type-arg]
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise BadModel(f"node {node} of {path} reads '{name}', which nothing before it writes; the file is damaged.")
+        known |= set(node.outputs)
+    for output in outputs:
+        if output.name not in known:
+            raise BadModel(f"output '{output.name}' of {path} is written by no node; the file is damaged.")

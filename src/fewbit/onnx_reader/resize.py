@@ -1,0 +1,187 @@
+"""Operators that sample maps elsewhere than at their pixels: Resize, Upsample, GridSample, RoiAlign."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewbit.onnx_reader.values import Known, Node, Registry, Value, known, numbers, tensor
+
+TORCH_MODES = {3: {"linear": "linear"}, 4: {"linear": "bilinear", "cubic": "bicubic"}, 5: {"linear": "trilinear"}}
+ALIGNED = {"align_corners": True, "half_pixel": False}
+
+
+def resize(node: Node, x: Value, *rest: Value) -> Tensor:
+    x = tensor(x)
+    roi, scales, wanted = _arguments(node, rest)
+    axes = [a % x.ndim for a in node.get("axes") or range(x.ndim)]
+    steps = dict.fromkeys(range(x.ndim), 1.0)
+    size = dict(enumerate(x.shape))
+    if wanted is not None:
+        target = dict(zip(axes, numbers(wanted, "sizes"), strict=True))
+        target = {a: n for a, n in target.items() if isinstance(n, int) and isinstance(x.shape[a], int)}  # not the batch
+        if node.batch is not None and target.get(0) == node.batch:
+            del target[0]
+        steps |= {a: n / x.shape[a] for a, n in target.items()}
+        policy = node.get("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            one = (min if policy == "not_larger" else max)(steps[a] for a in target)
+            steps |= dict.fromkeys(target, one)
+            target = {a: math.floor(one * x.shape[a] + 0.5) for a in target}
+        size |= target
+    else:
+        steps |= {a: float(s) for a, s in zip(axes, numbers(scales, "scales"), strict=True)}
+        size |= {a: math.floor(x.shape[a] * s) for a, s in steps.items() if s != 1}
+    boxes = dict.fromkeys(range(x.ndim), (0.0, 1.0))
+    crops = node.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    if crops and roi is not None:
+        ends = numbers(roi, "roi")
+        boxes |= {a: (ends[i], ends[i + len(axes)]) for i, a in enumerate(axes)}
+    moved = [a for a in range(x.ndim) if steps[a] != 1 or crops]
+    return _resized(node, x, {a: (steps[a], size[a], boxes[a]) for a in moved})
+
+
+def _arguments(node: Node, rest: tuple[Value, ...]) -> tuple[Value, Value, Value]:
+    """roi, scales and sizes, wherever an opset has them."""
+    if node.op == "Upsample" or node.opset == 10:
+        given = rest[0] if rest else known(np.array(node.get("scales"), dtype=np.float32))
+        return None, given, None
+    roi, scales, wanted = (*rest, None, None, None)[:3]
+    if isinstance(scales, Known) and not scales.array.size:
+        scales = None
+    return roi, scales, None if scales is not None else wanted
+
+
+def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[float, float]]]) -> Tensor:
+    old = node.op == "Upsample" or node.opset == 10
+    mode, where = node.get("mode", "nearest"), "asymmetric" if old else node.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "nearest":
+        return _nearest(node, x, moved, where, "floor" if old else node.get("nearest_mode", "round_prefer_floor"))
+    plain = where.replace("pytorch_", "") if all(n > 1 for _, n, _ in moved.values()) else where
+    mode_of_torch = TORCH_MODES.get(x.ndim, {}).get(mode)
+    special = node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75
+    exact = all(math.isclose(x.shape[a] * s, n) for a, (s, n, _) in moved.items())
+    if mode_of_torch and plain in ALIGNED and not special and exact and moved and set(moved) <= set(range(2, x.ndim)):
+        size = [moved[a][1] if a in moved else x.shape[a] for a in range(2, x.ndim)]
+        return F.interpolate(x, size, mode=mode_of_torch, align_corners=ALIGNED[plain])
+    for axis, (step, n, box) in moved.items():
+        matrix, outside = _weights(node, x.shape[axis], n, step, box, where, mode)
+        turned = x.movedim(axis, -1) @ torch.tensor(matrix.T.tolist())
+        if outside.any():
+            turned = turned.masked_fill(torch.tensor(outside.tolist()), node.get("extrapolation_value", 0.0))
+        x = turned.movedim(-1, axis)
+    return x
+
+
+def _places(n: int, size: int, step: float, box: tuple[float, float], where: str) -> np.ndarray:
+    """Where each new pixel lies among the old ones."""
+    i, whole = np.arange(size, dtype=np.float64), step * n
+    if where == "align_corners":
+        return i * (n - 1) / (whole - 1) if whole != 1 else 0 * i
+    if where == "asymmetric":
+        return i / step
+    if where == "tf_crop_and_resize":
+        start, end = (float(v) for v in box)
+        inner = i * (end - start) * (n - 1) / (whole - 1) if whole != 1 else 0 * i + (end - start) * (n - 1) / 2
+        return inner + start * (n - 1)
+    if where == "tf_half_pixel_for_nn":
+        return (i + 0.5) / step
+    if where == "pytorch_half_pixel" and size == 1:
+        return 0 * i - 0.5
+    shift = n / 2 * (1 - size / whole) if where == "half_pixel_symmetric" else 0.0
+    return (i + 0.5) / step - 0.5 + shift
+
+
+def _weights(
+    node: Node, n: int, size: int, step: float, box: tuple[float, float], where: str, mode: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix (new, old) that makes new pixels of old ones, and which new ones lie outside of the box."""
+    places = _places(n, size, step, box, where)
+    shrink = min(step, 1.0) if node.get("antialias", 0) else 1.0
+    a, reach = node.get("cubic_coeff_a", -0.75), math.ceil((2 if mode == "cubic" else 1) / shrink) + 1
+
+    def kernel(x: np.ndarray) -> np.ndarray:
+        x = np.abs(x)
+        if mode == "linear":
+            return np.clip(1 - x, 0, None)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        return np.where(x <= 1, near, np.where(x < 2, a * (((x - 5) * x + 8) * x - 4), 0.0))
+
+    matrix = np.zeros((size, n))
+    for row, place in enumerate(places):
+        near = np.arange(math.floor(place) - reach, math.floor(place) + reach + 1)
+        values = kernel((near - place) * shrink)
+        if node.get("exclude_outside", 0):
+            values = values * ((near >= 0) & (near < n))
+        if node.get("exclude_outside", 0) or node.get("antialias", 0):
+            values = values / values.sum()
+        np.add.at(matrix[row], np.clip(near, 0, n - 1), values)
+    outside = (places < 0) | (places > n - 1) if where == "tf_crop_and_resize" else np.zeros(size, dtype=bool)
+    return matrix.astype(np.float32), outside
+
+
+ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+}
+
+
+def _nearest(node: Node, x: Tensor, moved: dict[int, Any], where: str, how: str) -> Tensor:
+    rows, outside = {}, {}
+    for axis, (step, size, box) in moved.items():
+        places, n = _places(x.shape[axis], size, step, box, where), x.shape[axis]
+        rows[axis] = np.clip(ROUND[how](places), 0, n - 1).astype(np.int64)
+        outside[axis] = (places < 0) | (places > n - 1) if where == "tf_crop_and_resize" else np.zeros(size, dtype=bool)
+    if moved and x.ndim in (3, 4, 5) and set(moved) <= set(range(2, x.ndim)):
+        size = [moved[a][1] if a in moved else x.shape[a] for a in range(2, x.ndim)]
+        for mode, shift in (("nearest", 0.0), ("nearest-exact", 0.5)):
+            own = {a: np.floor((np.arange(len(r)) + shift) * x.shape[a] / len(r)) for a, r in rows.items()}
+            if all((own[a] == rows[a]).all() for a in rows) and not any(o.any() for o in outside.values()):
+                return F.interpolate(x, size, mode=mode)
+    for axis, places in rows.items():
+        x = x.index_select(axis, torch.tensor(places.tolist()))
+        if outside[axis].any():
+            hidden = torch.tensor(outside[axis].tolist()).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+            x = x.masked_fill(hidden, node.get("extrapolation_value", 0.0))
+    return x
+
+
+GRID_MODES = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic"}
+
+
+def grid_sample(node: Node, x: Value, grid: Value) -> Tensor:
+    mode, padding = GRID_MODES[node.get("mode", "linear")], node.get("padding_mode", "zeros")
+    return F.grid_sample(tensor(x), tensor(grid), mode, padding, bool(node.get("align_corners", 0)))
+
+
+def affine_grid(node: Node, theta: Value, size: Value) -> Tensor:
+    return F.affine_grid(tensor(theta), numbers(size, "size"), bool(node.get("align_corners", 0)))
+
+
+def roi_align(node: Node, x: Value, rois: Value, images: Value) -> Tensor:
+    from torchvision.ops import roi_align as align
+
+    if node.get("mode", "avg") != "avg":
+        raise ValueError("it takes the largest of its samples, and torch their mean alone")
+    boxes = torch.cat([tensor(images).float()[:, None], tensor(rois)], 1)
+    size = node.get("output_height", 1), node.get("output_width", 1)
+    default = "half_pixel" if node.opset >= 16 else "output_half_pixel"
+    half = node.get("coordinate_transformation_mode", default) == "half_pixel"
+    return align(tensor(x), boxes, size, node.get("spatial_scale", 1.0), node.get("sampling_ratio", 0) or -1, half)
+
+
+RESIZE: Registry = {
+    "AffineGrid": affine_grid,
+    "GridSample": grid_sample,
+    "Resize": resize,
+    "RoiAlign": roi_align,
+    "Upsample": resize,
+}

@@ -1,0 +1,263 @@
+"""ONNX files as they come: batches, types, external data, and what is refused, with a name in the message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from fewbit.capture import capture, load_model
+from fewbit.errors import BadFile, BadModel, FewbitError
+from fewbit.onnx_reader import read_onnx
+from onnx_reader.test_microsoft import drawn
+
+SIZE = (3, 8, 8)
+Edit = Callable[[onnx.ModelProto], object]
+
+
+def constant(name: str, value: object, dtype: type = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(value, dtype=dtype), name)
+
+
+def net(*, batch: object = "batch", size: tuple[object, ...] = SIZE, opset: int = 17) -> onnx.ModelProto:
+    """A convolution, a class token of one image, a joined token sequence, a linear layer, a mean; as exporters write it."""
+    rows = 1 if batch == "batch" else batch
+    nodes = [
+        helper.make_node("Conv", ["in:put", "stem.weight", "stem.bias"], ["maps"], "/stem/Conv", strides=[2, 2], pads=[1] * 4),
+        helper.make_node("Relu", ["maps"], ["positive"], name="/Relu"),
+        *([] if batch != "batch" else [
+            helper.make_node("Shape", ["positive"], ["shape"], name="/Shape"),
+            helper.make_node("Gather", ["shape", "zero"], ["rows"], name="/Gather", axis=0),
+            helper.make_node("Concat", ["rows", "rest"], ["target"], name="/Concat", axis=0),
+            helper.make_node("Concat", ["rows", "ones"], ["wide"], name="/Concat_1", axis=0),
+            helper.make_node("Expand", ["token", "wide"], ["tokens"], name="/Expand"),
+        ]),
+        helper.make_node("Reshape", ["positive", "target"], ["flat"], name="/Reshape"),
+        helper.make_node("Transpose", ["flat"], ["turned"], name="/Transpose", perm=[0, 2, 1]),
+        helper.make_node("Concat", ["tokens", "turned"], ["sequence"], name="/Concat_2", axis=1),
+        helper.make_node("MatMul", ["sequence", "head_weight"], ["product"], name="/head/MatMul"),
+        helper.make_node("Add", ["head_bias", "product"], ["sum"], name="/head/Add"),
+        helper.make_node("ReduceMean", ["sum"], ["926"], name="/ReduceMean", axes=[1], keepdims=0),
+    ]  # fmt: skip
+    token = np.random.default_rng(1).standard_normal((1, 1, 6)).astype(np.float32)
+    shapes = {"rest": [6, 16], "ones": [1, 1], "zero": [0]} if batch == "batch" else {"target": [rows, 6, 16]}
+    weights = {
+        "stem.weight": drawn(6, 3, 3, 3), "stem.bias": drawn(6), "head_weight": drawn(6, 4), "head_bias": drawn(4),
+        **({"token": token} if batch == "batch" else {"tokens": token.repeat(rows, 0)}),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("in:put", TensorProto.FLOAT, [batch, *size])],
+        [helper.make_tensor_value_info("926", TensorProto.FLOAT, [batch, 4])],
+        [constant(n, v) for n, v in weights.items()] + [constant(n, v, np.int64) for n, v in shapes.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def written(model: onnx.ModelProto, folder: Path, **options: object) -> Path:
+    onnx.save(model, folder / "model.onnx", **options)
+    return folder / "model.onnx"
+
+
+def of_runtime(path: Path, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_a_file_is_its_network_whatever_batch_is_written_in_it(tmp_path: Path, batch: object) -> None:
+    path, images = written(net(batch=batch), tmp_path), drawn(6, *SIZE)
+    step = batch if isinstance(batch, int) else 6
+    want = np.concatenate([of_runtime(path, part) for part in np.split(images, 6 // step)])
+    graph = capture(load_model(str(path)))
+    with torch.no_grad():
+        got = graph.module(torch.from_numpy(images))
+    np.testing.assert_allclose(got if isinstance(got, torch.Tensor) else got[0], want, rtol=1e-4, atol=1e-5)
+    assert [(op.name, op.kind) for op in graph.ops] == [("stem", "conv"), ("head", "linear")]
+
+
+def test_batches_that_matter_are_refused(tmp_path: Path) -> None:
+    model = net(batch=2)
+    model.graph.node[0].input[0] = "mixed"
+    model.graph.node.insert(0, helper.make_node("CumSum", ["in:put", "axis"], ["mixed"], name="over_the_batch"))
+    model.graph.initializer.append(constant("axis", 0, np.int64))
+    with pytest.raises(BadModel, match=r"model\.onnx is written for a batch of 2 and cannot be run with another"):
+        load_model(str(written(model, tmp_path)))
+
+
+def test_a_free_size_is_given_and_a_fixed_one_is_not(tmp_path: Path) -> None:
+    path = written(net(size=(3, "height", "width")), tmp_path)
+    with pytest.raises(BadModel, match=r"'in:put' \(batch, 3, height, width\) .* --input-size"):
+        load_model(str(path))
+    assert load_model(str(path), overrides={"input_size": SIZE}).input_shape == SIZE
+    path = written(net(), tmp_path)
+    with pytest.raises(BadModel, match="leave --input-size out"):
+        load_model(str(path), overrides={"input_size": (3, 16, 16)})
+
+
+def halved(model: onnx.ModelProto) -> None:
+    """All real numbers in float16."""
+    for one in model.graph.initializer:
+        if one.data_type == TensorProto.FLOAT:
+            one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one).astype(np.float16), one.name))
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def test_float16_is_computed_in_float32(tmp_path: Path) -> None:
+    model = net()
+    halved(model)
+    path, images = written(model, tmp_path), drawn(4, *SIZE)
+    file = read_onnx(path)
+    with torch.no_grad():
+        (got,) = file.module(torch.from_numpy(images)).values()
+    assert got.dtype == torch.float32
+    assert file.notes == (f"{path} has weights in float16; it is computed in float32.",)
+    np.testing.assert_allclose(got, of_runtime(path, images.astype(np.float16)), rtol=0.02, atol=0.02)  # 11 bits
+
+
+def test_external_data_is_read(tmp_path: Path) -> None:
+    model, images = net(), drawn(4, *SIZE)
+    inside = read_onnx(written(model, tmp_path)).module(torch.from_numpy(images))["926"]
+    path = written(model, tmp_path, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    assert torch.equal(read_onnx(path).module(torch.from_numpy(images))["926"], inside)
+
+
+def test_old_opsets_are_lifted(tmp_path: Path) -> None:
+    old = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("BatchNormalization", ["a", *"ssss"], ["y"])],
+            "old",
+            [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", [2, 3, 8, 8]), ("w", [6, 3, 3, 3]), ("s", [6]))],
+            [helper.make_tensor_value_info("y", 1, [2, 6, 6, 6])],
+            [constant("w", drawn(6, 3, 3, 3)), constant("s", np.abs(drawn(6)) + 0.5)],
+        ),
+        opset_imports=[helper.make_opsetid("", 6)], ir_version=3,
+    )  # fmt: skip
+    old.graph.node[1].attribute.append(helper.make_attribute("is_test", 1))
+    path, images = written(old, tmp_path), drawn(2, *SIZE)
+    got = read_onnx(path).module(torch.from_numpy(images))["y"]
+    lifted = tmp_path / "lifted.onnx"
+    onnx.save(onnx.version_converter.convert_version(old, 13), lifted)
+    np.testing.assert_allclose(got, of_runtime(lifted, images), rtol=1e-4, atol=1e-5)
+
+
+def quantized(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["926", "scale"], ["codes"], name="/Q"))
+    model.graph.initializer.append(constant("scale", 0.1))
+
+
+def two_inputs(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 1]))
+
+
+def tokens(model: onnx.ModelProto) -> None:
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("in:put", TensorProto.INT64, ["batch", 128]))
+
+
+def sparse(model: onnx.ModelProto) -> None:
+    values, places = constant("sparse.weight", [1.0]), constant("places", [0], np.int64)
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [8]))
+
+
+def with_node(name: str, domain: str = "") -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node(name, ["926"], ["late"], name=f"/last/{name}", domain=domain))
+        if domain:
+            model.opset_import.append(helper.make_opsetid(domain, 3))
+
+    return edit
+
+
+def misspelt(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "nobody"
+
+
+def by_image(model: onnx.ModelProto) -> None:
+    """A shape that is computed from the pixels."""
+    model.graph.node.extend([
+        helper.make_node("Cast", ["926"], ["whole"], name="/Cast", to=TensorProto.INT64),
+        helper.make_node("Reshape", ["926", "whole"], ["late"], name="/by_image/Reshape"),
+    ])  # fmt: skip
+    model.graph.output[0].name = "late"
+
+
+BAD: dict[str, tuple[Edit, str]] = {
+    "quantized": (quantized, r"is quantized already: 1 nodes \(QuantizeLinear\), the first is '/Q'"),
+    "two inputs": (two_inputs, r"takes 2 inputs: 'in:put' \(batch, 3, 8, 8\), 'mask' \(batch, 1\)"),
+    "no image": (tokens, r"input 'in:put' \(batch, 128\) .* is INT64 and no image"),
+    "sparse": (sparse, "weight 'sparse.weight' as a sparse tensor"),
+    "control": (with_node("NonMaxSuppression"), r"not taken: NonMaxSuppression '/last/NonMaxSuppression' \(opset 17\)"),
+    "custom": (with_node("Magic", "my.own"), r"not taken: my\.own\.Magic '/last/Magic' \(opset 3\)"),
+    "damaged": (misspelt, "reads 'nobody', which nothing before it writes"),
+    "by image": (
+        by_image,
+        r"node Reshape '/by_image/Reshape' \(opset 17\) cannot be run: its shape is computed from the image",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    edit, message = BAD[name]
+    model = net()
+    edit(model)
+    with pytest.raises(BadModel, match=message):
+        load_model(str(written(model, tmp_path)))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def text(path: Path) -> None:
+    path.write_text("# not a network\n")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, text, empty, Path.unlink])
+def test_a_file_that_is_none_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    path = written(net(), tmp_path)
+    damage(path)
+    with pytest.raises(FewbitError, match=r"model\.onnx"):
+        load_model(str(path))
+
+
+def moved_out(folder: Path, model: onnx.ModelProto) -> None:
+    for one in model.graph.initializer:
+        for entry in one.external_data:
+            entry.value = "../weights.bin" if entry.key == "location" else entry.value
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+
+
+def shortened(folder: Path, model: onnx.ModelProto) -> None:
+    (folder / "weights.bin").write_bytes((folder / "weights.bin").read_bytes()[:600])
+
+
+def removed(folder: Path, model: onnx.ModelProto) -> None:
+    (folder / "weights.bin").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(moved_out, "outside of"), (shortened, "it is cut off"), (removed, "does not exist")],
+    ids=["outside", "short", "missing"],
+)
+def test_external_data_that_is_not_there_is_named(tmp_path: Path, damage: Callable[..., None], message: str) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    path = written(net(), folder, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    damage(folder, model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadFile, match=f"tensor '.*' .*{message}"):
+        load_model(str(path))

@@ -1,0 +1,127 @@
+"""The reader against the node tests of the onnx package, which hold the operators' definition as numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from fewbit.capture.export import quiet
+from fewbit.onnx_reader.file import OLDEST
+from fewbit.onnx_reader.operators import CONTROL, STANDARD
+from onnx_reader.cases import array, check, is_taken, node_tests, run
+from onnx_reader.test_microsoft import drawn, of_runtime, one_node
+
+DOCS = Path(__file__).parents[2] / "docs" / "onnx.md"
+# what a test wants that fewbit has no use for, by a part of its name
+LEFT_OUT = {
+    "FLOAT8|FLOAT4|INT4|INT2": "a type of 8, 4 or 2 bits",
+    "BFLOAT16_to_FLOAT$|cast.*_to_BFLOAT16": "",
+    "training": "training",
+    "string": "text",
+    "float64_to_int64|int64_to_float64": "the bits of a float64, which is computed in float32",
+    "col2im_5d": "blocks of three dimensions",
+    "roialign_mode_max": "the largest sample of a box",
+}
+
+
+def reason_to_fail(name: str) -> str:
+    return next((reason for part, reason in LEFT_OUT.items() if reason and re.search(part, name)), "")
+
+
+def test_one_test_of_each_operator_passes() -> None:
+    failed, names = {}, set()
+    for name, case in node_tests(one_each=True).items():
+        if is_taken(case.model):
+            names |= {node.op_type for node in case.model.graph.node}
+            try:
+                check(case)
+            except AssertionError as error:
+                failed[name] = str(error).strip().splitlines()[0]
+    assert {name: text for name, text in failed.items() if not reason_to_fail(name)} == {}
+    assert len(names) > 130
+
+
+POOLS = {
+    "max": ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "max up": ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+    "max uneven": ("MaxPool", {"kernel_shape": [2, 3], "pads": [0, 1, 1, 0], "dilations": [2, 1]}),
+    "max same": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    "mean": ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "mean counted": ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    "mean up": ("AveragePool", {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}),
+    "mean uneven": ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
+    "mean whole": ("AveragePool", {"kernel_shape": [7, 6]}),
+    "lp": ("LpPool", {"kernel_shape": [2, 2], "p": 2, "strides": [2, 1]}),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pooling_computes_what_onnxruntime_does(name: str) -> None:
+    op, attributes = POOLS[name]
+    images = [drawn(2, 4, 7, 6)]
+    model = one_node(op, images, attributes, "", opset=19)
+    np.testing.assert_allclose(run(model, images)[2][0], of_runtime(model, images)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_node_tests_pass_and_the_table_says_how_many() -> None:
+    passed, total, failed, exported = defaultdict(int), defaultdict(int), {}, {}
+    cases = node_tests()
+    for name, case in cases.items():
+        if not is_taken(case.model):
+            continue
+        whole = cases.get(re.sub(r"_expanded.*", "", name), case)  # the same test with the operator written out
+        ops = {node.op_type for node in whole.model.graph.node}
+        op = next(iter(ops)) if len(ops) == 1 else "If" if "If" in ops else ""
+        op = op if op in {*STANDARD, *CONTROL} else ""  # one that is not taken, written out
+        total[op] += 1
+        try:
+            check(case)
+            passed[op] += 1
+            if op not in exported:
+                exported[op] = traced(case)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    rows = [row(op, passed[op], total[op]) for op in sorted(total) if op]
+    text = "\n".join(["| operator | opsets | tests passed |", "|---|---|---|", *rows])
+    print(text)
+    assert {name: why for name, why in failed.items() if not reason_to_fail(name)} == {}
+    assert {op: why for op, why in exported.items() if why and op not in UNTRACED} == {}
+    assert len(rows) >= 120
+    assert text in DOCS.read_text(encoding="utf-8")
+    assert {*STANDARD, *CONTROL} - set(total) <= WITHOUT_TEST
+
+
+UNTRACED: dict[str, str] = {}
+WITHOUT_TEST = {"SimplifiedLayerNormalization", "GlobalLpPool"}
+
+
+def row(op: str, passed: int, total: int) -> str:
+    first = min(s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.name == op and s.domain == "")
+    return f"| {op} | {max(first, OLDEST)} to {onnx.defs.onnx_opset_version()} | {passed} of {total} |"
+
+
+def traced(case: object) -> str:
+    """Nothing, or what torch.export says of the module of a test."""
+    inputs = [array(i) for i in case.data_sets[0][0]]  # type: ignore[attr-defined]
+    module, tensors, found = run(case.model, inputs)  # type: ignore[attr-defined]
+    if not tensors:
+        return ""
+    try:
+        with quiet(), torch.no_grad():
+            again = torch.export.export(module, tuple(tensors)).module()(*tensors)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    for one, other in zip(found, again.values(), strict=True):
+        np.testing.assert_allclose(other.numpy(), one, rtol=1e-5, atol=1e-6)
+    return ""
+
+
+assert onnxruntime
