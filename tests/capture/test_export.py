@@ -393,7 +393,7 @@ def test_an_unknown_name_is_refused_with_near_names_or_with_what_there_is():
     with pytest.raises(UnknownName, match=r"Did you mean .*vit_tiny_patch16_224"):
         load_model("vit_tiny_patch16_225")
     with pytest.raises(UnknownName) as error:
-        load_model("net.onnx")
+        load_model("net.tflite")
     assert "path.pt2" in str(error.value)
     assert f"{len(timm.list_models())} names of timm" in str(error.value)
     assert len(str(error.value)) < 300
