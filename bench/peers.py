@@ -82,7 +82,7 @@ def main() -> None:
     run = Run.open(args.run)
     images = run.images(args.images, limit=run.record["request"]["calibration"], labels=False)
     scored = run.images(args.score, limit=args.scored)
-    source = args.run / "float.onnx"
+    source, outputs = args.run / "float.onnx", run["exact"].outputs
     attention = any(node.op_type == "Softmax" for node in onnx.load(str(source)).graph.node)
     made: list[tuple[str, Path, str]] = [("fewbit", args.run / "model.onnx", "onnxruntime")]
     for method in ("minmax", "percentile"):
@@ -99,10 +99,12 @@ def main() -> None:
         made.append(("NNCF", path, "openvino"))
     rows = []
     for name, path, runtime in made:
-        score = evaluate(source, path, scored, runtime=runtime)
+        score = evaluate(source, path, scored, outputs, recognise(outputs), runtime=runtime)
         rows.append({"flow": name, "images": score.images, **score.to_json()})
-        drop = None if score.top1 is None or score.float_top1 is None else score.float_top1 - score.top1
-        print(f"{name:40} drop {drop if drop is None else format(drop, '+.2f')}  agreement {score.agreement:.2f} %", flush=True)
+        rating = score.rating
+        before, after = rating.float_score, rating.score
+        drop = "unknown" if before is None or after is None else f"{before - after:+.2f}"
+        print(f"{name:40} drop {drop}  agreement {rating.agreement:.2f} %", flush=True)
     write_json(args.out / "peers.json", rows)
 
 

@@ -34,8 +34,9 @@ from fewbit.files import read_json, write_json
 from fewbit.request import Request
 from fewbit.stages import STAGES
 from fewbit.target.load import HERE
+from fewbit.task.classify import wilson
 from fewbit.verify.attention import attention_tables
-from fewbit.verify.evaluate import Score, wilson
+from fewbit.verify.evaluate import Score
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
 from bench.ablations import ABLATIONS
@@ -109,8 +110,8 @@ class Bench:
         wide = any(b > 8 for b in (parse_bits(text).candidates if text.startswith("mixed") else ()))  # type: ignore[union-attr]
         run = self.quantized(self.recipes[recipe], text, seed, target or (self.args.wide if wide else self.args.target))
         plan, score = run["plan"], run["score"]
-        np.save(file.with_suffix(".npy"), score.answers.numpy())
-        np.save(self.out / "float.npy", score.float_answers.numpy())
+        np.save(file.with_suffix(".npy"), score.rating.answers.numpy())
+        np.save(self.out / "float.npy", score.rating.float_answers.numpy())
         row = {
             "name": name, "recipe": recipe, "bits": text, "seed": seed, "target": plan.target, "images": score.images,
             "calibration": len(run["calibration"]), "seconds": dict(run.progress.seconds),
@@ -134,9 +135,9 @@ class Bench:
 def accuracies(score: Score, labels: Any) -> dict[str, Any]:
     """Percentages of the float model and of the row, and their interval."""
     truth = np.asarray(labels)
-    before, after = ((answers.numpy() == truth) for answers in (score.float_answers, score.answers))
+    before, after = ((answers.numpy() == truth) for answers in (score.rating.float_answers, score.rating.answers))
     found = {"float": 100 * float(before.mean()), "top1": 100 * float(after.mean())}
-    return {**found, "agreement": score.agreement, "interval": wilson(int(after.sum()), len(after))}
+    return {**found, "agreement": score.rating.agreement, "interval": wilson(int(after.sum()), len(after))}
 
 
 def flips(run: Run, sample: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import runpy
 import shutil
@@ -259,7 +258,7 @@ def test_a_site_that_stays_float_may_hold_infinities(place: Path, tmp_path: Path
     result = quantize(f"{place / 'net.py'}:masked", place / "flat", out=tmp_path / "run", recipe="fast", seconds=0.01)
     assert result.report["verify"]["codes_wrong"] == 0
     assert "maxpool:input" not in result.plan.choices
-    assert math.isfinite(result.report["accuracy"]["cosine"])
+    assert 90 < result.report["accuracy"]["outputs"][0]["agreement"] <= 100
 
 
 @pytest.mark.parametrize("recipe", ["mse", "fast"])
@@ -300,7 +299,9 @@ def test_report_json_has_the_fields_that_others_read(finished: Path) -> None:
         "schema", "model", "target", "recipe", "bits", "exemptions", "images", "accuracy", "size", "latency", "verify",
         "integer_share", "fallbacks", "seconds", "peak_memory_bytes",
     }  # fmt: skip
-    assert set(report["accuracy"]) == {"float", "quantized", "agreement", "cosine", "interval", "runtime"}
+    assert set(report["accuracy"]) == {
+        "task", "measure", "float", "quantized", "agreement", "agreement_measure", "interval", "why", "outputs", "runtime"
+    }  # fmt: skip
     assert set(report["size"]) == {"float_bytes", "onnx_bytes", "packed_bytes", "average_weight_bits"}
     assert report["size"]["onnx_bytes"] == (finished / "model.onnx").stat().st_size
     assert report["verify"]["codes_wrong"] == 0
@@ -385,12 +386,14 @@ def test_report_beside_a_folder_that_is_no_run_writes_nothing(finished: Path, tm
 
 
 def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
-    labelled = {"float": 80.0, "quantized": 78.5, "agreement": 97.0}
-    with pytest.raises(FewbitFailed, match=r"fell by 1\.50 points; --max-drop allows 1\."):
+    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class", "why": "Labels are missing."}
+    labelled = {"float": 80.0, "quantized": 78.5, "agreement": 97.0, **measures}
+    with pytest.raises(FewbitFailed, match=r"top-1 accuracy fell by 1\.50 points; --max-drop allows 1\."):
         fail_on_drop(labelled, 1.0)
-    with pytest.raises(FewbitFailed, match=r"differ for 3\.00 % of the images"):
+    with pytest.raises(FewbitFailed, match=r"agreement in class fell by 3\.00 points; --max-drop allows 2\. Labels"):
         fail_on_drop({**labelled, "float": None, "quantized": None}, 2.0)
     fail_on_drop(labelled, 1.5)
+    fail_on_drop({**labelled, "float": 100 * 823 / 1000, "quantized": 100 * 822 / 1000}, 0.1)  # 0.10000000000000853
     fail_on_drop(labelled, None)
 
 
@@ -409,7 +412,8 @@ def test_synthetic_images_calibrate_and_are_shown_and_a_curve_is_drawn(place: Pa
     rows = json.loads((out / "tables.json").read_text())
     assert [row["images"] for row in rows["curve"]] == [1, 2]
     assert rows["curve"][-1]["quantized"] == result.report["accuracy"]["quantized"]  # the same images, recipe and runtime
-    assert rows["curve"][-1]["cosine"] == pytest.approx(result.report["accuracy"]["cosine"])
+    last, whole = (row["outputs"][0] for row in (rows["curve"][-1], result.report["accuracy"]))
+    assert last["agreement"] == pytest.approx(whole["agreement"])
     assert [row["label"] for row in rows["synthetic"]] == made["labels"].tolist()
     assert "Synthetic images" in (out / "report.html").read_text()
     assert any("Too few" in w or "unlike" in w for w in result.report["calibration"]["warnings"])

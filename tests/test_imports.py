@@ -18,6 +18,7 @@ ORDER = (
     "onnx_reader",
     "capture",
     "execute",
+    "task",
     "data",
     "observe",
     "target",

@@ -145,7 +145,7 @@ class Options(BaseModel):
     def __init__(self, **options: Any) -> None:
         """Raises FewbitError that names the option, the value and what is allowed."""
         for name, value in options.items():
-            if value == "":
+            if isinstance(value, str) and not value:
                 raise FewbitError(f"{option(name)} '' is empty; give a value, or leave it out.")
         try:
             super().__init__(**options)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fewbit.verify import Latency, Score
 
 FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
+ROUNDING = 1e-9  # points; a drop is a difference of two percentages
 SHARED = ("inputs", "calibration", "scored", "exact", "given", "quantized", "observed", "verdict")  # the same for any recipe
 
 
@@ -93,12 +94,12 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
 
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
-    """Raise FewbitFailed where accuracy (without labels: agreement, from 100 %) drops by more than is allowed."""
+    """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more points than are allowed."""
     labelled = accuracy["quantized"] is not None
     drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
-    if allowed is not None and drop > allowed:
-        what = "accuracy fell by" if labelled else "answers differ for"
-        raise FewbitFailed(f"{what} {drop:.2f} {'points' if labelled else '% of the images'}; --max-drop allows {allowed:g}.")
+    if allowed is not None and drop > allowed + ROUNDING:
+        what = f"{accuracy['measure'] if labelled else accuracy['agreement_measure']} fell by {drop:.2f} points"
+        raise FewbitFailed(" ".join((f"{what}; --max-drop allows {allowed:g}.", accuracy["why"])).strip())
 
 
 class Run:
@@ -207,9 +208,10 @@ class Run:
         """Images for a finished run's model, with its preprocessing and classes."""
         from fewbit.data.images import open_images
 
-        if source == "":
+        if isinstance(source, str) and not source:
             raise BadImages("--images '' is empty; give a folder of images, or a .parquet, .npy or .npz file: --images DIR.")
-        classes = self.record["classes"] or self.record["outputs"]
+        count = self.record["class_count"]
+        labels, classes = labels and count is not None, self.record["classes"] or count
         return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
 
     def unseen(self, images: Images) -> Images:

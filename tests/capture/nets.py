@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fewbit.capture import capture, export, load_model
-from fewbit.capture.export import graph_module, one_tensor
+from fewbit.capture.export import graph_module, named_tensors
 from fewbit.core.values import Graph
 
 
@@ -56,11 +56,13 @@ def assert_same_function(net: nn.Module, module: nn.Module, size: tuple[int, int
     for batch in (1, 3):
         x = images(size, batch)
         with torch.no_grad():
-            expected, found = one_tensor(net(x)), module(x)
-        assert found.shape == expected.shape
-        if batch > 1:
-            assert (expected[0] - expected[1]).abs().max() > 0.01 * expected.abs().max(), "every image gives the same"
-        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+            wanted, returned = list(named_tensors(net(x)).values()), module(x)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        for expected, found in zip(wanted, results, strict=True):
+            assert found.shape == expected.shape
+            if batch > 1:
+                assert (expected[0] - expected[1]).abs().max() > 0.01 * expected.abs().max(), "every image gives the same"
+            assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def graph_of(net: nn.Module, size: tuple[int, int, int] = (3, 8, 8)) -> Graph:

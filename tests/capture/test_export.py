@@ -91,22 +91,31 @@ def python(tmp_path: Path) -> Path:
 # what a model returns
 
 
-@pytest.mark.parametrize("form", ["tensor", "tuple", "nested", "dict", "record"])
-def test_the_logits_are_found_in_whatever_a_module_returns(form):
-    net = Classifier(form).eval()
-    graph = capture(loaded(net))
-    assert [op.name for op in graph.ops] == ["conv", "head"]
-    x = images(SIZE, 3)
-    torch.testing.assert_close(graph.module(x), net.head(net.conv(x).mean((2, 3))))
+NAMES = {  # of the outputs: True for the logits
+    "tensor": {"logits": True},
+    "tuple": {"output.0": True, "output.1": False},
+    "nested": {"output.0.first.0": True, "output.1": False},
+    "dict": {"features": False, "logits": True},
+    "record": {"last_hidden_state": False, "logits": True},
+}
 
 
-@pytest.mark.parametrize("form", ["tuple", "dict"])
-def test_the_logits_are_found_in_whatever_an_exported_program_returns(form, tmp_path):
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("form", NAMES)
+def test_every_tensor_is_found_under_its_name_in_whatever_a_module_or_a_program_returns(form, exported, tmp_path):
+    if (form, exported) == ("record", True):
+        pytest.skip("torch.export.save takes no named tuple that is not registered")
     net = Classifier(form).eval()
-    graph = capture(load_model(saved(tmp_path / "net.pt2", net)))
+    graph = capture(load_model(saved(tmp_path / "net.pt2", net)) if exported else loaded(net))
     assert [op.name for op in graph.ops] == ["conv", "head"]
+    assert [(one.name, one.shape) for one in graph.outputs] == [
+        (name, (5,) if is_logits else (4, 6, 6)) for name, is_logits in NAMES[form].items()
+    ]
     x = images(SIZE, 3)
-    torch.testing.assert_close(graph.module(x), net.head(net.conv(x).mean((2, 3))))
+    with torch.no_grad():
+        features, returned = net.conv(x), graph.module(x)
+        for value, is_logits in zip(returned if len(NAMES[form]) > 1 else [returned], NAMES[form].values(), strict=True):
+            torch.testing.assert_close(value, net.head(features.mean((2, 3))) if is_logits else features)
 
 
 def test_a_program_that_takes_its_images_by_name_is_called_like_any_other():

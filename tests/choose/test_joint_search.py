@@ -189,7 +189,7 @@ def test_with_labels_the_loss_is_cross_entropy(conv_net):
 
 def test_an_answer_that_is_no_number_is_infinitely_bad(conv_net):
     measure = Measure.of(conv_net.graph, conv_net.images.split(16))
-    assert measure.total([torch.full((16, 4), math.nan)]) == math.inf
+    assert measure.total([(torch.full((16, 4), math.nan),)]) == math.inf
 
 
 # the plan -----------------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_calibration_images_keep_their_labels_where_the_loss_asks_for_them(loss,
         model="demo", images=demo.CALIBRATION, score=demo.TEST, recipe="lapq", calibration=4, scored=4, labels=labels, loss=loss
     )
     preprocess = Preprocess.from_timm({"input_size": (3, 32, 32)})
-    chosen, _ = open_both(request, preprocess, 10)
+    chosen, _ = open_both(request, preprocess, 10, labels)
     assert (chosen.labels is not None) == kept
 
 
@@ -444,4 +444,4 @@ def test_a_walk_gives_what_the_graph_gives(net):
     with torch.no_grad():
         expected = net.graph.module(net.images)
     for _ in range(2):
-        assert torch.allclose(torch.cat(list(walk.answers())), expected, atol=1e-6)
+        assert torch.allclose(torch.cat([output for (output,) in walk.outputs()]), expected, atol=1e-6)

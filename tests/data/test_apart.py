@@ -39,7 +39,7 @@ def opened(source: Any, **options: Any) -> Images:
 
 
 def both(**options: Any) -> tuple[Images, Images]:
-    return open_both(Request(model="demo", target="ort-x86-vnni", labels=False, **options), TINY, None)
+    return open_both(Request(model="demo", target="ort-x86-vnni", labels=False, **options), TINY, None, labels=False)
 
 
 # The same images

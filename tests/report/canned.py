@@ -97,7 +97,8 @@ def _curve() -> Rows:
     """Accuracy that rises with the number of images."""
     return [
         {"images": 2**i, "range_change": 0.15 / 2**i if i else None, "float": 75.45, "quantized": 60 + 2.0 * i,
-         "agreement": 70 + 2.0 * i, "cosine": 0.9, "interval": [58 + 2.0 * i, 62 + 2.0 * i], "runtime": "onnxruntime"}
+         "agreement": 70 + 2.0 * i, "measure": "top-1 accuracy",
+         "agreement_measure": "agreement in class", "interval": [58 + 2.0 * i, 62 + 2.0 * i], "runtime": "onnxruntime"}
         for i in range(8)
     ]  # fmt: skip
 
@@ -185,7 +186,10 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "schema": 1, "model": "vit_tiny_patch32_224", "target": "ort-x86-vnni", "recipe": "best", "bits": "w4a8",
         "exemptions": ["patch_embed.proj stays at 8 bits", "head stays at 8 bits"],
         "images": {"calibration": 128, "scored": 2000},
-        "accuracy": {"float": 75.45, "quantized": 74.6, "agreement": 92.35, "cosine": 0.99412, "interval": [72.65, 76.46],
+        "accuracy": {"float": 75.45, "quantized": 74.6, "agreement": 92.35, "measure": "top-1 accuracy",
+                     "agreement_measure": "agreement in class with the float model", "why": "", "interval": [72.65, 76.46],
+                     "outputs": [{"output": "logits", "measure": "correlation", "agreement": 99.41, "interval": [99.2, 99.6],
+                                  "relative_error": 0.108}],
                      "runtime": "onnxruntime"},
         "size": {"float_bytes": 22_917_340, "onnx_bytes": 6_104_212, "packed_bytes": 3_361_904, "average_weight_bits": 4.31},
         "latency": {

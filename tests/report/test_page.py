@@ -157,9 +157,9 @@ def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
         "40 of 7,274,496 codes differ",
         "at 148 sites",
         "Worst site: blocks.0.attn.values:value, off by at most 1.",
-        "75.45 → 74.60 % accuracy",
+        "75.45 → 74.60 % top-1 accuracy",
         "−0.85 points; 95 % interval 72.65 % to 76.46 %.",
-        "92.35 % agreement with the float model, cosine 0.99412.",
+        "92.35 % agreement in class with the float model.",
         "2,000 images scored in onnxruntime; 128 for calibration.",
         "Exempt: patch_embed.proj stays at 8 bits; head stays at 8 bits.",
         "Too few calibration images.",
@@ -197,7 +197,7 @@ def test_without_labels_agreement_leads_and_no_accuracy_is_claimed() -> None:
     report["accuracy"].update(float=None, quantized=None)
     text = read(report, tables).text
     good = text[text.index("Is it good?") : text.index("Is it small and fast?")]
-    assert good.startswith("Is it good? 92.35 % agreement with the float model")
+    assert good.startswith("Is it good? 92.35 % agreement in class with the float model")
     assert "No labels, so no accuracy" in good
     assert "points" not in good
 
@@ -400,7 +400,7 @@ def test_without_labels_the_curve_is_that_of_the_agreement() -> None:
     rows = page.joined(report, tables)["curve"]
     figure = view_of("Accuracy against the number of calibration images", Points)(rows)
     assert points(figure.data[0]) == [(row["images"], row["agreement"]) for row in rows]
-    assert figure.layout.yaxis.title.text == "agreement with the float model, %"
+    assert figure.layout.yaxis.title.text == "agreement in class, %"
 
 
 def test_series_are_drawn_side_by_side_and_what_is_over_the_limit_is_a_diamond() -> None:

@@ -42,14 +42,16 @@ def test_files_are_weighed(tmp_path: Path) -> None:
 
 def one(bits: str = "4", quantized: float | None = 70.0, model: str = "m", images: str = "i") -> tuple[Any, Any]:
     """report.json and run.json of a run."""
-    score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [68.0, 72.0]}
+    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [68.0, 72.0], **measures}
     size = {"float_bytes": 32, "onnx_bytes": 5, "average_weight_bits": 4.5}
     report = {"bits": bits, "recipe": "mse", "accuracy": score, "size": size}
     return report, {"hashes": {"model": model, "scored": images}}
 
 
 def test_runs_become_rows_beside_the_accuracy_of_the_float_model() -> None:
-    point = {"bytes": 5, "bits": 4.5, "accuracy": 70.0, "interval": [68.0, 72.0], "measure": "accuracy", "float": 75.0}
+    point = {"bytes": 5, "bits": 4.5, "accuracy": 70.0, "interval": [68.0, 72.0], "float": 75.0}
+    point |= {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
     assert tables.runs({"a": one(), "b": one("mixed:5:4,5")}) == [
         {"kind": "mse, one width", "label": "4", "agreement": 90.0} | point,
         {"kind": "mse, mixed precision", "label": "mixed:5:4,5", "agreement": 90.0} | point,
@@ -58,7 +60,7 @@ def test_runs_become_rows_beside_the_accuracy_of_the_float_model() -> None:
 
 def test_where_one_run_has_no_labels_all_rows_are_agreements_and_an_interval_of_an_accuracy_is_dropped() -> None:
     rows = tables.runs({"a": one(), "b": one(quantized=None)})
-    assert {(row["measure"], row["float"]) for row in rows} == {("agreement with the float model", None)}
+    assert {(row["measure"], row["float"]) for row in rows} == {("agreement in class", None)}
     assert [(row["accuracy"], row["interval"]) for row in rows] == [(90.0, None), (90.0, [68.0, 72.0])]
 
 
@@ -91,7 +93,7 @@ def test_what_was_done_about_an_outlier_is_read_from_the_plan() -> None:
         )
 
     ops = (Op("moved", "linear", "n", {"input": "moved:input"}), Op("off", "linear", "n", {"input": "off:input"}))
-    graph = Graph(nn.Module(), ops, (), (3, 8, 8))  # type: ignore[arg-type]
+    graph = Graph(nn.Module(), ops, (), (3, 8, 8), ())  # type: ignore[arg-type]
     rows = [{"op": "moved", "strength": 0.5, "moved": True}, {"op": "off", "strength": None, "moved": False}]
     one = dataclasses.replace(plan(*rows), choices={
         "moved:input": chosen("moved:input", 0.1),

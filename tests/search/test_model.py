@@ -218,8 +218,10 @@ def test_files_of_widths_that_are_wrong(vit, tmp_path):
 
 
 def test_the_page_has_a_command_for_every_point():
-    row = {"point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0, "faster": 2.0,
-           "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True, "searched": True,
+    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    row = {**measures, "point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0,
+           "faster": 2.0, "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True,
+           "searched": True,
            "command": "fewbit quantize demo --bits </script>"}  # fmt: skip
     other = {**row, "point": "uniform 8", "searched": False, "command": "fewbit quantize demo --bits 8"}
     summary = {"model": "demo", "target": "t", "recipe": "mse", "strategy": "greedy", "budgets": (), "evaluated": 2,

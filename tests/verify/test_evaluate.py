@@ -12,8 +12,9 @@ from scipy.stats import binomtest
 
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile, UnknownName
+from fewbit.task import recognise
+from fewbit.task.classify import wilson
 from fewbit.verify import evaluate, open_session
-from fewbit.verify.evaluate import wilson
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))
@@ -45,34 +46,42 @@ def test_percentages_are_those_of_the_answers_image_by_image(realized_vit, pictu
     labels = before.argmax(1)
     labels[::3] = 0  # so that the float model is not always right
     images = open_images((pictures, labels), Preprocess(size=(3, 8, 8)), classes=4)
-    score = evaluate(realized_vit.float_path, realized_vit.path, images, batch=batch, threads=1)
+    net = realized_vit.net.graph
+    score = evaluate(
+        realized_vit.float_path, realized_vit.path, images, net.outputs, recognise(net.outputs), batch=batch, threads=1
+    )
+    rating = score.rating
     hits = int((after.argmax(1) == labels).sum())
     assert (score.images, score.runtime) == (37, "onnxruntime")
-    assert score.float_top1 == pytest.approx(100 * (before.argmax(1) == labels).mean())
-    assert score.top1 == pytest.approx(100 * hits / 37)
-    assert score.agreement == pytest.approx(100 * (before.argmax(1) == after.argmax(1)).mean())
-    cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
-    assert score.cosine == pytest.approx(cosine.mean(), abs=1e-6)
-    assert score.interval == wilson(hits, 37)
-    np.testing.assert_array_equal(score.float_answers.numpy(), before.argmax(1))
-    np.testing.assert_array_equal(score.answers.numpy(), after.argmax(1))
-    assert 0 < score.float_top1 < 100
+    assert rating.float_score == pytest.approx(100 * (before.argmax(1) == labels).mean())
+    assert rating.score == pytest.approx(100 * hits / 37)
+    assert rating.agreement == pytest.approx(100 * (before.argmax(1) == after.argmax(1)).mean())
+    assert rating.interval == wilson(hits, 37)
+    np.testing.assert_array_equal(rating.float_answers.numpy(), before.argmax(1))
+    np.testing.assert_array_equal(rating.answers.numpy(), after.argmax(1))
+    assert 0 < rating.float_score < 100
+    each = [np.corrcoef(before[:, k], after[:, k])[0, 1] for k in range(before.shape[1])]
+    assert score.outputs[0].agreement == pytest.approx(100 * np.mean(each), abs=1e-6)
+    error = np.sqrt(((before - after) ** 2).mean(0)) / before.std(0)
+    assert score.outputs[0].relative_error == pytest.approx(error.mean(), abs=1e-6)
 
 
 def test_without_labels_there_is_agreement_and_no_accuracy(realized_conv_net, pictures):
     run = realized_conv_net
     images = open_images(pictures, Preprocess(size=(3, 8, 8)))
-    score = evaluate(run.float_path, run.path, images, threads=1)
-    assert (score.float_top1, score.top1) == (None, None)
-    agree = round(score.agreement * 37 / 100)
-    assert score.interval == wilson(agree, 37)
+    outputs = run.net.graph.outputs
+    score = evaluate(run.float_path, run.path, images, outputs, recognise(outputs), threads=1)
+    assert (score.rating.float_score, score.rating.score) == (None, None)
+    agree = round(score.rating.agreement * 37 / 100)
+    assert score.rating.interval == wilson(agree, 37)
     assert score.to_json()["interval"] == list(wilson(agree, 37))
 
 
 def test_progress_counts_every_image_once(realized_conv_net, pictures):
     run, seen = realized_conv_net, []
     images = open_images(pictures, Preprocess(size=(3, 8, 8)))
-    evaluate(run.float_path, run.path, images, batch=16, threads=1, progress=seen.append)
+    outputs = run.net.graph.outputs
+    evaluate(run.float_path, run.path, images, outputs, recognise(outputs), batch=16, threads=1, progress=seen.append)
     assert seen == [16, 16, 5]
 
 

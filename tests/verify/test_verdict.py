@@ -123,7 +123,8 @@ def test_rounding_of_float32_is_inside_the_limit_and_a_thousand_times_of_it_is_n
         executor = Executor(net.graph)
         with torch.no_grad():
             found, exact = net.module(net.images), copy.deepcopy(net.module).double()(net.images.double())
-            moved = distance(executor(net.images, calls=disturbances(executor)), executor(net.images))
+            (disturbed,), (free,) = executor(net.images, calls=disturbances(executor)), executor(net.images)
+            moved = distance(disturbed, free)
         (check,) = judged("here", {"logits": exact.float()}, {"logits": found}, {"logits": moved})
         assert 0 < check.difference < check.limit < 1e-4 * float(exact.abs().max())
         off = exact.float() + 1e3 * (found - exact.float())

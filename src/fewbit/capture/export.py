@@ -1,13 +1,14 @@
-"""torch.export with a dynamic batch, and the exported program as a graph module: one tensor in, one tensor out."""
+"""torch.export with a dynamic batch, and the exported program as a graph module: one tensor in, named tensors out."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -20,36 +21,53 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fewbit.capture.canonicalize import writes_through_views
+from fewbit.core.values import Output
 from fewbit.errors import BadModel
 
-WRAPPER = "_fewbit_model"  # where FirstTensor keeps the module; sites.path_of takes it out of the names again
+WRAPPER = "_fewbit_model"  # where NamedOutputs keeps the module; sites.path_of takes it out of the names again
 PASSES = 8  # of a program that draws random numbers, to see whether they change its answer
-OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
 
 
-class FirstTensor(nn.Module):
-    """A model that returns a record or a tuple, returning one tensor of it."""
+class NamedOutputs(nn.Module):
+    """A model that returns a record, a tuple or anything nested, returning its tensors by name."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.add_module(WRAPPER, module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return one_tensor(self.get_submodule(WRAPPER)(x))
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return named_tensors(self.get_submodule(WRAPPER)(x))
 
 
-def one_tensor(out: Any) -> Tensor:
-    """The logits of a record; of a tuple, or where nothing is called logits, the first tensor, however deep."""
-    if isinstance(out, Tensor):
-        return out
-    for name in OUTPUTS:
-        value = out.get(name) if isinstance(out, Mapping) else getattr(out, name, None)
-        if isinstance(value, Tensor):
-            return value
-    tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-    if not tensors:
-        raise BadModel(f"the model returns {type(out).__name__} without a tensor; logits are needed.")
-    return tensors[0]
+def named_tensors(out: Any) -> dict[str, Tensor]:
+    """The tensors of a model's result, by name and in order: keys and fields joined by dots, places in tuples counted.
+
+    What is no tensor (None, numbers, text) is left out. A single tensor without a name is `logits` where it may be a list of
+    classes (batch, n), else `output`. Raises BadModel where there is no tensor.
+    """
+    leaves = {path: leaf for path, leaf in _leaves(out) if isinstance(leaf, Tensor)}
+    if not leaves:
+        raise BadModel(f"the model returns {type(out).__name__} without a tensor; at least one is needed.")
+    if list(leaves) == [()]:
+        (tensor,) = leaves.values()
+        return {"logits" if tensor.ndim == 2 else "output": tensor}
+    names = (".".join(("output", *path) if path[0].isdigit() else path) for path in leaves)
+    return dict(zip(names, leaves.values(), strict=True))
+
+
+def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, leaf) of nested mappings, records, named tuples, tuples and lists."""
+    if isinstance(out, Mapping):
+        items: Iterable[tuple[Any, Any]] = out.items()
+    elif dataclasses.is_dataclass(out):
+        items = ((field.name, getattr(out, field.name)) for field in dataclasses.fields(out))
+    elif isinstance(out, tuple | list):
+        items = zip(getattr(out, "_fields", range(len(out))), out, strict=True)
+    else:
+        yield path, out
+        return
+    for name, value in items:
+        yield from _leaves(value, (*path, str(name)))
 
 
 def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
@@ -62,7 +80,7 @@ def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProg
         with quiet(), _evaluating(module), torch.no_grad():
             noise = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
             out = _same_again(module, noise, type(module).__name__)
-            whole = module if isinstance(out, Tensor) else FirstTensor(module).eval()
+            whole = module if isinstance(out, Tensor) else NamedOutputs(module).eval()
             return torch.export.export(whole, (torch.zeros_like(noise),), dynamic_shapes=shapes)
     except BadModel:
         raise
@@ -120,18 +138,16 @@ def input_value(program: ExportedProgram) -> Tensor:
     return next(n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names)
 
 
-def output_value(program: ExportedProgram) -> Tensor:
-    """The fake tensor that stands for the output which is quantized."""
+def output_values(program: ExportedProgram) -> dict[str, Tensor]:
+    """The fake tensors that stand for a program's outputs, by name and in order."""
     results = pytree.tree_leaves(program.graph.output_node().args[0])[-len(program.graph_signature.user_outputs) :]
     values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
     spec = program.call_spec.out_spec
-    given = values[0] if spec is None else one_tensor(pytree.tree_unflatten(values, spec))
-    assert isinstance(given, Tensor)
-    return given
+    return named_tensors(values[0] if spec is None else pytree.tree_unflatten(values, spec))
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
-    """The program as a graph module of aten calls whose constants are attributes; one tensor in, one tensor out.
+    """The program as a graph module of aten calls whose constants are attributes; one tensor in, those of `outputs_of` out.
 
     A fresh copy of the graph; the tensors are the program's.
     """
@@ -141,13 +157,18 @@ def graph_module(program: ExportedProgram) -> GraphModule:
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     output = module.graph.output_node()
-    results = pytree.tree_leaves(output.args[0])
-    values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
-    spec = program.call_spec.out_spec
-    chosen = values[0] if spec is None else one_tensor(pytree.tree_unflatten(values, spec))
-    output.args = (next(r for r, v in zip(results, values, strict=True) if v is chosen),)
+    results = [r for r in pytree.tree_leaves(output.args[0]) if isinstance(r, Node) and isinstance(r.meta.get("val"), Tensor)]
+    output.args = (results[0] if len(results) == 1 else tuple(results),)
     module.graph.set_codegen(CodeGen())  # plain arguments, however the model takes its images
     return GraphModule(module, module.graph)  # without the program's hooks, which check the old arguments
+
+
+def outputs_of(program: ExportedProgram) -> tuple[Output, ...]:
+    """The tensors that a program returns, in order."""
+    return tuple(
+        Output(name, tuple(n if isinstance(n, int) else -1 for n in value.shape[1:]), value.is_floating_point())
+        for name, value in output_values(program).items()
+    )
 
 
 def fingerprint(program: ExportedProgram) -> str:

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
-from fewbit.capture.export import export, input_value, output_value, quiet, reason, refuse_random
+from fewbit.capture.export import export, input_value, output_values, outputs_of, quiet, reason, refuse_random
 from fewbit.capture.huggingface import hugging_face
 from fewbit.core.pixels import crop_pct, input_size, means, stds
+from fewbit.core.values import Output
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
 from fewbit.onnx_reader import read_onnx
 
@@ -60,6 +61,11 @@ class Loaded:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return tuple(self.record["input_size"])
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The tensors that the model returns."""
+        return outputs_of(self.program)
 
 
 def load_model(
@@ -112,7 +118,7 @@ def _from_module(
     classes = tuple(fields.pop("classes", ()))
     program = export(module, fields["input_size"])
     refuse_random(program, ref)
-    _check_output(ref, program)
+    _check_outputs(ref, program)
     return Loaded(ref, program, fields, classes, notes)
 
 
@@ -146,19 +152,22 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
     if asked is not None and tuple(asked) != tuple(shape):
         raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
     refuse_random(program, ref)
-    _check_output(ref, program)
+    _check_outputs(ref, program)
     return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
 
 
-def _check_output(ref: str, program: ExportedProgram) -> None:
-    """Raise BadModel where the output has no batch or no numbers."""
-    given, batch = output_value(program), str(input_value(program).shape[0])
-    shape = [str(n) for n in given.shape]
-    if not shape or shape[0] != batch:
-        shown = ", ".join(shape).replace(batch, "batch")
-        raise BadModel(f"{ref} gives an output of shape ({shown}); its first dimension has to be the batch, one row per image.")
-    if "0" in shape:
-        raise BadModel(f"{ref} gives an output of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
+def _check_outputs(ref: str, program: ExportedProgram) -> None:
+    """Raise BadModel where an output has no batch or no numbers."""
+    batch = str(input_value(program).shape[0])
+    for name, value in output_values(program).items():
+        shape = [str(n) for n in value.shape]
+        if not shape or shape[0] != batch:
+            shown = ", ".join(shape).replace(batch, "batch")
+            raise BadModel(
+                f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image."
+            )
+        if "0" in shape:
+            raise BadModel(f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
 
 
 def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:

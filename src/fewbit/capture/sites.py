@@ -30,7 +30,7 @@ def capture(loaded: Loaded) -> Graph:
     if not ops:
         raise BadModel(f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize.")
     others = _float_products(module, {op.node for op in ops})
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, _notes(module), others)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, _notes(module), others)
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
@@ -73,7 +73,7 @@ def _notes(module: GraphModule) -> tuple[str, ...]:
 
 
 def path_of(node: Node) -> str:
-    """The module path of a node, from torch.export's metadata, without the wrapper of FirstTensor."""
+    """The module path of a node, from torch.export's metadata, without the wrapper of NamedOutputs."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
     return "" if path.startswith("_empty") else path.removeprefix(WRAPPER).removeprefix(".")

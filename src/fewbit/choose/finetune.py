@@ -21,6 +21,7 @@ from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
+from fewbit.task import Classify, recognise
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Student(nn.Module):
                 self.biases[flat_name(name)] = value = nn.Parameter(bias.clone())
                 self._executor.set_bias(name, value)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         for flat, choice in self._choices.items():
             self._executor.give(choice.site, straight(self.weights[flat], choice))
         return self._executor(images)
@@ -135,6 +136,14 @@ class Student(nn.Module):
         return {name: self.biases[flat].detach() for flat, name in self._ops.items()}
 
 
+def _class_output(graph: Graph) -> int:
+    """Which output has the classes. Raises BadImages for a model that has none."""
+    task = recognise(graph.outputs)
+    if not isinstance(task, Classify):
+        raise BadImages("fine-tuning needs a model that gives a class for an image; take another recipe: --recipe fast.")
+    return task.index
+
+
 def train(student: Student, context: Context, settings: Finetune) -> dict[str, Json]:
     """Train in place; returns the first and last losses for the log. Raises BadValues where the loss is not finite."""
     sets = _image_sets(context)
@@ -144,14 +153,15 @@ def train(student: Student, context: Context, settings: Finetune) -> dict[str, J
     optimizer = torch.optim.SGD(
         parameters, settings.lr, settings.momentum, weight_decay=settings.decay, nesterov=settings.momentum > 0
     )
+    exact, index = Executor(context.graph), _class_output(context.graph)
     losses: list[float] = []
     for step in range(settings.steps):
         batch, labels = zip(*(_batch(images, settings, images is real, random) for images in sets), strict=True)
         x = torch.cat(batch)
         with torch.no_grad():
-            teacher = context.graph.module(x).flatten(1)
+            teacher = exact(x)[index].flatten(1)
         classes = teacher.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
-        loss = settings.loss_of(teacher, student(x).flatten(1), classes)
+        loss = settings.loss_of(teacher, student(x)[index].flatten(1), classes)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise BadValues(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from fewbit.choose.range_method import Samples
 from fewbit.core.values import Graph
 from fewbit.execute.executor import Executor
+from fewbit.task import Classify, recognise
 
 VALUES = 1 << 15  # of each site, over all images
 
@@ -25,7 +27,7 @@ def weighted_samples(
     g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there),
     so an error e costs E[g² e²] / 2 (Yuan et al. 2022, PTQ4ViT, whose weights are such squares). One draw for an image
     is noisy: g² is approximated by a factor for each row times one for each channel of the batch. Outputs that are not
-    logits (b, classes) are projected on noise in place of log p. The extremes are those of the values.
+    logits (b, classes) are projected on noise in place of log p, each by its spread. The extremes are those of the values.
     """
     names = {site: graph.site(site).tensor for site in sites}
     values: dict[str, list[Tensor]] = {site: [] for site in sites}
@@ -56,15 +58,20 @@ def _backward(
     values: dict[str, Tensor] = {}
     taps = {name: partial(values.__setitem__, name) for name in tensors}
     with torch.enable_grad():
-        loss = _sampled_log_prob(executor(batch.detach().clone().requires_grad_(), taps), generator)
+        loss = _sampled_log_prob(executor.graph, executor(batch.detach().clone().requires_grad_(), taps), generator)
         gradients = torch.autograd.grad(loss, [values[name] for name in tensors], allow_unused=True)
     return {name: (values[name].detach(), g) for name, g in zip(tensors, gradients, strict=True)}
 
 
-def _sampled_log_prob(output: Tensor, generator: torch.Generator) -> Tensor:
-    """log p of an answer drawn from the model's own, summed over a batch."""
-    if output.ndim != 2 or output.shape[1] < 2:
-        return (output * torch.randn(output.shape, generator=generator)).sum()
+def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """log p of an answer drawn from the model's own, summed over a batch; of tensors a projection of each on noise."""
+    task = recognise(graph.outputs)
+    if not isinstance(task, Classify):
+        reals = [y for y in outputs if y.is_floating_point()]
+        spreads = [y.detach().std().clamp_min(1e-30) if len(reals) > 1 else 1.0 for y in reals]
+        noise = (torch.randn(y.shape, generator=generator) for y in reals)
+        return cast(Tensor, sum((y * n).sum() / s for y, n, s in zip(reals, noise, spreads, strict=True)))
+    output = outputs[task.index]
     classes = torch.multinomial(output.detach().softmax(1), 1, generator=generator)
     return output.log_softmax(1).gather(1, classes).sum()
 

@@ -237,9 +237,9 @@ class Model:
     def __call__(self, x: Point) -> float:
         if not self._move(x):
             return math.inf
-        answers = self.walk.answers_from(self._differ(x, self._last))
+        outputs = self.walk.outputs_from(self._differ(x, self._last))
         self._last = x.copy()
-        return self.measure.total(answers)
+        return self.measure.total(outputs)
 
     @property
     def kinds(self) -> list[Point]:

@@ -1,48 +1,53 @@
-"""The loss of a whole quantized model: its answers compared with the float model's, or with labels."""
+"""The loss of a whole quantized model: its outputs compared with the float model's, or with labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
 from fewbit.core.values import Graph
+from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
+from fewbit.task import Classify, Task, recognise
 
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The loss of a model's answers: their mean KL divergence from exact ones (log probabilities (b, classes), batch by batch),
-    or with labels their mean cross-entropy.
+    """The loss of a model's outputs: their divergence from exact ones, batch by batch, in the task's terms (of a classifier the
+    KL divergence), or with labels the cross-entropy; means over images.
     """
 
-    exact: Sequence[Tensor]
+    task: Task
+    exact: Sequence[Sequence[Tensor]]
     labels: Tensor | None = None
 
     @staticmethod
     def of(graph: Graph, batches: Sequence[Tensor], labels: Tensor | None = None) -> Measure:
-        """Against the answers of the float model."""
-        outputs = Stream(Executor(graph), batches).answers() if labels is None else ()
-        return Measure([y.flatten(1).double().log_softmax(1) for y in outputs], labels)
+        """Against the outputs of the float model. Raises BadImages for labels where the model is no classifier."""
+        task = recognise(graph.outputs)
+        if labels is not None and not isinstance(task, Classify):
+            raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
+        return Measure(task, list(Stream(Executor(graph), batches).outputs()) if labels is None else (), labels)
 
     def __call__(self, overlay: Executor, batches: Sequence[Tensor]) -> float:
-        """The loss of an overlay's answers for batches of images."""
-        return self.total(Stream(overlay, batches).answers())
+        """The loss of an overlay's outputs for batches of images."""
+        return self.total(Stream(overlay, batches).outputs())
 
-    def total(self, outputs: Iterable[Tensor]) -> float:
-        """The loss of answers (b, classes), batch by batch; infinite where an answer is no number."""
+    def total(self, outputs: Iterable[Sequence[Tensor]]) -> float:
+        """The loss of outputs, batch by batch; infinite where one is no number."""
         loss, count = 0.0, 0
-        for i, y in enumerate(outputs):
-            q = y.flatten(1).double().log_softmax(1)
+        for i, tensors in enumerate(outputs):
+            n = len(tensors[0])
             if self.labels is None:
-                p = self.exact[i]
-                loss += (p.exp() * (p - q)).sum().item()
+                loss += self.task.divergence(self.exact[i], tensors)
             else:
-                loss -= q.gather(1, self.labels[count : count + len(q), None]).sum().item()
-            count += len(q)
+                loss += cast(Classify, self.task).cross_entropy(tensors, self.labels[count : count + n])
+            count += n
         return loss / count if math.isfinite(loss) else math.inf

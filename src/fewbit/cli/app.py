@@ -186,10 +186,10 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("Is it right?", Text("\n".join(("NO:", *check["problems"])) if check["problems"] else right))
     low, high = accuracy["interval"]
     if accuracy["quantized"] is not None:
-        good = f"{accuracy['float']:.2f} % -> {accuracy['quantized']:.2f} % top-1 ({low:.2f} to {high:.2f}), "
+        good = f"{accuracy['float']:.2f} % -> {accuracy['quantized']:.2f} % {accuracy['measure']} ({low:.2f} to {high:.2f}), "
     else:
         good = ""
-    good += f"agreement {accuracy['agreement']:.2f} %, cosine {accuracy['cosine']:.4f}"
+    good += f"{accuracy['agreement']:.2f} % {accuracy['agreement_measure']}"
     table.add_row("Is it good?", f"{good}, {report['images']['scored']} images in {accuracy['runtime']}")
     faster = ", ".join(f"{name} {row['ratio']:.2f} x faster" for name, row in report["latency"].items())
     times = size["float_bytes"] / size["onnx_bytes"]
@@ -197,7 +197,8 @@ def show(report: dict[str, Any]) -> None:
     share = 100 * report["integer_share"]
     table.add_row("What did we not get?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers")
     out.print(table)
-    for warning in (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ())):
+    warnings = (*([accuracy["why"]] if accuracy["why"] else ()), *report.get("notes", ()))
+    for warning in (*warnings, *(report.get("calibration") or {}).get("warnings", ())):
         out.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ def evaluate(
     no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
     threads: Threads = 2,
 ) -> None:
-    """Top-1 with labels, agreement and cosine without; float beside integer, in the runtime."""
+    """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
     from fewbit.run import Run
 
     with drawn() as progress:
@@ -30,17 +30,18 @@ def evaluate(
         name = finished["runtime"] if runtime is None else runtime
         finished.do("twin", runtime=name)
         score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
-    table = Table("", "float", "quantized", "drop", "agreement", "cosine", "95 % interval", "images")
+    rating = score.rating
+    table = Table("", "float", "quantized", "drop", "agreement", "95 % interval", "images")
     top = ["-", "-", "-"]
-    if score.top1 is not None and score.float_top1 is not None:
-        top = [f"{score.float_top1:.2f} %", f"{score.top1:.2f} %", f"{score.float_top1 - score.top1:+.2f}"]
-    low, high = score.interval
-    table.add_row(
-        name, *top, f"{score.agreement:.2f} %", f"{score.cosine:.5f}", f"{low:.2f} to {high:.2f} %", str(score.images)
-    )
+    before, after = rating.float_score, rating.score
+    if before is not None and after is not None:
+        top = [f"{before:.2f} %", f"{after:.2f} %", f"{before - after:+.2f}"]
+    low, high = rating.interval
+    table.add_row(name, *top, f"{rating.agreement:.2f} %", f"{low:.2f} to {high:.2f} %", str(score.images))
     out.print(table)
     for note in others.notes:
-        out.print(f"Warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Warning: {note}", style="yellow", soft_wrap=True)
+    out.print(f"Agreement is {rating.agreement_measure}. {rating.why}".strip(), soft_wrap=True)
 
 
 @command
@@ -67,7 +68,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     out.print(table)
     for check in checks.outputs:
         explained = f"{check.limit:.2g} explained by rounding, cosine {check.cosine:.6f}"
-        out.print(f"{check.output}, {check.place}: largest difference {check.difference:.3g} ({explained})", markup=False)
+        out.print(f"{check.output}, {check.place}: largest difference {check.difference:.3g} ({explained})")
     fail_on_wrong(tables.verify(checks), read_json(run / "report.json"))
 
 

@@ -17,7 +17,7 @@ def search(request: SearchRequest) -> None:
 
     with drawn() as progress:
         points = execute(request, progress)["points"]
-    table = Table("point", "top-1", "agreement", "ms", "predicted", "faster", "MB", "bits", "front")
+    table = Table("point", "accuracy", "agreement", "ms", "predicted", "faster", "MB", "bits", "front")
     for row in points:
         table.add_row(
             row["point"], "-" if row["quantized"] is None else f"{row['quantized']:.2f} %", f"{row['agreement']:.2f} %",

@@ -69,15 +69,27 @@ class FloatProduct:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A tensor that a model returns: its name in the file, its shape for one image (without the batch), and whether it
+    holds real numbers; integers (classes of pixels, indices) are compared for equality.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_real: bool = True
+
+
+@dataclass(frozen=True)
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
-    that are no ops. `macs` counts the whole work.
+    that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple.
     """
 
     module: GraphModule
     ops: tuple[Op, ...]
     sites: tuple[Site, ...]
     input_shape: tuple[int, int, int]
+    outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     float_products: tuple[FloatProduct, ...] = ()
 

@@ -58,6 +58,8 @@ class Executor:
         self.module = graph.module if isinstance(graph, Graph) else graph
         self.order: list[Node] = list(self.module.graph.nodes)
         self.nodes = {node.name: node for node in self.order}
+        results = self.order[-1].args[0]
+        self.results = cast("tuple[Node, ...]", results if isinstance(results, tuple) else (results,))
         self.source = next(node for node in self.order if node.op == "placeholder")
         self._integer_ops, self._read = integer_ops, read
         self.instead: dict[Node, dict[Node, Any]] = {}  # by reader and tensor, the choice or the tensor that it reads
@@ -132,8 +134,8 @@ class Executor:
     def __call__(
         self, images: Tensor, taps: Mapping[str, Tap] = NOTHING, *, read: Read | None = None,
         calls: Mapping[str, Callable[..., Any]] = NOTHING,
-    ) -> Tensor:  # fmt: skip
-        """The output for images (b, c, h, w); values are freed after their last use.
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """The outputs for images (b, c, h, w); values are freed after their last use.
 
         `taps` are called with the values of nodes by name, before anything is quantized, in graph order. `read` and `calls`
         (node name -> function of the node's arguments) stand for the executor's own reading and for the nodes' functions.
@@ -143,9 +145,7 @@ class Executor:
         env: Env = {self.source: images}
         run = _Run(self, env, self._spent, read or self._read, taps, calls, whole=True)
         run.nodes(self.order[:-1])
-        output, answer = self.order[-1], cast(Node, self.order[-1].args[0])
-        choice = self.instead.get(output, NOTHING).get(answer)
-        return cast(Tensor, env[answer] if choice is None else run.of_codes(answer, choice))
+        return run.outputs()
 
     def run(self, nodes: Iterable[Node], env: Env, spent: Mapping[Node, Sequence[Node]] = NOTHING) -> None:
         """Compute nodes in order; their values are added to `env`, which holds what they read from elsewhere.
@@ -153,6 +153,10 @@ class Executor:
         `spent`: by node, whose values leave `env` after it (`last_reads`).
         """
         _Run(self, env, spent, self._read).nodes(nodes)
+
+    def outputs(self, env: Env) -> tuple[Tensor, ...]:
+        """The outputs, from the values of the nodes that they are."""
+        return _Run(self, env, NOTHING, self._read).outputs()
 
     def value(self, nodes: Sequence[Node], inputs: Mapping[Node, Any]) -> Any:
         """The value of the last of `nodes`, computed from `inputs` without a gradient."""
@@ -184,6 +188,18 @@ class _Run:
                     quantized.pop(read, None)
             if node in taps:
                 taps[node](constant(self.executor.module, node) if is_constant(node) else env[node])
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the last node reads: values, codes' numbers where it reads codes, and constants."""
+        executor, env = self.executor, self.env
+        instead = executor.instead.get(executor.order[-1], NOTHING)
+
+        def value(node: Node) -> Tensor:
+            if node in instead:
+                return self.of_codes(node, instead[node])
+            return constant(executor.module, node) if is_constant(node) else cast(Tensor, env[node])
+
+        return tuple(map(value, executor.results))
 
     def call(self, node: Node) -> Any:
         executor, env = self.executor, self.env

@@ -15,14 +15,15 @@ from fewbit.execute.executor import NOTHING, Executor
 
 
 class Simulation(nn.Module):
-    """A plan as a module: (b, c, h, w) images to the output of the quantized model, in float32."""
+    """A plan as a module: (b, c, h, w) images to the outputs of the quantized model, one alone, several as a tuple."""
 
     def __init__(self, executor: Executor) -> None:
         super().__init__()
         self.executor = executor
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.executor(images)
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.executor(images)
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def simulate(graph: Graph, plan: Plan) -> Simulation:
@@ -41,10 +42,13 @@ class SiteTrace:
     position: Tensor
 
 
+Traced = tuple[tuple[Tensor, ...], dict[str, SiteTrace]]
+
+
 def trace(
     module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = None, calls: Mapping[str, Callable[..., Any]] = NOTHING
-) -> tuple[Tensor, dict[str, SiteTrace]]:
-    """The output of a simulation for (b, c, h, w) images, and the codes of every activation site.
+) -> Traced:
+    """The outputs of a simulation for (b, c, h, w) images, and the codes of every activation site.
 
     With `forced` (site -> codes), what follows a site computes with those codes instead of its own: a difference then
     belongs to the site where it appears, and does not spread. `calls` stand for the nodes' functions, as in the executor.

@@ -38,8 +38,10 @@ class Stream:
         self.order = [node for node in overlay.order if not is_constant(node)]
         self.index = {node: i for i, node in enumerate(self.order)}
         self._batches, self._pending, self._folder = batches, Counter(reads_ahead), folder
-        self._answer = self.order[-1].all_input_nodes[0]
-        self._spent = last_reads(self.order[:-1])  # the answer stays
+        self._results = {node for node in overlay.results if not is_constant(node)}
+        self._spent = {
+            node: [r for r in reads if r not in self._results] for node, reads in last_reads(self.order[:-1]).items()
+        }
         self._last = {read: self.index[node] for node, reads in self._spent.items() for read in reads}
         self.back()
 
@@ -53,7 +55,7 @@ class Stream:
         self._forward(max(self.index[node] + 1, self.place))
         values = self._values[node]
         self._pending[node] -= 1
-        if self._pending[node] <= 0 and self._last.get(node, -1) < self.place and node is not self._answer:
+        if self._pending[node] <= 0 and self._last.get(node, -1) < self.place and node not in self._results:
             self._values.pop(node)
         return values if isinstance(values, Shelf) else Shelf.of(values, self._folder)
 
@@ -62,20 +64,21 @@ class Stream:
         fits = np.flatnonzero(self._bytes[self.place : place + 1] <= KEPT_BYTES)
         self._forward(self.place + int(fits[-1]) if len(fits) else self.place)
 
-    def answers(self) -> Iterator[Tensor]:
-        """The output (b, classes) of each batch, computed from the place on; the stream stays where it is."""
+    def outputs(self) -> Iterator[tuple[Tensor, ...]]:
+        """The model's outputs for each batch, computed from the place on; the stream stays where it is."""
         for i in range(len(self._batches)):
             env = {node: values[i] for node, values in self._values.items()}
             with torch.no_grad():
                 self.overlay.run(self.order[self.place :], env, self._spent)
-            yield env[self._answer]
+                outputs = self.overlay.outputs(env)
+            yield outputs
 
-    def answers_from(self, place: int) -> Iterator[Tensor]:
-        """The answers after a change of the executor that the first `place` nodes do not see."""
+    def outputs_from(self, place: int) -> Iterator[tuple[Tensor, ...]]:
+        """The outputs after a change of the executor that the first `place` nodes do not see."""
         if place < self.place:
             self.back()
         self.to(place)  # the next change is likely to be there as well
-        return self.answers()
+        return self.outputs()
 
     def _forward(self, place: int) -> None:
         nodes = self.order[self.place : place]
@@ -97,7 +100,7 @@ class Stream:
     def _bytes(self) -> NDArrayInt:
         """For each place the bytes of the values that are read from there on, in all batches."""
         sizes = np.zeros(len(self.order) + 1, np.int64)
-        for node, last in {**self._last, self._answer: len(self.order) - 1}.items():
+        for node, last in {**self._last, **dict.fromkeys(self._results, len(self.order) - 1)}.items():
             if node is not self.overlay.source:
                 sizes[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
         return sizes * count_of(self._batches)

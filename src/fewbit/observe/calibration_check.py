@@ -27,8 +27,8 @@ class Inspection:
     `shift` is the distance of batch-norm input means from the running means, in running standard deviations (root mean square
     over channels, median over layers); `spread` is the mean absolute difference of log variances (median over layers). Both are
     None without batch norm. `classes` is the effective number of predicted classes: e to the entropy of the prediction shares,
-    1 if all are the same; None for a model with one output. `duplicate_share` is the share of images that show one colour or
-    repeat another.
+    1 if all are the same; None for a model that is no classifier. `duplicate_share` is the share of images that show one
+    colour or repeat another.
     """
 
     images: int
@@ -42,7 +42,7 @@ def inspect_images(teacher: Teacher, batches: Iterable[Tensor]) -> Inspection:
     """Run the float model on batches of normalized images (b, c, h, w)."""
     count, answers = 0, []
     sums: list[tuple[Tensor, Tensor]] = []
-    class_count, digests, duplicates = 0, set[bytes](), 0
+    digests, duplicates = set[bytes](), 0
     with torch.no_grad():
         for batch in batches:
             response, n = teacher(batch), len(batch)
@@ -50,8 +50,8 @@ def inspect_images(teacher: Teacher, batches: Iterable[Tensor]) -> Inspection:
                 digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
                 duplicates += digest in digests or float(image.flatten(1).std(1).max()) < FLAT
                 digests.add(digest)
-            class_count = response.logits.shape[1]
-            answers.append(response.logits.argmax(1))
+            if teacher.classes is not None:
+                answers.append(response.logits.argmax(1))
             pairs = zip(response.moments.means, response.moments.variances, strict=True)
             parts = [(n * mean.double(), n * (variance + mean.square()).double()) for mean, variance in pairs]
             sums = parts if not sums else [(a + c, b + d) for (a, b), (c, d) in zip(sums, parts, strict=True)]
@@ -59,8 +59,10 @@ def inspect_images(teacher: Teacher, batches: Iterable[Tensor]) -> Inspection:
     means = tuple(total / count for total, _ in sums)
     moments = Moments(means, tuple(squares / count - m.square() for (_, squares), m in zip(sums, means, strict=True)))
     shift, spread = _distances(moments, teacher.running) if len(moments) else (None, None)
-    shares = torch.bincount(torch.cat(answers)).double() / count
-    classes = math.exp(float(torch.special.entr(shares).sum())) if class_count > 1 else None
+    classes = None
+    if answers:
+        shares = torch.bincount(torch.cat(answers)).double() / count
+        classes = math.exp(float(torch.special.entr(shares).sum()))
     return Inspection(count, shift, spread, classes, duplicates / count)
 
 

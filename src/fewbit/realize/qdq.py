@@ -43,14 +43,14 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
 
 
 def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
-    """The plan as an ONNX model with input `images` (batch, c, h, w) and output `logits`.
+    """The plan as an ONNX model with input `images` (batch, c, h, w) and the graph's outputs.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
     that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
     the place of standard nodes.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
-    model = _onnx(module, graph.input_shape, opset)
+    model = _onnx(module, graph, opset)
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
@@ -76,7 +76,7 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
 
 def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
     """The float graph as an ONNX model."""
-    return _onnx(graph.module, graph.input_shape, opset)
+    return _onnx(graph.module, graph, opset)
 
 
 def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:
@@ -309,7 +309,7 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
     return None
 
 
-def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Model:
+def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
     pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
     translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
@@ -319,11 +319,11 @@ def _onnx(module: GraphModule, shape: tuple[int, int, int], opset: int) -> ir.Mo
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
-            (torch.zeros(2, *shape),),
+            (torch.zeros(2, *graph.input_shape),),
             dynamo=True,
             dynamic_shapes=({0: Dim("batch", min=1, max=65536)},),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[output.name for output in graph.outputs],
             opset_version=opset,
             verbose=False,
             custom_translation_table=translations,

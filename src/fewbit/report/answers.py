@@ -43,16 +43,19 @@ def good(report: Json) -> str:
         return card(question, "not evaluated", "No images were scored.", f"Exempt: {exempt}.")
     before, after = accuracy.get("float"), accuracy.get("quantized")
     labelled = before is not None and after is not None
-    agreement = f"{percent(accuracy['agreement'])} agreement with the float model, cosine {accuracy['cosine']:.5f}."
+    what = escape(str(accuracy["agreement_measure"]))
+    agreement = f"{percent(accuracy['agreement'])} {what}."
     interval = " to ".join(map(percent, accuracy["interval"])) if accuracy.get("interval") else "not known"
     scored = f"{plural(images.get('scored', 0), 'image')} scored in {escape(str(accuracy['runtime']))}"
     if labelled:
         change = f"{after - before:+.2f}".replace("-", "−")
-        big = f"{before:.2f} → {percent(after)} <small>accuracy</small>"
+        big = f"{before:.2f} → {percent(after)} <small>{escape(str(accuracy['measure']))}</small>"
         lines = [f"{change} points; 95{UNIT}% interval {interval}.", agreement]
     else:
-        big = f"{percent(accuracy['agreement'])} <small>agreement with the float model</small>"
-        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}, cosine {accuracy['cosine']:.5f}."]
+        big = f"{percent(accuracy['agreement'])} <small>{what}</small>"
+        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}."]
+    if accuracy["why"]:
+        lines.append(f"<b>{escape(str(accuracy['why']))}</b>")
     calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
     warned = [f"<b>{escape(str(warning))}</b>" for warning in warnings]

@@ -44,26 +44,26 @@ FRONT = Points(
     hover="{said}", mark="unsearched", line="float",
 )  # fmt: skip
 TABLE = Table((
-    "point", "top-1:quantized:%", "agreement:agreement:%", "time:ms:ms", "predicted:predicted_ms:ms",
+    "point", "accuracy:quantized:%", "agreement:agreement:%", "time:ms:ms", "predicted:predicted_ms:ms",
     "predicted / measured:predicted_ratio:#", "times as fast as float:faster:#", "file:bytes:MB", "bits a weight:weight_bits:#",
     "integer ops:integer_ops:#", "on the front:front",
 ))  # fmt: skip
 
 
 def goodness(row: Json) -> float:
-    """Top-1 with labels, agreement with the float model without."""
+    """Accuracy with labels, agreement with the float model without."""
     return float(row["agreement"] if row["quantized"] is None else row["quantized"])
 
 
 def drawn(row: Json) -> dict[str, Any]:
     """A point with what the page shows of it."""
     labelled = row["quantized"] is not None
-    words = "{point}: {quantized:.2f} % top-1, " if labelled else "{point}: "
-    words += "{agreement:.2f} % agreement, {ms:.3g} ms ({faster:.2f} × float), {mb:.2f} MB"
+    words = "{point}: {quantized:.2f} % {measure}, " if labelled else "{point}: "
+    words += "{agreement:.2f} % {agreement_measure}, {ms:.3g} ms ({faster:.2f} × float), {mb:.2f} MB"
     return {
         **row,
         "score": goodness(row),
-        "measure": "top-1 on held-out images" if labelled else "agreement with the float model on held-out images",
+        "measure": f"{row['measure' if labelled else 'agreement_measure']} on held-out images",
         "float": row["float"] if labelled else None,
         "place": "no other point is better in all three" if row["front"] else "others",
         "unsearched": not row["searched"],

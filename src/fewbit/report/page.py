@@ -20,12 +20,13 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
     """tables.json, plus the parts of report.json that sections show, as rows."""
     curve = []
     for row in tables.get("curve") or ():
-        top1 = row["quantized"]
-        measure = "agreement with the float model" if top1 is None else "top-1 accuracy"
-        curve.append({**row, "measure": measure, "score": row["agreement"] if top1 is None else top1})
+        labelled = row["quantized"] is not None
+        measure = row["measure" if labelled else "agreement_measure"]
+        curve.append({**row, "measure": measure, "score": row["quantized" if labelled else "agreement"]})
     run = tables.get("run") or {}
     rows = {
         "fallbacks": report.get("fallbacks"),
+        "closeness": (report.get("accuracy") or {}).get("outputs"),
         "calibration": [row] if (row := report.get("calibration")) else [],
         "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
         "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), "classes": None}] if run else [],

@@ -144,14 +144,17 @@ def attention(maps: Mapping[str, Any]) -> Rows:
 
 
 def scored_images(images: Images, score: Score, classes: Sequence[str] = ()) -> Rows:
-    """A few scored images, those whose answer changed first; answers are class names, if known."""
-    changed = (score.float_answers != score.answers).nonzero().flatten().tolist()
-    same = (score.float_answers == score.answers).nonzero().flatten().tolist()
+    """A few scored images, those whose class changed first, or whose outputs are furthest off; classes by name, if known."""
+    before, after = score.rating.float_answers, score.rating.answers
+    if before is None or after is None:
+        worst = score.errors.argsort(descending=True)[:IMAGES].tolist()
+        return [{"name": images.names[i], "thumbnail": images.data_uri(i, 96), "error": float(score.errors[i])} for i in worst]
+    changed, same = ((before != after).nonzero().flatten().tolist(), (before == after).nonzero().flatten().tolist())
     rows = []
     for i in (changed[: IMAGES - 4] + same)[:IMAGES]:
         label = None if images.labels is None else int(images.labels[i])
-        answers = {"label": label, "float": int(score.float_answers[i]), "quantized": int(score.answers[i])}
-        named = {key: classes[v] if v is not None and v < len(classes) else v for key, v in answers.items()}
+        answers = {"label": label, "float": int(before[i]), "quantized": int(after[i])}
+        named = {key: classes[v] if v is not None and 0 <= v < len(classes) else v for key, v in answers.items()}
         rows.append({"name": images.names[i], "thumbnail": images.data_uri(i, 96), **named})
     return rows
 

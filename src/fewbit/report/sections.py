@@ -62,16 +62,21 @@ ACCURACY = (
     Section("Accuracy against the number of calibration images", "curve", (
         Points(Axis("score", "{measure}, %"), Axis("images", "calibration images", log=True), lines=("",),
                hover="{images} images: {score:.2f} %", interval="interval", line="float"),
-        Table(("images:images:#", "top-1:quantized:%", "agreement:agreement:%", "95 % interval, %:interval:range",
+        Table(("images:images:#", "accuracy:quantized:%", "agreement:agreement:%", "95 % interval, %:interval:range",
                "ranges of halves differ by:range_change:share")),
     ), "Each set of images contains the one before it. Bars are 95 % intervals; the dotted line is the float model."),
     Section("Size against accuracy: runs of this model", "runs", (
         Points(Axis("accuracy", "{measure}, %"), Axis("bytes", f"ONNX file, {MB}", 1e-6), group="{kind}", label="{label}",
                hover="<b>{label}</b><br>{x:.3f} MB, {bits:.2f} bits a weight<br>{y:.2f} %", interval="interval", line="float"),
     ), "All runs were scored on the same images. Bars are 95 % intervals; the dotted line is the float model."),
+    Section("Outputs: integer against float", "closeness", (
+        Table(("output", "measure", "agreement:agreement:%", "95 % interval, %:interval:range",
+               "error by spread:relative_error:share")),
+    ), "Over all scored images, in the runtime. Correlation and error of real numbers are means over channels."),
     Section("Scored images", "images", (
-        Gallery(("{name}", "label {label}", "float {float}", "<b>integer {quantized}</b>"), differs=("float", "quantized")),
-    ), "Images whose answer changed (in red) come first, so this is no rate."),
+        Gallery(("{name}", "label {label}", "float {float}", "<b>integer {quantized}</b>", "error by spread {error:.2g}"),
+                differs=("float", "quantized")),
+    ), "Images whose answer changed (in red), or whose outputs are furthest off, come first, so this is no rate."),
 )
 ERROR = (
     Section("Error by site", "sites", (

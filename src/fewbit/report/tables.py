@@ -147,7 +147,8 @@ def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
                     "label": bits,
                     "bytes": size["onnx_bytes"],
                     "bits": size["average_weight_bits"],
-                    "measure": "accuracy",
+                    "measure": score["measure"],
+                    "agreement_measure": score["agreement_measure"],
                     "accuracy": score["quantized"],
                     "interval": score["interval"],
                     "float": score["float"],
@@ -159,5 +160,5 @@ def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
     if any(row["accuracy"] is None for row in rows):
         for row in rows:  # the interval is that of the accuracy where there is one
             row["interval"] = row["interval"] if row["accuracy"] is None else None
-            row |= {"measure": "agreement with the float model", "accuracy": row["agreement"], "float": None}
+            row |= {"measure": row["agreement_measure"], "accuracy": row["agreement"], "float": None}
     return rows

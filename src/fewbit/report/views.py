@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,17 +48,18 @@ def fixed(digits: int, unit: str) -> Callable[[Any], str]:
     return shown
 
 
+KEY = re.compile(r"{(\w+)")  # what a line shows of a row
 TEXT = ("", "sites", "range")  # formats of columns that stand on the left
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "": number,
     "#": number,
+    "cosine": fixed(7, ""),
     "%": percent,
     "share": share,
     "MB": megabytes,
     "dB": fixed(1, "dB"),
     "ms": fixed(2, "ms"),
     "s": fixed(3, "s"),
-    "cosine": fixed(7, ""),
     "sites": sites,
     "range": interval,
 }
@@ -127,7 +129,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Thumbnails with lines below them; those whose two values at `differs` are not equal are marked."""
+    """Thumbnails with lines below them, each where the row has its keys; marked where two values at `differs` are not equal."""
 
     lines: tuple[str, ...]
     differs: tuple[str, str] = ("", "")
@@ -136,7 +138,8 @@ class Gallery:
         cells = []
         for row in rows:
             mark = " differs" if row.get(self.differs[0]) != row.get(self.differs[1]) else ""
-            words = "<br>".join(fill(line, row) for line in self.lines)
+            lines = (line for line in self.lines if all(key in row for key in KEY.findall(line)))
+            words = "<br>".join(fill(line, row) for line in lines)
             cells.append(f'<div class="image{mark}">{thumbnail(row.get("thumbnail"))}<div>{words}</div></div>')
         return f'<div class="images">{"".join(cells)}</div>'
 

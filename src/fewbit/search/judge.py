@@ -20,6 +20,7 @@ from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
 from fewbit.runtimes import open_session
 from fewbit.search.run import History, pareto
+from fewbit.task import recognise
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
 
@@ -69,7 +70,8 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, folder: Path, t
     path, twin = folder / "point.onnx", folder / "float.onnx"
     plan = choose(replace(model.context, bits=bits), model.recipe)
     realize(model.graph, plan, path, **model.target.file_format)
-    score = evaluate(twin, path, images, runtime=runtime, threads=threads)
+    outputs = model.graph.outputs
+    score = evaluate(twin, path, images, outputs, recognise(outputs), runtime=runtime, threads=threads)
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
     x = np.random.default_rng(0).standard_normal((1, *model.graph.input_shape)).astype(np.float32)
     times = paired([partial(session.run, x) for session in sessions], SECONDS)

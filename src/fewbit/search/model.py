@@ -177,9 +177,9 @@ class Loss:
 
     def __call__(self, plan: Plan) -> float:
         self.walk.overlay = Executor.of(self.graph, plan)
-        answers = self.walk.answers_from(self.differ(plan, self._last))
+        outputs = self.walk.outputs_from(self.differ(plan, self._last))
         self._last = plan
-        return self.measure.total(answers)
+        return self.measure.total(outputs)
 
     def differ(self, a: Plan, b: Plan) -> int:
         """The index of the first node whose result may differ."""

@@ -72,8 +72,8 @@ def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progre
     training = next((one for one in request.method.passes if isinstance(one, Finetune)), None)
     if training is None or request.synthetic[0]:
         return None
-    assert inputs.outputs is not None
-    pool = Synthesis(training.images, training.pool, inputs.outputs, images.preprocess, request.seed, images)
+    assert inputs.task.classes is not None
+    pool = Synthesis(training.images, training.pool, inputs.task.classes, images.preprocess, request.seed, images)
     progress.begin("synthesize", pool.total)
     synthetic = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
     return LabelledImages(Shelf.of(synthetic.batches(64), folder), synthetic.labels)

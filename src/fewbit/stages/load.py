@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
-from fewbit.capture.export import fingerprint, output_value
+from fewbit.capture.export import fingerprint
 from fewbit.capture.load import DEMOS
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
@@ -31,6 +31,7 @@ from fewbit.files import write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options, option
+from fewbit.task import Task, recognise
 
 EXPORTED = "exported.pt2"
 MADE = "synthetic.safetensors"
@@ -41,14 +42,14 @@ ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of th
 class Inputs:
     """The opened inputs of a request: model, preprocessing, classes, and images that are not decoded yet.
 
-    `outputs` is the model's class count, None where its output is no list of classes; `classes` are their names, if any;
-    `notes` are sentences that the user has to read.
+    `task` is what the model's outputs mean; `classes` are the names of a classifier's classes, if known; `notes` are sentences
+    that the user has to read.
     """
 
     loaded: Loaded
     preprocess: Preprocess
     classes: Sequence[str] | None
-    outputs: int | None
+    task: Task
     calibration: Images | Synthesis
     scored: Images
     notes: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ class Inputs:
     @property
     def known(self) -> Sequence[str] | int | None:
         """Class names or their number, to check labels against."""
-        return self.classes or self.outputs
+        return self.classes or self.task.classes
 
     def identity(self, request: Options) -> dict[str, Any]:
         """Everything that decides the result of a run; equal identities give equal files."""
@@ -80,7 +81,10 @@ def load(request: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
     loaded = load_model(request.model, weights=request.weights, overrides=overrides)
-    preprocess, outputs = preprocess_of(loaded, request.overrides), class_count(loaded)
+    preprocess, task = preprocess_of(loaded, request.overrides), recognise(loaded.outputs)
+    outputs = task.classes
+    if request.loss == "labels" and outputs is None:
+        raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
     names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
     classes = names or loaded.classes or None
     if classes and outputs and len(classes) != outputs:
@@ -88,27 +92,30 @@ def load(request: Options) -> Inputs:
             f"{len(classes)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
         )
     if request.synthetic[0]:
-        pair: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes or outputs, outputs)
+        pair: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes, outputs)
     else:
         if any(isinstance(one, Finetune) for one in request.method.passes):
             refuse_without_norms(Teacher(loaded.program))
             _require_classes(outputs)
-        pair = open_both(request, preprocess, classes or outputs)
+        pair = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
     notes = (*loaded.notes, *assumptions(loaded, preprocess, request.overrides))
-    return Inputs(loaded, preprocess, classes, outputs, *pair, notes)
+    return Inputs(loaded, preprocess, classes, task, *pair, notes)
 
 
-def open_both(request: Options, preprocess: Preprocess, known: Any) -> tuple[Images, Images]:
-    """Calibration images and scored images, never the same: without `score` a part of the images is held out."""
+def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool) -> tuple[Images, Images]:
+    """Calibration images and scored images, never the same: without `score` a part of the images is held out.
+
+    `labels`: read those of the scored images, which are checked against the classes in `known`.
+    """
     source, score = _sources(request)
     options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed}
     if score is not None:
-        labelled = request.loss == "labels" and request.labels
+        labelled = request.loss == "labels" and labels
         classes = known if labelled else None
         calibration = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
-        held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=request.labels, **options)
+        held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=labels, **options)
         return apart(calibration, held_out), held_out
-    whole = open_images(source, preprocess, classes=known, labels=request.labels, **options)
+    whole = open_images(source, preprocess, classes=known, labels=labels, **options)
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
@@ -127,11 +134,12 @@ def _sources(request: Options) -> tuple[Any, Any]:
 
 
 def _synthesis(
-    request: Options, loaded: Loaded, preprocess: Preprocess, known: Any, outputs: int | None
+    request: Options, loaded: Loaded, preprocess: Preprocess, names: Sequence[str] | None, outputs: int | None
 ) -> tuple[Synthesis, Images]:
     """The images to synthesize from the model, optionally with real ones, and the real ones to score on."""
     _require_classes(outputs)
     assert outputs is not None
+    known = names or outputs
     _, beside = request.synthetic
     method = method_for(Teacher(loaded.program), real=beside is not None, steps=request.steps)
     real = None
@@ -217,9 +225,3 @@ def assumptions(loaded: Loaded, preprocess: Preprocess, overrides: Mapping[str, 
     shown = [",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}" for value in values]
     said = ", ".join(f"{option(name)} {value}" for name, value in zip(unsaid, shown, strict=True))
     return (f"{loaded.ref} does not say how its images were made; assumed is {said}. Set what was different in training.",)
-
-
-def class_count(loaded: Loaded) -> int | None:
-    """The size of the model's second dimension, None where the output has no two."""
-    value = output_value(loaded.program)
-    return int(value.shape[1]) if value.ndim == 2 else None

@@ -24,6 +24,7 @@ from fewbit.realize import float_onnx, rendered, rendered_float
 from fewbit.realize import realize as write_onnx
 from fewbit.request import Batches, Request, Seconds, Threads, checked
 from fewbit.runtimes import AS_WRITTEN, read_onnx
+from fewbit.task import recognise
 from fewbit.verify import Latency, Load, Score
 
 REPORT, AGAIN = "report.json", "write the run again with fewbit quantize --force."
@@ -118,11 +119,16 @@ def stands_in(plan: Plan) -> bool:
     return any(fallback.kind == "runtime" for fallback in plan.fallbacks)
 
 
-def evaluate(model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress) -> Score:
-    """Accuracy of model.onnx and float.onnx, which was looked at, in the runtime, on images not used for calibration."""
+def evaluate(
+    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress
+) -> Score:
+    """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration."""
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
-    return proofs.evaluate(twin, model, scored, runtime=runtime, threads=threads, progress=progress.advance)
+    return proofs.evaluate(
+        twin, model, scored, exact.outputs, recognise(exact.outputs), runtime=runtime, threads=threads,
+        progress=progress.advance,
+    )  # fmt: skip
 
 
 def bench(

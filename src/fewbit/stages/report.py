@@ -119,7 +119,8 @@ def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> di
         "file_format": request.hardware.file_format,
         "preprocess": inputs.preprocess.to_json(),
         "classes": list(inputs.classes) if inputs.classes else None,
-        "outputs": inputs.outputs,
+        "task": inputs.task.name,
+        "class_count": inputs.task.classes,
     }
 
 

@@ -1,45 +1,47 @@
-"""Accuracy of the artefact in the runtime, beside the float twin on the same images in the same runtime."""
+"""How good the artefact is in the runtime, beside the float twin on the same images in the same runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fewbit.core.values import Output
 from fewbit.data.images import Images
 from fewbit.runtimes import open_session
+from fewbit.task import Closeness, OutputScore, Rating, Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """Percentages over `images` images; `float_top1` and `top1` are None without labels.
+    """The rating of the file over `images` images, and how near each output is to the float model's.
 
-    `interval` is Wilson's 95 % interval of top1, or of the agreement where there are no labels. `float_answers` and
-    `answers` are the classes per image, int64 (images,).
+    `errors` (images,) says for each image how far its outputs are from the float model's, to find the worst ones.
     """
 
     runtime: str
     images: int
-    float_top1: float | None
-    top1: float | None
-    agreement: float
-    cosine: float
-    interval: tuple[float, float]
-    float_answers: Tensor
-    answers: Tensor
+    task: str
+    rating: Rating
+    outputs: tuple[OutputScore, ...]
+    errors: Tensor
 
     def to_json(self) -> dict[str, object]:
+        rating = self.rating
         return {
-            "float": self.float_top1,
-            "quantized": self.top1,
-            "agreement": self.agreement,
-            "cosine": self.cosine,
-            "interval": list(self.interval),
+            "task": self.task,
+            "measure": rating.measure,
+            "float": rating.float_score,
+            "quantized": rating.score,
+            "agreement": rating.agreement,
+            "agreement_measure": rating.agreement_measure,
+            "interval": list(rating.interval),
+            "why": rating.why,
+            "outputs": [output.to_json() for output in self.outputs],
             "runtime": self.runtime,
         }
 
@@ -48,44 +50,36 @@ def evaluate(
     float_path: Path,
     path: Path,
     images: Images,
+    outputs: Sequence[Output],
+    task: Task,
     *,
     runtime: str = "onnxruntime",
     batch: int = 16,
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Score:
-    """Run both models on every image, batch by batch; only the predicted classes are stored."""
+    """Run both models on every image, batch by batch; predictions are stored, outputs are summed up.
+
+    Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
+    """
     sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
-    answers: list[list[Tensor]] = [[], []]
-    cosines = 0.0
+    predictions: list[list[Tensor]] = [[], []]
+    closeness = [Closeness(output.name, output.is_real) for output in outputs]
+    errors = []
     for x in images.batches(batch):
-        outputs = [torch.from_numpy(np.array(session.run(x.numpy())["logits"])) for session in sessions]
-        for column, out in zip(answers, outputs, strict=True):
-            column.append(out.flatten(1).argmax(1))
-        cosines += float(torch.nn.functional.cosine_similarity(outputs[0].flatten(1), outputs[1].flatten(1)).sum())
+        both = [tensors(session.run(x.numpy()), outputs) for session in sessions]
+        for column, values in zip(predictions, both, strict=True):
+            if (predicted := task.predict(values)) is not None:
+                column.append(predicted)
+        each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
+        errors.append(torch.stack(each).amax(0))
         progress(len(x))
-    before, after = (torch.cat(column) for column in answers)
-    count = len(before)
-    agree = int((before == after).sum())
-    labels = images.labels
-    hits = None if labels is None else int((after == labels).sum())
-    return Score(
-        runtime,
-        count,
-        None if labels is None else 100 * int((before == labels).sum()) / count,
-        None if hits is None else 100 * hits / count,
-        100 * agree / count,
-        cosines / count,
-        wilson(agree if hits is None else hits, count),
-        before,
-        after,
-    )
+    before, after = (torch.cat(column) if column else None for column in predictions)
+    scores = tuple(one.score() for one in closeness)
+    rating = task.rate(before, after, images.labels, scores)
+    return Score(runtime, len(images), task.name, rating, scores, torch.cat(errors))
 
 
-def wilson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share, in percent (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = hits / count
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return 100 * max(center - half, 0.0), 100 * min(center + half, 1.0)
+def tensors(values: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> tuple[Tensor, ...]:
+    """What a session gave, in the order of the model's outputs."""
+    return tuple(torch.from_numpy(np.array(values[output.name])) for output in outputs)

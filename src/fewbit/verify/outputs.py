@@ -52,7 +52,8 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
         if not isinstance(x, Tensor) or not x.is_floating_point() or not isinstance(node, Node) or is_constant(node):
             return x
         sign = 2 * torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8) - 1
-        return x + sign * (x.abs().amax(-1, keepdim=True) / 254 if coarse else STEP * x)
+        numbers = x.nan_to_num(0.0, 0.0, 0.0)  # infinities of a mask stay what they are
+        return x + sign * (numbers.abs().amax(-1, keepdim=True) / 254 if coarse else STEP * numbers)
 
     def call(node: Node) -> Callable[..., Any]:
         target, places, coarse = cast(Callable[..., Any], node.target), len(node.args), node.name in rounded
@@ -65,7 +66,9 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; equal infinities and two NaN differ by nothing."""
+    """The largest difference; equal infinities and two NaN differ by nothing. Of integers the share of unequal ones."""
+    if not a.is_floating_point():
+        return float((a != b).double().mean()) if a.numel() else 0.0
     same = (a == b) | (a.isnan() & b.isnan())
     return float(torch.where(same, 0.0, (a.double() - b.double()).abs()).max()) if a.numel() else 0.0
 
@@ -79,7 +82,10 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
     if found is None or found.shape != expected.shape:
         return OutputCheck(place, name, float("inf"), 0.0, 0.0, 0.0)
     finite = expected[expected.isfinite()]
-    limit = MARGIN * moved + STEP * (float(finite.abs().max()) if finite.numel() else 0.0)
+    if expected.is_floating_point():
+        limit = MARGIN * moved + STEP * (float(finite.abs().max()) if finite.numel() else 0.0)
+    else:  # one of them may stand on a boundary that no disturbance has crossed
+        limit = MARGIN * moved + 1 / max(expected.numel(), 1)
     rows, columns = (x.double().reshape(max(len(x), 1), -1) for x in (expected, found))
     cosine = float(torch.nn.functional.cosine_similarity(rows.flatten(), columns.flatten(), dim=0))
     agreement = 100 * float((rows.argmax(1) == columns.argmax(1)).double().mean())

@@ -1,4 +1,4 @@
-"""The exported float model with its logits, the moments of its batch-norm inputs, and its attention outputs.
+"""The exported float model with its outputs, the moments of its batch-norm inputs, and its attention outputs.
 
 Capture folds batch norm into convolutions. The exported program still has its running statistics, so they are read from
 there, and a .pt2 file serves as well as a module.
@@ -15,12 +15,13 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from fewbit.capture.canonicalize import BATCH_NORM, MATMUL
-from fewbit.capture.export import graph_module
+from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import calls, constant, is_call, is_constant
 from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
+from fewbit.task import Classify, recognise
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,30 @@ class Moments:
 
 @dataclass(frozen=True)
 class Seen:
-    """The model's response to a batch: logits (b, classes), moments of the batch-norm inputs, and the outputs
+    """The model's response to a batch: its outputs, moments of the batch-norm inputs, and the outputs
     (..., heads, tokens, width) of its attention, probabilities times values.
     """
 
-    logits: Tensor
+    outputs: tuple[Tensor, ...]
     moments: Moments
     attention: tuple[Tensor, ...]
+    index: int = 0
+
+    @property
+    def logits(self) -> Tensor:
+        """Those of a classifier (b, classes)."""
+        return self.outputs[self.index].flatten(1)
 
 
 class Teacher:
     """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms, `eps`
-    what each adds to a variance.
+    what each adds to a variance; `classes` is None for a model that is no classifier.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
         module = graph_module(program)
+        task = recognise(outputs_of(program))
+        self.classes, self._index = task.classes, task.index if isinstance(task, Classify) else 0
         opened(module)
         module.graph.eliminate_dead_code()
         self._executor = Executor(module)
@@ -85,10 +94,10 @@ class Teacher:
             if name in inputs:
                 by_norm[name] = moments_of(value)
 
-        logits = self._executor(images, {name: partial(record, name) for name in {*mixes, *inputs}})
+        outputs = self._executor(images, {name: partial(record, name) for name in {*mixes, *inputs}})
         pairs = [by_norm[name] for name in inputs]
         moments = Moments(tuple(mean for mean, _ in pairs), tuple(variance for _, variance in pairs))
-        return Seen(logits.flatten(1), moments, tuple(attention[name] for name in mixes))
+        return Seen(outputs, moments, tuple(attention[name] for name in mixes), self._index)
 
 
 def refuse_without_norms(teacher: Teacher) -> None:
