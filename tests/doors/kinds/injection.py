@@ -204,7 +204,7 @@ def _other_pickles() -> Iterator[Case]:
             "run.json",
             "plan.json",
         ):
-            command = ("evaluate", "run", "--images", "flat", "--no-labels") if file == "float.onnx" else ("verify", "run")
+            command = ("evaluate", "run", "--images", "classes", "--no-labels") if file == "float.onnx" else ("verify", "run")
             yield Case(
                 f"{file} of a run that is {kind}", command, refused(file), before=write(f"run/{file}", content), needs=("run",)
             )
@@ -251,7 +251,7 @@ def _paths() -> Iterator[Case]:
     for name, command in {
         "verify": ("verify", "run"),
         "lint": ("lint", "run/model.onnx"),
-        "evaluate": ("evaluate", "run", "--images", "flat", "--no-labels"),
+        "evaluate": ("evaluate", "run", "--images", "classes", "--no-labels"),
     }.items():
         yield Case(f"{name}: ONNX data outside of the folder", command, refused("model.onnx"), before=outside, needs=("run",))
     for name in ("../../../etc/passwd", "/etc/passwd", "t.toml", "x/../t.toml"):

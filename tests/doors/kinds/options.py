@@ -101,7 +101,7 @@ def _values() -> Iterator[Case]:
 def _opened() -> Iterator[Case]:
     for (command, option), values in OPENED.items():
         for value in values:
-            own = ("--images", "flat") if command == "evaluate" and option != "--images" else ()
+            own = ("--images", "classes", "--no-labels") if command == "evaluate" and option != "--images" else ()
             yield Case(f"{command} {option} {_short(value)}", (command, "run", *own, option, value),
                        refused(_named(option, value)), needs=("run",))  # fmt: skip
     lint = ("lint", "run/model.onnx")
@@ -119,7 +119,7 @@ def _opened() -> Iterator[Case]:
         yield Case(f"diff {a} {b}", ("diff", a, b), refused(next(x for x in (a, b) if x != "run") or "folder"), needs=("run",))
     for command in ("verify", "report", "bench", "evaluate"):
         for folder in ("nope", "flat", "net.py", "", "/dev/null", "/"):
-            more = ("--images", "flat") if command == "evaluate" else ()
+            more = ("--images", "classes", "--no-labels") if command == "evaluate" else ()
             yield Case(f"{command} {folder or '(empty)'}", (command, folder, *more), refused(folder or "folder"))
 
 

@@ -27,7 +27,7 @@ READ: dict[str, tuple[str, ...]] = {  # file -> the commands that read it
     "float.onnx": ("evaluate", "bench"),
 }
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "verify": ("verify", "run"), "evaluate": ("evaluate", "run", "--images", "flat", "--no-labels"),
+    "verify": ("verify", "run"), "evaluate": ("evaluate", "run", "--images", "classes", "--no-labels"),
     "report": ("report", "run"), "bench": ("bench", "run", "--seconds", "0.01", "--batch", "1"),
     "diff": ("diff", "run", "run"), "beside": ("report", "run", "--beside", "run"), "lint": ("lint", "run/model.onnx"),
 }  # fmt: skip
