@@ -16,7 +16,7 @@ MESSAGE = re.compile(rf"^(?:{'|'.join(ERRORS)}): ", re.MULTILINE)
 NEXT = re.compile(
     r"--[a-z]|`|\b(?:give|use|write|leave|type|check|mend|remove|choose|download|install|export|resize|transpose|set|see|free|"
     r"make|move|pick|needs?|needed|must|expected|docs/|allowed|"
-    r"ha[sv]e? to|in use|did you mean|there are|wait|close|run|try|take|rename|name|is \S+ for)\b|\?",
+    r"ha[sv]e? to|in use|same command|did you mean|there are|wait|close|run|try|take|rename|name|is \S+ for)\b|\?",
     re.IGNORECASE,
 )
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\s+File \".*\", line \d+", re.MULTILINE)
@@ -85,10 +85,10 @@ def judge(case: Case, ended: Ended, folder: Path) -> str:
 def _message(case: Case, ended: Ended) -> str:
     """What is wrong with the message of a refusal or a failure."""
     count, message = len(MESSAGE.findall(ended.err)), ended.message
+    if case.right.silent:
+        return ""
     if ended.code not in (1, 2):  # ended by a signal: any line will do
         message = ended.err
-    elif case.right.silent and not ended.err:
-        return ""
     elif count > 1 or (count == 0 and "Usage:" not in ended.err):
         return f"{count} messages, one is right: {ended.err.strip()[-200:]!r}"
     if len(message) > LONGEST:
