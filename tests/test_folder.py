@@ -137,17 +137,30 @@ def outs(place: Path) -> dict[str, Path]:
     (place / "noted.part").mkdir()
     (place / "noted.part" / "request.json").write_text("[]")
     (place / "linked.part").symlink_to(place / "full")
-    paths = ["file", "file/run", "full", "link", "dangling", "precious", "noted", "linked", "x" * 300, "x" * 252, "a\0b"]
+    paths = [
+        "file",
+        "file/run",
+        "full",
+        "link",
+        "dangling",
+        "precious",
+        "noted",
+        "linked",
+        "x" * 300,
+        "x" * 252,
+        "new/" + "x" * 300,
+        "a\0b",
+    ]
     special = {name: Path(name) for name in (".", "..", "/", "/dev/null/x", "/dev/null", "/proc/run")}
     return {**{name: place / name for name in paths}, **special}
 
 
-OUTS = ["file", "file/run", "full", "link", "dangling", "precious", "noted", "linked", "x" * 300, "x" * 252, "a\0b", ".", "..",
-        "/", "/dev/null/x", "/dev/null", "/proc/run"]  # fmt: skip
+OUTS = ["file", "file/run", "full", "link", "dangling", "precious", "noted", "linked", "x" * 300, "x" * 252, "new/" + "x" * 300,
+        "a\0b", ".", "..", "/", "/dev/null/x", "/dev/null", "/proc/run"]  # fmt: skip
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("name", OUTS, ids=lambda name: name[:12].replace("\0", "0"))
+@pytest.mark.parametrize("name", OUTS, ids=lambda name: f"{name[:12]} {len(name)}".replace("\0", "0"))
 def test_an_output_that_cannot_be_written_is_one_message_before_any_work(tmp_path: Path, name: str, force: bool) -> None:
     out = outs(tmp_path)[name]
     before = contents(tmp_path)

@@ -40,6 +40,13 @@ def act(how: str) -> None:
     if how.isdigit():
         os.kill(os.getpid(), int(how))
         time.sleep(10)
+    if how == "child":
+        import multiprocessing
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        child.start()
+        child.terminate()
+        child.join()
+        raise BadFile(f"the child ended with {child.exitcode}.")
     if how == "memory":
         try:
             raise MemoryError("Unable to allocate 8 GiB")
@@ -65,6 +72,7 @@ app(["act", sys.argv[1]])
         ("15", 143, "Ended by SIGTERM."),
         ("1", 129, "Ended by SIGHUP."),
         ("2", 130, "Interrupted."),
+        ("child", 2, "BadFile: the child ended with"),
         ("memory", 2, "Stopped: there is not enough memory (MemoryError: Unable to allocate 8 GiB)"),
         ("print > /dev/full", 2, "Stopped: standard output cannot be written: No space left on device."),
         ("open", 2, "Stopped: /nowhere/x: No such file or directory."),

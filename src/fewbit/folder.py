@@ -120,7 +120,12 @@ class Workplace:
             if self.part.is_symlink() or (self.part.exists() and not _is_ours(self.part)):
                 raise BadFile(f"{self.part} is in the way and is not fewbit's; move it away, or {ANOTHER}")
             self._made = [folder for folder in (self.part, *self.part.parents) if not folder.exists()]
-            self._lock = _locked(self.part, by)
+            try:
+                self._lock = _locked(self.part, by)
+            except OSError:
+                if self.part in self._made:
+                    self._unmake()
+                raise
         self.ours = (self.part / NOTE).exists() is False  # nothing of an earlier request lies here
         self.published = False
 
@@ -152,6 +157,13 @@ class Workplace:
         self.published = True
         return self.out
 
+    def _unmake(self) -> None:
+        """Remove the folder, and those above it that were made for it."""
+        shutil.rmtree(self.part, ignore_errors=True)
+        for folder in self._made[1:]:
+            with suppress(OSError):
+                folder.rmdir()
+
     def close(self) -> None:
         """Let others work here."""
         if not self.published:
@@ -166,10 +178,7 @@ class Workplace:
         refused = isinstance(error, FewbitError) and halt is None
         nothing = refused or not (self.part / NOTE).exists()
         if error is not None and nothing and self.ours and not self.published:
-            shutil.rmtree(self.part, ignore_errors=True)
-            for folder in self._made[1:]:
-                with suppress(OSError):
-                    folder.rmdir()
+            self._unmake()
         self.close()
         last = halt or error
         if last is not None and self.lasting and not nothing and not self.published:

@@ -145,7 +145,11 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 def _signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does; output that cannot be written ends it with a message."""
 
+    owner = os.getpid()
+
     def end(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a process that a library has forked, and ends in this way
+            os._exit(128 + number)
         raise Signalled(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
