@@ -166,3 +166,10 @@ def test_a_search_takes_ranges_alone_and_says_so_before_any_work() -> None:
     assert SearchRequest(model="demo", recipe="kl").method.passes == RECIPES["kl"].passes
     with pytest.raises(FewbitError, match="search with one of mse, minmax, percentile, kl, then"):
         SearchRequest(model="demo", recipe="fast")
+
+
+def test_a_word_that_nobody_reads_is_cut() -> None:
+    for options in ({"bits": "8" * 5000}, {"target": "a" * 5000}, {"images": "x" * 5000}, {"weights": "w" * 5000}):
+        with pytest.raises(FewbitError) as caught:
+            Request(**{"model": "demo", **options})
+        assert len(str(caught.value)) < 700

@@ -24,6 +24,11 @@ class FewbitError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", message)
+        )  # nobody reads longer ones
+
 
 class UnknownName(FewbitError):
     """A name that is not in a list: `kind` is what was looked for, `allowed` what there is."""

@@ -42,7 +42,7 @@ def seal(folder: Path, kind: str = "run", only: Iterable[str] = ()) -> None:
 
 def checked(folder: Path, kind: str = "run") -> dict[str, Any]:
     """The record of a finished folder, once every file has been compared with it. Raises BadFile that names what changed."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BadFile(f"{folder} is not a folder; give one that `fewbit {COMMANDS[kind]}` wrote.")
     path, again = folder / RECORDS[kind], f"write it again with fewbit {COMMANDS[kind]} --force"
     try:

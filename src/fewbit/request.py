@@ -6,6 +6,7 @@ its `key` identifies a killed run. Whatever can be checked before the work start
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +61,7 @@ def _path(value: Any) -> Any:
 
 def _file(value: Any, info: ValidationInfo) -> Any:
     path = _path(value)
-    if isinstance(path, Path) and not path.is_file():
+    if isinstance(path, Path) and not os.path.isfile(path):
         raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is no file; give the path of a file.")
     return tuple(path) if isinstance(path, list) else path
 

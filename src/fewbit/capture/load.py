@@ -16,6 +16,7 @@ import copy
 import difflib
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -179,11 +180,13 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
         if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
-            raise BadValues(f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized.")
+            raise BadValues(
+                f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized. Mend it."
+            )
 
 
 def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
     sidecar = path.with_suffix(".json")
@@ -229,7 +232,7 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
 
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
     path, function = Path(spec[: spec.rindex(".py") + 3]), spec[spec.rindex(".py") + 4 :]
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
     python = _imported(path)
     if not hasattr(python, function):
@@ -239,7 +242,9 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
     try:
         net = made if isinstance(made, nn.Module) else made()
     except (Exception, SystemExit) as error:
-        raise BadModel(f"{function}() of {path} failed: {type(error).__name__}: {error}") from error
+        raise BadModel(
+            f"{function}() of {path} failed: {reason(error)} Mend it; it has to return a torch.nn.Module."
+        ) from error
     if not isinstance(net, nn.Module):
         raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
     constants = {field: getattr(python, constant) for field, constant in CONSTANTS.items() if hasattr(python, constant)}
@@ -261,7 +266,7 @@ def _imported(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(python)
     except (Exception, SystemExit) as error:
-        raise BadModel(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise BadModel(f"{path} cannot be imported: {reason(error)} Mend it; `python {path.name}` shows where.") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return python

@@ -28,7 +28,9 @@ def capture(loaded: Loaded) -> Graph:
     count_costs(module, loaded.input_shape)
     ops, sites = find(module)
     if not ops:
-        raise BadModel(f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize.")
+        raise BadModel(
+            f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
+        )
     others = _float_products(module, {op.node for op in ops})
     return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, _notes(module), others)
 

@@ -83,7 +83,7 @@ class Mixed:
 
 def _width(text: str) -> int | tuple[int, int] | None:
     """`8` or `w4a8` of an exception; None for anything else."""
-    match = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", text.lower())
+    match = re.fullmatch(r"(?:w(\d{1,2})a(\d{1,2})|(\d{1,2}))", text.lower())
     if match is None or any(int(n) not in WIDTHS for n in match.groups() if n):
         return None
     return int(match[3]) if match[3] else (int(match[1]), int(match[2]))
@@ -119,13 +119,13 @@ def parse_bits(text: str | int) -> Bits | Mixed:
     parts = str(text).strip().split(",")
     base, overrides = (",".join(p for p in parts if "=" not in p).lower(), [p.rpartition("=") for p in parts if "=" in p])
     exceptions = tuple((pattern, b) for pattern, _, bits in overrides if pattern and (b := _width(bits)) is not None)
-    match = re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", base)
+    match = re.fullmatch(r"(?:w(\d{1,2})a(\d{1,2})|(\d{1,2}))", base)
     if match and len(exceptions) == len(overrides):
         weights, activations, both = match.groups()
         bits = Bits(int(weights or both), int(activations or both), exceptions=exceptions)
         if bits.weights in WIDTHS and bits.activations in WIDTHS:
             return bits
-    match = re.fullmatch(r"mixed:(\d+(?:\.\d+)?)(?::(\d+(?:,\d+)*))?", base)
+    match = re.fullmatch(r"mixed:(\d{1,2}(?:\.\d{1,9})?)(?::(\d{1,2}(?:,\d{1,2})*))?", base)
     if match and not overrides:
         mean = float(match[1])
         middle = round(mean)

@@ -140,7 +140,7 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
     if isinstance(source, (np.ndarray, Tensor)):
         return _array(source, None, "array", preprocess, classes)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path, classes, labels)
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -187,7 +188,7 @@ class Graph:
 
 def read(path: Path) -> onnx.ModelProto:
     """The file. Raises BadFile that says what is wrong with it."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist; lint reads one ONNX file, as in fewbit lint run/model.onnx.")
     try:
         model = onnx.load(str(path))
