@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place. Raises Stopped where it cannot be written."""
+    if not path.name:
+        raise BadFile(f"{path} has no name of its own; give the name of a file, as in {path / 'x.json'}.")
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

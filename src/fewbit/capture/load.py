@@ -83,6 +83,10 @@ def load_model(
         return _from_program(ref, "exported program", overrides)
     if isinstance(ref, nn.Module):
         return _from_module(ref, type(ref).__name__, overrides)
+    if not isinstance(ref, str):
+        raise BadModel(
+            f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
+        )
     if ref in DEMOS:
         return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
     if ref.endswith(".pt2"):

@@ -99,7 +99,7 @@ def read_bits(path: Path) -> Bits:
         bits = Bits(int(data["weights"]), int(data["activations"]), dict(data["widths"]), f"{path}", (), tuple(data["float"]))
         widths = [bits.weights, bits.activations, *bits.ops.values()]
         allowed = all(isinstance(b, int) and b in WIDTHS for b in widths) and all(isinstance(f, str) for f in bits.floats)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         allowed = False
     if not allowed:
         raise BadFile(

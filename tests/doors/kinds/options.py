@@ -72,7 +72,7 @@ OPENED: dict[tuple[str, str], tuple[str, ...]] = {  # options of the commands on
     ("bench", "--runtime"): ("", "nope"),
     ("report", "--beside"): ("", "nope", "flat", "net.py"),
 }
-FREE = {("--keep-float", "")}  # what may be allowed: nothing is named
+FREE = {("--keep-float", ""), ("--time", "0s")}  # what may be allowed: nothing is named, a search that ends at once
 
 
 def cases() -> Iterator[Case]:
@@ -93,7 +93,8 @@ def _values() -> Iterator[Case]:
             yield Case(f"quantize {option} {_short(value)}", command, right, fast=next(count) % 24 == 0)
     for option, values in SEARCH.items():
         for value in values:
-            yield Case(f"search {option} {_short(value)}", search(option, value), refused(_named(option, value)))
+            right = (either if (option, value) in FREE else refused)(_named(option, value))
+            yield Case(f"search {option} {_short(value)}", search(option, value), right)
     for few in ("1", "2"):
         yield Case(f"search --evaluations {few}", search(evaluations=few), done(_has_points))
 
