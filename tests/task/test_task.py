@@ -144,7 +144,7 @@ def test_one_class_for_all_images_is_replaced_by_correlation():
     for labels in (None, torch.zeros(40, dtype=torch.long)):
         rating = rate(logits, after, labels)
         assert rating.agreement < 40
-        assert rating.agreement_measure == "correlation of output y with the float model's"
+        assert rating.agreement_measure == "correlation of y with the float model's"
         assert "one class for all of the 40" in rating.why
 
 

@@ -40,7 +40,7 @@ class OutputScore:
     @property
     def measure(self) -> str:
         """What agrees, in words."""
-        return f"{'correlation' if self.is_real else 'equal elements'} of output {self.name} with the float model's"
+        return f"{'correlation' if self.is_real else 'equal elements'} of {self.name} with the float model's"
 
     def to_json(self) -> dict[str, object]:
         return {
