@@ -161,7 +161,7 @@ def _folders() -> Iterator[Case]:
         "images beside parquet": each(write("x/a.png", encoded()), write("x/a.parquet", b"PAR1")),
         "only broken ones": each(write("x/a.png", b""), write("x/b.png", b"")),
     }.items():
-        yield Case(name, quantize(images="x"), refused("x"), before=before)
+        yield Case(name, quantize(images="x"), refused(("x", "a.png")), before=before)
         yield Case(f"{name}, --skip-bad", quantize("--skip-bad", images="x"), refused("x"), before=before)
     heic = each(*(write(f"x/{i}.heic", b"\0\0\0\x18ftypheic" + bytes(100)) for i in range(3)))
     yield Case("heic", quantize(images="x"), refused(("heic", "no images")), before=heic)
