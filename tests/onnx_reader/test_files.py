@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fewbit.capture import capture, load_model
 from fewbit.errors import BadFile, BadModel, FewbitError
 from fewbit.onnx_reader import read_onnx
+from fewbit.realize import float_onnx
 from onnx_reader.test_microsoft import drawn
 
 SIZE = (3, 8, 8)
@@ -80,6 +81,16 @@ def test_a_file_is_its_network_whatever_batch_is_written_in_it(tmp_path: Path, b
         got = graph.module(torch.from_numpy(images))
     np.testing.assert_allclose(got if isinstance(got, torch.Tensor) else got[0], want, rtol=1e-4, atol=1e-5)
     assert [(op.name, op.kind) for op in graph.ops] == [("stem", "conv"), ("head", "linear")]
+
+
+def test_what_is_written_has_the_names_of_the_file_that_was_read(tmp_path: Path) -> None:
+    loaded = load_model(str(written(net(), tmp_path)))
+    torch.export.save(loaded.program, tmp_path / "again.pt2")
+    for graph in (capture(loaded), capture(load_model(str(tmp_path / "again.pt2")))):
+        float_onnx(graph, tmp_path / "float.onnx", opset=21)
+        session = onnxruntime.InferenceSession(tmp_path / "float.onnx")
+        ports = [(port.name, port.type, port.shape) for port in (*session.get_inputs(), *session.get_outputs())]
+        assert ports == [("in:put", "tensor(float)", ["batch", 3, 8, 8]), ("926", "tensor(float)", ["batch", 4])]
 
 
 def test_batches_that_matter_are_refused(tmp_path: Path) -> None:

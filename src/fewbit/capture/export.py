@@ -29,14 +29,15 @@ PASSES = 8  # of a program that draws random numbers, to see whether they change
 
 
 class NamedOutputs(nn.Module):
-    """A model that returns a record, a tuple or anything nested, returning its tensors by name."""
+    """A model that returns a record, a tuple or anything nested, returning its tensors by name; its input may have one, too."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.add_module(WRAPPER, module)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return named_tensors(self.get_submodule(WRAPPER)(x))
+    def forward(self, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        (image,) = x.values() if isinstance(x, dict) else (x,)
+        return named_tensors(self.get_submodule(WRAPPER)(image))
 
 
 def named_tensors(out: Any) -> dict[str, Tensor]:
@@ -51,7 +52,8 @@ def named_tensors(out: Any) -> dict[str, Tensor]:
     if list(leaves) == [()]:
         (tensor,) = leaves.values()
         return {"logits" if tensor.ndim == 2 else "output": tensor}
-    names = (".".join(("output", *path) if path[0].isdigit() else path) for path in leaves)
+    counted = isinstance(out, tuple | list) and not hasattr(out, "_fields")
+    names = (".".join(("output", *path) if counted else path) for path in leaves)
     return dict(zip(names, leaves.values(), strict=True))
 
 
@@ -70,18 +72,20 @@ def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield from _leaves(value, (*path, str(name)))
 
 
-def export(module: nn.Module, input_shape: tuple[int, int, int]) -> ExportedProgram:
+def export(module: nn.Module, input_shape: tuple[int, int, int], name: str = "") -> ExportedProgram:
     """The exported program of a module that takes (batch, channels, height, width), the batch dynamic.
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
-    shapes = ({0: Dim("batch", min=1, max=65536)},)
+    batch = {0: Dim("batch", min=1, max=65536)}
     try:
         with quiet(), _evaluating(module), torch.no_grad():
             noise = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
             out = _same_again(module, noise, type(module).__name__)
-            whole = module if isinstance(out, Tensor) else NamedOutputs(module).eval()
-            return torch.export.export(whole, (torch.zeros_like(noise),), dynamic_shapes=shapes)
+            whole = module if isinstance(out, Tensor) and not name else NamedOutputs(module).eval()
+            key, image = f"_{name.encode().hex()}", torch.zeros_like(noise)  # any text as an identifier
+            shapes = ({key: batch} if name else batch,)
+            return torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
     except BadModel:
         raise
     except (Exception, SystemExit) as error:
@@ -130,6 +134,15 @@ def _draws(node: Node) -> bool:
     if "attention" in str(node.target):
         return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
     return True
+
+
+def input_name(program: ExportedProgram) -> str:
+    """What a program calls its images: the key of its dict of one, in hexadecimal, as `export` writes it; else `images`."""
+    spec = program.call_spec.in_spec
+    ports = spec.child(0).children() if spec is not None and spec.num_children else []
+    keys = ports[0].context if ports and ports[0].type is dict else []
+    is_ours = len(keys) == 1 and re.fullmatch(r"_([0-9a-f]{2})+", str(keys[0]))
+    return bytes.fromhex(str(keys[0])[1:]).decode("utf-8", "replace") if is_ours else "images"
 
 
 def input_value(program: ExportedProgram) -> Tensor:

@@ -111,6 +111,7 @@ def _from_module(
     overrides: Mapping[str, Any] | None,
     record: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
+    name: str = "",
 ) -> Loaded:
     fields = {**(_timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
@@ -121,7 +122,7 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    program = export(module, fields["input_size"])
+    program = export(module, fields["input_size"], name)
     refuse_random(program, ref)
     _check_outputs(ref, program)
     return Loaded(ref, program, fields, classes, notes)
@@ -231,7 +232,7 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     file = read_onnx(path)
     size = file.input_size((overrides or {}).get("input_size"))
     file.look(size)
-    return _from_module(file.module, str(path), {**(overrides or {}), "input_size": size}, {}, file.notes)
+    return _from_module(file.module, str(path), {**(overrides or {}), "input_size": size}, {}, file.notes, file.image.name)
 
 
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fewbit.capture.canonicalize import DROPOUTS
 from fewbit.capture.costs import count_costs
-from fewbit.capture.export import WRAPPER, graph_module
+from fewbit.capture.export import WRAPPER, graph_module, input_name
 from fewbit.capture.fx import MOVES, back_through, calls, constant, is_call, is_constant
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.load import Loaded
@@ -32,7 +32,8 @@ def capture(loaded: Loaded) -> Graph:
             f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
         )
     others = _float_products(module, {op.node for op in ops})
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, _notes(module), others)
+    name = input_name(loaded.program)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, _notes(module), others, name)
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:

@@ -82,7 +82,8 @@ class Output:
 @dataclass(frozen=True)
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
-    that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple.
+    that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple;
+    `input_name` is what files call the images.
     """
 
     module: GraphModule
@@ -92,6 +93,7 @@ class Graph:
     outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     float_products: tuple[FloatProduct, ...] = ()
+    input_name: str = "images"
 
     def op(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)

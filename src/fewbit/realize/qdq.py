@@ -43,7 +43,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
 
 
 def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
-    """The plan as an ONNX model with input `images` (batch, c, h, w) and the graph's outputs.
+    """The plan as an ONNX model with the graph's input (batch, c, h, w) and outputs, under their names.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
     that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
@@ -322,7 +322,7 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
             (torch.zeros(2, *graph.input_shape),),
             dynamo=True,
             dynamic_shapes=({0: Dim("batch", min=1, max=65536)},),
-            input_names=["images"],
+            input_names=[graph.input_name],
             output_names=[output.name for output in graph.outputs],
             opset_version=opset,
             verbose=False,
@@ -334,11 +334,15 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    taken = {port.name for port in ports}
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+            if value.name in taken and not any(value is port for port in ports):  # a name of the file that went in
+                value.name = f"{value.name}_inside"
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
     return model
