@@ -100,7 +100,7 @@ class Hardware:
             return real
 
         with torch.no_grad():
-            output = self.executor(images, read=read, calls={node: partial(product, node) for node in self.products})
+            (output,) = self.executor(images, read=read, calls={node: partial(product, node) for node in self.products})
         return HardwareRun(output, own, overflowed)
 
     def _product(self, n: Node, product: _Product, stored: Mapping[str, Tensor], bias: Tensor | None) -> tuple[Tensor, int]:

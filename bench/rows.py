@@ -57,8 +57,8 @@ class Bench:
         self.options = {"everything": everything, **options}
         self.out.mkdir(parents=True, exist_ok=True)
         self.seed: int | None = None
-        first = Run.start(self.request(seed=0, images=args.images), STAGES[:3])
-        self.scored, self.preprocess = first["scored"], first["inputs"].preprocess  # the same images for every seed
+        with Run.start(self.request(seed=0, images=args.images), STAGES[:3]) as first:
+            self.scored, self.preprocess = first["scored"], first["inputs"].preprocess  # the same images for every seed
         np.save(self.out / "labels.npy", np.asarray(self.scored.labels))
 
     def request(self, **options: Any) -> Request:

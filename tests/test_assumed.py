@@ -72,5 +72,13 @@ def test_a_module_without_a_record_is_told():
 
 
 def test_the_first_page_says_it():
-    accuracy = {"float": None, "quantized": None, "agreement": 100.0, "cosine": 1.0, "runtime": "x", "interval": None}
+    accuracy = {
+        "float": None,
+        "quantized": None,
+        "agreement": 100.0,
+        "agreement_measure": "agreement",
+        "why": "",
+        "runtime": "x",
+        "interval": None,
+    }
     assert "<b>assumed &lt;mean&gt;</b>" in good({"accuracy": accuracy, "notes": ["assumed <mean>"]})

@@ -170,7 +170,7 @@ def test_what_is_held_stays_under_its_limit(vit, monkeypatch):
     model = a_model(vit)
     for x in points(model, 8):
         assert model(x) == same(kl(vit.graph, model.plan(x), vit.images, 4))
-        held = [v for env in model.walk._envs for node, v in env.items() if node.op != "placeholder"]
+        held = [v for node, values in model.walk._values.items() if node.op != "placeholder" for v in values]
         assert sum(4 * v.numel() for v in held if isinstance(v, torch.Tensor)) <= 20_000
 
 

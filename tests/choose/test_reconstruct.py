@@ -147,7 +147,7 @@ def test_a_small_layer_gets_the_best_of_all_roundings(capture_net, seed):
         below = (w[row] / scale[row]).floor()
 
         def error(q, row=row):
-            return float((seen @ (q * scale[row]) - lesson.output[walk.fit, row]).square().mean())
+            return float((seen @ (q * scale[row]) - lesson.output.rows(walk.fit)[:, row]).square().mean())
 
         tried = [
             (below + torch.tensor(up)).clamp(choice.grid.low, choice.grid.high)
@@ -172,10 +172,10 @@ def test_with_drop_1_a_unit_reads_floats_and_with_0_the_quantized_model(net):
                 for choice in walk.builder.choices.values():
                     if choice.site in weights:
                         plain.set(choice)
-                exact = plain.value(part.nodes, {**given, **{n: x[rows] for n, x in lesson.exact.items()}})
+                exact = plain.value(part.nodes, {**given, **{n: x.rows(rows) for n, x in lesson.exact.items()}})
                 assert float((y - exact).square().mean()) < 1e-4 * float(exact.var())  # biases that are integers are rounded
             else:
-                hard = walk.quantized.overlay.value(part.nodes, {**given, **{n: x[rows] for n, x in lesson.read.items()}})
+                hard = walk.quantized.overlay.value(part.nodes, {**given, **{n: x.rows(rows) for n, x in lesson.read.items()}})
                 close = torch.isclose(y, hard, atol=1e-4, rtol=1e-4).float().mean()  # a tie may fall to either side
                 assert close > 0.97
 

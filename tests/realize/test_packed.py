@@ -13,7 +13,7 @@ from torch import nn
 
 from fewbit.choose import parse_bits
 from fewbit.core.values import Fixed, Own, PassLog, SameAs, SharedWith
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, Stopped
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, save_plan
 
@@ -195,12 +195,12 @@ def test_codes_that_have_gone_missing_are_a_bad_file(conv_net, tmp_path):
         load_plan(conv_net.graph, tmp_path)
 
 
-def test_a_full_disk_is_a_bad_file_and_leaves_no_plan(conv_net, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_work_and_leaves_no_plan(conv_net, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(BadFile, match="the disk is full"):
+    with pytest.raises(Stopped, match="the disk is full"):
         save_plan(conv_net.graph, conv_net.plan("ort-x86-vnni"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -44,7 +44,8 @@ from fewbit.stages import observe as observe_stage
 from fewbit.stages.load import Inputs
 from fewbit.target import load_target
 from fewbit.target.load import processor_flags
-from replay.nets import CLASSES, SIZE, images, net
+from fewbit.task import recognise
+from replay.nets import SIZE, images, net
 
 LATE = ("sums that may leave them", "those before")  # the fallback where codes or biases were not safe
 COUNT = 16  # calibration images
@@ -80,7 +81,7 @@ def observed(name: str) -> Net:
     loaded = load_model(net(name), overrides={"input_size": SIZE})
     graph, preprocess = capture(loaded), Preprocess(SIZE)
     seen = open_images(images(COUNT, 0), preprocess)
-    inputs = Inputs(loaded, preprocess, None, CLASSES, seen, seen)
+    inputs = Inputs(loaded, preprocess, None, recognise(loaded.outputs), seen, seen)
     with tempfile.TemporaryDirectory() as part:
         stats, _ = observe_stage.observe(graph, inputs, seen, Path(part), Progress(), None)
     return Net(inputs, graph, seen, stats)

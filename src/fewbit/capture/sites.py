@@ -61,9 +61,9 @@ def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
 def _float_products(module: GraphModule, op_nodes: set[str]) -> tuple[FloatProduct, ...]:
     """Every node with products that is no op."""
     nodes = [node for node in module.graph.nodes if node.meta.get("macs") and node.name not in op_nodes]
-    called = [str(node.target).split(".")[1] for node in nodes]  # aten.conv_transpose2d.input
+    called = [str(node.target).split(".")[1:2] or [node.name] for node in nodes]  # aten.conv_transpose2d.input
     return tuple(
-        FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, name in zip(nodes, called, strict=True)
+        FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, (name,) in zip(nodes, called, strict=True)
     )
 
 
