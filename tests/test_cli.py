@@ -261,7 +261,7 @@ def test_a_site_that_stays_float_may_hold_infinities(place: Path, tmp_path: Path
     assert 90 < result.report["accuracy"]["outputs"][0]["agreement"] <= 100
 
 
-@pytest.mark.parametrize("recipe", ["mse", "fast"])
+@pytest.mark.parametrize("recipe", ["mse", pytest.param("fast", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_behind_the_last_stage(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:

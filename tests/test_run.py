@@ -118,7 +118,10 @@ def whole(place: Path) -> Path:
     return Path(small(place, place / "whole").folder)
 
 
-@pytest.mark.parametrize("name", [stage.name for stage in STAGES if stage.name not in ("load", "curve", "twin")])
+STOPS = {stage.name: () if stage.name in ("images", "choose", "evaluate") else pytest.mark.slow for stage in STAGES}
+
+
+@pytest.mark.parametrize("name", [pytest.param(k, marks=v) for k, v in STOPS.items() if k not in ("load", "curve", "twin")])
 def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
     place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -178,7 +181,7 @@ def test_help_and_report_need_no_torch(whole: Path, arguments: list[str]) -> Non
     assert "loaded False" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("recipe", ["fast", "mse"])
+@pytest.mark.parametrize("recipe", ["fast", pytest.param("mse", marks=pytest.mark.slow)])
 def test_a_calibration_image_is_decoded_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     count: dict[str, int] = {}
     once = decoded.as_input

@@ -169,9 +169,13 @@ def constant_bias(net, op) -> torch.Tensor:
     return constant(net.graph.module, next(n for n in net.graph.module.graph.nodes if n.name == tensor))
 
 
-@pytest.mark.parametrize("bits", ["4", "w4a8", "w8a4", "8"])
-@pytest.mark.parametrize("target", ["ort-x86-channel", "ort"])
-@pytest.mark.parametrize("name", ["conv_net", "vit"])
+FAST = ("conv_net", "ort-x86-channel", "w4a8"), ("vit", "ort", "4"), ("vit", "ort-x86-channel", "w8a4")
+CASES = itertools.product(("conv_net", "vit"), ("ort-x86-channel", "ort"), ("4", "w4a8", "w8a4", "8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "bits"), [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_codes_agree_with_the_runtime_with_widths_of_channels(request, ort_target, name, target, bits, tmp_path):
     net = request.getfixturevalue(name)
     target = ort_target if target == "ort" else target

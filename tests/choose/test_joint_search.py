@@ -281,7 +281,7 @@ def test_codes_that_are_not_safe_are_infinitely_bad_and_leave_the_model_as_it_wa
     assert (model(x), numbers(model.plan(x))) == before
 
 
-@pytest.mark.parametrize("name", ["conv_net", "vit"])
+@pytest.mark.parametrize("name", ["conv_net", pytest.param("vit", marks=pytest.mark.slow)])
 def test_the_runtime_has_the_codes_of_the_plan(request, name, tmp_path, ort_target):
     net = request.getfixturevalue(name)
     target = load_target(ort_target)
