@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -114,6 +116,37 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force.") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises BadFile where it is missing or broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+
+
+@contextmanager
+def going_on_from(path: Path) -> Iterator[Any]:
+    """What `torch.save` has left in a file. Raises BadFile where a byte of it has changed, or where the block cannot use it."""
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:  # torch does not look at checksums
+                raise ValueError(f"the checksum of {member} is wrong")
+        yield torch.load(path, weights_only=True)
+    except (
+        OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        raise BadFile(
+            f"{path} is damaged ({str(error).partition(chr(10))[0][:100]}), so nothing can go on from it; the same command again "
+            "starts anew."
+        ) from error
 
 
 def sha256(path: Path) -> str:

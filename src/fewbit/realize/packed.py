@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.fx import Node
 
@@ -23,7 +22,7 @@ from fewbit.capture.fx import argument, constant, is_constant
 from fewbit.core.grid import Grid, QParams, of_bias, values
 from fewbit.core.values import Bias, Choice, Fallback, Fixed, Graph, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
 from fewbit.errors import BadFile
-from fewbit.files import pack, read_json, unpack, write_atomic, write_json
+from fewbit.files import pack, read_json, read_tensors, unpack, write_atomic, write_json
 
 SCHEMA = 1
 
@@ -82,10 +81,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
     Some numbers stand in both files or in the graph as well: what was read must give both files again.
     """
     record, path = read_json(folder / "plan.json"), folder / "plan.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+    tensors = read_tensors(path)
     sites = {site.name: site for site in graph.sites}
     choices: dict[str, Choice] = {}
     try:

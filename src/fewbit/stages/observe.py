@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fewbit.choose import Bits
 from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced
-from fewbit.files import read_json, write_atomic, write_json
+from fewbit.files import read_json, read_tensors, write_atomic, write_json
 from fewbit.observe import Stats
 from fewbit.observe import observe as statistics_of
 from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
@@ -56,7 +56,7 @@ def observe(
 
 def observed(folder: Path) -> tuple[Stats, Mapping[str, Any]]:
     """The same, loaded from the files."""
-    return Stats.from_tensors(load_file(folder / STATS)), read_json(folder / CALIBRATION)
+    return Stats.from_tensors(read_tensors(folder / STATS)), read_json(folder / CALIBRATION)
 
 
 def equalize(
@@ -82,11 +82,11 @@ def equalize(
 
 def equalized(exact: Graph, folder: Path) -> tuple[Graph, Stats, Rows]:
     """The same, loaded from the files."""
-    stats = Stats.from_tensors(load_file(folder / EQUALIZED_STATS))
+    stats = Stats.from_tensors(read_tensors(folder / EQUALIZED_STATS))
     return reopened(exact, folder), stats, read_json(folder / EQUALIZATION)["places"]
 
 
 def reopened(exact: Graph, folder: Path) -> Graph:
     """The graph that a finished run's plan is for."""
     changed = folder / EQUALIZED
-    return replaced(exact, load_file(changed)) if changed.exists() else exact
+    return replaced(exact, read_tensors(changed)) if changed.exists() else exact

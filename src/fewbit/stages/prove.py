@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -18,7 +18,7 @@ from fewbit.capture.export import fingerprint
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images
 from fewbit.errors import BadFile, FewbitFailed
-from fewbit.files import read_json, write_atomic
+from fewbit.files import read_json, read_tensors, write_atomic
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, rendered, rendered_float
 from fewbit.realize import realize as write_onnx
@@ -51,7 +51,7 @@ def realize(
 
 def realized(folder: Path) -> tuple[Path, Path, Tensor]:
     """The same, loaded from the files."""
-    return folder / MODEL, folder / TWIN, load_file(folder / SAMPLE)["images"]
+    return folder / MODEL, folder / TWIN, read_tensors(folder / SAMPLE)["images"]
 
 
 def twin_of(given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.source import Synthesis, asked_for, in_steps, method_for
 from fewbit.data.synthesize.teacher import Moments, Teacher
-from fewbit.errors import BadImages, BadModel
+from fewbit.errors import BadFile, BadImages, BadModel
 
 TINY = Fdda(epochs=4, iterations=3, warm_up=2, trusting=1, batch=4, latent=8, channels=8, drops=(3,))
 LOW, HIGH = torch.full((3, 1, 1), -2.0), torch.full((3, 1, 1), 2.0)
@@ -106,6 +109,24 @@ def test_a_seed_gives_the_same_images_and_leaves_the_random_state_of_torch_alone
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def no_damage_is_gone_on_from(state: Path, go_on: Callable[[Path], object]) -> None:
+    """One error that names the file, whatever has happened to it."""
+    good = state.read_bytes()
+    with zipfile.ZipFile(state) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    place = good.index(largest.filename.encode()) + 200 + largest.file_size // 2  # behind its header: among its numbers
+    other, wrong = io.BytesIO(), io.BytesIO()
+    torch.save({}, other)
+    torch.save([torch.zeros(1, 3, 2, 2)], wrong)
+    for damaged in (
+        b"", b"no archive", good[: len(good) // 2], good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :],
+        other.getvalue(), wrong.getvalue(),
+    ):  # fmt: skip
+        state.write_bytes(damaged)
+        with pytest.raises(BadFile, match=rf"{state} is damaged .*starts anew"):
+            go_on(state)
+
+
 def test_a_killed_generator_goes_on_where_it_was(teacher: Teacher, pictures: torch.Tensor, tmp_path: Path) -> None:
     centres = centres_of(teacher, iter(pictures[:4].split(1)), None, 4)
     whole, _ = TINY(teacher, SIZE, 4, 8, centres)
@@ -123,6 +144,7 @@ def test_a_killed_generator_goes_on_where_it_was(teacher: Teacher, pictures: tor
     found, _ = TINY(teacher, SIZE, 4, 8, centres, kept=tmp_path / "state.pt", progress=said.append)
     assert len(said) == 1
     assert torch.equal(found, whole)
+    no_damage_is_gone_on_from(tmp_path / "state.pt", lambda kept: TINY(teacher, SIZE, 4, 8, centres, kept=kept))
 
 
 def test_training_brings_the_statistics_of_a_class_to_its_centre(teacher: Teacher, pictures: torch.Tensor) -> None:
@@ -237,6 +259,7 @@ def test_a_killed_inversion_goes_on_behind_the_batches_that_are_ready(teacher: T
     found, _ = settings(teacher, SIZE, 4, 10, LOW, HIGH, kept=tmp_path / "state.pt", progress=said.append)
     assert len(said) - 5 == 6  # two of three batches
     assert torch.equal(found, whole)
+    no_damage_is_gone_on_from(tmp_path / "state.pt", lambda kept: settings(teacher, SIZE, 4, 10, LOW, HIGH, kept=kept))
 
 
 def test_a_model_without_batch_norm_is_told_what_works(seer: Teacher) -> None:

@@ -16,7 +16,7 @@ from fewbit.data.synthesize.generator import ImageGenerator, generator_of
 from fewbit.data.synthesize.losses import deep_from, distance, distorted
 from fewbit.data.synthesize.teacher import Moments, Seen, Teacher, refuse_without_norms
 from fewbit.errors import BadImages
-from fewbit.files import write_stream
+from fewbit.files import going_on_from, write_stream
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ class _State:
         write_stream(path, lambda file: torch.save(state, file))
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.random.set_state(state["random"])
-        self.epoch, self.images, self.labels = state["epoch"], state["images"], state["labels"]
+        with going_on_from(path) as state:
+            self.generator.load_state_dict(state["generator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.random.set_state(state["random"])
+            self.epoch, self.images, self.labels = state["epoch"], state["images"], state["labels"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewbit.data.synthesize.teacher import Teacher
-from fewbit.files import write_stream
+from fewbit.files import going_on_from, write_stream
 
 # Standard deviations of brightness and of each colour around it, in [0, 1]; ImageNet, Tiny ImageNet and CIFAR-10 are alike.
 GREY, COLOUR = 0.27, 0.09
@@ -78,7 +78,9 @@ class Inversion(ABC):
         labels = spread(count, classes)
         batches: list[Tensor] = []
         if kept is not None and kept.exists():
-            batches = torch.load(kept, weights_only=True)
+            with going_on_from(kept) as batches:
+                if not isinstance(batches, list) or any(batch.shape[1:] != size for batch in batches):
+                    raise ValueError("it holds other images")
         for first in range(len(batches) * self.batch, count, self.batch):
             random = torch.Generator().manual_seed(seed * 1_000_003 + first)
             batches.append(self._batch(teacher, size, labels[first : first + self.batch], low, high, random, progress))

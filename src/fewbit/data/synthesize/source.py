@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.data.images import Images, open_images
@@ -18,7 +18,7 @@ from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadModel, FewbitError
-from fewbit.files import write_atomic
+from fewbit.files import read_tensors, write_atomic
 
 WORD = "synthetic"
 STATE = "synthesize.pt"  # a generator while it is trained, or the images that are ready
@@ -106,7 +106,7 @@ class Synthesis:
             images, labels = self._generate(teacher, file.with_name(STATE), progress)
             write_atomic(file, lambda part: save_file({"images": images.contiguous(), "labels": labels}, part))
             file.with_name(STATE).unlink(missing_ok=True)
-        tensors = load_file(file)
+        tensors = read_tensors(file)
         opened = open_images((tensors["images"], tensors["labels"]), self.preprocess, classes=self.classes)
         return replace(opened, source=self.source)
 
