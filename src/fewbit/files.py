@@ -144,8 +144,8 @@ def going_on_from(path: Path) -> Iterator[Any]:
         pickle.UnpicklingError,
     ) as error:  # fmt: skip
         raise BadFile(
-            f"{path} is damaged ({str(error).partition(chr(10))[0][:100]}), so nothing can go on from it; the same command again "
-            "starts anew."
+            f"{path} is damaged ({str(error).partition(chr(10))[0][:100]}), so nothing can go on from it; the same command "
+            "again starts anew."
         ) from error
 
 

@@ -95,6 +95,9 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             choices[site] = Choice(
                 site, row["role"], grid, qparams, row["method"], codes, row["all_readers"], row["why"], source
             )
+        read = {operand for name in record["integer_ops"] for operand in graph.op(name).operands.values()}
+        if unread := [site for site, choice in choices.items() if choice.codes is None and site not in read]:
+            raise ValueError(f"none of the integer ops reads {unread[0]}")
         biases = {row["op"]: _bias(graph, row, tensors, choices) for row in record["biases"]}
         log = tuple(PassLog(e["name"], e["settings"], tuple(e["rows"]), e["summary"]) for e in record["log"])
         plan = Plan(
