@@ -85,7 +85,7 @@ def export(module: nn.Module, input_shape: tuple[int, int, int], name: str = "")
             whole = module if isinstance(out, Tensor) and not name else NamedOutputs(module).eval()
             key, image = f"_{name.encode().hex()}", torch.zeros_like(noise)  # any text as an identifier
             shapes = ({key: batch} if name else batch,)
-            return torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
+            program = torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
     except BadModel:
         raise
     except (Exception, SystemExit) as error:
@@ -94,6 +94,10 @@ def export(module: nn.Module, input_shape: tuple[int, int, int], name: str = "")
             f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(error)} "
             "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
         ) from error
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # folders of this machine
+    return program
 
 
 def _same_again(function: Callable[[Tensor], Any], x: Tensor, ref: str, passes: int = 2) -> Any:
@@ -207,13 +211,20 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
+def unwarned() -> Iterator[None]:
+    """Without warnings of libraries: what a user has to read is a note or an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch.export prints about its own internals; the MHA fast path is not exportable."""
     fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with unwarned(), redirect_stderr(io.StringIO()):
             logging.disable(logging.WARNING)
             yield
     finally:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
-from fewbit.capture.export import export, input_value, output_values, outputs_of, quiet, reason, refuse_random
+from fewbit.capture.export import export, input_value, output_values, outputs_of, quiet, reason, refuse_random, unwarned
 from fewbit.capture.huggingface import hugging_face
 from fewbit.core.pixels import crop_pct, input_size, means, stds
 from fewbit.core.values import Output
@@ -69,6 +69,7 @@ class Loaded:
         return outputs_of(self.program)
 
 
+@unwarned()
 def load_model(
     ref: str | nn.Module | ExportedProgram,
     *,

@@ -54,7 +54,7 @@ class Terminal(Console):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Stopped(f"standard output cannot be written: {error.strerror}.") from error
+            raise Stopped(f"standard output cannot be written: {error.strerror}. Send it elsewhere.") from error
 
     def on_broken_pipe(self) -> None:
         raise  # the error that is being handled
@@ -63,6 +63,8 @@ class Terminal(Console):
 out, err = Terminal(), Terminal(stderr=True)
 
 TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; the default fits this machine.")]
+AGAIN = 2.0
+
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
 
 
@@ -134,7 +136,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return f"Ended by {signal.Signals(error.exit_code - 128).name}.", error.exit_code
     halt = stopped(error) if isinstance(error, Exception) else None
     if halt is None and isinstance(error, OSError):
-        halt = Stopped(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        found = f"{error.filename or 'a file'}: {error.strerror or error}"
+        halt = Stopped(f"{found}. Mend that (is it there, and may you use it?) and give the same command again.")
     known = halt or error
     if isinstance(known, FewbitError | FewbitFailed):
         return f"{type(known).__name__}: {known}", known.exit_code
@@ -143,22 +146,27 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does; output that cannot be written ends it with a message."""
+    """Ctrl-C, SIGTERM and SIGHUP end the block, each again after `AGAIN` seconds where a library has swallowed it."""
 
-    owner = os.getpid()
+    owner, came = os.getpid(), 0
 
     def end(number: int, frame: object) -> None:
+        nonlocal came
         if os.getpid() != owner:  # a process that a library has forked, and ends in this way
             os._exit(128 + number)
-        raise Signalled(number)
+        came = came if number == signal.SIGALRM else number
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        raise KeyboardInterrupt if came == signal.SIGINT else Signalled(came)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    handled = [number for number, handler in before.items() if handler == signal.SIG_DFL]  # nohup ignores SIGHUP
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+    default = (signal.SIG_DFL, signal.default_int_handler)
+    handled = [number for number, handler in before.items() if handler in default]  # nohup ignores SIGHUP
     for number in handled:
         signal.signal(number, end)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number in handled:
             signal.signal(number, before[number])
 

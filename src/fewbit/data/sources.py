@@ -317,7 +317,8 @@ def _numpy_file(path: Path) -> tuple[Array, Array | None]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
-        raise BadImages(f"{path} is no readable NumPy file: {error}. Write it with numpy.save or savez.") from error
+        found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
+        raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
     labels = arrays.pop("labels", None)
     if "images" not in arrays and len(arrays) != 1:
         raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")

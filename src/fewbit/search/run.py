@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -65,6 +66,7 @@ def run(
                 least = min(least, losses[candidate])
             progress(f"{least:.4g} after {count}")
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it is answered: the command line need not send it again
         history.stopped = "interrupted"
     return history
 
