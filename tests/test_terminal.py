@@ -40,6 +40,13 @@ def act(how: str) -> None:
     if how.isdigit():
         os.kill(os.getpid(), int(how))
         time.sleep(10)
+    if how == "swallowed":
+        sys.modules["fewbit.cli.app"].AGAIN = 0.05
+        try:
+            os.kill(os.getpid(), 2)
+        except:
+            pass
+        time.sleep(10)
     if how == "child":
         import multiprocessing
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
@@ -72,6 +79,7 @@ app(["act", sys.argv[1]])
         ("15", 143, "Ended by SIGTERM."),
         ("1", 129, "Ended by SIGHUP."),
         ("2", 130, "Interrupted."),
+        ("swallowed", 130, "Interrupted."),
         ("child", 2, "BadFile: the child ended with"),
         ("memory", 2, "Stopped: there is not enough memory (MemoryError: Unable to allocate 8 GiB)"),
         ("print > /dev/full", 2, "Stopped: standard output cannot be written: No space left on device."),

@@ -100,6 +100,20 @@ NAMES = {  # of the outputs: True for the logits
 }
 
 
+def test_one_file_in_two_folders_is_one_program_to_the_byte_and_names_neither(tmp_path):
+    source = "from torch import nn\nINPUT_SIZE = (3, 8, 8)\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+    source += "        return super().forward(x).relu().mean((2, 3))\n\ndef model():\n    net = Net(3, 4, 3)\n"
+    source += "    nn.init.ones_(net.weight), nn.init.ones_(net.bias)\n    return net\n"
+    files = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "net.py").write_text(source)
+        torch.export.save(load_model(f"{folder / 'net.py'}:model").program, folder / "net.pt2")
+        files.append((folder / "net.pt2").read_bytes())
+    assert files[0] == files[1]
+    assert str(tmp_path).encode() not in files[0]
+
+
 @pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("form", NAMES)
 def test_every_tensor_is_found_under_its_name_in_whatever_a_module_or_a_program_returns(form, exported, tmp_path):
