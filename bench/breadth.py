@@ -1,0 +1,231 @@
+"""Families of vision models × targets: each quantized, written and verified, a process each.
+
+    python bench/breadth.py --targets ort-x86-vnni --out build/breadth        # every row that is not there yet, then the table
+    python bench/breadth.py --rows "timm.*vit*" --out build/breadth
+
+A row is what `fewbit quantize` does up to evaluate, with recipe `mse`, on 16 images that are drawn here; a row ends as
+
+    right      exit code 0: every code, weight and output is what it should be
+    refused    exit code 2: one line says what is not possible
+    wrong      exit code 1: something was found wrong
+    crashed    a traceback, a signal, or no end within the time
+
+The weights are seeded: each library's own initial ones, with parameters that it leaves constant (gains of 1, layer scales of
+1e-6, biases of 0) moved, and batch norms given the statistics of the images. Rows lie in a folder, a JSON file each; those that
+are there are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewbit import Run
+from fewbit.errors import FewbitError, FewbitFailed, stopped
+from fewbit.files import read_json, write_json
+from fewbit.report import tables
+from fewbit.request import Request
+from fewbit.stages import STAGES
+
+sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
+from bench.families import Row, rows
+
+IMAGES = 16
+WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
+GRAY = (0.5, 0.5, 0.5)  # mean and standard deviation of the pixels
+UNTIL = "evaluate"
+ENDS = ("right", "refused", "wrong", "crashed")
+
+
+def pictures(size: int, count: int = IMAGES, seed: int = 0) -> np.ndarray:
+    """Drawn images, uint8 (count, size, size, 3): waves of colour, a few rectangles with edges, a little noise."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    images = np.zeros((count, size, size, 3))
+    for image in images:
+        for channel in range(3):
+            for _ in range(3):
+                u, v, phase = draw.normal(0, 4, 2), draw.normal(0, 4), draw.uniform(0, 6.3)
+                image[..., channel] += 30 * np.cos(u[0] * x + u[1] * y + v + phase)
+        for _ in range(4):
+            top, left = draw.integers(0, size, 2)
+            high, wide = draw.integers(size // 8, size // 2 + 1, 2)
+            image[top : top + high, left : left + wide] += draw.normal(0, 60, 3)
+    return np.clip(128 + images + draw.normal(0, 8, images.shape), 0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def settle(net: nn.Module, x: Tensor, seed: int = 0) -> None:
+    """Weights as if trained: constant parameters moved, statistics of batch norms those of images (b, c, h, w)."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        if parameter.numel() and bool(parameter.min() == parameter.max()):
+            parameter += 0.2 * torch.randn(parameter.shape, generator=draw)
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all calls
+        norm.train()
+    if norms:
+        net(x)
+    net.eval()
+
+
+def tried(row: Row, target: str, file: Path, limit: float, threads: int) -> None:
+    """Make a row, in this process."""
+    torch.set_num_threads(threads)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
+    found: dict[str, Any] = {"library": row.library, "name": row.name, "size": row.size, "target": target, "stage": "model"}
+    start = time.perf_counter()
+    try:
+        images = pictures(row.size)
+        net = row.net()
+        x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        if "detection" not in row.name or "backbone" in row.name:
+            settle(net, x)
+        found |= quantized(net, images, row, target, threads, found)
+    except Exception as error:
+        known = stopped(error) or error
+        if isinstance(known, FewbitError):
+            found |= {"end": "refused", "message": f"{type(known).__name__}: {known}"}
+        elif isinstance(known, FewbitFailed):
+            found |= {"end": "wrong", "message": str(known)}
+        else:
+            found |= {"end": "crashed", "message": traceback.format_exc()}
+    write_json(file, {**found, "seconds": round(time.perf_counter() - start, 1)})
+
+
+def warm() -> None:
+    """Import what a row imports by making one up to the file; the runtimes are left to each row, as they have threads."""
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)  # a fork copies no threads
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)).eval()
+    with Run.start(asked(net, pictures(16), 16, "ort-x86-vnni", 1), STAGES) as run:
+        run["model"]
+
+
+def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: int) -> Request:
+    """What `fewbit quantize` would be told."""
+    return Request(
+        model=net, images=images, labels=False, target=target, recipe="mse", threads=threads, mean=GRAY, std=GRAY,
+        input_size=(3, size, size), interpolation="bilinear", resize="squash", crop_pct=1.0,
+    )  # fmt: skip
+
+
+def quantized(net: nn.Module, images: np.ndarray, row: Row, target: str, threads: int, found: dict[str, Any]) -> dict[str, Any]:
+    """What verify and evaluate say; `found["stage"]` is the stage that a row is at."""
+    with Run.start(asked(net, images, row.size, target, threads), STAGES) as run:
+        for stage in STAGES:
+            found["stage"] = stage.name
+            run.do(stage.name)
+            if stage.name == UNTIL:
+                break
+        checks, plan, score = tables.verify(run["checks"]), run["plan"], run["score"]
+        agreements = [one.agreement for one in score.outputs if one.agreement is not None]
+        kernels = run["checks"].kernels
+        return {
+            **checks,
+            "end": "wrong" if checks["problems"] else "right",
+            "message": "; ".join(checks["problems"]),
+            "share": tables.integer_share(run["graph"], plan),
+            "fallbacks": len(plan.fallbacks),
+            "kernels": [kernels["found"], kernels["expected"]],
+            "correlation": min(agreements) / 100 if agreements else None,
+            "outputs_named": [one.name for one in score.outputs],
+            "stages": dict(run.progress.seconds),
+        }
+
+
+def made(row: Row, target: str, file: Path, limit: float, threads: int) -> None:
+    """Make a row in a process of its own, forked from this one."""
+    process = multiprocessing.get_context("fork").Process(target=tried, args=(row, target, file, limit, threads))
+    process.start()
+    process.join(WALL * limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if not file.exists():
+        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        why = f"no end within {limit:g} s of work" if late else f"the process ended with {process.exitcode}"
+        about = {"library": row.library, "name": row.name, "size": row.size, "target": target}
+        write_json(file, {**about, "end": "crashed", "message": why, "stage": "", "seconds": limit})
+
+
+def file_of(row: Row, target: str, out: Path) -> Path:
+    """Where a row lies."""
+    return out / target / f"{row.key}.json"
+
+
+def table(wanted: list[Row], targets: list[str], out: Path) -> None:
+    """The rows that are there as Markdown, and how they ended."""
+    for target in targets:
+        found = [read_json(file) for row in wanted if (file := file_of(row, target, out)).exists()]
+        ends = Counter(row["end"] for row in found)
+        print(
+            f"\n### {target}\n\n{len(found)} of {len(wanted)} rows: " + ", ".join(f"{ends[end]} {end}" for end in ENDS) + ".\n"
+        )
+        print("| model | pixels | end | stage | codes compared | wrong | in integers | kernels | correlation |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for row in found:
+            print(line(row))
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    about = f"| {row['library']} {row['name']} | {row['size']} | {row['end']} | {row['stage']} |"
+    if "codes_compared" not in row:
+        return f"{about} {' '.join(row['message'].strip().splitlines()[-1:])[:160].replace('|', '/')} |||||"
+    correlation = "" if row["correlation"] is None else f"{row['correlation']:.4f}"
+    kernels = " of ".join(str(n) for n in row["kernels"])
+    return (
+        f"{about} {row['codes_compared']:,} | {row['codes_wrong']} | {100 * row['share']:.1f} % | {kernels} | {correlation} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=["ort-x86-vnni", "openvino-x86"])
+    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of library.name")
+    parser.add_argument("--out", type=Path, default=Path("build/breadth"))
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds of work for a row")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="make no rows, print those that are there")
+    args = parser.parse_args()
+    wanted = [row for row in rows() if any(fnmatch(row.key, pattern) for pattern in args.rows)]
+    if not args.table:
+        warm()
+    for target in args.targets if not args.table else ():
+        (args.out / target).mkdir(parents=True, exist_ok=True)
+        for row in wanted:
+            file = file_of(row, target, args.out)
+            if not file.exists():
+                made(row, target, file, args.limit, args.threads)
+                found = read_json(file)
+                told = found["message"].strip().splitlines()[-1:] if found["end"] != "right" else [f"{found['correlation']}"]
+                print(
+                    f"{target} {row.key:50} {found['end']:8} {found['seconds']:6} s  {' '.join(told)[:300]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    table(wanted, args.targets, args.out)
+
+
+if __name__ == "__main__":
+    main()
