@@ -28,6 +28,7 @@ import traceback
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -117,21 +118,21 @@ def warm() -> None:
 
     torch.set_num_threads(1)  # a fork copies no threads
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)).eval()
-    with Run.start(asked(net, pictures(16), 16, "ort-x86-vnni", 1), STAGES) as run:
+    with TemporaryDirectory() as out, Run.start(asked(net, pictures(16), 16, "ort-x86-vnni", 1, out), STAGES) as run:
         run["model"]
 
 
-def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: int) -> Request:
+def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: int, out: str) -> Request:
     """What `fewbit quantize` would be told."""
     return Request(
         model=net, images=images, labels=False, target=target, recipe="mse", threads=threads, mean=GRAY, std=GRAY,
-        input_size=(3, size, size), interpolation="bilinear", resize="squash", crop_pct=1.0,
+        input_size=(3, size, size), interpolation="bilinear", resize="squash", crop_pct=1.0, out=Path(out) / "run",
     )  # fmt: skip
 
 
 def quantized(net: nn.Module, images: np.ndarray, row: Row, target: str, threads: int, found: dict[str, Any]) -> dict[str, Any]:
     """What verify and evaluate say; `found["stage"]` is the stage that a row is at."""
-    with Run.start(asked(net, images, row.size, target, threads), STAGES) as run:
+    with TemporaryDirectory() as out, Run.start(asked(net, images, row.size, target, threads, out), STAGES) as run:
         for stage in STAGES:
             found["stage"] = stage.name
             run.do(stage.name)
