@@ -23,6 +23,7 @@ from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.request import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
+from mutations import flips, mutations
 
 runner = CliRunner()
 
@@ -322,6 +323,15 @@ def test_verify_catches_a_changed_scale_and_names_its_site(finished: Path, tmp_p
     code, text = run("verify", tmp_path / "run")
     assert code == 2, text  # it stands in plan.json as well
     assert "head:input, scale is " in " ".join(text.split())
+
+
+def test_a_change_of_any_number_or_bit_of_a_run_is_caught_and_its_file_is_named(finished: Path, tmp_path: Path) -> None:
+    for mutation in (*mutations(finished), *flips(finished, 8)):
+        copy = shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+        mutation.change(copy / mutation.file)
+        code, text = run("verify", copy)
+        assert code == 2, mutation
+        assert f"{mutation.file}" in "".join(text.split()), (mutation, text)
 
 
 def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
             record["model"], record["settings"],
         )  # fmt: skip
         again = json.loads(json.dumps(plan_json(graph, plan))), plan_tensors(graph, plan)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise BadFile(
             f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
             f"({type(error).__name__}: {error}); write the run again with fewbit quantize --force."

@@ -27,7 +27,7 @@ from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.task import recognise
 from fewbit.verify import Latency, Load, Score
 
-REPORT, AGAIN = "report.json", "write the run again with fewbit quantize --force."
+REPORT, TABLES, AGAIN = "report.json", "tables.json", "write the run again with fewbit quantize --force."
 MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
 CHECKED = 8  # images on which codes are compared
 
@@ -88,6 +88,10 @@ def files(
     for name in ("model", "target", "recipe", "bits"):
         if report.get(name) != getattr(plan, name):
             raise BadFile(f"{folder}: plan.json has {name} {getattr(plan, name)!r}, report.json {report.get(name)!r}; {AGAIN}")
+    tables = read_json(folder / TABLES)
+    for name, value in tables.get("run", {}).items():
+        if record.get(name) != value:
+            raise BadFile(f"{folder}: run.json has {name} {record.get(name)!r:.80}, tables.json {value!r:.80}; {AGAIN}")
     try:
         recorded, form = record["hashes"]["model"], record["file_format"]
     except (KeyError, TypeError) as error:
@@ -105,12 +109,21 @@ def verify(
     graph: Graph, plan: Plan, model: Path, sample: Tensor, runtime: str, trusted: tuple[OutputCheck, ...], progress: Progress,
     deviations: tuple[Deviation, ...] | None = None,
 ) -> Checks:  # fmt: skip
-    """Compare codes and outputs of model.onnx on a few images: as written and, if the plan's runtime is here, as it ships."""
+    """Compare codes and outputs of model.onnx on a few images: as written and, if the plan's runtime is here, as it ships.
+
+    Raises FewbitFailed for a file of another model, whose codes have other shapes.
+    """
     progress.expect(5)
-    checks = proofs.compare(
-        graph, plan, model, sample.split(4), runtime=None if stands_in(plan) else runtime,
-        progress=lambda text: progress.advance(1, text),
-    )  # fmt: skip
+    try:
+        checks = proofs.compare(
+            graph, plan, model, sample.split(4), runtime=None if stands_in(plan) else runtime,
+            progress=lambda text: progress.advance(1, text),
+        )  # fmt: skip
+    except (LookupError, RuntimeError, ValueError) as error:
+        if not deviations:
+            raise
+        first = deviations[0]
+        raise FewbitFailed(f"The run is not right. {first.file}: {first.name} {first.what}; {AGAIN}") from error
     return replace(checks, outputs=(*trusted, *checks.outputs), file=deviations)
 
 
