@@ -13,6 +13,7 @@ from fewbit.errors import FewbitError, FewbitFailed
 if TYPE_CHECKING:
     from fewbit.choose import Context, Pass, Recipe
     from fewbit.core.values import PassLog, Plan
+    from fewbit.data.collection import Data
     from fewbit.recipes import RECIPES, recipe_named
     from fewbit.request import Request
     from fewbit.run import Result, Run, quantize
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
     "Context",
+    "Data",
     "FewbitError",
     "FewbitFailed",
     "Pass",
@@ -40,6 +42,7 @@ __all__ = [
 _LATER = {
     "RECIPES": "fewbit.recipes",
     "Context": "fewbit.choose",
+    "Data": "fewbit.data.collection",
     "Pass": "fewbit.choose",
     "PassLog": "fewbit.core.values",
     "Plan": "fewbit.core.values",

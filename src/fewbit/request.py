@@ -7,6 +7,7 @@ its `key` identifies a killed run. Whatever can be checked before the work start
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -95,7 +96,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
-        {"model", "images", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
+        {"model", "images", "loader", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
     )
 
     model: Any = Field(description=MODELS)
@@ -103,6 +104,10 @@ class Options(BaseModel):
         default=None,
         description="Folder (class sub-folders or flat), parquet, .npy or .npz; synthetic (made from the model) or "
         "synthetic:DIR (made from the model and a few real ones).",
+    )
+    loader: str | None = Field(
+        default=None,
+        description="file.py:function that returns a DataLoader, Dataset, list or generator of images.",
     )
     score: Any = Field(default=None, description="Images to score on; without it a part of --images is held out.")
     target: Annotated[str | None, BeforeValidator(_text)] = Field(
@@ -173,16 +178,25 @@ class Options(BaseModel):
     def _check_images(self) -> None:
         """Raises BadImages where calibration or scored images are missing."""
         from fewbit.capture.load import DEMOS  # models that have images of their own
-        from fewbit.data.sources import check_source
+        from fewbit.data.collection import check_source
 
         synthetic, real = self.synthetic
-        if self.images is None and self.ref not in DEMOS:
+        if self.loader is not None:
+            self._check_loader(self.loader)
+        elif self.images is None and self.ref not in DEMOS:
             raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
         if synthetic and self.score is None and self.ref not in DEMOS:
             raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
         for source in (real if synthetic else self.images, self.score):
             if source is not None:
                 check_source(source)
+
+    def _check_loader(self, loader: str) -> None:
+        spec = re.fullmatch(r"(.+\.py):(\w+)", loader)
+        if spec is None or not os.path.isfile(spec[1]):
+            raise BadImages(f"--loader {loader} is no function of a Python file that exists; type --loader file.py:function.")
+        if self.images is not None:
+            raise BadImages(f"--loader {loader} takes the place of --images; leave one of them out.")
 
     def _check_weights(self) -> None:
         """Raises FewbitError where `weights` is given for a model that has its own."""

@@ -219,9 +219,7 @@ def test_a_pipe_is_no_source_and_nothing_waits_for_it(tmp_path: Path, name: str)
         both(images=tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "source", [5, b"d", [1], {}, ("a", "b"), (np.zeros((1, 3, 8, 8)),), object(), "x" * 300, "nul\0", "file.txt"]
-)
+@pytest.mark.parametrize("source", [5, b"d", (np.zeros((1, 3, 8, 8)),), object(), "x" * 300, "nul\0", "file.txt"])
 def test_what_is_no_source_is_refused_before_a_model_is_loaded(
     source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

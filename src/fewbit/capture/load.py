@@ -236,14 +236,20 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     return _from_module(file.module, str(path), {**(overrides or {}), "input_size": size}, {}, file.notes, file.image.name)
 
 
-def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
+def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:
+    """The file of file.py:function, imported, and the name of the function, which it has."""
     path, function = Path(spec[: spec.rindex(".py") + 3]), spec[spec.rindex(".py") + 4 :]
     if not os.path.isfile(path):
-        raise BadFile(f"{path} does not exist; MODEL as file.py:function needs a Python file.")
+        raise BadFile(f"{path} does not exist; {what} as file.py:function needs a Python file.")
     python = _imported(path)
     if not hasattr(python, function):
         functions = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
         raise UnknownName(f"function in {path.name}", function, functions)
+    return path, python, function
+
+
+def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
+    path, python, function = from_python(spec, "MODEL")
     made = getattr(python, function)
     try:
         net = made if isinstance(made, nn.Module) else made()

@@ -14,7 +14,6 @@ import io
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.data.classes import read_classes
-from fewbit.data.decode import Array, checked, decode, encoded
+from fewbit.data.collection import check_source, is_collection, read
+from fewbit.data.decode import checked, decode, encoded
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
-from fewbit.data.sources import Store, find, some
+from fewbit.data.sources import Store, find, some, spread
 from fewbit.errors import BadImages
 
 
@@ -138,7 +138,7 @@ class Batches(Sequence[Tensor]):
 
 
 def open_images(
-    source: str | Path | Array | Tensor | tuple[Any, Any],
+    source: Any,
     preprocess: Preprocess,
     *,
     classes: int | Sequence[str] | None = None,
@@ -147,16 +147,20 @@ def open_images(
     seed: int = 0,
     skip_bad: bool = False,
 ) -> Images:
-    """The images of a folder, a parquet, .npy or .npz file, an array, or an (array, labels) pair.
+    """The images of a folder, a parquet, .npy or .npz file, an array, (array, labels) or a source of data/collection.py.
 
     `classes` is the model's class count, or its class names in output order; `labels=False` ignores all labels. At most
     `limit` images are drawn with `seed`, spread evenly over the classes, and stay in natural order; a smaller limit
     draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. Raises BadImages.
     """
-    found = find(source, preprocess, classes, labels)
-    names, class_indices, description = found.names, found.labels, found.description
+    check_source(source)
     if limit is not None and limit < 1:
         raise BadImages(f"the limit is {limit} images; allowed is 1 or more.")
+    if is_collection(source):
+        found = read(source, preprocess, classes, labels=labels, limit=limit, seed=seed, skip_bad=skip_bad)
+    else:
+        found = find(source, preprocess, classes, labels)
+    names, class_indices, description = found.names, found.labels, found.description
     if found.unreadable and not skip_bad:
         raise BadImages(f"in {description} {found.unreadable[0]}. Mend or remove it, or leave such out with --skip-bad.")
     rows = list(range(len(names)))
@@ -175,6 +179,7 @@ def open_images(
     if not good:
         raise BadImages(f"{description}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
     bad = [*found.unreadable, *skipped]
+    left_out = (f"{len(bad)} of {description} cannot be read and are left out: {some(bad)}.",) if bad else ()
     return Images(
         names=tuple(names[row] for row in good),
         labels=None if class_indices is None else torch.from_numpy(class_indices[list(good)]),
@@ -184,22 +189,8 @@ def open_images(
         rows=tuple(good),
         pixels=tuple(good.values()),
         skipped=tuple(skipped),
-        notes=(f"{len(bad)} of {description} cannot be read and are left out: {some(bad)}.",) if bad else (),
+        notes=(*found.notes, *left_out),
     )
-
-
-def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
-    """`limit` rows in rising order, as many of each label as of any other while they last; an int is just n."""
-    indices = np.zeros(labels, np.int64) if isinstance(labels, int) else labels
-    generator = np.random.default_rng(seed)
-    counts: dict[int, int] = {}
-    turn = dict(zip(np.unique(indices).tolist(), generator.permutation(len(np.unique(indices))).tolist(), strict=True))
-    order = []
-    for row in generator.permutation(len(indices)).tolist():
-        label = int(indices[row])
-        counts[label] = counts.get(label, 0) + 1
-        order.append((counts[label], turn[label], row))
-    return sorted(row for _, _, row in sorted(order)[:limit])
 
 
 def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:

@@ -112,29 +112,11 @@ class Found:
     store: Store
     description: str
     unreadable: tuple[str, ...] = ()
-
-
-def check_source(source: Any) -> None:
-    """Raise BadImages for what cannot be a source of images; nothing is opened."""
-    if isinstance(source, tuple) and len(source) != 2:
-        raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
-    if isinstance(source[0] if isinstance(source, tuple) else source, np.ndarray | Tensor):
-        return
-    if isinstance(source, tuple) or not isinstance(source, str | Path):
-        kind = type(source[0] if isinstance(source, tuple) else source).__name__
-        raise BadImages(f"images of type {kind} were given; give a path, a NumPy array, a tensor, or (images, labels).")
-    kinds = "Give a folder of images, or a .parquet, .npy or .npz file."
-    if not os.path.exists(source):
-        raise BadImages(f"{source} does not exist. {kinds}")
-    if not os.path.isdir(source) and not os.path.isfile(source):
-        raise BadImages(f"{source} is neither a file nor a folder. {kinds}")
-    if os.path.isfile(source) and (suffix := Path(source).suffix) not in (".parquet", ".npy", ".npz"):
-        raise BadImages(f"{source} is a '{suffix}' file. {kinds}")
+    notes: tuple[str, ...] = ()
 
 
 def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> Found:
     """All images of a source; nothing is decoded. Raises BadImages."""
-    check_source(source)
     if isinstance(source, tuple):
         return _array(source[0], source[1] if labels else None, "array", preprocess, classes)
     if isinstance(source, (np.ndarray, Tensor)):
@@ -247,7 +229,7 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
     return {name: i for i, name in enumerate(folders)}
 
 
-def _checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
+def checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
     """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is no class."""
     try:
         labels = np.asarray(values)
@@ -294,7 +276,7 @@ def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] |
     if labels and len(has_labels) > 1:
         raise BadImages(f"{path} has files with and without a label column. Give one kind, or use --no-labels.")
     store = Parquet(files, tuple(starts), "image.bytes" if pa.types.is_struct(kind) else "image")
-    indices = _checked_labels(values, names, classes, str(path)) if values else None
+    indices = checked_labels(values, names, classes, str(path)) if values else None
     return Found(tuple(names), indices, store, f"parquet {path}")
 
 
@@ -347,5 +329,19 @@ def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes
         raise BadImages(f"{problem}: {which}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w). Transpose it.")
     names = tuple(f"{Path(where).name}:{row}" for row in range(shape[0]))
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
-    class_indices = None if labels is None else _checked_labels(labels, names, classes, where)
+    class_indices = None if labels is None else checked_labels(labels, names, classes, where)
     return Found(names, class_indices, InMemory(values, chw=first), where)
+
+
+def spread(labels: int | Array, limit: int, seed: int) -> list[int]:
+    """`limit` rows in rising order, as many of each label as of any other while they last; an int is just n."""
+    indices = np.zeros(labels, np.int64) if isinstance(labels, int) else labels
+    generator = np.random.default_rng(seed)
+    counts: dict[int, int] = {}
+    turn = dict(zip(np.unique(indices).tolist(), generator.permutation(len(np.unique(indices))).tolist(), strict=True))
+    order = []
+    for row in generator.permutation(len(indices)).tolist():
+        label = int(indices[row])
+        counts[label] = counts.get(label, 0) + 1
+        order.append((counts[label], turn[label], row))
+    return sorted(row for _, _, row in sorted(order)[:limit])

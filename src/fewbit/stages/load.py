@@ -16,12 +16,13 @@ from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import fingerprint
-from fewbit.capture.load import DEMOS
+from fewbit.capture.load import DEMOS, from_python, reason
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.values import Graph
+from fewbit.data.collection import check_source, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
@@ -103,7 +104,8 @@ def load(request: Options) -> Inputs:
 
 
 def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool) -> tuple[Images, Images]:
-    """Calibration images and scored images, never the same: without `score` a part of the images is held out.
+    """Calibration images and scored images, never the same: without `score` a part of the images is held out, and of a loader
+    a third more are read for it.
 
     `labels`: read those of the scored images, which are checked against the classes in `known`.
     """
@@ -115,7 +117,8 @@ def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool
         calibration = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
         held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=labels, **options)
         return apart(calibration, held_out), held_out
-    whole = open_images(source, preprocess, classes=known, labels=labels, **options)
+    limit = request.calibration + -(-request.calibration // 3) if is_collection(source) else None
+    whole = open_images(source, preprocess, classes=known, labels=labels, limit=limit, **options)
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
@@ -128,9 +131,23 @@ def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool
 
 def _sources(request: Options) -> tuple[Any, Any]:
     """The sources of calibration and scored images; a demo has its own."""
+    if request.loader is not None:
+        return _called(request.loader), request.score
     own = request.ref in DEMOS and (request.images is None or request.synthetic[0])
     score = demo.TEST if own and request.score is None else request.score
     return demo.CALIBRATION if request.images is None else request.images, score
+
+
+def _called(loader: str) -> Any:
+    """What the function of a file.py:function returns as the source of images. Raises BadImages that names both."""
+    path, python, function = from_python(loader, "--loader")
+    try:
+        made = getattr(python, function)
+        source = made() if callable(made) else made
+        check_source(source)
+    except (Exception, SystemExit) as error:
+        raise BadImages(f"{function}() of {path} failed: {reason(error)} It has to return images.") from error
+    return source
 
 
 def _synthesis(

@@ -1,0 +1,284 @@
+"""Images as Python programs have them: a DataLoader, Dataset, list or generator of pictures, arrays, paths, pairs or dicts.
+
+What an item is, its type says and never its values: PIL images, paths, encoded bytes and uint8 arrays are pictures, which are
+prepared as those of a folder are; floats (3, h, w) of the model's size are inputs of the model, taken as they are. Every item
+is read once; what it gives lies on a shelf, so that a random transform or a generator gives the same image again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from fewbit.core.shelf import Shelf
+from fewbit.data.decode import Array, Item, decode, rgb
+from fewbit.data.preprocess import Preprocess
+from fewbit.data.sources import Found, checked_labels, spread
+from fewbit.errors import BadImages
+
+ENDLESS = 1000  # images that are read of a source without a length where no number is given
+IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict, and of its class
+LABELS = ("labels", "label")
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Images of a DataLoader, Dataset, list or generator, with a `transform` that is called with the image of each item.
+
+    Items are PIL images, paths, encoded bytes, arrays or tensors, (image, label) pairs, dicts such as `{"image", "label"}` or
+    `{"pixel_values"}`, or batches of these. `transform` gives a picture, an input of the model, or a dict with `pixel_values`.
+    """
+
+    source: Any
+    transform: Callable[[Any], Any] | None = None
+
+
+def check_source(source: Any) -> None:
+    """Raise BadImages for what cannot be a source of images; nothing is opened."""
+    if is_collection(source):
+        data = source.source if isinstance(source, Data) else source
+        if isinstance(data, str | Path | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+            raise BadImages(
+                f"images of type {type(data).__name__} were given; give a path, a NumPy array, a tensor, (images, labels), or "
+                "a DataLoader, Dataset, list or generator of images, perhaps as fewbit.Data(source, transform=...)."
+            )
+    elif isinstance(source, tuple) and len(source) != 2:
+        raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
+    elif isinstance(source, str | Path):
+        kinds = "Give a folder of images, or a .parquet, .npy or .npz file."
+        if not os.path.exists(source):
+            raise BadImages(f"{source} does not exist. {kinds}")
+        if not os.path.isdir(source) and not os.path.isfile(source):
+            raise BadImages(f"{source} is neither a file nor a folder. {kinds}")
+        if os.path.isfile(source) and (suffix := Path(source).suffix) not in (".parquet", ".npy", ".npz"):
+            raise BadImages(f"{source} is a '{suffix}' file. {kinds}")
+
+
+def is_collection(source: Any) -> bool:
+    """Whether `source` is read item by item: no path, no array, and no (images, labels) of an array of images."""
+    first = source[0] if isinstance(source, tuple) and source else source
+    return not isinstance(source, str | Path) and not (_is_array(first) and (first is source or first.ndim != 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What was read: the path of a file, or pixels at an index of the shelf."""
+
+    places: tuple[Path | int, ...]
+    shelf: Shelf
+
+    def items(self, rows: Sequence[int]) -> Iterator[Item]:
+        for row in rows:
+            place = self.places[row]
+            yield place if isinstance(place, Path) else self.shelf[place].numpy()
+
+
+def read(
+    source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, *, labels: bool, limit: int | None, seed: int,
+    skip_bad: bool,
+) -> Found:  # fmt: skip
+    """At most `limit` images, drawn with `seed` where any item can be asked for, else the first. Raises BadImages."""
+    check_source(source)
+    data = source if isinstance(source, Data) else Data(source)
+    what, items = type(data.source).__name__, data.source
+    if isinstance(items, Mapping):
+        items = [items]
+    rows, most, part = _drawn(items, limit, seed)
+    reader = _Reader(preprocess, data.transform, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of shuffling and random transforms: a resumed run reads the same
+        for index, get in _taken(items, rows, most, what):
+            try:
+                reader.add(f"{what}:{index}", get, most)
+            except BadImages as error:
+                if not skip_bad:
+                    raise BadImages(f"{error}. Mend or remove it, or leave such images out with --skip-bad.") from error
+                reader.bad.append(str(error))
+            if len(reader.names) == most:
+                break
+    names = tuple(reader.names)
+    if not names:
+        raise BadImages(f"{what} gives no images: {(*reader.bad, 'it is empty')[0]}. A generator can be read only once.")
+    indices = checked_labels(reader.labels, names, classes, what) if None not in reader.labels else None
+    store = Kept(tuple(reader.places), reader.shelf)
+    return Found(names, indices, store, f"{what}{part}", tuple(reader.bad), reader.notes(what))
+
+
+def _drawn(items: Any, limit: int | None, seed: int) -> tuple[list[int] | None, int | None, str]:
+    """The rows to ask for (None: the first that come), how many images to stop at, and that in words."""
+    try:
+        count = len(items)
+    except (TypeError, NotImplementedError):
+        count = None
+    if count is None or not hasattr(items, "__getitem__") or isinstance(items, IterableDataset):
+        most = ENDLESS if count is None and limit is None else limit
+        return None, most, "" if most is None else f", the first {most} images at most"
+    if limit is None or limit >= count:
+        return list(range(count)), limit, ""
+    return spread(count, limit, seed), limit, f", {limit} of {count} at random (seed {seed})"
+
+
+def _taken(items: Any, rows: list[int] | None, most: int | None, what: str) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """Each item's index, and a function that gives it."""
+    if rows is not None:
+        yield from ((row, partial(items.__getitem__, row)) for row in rows)
+        return
+    count = 0
+    try:
+        for item in itertools.islice(items, most):
+            yield count, partial(next, iter((item,)))
+            count += 1
+    except Exception as error:
+        raise BadImages(f"{what} failed at item {count}: {_reason(error)}. Mend it.") from error
+
+
+@dataclass
+class _Reader:
+    """The images that have been read so far; `bad` are sentences on items that are none."""
+
+    preprocess: Preprocess
+    transform: Callable[[Any], Any] | None
+    labelled: bool
+    names: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+    places: list[Path | int] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    shelf: Shelf = field(default_factory=Shelf)
+    firsts: dict[bool, str] = field(default_factory=dict)  # the first input of the model, the first picture
+    ends: tuple[float, float] = (np.inf, -np.inf)
+
+    def add(self, name: str, get: Callable[[], Any], most: int | None) -> None:
+        """The images of an item, up to `most` in all. Raises BadImages that names the item and, in a batch, the image."""
+        try:
+            images = _apart(get(), self.labelled)
+        except Exception as error:
+            raise BadImages(f"{name}: {_reason(error)}") from error
+        for k, (image, label) in enumerate(images[: None if most is None else most - len(self.names)]):
+            one = name if len(images) == 1 else f"{name}:{k}"
+            try:
+                self._keep(one, self._prepared(image), _class(label))
+            except Exception as error:
+                raise BadImages(f"{one}: {_reason(error)}") from error
+
+    def _prepared(self, image: Any) -> Path | Array:
+        """An image as it is stored: a path, uint8 pixels (h, w, 3), or a float32 input of the model."""
+        if self.transform is not None:
+            image, _ = _pair(self.transform(image))
+            if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
+                image = image[0]
+        if isinstance(image, str | Path):
+            return Path(image)
+        if isinstance(image, bytes):
+            image = decode(image, "the picture")
+        if isinstance(image, Image.Image):
+            image = np.array(rgb(image))
+        if not _is_array(image):
+            raise BadImages(f"it is of type {type(image).__name__}; {self._allowed}")
+        if isinstance(image, Tensor):
+            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+        return self._checked(image)
+
+    def _checked(self, image: Array) -> Array:
+        shape, size = image.shape, self.preprocess.size
+        if image.dtype.kind == "f" and shape == size:
+            with np.errstate(over="ignore"):  # what becomes infinite is refused
+                return image.astype(np.float32)
+        if image.dtype == np.uint8 and len(shape) == 3 and 0 not in shape and (shape[0] == 3) != (shape[2] == 3):
+            return np.array(image.transpose(1, 2, 0) if shape[0] == 3 else image, order="C")
+        other = f", and {self.firsts[False]} shape {size}" if image.dtype.kind == "f" and False in self.firsts else ""
+        raise BadImages(f"it has type {image.dtype} and shape {shape}{other}; {self._allowed}")
+
+    @property
+    def _allowed(self) -> str:
+        size = self.preprocess.size
+        return f"allowed are pictures (PIL, path, uint8 (h, w, 3) or (3, h, w)) and inputs of the model, floats {size}"
+
+    def _keep(self, name: str, image: Path | Array, label: int | None) -> None:
+        picture = isinstance(image, Path) or image.dtype == np.uint8
+        if self.firsts and picture not in self.firsts:
+            kinds = "a picture", "an input of the model"
+            this, that = kinds if picture else kinds[::-1]
+            raise BadImages(f"it is {this}, and {self.firsts[not picture]} is {that}; give one kind")
+        if self.names and (label is None) != (self.labels[0] is None):
+            raise BadImages(
+                f"it has {'no' if label is None else 'a'} label, unlike {self.names[0]}; label all, or use --no-labels"
+            )
+        if not isinstance(image, Path):
+            self.shelf.append(torch.from_numpy(image))
+        if not isinstance(image, Path) and not picture:
+            self.ends = min(self.ends[0], float(image.min())), max(self.ends[1], float(image.max()))
+        self.firsts.setdefault(picture, name)
+        self.names.append(name)
+        self.labels.append(label)
+        self.places.append(image if isinstance(image, Path) else len(self.shelf) - 1)
+
+    def notes(self, what: str) -> tuple[str, ...]:
+        """A warning where inputs of the model look as if they had not been normalized."""
+        low, high = self.ends
+        if not 0 <= low <= high <= 1 or self.preprocess.ends()[0].max() >= 0:
+            return ()
+        return (
+            f"All values of {what} lie from {low:.2g} to {high:.2g}. Floats are taken as they are: subtract the mean and "
+            "divide by the deviation of each channel if the model was trained so, or give uint8 pictures.",
+        )
+
+
+def _apart(item: Any, labelled: bool) -> list[tuple[Any, Any]]:
+    """The images of an item, one or a batch, each with its label or None."""
+    image, label = _pair(item)
+    label = label if labelled else None
+    if not (isinstance(image, list | tuple) or (_is_array(image) and image.ndim == 4)):
+        return [(image, label)]
+    labels = [None] * len(image) if label is None else label
+    if len(labels) != len(image):
+        raise BadImages(f"it has {len(image)} images and {len(labels)} labels")
+    pairs = [(*_pair(one), own) for one, own in zip(image, labels, strict=True)]
+    return [(one, (label if own is None else own) if labelled else None) for one, label, own in pairs]
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """An item's image, or images, and its label: of a dict by its keys, of a tuple the first two. A list is a batch, unless
+    it is what a DataLoader makes of pairs: a batch of images and one of labels.
+    """
+    if isinstance(item, Mapping):
+        found = [next((item[key] for key in keys if key in item), None) for keys in (IMAGES, LABELS)]
+        if found[0] is None:
+            keys = ", ".join(map(str, item))
+            raise BadImages(f"it is a dict with the keys {keys}; one of {', '.join(IMAGES)} is needed, with the image")
+        return found[0], found[1]
+    first = item[0] if isinstance(item, list | tuple) and item else None
+    batch = _is_array(first) and first.ndim == 4 and len(item) <= 2
+    if isinstance(item, list | tuple) and item and (isinstance(item, tuple) or batch or _is_class(item[-1])):
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | Tensor)
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _class(label: Any) -> int | None:
+    value = label.item() if _is_array(label) and label.ndim == 0 else label
+    if value is not None and not _is_class(value):
+        raise BadImages(f"its label is of type {type(value).__name__}; a class is an integer. Mend it, or use --no-labels")
+    return None if value is None else int(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().rstrip(".")
+    return text if isinstance(error, BadImages) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,182 @@
+"""Images as Python programs have them. Oracle: the same pictures as a folder or an array give the same batches and labels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fewbit.data.collection import Data
+from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.errors import BadImages
+from fewbit.request import Request
+from fewbit.stages.load import open_both
+
+TINY = Preprocess((3, 8, 8))
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+PICTURES = [Image.fromarray(x) for x in PIXELS]
+INPUTS = torch.stack([TINY(x) for x in PICTURES])
+LABELS = [3, 1, 0, 2, 1]
+
+
+class Rows(Dataset[Any]):
+    """A map-style dataset of these items."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(PICTURES)
+
+
+def everything(images: Images) -> torch.Tensor:
+    return torch.cat(list(images.batches(2)))
+
+
+PAIRS = list(zip(PICTURES, LABELS, strict=True))
+UNLABELLED: dict[str, Any] = {
+    "pictures": PICTURES,
+    "a tuple": tuple(PICTURES),
+    "arrays": list(PIXELS),
+    "channels first": [torch.from_numpy(x).permute(2, 0, 1) for x in PIXELS],
+    "a generator": lambda: (x for x in PICTURES),
+    "an iterable dataset": Stream(),
+    "inputs": list(INPUTS),
+    "float64": list(INPUTS.double().numpy()),
+    "a loader of inputs": DataLoader(TensorDataset(INPUTS), batch_size=2),
+    "a loader of lists": DataLoader(Rows(PICTURES), batch_size=2, collate_fn=list),
+    "pixel_values": [{"pixel_values": x} for x in INPUTS],
+    "a transform": Data(PICTURES, transform=TINY),
+    "a processor": Data(PICTURES, transform=lambda x: {"pixel_values": TINY(x)[None]}),
+}  # fmt: skip
+LABELLED: dict[str, Any] = {
+    "pairs": Rows(PAIRS),
+    "lists": [list(pair) for pair in PAIRS],
+    "rows": [{"image": x, "label": y} for x, y in PAIRS],
+    "a batch": {"image": PICTURES, "label": LABELS},
+    "a loader of pairs": DataLoader(TensorDataset(INPUTS, torch.tensor(LABELS)), batch_size=2),
+    "a loader of dicts": DataLoader(Rows([{"pixel_values": x, "labels": y} for x, y in zip(INPUTS, LABELS, strict=True)]), 3),
+    "a loader of zipped pairs": DataLoader(Rows(PAIRS), 2, collate_fn=lambda rows: tuple(zip(*rows, strict=True))),
+    "a transform": Data(Rows(PAIRS), transform=TINY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNLABELLED)
+def test_images_of_any_kind_are_those_of_an_array(kind: str) -> None:
+    source = UNLABELLED[kind]
+    images = open_images(source() if kind == "a generator" else source, TINY)
+    wanted = open_images(PIXELS, TINY)
+    assert images.labels is None
+    assert torch.equal(everything(images), everything(wanted))
+    assert torch.equal(everything(images), everything(images))
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_labels_travel(kind: str) -> None:
+    images = open_images(LABELLED[kind], TINY, classes=4)
+    assert images.labels is not None
+    assert images.labels.tolist() == LABELS
+    assert torch.equal(everything(images), INPUTS)
+    assert open_images(LABELLED[kind], TINY, labels=False).labels is None
+
+
+def test_paths_are_the_folder(tmp_path: Path) -> None:
+    for i, x in enumerate(PICTURES):
+        x.save(tmp_path / f"{i}.png")
+    images, wanted = open_images([str(p) for p in sorted(tmp_path.iterdir())], TINY), open_images(tmp_path, TINY)
+    assert torch.equal(everything(images), everything(wanted))
+    assert images.pixels == wanted.pixels == open_images(PICTURES, TINY).pixels
+
+
+def test_a_generator_is_not_exhausted_and_a_dataset_is_drawn_from_as_an_array() -> None:
+    stream = itertools.count()
+    images = open_images((PICTURES[i % 5] for i in stream), TINY, limit=3)
+    assert (len(images), next(stream)) == (3, 3)
+    drawn, wanted = open_images(Rows(PICTURES), TINY, limit=2, seed=4), open_images(PIXELS, TINY, limit=2, seed=4)
+    assert torch.equal(everything(drawn), everything(wanted))
+
+
+def test_a_random_source_is_read_once_and_the_same_with_the_same_seed() -> None:
+    source = Data(PICTURES, transform=lambda x: TINY(x) + torch.rand(1))
+    first, again, other = (open_images(source, TINY, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(everything(first), everything(first))
+    assert first.fingerprint() == first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_a_part_of_one_source_is_held_out(tmp_path: Path) -> None:
+    seen = itertools.count()
+    request = Request(model="demo", target="ort-x86-vnni", images=(torch.randn(3, 8, 8) for _ in seen), calibration=6)
+    calibration, scored = open_both(request, TINY, None, labels=False)
+    assert (len(calibration), len(scored), next(seen)) == (6, 2, 8)
+    assert not set(calibration.pixels) & set(scored.pixels)
+    with pytest.raises(BadImages, match="scored images are calibration images too"):
+        open_both(Request(model="demo", target="ort-x86-vnni", images=PICTURES, score=PIXELS), TINY, None, labels=False)
+
+
+def test_a_loader_of_a_file(tmp_path: Path) -> None:
+    text = "import torch\ndef images():\n    return [torch.full((3, 8, 8), float(i)) for i in range(4)]\n"
+    (tmp_path / "own.py").write_text(text + "def nothing(): pass\ndef fails(): raise OSError('no net')\n")
+    options: dict[str, Any] = {"model": "demo", "target": "ort-x86-vnni"}
+    request = Request(loader=f"{tmp_path}/own.py:images", **options)
+    assert sorted(len(x) for x in open_both(request, TINY, None, labels=False)) == [1, 3]
+    for name, says in (("nothing", "images of type NoneType"), ("fails", r"fails\(\) of .*own.py failed: .*no net")):
+        with pytest.raises(BadImages, match=says):
+            open_both(Request(loader=f"{tmp_path}/own.py:{name}", **options), TINY, None, labels=False)
+    for wrong in ("nowhere.py:f", str(tmp_path / "own.py"), "x"):
+        with pytest.raises(BadImages, match=r"type --loader file\.py:function"):
+            Request(loader=wrong, **options)
+    with pytest.raises(BadImages, match="takes the place"):
+        Request(loader=f"{tmp_path}/own.py:images", images=PIXELS, **options)
+
+
+def broken() -> Iterator[Any]:
+    yield PICTURES[0]
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ([], "list gives no images"),
+        (broken(), "generator failed at item 1: OSError: the disk is gone"),
+        ([1], "list:0: it is of type int"),
+        ({}, "dict:0: it is a dict with the keys"),
+        ([*PICTURES, "nowhere.png"], "list:5 cannot be decoded .*nowhere.png"),
+        ([PICTURES[0], INPUTS[0]], "list:1: it is an input of the model, and list:0 is a picture"),
+        ([INPUTS[0], torch.zeros(3, 9, 9)], r"list:1: it has type float32 and shape \(3, 9, 9\), and list:0 shape \(3, 8, 8\)"),
+        ([INPUTS[:2], torch.full((2, 3, 8, 8), torch.nan)], "list:1:0 has 192 NaN"),
+        ([PIXELS[0].astype(np.int64)], "list:0: it has type int64"),
+        ([(PICTURES[0], 1), (PICTURES[1],)], "list:1: it has no label, unlike list:0"),
+        ([(PICTURES[0], "cat")], "list:0: its label is of type str"),
+        ([(PICTURES[0], 7)], "list:0 has label 7; allowed is 0 to 3"),
+        ([{"photo": PICTURES[0]}], "keys photo"),
+        ([(INPUTS, [1, 2])], "5 images and 2 labels"),
+        (Data(PICTURES, transform=lambda x: x.nothing), "list:0: AttributeError"),
+    ],
+)
+def test_what_is_no_image_is_named_with_its_index(source: Any, says: str) -> None:
+    with pytest.raises(BadImages, match=says):
+        open_images(source, TINY, classes=4)
+
+
+def test_bad_items_are_left_out_and_floats_that_look_like_pixels_are_told() -> None:
+    images = open_images([PICTURES[0], 5, "nowhere.png", PICTURES[3]], TINY, skip_bad=True)
+    assert torch.equal(everything(images), INPUTS[[0, 3]])
+    assert "2 of list cannot be read" in images.notes[0]
+    assert "taken as they are" in open_images([torch.rand(3, 8, 8)], TINY).notes[0]
+    assert not open_images(list(INPUTS), TINY).notes
