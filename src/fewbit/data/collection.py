@@ -257,9 +257,10 @@ def _pair(item: Any) -> tuple[Any, Any]:
             keys = ", ".join(map(str, item))
             raise BadImages(f"it is a dict with the keys {keys}; one of {', '.join(IMAGES)} is needed, with the image")
         return found[0], found[1]
-    first = item[0] if isinstance(item, list | tuple) and item else None
-    batch = _is_array(first) and first.ndim == 4 and len(item) <= 2
-    if isinstance(item, list | tuple) and item and (isinstance(item, tuple) or batch or _is_class(item[-1])):
+    if not isinstance(item, list | tuple) or not item:
+        return item, None
+    batch = _is_array(item[0]) and item[0].ndim == 4 and len(item) <= 2
+    if isinstance(item, tuple) or batch or (len(item) == 2 and _is_class(item[1])):
         return item[0], item[1] if len(item) > 1 else None
     return item, None
 
