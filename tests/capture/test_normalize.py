@@ -104,11 +104,6 @@ def test_a_mask_that_hides_every_key_of_a_query_keeps_attention_closed():
     assert count(same(net))["scaled_dot_product_attention"] == 1
 
 
-def test_attention_with_dropout_left_on_stays_closed():
-    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), dropout_p=0.5))
-    assert count(normalize(opened(net)))["scaled_dot_product_attention"] == 1
-
-
 @pytest.mark.parametrize(
     "mask",
     [

@@ -187,8 +187,3 @@ def test_a_product_that_is_no_op_counts_among_the_whole_work(net, function, macs
     assert graph.macs == macs + sum(op.macs for op in graph.ops)
     (fallback,) = (f for f in allowed(graph, load_target("ort-x86-vnni")).fallbacks if function in f.why)
     assert fallback.macs_share == macs / graph.macs
-
-
-def test_dropout_that_is_left_on_is_noted():
-    net = Net(lambda net, x: F.dropout(net.conv(x), 0.5), conv=nn.Conv2d(3, 4, 3))
-    assert "random" in capture(load_model(net, overrides={"input_size": SIZE})).notes[0]

@@ -85,7 +85,7 @@ def opened(module: GraphModule) -> None:
 def open_attention(module: GraphModule) -> None:
     """scaled_dot_product_attention into matmul, softmax, matmul; the scale goes on the queries, which are fewer.
 
-    One with dropout, or with a mask that leaves a query no key, stays one float op and sites.py reports it.
+    One with a mask that leaves a query no key stays one float op.
     """
     graph = module.graph
     for node in calls(graph, SDPA):
@@ -97,7 +97,7 @@ def open_attention(module: GraphModule) -> None:
             mask = _causal_mask(module, node, q, k)
         elif is_constant(mask):
             mask = _additive(module, node, mask)
-        if argument(node, 4, "dropout_p", 0.0) or mask is node:
+        if mask is node:
             continue
         if node.kwargs.get("enable_gqa"):
             repeats = shape_of(q)[-3] // shape_of(k)[-3]

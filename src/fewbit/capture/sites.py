@@ -9,10 +9,9 @@ from typing import cast
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.canonicalize import DROPOUTS
 from fewbit.capture.costs import count_costs
 from fewbit.capture.export import WRAPPER, graph_module, input_name
-from fewbit.capture.fx import MOVES, back_through, calls, constant, is_call, is_constant
+from fewbit.capture.fx import MOVES, back_through, constant, is_call, is_constant
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.load import Loaded
 from fewbit.capture.normalize import normalize
@@ -33,7 +32,7 @@ def capture(loaded: Loaded) -> Graph:
         )
     others = _float_products(module, {op.node for op in ops})
     name = input_name(loaded.program)
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, _notes(module), others, name)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name)
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
@@ -64,14 +63,6 @@ def _float_products(module: GraphModule, op_nodes: set[str]) -> tuple[FloatProdu
     called = [str(node.target).split(".")[1:2] or [node.name] for node in nodes]  # aten.conv_transpose2d.input
     return tuple(
         FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, (name,) in zip(nodes, called, strict=True)
-    )
-
-
-def _notes(module: GraphModule) -> tuple[str, ...]:
-    """One line for each dropout that the model leaves on."""
-    return tuple(
-        f"{path_of(node) or node.name}: {node.target} is on outside of training; the model's output is random"
-        for node in calls(module.graph, *DROPOUTS)
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from torch.fx import Node
 
-from fewbit.capture.canonicalize import DROPOUTS, LINEAR, SOFTMAX
+from fewbit.capture.canonicalize import LINEAR, SOFTMAX
 from fewbit.capture.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling
 from fewbit.capture.kinds import KINDS, LOGIT_PATH, shape_for_one, softmax_behind
 from fewbit.core.values import Graph, Op
@@ -20,7 +20,6 @@ from fewbit.core.values import Graph, Op
 # what may stand between two layers of one MLP: activations, gates, views
 BETWEEN: set[Callable[..., Any]] = {
     *MOVES,
-    *DROPOUTS,
     aten.relu.default,
     aten.relu6.default,
     aten.hardtanh.default,
@@ -97,7 +96,7 @@ def _attention(graph: Graph, nodes: Mapping[str, Node], by_node: Mapping[str, Op
         user = pending.pop()
         if user.name in by_node and by_node[user.name].kind == "linear":
             members.add(by_node[user.name].name)
-        elif is_call(user, *MOVES, *DROPOUTS):
+        elif is_call(user, *MOVES):
             pending += user.users
     return members
 

@@ -91,7 +91,6 @@ class Graph:
     sites: tuple[Site, ...]
     input_shape: tuple[int, int, int]
     outputs: tuple[Output, ...]
-    notes: tuple[str, ...] = ()
     float_products: tuple[FloatProduct, ...] = ()
     input_name: str = "images"
 

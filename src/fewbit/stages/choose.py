@@ -54,9 +54,8 @@ def choose(
         log.append(widths.log)
     progress.expect(len(graph.sites) * len(recipe.passes))
     plan = plan_of(context, recipe)
-    notes = tuple(Fallback(note.split(":")[0], "integers", "float", note.split(": ")[1]) for note in graph.notes)
     plan = replace(
-        plan, fallbacks=(*fallbacks, *plan.fallbacks, *notes), log=(*log, *plan.log), model=request.ref, settings=repr(recipe)
+        plan, fallbacks=(*fallbacks, *plan.fallbacks), log=(*log, *plan.log), model=request.ref, settings=repr(recipe)
     )
     save_plan(graph, plan, folder)
     return plan
