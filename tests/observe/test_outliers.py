@@ -23,15 +23,23 @@ class Planted(nn.Module):
         return self.head(self.patch(x).flatten(2).transpose(1, 2) * self.size).mean(1)
 
 
-def found(size: Tensor, images: int = 6):
+def found(size: Tensor, images: int = 6, net: type[Planted] = Planted):
     torch.manual_seed(0)
-    graph = capture(load_model(Planted(size).eval(), overrides={"input_size": (3, 8, 8)}))
+    graph = capture(load_model(net(size).eval(), overrides={"input_size": (3, 8, 8)}))
     x = torch.randn(images, 3, 8, 8)
     name = graph.op("head").operands["input"]
     whole = next(row for row in outliers(graph, [x]) if row.site == name)
-    parts = next(row for row in outliers(graph, x.split(2)) if row.site == name)
+    parts = next(row for row in outliers(graph, x.split(4)) if row.site == name)
     assert whole == parts  # the order of the batches does not matter
     return whole
+
+
+class TokensFirst(Planted):
+    """The same net, its linear layer reading (tokens, batch, c) as in torch.nn.MultiheadAttention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2) * self.size
+        return self.head(tokens.transpose(0, 1)).mean(0)
 
 
 def test_nothing_stands_out_where_nothing_was_planted():
@@ -58,6 +66,13 @@ def test_planted_tokens_are_found():
     assert row.token_share == pytest.approx(2 / 16)
     assert row.rest_of_tokens < 0.1
     assert row.channels == ()  # every channel has them
+
+
+def test_tokens_that_come_before_the_batch_are_tokens():
+    size = torch.ones(16, 8)
+    size[3], size[11] = 100.0, 300.0
+    row = found(size, net=TokensFirst)
+    assert (set(row.positions), row.token_share) == ({3, 11}, 2 / 16)
 
 
 def test_ratios_are_those_of_numpy():

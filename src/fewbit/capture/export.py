@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fewbit.capture.canonicalize import writes_through_views
+from fewbit.capture.repeats import open_regions
 from fewbit.core.values import Output
 from fewbit.errors import BadModel
 
@@ -173,6 +174,7 @@ def graph_module(program: ExportedProgram) -> GraphModule:
             program = program.run_decompositions({})  # nothing is decomposed, writes are made explicit
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
+    open_regions(module)
     output = module.graph.output_node()
     results = [r for r in pytree.tree_leaves(output.args[0]) if isinstance(r, Node) and isinstance(r.meta.get("val"), Tensor)]
     output.args = (results[0] if len(results) == 1 else tuple(results),)

@@ -40,6 +40,7 @@ from fewbit.capture.fx import (
 )
 from fewbit.capture.patches import patches_to_linear
 from fewbit.capture.qkv import split_joint_linear
+from fewbit.capture.repeats import compute_once
 from fewbit.capture.spelling import name_what_is_written_out
 
 CONVS = (aten.conv2d.default, aten.conv1d.default)
@@ -68,6 +69,7 @@ def normalize(module: GraphModule) -> GraphModule:
     patches_to_linear(module)
     split_joint_linear(module)
     drop_round_trips(module)
+    compute_once(module)
     return finish(module)
 
 

@@ -15,7 +15,9 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.fx import Node
 
+from fewbit.capture.fx import shape_of
 from fewbit.core.values import Graph, Json
 from fewbit.execute.watch import watch
 
@@ -53,10 +55,12 @@ class Outliers:
 def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> list[Outliers]:
     """The outliers of each activation with channels, in graph order, over batches of (b, c, h, w) images.
 
-    Tokens (b, n, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only; what holds NaN or
+    Tokens (b, n, c) or (n, b, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only; what holds NaN or
     infinities is left out. Memory: one number for each channel and for each token of each image.
     """
     axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    tokens_first = {name for name in axes if _tokens_first(nodes[graph.site(name).tensor])}
     reach: dict[str, Tensor] = {}
     tokens: dict[str, list[Tensor]] = {}
 
@@ -64,7 +68,8 @@ def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> l
         largest = value.abs().movedim(axes[name], -1).flatten(0, -2).amax(0)
         reach[name] = torch.maximum(reach[name], largest) if name in reach else largest
         if value.ndim == 3:
-            tokens.setdefault(name, []).append(value.abs().amax(2))
+            of_tokens = value.abs().amax(2)
+            tokens.setdefault(name, []).append(of_tokens.t() if name in tokens_first else of_tokens)
 
     watch(graph, batches, {graph.site(name).tensor: partial(record, name) for name in axes})
     return [
@@ -98,6 +103,12 @@ def _activations(graph: Graph) -> list[str]:
         for s in graph.sites
         if s.role not in ("weight", "bias") and any(op in weighted and operand != "output" for op, operand in s.readers)
     ]
+
+
+def _tokens_first(node: Node) -> bool:
+    """Whether a tensor is (tokens, batch, c), as in torch.nn.MultiheadAttention: the batch alone has no fixed size."""
+    sizes = shape_of(node)[:2]
+    return len(sizes) == 2 and isinstance(sizes[0], int) and not isinstance(sizes[1], int)
 
 
 def _channels(graph: Graph, name: str) -> int | None:
