@@ -206,12 +206,20 @@ def runtime_names() -> tuple[str, ...]:
 
 
 def runtimes_for(path: Path) -> tuple[str, ...]:
-    """The installed runtimes that can load a file: one alone where it has operators of that runtime's own."""
+    """The installed runtimes that load a file: one alone where it has operators of that runtime's own."""
     import onnx
 
     domains = {opset.domain for opset in onnx.load(str(path), load_external_data=False).opset_import}
     owners = {name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain in domains}
-    return tuple(name for name in runtime_names() if owners <= {name})
+    return tuple(name for name in runtime_names() if owners <= {name} and _loads(name, path))
+
+
+def _loads(runtime: str, path: Path) -> bool:
+    try:
+        open_session(runtime, path)
+    except BadFile:
+        return False
+    return True
 
 
 def timed(path: Path) -> tuple[str, ...]:

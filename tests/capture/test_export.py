@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from capture.nets import assert_same_function, images
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import fingerprint
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
@@ -488,3 +488,9 @@ def test_a_module_in_another_precision_is_computed_in_float32_and_says_so(dtype)
     assert net.head.weight.dtype == dtype
     x = images(SIZE, 3)
     torch.testing.assert_close(capture(found).module(x), net.float()(x))
+
+
+def test_a_batch_that_is_written_in_the_model_is_said():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(0), nn.Unflatten(0, (1, 256)))
+    with pytest.raises(BadModel, match="The batch is written in the model"):
+        export(net, (3, 8, 8))

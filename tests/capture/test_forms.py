@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn import functional as F
 
-from capture.nets import count
+from capture.nets import count, graph_of, randomize
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, same, tokens
 from fewbit.capture import normalize
 from fewbit.capture.canonicalize import drop_writes, writes_through_views
@@ -227,3 +227,31 @@ def test_a_cast_that_changes_the_numbers_stays():
 
 def test_dropout_that_is_left_on_stays():
     assert count(normalize(exported(Net(lambda net, x: F.dropout(x, 0.5)))))["dropout"] == 1
+
+
+class Twice(nn.Module):
+    """Regions under no_grad and autocast; one addition of two equal constants, and one norm, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.LayerNorm(SIZE[-1])
+        self.left, self.right = nn.Linear(SIZE[-1], 5), nn.Linear(SIZE[-1], 5)
+        self.register_buffer("here", torch.ones(1, 4, *SIZE[1:]))
+        self.register_buffer("there", torch.ones(1, 4, *SIZE[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        with torch.no_grad():
+            y = torch.tanh(y)
+        with torch.autocast("cpu", enabled=False):
+            y = torch.sigmoid(y.float())
+        product = self.left(y + self.here) @ self.right(y + self.there).transpose(2, 3)
+        return product + (self.norm(y) * self.norm(y)).mean(-1, keepdim=True)
+
+
+def test_what_is_computed_twice_is_computed_once_and_regions_are_opened():
+    found = count(graph_of(randomize(Twice(), SIZE), SIZE).module)
+    assert found["layer_norm"] == 1
+    assert found["add"] == 2  # of the equal constants, of both results
+    assert (found["tanh"], found["sigmoid"]) == (1, 1)
+    assert not {"wrap_with_set_grad_enabled", "wrap_with_autocast"} & set(found)

@@ -95,7 +95,7 @@ def test_roles_of_attention_come_from_the_softmax_whatever_stands_between():
 
 
 def test_products_without_a_softmax_have_a_left_and_a_right():
-    graph = graph_of(Net(lambda net, x: heads(x) @ (heads(x).relu().transpose(2, 3) @ heads(x))))
+    graph = graph_of(Net(lambda net, x: heads(x).sigmoid() @ (heads(x).relu().transpose(2, 3) @ heads(x))))
     assert roles(graph) == {"left": 2, "right": 2}
 
 

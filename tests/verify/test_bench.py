@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import runtime_names
+from fewbit.runtimes import runtime_names, runtimes_for
 from fewbit.verify.bench import loads
 
 MB = 2**20
@@ -65,3 +65,15 @@ def test_an_unknown_runtime_and_a_broken_file_are_said(tmp_path):
         loads(broken, broken, (3, 8, 8), runtimes=["onnxruntim"])
     with pytest.raises(BadFile, match=r"onnxruntime cannot load .*model\.onnx: \S"):
         loads(broken, broken, (3, 8, 8), runtimes=["onnxruntime"], runs=1)
+
+
+def test_a_runtime_that_cannot_load_a_file_is_not_timed(tmp_path):
+    """An operator of classical models, which onnxruntime has and openvino has not."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    node = helper.make_node("ArrayFeatureExtractor", ["images", "places"], ["logits"], domain="ai.onnx.ml")
+    graph = helper.make_graph([node], "net", [images], [logits], [numpy_helper.from_array(np.array([2, 0]), "places")])
+    versions = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=10), tmp_path / "a.onnx")
+    assert runtimes_for(tmp_path / "a.onnx") == ("onnxruntime",)
+    assert runtimes_for(model(tmp_path / "b.onnx", 1)) == runtime_names()

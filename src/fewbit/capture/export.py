@@ -91,14 +91,28 @@ def export(module: nn.Module, input_shape: tuple[int, int, int], name: str = "")
         raise
     except (Exception, SystemExit) as error:
         shape = ", ".join(map(str, input_shape))
-        raise BadModel(
-            f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(error)} "
-            "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
-        ) from error
+        what = f"{type(module).__name__} cannot be exported for input (batch, {shape})"
+        raise BadModel(f"{what}: {reason(error)} {_advice(module, input_shape, error)}") from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # folders of this machine
     return program
+
+
+def _advice(module: nn.Module, input_shape: tuple[int, int, int], error: BaseException) -> str:
+    """What to do about a model that cannot be exported: one that takes a single image has its batch written in it."""
+    if "Constraints violated (batch)" in str(error) or (_runs(module, 1, input_shape) and not _runs(module, 2, input_shape)):
+        return "The batch is written in the model; read it from the images instead, as in x.reshape(x.shape[0], -1)."
+    return "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
+
+
+def _runs(module: nn.Module, batch: int, input_shape: tuple[int, int, int]) -> bool:
+    try:
+        with quiet(), _evaluating(module), torch.no_grad():
+            module(torch.zeros(batch, *input_shape))
+    except (Exception, SystemExit):
+        return False
+    return True
 
 
 def _same_again(function: Callable[[Tensor], Any], x: Tensor, ref: str, passes: int = 2) -> Any:

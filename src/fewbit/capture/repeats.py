@@ -16,7 +16,7 @@ WITH_TYPES = torch.ops.higher_order.wrap_with_autocast
 
 
 def open_regions(module: GraphModule) -> None:
-    """What stands under `torch.no_grad()` or `torch.autocast(enabled=False)`, in the graph itself; autocast that is on stays."""
+    """What stands under `torch.no_grad()` or `torch.autocast(enabled=False)` in the graph itself; autocast that is on stays."""
     while nodes := [node for node in module.graph.nodes if _is_region(node)]:
         for node in nodes:
             place = 1 if node.target is WITH_GRADIENTS else 4
@@ -69,4 +69,4 @@ def _contents(module: GraphModule) -> dict[Node, Node]:
 def _is_region(node: Node) -> bool:
     if node.op != "call_function" or node.target not in (WITH_GRADIENTS, WITH_TYPES):
         return False
-    return node.target is WITH_GRADIENTS or not node.args[2] or node.args[0] != "cpu"
+    return bool(node.target is WITH_GRADIENTS or not node.args[2] or node.args[0] != "cpu")

@@ -55,8 +55,8 @@ class Outliers:
 def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> list[Outliers]:
     """The outliers of each activation with channels, in graph order, over batches of (b, c, h, w) images.
 
-    Tokens (b, n, c) or (n, b, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only; what holds NaN or
-    infinities is left out. Memory: one number for each channel and for each token of each image.
+    Tokens (b, n, c) or (n, b, c) are checked for both kinds, maps (b, c, h, w) and rows (b, c) for outlier channels only; what
+    holds NaN or infinities is left out. Memory: one number for each channel and for each token of each image.
     """
     axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
     nodes = {node.name: node for node in graph.module.graph.nodes}
