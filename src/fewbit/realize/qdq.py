@@ -8,6 +8,7 @@ QuantizeLinear writes a value called `<site>.codes`.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from fewbit.capture.normalize import CONVS
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
-from fewbit.errors import FewbitFailed
+from fewbit.errors import BadModel, FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.unpack import pack_weights
@@ -317,17 +318,18 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, *graph.input_shape),),
-            dynamo=True,
-            dynamic_shapes=({0: Dim("batch", min=1, max=65536)},),
-            input_names=[graph.input_name],
-            output_names=[output.name for output in graph.outputs],
-            opset_version=opset,
-            verbose=False,
-            custom_translation_table=translations,
-        )
+        try:
+            program = torch.onnx.export(
+                module, (torch.zeros(2, *graph.input_shape),), dynamo=True, opset_version=opset, verbose=False,
+                dynamic_shapes=({0: Dim("batch", min=1, max=65536)},), input_names=[graph.input_name],
+                output_names=[output.name for output in graph.outputs], custom_translation_table=translations,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            found = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(error.__cause__))
+            raise BadModel(
+                f"torch.onnx cannot write {found[1] if found else 'an operator'}; write that part of the model with other "
+                "operators."
+            ) from error
     assert program is not None
     model = program.model
     model.producer_name, model.producer_version = "fewbit", None
