@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.target import Target
 
-MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, hf:NAME, path.onnx, path.pt2 or file.py:function"
+MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct")
 
 
@@ -132,7 +132,7 @@ class Options(BaseModel):
         default=None, description="File with the model's class names in output order."
     )
     weights: Annotated[Path | None, BeforeValidator(_file)] = Field(
-        default=None, description="safetensors file for a timm model."
+        default=None, description="Weights of a timm or torchvision model: .safetensors, .pth or .pt."
     )
     input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
         default=None, description="3,height,width", examples=["3,224,224"]
@@ -200,11 +200,11 @@ class Options(BaseModel):
 
     def _check_weights(self) -> None:
         """Raises FewbitError where `weights` is given for a model that has its own."""
-        from fewbit.capture.load import is_timm
+        from fewbit.capture.load import is_architecture
 
-        if self.weights is not None and not (isinstance(self.model, str) and is_timm(self.model)):
+        if self.weights is not None and not (isinstance(self.model, str) and is_architecture(self.model)):
             raise FewbitError(
-                f"--weights {self.weights} is for a timm model, and {self.ref} has its own weights; leave it out."
+                f"--weights {self.weights} is for a timm or torchvision model, and {self.ref} has its own; leave it out."
             )
 
     @property

@@ -442,7 +442,7 @@ def test_weights_are_read_from_a_file(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
-    with pytest.raises(BadModel, match=r"weights\.safetensors for resnet10t"):
+    with pytest.raises(BadModel, match=r"weights\.safetensors are not those of resnet10t: it lacks conv1"):
         load_model("resnet10t", weights=tmp_path / "weights.safetensors")
 
 

@@ -3,7 +3,8 @@
 demo                 the small vision transformer that fewbit ships
 demo:resnet20        a small convolutional network for the same images
 demo:mobilenet       one with depthwise convolutions
-vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a safetensors file)
+vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a file)
+torchvision:resnet50     a torchvision name (its default weights, or `weights=` a file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.onnx      a float ONNX file
 path/model.pt2       an exported program (torch.export.save)
@@ -13,7 +14,6 @@ path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, S
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib.util
 import json
 import os
@@ -30,16 +30,19 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
-from fewbit.capture.export import export, input_value, output_values, outputs_of, quiet, reason, refuse_random, unwarned
+from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
+from fewbit.capture.export import export, input_value, output_values, outputs_of, reason, refuse_random, unwarned
 from fewbit.capture.huggingface import hugging_face
+from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.core.pixels import crop_pct, input_size, means, stds
 from fewbit.core.values import Output
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
 from fewbit.onnx_reader import read_onnx
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
-MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, hf:NAME, path.onnx, path.pt2 or file.py:function"
+MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 MODEL = f"MODEL is {MODEL_NAMES}."
+KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
 SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
 CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
@@ -83,7 +86,8 @@ def load_model(
     if isinstance(ref, ExportedProgram):
         return _from_program(ref, "exported program", overrides)
     if isinstance(ref, nn.Module):
-        return _from_module(ref, type(ref).__name__, overrides)
+        net = unwrapped(ref)
+        return _from_module(net, type(net).__name__, overrides)
     if not isinstance(ref, str):
         raise BadModel(
             f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
@@ -98,12 +102,14 @@ def load_model(
         return _from_file(ref, overrides, ref=ref)
     if ref.startswith("hf:"):
         return _from_hf(ref, overrides)
-    return _from_timm(ref, weights, overrides)
+    if ref.endswith(SUFFIXES):
+        refuse_file(Path(ref))
+    return _from_name(ref, weights, overrides)
 
 
-def is_timm(ref: str) -> bool:
-    """Whether a name is one of timm's."""
-    return not (ref in DEMOS or ref.endswith(".pt2") or re.search(r"\.py:\w+$", ref) or ref.startswith("hf:"))
+def is_architecture(ref: str) -> bool:
+    """Whether a name is one of timm's or torchvision's, which take weights from a file."""
+    return not (ref in DEMOS or ref.endswith((".pt2", ".onnx")) or re.search(r"\.py(:[^:]*)?$", ref) or ref.startswith("hf:"))
 
 
 def _from_module(
@@ -114,7 +120,7 @@ def _from_module(
     notes: tuple[str, ...] = (),
     name: str = "",
 ) -> Loaded:
-    fields = {**(_timm_record(module) if record is None else record), **(overrides or {})}
+    fields = {**(timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
     _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
@@ -259,8 +265,9 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
         ) from error
     if not isinstance(net, nn.Module):
         raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
+    net = unwrapped(net)
     constants = {field: getattr(python, constant) for field, constant in CONSTANTS.items() if hasattr(python, constant)}
-    record: dict[str, Any] = _timm_record(net)
+    record: dict[str, Any] = timm_record(net)
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         unsaid = () if ref in DEMOS else tuple(name for name in WHOLE if name not in constants)
         record = {**WHOLE, "antialias": False, "assumed": unsaid}
@@ -294,45 +301,9 @@ def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
     return _from_module(net, ref, None, record, notes)
 
 
-def _from_timm(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
-    import timm
-
-    base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
-    if (plain := base.split(".")[0]) not in names:
-        near = difflib.get_close_matches(plain, [*DEMOS, *names], n=3, cutoff=0.6)  # among so many, 0.5 is noise
-        if near:
-            raise UnknownName("model", plain, near, MODEL)
-        kinds = (
-            *DEMOS,
-            "hf:NAME",
-            "path.onnx",
-            "path.pt2",
-            "file.py:function",
-            f"{len(names)} names of timm (timm.list_models())",
-        )
-        raise UnknownName("model", ref, kinds)
-    notes: tuple[str, ...] = ()
-    try:
-        with quiet():
-            net = timm.create_model(base, pretrained=weights is None)
-        if weights is not None:
-            from safetensors.torch import load_file
-
-            state = load_file(weights)
-            half = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()} - {"float32"}
-            notes = (f"{weights} holds {' and '.join(sorted(half))}; it is computed in float32.",) if half else ()
-            net.load_state_dict(state)  # copied into float32
-    except Exception as error:
-        hint = f"Is {weights} for {base}?" if weights else "Give the weights as a file: --weights model.safetensors."
-        raise BadModel(f"timm cannot load {ref}: {reason(error)} {hint}") from error
-    return _from_module(net, ref, overrides, notes=notes)
-
-
-def _timm_record(module: nn.Module) -> dict[str, Any]:
-    """Preprocessing as timm's pretrained config gives it; empty for a module that has none."""
-    config = getattr(module, "pretrained_cfg", None)
-    if not isinstance(config, Mapping) or not config.get("input_size"):
-        return {}
-    import timm.data
-
-    return dict(timm.data.resolve_data_config({}, model=module))
+def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
+    if ref.startswith("torchvision:"):
+        net, record, notes = torchvision_model(ref, weights, (overrides or {}).get("input_size"))
+    else:
+        net, record, notes = timm_model(ref, weights, (*DEMOS, *KINDS), MODEL)
+    return _from_module(net, ref, overrides, _checked(record, ref), notes)

@@ -209,12 +209,15 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
 def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | None) -> dict[str, int]:
     """Folder name to class index: by `classes`, by a wnid list beside the folder, or by sorted folder names."""
     advice = "Give the order with --classes FILE (one folder name per line), or ignore the classes with --no-labels."
+    by_wnid = all(WNID.fullmatch(name) for name in folders)
+    if by_wnid and not isinstance(classes, int | None) and not any(WNID.match(name) for name in classes):
+        classes = len(classes)  # a model's names in words say nothing about such folders
     if classes is not None and not isinstance(classes, int):
         if unknown := [name for name in folders if name not in set(classes)]:
             allowed = f"the {len(classes)} class names ({some(classes)})"
             raise BadImages(f"{path} has class folders ({some(unknown)}) that are not among {allowed}. {advice}")
         return {name: i for i, name in enumerate(classes)}
-    if all(WNID.fullmatch(name) for name in folders):
+    if by_wnid:
         for file in (path.resolve().parent / name for name in ("synset_words.txt", "classes.json")):
             wnids = sorted(read_classes(file)) if file.is_file() else []
             if set(folders) <= set(wnids) and classes in (None, len(wnids)):
