@@ -111,13 +111,11 @@ def allowed(
                 if not why:
                     rules[op.name] = rule
                     grids.update(op_grids)
-                    op_fallbacks += _without_groups(graph, target, op, rule)
-                    fallbacks.extend(op_fallbacks)
+                    fallbacks += [*op_fallbacks, *_without_groups(graph, target, op, rule)]
                     break
                 reasons.append(why)
             else:
-                if reasons:
-                    fallbacks.append(_fallback(graph, op, reasons[0]))
+                fallbacks += [_fallback(graph, op, why) for why in reasons[:1]]
     groups = shared_groups(graph, rules, [name for name, site_grids in grids.items() if site_grids.all_readers])
     shared = [group for group in groups if _one_grid(grids, group, fallbacks)]
     return Allowed(grids, tuple(op.name for op in graph.ops if op.name in rules), tuple(fallbacks), tuple(shared))
