@@ -55,9 +55,9 @@ class Asked:
 
 TARGETS: Mapping[str, Asked] = {
     "ort-x86-vnni": Asked(ORT, everything=True),  # results and biases in integers, products of activations
-    "openvino-x86": Asked(MIXED, UNMIXED),  # a width for each module
+    "openvino-x86": Asked(MIXED, UNMIXED, slow=SLOW),  # a width for each module
     "npu-int16": Asked("8", slow=SLOW),  # sums that narrow, additions with one step
-    "ort-x86-channel": Asked("4", everything=True, slow=("kl",)),  # a step and a width for each channel of an activation
+    "ort-x86-channel": Asked("4", everything=True, slow=("kl", *SLOW)),  # a step and a width for each channel of an activation
     "ort-x86-block": Asked("w4a8", nets=("vit", "mixed"), slow=SLOW),  # a step for each block of a weight
     "ort-x86-avx2": Asked("8", slow=tuple(ABLATIONS)),  # pairs of products that saturate
 }
