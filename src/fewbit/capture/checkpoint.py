@@ -120,7 +120,7 @@ def _rooted(checkpoint: Checkpoint, names: Collection[str]) -> tuple[dict[str, T
         if len(whole) == 1 and len(parts) > 1:
             others = some([n for n in state if not n.startswith(f"{whole[0]}.")])
             return parts[whole[0]], (f"{checkpoint.path} holds more than the model, which is left out: {others}.",)
-        if len(parts) != 1 or names & state.keys():
+        if len(parts) != 1 or names & state.keys() or not all("." in name for name in state):
             break
         (state,) = parts.values()
     return state, ()
