@@ -121,6 +121,18 @@ def back_through(node: Node, through: Collection[Callable[..., Any]]) -> Iterato
         yield node
 
 
+def reached(start: Node, goes_on: Callable[[Node], bool]) -> Iterator[Node]:
+    """The readers of a node, each once, and those of every reader that `goes_on` says yes to."""
+    pending, visited = list(start.users), set[Node]()
+    while pending:
+        node = pending.pop()
+        if node not in visited:
+            visited.add(node)
+            yield node
+            if goes_on(node):
+                pending.extend(node.users)
+
+
 def between(outputs: Iterable[Node], inner: Iterable[Node]) -> tuple[list[Node], list[Node]]:
     """The nodes from `inner` on that lead to `outputs`, in order, and the nodes elsewhere whose values they read."""
     outputs, starts = list(outputs), set(inner)

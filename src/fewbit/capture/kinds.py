@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.canonicalize import LINEAR, MATMUL, SOFTMAX
-from fewbit.capture.fx import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant
+from fewbit.capture.fx import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant, reached
 from fewbit.capture.normalize import CONVS
 
 ADDS = (aten.add.Tensor,)
@@ -108,17 +108,7 @@ def softmax_behind(node: object) -> Node | None:
 
 def feeds_softmax(node: Node) -> bool:
     """The value reaches a softmax through additions, scalings, masks and views only."""
-    pending, visited = list(node.users), set[Node]()
-    while pending:
-        user = pending.pop()
-        if user in visited:
-            continue
-        visited.add(user)
-        if is_call(user, *SOFTMAX):
-            return True
-        if is_call(user, *LOGIT_PATH):
-            pending.extend(user.users)
-    return False
+    return any(is_call(user, *SOFTMAX) for user in reached(node, lambda user: is_call(user, *LOGIT_PATH)))
 
 
 def _is_linear(module: GraphModule, node: Node) -> bool:

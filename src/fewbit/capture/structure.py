@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from torch.fx import Node
 
 from fewbit.capture.canonicalize import LINEAR, SOFTMAX
-from fewbit.capture.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling
+from fewbit.capture.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling, reached
 from fewbit.capture.kinds import KINDS, LOGIT_PATH, shape_for_one, softmax_behind
 from fewbit.core.values import Graph, Op
 
@@ -91,14 +91,8 @@ def _attention(graph: Graph, nodes: Mapping[str, Node], by_node: Mapping[str, Op
         starts += node.args[:2]
     for start in starts:
         members |= _layers_before(start, by_node, None)
-    pending = list(nodes[mix.node].users)
-    while pending:
-        user = pending.pop()
-        if user.name in by_node and by_node[user.name].kind == "linear":
-            members.add(by_node[user.name].name)
-        elif is_call(user, *MOVES):
-            pending += user.users
-    return members
+    behind = reached(nodes[mix.node], lambda user: is_call(user, *MOVES))
+    return members | {by_node[n.name].name for n in behind if n.name in by_node and by_node[n.name].kind == "linear"}
 
 
 def _layers_before(start: Any, by_node: Mapping[str, Op], through: set[Callable[..., Any]] | None) -> set[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from functools import reduce
 
 import torch
 from torch.fx import Node
 
-from fewbit.capture.fx import VIEWS, is_call
+from fewbit.capture.fx import VIEWS, is_call, reached
 from fewbit.capture.kinds import CLAMPS, MAX_POOLS, PADS
 from fewbit.capture.normalize import TURNS
 from fewbit.core.grid import Grid, fake, qparams_from_range
@@ -79,20 +78,10 @@ def _products(graph: Graph, target: Target, answer: Allowed, op: Op) -> list[Op]
     and ops that only follow. What reads a slice may have a step of its own.
     """
     by_node = {other.node: other for other in graph.ops if other.name in answer.integer_ops}
+    products = {name for name, other in by_node.items() if target.rules(other.kind)[0].runs != "follow"}
+
+    def goes_on(node: Node) -> bool:
+        return node.name not in products and (node.name in by_node or is_call(node, *VIEWS, *TURNS, *PADS, *MAX_POOLS, *CLAMPS))
+
     start = next(node for node in graph.module.graph.nodes if node.name == graph.site(op.operands["output"]).tensor)
-    return [by_node[name] for name in _readers(start, target, by_node)]
-
-
-def _readers(start: Node, target: Target, by_node: dict[str, Op]) -> Collection[str]:
-    found, pending, visited = dict[str, None](), list(start.users), set[Node]()
-    while pending:
-        node = pending.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        op = by_node.get(node.name)
-        if op is not None and target.rules(op.kind)[0].runs != "follow":
-            found[node.name] = None
-        elif op is not None or is_call(node, *VIEWS, *TURNS, *PADS, *MAX_POOLS, *CLAMPS):
-            pending += node.users
-    return found
+    return [by_node[node.name] for node in reached(start, goes_on) if node.name in products]

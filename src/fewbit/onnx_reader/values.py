@@ -17,7 +17,6 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 
 SYMBOLS = (SymInt, SymFloat, SymBool)
 REAL = (np.dtype(np.float16), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16))  # computed in float32
-TORCH_REAL = (torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass
@@ -120,13 +119,6 @@ def number(value: Value, default: Any = None) -> Any:
     if value is None:
         return default
     return value.array.reshape(-1)[0] if isinstance(value, Known) and value.array.size == 1 else None
-
-
-def is_whole(value: Value) -> bool:
-    """Integers or truth values."""
-    if isinstance(value, Known):
-        return value.array.dtype.kind in "iubO"
-    return isinstance(value, Tensor) and not value.dtype.is_floating_point
 
 
 def scalar(value: Value, beside: Value) -> Any:

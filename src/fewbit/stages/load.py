@@ -55,11 +55,6 @@ class Inputs:
     scored: Images
     notes: tuple[str, ...] = ()
 
-    @property
-    def known(self) -> Sequence[str] | int | None:
-        """Class names or their number, to check labels against."""
-        return self.classes or self.task.classes
-
     def identity(self, request: Options) -> dict[str, Any]:
         """Everything that decides the result of a run; equal identities give equal files."""
         model, images = fingerprint(self.loaded.program), self.calibration

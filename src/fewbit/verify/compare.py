@@ -25,7 +25,7 @@ from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session, read_onnx
 from fewbit.verify.file import stored_codes
-from fewbit.verify.outputs import Outputs, distance, disturbances, judged, named
+from fewbit.verify.outputs import Outputs, distance, disturbances, given_by, joined, judged, named, picked, with_rounding
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
@@ -94,10 +94,10 @@ def forced(
         expected, traces = trace(module, batch, forced=codes)
         for site in sites:
             counts[site] = counted(counts[site], traces[site], codes[site])
-        pairs.append((named(expected, names), {name: torch.from_numpy(np.array(values[name])) for name in names}))
+        pairs.append((named(expected, names), picked(values, names)))
         disturbed = named(trace(module, batch, codes, noise)[0], names)
         moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name])) for name in names}
-    ours, theirs = ({name: torch.cat([pair[k][name] for pair in pairs]) for name in names} for k in (0, 1))
+    ours, theirs = map(joined, zip(*pairs, strict=True))
     return Forced(tuple(counts.values()), ours, theirs, moved)
 
 
@@ -111,17 +111,11 @@ def shipped(
     rounding then moves outputs by ties as well.
     """
     names = list(shown.expected)
-    runs = [session.run(batch.numpy()) for batch in images]
-    found = {name: torch.cat([torch.from_numpy(np.array(run[name])) for run in runs]) for name in names}
+    found = joined([given_by(session, batch, names) for batch in images])
     alike = judged(f"{session.runtime}, as it ships", shown.expected, found, shown.moved)
     if not any(check.wrong for check in alike):
         return alike
-    noise, pairs = disturbances(module.executor, rounded), list[tuple[Outputs, Outputs]]()
-    with torch.no_grad():
-        for batch in images:
-            pairs.append((named(module(batch), names), named(module.executor(batch, calls=noise), names)))
-    free, disturbed = ({name: torch.cat([pair[k][name] for pair in pairs]) for name in names} for k in (0, 1))
-    moved = {name: distance(free[name], disturbed[name]) for name in names}
+    free, moved = with_rounding(module.executor, images, names, rounded)
     return judged(f"{session.runtime}, as it ships", free, found, moved)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from fewbit.core.values import Output
 from fewbit.data.images import Images
 from fewbit.runtimes import open_session
 from fewbit.task import Closeness, OutputScore, Rating, Task
+from fewbit.verify.outputs import given_by
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def evaluate(
     sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
     predictions: list[list[Tensor]] = [[], []]
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
-    errors = []
+    names, errors = [output.name for output in outputs], list[Tensor]()
     for x in images.batches(batch):
-        both = [tensors(session.run(x.numpy()), outputs) for session in sessions]
+        both = [tuple(given_by(session, x, names).values()) for session in sessions]
         for column, values in zip(predictions, both, strict=True):
             if (predicted := task.predict(values)) is not None:
                 column.append(predicted)
@@ -78,8 +78,3 @@ def evaluate(
     scores = tuple(one.score() for one in closeness)
     rating = task.rate(before, after, images.labels, scores)
     return Score(runtime, len(images), task.name, rating, scores, torch.cat(errors))
-
-
-def tensors(values: Mapping[str, np.ndarray], outputs: Sequence[Output]) -> tuple[Tensor, ...]:
-    """What a session gave, in the order of the model's outputs."""
-    return tuple(torch.from_numpy(np.array(values[output.name])) for output in outputs)

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -25,7 +26,7 @@ from fewbit.capture.export import graph_module
 from fewbit.capture.fx import MOVES, is_constant
 from fewbit.core.values import OutputCheck
 from fewbit.execute.executor import Executor
-from fewbit.runtimes import open_session, read_onnx
+from fewbit.runtimes import Session, open_session, read_onnx
 
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 STEP = 16 * UNIT  # of sums of 256 terms one by one, or of some thousands in the lanes of a vector
@@ -34,10 +35,24 @@ MARGIN = 4.0
 Outputs = dict[str, Tensor]
 
 
-def named(outputs: Tensor | Sequence[Tensor], names: Sequence[str]) -> Outputs:
-    """The outputs of a graph by the names that they have in a file."""
-    tensors = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    return dict(zip(names, tensors, strict=True))
+def given_by(session: Session, batch: Tensor, names: Sequence[str]) -> Outputs:
+    """What a session gives for images (b, c, h, w)."""
+    return picked(session.run(batch.numpy()), names)
+
+
+def picked(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Outputs:
+    """Those of a session's arrays that are named."""
+    return {name: torch.from_numpy(np.array(values[name])) for name in names}
+
+
+def named(outputs: Sequence[Tensor], names: Sequence[str]) -> Outputs:
+    """The outputs of an executor by the names that they have in a file."""
+    return dict(zip(names, outputs, strict=True))
+
+
+def joined(batches: Sequence[Outputs]) -> Outputs:
+    """The outputs of all batches."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 0) -> Mapping[str, Callable[..., Any]]:
@@ -63,6 +78,19 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
 
     nodes = [node for node in executor.order if node.op == "call_function" and node.target not in MOVES]
     return {node.name: call(node) for node in nodes if not getattr(getattr(node.target, "_schema", None), "is_mutable", False)}
+
+
+def with_rounding(
+    executor: Executor, images: Sequence[Tensor], names: Sequence[str], rounded: Collection[str] = ()
+) -> tuple[Outputs, Mapping[str, float]]:
+    """The outputs of an executor for all batches, and how far rounding moves each; `rounded` as in `disturbances`."""
+    noise, exact, disturbed = disturbances(executor, rounded), list[Outputs](), list[Outputs]()
+    with torch.no_grad():
+        for batch in images:
+            exact.append(named(executor(batch), names))
+            disturbed.append(named(executor(batch, calls=noise), names))
+    ours, moved = joined(exact), joined(disturbed)
+    return ours, {name: distance(moved[name], ours[name]) for name in names}
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -94,13 +122,7 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
 
 def twin_checks(program: ExportedProgram, twin: Path, runtime: str, images: Sequence[Tensor]) -> tuple[OutputCheck, ...]:
     """The float twin in a runtime against the model that was given, run by PyTorch, on batches of (b, c, h, w) images."""
-    executor, session = Executor(graph_module(program)), open_session(runtime, twin)
-    names, noise = [output.name for output in read_onnx(twin).graph.output], disturbances(executor)
-    batches = list[tuple[Outputs, Outputs, Outputs]]()
-    for batch in images:
-        with torch.no_grad():
-            given, disturbed = named(executor(batch), names), named(executor(batch, calls=noise), names)
-        found = {name: torch.from_numpy(np.array(value)) for name, value in session.run(batch.numpy()).items()}
-        batches.append((given, disturbed, found))
-    given, disturbed, found = ({name: torch.cat([part[k][name] for part in batches]) for name in names} for k in range(3))
-    return judged(f"float.onnx in {runtime}", given, found, {name: distance(disturbed[name], given[name]) for name in names})
+    session, names = open_session(runtime, twin), [output.name for output in read_onnx(twin).graph.output]
+    given, moved = with_rounding(Executor(graph_module(program)), images, names)
+    found = joined([given_by(session, batch, names) for batch in images])
+    return judged(f"float.onnx in {runtime}", given, found, moved)
