@@ -19,6 +19,8 @@ TINY = {"num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 9
 VIT = {**TINY, "hidden_size": 48, "image_size": 64, "patch_size": 16}
 CONV = {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
 STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+PYRAMID = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
+SEGFORMER = {**PYRAMID, "decoder_hidden_size": 32}
 SWIN = {"embed_dim": 24, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 3, 3], "window_size": 4, "image_size": 64}
 DETECT = {
     "d_model": 48, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3,
@@ -67,12 +69,7 @@ detection.ssdlite320_mobilenet_v3_large.backbone:128 detection.ssd300_vgg16.back
 TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
     "ViTForImageClassification": (VIT, SIZE),
     "SegformerForSemanticSegmentation": (
-        {
-            "hidden_sizes": [8, 16, 24, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 4],
-            "decoder_hidden_size": 32,
-        },
+        SEGFORMER,
         SIZE,
     ),
     "DPTForDepthEstimation": (
@@ -150,12 +147,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
         SIZE,
     ),
     "GLPNForDepthEstimation": (
-        {
-            "hidden_sizes": [8, 16, 24, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 4],
-            "decoder_hidden_size": 32,
-        },
+        SEGFORMER,
         SIZE,
     ),
     "UperNetForSemanticSegmentation": (
@@ -236,12 +228,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
         SIZE,
     ),
     "PvtV2ForImageClassification": (
-        {
-            "hidden_sizes": [8, 16, 24, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 4],
-            "image_size": 64,
-        },
+        {**PYRAMID, "image_size": 64},
         SIZE,
     ),
     "PoolFormerForImageClassification": ({**STAGES, "depths": [1, 1, 1, 1]}, SIZE),

@@ -24,27 +24,13 @@ from fewbit.folder import checked, seal
 from fewbit.request import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
 from mutations import flips, mutations
+from small_net import NET
 
 runner = CliRunner()
 
-MODEL = """
-import torch
-from torch import nn
-INPUT_SIZE = (3, 16, 16)
-MEAN = STD = (0.5, 0.5, 0.5)
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.conv, self.head = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 4)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator) * 0.3
-    def forward(self, x):
-        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
-
-def model(): return Net().eval()
-
+MODEL = (
+    NET
+    + """
 def normed():
     net = Net()
     net.conv = nn.Sequential(net.conv, nn.BatchNorm2d(8))
@@ -73,6 +59,7 @@ def conditional():
         def forward(self, x): return x.sum((2, 3)) if x.sum() > 0 else x.mean((2, 3))
     return Branch()
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +422,8 @@ def test_a_recipe_that_trains_takes_synthetic_images_beside_real_ones(place: Pat
     beside = f"synthetic:{place / 'flat'}"
     tuned = quantize(f"{place / 'net.py'}:normed", beside, out=tmp_path / "tuned", recipe="fdda", **options)
     assert "beside 24 of folder" in tuned.report["calibration"]["source"]
-    record = json.loads((tmp_path / "tuned" / "plan.json").read_text())["extra"]["tuned"]
+    log = json.loads((tmp_path / "tuned" / "plan.json").read_text())["log"]
+    (record,) = (entry["summary"] for entry in log if entry["name"] == "finetune")
     assert (record["steps"], record["real"], record["synthetic"]) == (5, 0, 2)
     assert not tuned.checks.wrong
 

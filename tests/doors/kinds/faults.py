@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from doors.kinds.runs import COMMANDS
 from doors.serve import apart, typed
 
 MB = 1 << 20
+NOBODY = os.path.join(tempfile.gettempdir(), "doors-nobody")  # where a user who may write nowhere else writes
 FULL = ("full", "space", "too large", "cannot be written")
 
 
@@ -157,8 +159,7 @@ def _permissions() -> Iterator[Case]:
         ("run/report.html", ("report", "run"), "report.html"),
         ("run/tables.json", ("report", "run"), "tables.json"),
     ):  # fmt: skip
-        command = tuple("/tmp/doors-nobody" if word.startswith(os.devnull) else word for word in command)
-        words = tuple("/tmp/doors-nobody" if word == "out" else word for word in command)
+        words = tuple(NOBODY if word == "out" or word.startswith(os.devnull) else word for word in command)
         yield Case(
             f"{' '.join(words[:1])}: {closed} may not be read",
             nobody(words, closed),
