@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,9 @@ from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.target import load_target  # noqa: E402
 from fewbit.target.load import processor_flags  # noqa: E402
 from planning import context_for  # noqa: E402
+
+gc.freeze()  # torch alone is two million objects, and torch.onnx makes the collector look through them again and again
+gc.set_threshold(100_000, 50, 50)
 
 settings.register_profile("fewbit", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("fewbit")
@@ -97,6 +102,13 @@ class Vit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.patch(x).flatten(2).transpose(1, 2))
         return self.head(self.norm(x).mean(1))
+
+
+@pytest.fixture(autouse=True)
+def one_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs start no fresh processes to measure how long a file loads, which tests/verify/test_bench.py tries."""
+    if "fresh_processes" not in request.node.keywords:
+        monkeypatch.setattr(import_module("fewbit.verify.bench"), "_load", lambda *_: (0.0, 1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

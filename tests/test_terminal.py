@@ -49,8 +49,11 @@ def act(how: str) -> None:
         time.sleep(10)
     if how == "child":
         import multiprocessing
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        fork = multiprocessing.get_context("fork")
+        begun = fork.Event()  # a fork forgets the signals that come before Python knows of it
+        child = fork.Process(target=lambda: (begun.set(), time.sleep(30)))
         child.start()
+        begun.wait()
         child.terminate()
         child.join()
         raise BadFile(f"the child ended with {child.exitcode}.")

@@ -30,7 +30,7 @@ from fewbit.verify.compare import compare, kernels
 from oracles.search import dense
 
 LIU = [name for name in ABLATIONS if name.startswith("liu2021")]
-QUICK = ("liu2021", "liu2021-channel")  # of every other the file is checked with the slow tests
+QUICK = ("liu2021",)  # of every other the file is checked with the slow tests
 BITS = parse_bits(4)
 STRONG = OutputSearch(ranking=RankingLoss(), gamma=5.0)
 
@@ -55,6 +55,9 @@ def outputs(net, plan, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return exact, F.linear(fake(rows, read.qparams, read.grid), dense(w, rows.shape[-1]), new)
 
 
+ELSEWHERE = ("ort-x86-avx2", "openvino-x86")
+
+
 @pytest.mark.parametrize("recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LIU])
 def test_simulation_and_runtime_agree_in_codes_and_no_kernel_is_lost(net, ort_target, recipe, tmp_path):
     plan = net.plan(ort_target, recipe, bits=parse_bits(6))
@@ -66,7 +69,7 @@ def test_simulation_and_runtime_agree_in_codes_and_no_kernel_is_lost(net, ort_ta
     assert not checks.wrong_outputs
 
 
-@pytest.mark.parametrize("target", ["ort-x86-vnni", "ort-x86-avx2", "openvino-x86"])
+@pytest.mark.parametrize("target", ["ort-x86-vnni", *(pytest.param(name, marks=pytest.mark.slow) for name in ELSEWHERE)])
 def test_outputs_of_single_ops_are_no_less_alike_than_with_the_whole_range(net, target):
     plans = [net.plan(target, recipe, bits=BITS) for recipe in ("minmax", "liu2021-similarity")]
     groups: dict[str, list[str]] = {}
@@ -85,7 +88,7 @@ def test_outputs_of_single_ops_are_no_less_alike_than_with_the_whole_range(net, 
     assert max(gains) > 1e-3
 
 
-@pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
+@pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=pytest.mark.slow)])
 def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target):
     before, after = (net.plan(target, recipe, bits=BITS) for recipe in ("liu2021-similarity", "liu2021-bias"))
     for name in net.rows:

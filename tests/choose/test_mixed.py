@@ -40,6 +40,11 @@ def net(request):
     return request.getfixturevalue(request.param)
 
 
+CROSSED = (("conv_net", "liu2021"), ("vit", "mse"))
+WIDE = "mixed:8.0:6,7,8,9,10"
+MORE_WIDE = (("vit", "9"), ("conv_net", WIDE), *itertools.product(("conv_net", "vit"), ("10", "13")))
+
+
 def everything(plan):
     """What a plan decides, without the records that choose adds."""
     choices = {name: (c.grid, c.qparams, c.codes if c.codes is None else c.codes.tolist()) for name, c in plan.choices.items()}
@@ -238,7 +243,11 @@ def mixed_plan(net, target, text="mixed:5:3,4,5,6,7,8", recipe="mse"):
     return found, net.plan(target, recipe, bits=found.bits)
 
 
-@pytest.mark.parametrize("recipe", ["mse", "liu2021"])
+@pytest.mark.parametrize(
+    ("net", "recipe"),
+    [("conv_net", "mse"), ("vit", "liu2021"), *(pytest.param(*more, marks=pytest.mark.slow) for more in CROSSED)],
+    indirect=["net"],
+)
 def test_a_mixed_model_has_the_bytes_that_its_widths_say_and_gives_the_same_codes(net, ort_target, recipe, tmp_path):
     found, plan = mixed_plan(net, ort_target, recipe=recipe)
     widths = {row["module"]: row["bits"] for row in found.log.rows}
@@ -281,7 +290,9 @@ def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
 
 
 @pytest.mark.parametrize(
-    "bits", ["9", *(pytest.param(bits, marks=pytest.mark.slow) for bits in ("10", "13")), "mixed:8.0:6,7,8,9,10"]
+    ("net", "bits"),
+    [("conv_net", "9"), ("vit", WIDE), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_WIDE)],
+    indirect=["net"],
 )
 def test_widths_above_8_have_16_bit_containers_on_disk_their_true_size_and_the_same_codes(net, ort_target, tmp_path, bits):
     target = load_target("ort-x86-wide")

@@ -243,6 +243,25 @@ def test_a_site_with_infinities_is_refused_only_where_it_is_quantized():
         observe(graph, [x])
 
 
+class Two(nn.Module):
+    """Two answers, the second NaN where a pixel is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x), torch.sqrt(9 - x).mean((2, 3))
+
+
+def test_every_answer_of_a_model_has_to_be_finite():
+    graph = capture(load_model(Two().eval(), overrides={"input_size": (3, 8, 8)}))
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert observe(graph, [x]).sites.keys() == {site.name for site in graph.sites if site.axis is None}
+    with pytest.raises(BadValues, match=r"^the model's answers hold NaN"):
+        observe(graph, [x + 9])
+
+
 def test_no_images_are_bad_images(conv_net):
     with pytest.raises(BadImages, match="no calibration images"):
         observe(conv_net.graph, [])

@@ -71,13 +71,16 @@ def captured(form: str) -> Graph:
     return capture(load_model(Attention(form).eval(), overrides={"input_size": (3, 32, 32)}))
 
 
+MORE_FORMS = (("query", 1), ("plain", 1), ("pooled", 0), ("values", 0))
+
+
 def kinds(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(path).graph)
 
 
 @pytest.mark.parametrize(
     ("form", "fused"),
-    [("query", 1), ("both", 1), ("scores", 1), ("plain", 1), ("masked", 0), ("pooled", 0), ("values", 0)],
+    [("both", 1), ("scores", 1), ("masked", 0), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_FORMS)],
 )
 def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: str, fused: int) -> None:
     float_onnx(captured(form), tmp_path / "nodes.onnx", opset=20)
@@ -140,7 +143,7 @@ def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
     np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)  # sums in another order: a code on a boundary may differ
 
 
-@pytest.mark.parametrize("form", ["scores", "plain", "shared"])
+@pytest.mark.parametrize("form", ["scores", *(pytest.param(form, marks=pytest.mark.slow) for form in ("plain", "shared"))])
 def test_an_attention_that_the_kernel_does_not_know_keeps_its_own(tmp_path: Path, widest_weights: int, form: str) -> None:
     graph, images = captured(form), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("ort-x86-vnni"), recipe_named("minmax")

@@ -70,7 +70,10 @@ def plan_of(net, target, bits):
 MIXED = {"conv": 7, "wide": 2, "fc": 5}  # and 8 bits for the head
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4, 5, 6, 7, MIXED], ids=lambda bits: "mixed" if isinstance(bits, dict) else bits)
+NARROW = [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 5, 7)), 3, 6, pytest.param(MIXED, id="mixed")]
+
+
+@pytest.fixture(scope="module", params=NARROW)
 def case(request, odd, ort_target, tmp_path_factory):
     plan = plan_of(odd, ort_target, request.param)
     path = tmp_path_factory.mktemp("run") / "model.onnx"
@@ -148,7 +151,7 @@ def test_onnxruntime_runs_the_graph_that_it_runs_for_int8_and_no_code_is_wrong(c
 @needs_openvino
 @pytest.mark.parametrize(
     "bits",
-    [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 5, 6)), 3, 7, pytest.param(MIXED, id="mixed")],
+    [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 3, 4, 5, 6)), 7, pytest.param(MIXED, id="mixed")],
 )
 def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, bits):
     plan, path = plan_of(odd, "openvino-x86", bits), tmp_path / "model.onnx"
@@ -160,8 +163,10 @@ def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, b
 
 
 @needs_openvino
-@pytest.mark.parametrize("bits", [3, 6])
-@pytest.mark.parametrize("net", ["conv_net", "vit"])
+@pytest.mark.parametrize(
+    ("net", "bits"),
+    [("conv_net", 6), ("vit", 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("conv_net", 3), ("vit", 6)))],
+)
 def test_openvino_gives_the_output_of_the_simulation(request, realized, net, bits):
     run = realized(request.getfixturevalue(net), "openvino-x86", recipe="mse", everything=True, bits=Bits(bits, 8))
     checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8), runtime="openvino")

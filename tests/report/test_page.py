@@ -275,6 +275,7 @@ def test_the_views_of_a_log_are_drawn_where_it_has_rows(name: str, section: Sect
 @pytest.mark.parametrize("key", [*sorted(canned()[0]), *sorted(canned()[1])])
 def test_without_one_of_its_tables_the_report_is_still_a_page(key: str) -> None:
     report, tables = canned()
+    tables["log"] = tables["log"][:2]
     report.pop(key, None)
     tables.pop(key, None)
     text = read(report, tables).text

@@ -51,7 +51,7 @@ def optimum(problem, score):
     return min(score(c) for c in space if problem.excess(c) == 0)
 
 
-def found(name, problem, score, evaluations=250, seed=0):
+def found(name, problem, score, evaluations=150, seed=0):
     return run(problem, STRATEGIES[name](problem, evaluations, seed), score, evaluations=evaluations)
 
 

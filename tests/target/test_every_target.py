@@ -21,6 +21,7 @@ from fewbit.verify.compare import compare
 GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
 AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16", "ort-x86-w4")
+LIKE_OTHERS = ("openvino-x86-avx2", "openvino-x86-w4", "ort-x86-avx2", "ort-x86-block")  # their attention is another's
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -72,8 +73,14 @@ def made(realized, request):
     return build
 
 
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("target", [name for name in target_names() if not name.endswith(("-channel", "-wide"))])
+@pytest.mark.parametrize(
+    ("net", "target"),
+    [
+        pytest.param(net, name, marks=pytest.mark.slow if net == "wide_vit" and name in LIKE_OTHERS else ())
+        for net, name in itertools.product(NETS, target_names())
+        if not name.endswith(("-channel", "-wide"))
+    ],
+)
 def test_the_plan_is_legal_and_the_file_computes_its_codes(made, net, target):
     run, rules = made(net, target), load_target(target)
     answer = allowed(run.net.graph, rules, everything=True)

@@ -28,6 +28,7 @@ def model(path, megabytes: int):
     return path
 
 
+@pytest.mark.fresh_processes
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_larger_file_takes_its_memory_and_the_process_that_measures_does_not_count(tmp_path, runtime):
     if runtime not in runtime_names():
@@ -58,6 +59,7 @@ def test_the_columns_are_medians_and_each_belongs_to_its_file(tmp_path, monkeypa
     assert (row.float_bytes, row.quantized_bytes, row.baseline_bytes) == (200, 70, 20)
 
 
+@pytest.mark.fresh_processes
 def test_an_unknown_runtime_and_a_broken_file_are_said(tmp_path):
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"no model")

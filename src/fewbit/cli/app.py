@@ -21,11 +21,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
 from fewbit.progress import Lines, Progress
 
+
+class Words(TyperGroup):
+    """The group of all commands, which takes no empty word: where a path is asked for it would be this folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:
+            before = args[args.index("") - 1] if args.index("") else ""
+            ctx.fail(f"{before if before.startswith('-') else 'An argument'} '' is empty; give a value, or leave it out.")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=Words,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
-from typing import cast
 
 from torch import Tensor
-from torch.fx import Node
 
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
@@ -27,7 +25,7 @@ def observe(
     names = set(sites) if sites is not None else {s.name for s in graph.sites if s.axis is None}
     histograms: dict[str, Histogram] = {}
     broken: list[str] = []
-    answer = cast(Node, graph.module.graph.output_node().args[0]).name
+    answers = {node.name for node in graph.module.graph.output_node().all_input_nodes}
 
     def accumulate(site: str, value: Tensor, images: range) -> None:
         histogram = Histogram.of(value)
@@ -35,9 +33,9 @@ def observe(
             broken.append(site)
         histograms[site] = histograms[site].merge(histogram) if site in histograms else histogram
 
-    def answered(value: Tensor, images: range) -> None:
-        if answer in of_sites:
-            of_sites[answer](value, images)
+    def answered(name: str, value: Tensor, images: range) -> None:
+        if name in of_sites:
+            of_sites[name](value, images)
         if not bool(value.isfinite().all()):
             _refuse_answers(broken)
 
@@ -49,7 +47,7 @@ def observe(
     of_sites: dict[str, Callable[[Tensor, range], object]] = {
         site.tensor: partial(accumulate, site.name) for site in graph.sites if site.name in names
     }
-    count = watch(graph, looked_at(), {**of_sites, answer: answered})
+    count = watch(graph, looked_at(), {**of_sites, **{name: partial(answered, name) for name in answers}})
     return Stats({s.name: histograms[s.name] for s in graph.sites if s.name in histograms.keys() - set(broken)}, count)
 
 

@@ -18,16 +18,17 @@ from fewbit.search.model import FLOAT, Model
 from fewbit.search.space import Candidate, Dimension
 from fewbit.target.allowed import Allowed
 
+WIDEST = 16  # bits
 UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": ("bytes", 1.0), "ms": ("ms", 1.0)}
 
 
 def parse_budget(text: str) -> tuple[str, float]:
     """(cost, limit) of `6bit` (per weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError for anything else."""
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*(bits?|[km]?b|ms)\s*", str(text).lower(), re.ASCII)
-    if match is None or float(match[1]) <= 0:
+    if match is None or float(match[1]) <= 0 or (match[2].startswith("bit") and float(match[1]) > WIDEST):
         raise FewbitError(
-            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average), 3MB or 900KB (the file) "
-            "and 20ms (one image in the target's runtime)."
+            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average, at most 16), 3MB or "
+            "900KB (the file) and 20ms (one image in the target's runtime)."
         )
     name, factor = UNITS[match[2].rstrip("s") if match[2] != "ms" else "ms"]
     return name, float(match[1]) * factor

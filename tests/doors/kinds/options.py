@@ -104,7 +104,7 @@ def _opened() -> Iterator[Case]:
         for value in values:
             own = ("--images", "classes", "--no-labels") if command == "evaluate" and option != "--images" else ()
             yield Case(f"{command} {option} {_short(value)}", (command, "run", *own, option, value),
-                       refused(_named(option, value)), needs=("run",))  # fmt: skip
+                       refused(_named(option, value)), needs=("run", "classes"))  # fmt: skip
     lint = ("lint", "run/model.onnx")
     for value in ("nan", "-1", "2", "inf", "abc", ""):
         yield Case(f"lint --min-integer {value}", (*lint, "--min-integer", value), refused("--min-integer"), needs=("run",))
