@@ -41,6 +41,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).flatten(2).transpose(1, 2)
         q, k, v = (y.reshape(-1, 64, 4, 16).transpose(1, 2) for y in self._parts(x))
+        if self.form == "flat":  # heads and images in one dimension
+            q, k, v = (y.reshape(-1, 64, 16) for y in (q, k, v))
+            y = ((q @ k.transpose(1, 2)).softmax(-1) @ v).reshape(-1, 4, 64, 16)
+            return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
         if self.form in ("query", "parts", "shared"):
             scores = (q * 0.25) @ k.transpose(-2, -1)
         elif self.form == "both":
@@ -80,7 +84,7 @@ def kinds(path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("form", "fused"),
-    [("both", 1), ("scores", 1), ("masked", 0), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_FORMS)],
+    [("both", 1), ("scores", 1), ("masked", 0), ("flat", 0), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_FORMS)],
 )
 def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: str, fused: int) -> None:
     float_onnx(captured(form), tmp_path / "nodes.onnx", opset=20)

@@ -27,7 +27,7 @@ from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, r
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
-from fewbit.errors import BadImages, BadModel
+from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.files import write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
@@ -199,6 +199,11 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
         name=request.recipe_name,
     )  # fmt: skip
     quantized = frozenset(context.allowed.sites)
+    if request.keep_float and not context.allowed.integer_ops:
+        raise FewbitError(
+            f"--keep-float {' '.join(request.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
+            "float. Name fewer, as in --keep-float 'head*'."
+        )
     for one_pass in request.method.passes:
         refuse(one_pass, context)
     if not (folder / EXPORTED).exists():

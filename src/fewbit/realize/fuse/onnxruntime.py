@@ -161,7 +161,10 @@ def _side(value: ir.Value | None, turn: tuple[int, ...]) -> _Side | None:
     value, scale = _scaled(value)
     order = list(range(4))
     while (turned := value.producer()) is not None and turned.op_type == "Transpose":
-        order = [turned.attributes.get_ints("perm", ())[i] for i in order]
+        turns = turned.attributes.get_ints("perm", ())
+        if len(turns) != len(order):  # heads and images are one dimension, as in nn.MultiheadAttention
+            return None
+        order = [turns[i] for i in order]
         value, factor = _scaled(turned.inputs[0])
         scale *= factor
     if tuple(order) != turn or turned is None or turned.op_type != "Reshape":
