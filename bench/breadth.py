@@ -11,8 +11,8 @@ A row is what `fewbit quantize` does up to evaluate, with recipe `mse`, on 16 im
     crashed    a traceback, a signal, or no end within the time
 
 The weights are seeded: each library's own initial ones, with parameters that it leaves constant (gains of 1, layer scales of
-1e-6, biases of 0) moved, and batch norms given the statistics of the images. Rows lie in a folder, a JSON file each; those that
-are there are not made again.
+1e-6, biases of 0) moved, small weights scaled to keep the variance, and batch norms given the statistics of the images. Rows
+lie in a folder, a JSON file each; those that are there are not made again.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from bench.families import Row, rows
 IMAGES = 16
 WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
 GRAY = (0.5, 0.5, 0.5)  # mean and standard deviation of the pixels
+LEAST_GAIN = 0.3  # standard deviation of a weight by that which keeps the variance
 UNTIL = "evaluate"
 ENDS = ("right", "refused", "wrong", "crashed")
 
@@ -71,11 +72,15 @@ def pictures(size: int, count: int = IMAGES, seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def settle(net: nn.Module, x: Tensor, seed: int = 0) -> None:
-    """Weights as if trained: constant parameters moved, statistics of batch norms those of images (b, c, h, w)."""
+    """Weights as if trained: constant parameters moved, small ones (0.02 in transformers) as large as keeps the variance of
+    what goes through them, statistics of batch norms those of images (b, c, h, w).
+    """
     draw = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
         if parameter.numel() and bool(parameter.min() == parameter.max()):
             parameter += 0.2 * torch.randn(parameter.shape, generator=draw)
+        elif parameter.ndim > 1 and (gain := float(parameter.std()) * (parameter.numel() / len(parameter)) ** 0.5) < LEAST_GAIN:
+            parameter /= gain
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.reset_running_stats()

@@ -84,7 +84,13 @@ def kinds(path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("form", "fused"),
-    [("both", 1), ("scores", 1), ("masked", 0), ("flat", 0), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_FORMS)],
+    [
+        ("both", 1),
+        ("scores", 1),
+        ("masked", 0),
+        ("flat", 0),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_FORMS),
+    ],
 )
 def test_attention_in_one_kernel_answers_as_its_nodes_do(tmp_path: Path, form: str, fused: int) -> None:
     float_onnx(captured(form), tmp_path / "nodes.onnx", opset=20)

@@ -96,10 +96,11 @@ def read_bits(path: Path) -> Bits:
     check_beside(path)
     data = read_json(path)
     try:
-        bits = Bits(int(data["weights"]), int(data["activations"]), dict(data["widths"]), f"{path}", (), tuple(data["float"]))
+        widths_of, floats = dict(data["widths"].items()), tuple(data["float"])
+        bits = Bits(int(data["weights"]), int(data["activations"]), widths_of, f"{path}", (), floats)
         widths = [bits.weights, bits.activations, *bits.ops.values()]
         allowed = all(isinstance(b, int) and b in WIDTHS for b in widths) and all(isinstance(f, str) for f in bits.floats)
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         allowed = False
     if not allowed:
         raise BadFile(

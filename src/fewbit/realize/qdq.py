@@ -31,6 +31,7 @@ from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import BadModel, FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fuse import fuse as fuse_nodes
+from fewbit.realize.shield import shield
 from fewbit.realize.unpack import pack_weights
 
 qd = torch.ops.quantized_decomposed
@@ -67,6 +68,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     if not float_weights:
         pack_weights(model, plan)
     fuse_nodes(model, fuse)
+    shield(model)
     return model
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from doors.case import Case, caught, done, each, either, quantize, refused, search, write
+from doors.case import Case, done, each, either, quantize, refused, search, write
 
 HUGE = str(10**30)
 COUNTS = ("-1", "0", "1.5", "nan", "inf", "abc", "", "1e3", "0x10", "1 0")  # of things that there is at least one of
@@ -173,9 +174,7 @@ def _combinations() -> Iterator[Case]:
             f"--bits file {i}: {_short(text)}", quantize("--bits", "b.json"), refused("b.json"), before=write("b.json", text)
         )
     labels = tuple(word for word in quantize(images="moved") if word != "--no-labels")
-    yield Case(
-        "labels moved by one", (*labels, "--max-drop", "1"), caught(("label", "chance", "classes")), before=_moved_labels
-    )
+    yield Case("labels moved by one", (*labels, "--max-drop", "1"), done(_labels_count_for_nothing), before=_moved_labels)
 
 
 def _other_names(folder: Path) -> None:
@@ -188,6 +187,13 @@ def _other_names(folder: Path) -> None:
     (folder / "copy of one").mkdir()
     for path in sorted((folder / "flat").iterdir()):
         shutil.copy2(path, folder / "copy of one" / f"other {path.name}")
+
+
+def _labels_count_for_nothing(folder: Path) -> str:
+    """What is wrong with a report on labels that put the float model below chance: accuracy by them must not stand there."""
+    accuracy = json.loads((folder / "out" / "report.json").read_text())["accuracy"]
+    replaced = accuracy["quantized"] is None and "label" in accuracy["why"]
+    return "" if replaced else f"the report trusts the labels: {accuracy}"
 
 
 def _moved_labels(folder: Path) -> None:

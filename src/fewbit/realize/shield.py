@@ -1,0 +1,71 @@
+"""Standard nodes that keep onnxruntime from rewriting what is float beside codes, where its rewriting gives other numbers.
+
+- It rounds the float weights of a transposed convolution between a DequantizeLinear and a QuantizeLinear to 8 bits by itself.
+- It moves a QuantizeLinear in front of nodes that only put numbers elsewhere; where these read an output of the model, the
+  output has codes' numbers afterwards.
+
+Both were found in onnxruntime 1.32 by verify; its switch for them would turn all integer kernels off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.realize.fuse.nodes import constant, made_by
+
+MOVES = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+NOTHING = np.float32(1e-45)  # the smallest number above 0: added to any number it is rounded away, and it is no 0 to leave out
+
+
+def shield(model: ir.Model) -> None:
+    """Put the nodes into a written model, in place."""
+    for node in list(model.graph):
+        if node.op_type == "ConvTranspose":
+            _separated(model.graph, node)
+        elif node.op_type == "QuantizeLinear":
+            _with_own_way(model.graph, node)
+
+
+def _separated(graph: ir.Graph, node: ir.Node) -> None:
+    """An addition of nothing between a float product of codes and the QuantizeLinear that alone reads it."""
+    result, weight = node.outputs[0], node.inputs[1]
+    users = list(result.consumers())
+    if weight is None or constant(weight) is None or made_by(node.inputs[0]) != "DequantizeLinear":
+        return
+    if len(users) != 1 or users[0].op_type != "QuantizeLinear":
+        return
+    name = f"{result.name}_nothing"
+    nothing = ir.Value(name=name, const_value=ir.tensor(NOTHING, name=name))
+    graph.register_initializer(nothing)
+    same = ir.node("Add", [result, nothing], num_outputs=1)
+    same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = f"{result.name}_same", result.type, result.shape
+    graph.insert_after(node, same)
+    users[0].replace_input_with(0, same.outputs[0])
+
+
+def _with_own_way(graph: ir.Graph, quantizer: ir.Node) -> None:
+    """Codes of an output of the model that are put elsewhere: quantized before they are, too, which changes no code."""
+    way: list[ir.Node] = []
+    value = quantizer.inputs[0]
+    while value is not None and not value.is_graph_output():
+        node = value.producer()
+        if node is None or node.op_type not in MOVES:
+            return
+        way.append(node)
+        value = node.inputs[0]
+    scale = quantizer.inputs[1]
+    if value is None or not way or scale is None or (number := constant(scale)) is None or number.size > 1:
+        return
+    early = ir.node("QuantizeLinear", quantizer.inputs, num_outputs=1)
+    early.replace_input_with(0, value)
+    new = [early, ir.node("DequantizeLinear", [early.outputs[0], *quantizer.inputs[1:]], num_outputs=1)]
+    for node in reversed(way):
+        inputs = [new[-1].outputs[0], *node.inputs[1:]]
+        new.append(ir.node(node.op_type, inputs, dict(node.attributes), num_outputs=1))
+        new[-1].outputs[0].shape, new[-1].outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    for i, node in enumerate(new):
+        node.name = f"{quantizer.name}.early{i}"
+        node.outputs[0].name = f"{quantizer.name}.early{i}.output"
+    graph.insert_before(quantizer, new)
+    quantizer.replace_input_with(0, new[-1].outputs[0])
