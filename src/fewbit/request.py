@@ -187,9 +187,9 @@ class Options(BaseModel):
             raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
         if synthetic and self.score is None and self.ref not in DEMOS:
             raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
-        for source in (real if synthetic else self.images, self.score):
+        for source, name in ((real if synthetic else self.images, "images"), (self.score, "score")):
             if source is not None:
-                check_source(source)
+                check_source(source, name)
 
     def _check_loader(self, loader: str) -> None:
         spec = re.fullmatch(r"(.+\.py):(\w+)", loader)

@@ -44,17 +44,17 @@ class Data:
     transform: Callable[[Any], Any] | None = None
 
 
-def check_source(source: Any) -> None:
-    """Raise BadImages for what cannot be a source of images; nothing is opened."""
+def check_source(source: Any, name: str = "images") -> None:
+    """Raise BadImages for what cannot be a source of images, under the name of its option; nothing is opened."""
     if is_collection(source):
         data = source.source if isinstance(source, Data) else source
         if isinstance(data, str | Path | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
             raise BadImages(
-                f"images of type {type(data).__name__} were given; give a path, a NumPy array, a tensor, (images, labels), or "
+                f"{name} of type {type(data).__name__} were given; give a path, a NumPy array, a tensor, (images, labels), or "
                 "a DataLoader, Dataset, list or generator of images, perhaps as fewbit.Data(source, transform=...)."
             )
     elif isinstance(source, tuple) and len(source) != 2:
-        raise BadImages(f"a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
+        raise BadImages(f"{name}: a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
     elif isinstance(source, str | Path):
         kinds = "Give a folder of images, or a .parquet, .npy or .npz file."
         if not os.path.exists(source):
