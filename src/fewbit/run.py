@@ -215,16 +215,18 @@ class Run:
         return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
 
     def unseen(self, images: Images) -> Images:
-        """Those images that a finished run was not calibrated on. Raises BadImages where it was calibrated on half of them."""
-        from fewbit.data.images import unseen
+        """Those images that a finished run was not calibrated on, in whole batches where the model has one. Raises BadImages
+        where it was calibrated on half of them.
+        """
+        from fewbit.data.images import unseen, whole_batches
 
-        return unseen(images, set(self.record.get("calibrated_on", ())))
+        return whole_batches(unseen(images, set(self.record.get("calibrated_on", ()))), self["exact"].batch)
 
     def verify(self, images: Any = None) -> Checks:
         """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""
-        from fewbit.stages.prove import CHECKED
+        from fewbit.stages.prove import sample_of
 
-        sample = self["sample"] if images is None else self.images(images, labels=False).batches(CHECKED)[0]
+        sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
         return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
 
     def _stages(self) -> Mapping[str, Stage]:

@@ -30,10 +30,22 @@ class Costs(ShapeProp):
         return result
 
 
-def count_costs(module: GraphModule, input_shape: tuple[int, int, int]) -> None:
-    """Shapes and multiply-accumulates of every node, for one image."""
+def count_costs(module: GraphModule, input_shape: tuple[int, int, int], batch: int = 1) -> None:
+    """Shapes and multiply-accumulates of every node, for one image; `batch` of them run, where a model takes no fewer."""
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_beside()) as counter:
-        Costs(module, counter).propagate(torch.zeros(1, *input_shape))
+        Costs(module, counter).propagate(torch.zeros(batch, *input_shape))
+    for node in module.graph.nodes if batch > 1 else ():
+        node.meta["macs"] //= batch
+        if "tensor_meta" in node.meta:
+            node.meta["tensor_meta"] = _for_one(node.meta["tensor_meta"], batch)
+
+
+def _for_one(meta: Any, batch: int) -> Any:
+    """What shape propagation has recorded for a batch, of a tensor or several, with the first dimension of one image."""
+    if not hasattr(meta, "shape"):
+        return type(meta)(_for_one(part, batch) for part in meta) if isinstance(meta, tuple | list) else meta
+    whole = bool(meta.shape) and meta.shape[0] % batch == 0
+    return meta._replace(shape=torch.Size((meta.shape[0] // batch, *meta.shape[1:]))) if whole else meta
 
 
 def _beside() -> dict[Any, Callable[..., int]]:

@@ -1,4 +1,6 @@
-"""torch.export with a dynamic batch, and the exported program as a graph module: one tensor in, named tensors out."""
+"""torch.export, with a dynamic batch where there can be one, and the exported program as a graph module: one tensor in, named
+tensors out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -73,46 +75,45 @@ def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield from _leaves(value, (*path, str(name)))
 
 
-def export(module: nn.Module, input_shape: tuple[int, int, int], name: str = "") -> ExportedProgram:
-    """The exported program of a module that takes (batch, channels, height, width), the batch dynamic.
+def export(
+    module: nn.Module, input_shape: tuple[int, int, int], name: str = "", batches: Sequence[int | None] = (None, 1)
+) -> ExportedProgram:
+    """The exported program of a module that takes (batch, channels, height, width), with the first of `batches` that it can
+    be exported with; None is a dynamic one.
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
-    batch = {0: Dim("batch", min=1, max=65536)}
-    try:
-        with quiet(), _evaluating(module), torch.no_grad():
-            noise = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-            out = _same_again(module, noise, type(module).__name__)
-            whole = module if isinstance(out, Tensor) and not name else NamedOutputs(module).eval()
-            key, image = f"_{name.encode().hex()}", torch.zeros_like(noise)  # any text as an identifier
-            shapes = ({key: batch} if name else batch,)
-            program = torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
-    except BadModel:
-        raise
-    except (Exception, SystemExit) as error:
-        shape = ", ".join(map(str, input_shape))
-        what = f"{type(module).__name__} cannot be exported for input (batch, {shape})"
-        raise BadModel(f"{what}: {reason(error)} {_advice(module, input_shape, error)}") from error
+    for batch in batches:
+        try:
+            return _exported(module, input_shape, name, batch)
+        except BadModel:
+            raise
+        except (Exception, SystemExit) as error:
+            failed = error
+    shape = ", ".join(map(str, input_shape))
+    raise BadModel(
+        f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(failed)} Check --input-size, or make "
+        "the model exportable: torch.export.export(model, (x,)) must work."
+    ) from failed
+
+
+def _exported(module: nn.Module, input_shape: tuple[int, int, int], name: str, batch: int | None) -> ExportedProgram:
+    free = None if batch else {0: Dim("batch", min=1, max=65536)}
+    with quiet(), _evaluating(module), torch.no_grad():
+        noise = _noise(batch, input_shape)
+        out = _same_again(module, noise, type(module).__name__)
+        whole = module if isinstance(out, Tensor) and not name else NamedOutputs(module).eval()
+        key, image = f"_{name.encode().hex()}", torch.zeros_like(noise)  # any text as an identifier
+        shapes = ({key: free} if name else free,)
+        program = torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # folders of this machine
     return program
 
 
-def _advice(module: nn.Module, input_shape: tuple[int, int, int], error: BaseException) -> str:
-    """What to do about a model that cannot be exported: one that takes a single image has its batch written in it."""
-    if "Constraints violated (batch)" in str(error) or (_runs(module, 1, input_shape) and not _runs(module, 2, input_shape)):
-        return "The batch is written in the model; read it from the images instead, as in x.reshape(x.shape[0], -1)."
-    return "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
-
-
-def _runs(module: nn.Module, batch: int, input_shape: tuple[int, int, int]) -> bool:
-    try:
-        with quiet(), _evaluating(module), torch.no_grad():
-            module(torch.zeros(batch, *input_shape))
-    except (Exception, SystemExit):
-        return False
-    return True
+def _noise(batch: int | None, input_shape: Sequence[int]) -> Tensor:
+    return torch.rand(batch or 2, *input_shape, generator=torch.Generator().manual_seed(0))
 
 
 def _same_again(function: Callable[[Tensor], Any], x: Tensor, ref: str, passes: int = 2) -> Any:
@@ -135,13 +136,23 @@ def _alike(one: Tensor, two: Tensor) -> bool:
 
 
 def refuse_random(program: ExportedProgram, ref: str) -> None:
-    """Raise BadModel where a program with random operators gives two answers for one image."""
+    """Raise BadModel where a program gives two answers for one image: its operators are random, or a fixed batch of them
+    depend on each other.
+    """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
+    batch, noise = batch_of(program), _noise(batch_of(program), input_value(program).shape[1:])
     if any(_draws(node) for graph in graphs for node in graph.nodes):
-        shape = input_value(program).shape[1:]
         with torch.no_grad():
-            noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
             _same_again(graph_module(program), noise, ref, PASSES)
+    if batch is None or batch < 2:
+        return
+    with torch.no_grad():
+        here, there = (pytree.tree_leaves(graph_module(program)(x)) for x in (noise, noise.roll(1, 0)))
+    if not all(_alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
+        raise BadModel(
+            f"{ref} has a batch of {batch} written in it, and its images depend on each other: what one gives is another in "
+            "another place of the batch. Export it for one image, or with a dynamic batch."
+        )
 
 
 def _draws(node: Node) -> bool:
@@ -162,6 +173,12 @@ def input_name(program: ExportedProgram) -> str:
     keys = ports[0].context if ports and ports[0].type is dict else []
     is_ours = len(keys) == 1 and re.fullmatch(r"_([0-9a-f]{2})+", str(keys[0]))
     return bytes.fromhex(str(keys[0])[1:]).decode("utf-8", "replace") if is_ours else "images"
+
+
+def batch_of(program: ExportedProgram) -> int | None:
+    """The batch that is written in a program; None where it is dynamic."""
+    batch = input_value(program).shape[0]
+    return batch if isinstance(batch, int) else None
 
 
 def input_value(program: ExportedProgram) -> Tensor:

@@ -31,7 +31,7 @@ from torch.export import ExportedProgram
 
 from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
-from fewbit.capture.export import export, input_value, output_values, outputs_of, reason, refuse_random, unwarned
+from fewbit.capture.export import batch_of, export, input_value, output_values, outputs_of, reason, refuse_random, unwarned
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.core.pixels import crop_pct, input_size, means, stds
@@ -65,6 +65,11 @@ class Loaded:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return tuple(self.record["input_size"])
+
+    @property
+    def batch(self) -> int | None:
+        """The batch that is written in the model; None where it takes any number of images."""
+        return batch_of(self.program)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -119,6 +124,7 @@ def _from_module(
     record: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
     name: str = "",
+    batches: tuple[int | None, ...] = (None, 1),
 ) -> Loaded:
     fields = {**(timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
@@ -129,10 +135,19 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    program = export(module, fields["input_size"], name)
+    program = export(module, fields["input_size"], name, batches)
     refuse_random(program, ref)
     _check_outputs(ref, program)
-    return Loaded(ref, program, fields, classes, notes)
+    return Loaded(ref, program, fields, classes, (*notes, *_about_batch(ref, program)))
+
+
+def _about_batch(ref: str, program: ExportedProgram) -> tuple[str, ...]:
+    """A sentence about a batch that is written in a model."""
+    batch = batch_of(program)
+    if batch is None:
+        return ()
+    many = "one image" if batch == 1 else f"{batch} images"
+    return (f"{ref} takes {many} at a time and no other batch: it is written in the model, and so in the files that come out.",)
 
 
 def _numbers(module: nn.Module) -> Iterator[Tensor]:
@@ -153,12 +168,7 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
     other = {str(t.dtype).removeprefix("torch.") for t in (inputs[0], *parameters.values())} - {"float32"}
     if other:
         raise BadModel(f"{ref} was exported in {' and '.join(sorted(other))}; export it in float32: model.float().")
-    batch, *shape = shapes[0]
-    if isinstance(batch, int):
-        raise BadModel(
-            f"{ref} was exported with a fixed batch of {batch}. Export it with a dynamic one: "
-            "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))."
-        )
+    _, *shape = shapes[0]
     if not all(isinstance(n, int) for n in shape):
         raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
     asked = (overrides or {}).get("input_size")
@@ -166,7 +176,8 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
         raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
     refuse_random(program, ref)
     _check_outputs(ref, program)
-    return Loaded(ref, program, {**(overrides or {}), "input_size": tuple(shape)})
+    record = {**(overrides or {}), "input_size": tuple(shape)}
+    return Loaded(ref, program, record, notes=_about_batch(ref, program))
 
 
 def _check_outputs(ref: str, program: ExportedProgram) -> None:
@@ -175,7 +186,7 @@ def _check_outputs(ref: str, program: ExportedProgram) -> None:
     for name, value in output_values(program).items():
         shape = [str(n) for n in value.shape]
         if not shape or shape[0] != batch:
-            shown = ", ".join(shape).replace(batch, "batch")
+            shown = ", ".join(n if batch.isdecimal() else n.replace(batch, "batch") for n in shape)
             raise BadModel(
                 f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image."
             )
@@ -238,8 +249,9 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
 def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     file = read_onnx(path)
     size = file.input_size((overrides or {}).get("input_size"))
-    file.look(size)
-    return _from_module(file.module, str(path), {**(overrides or {}), "input_size": size}, {}, file.notes, file.image.name)
+    free = file.look(size)
+    record, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
+    return _from_module(file.module, str(path), record, {}, file.notes, file.image.name, batches)
 
 
 def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:

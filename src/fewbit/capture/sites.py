@@ -24,7 +24,7 @@ WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds
 def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
-    count_costs(module, loaded.input_shape)
+    count_costs(module, loaded.input_shape, loaded.batch or 1)
     ops, sites = find(module)
     if not ops:
         raise BadModel(
@@ -32,7 +32,7 @@ def capture(loaded: Loaded) -> Graph:
         )
     others = _float_products(module, {op.node for op in ops})
     name = input_name(loaded.program)
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name)
+    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name, loaded.batch)
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:

@@ -13,7 +13,6 @@ from fewbit.choose.ranges import Ranges
 from fewbit.choose.recipe import Recipe
 from fewbit.choose.sensitivity import Sensitivity
 from fewbit.core.bits import Bits, Mixed
-from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Fallback, Graph, Json, PassLog
 from fewbit.errors import FewbitError
 from fewbit.target.allowed import widest
@@ -46,8 +45,8 @@ def allocate(context: Context, mixed: Mixed, recipe: Recipe) -> Allocation:
     ranges = ranges_of(recipe)
     uniform = {b: replace(context, bits=Bits(b, b), progress=lambda site: None) for b in all_widths}
     plans = {b: ranges(one.start(), one) for b, one in uniform.items()}
-    batch = Rebatched(context.images, recipe.sensitivity.images)[0]
-    scores = recipe.sensitivity(graph, units, plans, batch, context.progress)
+    count = recipe.sensitivity.images
+    scores = recipe.sensitivity(graph, units, plans, context.batched(count, count), context.progress)
     weights = [_weights(graph, module) for module in units]
     points = frontier(
         [[n * b for b in options[s.module.name]] for n, s in zip(weights, scores, strict=True)],

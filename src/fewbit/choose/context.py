@@ -98,7 +98,14 @@ class Context:
     def batches(self) -> Sequence[Tensor]:
         """The calibration images in small batches. Raises BadImages without any."""
         self.need_images()
-        return Rebatched(self.images, BATCH)
+        return self.batched(BATCH)
+
+    def batched(self, most: int, count: int | None = None) -> Sequence[Tensor]:
+        """The calibration images, or about `count` of them, in batches of at most `most`, or as the model takes them."""
+        size = self.graph.at_a_time(most)
+        if self.graph.batch is None:
+            return Rebatched(self.images, size, count)
+        return Rebatched(self.images, size, None if count is None else max(count - count % size, size))
 
     @cached_property
     def samples(self) -> Mapping[str, OpSample | PairSample]:
@@ -149,6 +156,14 @@ class Context:
             raise FewbitError(
                 f"recipe {self.name or method!r} searches one scale for an activation and {self.target.name} has one for each "
                 "channel; give another target, or --recipe minmax, percentile, mse, kl or aciq."
+            )
+
+    def refuse_fixed_batch(self, method: object) -> None:
+        """Raise FewbitError for a pass that draws batches of its own where one is written in the model."""
+        if self.graph.batch is not None:
+            raise FewbitError(
+                f"recipe {self.name or method!r} trains on batches that it draws, and the model takes {self.graph.batch} at a "
+                "time and no other; give a model whose batch is free, or --recipe mse or fast."
             )
 
     def refuse_groups(self, method: object) -> None:

@@ -71,6 +71,7 @@ class Finetune:
     def check(self, context: Context) -> None:
         """Raises BadImages without images or, where labels are the loss, without labels; FewbitError where there are groups."""
         context.refuse_groups(self)
+        context.refuse_fixed_batch(self)
         sets = _image_sets(context)
         if not sets or not all(len(images) for images in sets):
             raise BadImages("no images to fine-tune on; a few of each class are needed: --images DIR, or --images synthetic.")

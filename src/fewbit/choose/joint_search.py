@@ -24,7 +24,7 @@ from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
 from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
-from fewbit.core.shelf import Rebatched, count_of
+from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, PassLog, Plan, SameAs
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
@@ -98,7 +98,7 @@ class JointSearch:
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan at the best point evaluated. The context's journal has the losses that a killed run has computed."""
-        batches = Rebatched(context.images, BATCH, self.images)
+        batches = context.batched(BATCH, self.images)
         measure = Measure.of(context.graph, batches, context.labels if self.loss == "labels" else None)
         start = _start(self, plan, context, measure, batches)
         model = Model(start.plan, context, measure, batches, repr(self))

@@ -91,6 +91,7 @@ class Reconstruct:
     def check(self, context: Context) -> None:
         """Raises FewbitError where the target has groups, BadImages where there are too few images to hold any back."""
         context.refuse_groups(self)
+        context.refuse_fixed_batch(self)
         context.need_images()
         if context.count < HELD_OUT:
             raise BadImages(f"reconstruction holds every {HELD_OUT}th image back: give {HELD_OUT} calibration images or more.")

@@ -36,14 +36,15 @@ class Measure(ABC):
         graph: Graph,
         modules: Sequence[Module],
         plans: Mapping[int, Plan],
-        batch: Tensor,
+        batches: Sequence[Tensor],
         progress: Callable[[str], None] = lambda module: None,
     ) -> list[Sensitivity]:
         results = []
-        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in modules], batch)
-        for module, (inner, env, exact) in zip(modules, walk, strict=True):
+        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in modules], batches)
+        for module, (inner, given, exact) in zip(modules, walk, strict=True):
             loss, nuclear = self.against(graph, module, exact)
-            losses = {bits: loss(Executor.of(graph, plan, module.ops).value(inner, env)) for bits, plan in plans.items()}
+            executors = {bits: Executor.of(graph, plan, module.ops) for bits, plan in plans.items()}
+            losses = {bits: loss(torch.cat([one.value(inner, env) for env in given])) for bits, one in executors.items()}
             results.append(Sensitivity(module, losses, nuclear))
             progress(module.name)
         return results

@@ -83,7 +83,7 @@ class Output:
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
     that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple;
-    `input_name` is what files call the images.
+    `input_name` is what files call the images; `batch` is written in the model (None: it takes any number of images).
     """
 
     module: GraphModule
@@ -93,6 +93,11 @@ class Graph:
     outputs: tuple[Output, ...]
     float_products: tuple[FloatProduct, ...] = ()
     input_name: str = "images"
+    batch: int | None = None
+
+    def at_a_time(self, most: int) -> int:
+        """How many images run together: so many, or the batch that is written in the model."""
+        return self.batch or most
 
     def op(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)

@@ -212,6 +212,20 @@ def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:
     return dataclasses.replace(calibration.subset(kept), notes=(*calibration.notes, note))
 
 
+def whole_batches(images: Images, batch: int | None) -> Images:
+    """As many of the images as fill batches of a model that takes `batch` at a time (None: any number). Raises BadImages for
+    fewer than one batch.
+    """
+    left_over = len(images) % (batch or 1)
+    if batch is None or not left_over:
+        return images
+    if len(images) < batch:
+        raise BadImages(f"{images.source} holds {len(images)} images to use, and the model takes {batch} at a time; give more.")
+    note = f"The model takes {batch} images at a time: the last {left_over} of {images.source} are left out."
+    chosen = images.subset(range(len(images) - left_over))
+    return dataclasses.replace(chosen, notes=(*images.notes, note))
+
+
 def unseen(scored: Images, calibrated: Collection[str]) -> Images:
     """The images that a run was not calibrated on, whose `pixels` it has as hexadecimal text. Raises BadImages where it was
     calibrated on half of them.
@@ -225,4 +239,4 @@ def unseen(scored: Images, calibrated: Collection[str]) -> Images:
     return scored if len(kept) == len(scored) else dataclasses.replace(scored.subset(kept), notes=(*scored.notes, note))
 
 
-__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread", "unseen"]
+__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread", "unseen", "whole_batches"]

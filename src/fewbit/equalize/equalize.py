@@ -122,7 +122,7 @@ def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
 
 def _output(graph: Graph, seed: int = 0) -> tuple[Tensor, ...]:
     """What a graph gives for two random images."""
-    x = torch.randn(2, *graph.input_shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(graph.at_a_time(2), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return Executor(graph)(x)
 

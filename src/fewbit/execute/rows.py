@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from fewbit.capture.canonicalize import LINEAR
 from fewbit.capture.fx import argument, aten, constant, is_call
+from fewbit.capture.kinds import shape_for_one
 from fewbit.capture.sites import WEIGHTED
 from fewbit.core.values import Graph, Op
 
@@ -85,6 +86,9 @@ def places_of(count: int, tokens: int, image: int, seed: int) -> Tensor:
 
 
 def applied(node: Node, value: Any, images: int) -> Any:
-    """One node of a path, with the number of images in place of what its shapes are computed from."""
-    arguments = torch.fx.node.map_arg(node.args[1:], lambda _: images)
+    """One node of a path, with the number of images in place of what its shapes are computed from, or of a batch in them."""
+    arguments = cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args[1:], lambda _: images))
+    sizes = node.args[1] if is_call(node, aten.view.default, aten.reshape.default) else ()
+    if isinstance(sizes, list | tuple) and sizes and isinstance(sizes[0], int) and sizes[0] > 0:
+        arguments = ([shape_for_one(node)[0] * images, *arguments[0][1:]],)
     return cast(Any, node.target)(value, *arguments, **dict(node.kwargs))

@@ -113,13 +113,16 @@ def _size(meta: Any) -> int:
     return sum(map(_size, meta)) if isinstance(meta, tuple | list) else 0
 
 
-def walked(graph: Graph, groups: Sequence[tuple[Sequence[str], str]], images: Tensor) -> Iterator[tuple[list[Node], Env, Any]]:
+def walked(
+    graph: Graph, groups: Sequence[tuple[Sequence[str], str]], batches: Sequence[Tensor]
+) -> Iterator[tuple[list[Node], list[Env], Tensor]]:
     """For groups of ops, each with the name of an output node: the nodes from the ops to the output, the float values that
-    they read for images (b, c, h, w), and the float output; one group's values at a time.
+    they read in each batch (b, c, h, w), and the float output of all; one group's values at a time.
     """
     executor = Executor(graph)
     parts = [between([executor.nodes[output]], [executor.nodes[graph.op(name).node] for name in ops]) for ops, output in groups]
-    stream = Stream(executor, [images], [read for _, reads in parts for read in reads])
+    stream = Stream(executor, batches, [read for _, reads in parts for read in reads])
     for inner, reads in parts:
-        inputs = {read: stream.at(read)[0] for read in reads}
-        yield inner, inputs, executor.value(inner, inputs)
+        values = {read: stream.at(read) for read in reads}
+        given: list[Env] = [{read: shelf[i] for read, shelf in values.items()} for i in range(len(batches))]
+        yield inner, given, torch.cat([executor.value(inner, env) for env in given])

@@ -60,7 +60,7 @@ def outliers(graph: Graph, batches: Iterable[Tensor], limit: float = LIMIT) -> l
     """
     axes = {name: axis for name in _activations(graph) if (axis := _channels(graph, name)) is not None}
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    tokens_first = {name for name in axes if _tokens_first(nodes[graph.site(name).tensor])}
+    tokens_first = {name for name in axes if _tokens_first(nodes[graph.site(name).tensor], graph.batch)}
     reach: dict[str, Tensor] = {}
     tokens: dict[str, list[Tensor]] = {}
 
@@ -105,10 +105,13 @@ def _activations(graph: Graph) -> list[str]:
     ]
 
 
-def _tokens_first(node: Node) -> bool:
-    """Whether a tensor is (tokens, batch, c), as in torch.nn.MultiheadAttention: the batch alone has no fixed size."""
+def _tokens_first(node: Node, batch: int | None) -> bool:
+    """Whether a tensor is (tokens, batch, c), as in torch.nn.MultiheadAttention: the batch alone has no fixed size, or has the
+    one that is written in the model.
+    """
     sizes = shape_of(node)[:2]
-    return len(sizes) == 2 and isinstance(sizes[0], int) and not isinstance(sizes[1], int)
+    is_batch = [not isinstance(size, int) or size == batch for size in sizes]
+    return is_batch == [False, True]
 
 
 def _channels(graph: Graph, name: str) -> int | None:

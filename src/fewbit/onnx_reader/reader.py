@@ -46,29 +46,21 @@ class OnnxFile:
         """The batch that is written in the file, None where it is free."""
         return self.image.dims[0] if isinstance(self.image.dims[0], int) else None
 
-    def look(self, size: tuple[int, int, int]) -> None:
-        """Run the network once on noise, and where the file fixes a batch, again with another one: each image has its own
-        outputs, whatever the batch. Raises BadModel with the node that cannot be run, or where batches matter.
+    def look(self, size: tuple[int, int, int]) -> bool:
+        """Run the network once on noise, and where the file fixes a batch, again with another one. Returns whether any will do:
+        each image has its own outputs, whatever the batch. Raises BadModel with the node that cannot be run.
         """
         noise = torch.randn(max(self.batch or 2, 2), *size, generator=torch.Generator().manual_seed(0))
         own = noise[-(self.batch or 2) :]
         with torch.no_grad():
             first = self.module.forget_unread(own)
             if self.batch is None:
-                return
+                return True
             try:
                 other = self.module(noise[-2:] if len(own) != 2 else noise[-1:])
-                same = all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
-            except (BadModel, IndexError) as error:
-                raise self._fixed(str(error)) from error
-        if not same:
-            raise self._fixed("its outputs are others")
-
-    def _fixed(self, reason: str) -> BadModel:
-        return BadModel(
-            f"{self.path} is written for a batch of {self.batch} and cannot be run with another: {reason} Export it with "
-            "a free batch: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim('batch')},))."
-        )
+                return all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
+            except (BadModel, IndexError):
+                return False
 
     def input_size(self, wanted: Sequence[int] | None) -> tuple[int, int, int]:
         """(channels, height, width): what the file fixes, and what is wanted for the rest."""

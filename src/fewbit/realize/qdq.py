@@ -30,6 +30,7 @@ from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import BadModel, FewbitFailed
 from fewbit.files import write_atomic
+from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.shield import shield
 from fewbit.realize.unpack import pack_weights
@@ -68,6 +69,8 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     if not float_weights:
         pack_weights(model, plan)
     fuse_nodes(model, fuse)
+    if graph.batch is not None:
+        keep_products(model.graph)
     shield(model)
     return model
 
@@ -322,8 +325,8 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                module, (torch.zeros(2, *graph.input_shape),), dynamo=True, opset_version=opset, verbose=False,
-                dynamic_shapes=({0: Dim("batch", min=1, max=65536)},), input_names=[graph.input_name],
+                module, (torch.zeros(graph.at_a_time(2), *graph.input_shape),), dynamo=True, opset_version=opset, verbose=False,
+                dynamic_shapes=None if graph.batch else ({0: Dim("batch", min=1, max=65536)},), input_names=[graph.input_name],
                 output_names=[output.name for output in graph.outputs], custom_translation_table=translations,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:

@@ -32,7 +32,7 @@ def tables_of(
     were scored; `standing_out` are the outliers of the user's model, `classes` the names of its answers.
     """
     axes = {c.site: c.grid.axis for c in plan.choices.values() if c.codes is None and c.grid.axis is not None}
-    by_channel = channel_samples(graph, [sample], axes, ROWS // len(sample))
+    by_channel = channel_samples(graph, sample.split(graph.at_a_time(len(sample))), axes, ROWS // len(sample))
     rows, counts = [], {}
     for site in graph.sites:
         choice = plan.choices.get(site.name)
@@ -48,7 +48,7 @@ def tables_of(
             samples = Samples.of_channels(channels.values, channels.low, channels.high)
         rows.append(_site(graph, choice, samples))
     observed = {row["site"]: row["observed"] for row in rows}
-    maps, flips = attention_tables(graph, plan, sample[:4])
+    maps, flips = attention_tables(graph, plan, sample[: graph.at_a_time(4)])
     return {
         "sites": rows,
         "histograms": tables.histograms(rows, counts),

@@ -71,9 +71,10 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, folder: Path, t
     plan = choose(replace(model.context, bits=bits), model.recipe)
     realize(model.graph, plan, path, **model.target.file_format)
     outputs = model.graph.outputs
-    score = evaluate(twin, path, images, outputs, recognise(outputs), runtime=runtime, threads=threads)
+    batch, one = model.graph.at_a_time(16), (model.graph.at_a_time(1), *model.graph.input_shape)
+    score = evaluate(twin, path, images, outputs, recognise(outputs), runtime=runtime, batch=batch, threads=threads)
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
-    x = np.random.default_rng(0).standard_normal((1, *model.graph.input_shape)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal(one).astype(np.float32)
     times = paired([partial(session.run, x) for session in sessions], SECONDS)
     float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     size, float_size = path.stat().st_size, twin.stat().st_size

@@ -168,7 +168,7 @@ class Loss:
             raise FewbitError(f"--loss {kind} is not understood; allowed are kl (against the float model) and labels.")
         if kind == "labels" and labels is None:
             raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
-        batches = Rebatched(images, BATCH)
+        batches = Rebatched(images, graph.at_a_time(BATCH))
         self.graph = graph
         self.measure = Measure.of(graph, batches, labels if kind == "labels" else None)
         self.walk = Stream(Executor(graph, ()), batches)

@@ -114,7 +114,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
             graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
         )
         model = Model(context, request.method, settings)
-        measure = Loss(graph, calibration.batches(8), calibration.labels, request.loss or "kl")
+        measure = Loss(graph, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, progress)
     with progress.stage("search"):
@@ -240,6 +240,6 @@ def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str],
     runtime = model.target.runtime
     latencies = table(Times.works(model), runtime, processor(), threads, progress=progress)
     session = open_session(runtime, folder / "float.onnx", threads=threads)
-    x = np.zeros((1, *model.graph.input_shape), np.float32)
+    x = np.zeros((model.graph.at_a_time(1), *model.graph.input_shape), np.float32)
     rounds = paired([partial(session.run, x)], 2.0)
     return Times(model, latencies, 1e3 * statistics.median(row[0] for row in rounds))

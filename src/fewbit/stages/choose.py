@@ -38,7 +38,7 @@ def choose(
     recipe, bits = request.method, request.widths
     context = Context(
         graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(),
-        images=calibration.batches(8), labels=calibration.labels, real_images=not request.synthetic[0],
+        images=calibration.batches(graph.at_a_time(8)), labels=calibration.labels, real_images=not request.synthetic[0],
         synthetic=_pool(inputs, calibration, request, folder, progress), keep_float=tuple(request.keep_float),
         everything=request.everything, name=request.recipe_name, seed=request.seed, journal=Journal(folder / JOURNAL),
         folder=folder / UNITS, progress=lambda text: progress.advance(1, text),

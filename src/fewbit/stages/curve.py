@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
@@ -21,7 +22,7 @@ FILE = "curve.json"
 
 
 def curve(
-    run: Run, request: Request, calibration: Images, twin: Path, folder: Path, progress: Progress
+    run: Run, request: Request, exact: Graph, calibration: Images, twin: Path, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """A row for each number of images, by the stages from observe to evaluate; empty where the request has no curve.
 
@@ -32,7 +33,8 @@ def curve(
     path, count = folder / FILE, len(calibration)
     rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
     order = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).tolist()
-    counts = sorted({n for n in COUNTS if n <= count} | {min(count, COUNTS[-1])})
+    one = exact.at_a_time(1)
+    counts = sorted({n - n % one for n in (*COUNTS, count) if n <= min(count, COUNTS[-1])} - {0})
     progress.expect(len(counts))
     for n in counts:
         if n not in {row["images"] for row in rows}:

@@ -23,7 +23,7 @@ from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.values import Graph
 from fewbit.data.collection import check_source, is_collection
-from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes
+from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
@@ -93,7 +93,8 @@ def load(request: Options) -> Inputs:
         if any(isinstance(one, Finetune) for one in request.method.passes):
             refuse_without_norms(Teacher(loaded.program))
             _require_classes(outputs)
-        pair = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
+        both = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
+        pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
     notes = (*loaded.notes, *assumptions(loaded, preprocess, request.overrides))
     return Inputs(loaded, preprocess, classes, task, *pair, notes)
 
@@ -151,6 +152,11 @@ def _synthesis(
     """The images to synthesize from the model, optionally with real ones, and the real ones to score on."""
     _require_classes(outputs)
     assert outputs is not None
+    if loaded.batch is not None:
+        raise BadImages(
+            f"{loaded.ref} takes {loaded.batch} images at a time and no other batch, and images are synthesized in batches of "
+            "many sizes; give real ones: --images DIR."
+        )
     known = names or outputs
     _, beside = request.synthetic
     method = method_for(Teacher(loaded.program), real=beside is not None, steps=request.steps)

@@ -40,12 +40,13 @@ def observe(
     `quantized` are the sites whose values have to be finite; None: all.
     """
     progress.expect(len(calibration))
-    parts = [calibration.subset(range(i, len(calibration), 2)) for i in (0, 1)]
-    halves = [statistics_of(exact, progress.counted(part.batches(8)), quantized=quantized) for part in parts if len(part)]
+    count, one, size = len(calibration), exact.at_a_time(1), exact.at_a_time(8)
+    parts = [calibration.subset(i for i in range(count) if i // one % 2 == half) for half in (0, 1)]
+    halves = [statistics_of(exact, progress.counted(part.batches(size)), quantized=quantized) for part in parts if len(part)]
     change = range_change(*halves) if len(halves) == 2 else None
-    some = calibration.subset(range(0, len(calibration), -(-len(calibration) // LOOKED_AT)))
-    inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(8))
-    verdict = CalibrationLimits()(replace(inspection, images=len(calibration)), change)
+    some = calibration.subset(i for i in range(count) if i // one % -(-count // LOOKED_AT) == 0)
+    inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(size))
+    verdict = CalibrationLimits()(replace(inspection, images=count), change)
     notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
     verdict["warnings"] = [*verdict["warnings"], *notes]
     stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
@@ -72,8 +73,9 @@ def equalize(
         exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
-    result = method(exact, progress.counted(calibration.batches(8)), slots.grids)
-    stats = statistics_of(result.graph, progress.counted(calibration.batches(8)), quantized=slots.sites)
+    batches = calibration.batches(exact.at_a_time(8))
+    result = method(exact, progress.counted(batches), slots.grids)
+    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites)
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
     write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})

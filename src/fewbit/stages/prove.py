@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -16,7 +18,7 @@ from torch.export import ExportedProgram
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
-from fewbit.data.images import Images
+from fewbit.data.images import Images, whole_batches
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.files import read_json, read_tensors, write_atomic
 from fewbit.progress import Progress
@@ -44,7 +46,7 @@ def realize(
     if not twin.exists():
         float_onnx(exact, twin, opset=target.opset)
     progress.advance()
-    sample = scored.batches(CHECKED)[0].contiguous()
+    sample = sample_of(exact, scored)
     write_atomic(folder / SAMPLE, lambda file: save_file({"images": sample}, file))
     return model, twin, sample
 
@@ -54,17 +56,25 @@ def realized(folder: Path) -> tuple[Path, Path, Tensor]:
     return folder / MODEL, folder / TWIN, read_tensors(folder / SAMPLE)["images"]
 
 
-def twin_of(given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:
+def sample_of(graph: Graph, images: Images) -> Tensor:
+    """The first few images (n, c, h, w), in whole batches where the model has one. Raises BadImages for too few."""
+    size = graph.at_a_time(CHECKED)
+    batches = whole_batches(images, graph.batch).batches(size)
+    return torch.cat(list(islice(batches, max(CHECKED // size, 1)))).contiguous()
+
+
+def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:
     """The outputs of float.onnx in the runtime, compared with the given model's before anything is compared with them.
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    checks = proofs.twin_checks(given, twin, runtime, sample.split(4))
+    batches = sample.split(exact.at_a_time(4))
+    checks = proofs.twin_checks(given, twin, runtime, batches)
     wrong = next((check for check in checks if check.wrong), None)
     if wrong is None:
         return checks
     differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
-    if runtime != AS_WRITTEN and not any(check.wrong for check in proofs.twin_checks(given, twin, AS_WRITTEN, sample.split(4))):
+    if runtime != AS_WRITTEN and not any(check.wrong for check in proofs.twin_checks(given, twin, AS_WRITTEN, batches)):
         raise FewbitFailed(
             f"{runtime} computes the float model wrongly ({differs}; {AS_WRITTEN} computes it rightly), so nothing can be "
             f"compared with it. Choose a target of another runtime: --target NAME, see `fewbit targets`."
@@ -116,7 +126,7 @@ def verify(
     progress.expect(5)
     try:
         checks = proofs.compare(
-            graph, plan, model, sample.split(4), runtime=None if stands_in(plan) else runtime,
+            graph, plan, model, sample.split(graph.at_a_time(4)), runtime=None if stands_in(plan) else runtime,
             progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
     except (LookupError, RuntimeError, ValueError) as error:
@@ -139,8 +149,8 @@ def evaluate(
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
-        twin, model, scored, exact.outputs, recognise(exact.outputs), runtime=runtime, threads=threads,
-        progress=progress.advance,
+        twin, model, scored, exact.outputs, recognise(exact.outputs), runtime=runtime, batch=exact.at_a_time(16),
+        threads=threads, progress=progress.advance,
     )  # fmt: skip
 
 
@@ -150,19 +160,26 @@ def bench(
 ) -> tuple[list[Latency], list[Load]]:  # fmt: skip
     """Latency and load time in the installed runtimes, or in `runtimes`.
 
-    Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes.
+    Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes. A file with a batch written
+    in it is measured with that one.
     """
+    dims = [d.dim_value for d in onnx.load(str(twin), load_external_data=False).graph.input[0].type.tensor_type.shape.dim]
+    batches = [dims[0]] if dims[0] else batches
     batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
     seconds = checked("seconds", seconds, Seconds)
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))
-    dims = onnx.load(str(twin), load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    files = twin, model, (dims[1].dim_value, dims[2].dim_value, dims[3].dim_value)
     times = proofs.bench(
-        *files, runtimes=timed, batches=batches, threads=threads, seconds=seconds,
+        twin, model, (dims[1], dims[2], dims[3]), runtimes=timed, batches=batches, threads=threads, seconds=seconds,
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     return times, proofs.loads(
-        *files, runtimes=whole, threads=threads, runs=repeats, progress=lambda text: progress.advance(1, text)
+        twin,
+        model,
+        (dims[0] or 1, *dims[1:]),
+        runtimes=whole,
+        threads=threads,
+        runs=repeats,
+        progress=lambda text: progress.advance(1, text),
     )

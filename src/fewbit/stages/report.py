@@ -7,6 +7,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def summarize(
     if RUNTIMES[target.runtime].kernels:
         plan = note_kernels(plan, checks)
     plan = note_bf16(plan, target.runtime, timings)
-    standing = outliers(exact, calibration.subset(range(min(OUTLIER_IMAGES, len(calibration)))).batches(8))
+    size = exact.at_a_time(8)
+    standing = outliers(exact, islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1)))
     rows = tables_of(graph, plan, stats, standing, checks, timings, loads, scored, score, sample, folder, inputs.classes or ())
     record = _record(request, identity, inputs)
     rows |= {

@@ -29,7 +29,7 @@ import numpy as np
 path, threads, *shape = sys.argv[1:]
 seconds, threads = 0.0, int(threads)
 if path:
-    x = np.zeros([1, *map(int, shape)], np.float32)
+    x = np.zeros([*map(int, shape)], np.float32)
     start = time.perf_counter()
     exec({load!r})
     seconds = time.perf_counter() - start
@@ -131,27 +131,29 @@ def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5
 def loads(
     float_path: Path,
     path: Path,
-    input_shape: tuple[int, int, int],
+    shape: Sequence[int],
     *,
     runtimes: Sequence[str],
     threads: int = 2,
     runs: int = 3,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Load]:
-    """One row per runtime. Raises UnknownName for a runtime that is not installed, BadFile for a file it cannot load."""
+    """One row per runtime; `shape` is that of the images (b, c, h, w). Raises UnknownName for a runtime that is not installed,
+    BadFile for a file it cannot load.
+    """
     rows = []
     for runtime in runtimes:
         if runtime not in runtime_names():
             raise UnknownName("runtime", runtime, runtime_names())
         progress(runtime)
-        rounds = [[_load(runtime, p, input_shape, threads) for p in (float_path, path, None)] for _ in range(runs)]
+        rounds = [[_load(runtime, p, shape, threads) for p in (float_path, path, None)] for _ in range(runs)]
         seconds = [statistics.median(second for second, _ in column) for column in zip(*rounds, strict=True)]
         peaks = [int(statistics.median(peak for _, peak in column)) for column in zip(*rounds, strict=True)]
         rows.append(Load(runtime, threads, seconds[0], seconds[1], peaks[0], peaks[1], peaks[2], runs))
     return rows
 
 
-def _load(runtime: str, path: Path | None, shape: tuple[int, int, int], threads: int) -> tuple[float, int]:
+def _load(runtime: str, path: Path | None, shape: Sequence[int], threads: int) -> tuple[float, int]:
     """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
     session = HERE[runtime].session
     assert session is not None

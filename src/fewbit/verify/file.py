@@ -31,8 +31,8 @@ def stored_codes(graph: Graph, plan: Plan, path: Path, file: onnx.ModelProto) ->
     names, arrays = {flat_name(choice.site) for choice in choices}, initializers(file)
     packed = [output for node in file.graph.node for output in node.output if output in names]
     if packed:
-        sizes = [1, *graph.input_shape]
-        arrays |= OnnxRuntime(path, optimise=False, outputs=packed).run(np.zeros(sizes, np.float32))
+        zeros = np.zeros((graph.at_a_time(1), *graph.input_shape), np.float32)
+        arrays |= OnnxRuntime(path, optimise=False, outputs=packed).run(zeros)
     return tuple(_stored(graph, choice, arrays) for choice in choices)
 
 
