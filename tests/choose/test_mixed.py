@@ -182,7 +182,7 @@ def test_between_runs_nothing_that_does_not_lead_to_the_output(vit):
 def test_omega_of_attention_is_the_nuclear_norm_times_the_squared_error_of_the_scaled_logits(vit):
     plans = {4: vit.plan("ort-x86-vnni", "minmax", bits=Bits(4, 4))}
     unit = next(u for u in modules(vit.graph) if u.kind == "attention")
-    (found,) = NuclearNorm()(vit.graph, [unit], plans, vit.images[:4])
+    (found,) = NuclearNorm()(vit.graph, [unit], plans, [vit.images[:4]])
     block = vit.module.blocks[0]
     with torch.no_grad():
         x = block.norm1(vit.module.patch(vit.images[:4]).flatten(2).transpose(1, 2))
@@ -209,11 +209,11 @@ def test_omega_of_attention_is_the_nuclear_norm_times_the_squared_error_of_the_s
 def test_more_bits_lose_less_and_a_float_unit_nothing(net):
     plans = {b: net.plan("ort-x86-vnni", "mse", bits=Bits(b, b)) for b in (3, 5, 8)}
     for measure in (NuclearNorm(), OutputKL()):
-        for row in measure(net.graph, modules(net.graph), plans, net.images[:4]):
+        for row in measure(net.graph, modules(net.graph), plans, [net.images[:4]]):
             assert row.losses[3] > row.losses[5] > row.losses[8] >= 0
     nothing = {8: dataclasses.replace(plans[8], integer_ops=(), choices={})}
     for measure in (NuclearNorm(), OutputKL()):
-        assert all(row.losses[8] < 1e-6 for row in measure(net.graph, modules(net.graph), nothing, net.images[:4]))
+        assert all(row.losses[8] < 1e-6 for row in measure(net.graph, modules(net.graph), nothing, [net.images[:4]]))
 
 
 def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(net):
@@ -221,7 +221,7 @@ def test_the_loss_of_a_unit_is_that_of_the_model_with_only_that_unit_quantized(n
     looked = 0
     with torch.no_grad():
         exact = net.graph.module(net.images[:4]).log_softmax(1)
-        for row in OutputKL()(net.graph, modules(net.graph), {3: plan}, net.images[:4]):
+        for row in OutputKL()(net.graph, modules(net.graph), {3: plan}, [net.images[:4]]):
             others = [op.name for op in net.graph.ops if op.name not in row.module.ops]
             alone = net.plan("ort-x86-vnni", "mse", bits=Bits(3, 3), keep_float=others)
             if any(net.graph.site(s).readers[0][0] not in row.module.ops for s in alone.choices):
