@@ -16,7 +16,6 @@ ROOT = Path(__file__).parent.parent
 GOOD = "BadFile: x.toml does not exist. Give the path of a file."
 
 
-@pytest.mark.slow  # 45 s of work
 def test_bad_inputs_at_every_door_are_answered_well() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests")))}
     tried = subprocess.run([sys.executable, "-m", "doors", "--fast"], capture_output=True, text=True, env=environment)

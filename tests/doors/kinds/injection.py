@@ -74,7 +74,6 @@ def _programs() -> Iterator[Case]:
                 right,
                 before=_rewritten(file, attack),
                 needs=needs,
-                fast=name == "a pickle as sample inputs" and file == "net.pt2",
             )
 
 

@@ -140,7 +140,6 @@ def _files(
             either(file),
             before=before,
             needs=needs,
-            fast=seed % 100 == 0 and file != "run/model.onnx",
         )
 
 
