@@ -79,7 +79,7 @@ def _seconds(value: str | None) -> str | None:
     return value
 
 
-Three = tuple[float, float, float]
+Channels = tuple[float, ...]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Count = Annotated[int, Ge(1), Le(10**9)]
 Threads = Annotated[int, Ge(1), Le(1024)]
@@ -135,10 +135,14 @@ class Options(BaseModel):
         default=None, description="Weights of a timm or torchvision model: .safetensors, .pth or .pt."
     )
     input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
-        default=None, description="3,height,width", examples=["3,224,224"]
+        default=None, description="channels,height,width", examples=["3,224,224"]
     )
-    mean: Annotated[Three | None, _checked(pixels.means)] = Field(default=None, description="r,g,b of pixels between 0 and 1")
-    std: Annotated[Three | None, _checked(pixels.stds)] = Field(default=None, description="r,g,b of pixels between 0 and 1")
+    mean: Annotated[Channels | None, _checked(pixels.means)] = Field(
+        default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
+    )
+    std: Annotated[Channels | None, _checked(pixels.stds)] = Field(
+        default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
+    )
     interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
     resize: str | None = Field(default=None, description="squash, center or border", examples=["center"])
     crop_pct: Annotated[float | None, _checked(pixels.crop_pct)] = Field(
@@ -173,7 +177,8 @@ class Options(BaseModel):
         from fewbit.data.preprocess import Preprocess
 
         fields = {("size" if name == "input_size" else name): value for name, value in self.overrides.items()}
-        Preprocess((3, 1, 1)).replace(**fields)
+        channels = max(len(self.mean or ()), len(self.std or ()))
+        Preprocess(self.input_size or (channels or 3, 1, 1)).replace(**fields)
 
     def _check_images(self) -> None:
         """Raises BadImages where calibration or scored images are missing."""

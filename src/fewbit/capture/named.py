@@ -54,18 +54,24 @@ def _timm_options(checkpoint: Checkpoint) -> dict[str, Any]:
     args, own = checkpoint.args, inspect.signature(timm.create_model).parameters
     extra = args.get("model_kwargs")
     options = dict(extra) if isinstance(extra, Mapping) else {}
-    options |= {"global_pool": args.get("gp"), "bn_eps": args.get("bn_eps")}
+    options |= {"global_pool": args.get("gp"), "bn_eps": args.get("bn_eps"), "in_chans": args.get("in_chans")}
     return {name: value for name, value in options.items() if value is not None and name not in own}
 
 
 def timm_record(module: nn.Module, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Preprocessing as timm's pretrained config and the options of a training give it; empty for a module that has none."""
+    """Preprocessing as timm's pretrained config and the options of a training give it; empty for a module that has none.
+
+    Where it was made with other `in_chans` than the record is for, mean and std are left out: nobody recorded those.
+    """
     config = getattr(module, "pretrained_cfg", None)
     if not isinstance(config, Mapping) or not config.get("input_size"):
         return {}
     import timm.data
 
-    return dict(timm.data.resolve_data_config(dict(args or {}), model=module))
+    record = dict(timm.data.resolve_data_config(dict(args or {}), model=module))
+    channels = getattr(module, "in_chans", record["input_size"][0])
+    record["input_size"] = (channels, *record["input_size"][1:])
+    return {k: v for k, v in record.items() if k not in ("mean", "std") or len(v) == channels}  # else those of other images
 
 
 def torchvision_model(ref: str, weights: Path | None, size: tuple[int, int, int] | None) -> Made:

@@ -11,28 +11,46 @@ from typing import Any, TypeVar
 from fewbit.errors import BadImages
 
 Number = TypeVar("Number", int, float)
+CHANNELS = (1, 1024)
 SIDES = (1, 8192)  # pixels
 MEANS, STDS = (-10.0, 10.0), (0.0001, 10.0)  # in units of [0, 1], where black is 0 and white 1
 CROPS = (0.1, 10.0)
 
 
 def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
-    """(3, height, width) as whole numbers; `name` is what the value is called where it was given. Raises BadImages."""
-    sizes = _three(value, _whole)
-    if sizes is None or sizes[0] != 3 or not all(SIDES[0] <= side <= SIDES[1] for side in sizes[1:]):
-        allowed = f"3, height and width in whole pixels, {SIDES[0]} to {SIDES[1]}"
-        raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 3,224,224.")
-    return sizes
+    """(channels, height, width) as whole numbers; `name` is what the value is called where it was given. Raises BadImages."""
+    sizes = _numbers(value, _whole)
+    limits = (CHANNELS, SIDES, SIDES)
+    if len(sizes) == 3 and all(low <= n <= high for n, (low, high) in zip(sizes, limits, strict=True)):
+        return sizes[0], sizes[1], sizes[2]
+    allowed = f"channels ({CHANNELS[0]} to {CHANNELS[1]}), height and width in whole pixels, {SIDES[0]} to {SIDES[1]}"
+    raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 3,224,224.")
 
 
-def means(value: Any, name: str = "mean") -> tuple[float, float, float]:
-    """The mean of each channel. Raises BadImages."""
-    return _channels(value, name, MEANS, "0.485,0.456,0.406")
+def means(value: Any, name: str = "mean") -> tuple[float, ...]:
+    """The mean of each channel, or one of all. Raises BadImages."""
+    return _of_channels(value, name, MEANS, "0.485,0.456,0.406")
 
 
-def stds(value: Any, name: str = "std") -> tuple[float, float, float]:
-    """The standard deviation of each channel. Raises BadImages."""
-    return _channels(value, name, STDS, "0.229,0.224,0.225")
+def stds(value: Any, name: str = "std") -> tuple[float, ...]:
+    """The standard deviation of each channel, or one of all. Raises BadImages."""
+    return _of_channels(value, name, STDS, "0.229,0.224,0.225")
+
+
+def usual(name: str, channels: int) -> tuple[float, ...]:
+    """The mean or std where nobody says one: ImageNet's of three channels, a half of any other number."""
+    colours = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return colours[name] if channels == 3 else (0.5,) * channels
+
+
+def for_channels(values: tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
+    """One number for each channel; a single one is that of all. Raises BadImages for any other count."""
+    if len(values) not in (1, channels):
+        raise BadImages(
+            f"{name} has {len(values)} numbers and the model {channels} channel{'s' * (channels > 1)}; "
+            f"give {channels} or one for all, as in --{name} 0.5."
+        )
+    return values if len(values) == channels else values * channels
 
 
 def crop_pct(value: Any, name: str = "crop_pct") -> float:
@@ -47,23 +65,23 @@ def crop_pct(value: Any, name: str = "crop_pct") -> float:
     return share
 
 
-def _channels(value: Any, name: str, limits: tuple[float, float], example: str) -> tuple[float, float, float]:
-    numbers = _three(value, _real)
-    if numbers is None or not all(limits[0] <= number <= limits[1] for number in numbers):
-        allowed = f"three finite numbers from {limits[0]:g} to {limits[1]:g}, of pixels between 0 and 1"
+def _of_channels(value: Any, name: str, limits: tuple[float, float], example: str) -> tuple[float, ...]:
+    numbers = _numbers(value, _real)
+    if not 1 <= len(numbers) <= CHANNELS[1] or not all(limits[0] <= number <= limits[1] for number in numbers):
+        allowed = (
+            f"a finite number for each channel, or one for all, from {limits[0]:g} to {limits[1]:g}, of pixels between 0 and 1"
+        )
         raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} {example}.")
     return numbers
 
 
-def _three(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number, Number] | None:
-    """The three numbers of a list, tuple or array, or of a text with commas; None for anything else."""
+def _numbers(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, ...]:
+    """The numbers of a list, tuple or array, or of a text with commas, or a single one; none for anything else."""
     parts = value.split(",") if isinstance(value, str) else value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(parts, list | tuple) or len(parts) != 3:
-        return None
     try:
-        return kind(parts[0]), kind(parts[1]), kind(parts[2])
+        return tuple(kind(part) for part in (parts if isinstance(parts, list | tuple) else (parts,)))
     except (TypeError, ValueError, OverflowError):
-        return None
+        return ()
 
 
 def _whole(value: Any) -> int:

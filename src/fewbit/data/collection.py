@@ -1,7 +1,7 @@
 """Images as Python programs have them: a DataLoader, Dataset, list or generator of pictures, arrays, paths, pairs or dicts.
 
-What an item is, its type says and never its values: PIL images, paths, encoded bytes and uint8 arrays are pictures, which are
-prepared as those of a folder are; floats (3, h, w) of the model's size are inputs of the model, taken as they are. Every item
+What an item is, its type says and never its values: PIL images, paths, encoded bytes and uint8 or uint16 arrays are pictures,
+which are prepared as those of a folder are; floats of the model's size are inputs of the model, taken as they are. Every item
 is read once; what it gives lies on a shelf, so that a random transform or a generator gives the same image again.
 """
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from fewbit.core.shelf import Shelf
-from fewbit.data.decode import Array, Item, decode, rgb
+from fewbit.data.bands import Array, is_pixels, of_picture
+from fewbit.data.decode import Item, decode, is_input
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
 from fewbit.errors import BadImages
@@ -68,7 +69,11 @@ def check_source(source: Any, name: str = "images") -> None:
 def is_collection(source: Any) -> bool:
     """Whether `source` is read item by item: no path, no array, and no (images, labels) of an array of images."""
     first = source[0] if isinstance(source, tuple) and source else source
-    return not isinstance(source, str | Path) and not (_is_array(first) and (first is source or first.ndim != 3))
+    if isinstance(source, str | Path) or first is source:
+        return not isinstance(source, str | Path) and not _is_array(source)
+    labels = source[1] if len(source) == 2 else None
+    several = labels is not None and ((_is_array(labels) and labels.ndim == 1) or isinstance(labels, list))
+    return not _is_array(first) or (first.ndim == 3 and not several)  # grey pictures (n, h, w) with their labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +177,7 @@ class _Reader:
                 raise BadImages(f"{one}: {_reason(error)}") from error
 
     def _prepared(self, image: Any) -> Path | Array:
-        """An image as it is stored: a path, uint8 pixels (h, w, 3), or a float32 input of the model."""
+        """An image as it is stored: a path, pixels (h, w, channels), or a float32 input of the model."""
         if self.transform is not None:
             image, _ = _pair(self.transform(image))
             if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
@@ -180,9 +185,9 @@ class _Reader:
         if isinstance(image, str | Path):
             return Path(image)
         if isinstance(image, bytes):
-            image = decode(image, "the picture")
+            return decode(image, "the picture", self.preprocess.size[0])
         if isinstance(image, Image.Image):
-            image = np.array(rgb(image))
+            return of_picture(image, self.preprocess.size[0])
         if not _is_array(image):
             raise BadImages(f"it is of type {type(image).__name__}; {self._allowed}")
         if isinstance(image, Tensor):
@@ -190,22 +195,27 @@ class _Reader:
         return self._checked(image)
 
     def _checked(self, image: Array) -> Array:
-        shape, size = image.shape, self.preprocess.size
+        size, channels = self.preprocess.size, self.preprocess.size[0]
+        if channels == 1 and image.ndim == 2 and is_pixels(image):
+            image = image[..., None]
+        shape = image.shape
         if image.dtype.kind == "f" and shape == size:
             with np.errstate(over="ignore"):  # what becomes infinite is refused
                 return image.astype(np.float32)
-        if image.dtype == np.uint8 and len(shape) == 3 and 0 not in shape and (shape[0] == 3) != (shape[2] == 3):
-            return np.array(image.transpose(1, 2, 0) if shape[0] == 3 else image, order="C")
+        if is_pixels(image) and len(shape) == 3 and 0 not in shape and (shape[0] == channels) != (shape[2] == channels):
+            native = image.astype(image.dtype.newbyteorder("="))
+            return np.array(native.transpose(1, 2, 0) if shape[0] == channels else native, order="C")
         other = f", and {self.firsts[False]} shape {size}" if image.dtype.kind == "f" and False in self.firsts else ""
         raise BadImages(f"it has type {image.dtype} and shape {shape}{other}; {self._allowed}")
 
     @property
     def _allowed(self) -> str:
-        size = self.preprocess.size
-        return f"allowed are pictures (PIL, path, uint8 (h, w, 3) or (3, h, w)) and inputs of the model, floats {size}"
+        size, c = self.preprocess.size, self.preprocess.size[0]
+        arrays = f"uint8 or uint16 (h, w, {c}) or ({c}, h, w)"
+        return f"allowed are pictures (PIL, path, {arrays}) and inputs of the model, floats {size}"
 
     def _keep(self, name: str, image: Path | Array, label: int | None) -> None:
-        picture = isinstance(image, Path) or image.dtype == np.uint8
+        picture = not is_input(image)
         if self.firsts and picture not in self.firsts:
             kinds = "a picture", "an input of the model"
             this, that = kinds if picture else kinds[::-1]

@@ -1,8 +1,8 @@
 """Images from folders, parquet, NumPy files or memory, as normalized batches with labels in the model's class order.
 
-Pixels are decoded by Pillow and converted to RGB as timm does (grey is repeated, alpha is dropped, CMYK is converted).
-EXIF orientation is NOT applied, which is timm's behaviour too. Nothing is decoded before a batch asks for it, except that
-`open_images` decodes every chosen image once, so that a broken one is found early, and one that is calibrated and scored on.
+Pictures are decoded by Pillow with as many bands as the model has channels, RGB as timm has it (data/decode.py). Nothing is
+decoded before a batch asks for it, except that `open_images` decodes every chosen image once, so that a broken one is found
+early, and one that is calibrated and scored on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fewbit.data.bands import shown
 from fewbit.data.classes import read_classes
 from fewbit.data.collection import check_source, is_collection, read
-from fewbit.data.decode import checked, decode, encoded
+from fewbit.data.decode import checked, decode, encoded, is_input
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
 from fewbit.data.sources import Store, find, some, spread
@@ -59,7 +60,7 @@ class Images:
             raise BadImages(f"the batch size is {size}; allowed is 1 or more.")
         return Batches(self, size)
 
-    def inputs(self) -> Iterator[Float[Tensor, "3 h w"]]:
+    def inputs(self) -> Iterator[Float[Tensor, "c h w"]]:
         """Each image as the model takes it. Raises BadImages that names a broken image."""
         memory = self.memory
         missing = [memory is None or row not in memory for row in self.rows]
@@ -87,12 +88,14 @@ class Images:
         )
 
     def thumbnail(self, i: int, pixels: int) -> Image.Image:
-        """The whole picture `i` in RGB with no side over `pixels`; a normalized array is shown as the model sees it."""
+        """The whole picture `i` in RGB with no side over `pixels`, its first three bands or its first as grey; a normalized
+        array is shown as the model sees it.
+        """
         item = next(iter(self.store.items((self.rows[i],))))
-        if isinstance(item, np.ndarray) and item.dtype != np.uint8:
+        if isinstance(item, np.ndarray) and is_input(item):
             picture = self.preprocess.undo(torch.from_numpy(item))
         else:
-            picture = decode(item, self.names[i])
+            picture = shown(decode(item, self.names[i], self.preprocess.size[0]))
         picture.thumbnail((pixels, pixels))
         return picture
 
@@ -117,7 +120,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[Tensor]):
-    """Images in batches (b, 3, h, w) of `size`, the last perhaps shorter, each read when it is asked for."""
+    """Images in batches (b, c, h, w) of `size`, the last perhaps shorter, each read when it is asked for."""
 
     images: Images
     size: int
@@ -171,7 +174,7 @@ def open_images(
     skipped: list[str] = []
     for row, item in zip(rows, found.store.items(rows), strict=True):
         try:
-            good[row] = checked(item, names[row])
+            good[row] = checked(item, names[row], preprocess.size[0])
         except BadImages as error:
             if not skip_bad:
                 raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.pixels import crop_pct, input_size, means, stds
-from fewbit.data.decode import Item, decode, rgb, unit
+from fewbit.core.pixels import crop_pct, for_channels, input_size, means, stds, usual
+from fewbit.data.bands import Array, of_picture, resized, shown, unit
+from fewbit.data.decode import Item, decode, is_input
 from fewbit.errors import BadFile, BadImages, UnknownName
 
 Json = Any
@@ -36,16 +37,17 @@ TORCH_MODES: Mapping[str, str] = {"nearest": "nearest-exact", "bilinear": "bilin
 class Preprocess:
     """How a picture becomes a model input: resize, centre crop, scale to [0, 1], subtract `mean`, divide by `std`.
 
-    `size` is (3, h, w) in pixels; `mean` and `std` are per channel in units of [0, 1]; core/pixels.py has the limits. The
-    picture is resized to floor(size / crop_pct): both sides ("squash"), the side that fills the frame ("center"), or the side
-    that fits in it, with borders in the mean colour ("border"). `antialias` resizes the 8-bit picture with Pillow, as timm
-    does; without it torch interpolates floats, and bicubic may overshoot [0, 1]. `processor` is the image processor of a
-    Hugging Face folder as JSON; where there is one it makes the input by itself. Raises BadImages or UnknownName.
+    `size` is (channels, h, w) in pixels; `mean` and `std` are per channel, or one number for all, in units of [0, 1] (empty:
+    ImageNet's for three channels, else 0.5); core/pixels.py has the limits. The picture is resized to floor(size / crop_pct):
+    both sides ("squash"), the side that fills the frame ("center"), or the side that fits in it, with borders in the mean
+    colour ("border"). `antialias` resizes the picture with Pillow, as timm does; without it torch interpolates floats, and
+    bicubic may overshoot [0, 1]. `processor` is the image processor of a Hugging Face folder as JSON; where there is one it
+    makes the input by itself. Raises BadImages or UnknownName.
     """
 
     size: tuple[int, int, int]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     interpolation: str = "bicubic"
     resize: str = "squash"
     crop_pct: float = 1.0
@@ -58,8 +60,13 @@ class Preprocess:
                 raise UnknownName(kind, str(name), allowed)
         if not self.antialias and self.interpolation not in TORCH_MODES:
             raise BadImages(f"{self.interpolation} needs antialias; without it there are: {', '.join(TORCH_MODES)}.")
-        for field, checked in (("size", input_size), ("mean", means), ("std", stds), ("crop_pct", crop_pct)):
+        for field, checked in (("size", input_size), ("crop_pct", crop_pct)):
             object.__setattr__(self, field, checked(getattr(self, field)))
+        for field, numbers in (("mean", means), ("std", stds)):
+            given = getattr(self, field)
+            unsaid = isinstance(given, tuple) and not given
+            values = usual(field, self.size[0]) if unsaid else for_channels(numbers(given), self.size[0], field)
+            object.__setattr__(self, field, values)
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocess:
@@ -70,16 +77,16 @@ class Preprocess:
 
         return cls(
             size=field("input_size", (3, 224, 224)),
-            mean=field("mean", cls.mean),
-            std=field("std", cls.std),
+            mean=field("mean", ()),
+            std=field("std", ()),
             interpolation=field("interpolation", "bicubic"),
             resize=field("crop_mode", "center"),
             crop_pct=field("crop_pct", 0.875),
         )
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """What black and white become, (3, 1, 1) each."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        """What black and white become, (channels, 1, 1) each."""
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return -mean / std, (1 - mean) / std
 
     def replace(self, **overrides: Any) -> Preprocess:
@@ -98,40 +105,41 @@ class Preprocess:
     def from_json(cls, fields: Mapping[str, Json]) -> Preprocess:
         """The inverse of `to_json`; absent fields have defaults. Raises UnknownName, or BadFile without a size."""
         if "size" not in fields:
-            raise BadFile('the preprocessing has no size; it needs at least "size": [3, height, width].')
+            raise BadFile('the preprocessing has no size; it needs at least "size": [channels, height, width].')
         return cls(size=fields["size"]).replace(**fields)
 
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
-        """The normalized float32 input for one picture. Raises BadImages for more than 8 bits per channel."""
-        picture, (_, h, w) = self._middle(rgb(image)), self.size
+    def __call__(self, image: Image.Image | Array) -> Float[Tensor, "c h w"]:
+        """The normalized float32 input for one picture, or for pixels (h, w, channels) of 8 or 16 bits. Raises BadImages."""
+        channels, h, w = self.size
+        picture = self._middle(of_picture(image, channels) if isinstance(image, Image.Image) else image)
         if self.processor:
             from fewbit.capture.huggingface import pixels
 
-            return pixels(self.processor, picture)
-        high, wide = self._resized(picture.height, picture.width)
+            return pixels(self.processor, shown(picture))
+        high, wide = self._resized(*picture.shape[:2])
         if self.antialias:
-            x = unit(picture.resize((wide, high), PIL_FILTERS[self.interpolation]))
+            x = resized(picture, (wide, high), PIL_FILTERS[self.interpolation])
         else:
             corners = None if self.interpolation == "nearest" else False
             mode = TORCH_MODES[self.interpolation]
             x = F.interpolate(unit(picture)[None], (high, wide), mode=mode, align_corners=corners, antialias=False)[0]
         return (self._centre(x, h, w) - self._column(self.mean)) / self._column(self.std)
 
-    def _middle(self, picture: Image.Image) -> Image.Image:
+    def _middle(self, picture: Array) -> Array:
         """A picture far longer than the frame without the ends that a centre crop never shows, which bounds the memory."""
         if self.resize != "center" and not (self.processor and json.loads(self.processor).get("do_center_crop")):
             return picture
-        (_, h, w), (wide, high) = self.size, picture.size
+        (_, h, w), (high, wide) = self.size, picture.shape[:2]
         cut_w = max(0, wide - math.ceil(LONGEST * high * w / h)) // 2
         cut_h = max(0, high - math.ceil(LONGEST * wide * h / w)) // 2
-        return picture.crop((cut_w, cut_h, wide - cut_w, high - cut_h)) if cut_w or cut_h else picture
+        return picture[cut_h : high - cut_h, cut_w : wide - cut_w]
 
-    def undo(self, x: Float[Tensor, "3 h w"]) -> Image.Image:
-        """The picture that a normalized input shows, rounded to 8 bits."""
+    def undo(self, x: Float[Tensor, "c h w"]) -> Image.Image:
+        """The picture that a normalized input shows, rounded to 8 bits: its first three channels, or its first as grey."""
         unit = (x * self._column(self.std) + self._column(self.mean)).clamp(0, 1)
         if self.processor and json.loads(self.processor).get("do_flip_channel_order"):
             unit = unit.flip(0)
-        return Image.fromarray((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+        return shown((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
     def _resized(self, high: int, wide: int) -> tuple[int, int]:
         """(height, width) in pixels after the resize; timm rounds differently for square frames and for others."""
@@ -148,7 +156,7 @@ class Preprocess:
         """The middle h x w of `x`, bordered where it is smaller: mean colour for "border", else black, as in timm."""
         high, wide = max(h, x.shape[1]), max(w, x.shape[2])
         top, left = (high - x.shape[1]) // 2, (wide - x.shape[2]) // 2
-        fill = [round(255 * m) / 255 for m in self.mean] if self.resize == "border" else [0.0, 0.0, 0.0]
+        fill = [round(255 * m) / 255 for m in self.mean] if self.resize == "border" else [0.0] * len(self.mean)
         frame = self._column(fill).repeat(1, high, wide)
         frame[:, top : top + x.shape[1], left : left + x.shape[2]] = x
         top, left = round((high - h) / 2), round((wide - w) / 2)
@@ -156,10 +164,10 @@ class Preprocess:
 
     @staticmethod
     def _column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
 def as_input(item: Item, name: str, preprocess: Preprocess) -> Tensor:
-    if isinstance(item, np.ndarray) and item.dtype != np.uint8:
+    if isinstance(item, np.ndarray) and is_input(item):
         return torch.from_numpy(item)
-    return preprocess(decode(item, name))
+    return preprocess(decode(item, name, preprocess.size[0]))

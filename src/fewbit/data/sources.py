@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from fewbit.data.bands import Array, is_pixels
 from fewbit.data.classes import WNID, read_classes
-from fewbit.data.decode import KNOWN, Array, Item, formats
+from fewbit.data.decode import KNOWN, Item, formats
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages
 
@@ -44,7 +45,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """An array, perhaps mapped from disk: uint8 (n, h, w, 3), or with `chw` (n, 3, h, w), or floats (n, 3, h, w)."""
+    """An array, perhaps mapped from disk: uint8 or uint16 (n, h, w, c), or with `chw` (n, c, h, w), or floats (n, c, h, w)."""
 
     values: Array
     chw: bool
@@ -52,8 +53,9 @@ class InMemory:
     def items(self, rows: Sequence[int]) -> Iterator[Item]:
         for row in rows:
             value = np.array(self.values[row])
-            if value.dtype == np.uint8:
-                yield np.ascontiguousarray(value.transpose(1, 2, 0)) if self.chw else value
+            if value.dtype.kind == "u":
+                native = value.astype(value.dtype.newbyteorder("="))
+                yield np.ascontiguousarray(native.transpose(1, 2, 0)) if self.chw else native
             else:
                 with np.errstate(over="ignore"):  # what becomes infinite is refused
                     yield value.astype(np.float32)
@@ -317,19 +319,22 @@ def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes
         values = np.asarray(source)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise BadImages(f"{where} is no plain array ({error}). Give a dense one on the processor.") from error
-    size, shape = preprocess.size, values.shape
-    problem = f"{where} has type {values.dtype} and shape {shape}"
+    size, problem = preprocess.size, f"{where} has type {values.dtype} and shape {values.shape}"
+    channels, pixels = size[0], is_pixels(values)
+    if channels == 1 and values.ndim == 3 and pixels:
+        values = values[..., None]  # grey pictures (n, h, w)
+    shape, allowed = values.shape, f"uint8 or uint16 (n, h, w, {channels}) or (n, {channels}, h, w)"
     floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
-    if len(shape) != 4 or not (values.dtype.kind == "f" or values.dtype == np.uint8):
-        raise BadImages(f"{problem}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w), or {floats}. Give one of these.")
+    if len(shape) != 4 or not (values.dtype.kind == "f" or pixels):
+        raise BadImages(f"{problem}; allowed is {allowed}, or {floats}. Give one of these.")
     if 0 in shape:
         raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
-    if values.dtype != np.uint8 and shape[1:] != size:
-        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 pixels.")
-    first, last = shape[1] == 3, shape[3] == 3
-    if values.dtype == np.uint8 and first == last:
-        which = "both ends could be the channels" if first else "neither end has 3 channels"
-        raise BadImages(f"{problem}: {which}; allowed is uint8 (n, h, w, 3) or (n, 3, h, w). Transpose it.")
+    if not pixels and shape[1:] != size:
+        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 or uint16 pixels.")
+    first, last = shape[1] == channels, shape[3] == channels
+    if pixels and first == last:
+        which = "both ends could be the channels" if first else f"neither end has {channels} channels"
+        raise BadImages(f"{problem}: {which}, which the model takes; allowed is {allowed}. Transpose it.")
     names = tuple(f"{Path(where).name}:{row}" for row in range(shape[0]))
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
     class_indices = None if labels is None else checked_labels(labels, names, classes, where)

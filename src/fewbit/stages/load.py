@@ -226,14 +226,14 @@ def reopened(folder: Path) -> tuple[Graph, ExportedProgram]:
 def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     """The model's own record, with some fields replaced. Raises BadModel where its own image processor decides."""
     record = dict(loaded.record)
-    own = {k: record[k] for k in ("resize", "antialias", "processor") if k in record}
+    own: dict[str, Any] = {k: record[k] for k in ("resize", "antialias", "processor") if k in record}
     if "processor" in own and (given := [option(name) for name in overrides if name != "input_size"]):
         raise BadModel(
             f"{', '.join(given)}: the image processor of {loaded.ref} makes its images; leave the option out, or change "
             "preprocessor_config.json in its folder."
         )
-    fields: dict[str, Any] = {("size" if k == "input_size" else k): v for k, v in overrides.items()}
-    return Preprocess.from_timm(record).replace(**(own | fields))
+    own |= {name: value for name, value in overrides.items() if name != "input_size"}  # which the record has
+    return Preprocess.from_timm({**record, **overrides}).replace(**own)
 
 
 def assumptions(loaded: Loaded, preprocess: Preprocess, overrides: Mapping[str, Any]) -> tuple[str, ...]:
@@ -245,6 +245,11 @@ def assumptions(loaded: Loaded, preprocess: Preprocess, overrides: Mapping[str, 
     if not unsaid or "processor" in record:
         return ()
     values = [getattr(preprocess, name) for name in unsaid]
-    shown = [",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}" for value in values]
+    shown = [_shown(value) if isinstance(value, tuple) else f"{value}" for value in values]
     said = ", ".join(f"{option(name)} {value}" for name, value in zip(unsaid, shown, strict=True))
     return (f"{loaded.ref} does not say how its images were made; assumed is {said}. Set what was different in training.",)
+
+
+def _shown(values: Sequence[float]) -> str:
+    """Numbers of channels as they are typed: one where all are equal."""
+    return ",".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
