@@ -22,6 +22,7 @@ from doors.case import Case, quantize
 from doors.judge import Ended, judge, snapshot
 from doors.place import build, lay_out
 
+CACHES = (".ses", "torchinductor_")  # of onnxruntime and torch
 WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
 # Before torch: a fork copies no threads, so there are none; and nothing is looked up in a network.
 SETTINGS = {
@@ -104,7 +105,7 @@ def fork(case: Case, folder: Path, scratch: Path) -> Ended:
             _kill(pid)
     seconds = time.monotonic() - start
     out, err = (path.read_text(errors="replace") for path in texts)
-    litter = tuple(sorted(path.name for path in scratch.iterdir() if path.name != ".ses"))  # onnxruntime's own
+    litter = tuple(sorted(path.name for path in scratch.iterdir() if not path.name.startswith(CACHES)))
     for path in texts:
         path.unlink()
     return Ended(code, out, err, seconds, before, snapshot(folder), litter)
