@@ -6,6 +6,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -683,3 +684,12 @@ def test_cifar_parquet_is_streamed_with_its_labels() -> None:
     assert images.labels is not None
     assert Counter(images.labels.tolist()) == dict.fromkeys(range(10), 3)
     assert everything(images).shape == (30, 3, 32, 32)
+
+
+def test_an_array_that_is_said_to_be_larger_than_its_file_reserves_nothing(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 48,)})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("images.npy", header.getvalue() + bytes(64))
+    with pytest.raises(BadImages, match=r"x\.npz is no readable NumPy file: array images of shape .* needs 1,125,899"):
+        open_images(tmp_path / "x.npz", Preprocess((3, 8, 8)))

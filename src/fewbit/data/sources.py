@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import os
 import re
 import stat
@@ -302,7 +303,7 @@ def _numpy_file(path: Path) -> tuple[Array, Array | None]:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: _stored(file, name) for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
         found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
         raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
@@ -310,6 +311,19 @@ def _numpy_file(path: Path) -> tuple[Array, Array | None]:
     if "images" not in arrays and len(arrays) != 1:
         raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
     return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
+
+
+def _stored(file: Any, name: str) -> Array:
+    """An array of an .npz file. Raises ValueError where its header says more bytes than there are, before they are reserved."""
+    member = name if name in file.zip.namelist() else f"{name}.npy"
+    with file.zip.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+    needed, size = math.prod(shape) * dtype.itemsize, file.zip.getinfo(member).file_size
+    if needed > size:
+        raise ValueError(f"array {name} of shape {shape} needs {needed:,} bytes, it has {size:,}")
+    return file[name]  # type: ignore[no-any-return]
 
 
 def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> Found:

@@ -92,7 +92,7 @@ FACTORIES: dict[str, str] = {  # the body of model()
     "already quantized": "return torch.ao.quantization.quantize_dynamic(Net().eval(), {nn.Linear})",
 }
 MAY_RUN = {"noise", "double", "half", "zero weights", "tiny weights", "half weights", "double weights", "bfloat16 weights",
-"a constant", "no operation",
+"a constant", "booleans", "no operation",
            "integers", "weights of 1e20"}  # fmt: skip
 RECORDS: dict[str, str] = {  # lines that replace the record of the file
     "INPUT_SIZE text": "INPUT_SIZE = 'x'", "INPUT_SIZE None": "INPUT_SIZE = None", "INPUT_SIZE an int": "INPUT_SIZE = 32",
@@ -113,7 +113,7 @@ RECORDS: dict[str, str] = {  # lines that replace the record of the file
     "CLASSES of numbers": "CLASSES = [1, 2, 3, 4]", "CLASSES text": "CLASSES = 'abcd'", "CLASSES too few": "CLASSES = ['a']",
     "CLASSES twice": "CLASSES = ['a', 'a', 'b', 'c']",
 }  # fmt: skip
-FREE = {"MEAN None", "CLASSES None", "INPUT_SIZE texts", "CLASSES text"}
+FREE = {"MEAN None", "MEAN a number", "CLASSES None", "INPUT_SIZE texts", "CLASSES text"}
 FILES: dict[str, str | bytes] = {
     "a syntax error": "def model(:\n", "not UTF-8": b"\xff\xfe\0", "empty": "", "zeros": bytes(100),
     "an import that lacks": "import nope_nope",
