@@ -83,6 +83,8 @@ def settle(net: nn.Module, x: Tensor, seed: int = 0) -> None:
             parameter /= gain
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
+        if norm.weight is not None and float(norm.weight.abs().mean()) < LEAST_GAIN / 6:  # a first 0.02 here, too
+            norm.weight += 1
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all calls
         norm.train()
