@@ -10,15 +10,18 @@ from torch import nn
 
 from fewbit.capture import Loaded, load_model
 from fewbit.report.answers import good
-from fewbit.stages.load import assumptions, preprocess_of
+from fewbit.stages.load import assumed, assumptions, preprocess_of
 
 SIZE = {"input_size": (3, 8, 8)}
 ALL = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "resize": "squash", "crop_pct": 1.0}
 
 
 def said(record: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
-    loaded = Loaded("net", None, {**SIZE, **record})
-    return " ".join(assumptions(loaded, preprocess_of(loaded, overrides or {}), overrides or {}))
+    return sentence(Loaded("net", None, {**SIZE, **record}), overrides or {})
+
+
+def sentence(loaded: Loaded, overrides: dict[str, Any]) -> str:
+    return " ".join(assumptions(loaded, preprocess_of(loaded, overrides), assumed(loaded, overrides)))
 
 
 def test_what_a_model_leaves_out_is_named_with_its_value_and_its_option():
@@ -45,12 +48,12 @@ def test_a_python_file_is_told_what_it_left_out(tmp_path):
     path = tmp_path / "nets.py"
     path.write_text("from torch import nn\nINPUT_SIZE, MEAN = (3, 8, 8), (0, 0, 0)\ndef net(): return nn.Conv2d(3, 4, 3)\n")
     loaded = load_model(f"{path}:net")
-    text = " ".join(assumptions(loaded, preprocess_of(loaded, {}), {}))
+    text = sentence(loaded, {})
     assert "--std 0.229,0.224,0.225, --interpolation bicubic, --resize squash, --crop-pct 1.0." in text
     assert "--mean" not in text
     path.write_text(path.read_text() + "STD, INTERPOLATION, RESIZE, CROP_PCT = (1, 1, 1), 'bilinear', 'center', 0.9\n")
     loaded = load_model(f"{path}:net")
-    assert assumptions(loaded, preprocess_of(loaded, {}), {}) == ()
+    assert sentence(loaded, {}) == ""
     assert preprocess_of(loaded, {}).to_json() | {"resize": "center", "interpolation": "bilinear", "crop_pct": 0.9} == (
         preprocess_of(loaded, {}).to_json()
     )
@@ -59,7 +62,7 @@ def test_a_python_file_is_told_what_it_left_out(tmp_path):
 @pytest.mark.parametrize("ref", ["demo", "demo:resnet20"])
 def test_the_demos_leave_nothing_out(ref):
     loaded = load_model(ref)
-    assert assumptions(loaded, preprocess_of(loaded, {}), {}) == ()
+    assert sentence(loaded, {}) == ""
 
 
 def test_a_module_without_a_record_is_told():
@@ -68,7 +71,7 @@ def test_a_module_without_a_record_is_told():
         preprocess_of(loaded, {}).ends()[0].flatten(),
         -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225]),
     )
-    assert len(assumptions(loaded, preprocess_of(loaded, {}), {"input_size": (3, 8, 8)})) == 1
+    assert sentence(loaded, {"input_size": (3, 8, 8)})
 
 
 def test_the_first_page_says_it():

@@ -267,6 +267,10 @@ class Request(Options):
         "width for each module).",
     )
     everything: bool = Field(default=False, description="Also quantize ops that run faster in float on the target.")
+    normalize_inside: bool = Field(
+        default=False,
+        description="The file takes pixels, uint8 (batch, height, width, channels), and normalizes them itself.",
+    )
     curve: bool = Field(default=False, description="Also score calibration on 1, 2, 4, ... 256 images.")
     seconds: Seconds = Field(default=4.0, description="Seconds to measure each runtime and batch.")
     max_drop: Points | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbit.core.record import normalized_inside, pixels_of
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Session(Protocol):
     """A loaded model: float32 images (b, c, h, w) to its outputs by name; `outputs` are values that are given beside them.
 
     `script`: two pieces of Python for a process of its own: what imports the runtime, and what loads `path` with `threads`
-    threads and leaves a function `run` that takes images.
+    threads and leaves a function `run` that takes images, and `pixels`: whether these are uint8 (b, h, w, c).
     """
 
     runtime: ClassVar[str]
@@ -35,6 +36,9 @@ class Session(Protocol):
     @classmethod
     def supports(cls, precision: str) -> bool:
         """Whether this processor computes float ops in a precision."""
+
+    def feed(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """What the file takes of normalized images: these, or their pixels where it normalizes inside."""
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
 
@@ -53,6 +57,7 @@ options.log_severity_level = 3
 options.intra_op_num_threads = threads
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
+pixels = session.get_inputs()[0].type == "tensor(uint8)"
 """,
     )
 
@@ -81,15 +86,15 @@ run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BadFile(f"onnxruntime cannot load {path}: {_said(error)}") from error
-        self._names = [output.name for output in self._session.get_outputs()]
-        self._input = self._session.get_inputs()[0].name
+        self._names, port = [output.name for output in self._session.get_outputs()], self._session.get_inputs()[0]
+        self._input, self.feed = port.name, feed_of(path, port.type == "tensor(uint8)")
 
     @classmethod
     def supports(cls, precision: str) -> bool:
         return precision == "f32"
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        return dict(zip(self._names, self._session.run(None, {self._input: images}), strict=True))
+        return dict(zip(self._names, self._session.run(None, {self._input: self.feed(images)}), strict=True))
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
         """Run on inputs of any type, in the order of the file, and discard the outputs."""
@@ -107,6 +112,7 @@ config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INF
 core = ov.Core()
 request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
 run = lambda x: request.infer([x])
+pixels = request.model_inputs[0].get_element_type() == ov.Type.u8
 """,
     )
 
@@ -123,6 +129,7 @@ run = lambda x: request.infer([x])
         except Exception as error:
             raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
         self._request = self.compiled.create_infer_request()
+        self.feed = feed_of(path, self.compiled.inputs[0].get_element_type() == ov.Type.u8)
 
     @classmethod
     def supports(cls, precision: str) -> bool:
@@ -131,7 +138,7 @@ run = lambda x: request.infer([x])
         return precision == "f32" or precision.upper() in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        outputs = self._request.infer([images])
+        outputs = self._request.infer([self.feed(images)])
         return {name: array for port, value in outputs.items() for array in [np.array(value)] for name in port.get_names()}
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
@@ -241,6 +248,16 @@ def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequenc
     if entry.name not in runtime_names() or entry.session is None:
         raise FewbitError(f"{entry.name} is not installed: pip install 'fewbit[{entry.name}]'.")
     return entry.session(path, threads=threads, precision=precision, outputs=outputs)
+
+
+def feed_of(path: Path, of_pixels: bool) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """What makes the input of a file of normalized images. Raises BadFile for one of pixels that does not say how."""
+    if not of_pixels:
+        return lambda images: images
+    numbers = normalized_inside({entry.key: entry.value for entry in read_onnx(path).metadata_props})
+    if numbers is None:
+        raise BadFile(f"{path} takes uint8 and does not say how it normalizes; give a file that takes floats.")
+    return lambda images: pixels_of(images, *numbers)
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

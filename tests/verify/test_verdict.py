@@ -19,9 +19,10 @@ from fewbit.capture import load_model
 from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
+from fewbit.core.record import Record
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.execute.executor import Executor
-from fewbit.realize import load_plan, rendered, rendered_float, save_plan
+from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_metadata
 from fewbit.report.tables import verify as summary
 from fewbit.run import Run, quantize
 from fewbit.runtimes import AS_WRITTEN, runtime_names
@@ -89,6 +90,16 @@ def test_a_node_that_is_missing_added_or_another_is_named(realized_conv_net):
     other = copy.deepcopy(model)
     other.opset_import[0].version += 1
     assert [found.name for found in deviations("model.onnx", other, model)] == ["the header"]
+
+
+def test_an_entry_of_the_metadata_that_is_missing_added_or_another_is_named(realized_conv_net):
+    model = onnx.load(realized_conv_net.path)
+    said, other = copy.deepcopy(model), copy.deepcopy(model)
+    onnx.helper.set_model_props(said, {"stride": "32", "fewbit.preprocess": "{}"})
+    onnx.helper.set_model_props(other, {"stride": "16", "fewbit.preprocess": "{}"})
+    found = (deviations("model.onnx", *pair) for pair in ((other, said), (model, said), (said, model)))
+    kinds = ("is another", "is missing", "does not belong there")
+    assert [(one.name, one.what) for (one, *_) in found] == [("metadata entry stride", kind) for kind in kinds]
 
 
 @pytest.mark.parametrize("bits", [Bits(8, 8), pytest.param(Bits(3, 8), marks=pytest.mark.slow)], ids=str)
@@ -228,7 +239,8 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     assert run.verify().file == ()
     graph, exact, given, plan, record = (run[name] for name in ("graph", "exact", "given", "plan", "record"))
     form = record["file_format"]
-    again, twin = ir.to_proto(rendered(graph, plan, **form)), ir.to_proto(rendered_float(exact, opset=form["opset"]))
+    made, said = (rendered(graph, plan, **form), rendered_float(exact, opset=form["opset"])), Record.from_json(record).entries()
+    again, twin = (ir.to_proto(with_metadata(model, said)) for model in made)
     assert again.SerializeToString() == (out / "model.onnx").read_bytes()
     assert twin.SerializeToString() == (out / "float.onnx").read_bytes()
     assert fingerprint(load_model(str(out / "exported.pt2")).program) == fingerprint(given) == record["hashes"]["model"]
@@ -237,7 +249,8 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     scale.view(-1)[1] *= 1.0001
     changed = dataclasses.replace(weight, qparams=QParams(scale, weight.qparams.zero))
     other = dataclasses.replace(plan, choices={**plan.choices, "a:weight": changed})
-    (found,) = deviations("model.onnx", onnx.load(out / "model.onnx"), ir.to_proto(rendered(graph, other, **form)))
+    wanted = ir.to_proto(with_metadata(rendered(graph, other, **form), said))
+    (found,) = deviations("model.onnx", onnx.load(out / "model.onnx"), wanted)
     assert "scale of a__weight" in found.name
     assert load_target(ort_target).file_format == {**form, "fuse": tuple(form["fuse"])}
     for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "fast")):

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,9 +35,10 @@ from fewbit.capture.export import batch_of, export, input_value, output_values, 
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.core.pixels import crop_pct, input_size, means, stds
+from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Output
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
-from fewbit.onnx_reader import read_onnx
+from fewbit.onnx_reader import OnnxFile, read_onnx
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
@@ -54,6 +55,7 @@ class Loaded:
     """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config.
 
     `notes` are sentences about the model that its user has to know; `assumed` in the record names fields that nobody gave.
+    `metadata` is what an ONNX file says besides.
     """
 
     ref: str
@@ -61,6 +63,7 @@ class Loaded:
     record: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -250,8 +253,22 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
     file = read_onnx(path)
     size = file.input_size((overrides or {}).get("input_size"))
     free = file.look(size)
-    record, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
-    return _from_module(file.module, str(path), record, {}, file.notes, file.image.name, batches)
+    fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
+    loaded = _from_module(file.module, str(path), fields, _entry(file), file.notes, file.image.name, batches)
+    return replace(loaded, metadata=file.metadata)
+
+
+def _entry(file: OnnxFile) -> dict[str, Any]:
+    """The record that fewbit left in the metadata of a file, the size apart, which its input has."""
+    where = f"{file.path}, metadata entry {ENTRY}"
+    try:
+        record = read_entry(file.metadata)
+    except (ValueError, RecursionError) as error:
+        raise BadModel(
+            f"{where} is no record of preprocessing ({error}); remove it, and say how images are made: --mean, --std, ..."
+        ) from error
+    record.pop("size", None)
+    return _checked(record, where)
 
 
 def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:

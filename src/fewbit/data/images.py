@@ -173,6 +173,11 @@ def open_images(
     good: dict[int, bytes] = {}
     skipped: list[str] = []
     for row, item in zip(rows, found.store.items(rows), strict=True):
+        if preprocess.whole and is_input(item):
+            raise BadImages(
+                f"{names[row]} is of floats, and a file that normalizes inside takes pixels: give pictures or uint8 arrays, or "
+                "leave out --normalize-inside."
+            )
         try:
             good[row] = checked(item, names[row], preprocess.size[0])
         except BadImages as error:

@@ -42,7 +42,8 @@ class Preprocess:
     both sides ("squash"), the side that fills the frame ("center"), or the side that fits in it, with borders in the mean
     colour ("border"). `antialias` resizes the picture with Pillow, as timm does; without it torch interpolates floats, and
     bicubic may overshoot [0, 1]. `processor` is the image processor of a Hugging Face folder as JSON; where there is one it
-    makes the input by itself. Raises BadImages or UnknownName.
+    makes the input by itself. `whole`: pixels are rounded to 8 bits before they are normalized, as a file that normalizes takes
+    them. Raises BadImages or UnknownName.
     """
 
     size: tuple[int, int, int]
@@ -53,6 +54,7 @@ class Preprocess:
     crop_pct: float = 1.0
     antialias: bool = True
     processor: str = ""
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for kind, name, allowed in (("interpolation", self.interpolation, PIL_FILTERS), ("resize", self.resize, RESIZES)):
@@ -110,6 +112,10 @@ class Preprocess:
 
     def __call__(self, image: Image.Image | Array) -> Float[Tensor, "c h w"]:
         """The normalized float32 input for one picture, or for pixels (h, w, channels) of 8 or 16 bits. Raises BadImages."""
+        x = self._input(image)
+        return self._normal((255 * self._unit(x)).round().clamp(0, 255) / 255) if self.whole else x
+
+    def _input(self, image: Image.Image | Array) -> Tensor:
         channels, h, w = self.size
         picture = self._middle(of_picture(image, channels) if isinstance(image, Image.Image) else image)
         if self.processor:
@@ -123,7 +129,13 @@ class Preprocess:
             corners = None if self.interpolation == "nearest" else False
             mode = TORCH_MODES[self.interpolation]
             x = F.interpolate(unit(picture)[None], (high, wide), mode=mode, align_corners=corners, antialias=False)[0]
-        return (self._centre(x, h, w) - self._column(self.mean)) / self._column(self.std)
+        return self._normal(self._centre(x, h, w))
+
+    def _normal(self, unit: Tensor) -> Tensor:
+        return (unit - self._column(self.mean)) / self._column(self.std)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return x * self._column(self.std) + self._column(self.mean)
 
     def _middle(self, picture: Array) -> Array:
         """A picture far longer than the frame without the ends that a centre crop never shows, which bounds the memory."""
@@ -136,7 +148,7 @@ class Preprocess:
 
     def undo(self, x: Float[Tensor, "c h w"]) -> Image.Image:
         """The picture that a normalized input shows, rounded to 8 bits: its first three channels, or its first as grey."""
-        unit = (x * self._column(self.std) + self._column(self.mean)).clamp(0, 1)
+        unit = self._unit(x).clamp(0, 1)
         if self.processor and json.loads(self.processor).get("do_flip_channel_order"):
             unit = unit.flip(0)
         return shown((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())

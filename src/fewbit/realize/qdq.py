@@ -42,7 +42,7 @@ POOL = aten.adaptive_avg_pool2d.default
 
 def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> None:
     """Write the plan as an ONNX file, whole or not at all: `realize(graph, plan, path, **target.file_format)`."""
-    _save(rendered(graph, plan, opset=opset, float_weights=float_weights, fuse=fuse), path)
+    save(rendered(graph, plan, opset=opset, float_weights=float_weights, fuse=fuse), path)
 
 
 def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
@@ -77,7 +77,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
     """Write the float graph as ONNX: the twin that every comparison is paired with."""
-    _save(rendered_float(graph, opset=opset), path)
+    save(rendered_float(graph, opset=opset), path)
 
 
 def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
@@ -361,5 +361,6 @@ def _check_scale(node: ir.Node, choice: Choice) -> None:
         raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another scale than the plan.")
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model as an ONNX file, whole or not at all."""
     write_atomic(path, lambda part: ir.save(model, part))

@@ -15,6 +15,8 @@ from fewbit.report.answers import good, not_got, right, small_and_fast
 from fewbit.report.pieces import Json
 from fewbit.report.sections import PASSES, SECTIONS, passes
 
+APART = ("classes", "preprocess", "assumed", "metadata")  # of run.json: a section of their own, or too long for a page
+
 
 def joined(report: Json, tables: Json) -> dict[str, Any]:
     """tables.json, plus the parts of report.json that sections show, as rows."""
@@ -29,7 +31,7 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         "closeness": (report.get("accuracy") or {}).get("outputs"),
         "calibration": [row] if (row := report.get("calibration")) else [],
         "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
-        "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), "classes": None}] if run else [],
+        "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), **dict.fromkeys(APART)}] if run else [],
         "kernels": [row] if (row := tables.get("kernels")) else [],
     }
     return {**tables, **rows, "curve": curve}

@@ -143,6 +143,7 @@ DETAILS = (
                "range of the grid:range:range", "observed:observed:range", "SQNR:sqnr_db:dB", "clipped:clipped_share:share"),
               search=True),
     )),
+    Section("What the file takes", "input", (Facts(),), "It stands in the metadata of the ONNX file, too."),
     Section("How to run this again", "run", (Facts(),)),
 )
 PASSES = "Passes"  # the part of the log, which LOG_VIEWS describes

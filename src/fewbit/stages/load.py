@@ -21,6 +21,7 @@ from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
+from fewbit.core.record import Record
 from fewbit.core.values import Graph
 from fewbit.data.collection import check_source, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
@@ -44,7 +45,7 @@ class Inputs:
     """The opened inputs of a request: model, preprocessing, classes, and images that are not decoded yet.
 
     `task` is what the model's outputs mean; `classes` are the names of a classifier's classes, if known; `notes` are sentences
-    that the user has to read.
+    that the user has to read; `assumed` names the fields of the preprocessing that nobody gave.
     """
 
     loaded: Loaded
@@ -54,6 +55,12 @@ class Inputs:
     calibration: Images | Synthesis
     scored: Images
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> Record:
+        """What the files say of their images."""
+        return Record(self.preprocess.to_json(), self.assumed, self.loaded.metadata)
 
     def identity(self, request: Options) -> dict[str, Any]:
         """Everything that decides the result of a run; equal identities give equal files."""
@@ -64,7 +71,7 @@ class Inputs:
             "model": model,
             "calibration": images.fingerprint() if isinstance(images, Images) else images.key(model),
             "scored": self.scored.fingerprint(),
-            "preprocess": self.preprocess.to_json(),
+            **self.record.to_json(),
             "target": request.hardware.fingerprint(),
             "classes": list(self.classes) if self.classes else None,
         }
@@ -77,7 +84,8 @@ def load(request: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
     loaded = load_model(request.model, weights=request.weights, overrides=overrides)
-    preprocess, task = preprocess_of(loaded, request.overrides), recognise(loaded.outputs)
+    whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
+    preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
     outputs = task.classes
     if request.loss == "labels" and outputs is None:
         raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
@@ -95,8 +103,8 @@ def load(request: Options) -> Inputs:
             _require_classes(outputs)
         both = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
-    notes = (*loaded.notes, *assumptions(loaded, preprocess, request.overrides))
-    return Inputs(loaded, preprocess, classes, task, *pair, notes)
+    unsaid = assumed(loaded, request.overrides)
+    return Inputs(loaded, preprocess, classes, task, *pair, (*loaded.notes, *assumptions(loaded, preprocess, unsaid)), unsaid)
 
 
 def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool) -> tuple[Images, Images]:
@@ -236,13 +244,17 @@ def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     return Preprocess.from_timm({**record, **overrides}).replace(**own)
 
 
-def assumptions(loaded: Loaded, preprocess: Preprocess, overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    """A sentence that names the preprocessing which neither the model nor the request gives, if there is any."""
+def assumed(loaded: Loaded, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of the preprocessing that neither the model nor the request gives."""
     record = loaded.record
     given = {"resize"} if record.get("crop_mode") else set[str]()
     given |= {*overrides, *(name for name, value in record.items() if value is not None)} - {*record.get("assumed", ())}
-    unsaid = [name for name in ASSUMED if name not in given | set(overrides)]
-    if not unsaid or "processor" in record:
+    return () if "processor" in record else tuple(name for name in ASSUMED if name not in given | set(overrides))
+
+
+def assumptions(loaded: Loaded, preprocess: Preprocess, unsaid: Sequence[str]) -> tuple[str, ...]:
+    """A sentence that names what is assumed of the preprocessing, if there is any."""
+    if not unsaid:
         return ()
     values = [getattr(preprocess, name) for name in unsaid]
     shown = [_shown(value) if isinstance(value, tuple) else f"{value}" for value in values]

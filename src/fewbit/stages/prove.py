@@ -17,15 +17,16 @@ from torch.export import ExportedProgram
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
+from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.files import read_json, read_tensors, write_atomic
 from fewbit.progress import Progress
-from fewbit.realize import float_onnx, rendered, rendered_float
-from fewbit.realize import realize as write_onnx
+from fewbit.realize import rendered, rendered_float, save, with_metadata
 from fewbit.request import Batches, Request, Seconds, Threads, checked
 from fewbit.runtimes import AS_WRITTEN, read_onnx
+from fewbit.stages.load import Inputs
 from fewbit.task import recognise
 from fewbit.verify import Latency, Load, Score
 
@@ -35,20 +36,30 @@ CHECKED = 8  # images on which codes are compared
 
 
 def realize(
-    graph: Graph, exact: Graph, plan: Plan, scored: Images, request: Request, folder: Path, progress: Progress
+    graph: Graph, exact: Graph, plan: Plan, scored: Images, inputs: Inputs, request: Request, folder: Path, progress: Progress
 ) -> tuple[Path, Path, Tensor]:
     """model.onnx, float.onnx, and the few images (n, c, h, w) to compare codes on."""
     progress.expect(2)
-    target, (model, twin) = request.hardware, (folder / MODEL, folder / TWIN)
+    form, (model, twin) = request.hardware.file_format, (folder / MODEL, folder / TWIN)
     if not model.exists():
-        write_onnx(graph, plan, model, **target.file_format)
+        save(_model(graph, plan, form, inputs.record), model)
     progress.advance()
     if not twin.exists():
-        float_onnx(exact, twin, opset=target.opset)
+        save(_twin(exact, form, inputs.record), twin)
     progress.advance()
     sample = sample_of(exact, scored)
     write_atomic(folder / SAMPLE, lambda file: save_file({"images": sample}, file))
     return model, twin, sample
+
+
+def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> ir.Model:
+    """model.onnx."""
+    return with_metadata(rendered(graph, plan, **form), said.entries(said.inside))
+
+
+def _twin(exact: Graph, form: Mapping[str, Any], said: Record) -> ir.Model:
+    """float.onnx."""
+    return with_metadata(rendered_float(exact, opset=form["opset"]), said.entries())
 
 
 def realized(folder: Path) -> tuple[Path, Path, Tensor]:
@@ -103,14 +114,14 @@ def files(
         if record.get(name) != value:
             raise BadFile(f"{folder}: run.json has {name} {record.get(name)!r:.80}, tables.json {value!r:.80}; {AGAIN}")
     try:
-        recorded, form = record["hashes"]["model"], record["file_format"]
+        recorded, form, said = record["hashes"]["model"], record["file_format"], Record.from_json(record)
     except (KeyError, TypeError) as error:
         raise BadFile(f"{folder / 'run.json'} has no {error}; {AGAIN}") from error
     if recorded != fingerprint(given):
         raise BadFile(f"{folder}: exported.pt2 is not the model that run.json is of; {AGAIN}")
-    found = proofs.deviations(MODEL, read_onnx(model), ir.to_proto(rendered(graph, plan, **form)))
+    found = proofs.deviations(MODEL, read_onnx(model), ir.to_proto(_model(graph, plan, form, said)))
     progress.advance()
-    found += proofs.deviations(TWIN, read_onnx(twin), ir.to_proto(rendered_float(exact, opset=form["opset"])))
+    found += proofs.deviations(TWIN, read_onnx(twin), ir.to_proto(_twin(exact, form, said)))
     progress.advance()
     return found
 

@@ -48,6 +48,7 @@ def summarize(
     record = _record(request, identity, inputs)
     rows |= {
         "run": record,
+        "input": [inputs.record.images(inputs.record.inside)],
         "curve": list(curve),
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }
@@ -119,7 +120,7 @@ def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> di
         "request": identity["request"],
         "runtime": request.hardware.runs_in,
         "file_format": request.hardware.file_format,
-        "preprocess": inputs.preprocess.to_json(),
+        **inputs.record.to_json(),
         "classes": list(inputs.classes) if inputs.classes else None,
         "task": inputs.task.name,
         "class_count": inputs.task.classes,

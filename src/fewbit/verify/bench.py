@@ -33,7 +33,7 @@ if path:
     start = time.perf_counter()
     exec({load!r})
     seconds = time.perf_counter() - start
-    run(x)
+    run(np.moveaxis(x, -3, -1).astype(np.uint8, "C") if pixels else x)
 try:
     with open("/proc/self/status") as status:
         peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
@@ -98,7 +98,7 @@ def bench(
         for batch in batches:
             progress(f"{runtime}, batch {batch}")
             x = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
-            times = paired([partial(session.run, x) for session in sessions], seconds)
+            times = paired([partial(session.call, [session.feed(x)]) for session in sessions], seconds)
             first, second = (statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(a / b for a, b in times)
             rows.append(Latency(runtime, batch, threads, 1e3 * first, 1e3 * second, ratio, len(times)))

@@ -74,10 +74,10 @@ def initializers(file: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
 
 
 def deviations(name: str, found: onnx.ModelProto, expected: onnx.ModelProto) -> tuple[Deviation, ...]:
-    """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs and outputs."""
+    """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs, outputs, metadata."""
     if found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True):
         return ()
-    wrong = [*_tensors(found, expected), *_nodes(found, expected)]
+    wrong = [*_tensors(found, expected), *_nodes(found, expected), *_entries(found, expected)]
     return tuple(Deviation(name, *pair) for pair in wrong) or (Deviation(name, "the header", "is another"),)
 
 
@@ -118,3 +118,12 @@ def _nodes(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tuple[
     for what in ("input", "output"):
         if list(getattr(found.graph, what)) != list(getattr(expected.graph, what)):
             yield f"the model's {what}s", "are others"
+
+
+def _entries(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    theirs, ours = ({entry.key: entry.value for entry in model.metadata_props} for model in (found, expected))
+    for key in dict.fromkeys([*ours, *theirs]):
+        if key not in theirs or key not in ours:
+            yield f"metadata entry {key}", "is missing" if key in ours else "does not belong there"
+        elif theirs[key] != ours[key]:
+            yield f"metadata entry {key}", "is another"
