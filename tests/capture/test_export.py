@@ -492,3 +492,18 @@ def test_a_model_that_cannot_be_exported_with_any_batch_is_refused_with_torch_s_
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(0), nn.Unflatten(0, (1, 100)))
     with pytest.raises(BadModel, match=r"cannot be exported for input \(batch, 3, 8, 8\): RuntimeError.*Check --input-size"):
         export(net, (3, 8, 8))
+
+
+class Chooses(nn.Module):
+    def forward(self, x):
+        return x[x > 0].reshape(1, -1) if float(x.sum()) > 0 else x
+
+
+def test_a_model_that_chooses_by_its_values_is_refused_with_what_to_give_instead():
+    with pytest.raises(BadModel, match=r"by their values.* as a module of its own: file\.py:function\.$"):
+        load_model(Chooses(), overrides={"input_size": (3, 8, 8)})
+
+
+def test_weights_without_numbers_are_named():
+    with pytest.raises(BadModel, match=r"weight 0\.weight of Sequential has a shape and no numbers"):
+        load_model(nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), overrides={"input_size": (3, 8, 8)})

@@ -32,6 +32,17 @@ class Upsampled(nn.Module):
         return self.b(self.up(self.a(x)))
 
 
+class Weighed(nn.Module):
+    """Probabilities between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).softmax(-1))
+
+
 class Returned(nn.Module):
     """Tokens that are an output, and read by a product after a transposition."""
 
@@ -46,8 +57,8 @@ class Returned(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "op", "nodes"),
-    [(Upsampled(True), "Add", 1), (Upsampled(False), "Add", 1), (Returned(), "Transpose", 2)],
-    ids=["bias", "no bias", "output"],
+    [(Upsampled(True), "Add", 1), (Upsampled(False), "Add", 1), (Weighed(), "Add", 1), (Returned(), "Transpose", 2)],
+    ids=["bias", "no bias", "softmax", "output"],
 )
 def test_what_stands_beside_codes_stays_what_it_is(
     ort_target: str, tmp_path: Path, net: nn.Module, op: str, nodes: int

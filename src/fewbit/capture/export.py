@@ -28,6 +28,11 @@ from fewbit.core.values import Output
 from fewbit.errors import BadModel
 
 WRAPPER = "_fewbit_model"  # where NamedOutputs keeps the module; sites.path_of takes it out of the names again
+ADVICE = "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
+CHOOSES = (
+    "It chooses boxes, masks or parts by their values, which no fixed graph does. Give what stands before that, such as the "
+    "backbone with its heads, as a module of its own: file.py:function."
+)
 PASSES = 8  # of a program that draws random numbers, to see whether they change its answer
 
 
@@ -91,9 +96,9 @@ def export(
         except (Exception, SystemExit) as error:
             failed = error
     shape = ", ".join(map(str, input_shape))
+    advice = CHOOSES if "data-dependent" in str(failed) else ADVICE
     raise BadModel(
-        f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(failed)} Check --input-size, or make "
-        "the model exportable: torch.export.export(model, (x,)) must work."
+        f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(failed)} {advice}"
     ) from failed
 
 

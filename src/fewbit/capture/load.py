@@ -133,6 +133,8 @@ def _from_module(
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
     _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
+    if any(t.device.type != "cpu" for t in _numbers(module)):
+        module = copy.deepcopy(module).cpu()
     other = {str(t.dtype).removeprefix("torch.") for t in _numbers(module) if t.dtype != torch.float32}
     if other:
         module = copy.deepcopy(module).float()
@@ -199,6 +201,9 @@ def _check_outputs(ref: str, program: ExportedProgram) -> None:
 
 def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
     """Parameters are finite and not all zero, buffers are no NaN; a mask may be infinite."""
+    for name, tensor in {**buffers, **parameters}.items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise BadModel(f"weight {name} of {ref} has a shape and no numbers (device meta); load its weights first.")
     largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
     if largest and max(largest) < SMALLEST:
         raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")

@@ -1,6 +1,7 @@
 """Standard nodes that keep onnxruntime from rewriting what is float beside codes, where its rewriting gives other numbers.
 
-- It rounds the float weights of a transposed convolution between a DequantizeLinear and a QuantizeLinear to 8 bits by itself.
+- It rounds the float weights of a transposed convolution between a DequantizeLinear and a QuantizeLinear to 8 bits by itself,
+  and takes a softmax there from a table of integers.
 - It moves a QuantizeLinear in front of nodes that only put numbers elsewhere; where these read an output of the model, the
   output has codes' numbers afterwards.
 
@@ -21,19 +22,16 @@ NOTHING = np.float32(1e-45)  # the smallest number above 0: added to any number 
 def shield(model: ir.Model) -> None:
     """Put the nodes into a written model, in place."""
     for node in list(model.graph):
-        if node.op_type == "ConvTranspose":
+        if node.op_type == "Softmax" or (node.op_type == "ConvTranspose" and constant(node.inputs[1]) is not None):
             _separated(model.graph, node)
         elif node.op_type == "QuantizeLinear":
             _with_own_way(model.graph, node)
 
 
 def _separated(graph: ir.Graph, node: ir.Node) -> None:
-    """An addition of nothing between a float product of codes and the QuantizeLinear that alone reads it."""
-    result, weight = node.outputs[0], node.inputs[1]
-    users = list(result.consumers())
-    if weight is None or constant(weight) is None or made_by(node.inputs[0]) != "DequantizeLinear":
-        return
-    if len(users) != 1 or users[0].op_type != "QuantizeLinear":
+    """An addition of nothing between a float node that reads codes and the QuantizeLinear that alone reads it."""
+    result, users = node.outputs[0], list(node.outputs[0].consumers())
+    if made_by(node.inputs[0]) != "DequantizeLinear" or [user.op_type for user in users] != ["QuantizeLinear"]:
         return
     name = f"{result.name}_nothing"
     nothing = ir.Value(name=name, const_value=ir.tensor(NOTHING, name=name))

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from doors.case import Case, either, quantize, refused, write
+from doors.case import Case, Right, either, quantize, refused, write
 from doors.kinds import hugging_face
 from doors.kinds.images import has_run
 from small_net import NET
@@ -153,7 +153,7 @@ def cases() -> Iterator[Case]:
 
 
 def _case(name: str, text: str, what: str) -> Case:
-    right = either(holds=_honest) if what in MAY_RUN else refused()
+    right = either(holds=_honest) if what in MAY_RUN else Right((2, 130)) if "interrupt" in what else refused()
     return Case(name, quantize(), right, before=write("net.py", text))
 
 
