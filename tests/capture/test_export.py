@@ -336,7 +336,7 @@ def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
         ("INPUT_SIZE = None", "does not say its input size"),
         *(
             (f"INPUT_SIZE = (3, 8, 8)\nMEAN = {mean}", "MEAN .* is not allowed")
-            for mean in ("'grey'", "(0, 0, float('nan'))", "0.5")
+            for mean in ("'grey'", "(0, 0, float('nan'))", "11")
         ),
         ("INPUT_SIZE = (3, 8, 8)\nCLASSES = 5", "CLASSES is 5; a list of names is needed"),
     ],
