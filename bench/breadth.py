@@ -3,12 +3,8 @@
     python bench/breadth.py --targets ort-x86-vnni --out build/breadth        # every row that is not there yet, then the table
     python bench/breadth.py --rows "timm.*vit*" --out build/breadth
 
-A row is what `fewbit quantize` does up to evaluate, with recipe `mse`, on 16 images that are drawn here; a row ends as
-
-    right      exit code 0: every code, weight and output is what it should be
-    refused    exit code 2: one line says what is not possible
-    wrong      exit code 1: something was found wrong
-    crashed    a traceback, a signal, or no end within the time
+A row is what `fewbit quantize` does up to evaluate, with recipe `mse`, on 16 images that are drawn here; bench/apart.py says
+how it may end.
 
 The weights are seeded: each library's own initial ones, with parameters that it leaves constant (gains of 1, layer scales of
 1e-6, biases of 0) moved, small weights scaled to keep the variance, and batch norms given the statistics of the images. Rows
@@ -18,14 +14,8 @@ lie in a folder, a JSON file each; those that are there are not made again.
 from __future__ import annotations
 
 import argparse
-import math
-import multiprocessing
-import resource
-import signal
 import sys
-import time
-import traceback
-from collections import Counter
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,21 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from fewbit import Run
-from fewbit.errors import FewbitError, FewbitFailed, stopped
-from fewbit.files import read_json, write_json
-from fewbit.report import tables
+from fewbit.files import read_json
 from fewbit.request import Request
 from fewbit.stages import STAGES
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
+from bench.apart import Found, ends, made, told, verified
 from bench.families import Row, rows
 
 IMAGES = 16
-WALL = 5  # seconds on the clock for each second of work, on a machine that does other things
 GRAY = (0.5, 0.5, 0.5)  # mean and standard deviation of the pixels
 LEAST_GAIN = 0.3  # standard deviation of a weight by that which keeps the variance
-UNTIL = "evaluate"
-ENDS = ("right", "refused", "wrong", "crashed")
 
 
 def pictures(size: int, count: int = IMAGES, seed: int = 0) -> np.ndarray:
@@ -93,28 +79,19 @@ def settle(net: nn.Module, x: Tensor, seed: int = 0) -> None:
     net.eval()
 
 
-def tried(row: Row, target: str, file: Path, limit: float, threads: int) -> None:
-    """Make a row, in this process."""
-    torch.set_num_threads(threads)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
-    found: dict[str, Any] = {"library": row.library, "name": row.name, "size": row.size, "target": target, "stage": "model"}
-    start = time.perf_counter()
-    try:
+def quantized(row: Row, target: str, threads: int) -> Callable[[Found], Found]:
+    """Make a row, in the process that it is called in."""
+
+    def work(found: Found) -> Found:
         images = pictures(row.size)
         net = row.net()
         x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
         if "detection" not in row.name or "backbone" in row.name:
             settle(net, x)
-        found |= quantized(net, images, row, target, threads, found)
-    except Exception as error:
-        known = stopped(error) or error
-        if isinstance(known, FewbitError):
-            found |= {"end": "refused", "message": f"{type(known).__name__}: {known}"}
-        elif isinstance(known, FewbitFailed):
-            found |= {"end": "wrong", "message": str(known)}
-        else:
-            found |= {"end": "crashed", "message": traceback.format_exc()}
-    write_json(file, {**found, "seconds": round(time.perf_counter() - start, 1)})
+        with TemporaryDirectory() as out, Run.start(asked(net, images, row.size, target, threads, out), STAGES) as run:
+            return verified(run, found)
+
+    return work
 
 
 def warm() -> None:
@@ -137,45 +114,6 @@ def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: i
     )  # fmt: skip
 
 
-def quantized(net: nn.Module, images: np.ndarray, row: Row, target: str, threads: int, found: dict[str, Any]) -> dict[str, Any]:
-    """What verify and evaluate say; `found["stage"]` is the stage that a row is at."""
-    with TemporaryDirectory() as out, Run.start(asked(net, images, row.size, target, threads, out), STAGES) as run:
-        for stage in STAGES:
-            found["stage"] = stage.name
-            run.do(stage.name)
-            if stage.name == UNTIL:
-                break
-        checks, plan, score = tables.verify(run["checks"]), run["plan"], run["score"]
-        agreements = [one.agreement for one in score.outputs if one.agreement is not None]
-        kernels = run["checks"].kernels
-        return {
-            **checks,
-            "end": "wrong" if checks["problems"] else "right",
-            "message": "; ".join(checks["problems"]),
-            "share": tables.integer_share(run["graph"], plan),
-            "fallbacks": len(plan.fallbacks),
-            "kernels": [kernels["found"], kernels["expected"]],
-            "correlation": min(agreements) / 100 if agreements else None,
-            "outputs_named": [one.name for one in score.outputs],
-            "stages": dict(run.progress.seconds),
-        }
-
-
-def made(row: Row, target: str, file: Path, limit: float, threads: int) -> None:
-    """Make a row in a process of its own, forked from this one."""
-    process = multiprocessing.get_context("fork").Process(target=tried, args=(row, target, file, limit, threads))
-    process.start()
-    process.join(WALL * limit)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    if not file.exists():
-        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
-        why = f"no end within {limit:g} s of work" if late else f"the process ended with {process.exitcode}"
-        about = {"library": row.library, "name": row.name, "size": row.size, "target": target}
-        write_json(file, {**about, "end": "crashed", "message": why, "stage": "", "seconds": limit})
-
-
 def file_of(row: Row, target: str, out: Path) -> Path:
     """Where a row lies."""
     return out / target / f"{row.key}.json"
@@ -185,10 +123,7 @@ def table(wanted: list[Row], targets: list[str], out: Path) -> None:
     """The rows that are there as Markdown, and how they ended."""
     for target in targets:
         found = [read_json(file) for row in wanted if (file := file_of(row, target, out)).exists()]
-        ends = Counter(row["end"] for row in found)
-        print(
-            f"\n### {target}\n\n{len(found)} of {len(wanted)} rows: " + ", ".join(f"{ends[end]} {end}" for end in ENDS) + ".\n"
-        )
+        print(f"\n### {target}\n\n{len(found)} of {len(wanted)} rows: {ends(found)}.\n")
         print("| model | pixels | end | stage | codes compared | wrong | in integers | kernels | correlation |")
         print("|---|---|---|---|---|---|---|---|---|")
         for row in found:
@@ -199,7 +134,7 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     about = f"| {row['library']} {row['name']} | {row['size']} | {row['end']} | {row['stage']} |"
     if "codes_compared" not in row:
-        return f"{about} {' '.join(row['message'].strip().splitlines()[-1:])[:160].replace('|', '/')} |||||"
+        return f"{about} {told(row)[:160]} |||||"
     correlation = "" if row["correlation"] is None else f"{row['correlation']:.4f}"
     kernels = " of ".join(str(n) for n in row["kernels"])
     return (
@@ -224,13 +159,12 @@ def main() -> None:
         for row in wanted:
             file = file_of(row, target, args.out)
             if not file.exists():
-                made(row, target, file, args.limit, args.threads)
+                about = {"library": row.library, "name": row.name, "size": row.size, "target": target}
+                made(quantized(row, target, args.threads), about, file, args.limit, args.threads)
                 found = read_json(file)
-                told = found["message"].strip().splitlines()[-1:] if found["end"] != "right" else [f"{found['correlation']}"]
+                said = told(found) if found["end"] != "right" else f"{found['correlation']}"
                 print(
-                    f"{target} {row.key:50} {found['end']:8} {found['seconds']:6} s  {' '.join(told)[:300]}",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{target} {row.key:50} {found['end']:8} {found['seconds']:6} s  {said[:300]}", file=sys.stderr, flush=True
                 )
     table(wanted, args.targets, args.out)
 

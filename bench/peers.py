@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import Tensor
 
 from fewbit import Run
 from fewbit.data.images import Images
@@ -24,24 +25,25 @@ from fewbit.files import write_json
 from fewbit.verify import evaluate
 
 
-def stock(float_path: Path, images: Images, out: Path, *, method: str, linear_only: bool = False) -> None:
+def stock(float_path: Path, batches: Iterable[Tensor], out: Path, *, method: str, linear_only: bool = False) -> None:
     """onnxruntime.quantization.quantize_static as its documentation recommends for x86."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(images.batches(16))
+            self.batches = iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.numpy()}
+            return None if batch is None else {name: batch.numpy()}
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(float_path), str(prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(prepared)).graph
         constants = {i.name for i in graph.initializer}
+        name = next(port.name for port in graph.input if port.name not in constants)
         products = [n for n in graph.node if n.op_type in ("MatMul", "Gemm")]
         activations_only = [n.name for n in products if n.input[1] not in constants]
         quantize_static(
@@ -87,11 +89,11 @@ def main() -> None:
     made: list[tuple[str, Path, str]] = [("fewbit", args.run / "model.onnx", "onnxruntime")]
     for method in ("minmax", "percentile"):
         path = args.out / f"onnxruntime_{method}.onnx"
-        stock(source, images, path, method=method)
+        stock(source, images.batches(16), path, method=method)
         made.append((f"onnxruntime static, {method}", path, "onnxruntime"))
     if attention:
         path = args.out / "linear_only.onnx"
-        stock(source, images, path, method="minmax", linear_only=True)
+        stock(source, images.batches(16), path, method="minmax", linear_only=True)
         made.append(("onnxruntime static, linear inputs only", path, "onnxruntime"))
     if importlib.util.find_spec("nncf"):
         path = args.out / "nncf.xml"
