@@ -134,6 +134,9 @@ class Options(BaseModel):
     weights: Annotated[Path | None, BeforeValidator(_file)] = Field(
         default=None, description="Weights of a timm or torchvision model: .safetensors, .pth or .pt."
     )
+    requantize: bool = Field(
+        default=False, description="Take the Q/DQ nodes out of an ONNX file that another tool quantized, and begin again."
+    )
     input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
         default=None, description="channels,height,width", examples=["3,224,224"]
     )
@@ -204,13 +207,15 @@ class Options(BaseModel):
             raise BadImages(f"--loader {loader} takes the place of --images; leave one of them out.")
 
     def _check_weights(self) -> None:
-        """Raises FewbitError where `weights` is given for a model that has its own."""
+        """Raises FewbitError where `weights` is given for a model that has its own, or `requantize` for no ONNX file."""
         from fewbit.capture.load import is_architecture
 
         if self.weights is not None and not (isinstance(self.model, str) and is_architecture(self.model)):
             raise FewbitError(
                 f"--weights {self.weights} is for a timm or torchvision model, and {self.ref} has its own; leave it out."
             )
+        if self.requantize and not self.ref.endswith(".onnx"):
+            raise FewbitError(f"--requantize is for an ONNX file, and {self.ref} is none; leave it out.")
 
     @property
     def ref(self) -> str:

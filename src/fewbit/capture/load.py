@@ -86,10 +86,12 @@ def load_model(
     *,
     weights: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    requantize: bool = False,
 ) -> Loaded:
     """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
 
-    `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...).
+    `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...); `requantize`
+    takes the quantization out of an ONNX file.
     """
     if isinstance(ref, ExportedProgram):
         return _from_program(ref, "exported program", overrides)
@@ -105,7 +107,7 @@ def load_model(
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides)
     if ref.endswith(".onnx"):
-        return _from_onnx(Path(ref), overrides)
+        return _from_onnx(Path(ref), overrides, requantize)
     if re.search(r"\.py(:[^:]*)?$", ref):
         return _from_file(ref, overrides, ref=ref)
     if ref.startswith("hf:"):
@@ -254,12 +256,13 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _from_onnx(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
-    file = read_onnx(path)
+def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, requantize: bool) -> Loaded:
+    file = read_onnx(path, requantize=requantize)
+    notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
     free = file.look(size)
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
-    loaded = _from_module(file.module, str(path), fields, _entry(file), file.notes, file.image.name, batches)
+    loaded = _from_module(file.module, str(path), fields, _entry(file), (*file.notes, *notes), file.image.name, batches)
     return replace(loaded, metadata=file.metadata)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ STANDARD_NAMES = ("", "ai.onnx")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
 
 
-def read_proto(path: Path) -> ModelProto:
-    """The model of a file, its external weights not read yet. Raises BadFile or BadModel in words."""
+def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = lambda model, _: model) -> ModelProto:
+    """The model of a file after a change, its external weights not read yet. Raises BadFile or BadModel in words."""
     if not path.is_file():
         raise BadFile(f"{path} does not exist; MODEL as path.onnx needs a file.")
     try:
@@ -39,6 +39,7 @@ def read_proto(path: Path) -> ModelProto:
         raise BadFile(f"{path} holds no graph of nodes; it is empty or no ONNX file. Export it again with torch.onnx.export.")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    model = change(model, path)
     refuse_what_is_not_taken(model, path)
     return model
 
@@ -79,7 +80,7 @@ def refuse_what_is_not_taken(model: ModelProto, path: Path) -> None:
         kinds = ", ".join(sorted({n.op_type for n in whole}))
         raise BadModel(
             f"{path} is quantized already: {len(whole)} nodes ({kinds}), the first is '{title(whole[0])}'. "
-            "Give the float file that it was made from."
+            "Give the float file that it was made from; --requantize takes QuantizeLinear and DequantizeLinear out of it."
         )
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name

@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
+from fewbit.onnx_reader.strip import stripped
 
 Dim = int | str | None
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -74,9 +75,11 @@ class OnnxFile:
         return size  # type: ignore[return-value]
 
 
-def read_onnx(path: Path) -> OnnxFile:
-    """The network of a file. Raises BadFile or BadModel that name the file, the node or the tensor."""
-    model = lifted(read_proto(path), path)
+def read_onnx(path: Path, *, requantize: bool = False) -> OnnxFile:
+    """The network of a file, that of a quantized one without its Q/DQ nodes. Raises BadFile or BadModel that name the file, the
+    node or the tensor.
+    """
+    model = lifted(read_proto(path, stripped) if requantize else read_proto(path), path)
     image = _image(model, path)
     batch = image.dims[0] if isinstance(image.dims[0], int) else None
     nodes, constants = split_constants(nodes_of(model.graph, opsets(model), path.parent, batch))

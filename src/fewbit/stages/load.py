@@ -83,7 +83,7 @@ class Inputs:
 def load(request: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
-    loaded = load_model(request.model, weights=request.weights, overrides=overrides)
+    loaded = load_model(request.model, weights=request.weights, overrides=overrides, requantize=request.requantize)
     whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
     preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
     outputs = task.classes
