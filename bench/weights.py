@@ -110,7 +110,7 @@ def loaded(args: argparse.Namespace) -> None:
         files = forms_of(args, runtime)
         exact = files.pop("float")
         for name, path in files.items():
-            load = loads(exact, path, shape, runtimes=[runtime], threads=args.threads, runs=args.runs)[0]
+            load = loads(exact, path, (1, *shape), runtimes=[runtime], threads=args.threads, runs=args.runs)[0]
             for row, seconds, peak in (
                 (f"{name} {runtime}", load.quantized_seconds, load.quantized_bytes),
                 (f"float {runtime}", load.float_seconds, load.float_bytes),

@@ -18,6 +18,7 @@ from fewbit.errors import BadFile, FewbitError, UnknownName
 if TYPE_CHECKING:
     import onnx
 
+TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # what is no float32
 AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the stand-in for a runtime that is not installed
 
 
@@ -38,7 +39,7 @@ class Session(Protocol):
         """Whether this processor computes float ops in a precision."""
 
     def feed(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """What the file takes of normalized images: these, or their pixels where it normalizes inside."""
+        """What the file takes of normalized images: these, in its type, or their pixels where it normalizes inside."""
 
     def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
 
@@ -87,7 +88,7 @@ pixels = session.get_inputs()[0].type == "tensor(uint8)"
         except Exception as error:
             raise BadFile(f"onnxruntime cannot load {path}: {_said(error)}") from error
         self._names, port = [output.name for output in self._session.get_outputs()], self._session.get_inputs()[0]
-        self._input, self.feed = port.name, feed_of(path, port.type == "tensor(uint8)")
+        self._input, self.feed = port.name, feed_of(path, TYPES.get(port.type, np.float32))
 
     @classmethod
     def supports(cls, precision: str) -> bool:
@@ -129,7 +130,7 @@ pixels = request.model_inputs[0].get_element_type() == ov.Type.u8
         except Exception as error:
             raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
         self._request = self.compiled.create_infer_request()
-        self.feed = feed_of(path, self.compiled.inputs[0].get_element_type() == ov.Type.u8)
+        self.feed = feed_of(path, self.compiled.inputs[0].get_element_type().to_dtype())
 
     @classmethod
     def supports(cls, precision: str) -> bool:
@@ -250,10 +251,10 @@ def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequenc
     return entry.session(path, threads=threads, precision=precision, outputs=outputs)
 
 
-def feed_of(path: Path, of_pixels: bool) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """What makes the input of a file of normalized images. Raises BadFile for one of pixels that does not say how."""
-    if not of_pixels:
-        return lambda images: images
+def feed_of(path: Path, dtype: type | np.dtype[Any]) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """What makes the input of a file, of a type, of normalized images. Raises BadFile for pixels where it does not say how."""
+    if dtype != np.uint8:
+        return lambda images: images.astype(dtype, copy=False)
     numbers = normalized_inside({entry.key: entry.value for entry in read_onnx(path).metadata_props})
     if numbers is None:
         raise BadFile(f"{path} takes uint8 and does not say how it normalizes; give a file that takes floats.")

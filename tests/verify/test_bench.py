@@ -49,7 +49,7 @@ def test_the_columns_are_medians_and_each_belongs_to_its_file(tmp_path, monkeypa
     times = {"float.onnx": [1.0, 9.0, 2.0], "model.onnx": [0.5, 0.25, 7.0], None: [0.0, 0.0, 0.0]}
     peaks = {"float.onnx": [300, 100, 200], "model.onnx": [60, 80, 70], None: [30, 10, 20]}
 
-    def load(runtime, path, shape, threads):
+    def load(runtime, path, shape, dtype, threads):
         name = path and path.name
         return times[name].pop(0), peaks[name].pop(0)
 

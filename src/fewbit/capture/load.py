@@ -36,7 +36,7 @@ from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.core.pixels import crop_pct, input_size, means, stds
 from fewbit.core.record import ENTRY, read_entry
-from fewbit.core.values import Output
+from fewbit.core.values import Output, Port
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
@@ -55,7 +55,8 @@ class Loaded:
     """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config.
 
     `notes` are sentences about the model that its user has to know; `assumed` in the record names fields that nobody gave.
-    `metadata` is what an ONNX file says besides.
+    `metadata` is what an ONNX file says besides, `ports` are its inputs and outputs; `batch` is written in the model or in that
+    file (None: in neither).
     """
 
     ref: str
@@ -64,15 +65,12 @@ class Loaded:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    batch: int | None = None
+    ports: tuple[Port, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return tuple(self.record["input_size"])
-
-    @property
-    def batch(self) -> int | None:
-        """The batch that is written in the model; None where it takes any number of images."""
-        return batch_of(self.program)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -145,7 +143,7 @@ def _from_module(
     program = export(module, fields["input_size"], name, batches)
     refuse_random(program, ref)
     _check_outputs(ref, program)
-    return Loaded(ref, program, fields, classes, (*notes, *_about_batch(ref, program)))
+    return Loaded(ref, program, fields, classes, (*notes, *_about_batch(ref, program)), batch=batch_of(program))
 
 
 def _about_batch(ref: str, program: ExportedProgram) -> tuple[str, ...]:
@@ -184,7 +182,7 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
     refuse_random(program, ref)
     _check_outputs(ref, program)
     record = {**(overrides or {}), "input_size": tuple(shape)}
-    return Loaded(ref, program, record, notes=_about_batch(ref, program))
+    return Loaded(ref, program, record, notes=_about_batch(ref, program), batch=batch_of(program))
 
 
 def _check_outputs(ref: str, program: ExportedProgram) -> None:
@@ -263,7 +261,7 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, requantize: bool
     free = file.look(size)
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
     loaded = _from_module(file.module, str(path), fields, _entry(file), (*file.notes, *notes), file.image.name, batches)
-    return replace(loaded, metadata=file.metadata)
+    return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports)
 
 
 def _entry(file: OnnxFile) -> dict[str, Any]:

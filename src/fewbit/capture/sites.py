@@ -32,7 +32,9 @@ def capture(loaded: Loaded) -> Graph:
         )
     others = _float_products(module, {op.node for op in ops})
     name = input_name(loaded.program)
-    return Graph(module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name, loaded.batch)
+    return Graph(
+        module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name, loaded.batch, loaded.ports
+    )  # fmt: skip
 
 
 def find(module: GraphModule) -> tuple[list[Op], list[Site]]:

@@ -50,18 +50,18 @@ class Record:
         """Whether the integer file normalizes."""
         return bool(self.preprocess.get("whole"))
 
-    def images(self, inside: bool) -> dict[str, Json]:
-        """What a file takes, and how it is made from a picture; `inside`: the file takes pixels and normalizes them."""
+    def images(self, inside: bool, dtype: str = "float32") -> dict[str, Json]:
+        """What a file takes, in `dtype`, and how it is made from a picture; `inside`: it takes pixels and normalizes them."""
         fields = {name: value for name, value in self.preprocess.items() if value != "" and name != "whole"}
         colours = "BGR" if json.loads(fields.get("processor", "{}")).get("do_flip_channel_order") else "RGB"
         order = {1: "grey", 3: colours}.get(fields["size"][0], "as trained")
-        ports = {"layout": "NHWC", "dtype": "uint8"} if inside else {"layout": "NCHW", "dtype": "float32"}
+        ports = {"layout": "NHWC", "dtype": "uint8"} if inside else {"layout": "NCHW", "dtype": dtype}
         ports |= {"channel_order": order, "normalize": "inside" if inside else "outside"}
         return {"size": fields.pop("size"), **ports, **fields, "assumed": list(self.assumed)}
 
-    def entries(self, inside: bool = False) -> dict[str, str]:
+    def entries(self, inside: bool = False, dtype: str = "float32") -> dict[str, str]:
         """The metadata of a file: what was in the one that went in, and `ENTRY`."""
-        return {**(self.metadata or {}), ENTRY: json.dumps(self.images(inside))}
+        return {**(self.metadata or {}), ENTRY: json.dumps(self.images(inside, dtype))}
 
 
 def read_entry(metadata: Mapping[str, str]) -> dict[str, Json]:

@@ -80,10 +80,23 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of an ONNX file: its name, its type in ONNX's numbers, and its dimensions: sizes, names or None."""
+
+    name: str
+    type: int
+    dims: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({', '.join('?' if d is None else str(d) for d in self.dims)})"
+
+
+@dataclass(frozen=True)
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
     that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple;
-    `input_name` is what files call the images; `batch` is written in the model (None: it takes any number of images).
+    `input_name` is what files call the images; `batch` is written in the model or in its file (None: any number of images), and
+    `ports` are the inputs and outputs of the ONNX file that it was read from.
     """
 
     module: GraphModule
@@ -94,6 +107,7 @@ class Graph:
     float_products: tuple[FloatProduct, ...] = ()
     input_name: str = "images"
     batch: int | None = None
+    ports: tuple[Port, ...] = ()
 
     def at_a_time(self, most: int) -> int:
         """How many images run together: so many, or the batch that is written in the model."""

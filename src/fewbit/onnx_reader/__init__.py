@@ -9,6 +9,6 @@ operators  the table of those that are taken, from arithmetic, shape, indexing, 
            microsoft
 """
 
-from fewbit.onnx_reader.reader import OnnxFile, Port, read_onnx
+from fewbit.onnx_reader.reader import OnnxFile, read_onnx
 
-__all__ = ["OnnxFile", "Port", "read_onnx"]
+__all__ = ["OnnxFile", "read_onnx"]

@@ -9,25 +9,13 @@ from pathlib import Path
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from fewbit.core.values import Port
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
 from fewbit.onnx_reader.strip import stripped
 
-Dim = int | str | None
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a file: its name, its type in ONNX's numbers, and its dimensions: sizes, names or None."""
-
-    name: str
-    type: int
-    dims: tuple[Dim, ...]
-
-    def __str__(self) -> str:
-        return f"'{self.name}' ({', '.join('?' if d is None else str(d) for d in self.dims)})"
 
 
 @dataclass(frozen=True)
@@ -41,6 +29,11 @@ class OnnxFile:
     opset: int
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """The input and the outputs."""
+        return (self.image, *self.outputs)
 
     @property
     def batch(self) -> int | None:

@@ -32,6 +32,7 @@ from fewbit.errors import BadModel, FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
+from fewbit.realize.ports import set_ports
 from fewbit.realize.shield import shield
 from fewbit.realize.unpack import pack_weights
 
@@ -352,6 +353,7 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
                 value.name = f"{value.name}_inside"
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
+    set_ports(model.graph, graph.ports)
     return model
 
 

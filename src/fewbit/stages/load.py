@@ -5,30 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch.export import ExportedProgram
 
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
-from fewbit.capture.export import fingerprint
+from fewbit.capture.export import batch_of, fingerprint
 from fewbit.capture.load import DEMOS, from_python, reason
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.record import Record
-from fewbit.core.values import Graph
+from fewbit.core.values import Graph, Port
 from fewbit.data.collection import check_source, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
-from fewbit.errors import BadImages, BadModel, FewbitError
+from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
 from fewbit.files import write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
@@ -37,6 +38,7 @@ from fewbit.task import Task, recognise
 
 EXPORTED = "exported.pt2"
 MADE = "synthetic.safetensors"
+AGAIN = "write the run again with fewbit quantize --force."
 ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
 
 
@@ -65,7 +67,7 @@ class Inputs:
     def identity(self, request: Options) -> dict[str, Any]:
         """Everything that decides the result of a run; equal identities give equal files."""
         model, images = fingerprint(self.loaded.program), self.calibration
-        identity = {
+        identity: dict[str, Any] = {
             "versions": [__version__, torch.__version__],
             "request": request.key(),
             "model": model,
@@ -75,6 +77,8 @@ class Inputs:
             "target": request.hardware.fingerprint(),
             "classes": list(self.classes) if self.classes else None,
         }
+        if self.loaded.ports:
+            identity["ports"] = [[port.name, port.type, list(port.dims)] for port in self.loaded.ports]
         if request.loss == "labels" and isinstance(images, Images) and images.labels is not None:
             identity["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
         return identity
@@ -86,6 +90,10 @@ def load(request: Options) -> Inputs:
     loaded = load_model(request.model, weights=request.weights, overrides=overrides, requantize=request.requantize)
     whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
     preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
+    if whole:  # the integer file takes pixels, and the float one what is computed from them
+        loaded = replace(
+            loaded, ports=(*(replace(port, type=TensorProto.FLOAT) for port in loaded.ports[:1]), *loaded.ports[1:])
+        )
     outputs = task.classes
     if request.loss == "labels" and outputs is None:
         raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
@@ -160,7 +168,7 @@ def _synthesis(
     """The images to synthesize from the model, optionally with real ones, and the real ones to score on."""
     _require_classes(outputs)
     assert outputs is not None
-    if loaded.batch is not None:
+    if batch_of(loaded.program) is not None:
         raise BadImages(
             f"{loaded.ref} takes {loaded.batch} images at a time and no other batch, and images are synthesized in batches of "
             "many sizes; give real ones: --images DIR."
@@ -191,7 +199,8 @@ def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Im
     calibration = inputs.calibration
     if isinstance(calibration, Synthesis):
         progress.begin("synthesize", calibration.total)
-        calibration = calibration(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
+        made = calibration(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
+        calibration = whole_batches(made, inputs.loaded.batch)
     return calibration.remembered(Memory(folder)), inputs.scored
 
 
@@ -225,9 +234,14 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
     return graph, inputs.loaded.program, quantized
 
 
-def reopened(folder: Path) -> tuple[Graph, ExportedProgram]:
-    """The same of a finished run."""
+def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedProgram]:
+    """The same of a finished run. Raises BadFile where its record does not say what its files take and give."""
     loaded = load_model(str(folder / EXPORTED))
+    try:
+        ports = tuple(Port(str(name), int(kind), tuple(dims)) for name, kind, dims in record["ports"])
+        loaded = replace(loaded, batch=record["batch"], ports=ports)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
     return graph_of(loaded), loaded.program
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from onnx import TensorProto
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -26,11 +27,11 @@ from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
 from fewbit.request import Batches, Request, Seconds, Threads, checked
 from fewbit.runtimes import AS_WRITTEN, read_onnx
-from fewbit.stages.load import Inputs
+from fewbit.stages.load import AGAIN, Inputs
 from fewbit.task import recognise
 from fewbit.verify import Latency, Load, Score
 
-REPORT, TABLES, AGAIN = "report.json", "tables.json", "write the run again with fewbit quantize --force."
+REPORT, TABLES = "report.json", "tables.json"
 MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
 CHECKED = 8  # images on which codes are compared
 
@@ -54,12 +55,12 @@ def realize(
 
 def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> ir.Model:
     """model.onnx."""
-    return with_metadata(rendered(graph, plan, **form), said.entries(said.inside))
+    return with_metadata(rendered(graph, plan, **form), said.entries(said.inside, type_of(graph)))
 
 
 def _twin(exact: Graph, form: Mapping[str, Any], said: Record) -> ir.Model:
     """float.onnx."""
-    return with_metadata(rendered_float(exact, opset=form["opset"]), said.entries())
+    return with_metadata(rendered_float(exact, opset=form["opset"]), said.entries(dtype=type_of(exact)))
 
 
 def realized(folder: Path) -> tuple[Path, Path, Tensor]:
@@ -68,10 +69,19 @@ def realized(folder: Path) -> tuple[Path, Path, Tensor]:
 
 
 def sample_of(graph: Graph, images: Images) -> Tensor:
-    """The first few images (n, c, h, w), in whole batches where the model has one. Raises BadImages for too few."""
+    """The first few images (n, c, h, w), in whole batches where the model has one, as its file's type can hold them. Raises
+    BadImages for too few.
+    """
     size = graph.at_a_time(CHECKED)
     batches = whole_batches(images, graph.batch).batches(size)
-    return torch.cat(list(islice(batches, max(CHECKED // size, 1)))).contiguous()
+    sample = torch.cat(list(islice(batches, max(CHECKED // size, 1)))).contiguous()
+    return sample.half().float() if type_of(graph) == "float16" else sample
+
+
+def type_of(graph: Graph) -> str:
+    """numpy's name of the type in which the files of a graph take normalized images."""
+    kinds = (port.type for port in graph.ports if port.name == graph.input_name and port.type != TensorProto.BFLOAT16)
+    return str(onnx.helper.tensor_dtype_to_np_dtype(next(kinds, TensorProto.FLOAT)))
 
 
 def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:
@@ -174,23 +184,14 @@ def bench(
     Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes. A file with a batch written
     in it is measured with that one.
     """
-    dims = [d.dim_value for d in onnx.load(str(twin), load_external_data=False).graph.input[0].type.tensor_type.shape.dim]
+    kind = onnx.load(str(twin), load_external_data=False).graph.input[0].type.tensor_type
+    dims, dtype = [d.dim_value for d in kind.shape.dim], str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     batches = [dims[0]] if dims[0] else batches
     batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
     seconds = checked("seconds", seconds, Seconds)
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))
-    times = proofs.bench(
-        twin, model, (dims[1], dims[2], dims[3]), runtimes=timed, batches=batches, threads=threads, seconds=seconds,
-        progress=lambda text: progress.advance(1, text),
-    )  # fmt: skip
-    return times, proofs.loads(
-        twin,
-        model,
-        (dims[0] or 1, *dims[1:]),
-        runtimes=whole,
-        threads=threads,
-        runs=repeats,
-        progress=lambda text: progress.advance(1, text),
-    )
+    shared: dict[str, Any] = {"threads": threads, "progress": lambda text: progress.advance(1, text)}
+    times = proofs.bench(twin, model, (dims[1], dims[2], dims[3]), runtimes=timed, batches=batches, seconds=seconds, **shared)
+    return times, proofs.loads(twin, model, (dims[0] or 1, *dims[1:]), runtimes=whole, dtype=dtype, runs=repeats, **shared)

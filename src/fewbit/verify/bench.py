@@ -26,10 +26,10 @@ CHILD = """
 import json, sys, time
 import numpy as np
 {imports}
-path, threads, *shape = sys.argv[1:]
+path, threads, dtype, *shape = sys.argv[1:]
 seconds, threads = 0.0, int(threads)
 if path:
-    x = np.zeros([*map(int, shape)], np.float32)
+    x = np.zeros([*map(int, shape)], dtype)
     start = time.perf_counter()
     exec({load!r})
     seconds = time.perf_counter() - start
@@ -134,31 +134,32 @@ def loads(
     shape: Sequence[int],
     *,
     runtimes: Sequence[str],
+    dtype: str = "float32",
     threads: int = 2,
     runs: int = 3,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Load]:
-    """One row per runtime; `shape` is that of the images (b, c, h, w). Raises UnknownName for a runtime that is not installed,
-    BadFile for a file it cannot load.
+    """One row per runtime; `shape` and `dtype` are those of the images (b, c, h, w). Raises UnknownName for a runtime that is
+    not installed, BadFile for a file it cannot load.
     """
     rows = []
     for runtime in runtimes:
         if runtime not in runtime_names():
             raise UnknownName("runtime", runtime, runtime_names())
         progress(runtime)
-        rounds = [[_load(runtime, p, shape, threads) for p in (float_path, path, None)] for _ in range(runs)]
+        rounds = [[_load(runtime, p, shape, dtype, threads) for p in (float_path, path, None)] for _ in range(runs)]
         seconds = [statistics.median(second for second, _ in column) for column in zip(*rounds, strict=True)]
         peaks = [int(statistics.median(peak for _, peak in column)) for column in zip(*rounds, strict=True)]
         rows.append(Load(runtime, threads, seconds[0], seconds[1], peaks[0], peaks[1], peaks[2], runs))
     return rows
 
 
-def _load(runtime: str, path: Path | None, shape: Sequence[int], threads: int) -> tuple[float, int]:
+def _load(runtime: str, path: Path | None, shape: Sequence[int], dtype: str, threads: int) -> tuple[float, int]:
     """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
     session = HERE[runtime].session
     assert session is not None
     imports, load = session.script
-    arguments = ["" if path is None else str(path), str(threads), *map(str, shape)]
+    arguments = ["" if path is None else str(path), str(threads), dtype, *map(str, shape)]
     child = CHILD.format(imports=imports, load=load)
     process = subprocess.run([sys.executable, "-P", "-c", child, *arguments], capture_output=True, text=True, check=False)
     if process.returncode:

@@ -67,7 +67,7 @@ def evaluate(
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     names, errors = [output.name for output in outputs], list[Tensor]()
     for x in images.batches(batch):
-        both = [tuple(given_by(session, x, names).values()) for session in sessions]
+        both = [tuple(map(_real, given_by(session, x, names).values())) for session in sessions]
         for column, values in zip(predictions, both, strict=True):
             if (predicted := task.predict(values)) is not None:
                 column.append(predicted)
@@ -78,3 +78,8 @@ def evaluate(
     scores = tuple(one.score() for one in closeness)
     rating = task.rate(before, after, images.labels, scores)
     return Score(runtime, len(images), task.name, rating, scores, torch.cat(errors))
+
+
+def _real(output: Tensor) -> Tensor:
+    """An output in float32 where the file gives real numbers of another type."""
+    return output.float() if output.is_floating_point() else output

@@ -109,9 +109,12 @@ def judged(place: str, expected: Outputs, found: Outputs, moved: Mapping[str, fl
 def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved: float) -> OutputCheck:
     if found is None or found.shape != expected.shape:
         return OutputCheck(place, name, float("inf"), 0.0, 0.0, 0.0)
+    expected, step = expected.to(found.dtype), STEP
+    if found.dtype in (torch.float16, torch.bfloat16):  # a file may give fewer digits than are computed
+        step = torch.finfo(found.dtype).eps
     finite = expected[expected.isfinite()]
     if expected.is_floating_point():
-        limit = MARGIN * moved + STEP * (float(finite.abs().max()) if finite.numel() else 0.0)
+        limit = MARGIN * moved + step * (float(finite.abs().max()) if finite.numel() else 0.0)
     else:  # one of them may stand on a boundary that no disturbance has crossed
         limit = MARGIN * moved + 1 / max(expected.numel(), 1)
     rows, columns = (x.double().reshape(max(len(x), 1), -1) for x in (expected, found))

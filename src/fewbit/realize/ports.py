@@ -1,0 +1,59 @@
+"""Inputs and outputs as the file that went in has them, so that the file that comes out takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from fewbit.core.values import Port
+
+BATCH = "batch"  # what torch.onnx calls the batch
+
+
+def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
+    """Give inputs and outputs the types and the names of dimensions of `ports`, in place.
+
+    A Cast stands where a type is not what the graph computes in. Sizes that the graph has fixed stay, and numbers that would be
+    bfloat16, which onnxruntime and openvino take from no numpy array, are float32.
+    """
+    wanted = {port.name: port for port in ports}
+    types = {port.name: port.type for port in ports if port.type != ir.DataType.BFLOAT16}
+    images = wanted.get(graph.inputs[0].name or "")
+    if images is None:
+        return
+    batch = images.dims[0] if isinstance(images.dims[0], str) else None
+    for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([ir.SymbolicDim(batch) if _is_batch(dim) else dim for dim in value.shape])
+    for side, cast in ((graph.inputs, _read_as), (graph.outputs, _written_as)):
+        for i, value in enumerate(side):
+            dtype = types.get(value.name or "")
+            if dtype is not None and dtype != value.dtype:
+                side[i] = cast(graph, value, ir.DataType(dtype))
+
+
+def _is_batch(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, ir.SymbolicDim) and dim.value == BATCH
+
+
+def _read_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """An input of another type in the place of `value`, with a Cast behind it."""
+    taken = ir.Value(name=value.name, type=ir.TensorType(dtype), shape=value.shape)
+    assert value.dtype is not None
+    cast = ir.node("Cast", [taken], {"to": value.dtype.value}, num_outputs=1, name=f"{value.name}.Cast")
+    inside = cast.outputs[0]
+    inside.name, inside.type, inside.shape = f"{value.name}_inside", value.type, value.shape
+    graph.insert_before(graph[0], cast)
+    ir.convenience.replace_all_uses_with(value, inside)
+    return taken
+
+
+def _written_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """An output of another type in the place of `value`, which a Cast reads."""
+    cast = ir.node("Cast", [value], {"to": dtype.value}, num_outputs=1, name=f"{value.name}.Cast")
+    given = cast.outputs[0]
+    given.name, given.type, given.shape = value.name, ir.TensorType(dtype), value.shape
+    value.name = f"{value.name}_inside"
+    graph.append(cast)
+    return given
