@@ -504,6 +504,7 @@ def test_a_model_that_chooses_by_its_values_is_refused_with_what_to_give_instead
         load_model(Chooses(), overrides={"input_size": (3, 8, 8)})
 
 
-def test_weights_without_numbers_are_named():
-    with pytest.raises(BadModel, match=r"weight 0\.weight of Sequential has a shape and no numbers"):
-        load_model(nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), overrides={"input_size": (3, 8, 8)})
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, device="meta"), nn.LazyConv2d(4, 3)], ids=["meta", "lazy"])
+def test_weights_without_numbers_are_named(layer):
+    with pytest.raises(BadModel, match=r"weight 0\.weight of Sequential has no numbers yet"):
+        load_model(nn.Sequential(layer), overrides={"input_size": (3, 8, 8)})

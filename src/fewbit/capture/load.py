@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
@@ -202,8 +203,8 @@ def _check_outputs(ref: str, program: ExportedProgram) -> None:
 def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
     """Parameters are finite and not all zero, buffers are no NaN; a mask may be infinite."""
     for name, tensor in {**buffers, **parameters}.items():
-        if isinstance(tensor, Tensor) and tensor.is_meta:
-            raise BadModel(f"weight {name} of {ref} has a shape and no numbers (device meta); load its weights first.")
+        if isinstance(tensor, Tensor) and (is_lazy(tensor) or tensor.is_meta):
+            raise BadModel(f"weight {name} of {ref} has no numbers yet (a lazy layer, or device meta); load the weights first.")
     largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
     if largest and max(largest) < SMALLEST:
         raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")
