@@ -35,24 +35,24 @@ from bench.apart import Found, ends, made, told, verified
 from bench.families import Row, rows
 
 IMAGES = 16
-GRAY = (0.5, 0.5, 0.5)  # mean and standard deviation of the pixels
+GRAY = 0.5  # mean and standard deviation of the pixels
 LEAST_GAIN = 0.3  # standard deviation of a weight by that which keeps the variance
 
 
-def pictures(size: int, count: int = IMAGES, seed: int = 0) -> np.ndarray:
-    """Drawn images, uint8 (count, size, size, 3): waves of colour, a few rectangles with edges, a little noise."""
+def pictures(size: int, count: int = IMAGES, seed: int = 0, channels: int = 3) -> np.ndarray:
+    """Drawn images, uint8 (count, size, size, channels): waves of colour, a few rectangles with edges, a little noise."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
-    images = np.zeros((count, size, size, 3))
+    images = np.zeros((count, size, size, channels))
     for image in images:
-        for channel in range(3):
+        for channel in range(channels):
             for _ in range(3):
                 u, v, phase = draw.normal(0, 4, 2), draw.normal(0, 4), draw.uniform(0, 6.3)
                 image[..., channel] += 30 * np.cos(u[0] * x + u[1] * y + v + phase)
         for _ in range(4):
             top, left = draw.integers(0, size, 2)
             high, wide = draw.integers(size // 8, size // 2 + 1, 2)
-            image[top : top + high, left : left + wide] += draw.normal(0, 60, 3)
+            image[top : top + high, left : left + wide] += draw.normal(0, 60, channels)
     return np.clip(128 + images + draw.normal(0, 8, images.shape), 0, 255).astype(np.uint8)
 
 
@@ -83,7 +83,7 @@ def quantized(row: Row, target: str, threads: int) -> Callable[[Found], Found]:
     """Make a row, in the process that it is called in."""
 
     def work(found: Found) -> Found:
-        images = pictures(row.size)
+        images = pictures(row.size, channels=row.channels)
         net = row.net()
         x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
         if "detection" not in row.name or "backbone" in row.name:
@@ -110,7 +110,8 @@ def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: i
     """What `fewbit quantize` would be told."""
     return Request(
         model=net, images=images, labels=False, target=target, recipe="mse", threads=threads, mean=GRAY, std=GRAY,
-        input_size=(3, size, size), interpolation="bilinear", resize="squash", crop_pct=1.0, out=Path(out) / "run",
+        input_size=(images.shape[3], size, size), interpolation="bilinear", resize="squash", crop_pct=1.0,
+        out=Path(out) / "run",
     )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def main() -> None:
         for row in wanted:
             file = file_of(row, target, args.out)
             if not file.exists():
-                about = {"library": row.library, "name": row.name, "size": row.size, "target": target}
+                about = {"library": row.library, "name": row.label, "size": row.size, "target": target}
                 made(quantized(row, target, args.threads), about, file, args.limit, args.threads)
                 found = read_json(file)
                 said = told(found) if found["end"] != "right" else f"{found['correlation']}"

@@ -30,7 +30,7 @@ DETECT = {
 FOUR = ["stage1", "stage2", "stage3", "stage4"]
 RESNET = ("ResNetConfig", {**CONV, "out_features": ["stage4"]})
 
-# Names of timm, with the size of their images where it is not SIZE.
+# Names of timm, with the size of their images where it is not SIZE, and with their channels where they are not three.
 TIMM = """
 resnet18 vit_tiny_patch16_224 mobilenetv3_small_100 swin_tiny_patch4_window7_224:112 efficientnet_b0 convnext_atto
 densenet121 coat_lite_tiny mobileone_s0 levit_128s:224 mixer_s32_224:224 xcit_nano_12_p16_224 regnety_002
@@ -52,6 +52,7 @@ vit_small_patch14_reg4_dinov2:56 vit_tiny_patch16_rope_224 hieradet_small:256 in
 ese_vovnet19b_dw semnasnet_075 mobilenetv1_100 mobilenetv2_050 resnext26ts seresnext26d_32x4d wide_resnet50_2 ecaresnet26t
 resnet26d dm_nfnet_f0 convnextv2_atto naflexvit_base_patch16_gap pnasnet5large:96 vit_pwee_patch16_reg1_gap_256 repvgg_b0
 deit3_small_patch16_224 vit_betwixt_patch16_rope_reg4_gap_256 vit_tiny_patch16_dinov3 regnetz_b16 resnet50_gn
+resnet18::1 vit_tiny_patch16_224::1 resnet18::4 vit_tiny_patch16_224::4 efficientnet_b0::8
 """
 
 # Functions of torchvision, likewise; a detector's backbone alone can be exported as well.
@@ -270,21 +271,28 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A model of a library, for images (3, size, size)."""
+    """A model of a library, for images (channels, size, size)."""
 
     library: str
     name: str
     size: int
+    channels: int = 3
+
+    @property
+    def label(self) -> str:
+        """The name, with the channels where they are not three."""
+        return self.name if self.channels == 3 else f"{self.name}-{self.channels}ch"
 
     @property
     def key(self) -> str:
         """A name for files."""
-        return f"{self.library}.{self.name}"
+        return f"{self.library}.{self.label}"
 
     def net(self, seed: int = 0) -> nn.Module:
         """The net with seeded weights, in evaluation mode."""
         torch.manual_seed(seed)
-        return MAKERS[self.library](self.name, self.size).eval()
+        options = {} if self.channels == 3 else {"in_chans": self.channels}
+        return MAKERS[self.library](self.name, self.size, **options).eval()
 
 
 def rows() -> Iterator[Row]:
@@ -298,18 +306,18 @@ def rows() -> Iterator[Row]:
 
 
 def named(library: str, word: str) -> Row:
-    """The row of a name, or of name:size."""
-    name, _, size = word.partition(":")
-    return Row(library, name, int(size or SIZE))
+    """The row of a name, of name:size or of name:size:channels."""
+    name, size, channels, *_ = (*word.split(":"), "", "")
+    return Row(library, name, int(size or SIZE), int(channels or 3))
 
 
-def _timm(name: str, size: int) -> nn.Module:
+def _timm(name: str, size: int, **options: int) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=size)
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=size, **options)
     except TypeError:  # a net that takes images of any size
-        return timm.create_model(name, pretrained=False, num_classes=CLASSES)
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
 
 
 def _torchvision(name: str, size: int) -> nn.Module:
@@ -342,6 +350,6 @@ def _transformers(name: str, size: int) -> nn.Module:
     return kind(configured(kind.config_class, {**labels, **fields}))
 
 
-MAKERS: Mapping[str, Callable[[str, int], nn.Module]] = {
+MAKERS: Mapping[str, Callable[..., nn.Module]] = {
     "timm": _timm, "torchvision": _torchvision, "transformers": _transformers,
 }  # fmt: skip

@@ -239,8 +239,21 @@ def test_arrays_of_other_bands_say_how_many_are_needed() -> None:
         BadImages, match=r"\(2, 12, 10, 8\): neither end has 4 channels, which the model takes; allowed is uint8"
     ):
         open_images(np.stack([EIGHT, EIGHT]), plain(4))
-    with pytest.raises(BadImages, match=r"list:0: it has type uint8 and shape \(12, 10, 3\); .*\(h, w, 1\)"):
+    with pytest.raises(BadImages, match=r"list:0: it has type uint8 and shape \(12, 10, 3\); .* arrays of 1 band,"):
         open_images([RGB], plain(1))
+
+
+def test_a_folder_may_hold_an_array_of_pixels_for_each_image(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    np.save(tmp_path / "x" / "0.npy", DEEP8)
+    np.save(tmp_path / "x" / "1.npy", EIGHT.transpose(2, 0, 1))
+    images = open_images(tmp_path / "x", plain(8))
+    assert torch.equal(next(iter(images.batches(2))), torch.stack([unit(DEEP8), unit(EIGHT)]))
+    np.save(tmp_path / "x" / "2.npy", EIGHT.astype(np.float32))
+    with pytest.raises(BadImages, match=r"2\.npy: it has type float32 and shape \(12, 10, 8\); allowed are TIFF.* --skip-bad"):
+        open_images(tmp_path / "x", plain(8))
+    files(tmp_path / "x", "a.png", Image.fromarray(RGB))
+    assert open_images(tmp_path / "x", plain(3)).names == ("a.png",)  # arrays beside pictures are something else
 
 
 def test_floats_are_inputs_of_the_model_as_ever() -> None:

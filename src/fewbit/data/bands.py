@@ -31,6 +31,16 @@ def is_pixels(values: Array) -> bool:
     return values.dtype.kind == "u" and values.dtype.itemsize <= 2
 
 
+def channels_last(values: Array, channels: int) -> Array:
+    """Pixels (h, w, channels) of an array with the channels last or first, of one channel also (h, w). Raises BadImages."""
+    placed = values[..., None] if channels == 1 and values.ndim == 2 else values
+    first, last = placed.shape[:1] == (channels,), placed.shape[-1:] == (channels,)
+    if not is_pixels(values) or placed.ndim != 3 or 0 in placed.shape or first == last:
+        raise BadImages(f"it has type {values.dtype} and shape {values.shape}; {_allowed(channels)}")
+    native = placed.astype(placed.dtype.newbyteorder("="))
+    return np.ascontiguousarray(native.transpose(1, 2, 0) if first else native)
+
+
 def of_picture(picture: Image.Image, channels: int) -> Array:
     """The pixels of a picture in Pillow, 8 bits or 16. Raises BadImages for other types and for bands that do not fit."""
     if picture.mode.startswith("I;16"):
@@ -63,12 +73,13 @@ def fitted(values: Array, channels: int) -> Array:
 
 
 def _misfit(bands: int, kind: str, channels: int) -> BadImages:
-    return BadImages(f"it has {bands} band{'s' * (bands > 1)}{kind} and the model {channels} channels; {_allowed(channels)}")
+    wanted = f"{channels} channel{'s' * (channels > 1)}"
+    return BadImages(f"it has {bands} band{'s' * (bands > 1)}{kind} and the model {wanted}; {_allowed(channels)}")
 
 
 def _allowed(channels: int) -> str:
     pictures = {1: "grey or colour pictures", 3: "pictures", 4: "RGBA pictures"}.get(channels)
-    many = f"{'or ' if pictures else ''}TIFF files and arrays of {channels} bands"
+    many = f"{'or ' if pictures else ''}TIFF files and arrays of {channels} band{'s' * (channels > 1)}"
     return f"allowed are {pictures + ', ' if pictures else ''}{many}, of 8 or 16 bits without sign"
 
 
@@ -111,6 +122,8 @@ def read_tiff(source: Path | bytes, channels: int) -> Array:
     """
     with _tifffile().TiffFile(source if isinstance(source, Path) else io.BytesIO(source)) as file:
         page = file.pages.first
+        if not page.imagewidth * page.imagelength:
+            raise BadImages("it has no pixels")
         part = page if page.samplesperpixel > 1 else file.series[0]
         axes = "".join(axis for axis, n in zip(part.axes, part.shape, strict=True) if n > 1 or axis in "YX")
         bands = math.prod(part.shape) // (page.imagewidth * page.imagelength)

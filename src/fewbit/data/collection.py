@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from fewbit.core.shelf import Shelf
-from fewbit.data.bands import Array, is_pixels, of_picture
+from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
 from fewbit.data.decode import Item, decode, is_input
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
@@ -195,16 +195,12 @@ class _Reader:
         return self._checked(image)
 
     def _checked(self, image: Array) -> Array:
-        size, channels = self.preprocess.size, self.preprocess.size[0]
-        if channels == 1 and image.ndim == 2 and is_pixels(image):
-            image = image[..., None]
-        shape = image.shape
+        shape, size = image.shape, self.preprocess.size
         if image.dtype.kind == "f" and shape == size:
             with np.errstate(over="ignore"):  # what becomes infinite is refused
                 return image.astype(np.float32)
-        if is_pixels(image) and len(shape) == 3 and 0 not in shape and (shape[0] == channels) != (shape[2] == channels):
-            native = image.astype(image.dtype.newbyteorder("="))
-            return np.array(native.transpose(1, 2, 0) if shape[0] == channels else native, order="C")
+        if is_pixels(image):
+            return channels_last(image, size[0])
         other = f", and {self.firsts[False]} shape {size}" if image.dtype.kind == "f" and False in self.firsts else ""
         raise BadImages(f"it has type {image.dtype} and shape {shape}{other}; {self._allowed}")
 

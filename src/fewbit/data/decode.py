@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from fewbit.data.bands import Array, beyond_pillow, deep_png, fitted, is_tiff, of_picture, read_png, read_tiff
+from fewbit.data.bands import Array, beyond_pillow, channels_last, deep_png, fitted, is_tiff, of_picture, read_png, read_tiff
 from fewbit.errors import BadImages, FewbitError
 
 KNOWN = {
@@ -24,6 +24,7 @@ KNOWN = {
     ".webp": "WEBP",
 }  # fmt: skip
 CODECS = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib", "WEBP": "webp"}  # what Pillow was built with
+NUMPY = b"\x93NUMPY"  # how a .npy file begins
 LARGEST = 1e6  # of a normalized pixel; more overflows in the model
 
 # An encoded file, encoded bytes, pixels (uint8 or uint16, h w c) or a normalized input (float32, c h w).
@@ -69,6 +70,8 @@ def _decoded(item: Path | bytes, channels: int) -> Array:
     """The pixels, by Pillow where it keeps all that the model takes."""
     with item.open("rb") if isinstance(item, Path) else io.BytesIO(item) as file:
         head = file.read(25)
+    if head.startswith(NUMPY) and isinstance(item, Path):
+        return channels_last(np.load(item, mmap_mode="r", allow_pickle=False), channels)  # mapped: its header may lie
     try:
         with Image.open(item if isinstance(item, Path) else io.BytesIO(item), formats=tuple(formats().values())) as picture:
             if not min(picture.size):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import os
 import re
 import stat
@@ -16,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
-from fewbit.data.bands import Array, is_pixels
+from fewbit.data.arrays import numpy_file, placed
+from fewbit.data.bands import Array
 from fewbit.data.classes import WNID, read_classes
 from fewbit.data.decode import KNOWN, Item, formats
 from fewbit.data.preprocess import Preprocess
@@ -129,7 +128,7 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
         return _folder(path, classes, labels)
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)
-    values, stored_labels = _numpy_file(path)
+    values, stored_labels = numpy_file(path)
     return _array(values, stored_labels if labels else None, str(path), preprocess, classes)
 
 
@@ -180,7 +179,7 @@ def _walk(root: Path) -> tuple[list[Path], list[str]]:
 
 def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Found:
     files, unreadable = _walk(path)
-    images = [f for f in files if f.suffix.lower() in KNOWN]
+    images = [f for f in files if f.suffix.lower() in KNOWN] or [f for f in files if f.suffix == ".npy"]
     if tables := [f for f in files if f.suffix == ".parquet"]:
         if images:
             raise BadImages(f"{path} holds images ({images[0]}) and parquet ({tables[0]}). Give a folder of one kind.")
@@ -192,7 +191,8 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
     if not images:
         content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else some(unreadable) or "no files"
         allowed = ", ".join(formats())
-        raise BadImages(f"{path} holds no images but {content}. Give a folder with images ({allowed}) or .parquet files.")
+        kinds = f"images ({allowed}), a .npy file of pixels each, or .parquet files"
+        raise BadImages(f"{path} holds no images but {content}. Give a folder with {kinds}.")
     store, names = Files(tuple(path / f for f in images)), tuple(f.as_posix() for f in images)
     unsorted = [f.name for f in images if len(f.parts) == 1]
     if not labels or len(unsorted) == len(images):
@@ -297,59 +297,9 @@ def _binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _numpy_file(path: Path) -> tuple[Array, Array | None]:
-    """Images and labels of a file; .npy stays on disk, .npz has `images` (or a single array) and perhaps `labels`."""
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: _stored(file, name) for name in file.files}
-    except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
-        found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
-        raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
-    labels = arrays.pop("labels", None)
-    if "images" not in arrays and len(arrays) != 1:
-        raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
-    return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
-
-
-def _stored(file: Any, name: str) -> Array:
-    """An array of an .npz file. Raises ValueError where its header says more bytes than there are, before they are reserved."""
-    member = name if name in file.zip.namelist() else f"{name}.npy"
-    with file.zip.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-    needed, size = math.prod(shape) * dtype.itemsize, file.zip.getinfo(member).file_size
-    if needed > size:
-        raise ValueError(f"array {name} of shape {shape} needs {needed:,} bytes, it has {size:,}")
-    return file[name]  # type: ignore[no-any-return]
-
-
 def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> Found:
-    try:
-        if isinstance(source, Tensor):
-            source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
-        values = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise BadImages(f"{where} is no plain array ({error}). Give a dense one on the processor.") from error
-    size, problem = preprocess.size, f"{where} has type {values.dtype} and shape {values.shape}"
-    channels, pixels = size[0], is_pixels(values)
-    if channels == 1 and values.ndim == 3 and pixels:
-        values = values[..., None]  # grey pictures (n, h, w)
-    shape, allowed = values.shape, f"uint8 or uint16 (n, h, w, {channels}) or (n, {channels}, h, w)"
-    floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
-    if len(shape) != 4 or not (values.dtype.kind == "f" or pixels):
-        raise BadImages(f"{problem}; allowed is {allowed}, or {floats}. Give one of these.")
-    if 0 in shape:
-        raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
-    if not pixels and shape[1:] != size:
-        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 or uint16 pixels.")
-    first, last = shape[1] == channels, shape[3] == channels
-    if pixels and first == last:
-        which = "both ends could be the channels" if first else f"neither end has {channels} channels"
-        raise BadImages(f"{problem}: {which}, which the model takes; allowed is {allowed}. Transpose it.")
-    names = tuple(f"{Path(where).name}:{row}" for row in range(shape[0]))
+    values, first = placed(source, where, preprocess.size)
+    names = tuple(f"{Path(where).name}:{row}" for row in range(len(values)))
     labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
     class_indices = None if labels is None else checked_labels(labels, names, classes, where)
     return Found(names, class_indices, InMemory(values, chw=first), where)

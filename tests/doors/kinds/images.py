@@ -45,7 +45,6 @@ BROKEN: dict[str, bytes] = {
     "png without pixels": png(20, 20),
     "png of no width": png(0, 20),
     "png of 2 billion pixels": png(50_000, 50_000),
-    "png of 16 bits": png(2, 2, bytes(10), 16, 0),
     "png bomb": png(30_000, 30_000, bytes(30_000)),
     "jpeg cut": encoded("JPEG")[:100],
     "gif header": b"GIF89a" + bytes(4),
@@ -59,6 +58,8 @@ BROKEN: dict[str, bytes] = {
     "32 bits": encoded("TIFF", "I"),
 }
 FINE: dict[str, tuple[str, bytes]] = {
+    "png of 16 bits": ("x.png", png(2, 2, bytes(10), 16, 0)),
+    "png of 16 bits in colour": ("x.png", png(2, 2, bytes(26), 16, 2)),
     "grey": ("x.png", encoded(mode="L")),
     "one bit": ("x.png", encoded(mode="1")),
     "palette": ("x.png", encoded(mode="P")),

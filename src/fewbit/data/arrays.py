@@ -1,0 +1,71 @@
+"""Images as one array (n, h, w, c) or (n, c, h, w), in memory or in a NumPy file."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.data.bands import Array, is_pixels
+from fewbit.errors import BadImages
+
+
+def numpy_file(path: Path) -> tuple[Array, Array | None]:
+    """Images and labels of a file; .npy stays on disk, .npz has `images` (or a single array) and perhaps `labels`."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: _stored(file, name) for name in file.files}
+    except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
+        found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
+        raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
+    labels = arrays.pop("labels", None)
+    if "images" not in arrays and len(arrays) != 1:
+        raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
+    return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
+
+
+def _stored(file: Any, name: str) -> Array:
+    """An array of an .npz file. Raises ValueError where its header says more bytes than there are, before they are reserved."""
+    member = name if name in file.zip.namelist() else f"{name}.npy"
+    with file.zip.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+    needed, size = math.prod(shape) * dtype.itemsize, file.zip.getinfo(member).file_size
+    if needed > size:
+        raise ValueError(f"array {name} of shape {shape} needs {needed:,} bytes, it has {size:,}")
+    return file[name]  # type: ignore[no-any-return]
+
+
+def placed(source: Any, where: str, size: tuple[int, int, int]) -> tuple[Array, bool]:
+    """Images as an array of pixels or of inputs of the model, and whether channels come first. Raises BadImages."""
+    try:
+        if isinstance(source, Tensor):
+            source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
+        values = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise BadImages(f"{where} is no plain array ({error}). Give a dense one on the processor.") from error
+    problem = f"{where} has type {values.dtype} and shape {values.shape}"
+    channels, pixels = size[0], is_pixels(values)
+    if channels == 1 and values.ndim == 3 and pixels:
+        values = values[..., None]  # grey pictures (n, h, w)
+    shape, allowed = values.shape, f"uint8 or uint16 (n, h, w, {channels}) or (n, {channels}, h, w)"
+    floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
+    if len(shape) != 4 or not (values.dtype.kind == "f" or pixels):
+        raise BadImages(f"{problem}; allowed is {allowed}, or {floats}. Give one of these.")
+    if 0 in shape:
+        raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
+    if not pixels and shape[1:] != size:
+        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 or uint16 pixels.")
+    first, last = shape[1] == channels, shape[3] == channels
+    if pixels and first == last:
+        which = "both ends could be the channels" if first else f"neither end has {channels} channels, which the model takes"
+        raise BadImages(f"{problem}: {which}; allowed is {allowed}. Transpose it.")
+    return values, first
