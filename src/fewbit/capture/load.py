@@ -35,7 +35,7 @@ from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
 from fewbit.capture.export import batch_of, export, input_value, output_values, outputs_of, reason, refuse_random, unwarned
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
-from fewbit.core.pixels import crop_pct, input_size, means, stds
+from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Output, Port
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
@@ -227,10 +227,15 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
         try:
             record = json.loads(sidecar.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise BadFile(f"{sidecar} is not JSON ({error}); it may hold mean, std, interpolation, crop_pct.") from error
+            raise BadFile(f"{sidecar} is not JSON ({error}); mend it, or remove it and give --mean, --std, ...") from error
         if not isinstance(record, dict):
             raise BadFile(f"{sidecar} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
-    return _from_program(program, str(path), {**_checked(record, str(sidecar)), **(overrides or {})})
+    fields = _checked(record, str(sidecar))
+    size = fields.pop("input_size", None)
+    loaded = _from_program(program, str(path), {**fields, **(overrides or {})})
+    if size not in (None, loaded.input_shape):
+        raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
+    return loaded
 
 
 def _checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -240,12 +245,14 @@ def _checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | N
         "mean": means,
         "std": stds,
         "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "resize": resize,
         "classes": _class_names,
     }
     known = {field: value for field, value in record.items() if value is not None}
     try:
         return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
-    except BadImages as error:
+    except (BadImages, UnknownName) as error:
         raise BadModel(f"{where}: {error}") from error
 
 

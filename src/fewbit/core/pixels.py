@@ -1,20 +1,22 @@
-"""Input size, mean, std and crop of a model's images, from an option, a model's file or a record: checked in one place."""
+"""Input size, mean, std, resizing and crop of a model's images, wherever they were said: checked in one place."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, UnknownName
 
 Number = TypeVar("Number", int, float)
 CHANNELS = (1, 1024)
 SIDES = (1, 8192)  # pixels
 MEANS, STDS = (-10.0, 10.0), (0.0001, 10.0)  # in units of [0, 1], where black is 0 and white 1
 CROPS = (0.1, 10.0)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+RESIZES = ("squash", "center", "border")
 
 
 def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
@@ -25,6 +27,16 @@ def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
         return sizes[0], sizes[1], sizes[2]
     allowed = f"channels ({CHANNELS[0]} to {CHANNELS[1]}), height and width in whole pixels, {SIDES[0]} to {SIDES[1]}"
     raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 3,224,224.")
+
+
+def interpolation(value: Any, name: str = "interpolation") -> str:
+    """How the resized picture is interpolated. Raises UnknownName."""
+    return _word(value, name, INTERPOLATIONS)
+
+
+def resize(value: Any, name: str = "resize") -> str:
+    """How a picture is brought to the input's size. Raises UnknownName."""
+    return _word(value, name, RESIZES)
 
 
 def means(value: Any, name: str = "mean") -> tuple[float, ...]:
@@ -82,6 +94,12 @@ def _numbers(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, ...]:
         return tuple(kind(part) for part in (parts if isinstance(parts, list | tuple) else (parts,)))
     except (TypeError, ValueError, OverflowError):
         return ()
+
+
+def _word(value: Any, name: str, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise UnknownName(name, str(value), allowed)
+    return value
 
 
 def _whole(value: Any) -> int:

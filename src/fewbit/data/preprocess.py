@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fewbit.core import pixels
 from fewbit.core.pixels import crop_pct, for_channels, input_size, means, stds, usual
 from fewbit.data.bands import Array, of_picture, resized, shown, unit
 from fewbit.data.decode import Item, decode, is_input
@@ -23,7 +24,6 @@ from fewbit.errors import BadFile, BadImages, UnknownName
 
 Json = Any
 LONGEST = 16  # times as long as the frame: what of a picture a centre crop is taken from
-RESIZES = ("squash", "center", "border")
 PIL_FILTERS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -57,9 +57,8 @@ class Preprocess:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        for kind, name, allowed in (("interpolation", self.interpolation, PIL_FILTERS), ("resize", self.resize, RESIZES)):
-            if not isinstance(name, str) or name not in allowed:
-                raise UnknownName(kind, str(name), allowed)
+        pixels.interpolation(self.interpolation)
+        pixels.resize(self.resize)
         if not self.antialias and self.interpolation not in TORCH_MODES:
             raise BadImages(f"{self.interpolation} needs antialias; without it there are: {', '.join(TORCH_MODES)}.")
         for field, checked in (("size", input_size), ("crop_pct", crop_pct)):
@@ -119,9 +118,9 @@ class Preprocess:
         channels, h, w = self.size
         picture = self._middle(of_picture(image, channels) if isinstance(image, Image.Image) else image)
         if self.processor:
-            from fewbit.capture.huggingface import pixels
+            from fewbit.capture.huggingface import pixels as processed
 
-            return pixels(self.processor, shown(picture))
+            return processed(self.processor, shown(picture))
         high, wide = self._resized(*picture.shape[:2])
         if self.antialias:
             x = resized(picture, (wide, high), PIL_FILTERS[self.interpolation])
