@@ -106,7 +106,9 @@ def test_a_free_size_is_given_and_a_fixed_one_is_not(tmp_path: Path) -> None:
     path = written(net(size=(3, "height", "width")), tmp_path)
     with pytest.raises(BadModel, match=r"'in:put' \(batch, 3, height, width\) .* --input-size"):
         load_model(str(path))
-    assert load_model(str(path), overrides={"input_size": SIZE}).input_shape == SIZE
+    loaded = load_model(str(path), overrides={"input_size": SIZE})
+    assert loaded.input_shape == SIZE
+    assert loaded.notes == (f"{path} takes images of any size; the files that come out take 8 x 8 alone.",)
     path = written(net(), tmp_path)
     with pytest.raises(BadModel, match="leave --input-size out"):
         load_model(str(path), overrides={"input_size": (3, 16, 16)})

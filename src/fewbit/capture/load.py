@@ -266,6 +266,8 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, requantize: bool
     file = read_onnx(path, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
+    if not all(isinstance(n, int) for n in file.image.dims[2:]):
+        notes = (*notes, f"{path} takes images of any size; the files that come out take {size[1]} x {size[2]} alone.")
     free = file.look(size)
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
     loaded = _from_module(file.module, str(path), fields, _entry(file), (*file.notes, *notes), file.image.name, batches)
