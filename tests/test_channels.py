@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 import fewbit
 from fewbit.capture import load_model
-from fewbit.capture.named import timm_record
+from fewbit.capture.named import timm_model, timm_record
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.teacher import Teacher
@@ -107,6 +108,15 @@ def test_a_timm_net_whose_first_convolution_has_16_times_its_channels_says_them_
     record = timm_record(timm.create_model("tresnet_m", in_chans=2))
     assert record["input_size"] == (2, 224, 224)
     assert not {"mean", "std"} & set(record)
+
+
+def test_a_checkpoint_of_timm_says_the_channels_that_it_was_trained_with(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", in_chans=2, num_classes=5).state_dict()
+    args = argparse.Namespace(model="test_resnet", in_chans=2, mean=[0.3, 0.4], std=None)
+    torch.save({"state_dict": state, "args": args}, tmp_path / "w.pth")
+    made, record, _ = timm_model("test_resnet", tmp_path / "w.pth", (), "")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in made.state_dict().items())
+    assert (record["input_size"][0], record["mean"], "std" in record) == (2, (0.3, 0.4), False)
 
 
 def test_images_are_made_from_a_model_of_any_number_of_channels() -> None:

@@ -176,9 +176,12 @@ def tifffile() -> Any:
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("pixels", [EIGHT, DEEP8, DEEP4, RGBA])
-def test_a_tiff_of_as_many_bands_as_channels(tifffile: Any, tmp_path: Path, pixels: np.ndarray[Any, Any], order: str) -> None:
+def test_a_tiff_of_as_many_bands_as_channels(
+    tifffile: Any, tmp_path: Path, pixels: np.ndarray[Any, Any], order: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert same(one(files(tmp_path / "x", "a.tif", tiff(pixels, order)), pixels.shape[2]), pixels)
     assert same(one([tiff(pixels, order)], pixels.shape[2]), pixels)
+    assert capfd.readouterr() == ("", "")  # Pillow speaks of a file that it cannot read
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate", "pages"])

@@ -24,6 +24,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in units of 2^-16, as Pillow has them
 BITS, SAMPLES, COLOURS = 258, 277, 262  # tags of a TIFF
 PLAIN = (1, 2)  # of COLOURS: grey with 0 for black, RGB
+for library in ("PIL", "tifffile"):  # what they say of files stands in the errors, or a file is right
+    logging.getLogger(library).addHandler(logging.NullHandler())
 
 
 def is_pixels(values: Array) -> bool:
@@ -156,7 +158,6 @@ def _tifffile() -> Any:
         raise FewbitError(
             "TIFF files of many bands, or of 16 bits in colour, need tifffile: pip install 'fewbit[tiff]'."
         ) from error
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of broken files stands in the error
     return tifffile
 
 
