@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -299,6 +300,8 @@ def main() -> None:
         print(f"No rows are made: {', '.join(missing)} is not here; give --images DIR --score DIR.", file=sys.stderr)
         args.table = True
     torch.set_num_threads(1)  # a fork copies no threads
+    ort.set_default_logger_severity(3)  # what is odd about files of other people
+    logging.disable(logging.WARNING)
     for model, target in ((m, t) for m in wanted for t in args.targets if not args.table):
         file = file_of(model, target, args.out)
         if not file.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from doors.case import Case, done, each, either, quantize, refused, search, write
@@ -150,6 +150,14 @@ def _combinations() -> Iterator[Case]:
                refused("--weights"), needs=("weights.safetensors",))  # fmt: skip
     yield Case("--weights that lack for a demo", ("quantize", "demo", "--weights", "nope.safetensors", "--out", "out"),
                refused("nope.safetensors"))  # fmt: skip
+    yield Case("--requantize of a Python file", quantize("--requantize"), refused("--requantize", "net.py"))
+    again = ("quantize", "run/float.onnx", "--images", "flat", "--out", "out")
+    yield Case("--requantize of a float file", (*again, "--requantize"), refused("float.onnx", "--requantize"), needs=("run",))
+    for entry in ("{", "[]", '{"mean": "a"}', '{"std": [0, 0, 0]}', '{"resize": "nope"}', "[" * 100_000):
+        yield Case(f"a record in a file: {_short(entry)}", again, refused(("fewbit.preprocess", "resize")), before=_says(entry),
+                   needs=("run",), keeps=("run",))  # fmt: skip
+    yield Case("--normalize-inside of floats", quantize("--normalize-inside", images="x.npy"),
+               refused("x.npy", "--normalize-inside"), before=_floats)  # fmt: skip
     for count in (3, 5, 0):
         names = "".join(f"class {i}\n" for i in range(count))
         yield Case(f"--classes with {count} names", quantize("--classes", "c.txt"), refused("c.txt" if not count else "4"),
@@ -251,3 +259,22 @@ def _short(text: str) -> str:
 
 def _has_points(folder: Path) -> str:
     return "" if list((folder / "out" / "points").glob("*")) and (folder / "out" / "report.html").is_file() else "no points"
+
+
+def _floats(folder: Path) -> None:
+    import numpy as np
+
+    np.save(folder / "x.npy", np.zeros((8, 3, 16, 16), np.float32) + np.arange(8, dtype=np.float32)[:, None, None, None])
+
+
+def _says(entry: str) -> Callable[[Path], None]:
+    """Change what float.onnx says of its images."""
+
+    def change(folder: Path) -> None:
+        import onnx
+
+        model = onnx.load(folder / "run" / "float.onnx")
+        onnx.helper.set_model_props(model, {"fewbit.preprocess": entry})
+        onnx.save(model, folder / "run" / "float.onnx")
+
+    return change
