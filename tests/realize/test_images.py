@@ -37,13 +37,15 @@ def inside(path: Path, out: Path, mean=MEAN, std=STD) -> Path:
     return out
 
 
-def doubled(path: Path, high: int, wide: int) -> Path:
-    """images (b, 3, h, w) times 1."""
-    ports = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, high, wide]) for name in ("images", "output"))
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["images", "one"], ["output"])], "net", *([port] for port in ports),
-        [numpy_helper.from_array(np.float32([1]), "one")],
-    )  # fmt: skip
+def doubled(path: Path, high: int, wide: int, kind: int = TensorProto.FLOAT) -> Path:
+    """images (b, 3, h, w) of a type, times 1 in float32."""
+    ports = {"images": kind, "output": TensorProto.FLOAT}
+    values = ([helper.make_tensor_value_info(name, one, ["batch", 3, high, wide])] for name, one in ports.items())
+    nodes = [
+        helper.make_node("Cast", ["images"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["real", "one"], ["output"]),
+    ]
+    graph = helper.make_graph(nodes, "net", *values, [numpy_helper.from_array(np.float32([1]), "one")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
 
@@ -74,6 +76,15 @@ def test_every_pixel_is_normalized_as_preprocess_does(tmp_path, runtime, mean, s
         np.testing.assert_array_equal(found, made)
     else:  # divides by multiplying
         np.testing.assert_allclose(found, made, rtol=3e-7, atol=3e-7 * np.abs(made).max())
+
+
+def test_a_file_that_took_float16_computes_with_the_same_numbers(tmp_path):
+    plain = doubled(tmp_path / "net.onnx", 8, 8, TensorProto.FLOAT16)
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    x = normalized(images)
+    want = OnnxRuntime(plain).run(x)["output"]
+    assert (want != x).any()
+    np.testing.assert_array_equal(OnnxRuntime(inside(plain, tmp_path / "inside.onnx")).run(x)["output"], want)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((-10.0,) * 3, (10.0,) * 3), ((10.0,) * 3, (0.0001,) * 3)])

@@ -20,7 +20,9 @@ def with_metadata(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
 
 
 def _normalize(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Take pixels, uint8 (batch, h, w, c), and compute (pixel / 255 - mean) / std in float32, in the order of Preprocess."""
+    """Take pixels, uint8 (batch, h, w, c), and compute (pixel / 255 - mean) / std in float32, in the order of Preprocess, then
+    round to the type that the file took.
+    """
     old = model.graph.inputs[0]
     assert old.name is not None
     assert old.shape is not None
@@ -35,7 +37,9 @@ def _normalize(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> 
         constant.shape, constant.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
         model.graph.register_initializer(constant)
         nodes.append(ir.node(kind, [*nodes[-1].outputs, constant]))
-    for node, name in zip(nodes, ("planes", "floats", "unit", "centred", "normalized"), strict=True):
+    if old.dtype != ir.DataType.FLOAT:
+        nodes.append(ir.node("Cast", nodes[-1].outputs, {"to": old.dtype}))
+    for node, name in zip(nodes, ("planes", "floats", "unit", "centred", "normalized", "rounded"), strict=False):
         node.name, node.outputs[0].name = f"{old.name}.{node.op_type}.{name}", f"{old.name}.{name}"
     ir.convenience.replace_all_uses_with(old, nodes[-1].outputs[0])
     model.graph.inputs[0] = pixels

@@ -25,6 +25,7 @@ from fewbit.request import Request
 from fewbit.run import FILES, processor
 from fewbit.runtimes import RUNTIMES
 from fewbit.stages.load import Inputs
+from fewbit.stages.prove import type_of
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
@@ -48,7 +49,7 @@ def summarize(
     record = _record(request, identity, inputs)
     rows |= {
         "run": record,
-        "input": [inputs.record.images(inputs.record.inside)],
+        "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
         "curve": list(curve),
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }
