@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from rows import Bench, edited, options, rows_of
 
+from fewbit.capture.inputs import image
 from fewbit.files import read_json, write_json
 from fewbit.runtimes import open_session
 from fewbit.verify.bench import loads, paired
@@ -110,7 +111,7 @@ def loaded(args: argparse.Namespace) -> None:
         files = forms_of(args, runtime)
         exact = files.pop("float")
         for name, path in files.items():
-            load = loads(exact, path, (1, *shape), runtimes=[runtime], threads=args.threads, runs=args.runs)[0]
+            load = loads(exact, path, [image(shape)], runtimes=[runtime], threads=args.threads, runs=args.runs)[0]
             for row, seconds, peak in (
                 (f"{name} {runtime}", load.quantized_seconds, load.quantized_bytes),
                 (f"float {runtime}", load.float_seconds, load.float_bytes),

@@ -205,7 +205,7 @@ def files_beside(run: Run, source: Path, batch: int, runtime: str) -> tuple[dict
 
 def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, float]:
     """The median time of each file, in alternation."""
-    rounds = paired([partial(session.call, [session.feed(batch)]) for session in sessions.values()], SECONDS)
+    rounds = paired([partial(session.call, session.feed(batch)) for session in sessions.values()], SECONDS)
     return {name: 1e3 * statistics.median(column) for name, column in zip(sessions, zip(*rounds, strict=True), strict=True)}
 
 

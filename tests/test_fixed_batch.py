@@ -148,9 +148,11 @@ def test_the_files_have_the_batch_and_every_code_is_right(
     checks = compare(graph, plan, tmp_path / "model.onnx", batches)
     assert (checks.wrong, checks.wrong_outputs) == ((), ())
     assert checks.kernels["found"] == checks.kernels["expected"]  # none is lost to a float Gemm, as shapes are known
-    assert not any(check.wrong for check in twin_checks(one.program, tmp_path / "float.onnx", "onnxruntime", batches))
+    assert not any(
+        check.wrong for check in twin_checks(one.program, graph.inputs, tmp_path / "float.onnx", "onnxruntime", batches)
+    )
     timings, loads = prove.bench(
-        tmp_path / "model.onnx", tmp_path / "float.onnx", 1, 0.01, Progress(), runtimes=["onnxruntime"]
+        graph, tmp_path / "model.onnx", tmp_path / "float.onnx", 1, 0.01, Progress(), runtimes=["onnxruntime"]
     )  # fmt: skip
     assert [row.batch for row in timings] == [one.batch]
     assert [row.runtime for row in loads] == ["onnxruntime"]

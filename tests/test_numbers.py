@@ -132,7 +132,7 @@ def test_a_stage_refuses_a_number_before_it_opens_a_file(name: str, value: Any, 
     nowhere = Path("nowhere/model.onnx")
     options = {"threads": 1, "seconds": 1.0, "runtimes": ["onnxruntime"], name: value}
     with pytest.raises(FewbitError, match=f"^{says} "):
-        bench(nowhere, nowhere, progress=Progress(), **options)
+        bench(None, nowhere, nowhere, progress=Progress(), **options)
     if name == "threads":
         with pytest.raises(FewbitError, match=f"^{says} "):
             evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress())  # type: ignore[arg-type]

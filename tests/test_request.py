@@ -133,7 +133,7 @@ def test_the_command_line_has_every_field_with_its_help_and_its_default(name: st
         assert parameter.opts == [option(field)]
         assert parameter.help == info.description
         assert info.description
-        if field not in ("labels", "out", "keep_float", "budget"):
+        if field not in ("labels", "out", "inputs", "keep_float", "budget"):
             assert parameter.default == info.default, field
 
 

@@ -39,7 +39,7 @@ PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct"
 
 def option(name: str) -> str:
     """The name of a field on the command line."""
-    return "--no-labels" if name == "labels" else f"--{name.replace('_', '-')}"
+    return {"labels": "--no-labels", "inputs": "--input"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _checked(check: Callable[[Any, str], Any]) -> BeforeValidator:
@@ -65,6 +65,14 @@ def _file(value: Any, info: ValidationInfo) -> Any:
     if isinstance(path, Path) and not os.path.isfile(path):
         raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is no file; give the path of a file.")
     return tuple(path) if isinstance(path, list) else path
+
+
+def _constants(value: Any) -> Any:
+    if not value:
+        return {}
+    from fewbit.data.constants import constants
+
+    return constants(value)
 
 
 def _text(value: Any) -> Any:
@@ -96,7 +104,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
-        {"model", "images", "loader", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
+        {"model", "images", "inputs", "loader", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
     )
 
     model: Any = Field(description=MODELS)
@@ -110,6 +118,11 @@ class Options(BaseModel):
         description="file.py:function that returns a DataLoader, Dataset, list or generator of images.",
     )
     score: Any = Field(default=None, description="Images to score on; without it a part of --images is held out.")
+    inputs: Annotated[dict[str, Any], BeforeValidator(_constants)] = Field(
+        default={},
+        description="NAME=VALUE of an input that is no image: a number, a list of numbers or a .npy file; may be repeated.",
+        examples=["size=640,480"],
+    )
     target: Annotated[str | None, BeforeValidator(_text)] = Field(
         default=None, description="See `fewbit targets`; the default fits this machine."
     )

@@ -23,10 +23,11 @@ AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the sta
 
 
 class Session(Protocol):
-    """A loaded model: float32 images (b, c, h, w) to its outputs by name; `outputs` are values that are given beside them.
+    """A loaded model: its inputs in the order of the file to its outputs by name; `outputs` are values that are given beside
+    them.
 
     `script`: two pieces of Python for a process of its own: what imports the runtime, and what loads `path` with `threads`
-    threads and leaves a function `run` that takes images, and `pixels`: whether these are uint8 (b, h, w, c).
+    threads and leaves a function `run` that takes the inputs by name.
     """
 
     runtime: ClassVar[str]
@@ -38,10 +39,10 @@ class Session(Protocol):
     def supports(cls, precision: str) -> bool:
         """Whether this processor computes float ops in a precision."""
 
-    def feed(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """What the file takes of normalized images: these, in its type, or their pixels where it normalizes inside."""
+    def feed(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """What the file takes: the inputs in its types, and of normalized images their pixels where it normalizes inside."""
 
-    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]: ...
+    def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]: ...
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None: ...
 
@@ -57,8 +58,7 @@ options = ort.SessionOptions()
 options.log_severity_level = 3
 options.intra_op_num_threads = threads
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
-pixels = session.get_inputs()[0].type == "tensor(uint8)"
+run = lambda inputs: session.run(None, inputs)
 """,
     )
 
@@ -87,19 +87,21 @@ pixels = session.get_inputs()[0].type == "tensor(uint8)"
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BadFile(f"onnxruntime cannot load {path}: {_said(error)}") from error
-        self._names, port = [output.name for output in self._session.get_outputs()], self._session.get_inputs()[0]
-        self._input, self.feed = port.name, feed_of(path, TYPES.get(port.type, np.float32))
+        self._names, ports = [output.name for output in self._session.get_outputs()], self._session.get_inputs()
+        self._inputs = [port.name for port in ports]
+        self.feed = feed_of(path, [np.dtype(TYPES.get(port.type, np.float32)) for port in ports])
 
     @classmethod
     def supports(cls, precision: str) -> bool:
         return precision == "f32"
 
-    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        return dict(zip(self._names, self._session.run(None, {self._input: self.feed(images)}), strict=True))
+    def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        feeds = dict(zip(self._inputs, self.feed(*inputs), strict=True))
+        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
         """Run on inputs of any type, in the order of the file, and discard the outputs."""
-        self._session.run(None, {port.name: x for port, x in zip(self._session.get_inputs(), inputs, strict=True)})
+        self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
 
 
 class OpenVino:
@@ -112,8 +114,7 @@ class OpenVino:
 config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
 core = ov.Core()
 request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
-run = lambda x: request.infer([x])
-pixels = request.model_inputs[0].get_element_type() == ov.Type.u8
+run = lambda inputs: request.infer(inputs)
 """,
     )
 
@@ -130,7 +131,7 @@ pixels = request.model_inputs[0].get_element_type() == ov.Type.u8
         except Exception as error:
             raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
         self._request = self.compiled.create_infer_request()
-        self.feed = feed_of(path, self.compiled.inputs[0].get_element_type().to_dtype())
+        self.feed = feed_of(path, [np.dtype(port.get_element_type().to_dtype()) for port in self.compiled.inputs])
 
     @classmethod
     def supports(cls, precision: str) -> bool:
@@ -138,8 +139,8 @@ pixels = request.model_inputs[0].get_element_type() == ov.Type.u8
 
         return precision == "f32" or precision.upper() in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    def run(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        outputs = self._request.infer([self.feed(images)])
+    def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        outputs = self._request.infer(self.feed(*inputs))
         return {name: array for port, value in outputs.items() for array in [np.array(value)] for name in port.get_names()}
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
@@ -251,14 +252,21 @@ def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequenc
     return entry.session(path, threads=threads, precision=precision, outputs=outputs)
 
 
-def feed_of(path: Path, dtype: type | np.dtype[Any]) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """What makes the input of a file, of a type, of normalized images. Raises BadFile for pixels where it does not say how."""
-    if dtype != np.uint8:
-        return lambda images: images.astype(dtype, copy=False)
-    numbers = normalized_inside({entry.key: entry.value for entry in read_onnx(path).metadata_props})
-    if numbers is None:
+def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[NDArray[Any]]]:
+    """What makes the inputs of a file: real numbers in their types, and pixels of images where it normalizes inside. Raises
+    BadFile for one of pixels that does not say how.
+    """
+    of_pixels = [dtype == np.uint8 for dtype in types]
+    numbers = normalized_inside({e.key: e.value for e in read_onnx(path).metadata_props}) if any(of_pixels) else None
+    if numbers is None and of_pixels and all(of_pixels):
         raise BadFile(f"{path} takes uint8 and does not say how it normalizes; give a file that takes floats.")
-    return lambda images: pixels_of(images, *numbers)
+
+    def taken(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if x.dtype.kind != "f":
+            return x
+        return pixels_of(x, *numbers) if numbers and dtype == np.uint8 else x.astype(dtype, copy=False)
+
+    return lambda *inputs: [taken(x, dtype) for x, dtype in zip(inputs, types, strict=True)]
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:

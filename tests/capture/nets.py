@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import graph_module, named_tensors
+from fewbit.capture.inputs import image
 from fewbit.core.values import Graph
 
 
@@ -74,7 +75,7 @@ def graph_of(net: nn.Module, size: tuple[int, int, int] = (3, 8, 8)) -> Graph:
 
 def opened(net: nn.Module, size: tuple[int, int, int] = (3, 8, 8)) -> GraphModule:
     """What torch.export makes of a net, before any rewrite."""
-    return graph_module(export(net.eval(), size))
+    return graph_module(export(net.eval(), [image(size)]))
 
 
 def count(module: GraphModule) -> Counter[str]:

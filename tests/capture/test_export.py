@@ -16,6 +16,7 @@ from torch.export import Dim
 from capture.nets import assert_same_function, images
 from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import fingerprint
+from fewbit.capture.inputs import image
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 SIZE = (3, 8, 8)
@@ -268,7 +269,7 @@ def test_a_program_with_a_free_size_or_two_inputs_is_refused():
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x + y
 
-    with pytest.raises(BadModel, match="one input"):
+    with pytest.raises(BadModel, match="y must be given as well"):
         load_model(torch.export.export(Two(), (x, x), dynamic_shapes=(*DYNAMIC, *DYNAMIC)))
 
 
@@ -491,7 +492,7 @@ def test_a_module_in_another_precision_is_computed_in_float32_and_says_so(dtype)
 def test_a_model_that_cannot_be_exported_with_any_batch_is_refused_with_torch_s_own_reason():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(0), nn.Unflatten(0, (1, 100)))
     with pytest.raises(BadModel, match=r"cannot be exported for input \(batch, 3, 8, 8\): RuntimeError.*Check --input-size"):
-        export(net, (3, 8, 8))
+        export(net, [image((3, 8, 8))])
 
 
 class Chooses(nn.Module):

@@ -105,7 +105,7 @@ def test_a_detector_of_a_fixed_batch_on_real_images() -> None:
     from fewbit.onnx_reader import read_onnx
 
     file = read_onnx(YOLOX)
-    file.look((3, 416, 416))
+    file.look(file.inputs)
     session = onnxruntime.InferenceSession(YOLOX)
     pictures = sorted((YOLOX.parents[1] / "data" / "coco128").rglob("*.jpg"))[:4]
     assert pictures

@@ -203,8 +203,8 @@ def by_image(model: onnx.ModelProto) -> None:
 
 BAD: dict[str, tuple[Edit, str]] = {
     "quantized": (quantized, r"is quantized already: 1 nodes \(QuantizeLinear\), the first is '/Q'"),
-    "two inputs": (two_inputs, r"takes 2 inputs: 'in:put' \(batch, 3, 8, 8\), 'mask' \(batch, 1\)"),
-    "no image": (tokens, r"input 'in:put' \(batch, 128\) .* is INT64 and no image"),
+    "two inputs": (two_inputs, r"takes in:put \(batch, 3, 8, 8\) float32, mask \(batch, 1\) float32\. .* --input mask=VALUE"),
+    "no image": (tokens, r"takes in:put \(\?, 128\) int64; one has to be an image in floats"),
     "sparse": (sparse, "weight 'sparse.weight' as a sparse tensor"),
     "control": (with_node("NonMaxSuppression"), r"not taken: NonMaxSuppression '/last/NonMaxSuppression' \(opset 17\)"),
     "custom": (with_node("Magic", "my.own"), r"not taken: my\.own\.Magic '/last/Magic' \(opset 3\)"),

@@ -112,7 +112,7 @@ def test_codes_and_outputs_are_compared_through_the_casts(made: Made) -> None:
     sample = prove.sample_of(graph, images)
     assert (CASES[name][0] == HALF) == bool((sample != torch.cat(list(images.batches(8)))).any())
     batches = sample.split(graph.at_a_time(4))
-    assert not [c for c in twin_checks(loaded.program, folder / "float.onnx", "onnxruntime", batches) if c.wrong]
+    assert not [c for c in twin_checks(loaded.program, loaded.inputs, folder / "float.onnx", "onnxruntime", batches) if c.wrong]
     checks = compare(graph, made.plan, folder / "model.onnx", batches)
     assert (checks.wrong, checks.wrong_outputs) == ((), ())
     score = evaluate(
@@ -121,7 +121,7 @@ def test_codes_and_outputs_are_compared_through_the_casts(made: Made) -> None:
     )  # fmt: skip
     assert score.images == 8
     for runtime in ("onnxruntime", "openvino"):
-        timings, _ = prove.bench(folder / "float.onnx", folder / "float.onnx", 1, 0.01, Progress(), runtimes=[runtime])
+        timings, _ = prove.bench(graph, folder / "float.onnx", folder / "float.onnx", 1, 0.01, Progress(), runtimes=[runtime])
         assert [row.batch for row in timings] == ([graph.batch] if graph.batch else [1, 8])
 
 
@@ -135,14 +135,16 @@ def test_a_cast_of_another_output_is_wrong(made: Made) -> None:
             one.CopyFrom(numpy_helper.from_array(array * np.float32(1.01), one.name))
     onnx.save(model, folder / "off.onnx")
     batches = torch.from_numpy(drawn(4, *SIZE)).half().float().split(graph.at_a_time(4))
-    wrong = [c.output for c in twin_checks(loaded.program, folder / "off.onnx", "onnxruntime", batches) if c.wrong]
+    wrong = [
+        c.output for c in twin_checks(loaded.program, loaded.inputs, folder / "off.onnx", "onnxruntime", batches) if c.wrong
+    ]
     assert wrong == ["scores"]
 
 
 def test_a_finished_run_has_the_ports_in_its_record(made: Made, tmp_path: Path) -> None:
     loaded, graph = made.loaded, made.graph
     torch.export.save(loaded.program, tmp_path / EXPORTED)
-    record = {"batch": loaded.batch, "ports": [[port.name, port.type, list(port.dims)] for port in loaded.ports]}
+    record = {"inputs": [], "batch": loaded.batch, "ports": [[port.name, port.type, list(port.dims)] for port in loaded.ports]}
     again, _ = reopened(tmp_path, record)
     assert (again.batch, again.ports) == (graph.batch, graph.ports)
     with pytest.raises(BadFile, match=r"run\.json: its ports cannot be read"):

@@ -93,7 +93,7 @@ def test_what_was_done_about_an_outlier_is_read_from_the_plan() -> None:
         )
 
     ops = (Op("moved", "linear", "n", {"input": "moved:input"}), Op("off", "linear", "n", {"input": "off:input"}))
-    graph = Graph(nn.Module(), ops, (), (3, 8, 8), ())  # type: ignore[arg-type]
+    graph = Graph(nn.Module(), ops, (), (), ())  # type: ignore[arg-type]
     rows = [{"op": "moved", "strength": 0.5, "moved": True}, {"op": "off", "strength": None, "moved": False}]
     one = dataclasses.replace(plan(*rows), choices={
         "moved:input": chosen("moved:input", 0.1),

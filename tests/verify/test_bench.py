@@ -10,11 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fewbit.capture.inputs import image
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import runtime_names, runtimes_for
 from fewbit.verify.bench import loads
 
 MB = 2**20
+IMAGE = (image((3, 8, 8)),)
 
 
 def model(path, megabytes: int):
@@ -35,7 +37,7 @@ def test_a_larger_file_takes_its_memory_and_the_process_that_measures_does_not_c
         pytest.skip(f"{runtime} is not installed")
     large, small = model(tmp_path / "large.onnx", 96), model(tmp_path / "small.onnx", 1)
     ours = np.ones(500 * MB, np.uint8)  # in this process, and so in no number
-    (row,) = loads(large, small, (1, 3, 8, 8), runtimes=[runtime], threads=1, runs=1)
+    (row,) = loads(large, small, IMAGE, runtimes=[runtime], threads=1, runs=1)
     assert ours[-1] == 1
     assert (row.runtime, row.threads, row.runs) == (runtime, 1, 1)
     assert 10 * MB < row.baseline_bytes < row.quantized_bytes < row.float_bytes
@@ -54,7 +56,7 @@ def test_the_columns_are_medians_and_each_belongs_to_its_file(tmp_path, monkeypa
         return times[name].pop(0), peaks[name].pop(0)
 
     monkeypatch.setattr(importlib.import_module("fewbit.verify.bench"), "_load", load)
-    (row,) = loads(tmp_path / "float.onnx", tmp_path / "model.onnx", (1, 3, 8, 8), runtimes=["onnxruntime"])
+    (row,) = loads(tmp_path / "float.onnx", tmp_path / "model.onnx", IMAGE, runtimes=["onnxruntime"])
     assert (row.float_seconds, row.quantized_seconds) == (2.0, 0.5)
     assert (row.float_bytes, row.quantized_bytes, row.baseline_bytes) == (200, 70, 20)
 
@@ -64,9 +66,9 @@ def test_an_unknown_runtime_and_a_broken_file_are_said(tmp_path):
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(UnknownName, match="unknown runtime 'onnxruntim'"):
-        loads(broken, broken, (1, 3, 8, 8), runtimes=["onnxruntim"])
+        loads(broken, broken, IMAGE, runtimes=["onnxruntim"])
     with pytest.raises(BadFile, match=r"onnxruntime cannot load .*model\.onnx: \S"):
-        loads(broken, broken, (1, 3, 8, 8), runtimes=["onnxruntime"], runs=1)
+        loads(broken, broken, IMAGE, runtimes=["onnxruntime"], runs=1)
 
 
 def test_a_runtime_that_cannot_load_a_file_is_not_timed(tmp_path):

@@ -157,7 +157,7 @@ def test_the_float_twin_is_compared_with_the_model_that_was_given(realized_conv_
     assert not any(check.wrong for check in prove.twin_of(made.net.graph, given, made.float_path, images, runtime))
     model, changed = onnx.load(made.float_path), tmp_path / "float.onnx"
     onnx.save(with_tensor(model, "head.bias", lambda array: array * np.float32(1.001)), changed)
-    assert all(check.wrong for check in twin_checks(given, changed, runtime, [images]))
+    assert all(check.wrong for check in twin_checks(given, made.net.graph.inputs, changed, runtime, [images]))
     with pytest.raises(FewbitFailed, match="is not the model that was given"):
         prove.twin_of(made.net.graph, given, changed, images, runtime)
 

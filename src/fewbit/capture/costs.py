@@ -12,6 +12,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fewbit.capture.fx import aten
+from fewbit.core.inputs import example, fed, shape_of
+from fewbit.core.values import Input
 
 Shape = Sequence[int]
 
@@ -30,10 +32,10 @@ class Costs(ShapeProp):
         return result
 
 
-def count_costs(module: GraphModule, input_shape: tuple[int, int, int], batch: int = 1) -> None:
+def count_costs(module: GraphModule, inputs: Sequence[Input], batch: int = 1) -> None:
     """Shapes and multiply-accumulates of every node, for one image; `batch` of them run, where a model takes no fewer."""
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_beside()) as counter:
-        Costs(module, counter).propagate(torch.zeros(batch, *input_shape))
+        Costs(module, counter).propagate(*fed(inputs, example(inputs, torch.zeros(batch, *shape_of(inputs)))))
     for node in module.graph.nodes if batch > 1 else ():
         node.meta["macs"] //= batch
         if "tensor_meta" in node.meta:

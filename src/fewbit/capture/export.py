@@ -1,5 +1,5 @@
-"""torch.export, with a dynamic batch where there can be one, and the exported program as a graph module: one tensor in, named
-tensors out.
+"""torch.export, with a dynamic batch where there can be one, and the exported program as a graph module: tensors in and out by
+name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fewbit.capture.canonicalize import writes_through_views
+from fewbit.capture.inputs import IMAGES, Arguments
 from fewbit.capture.repeats import open_regions
-from fewbit.core.values import Output
+from fewbit.core.inputs import example, fed, shape_of
+from fewbit.core.values import Input, Output
 from fewbit.errors import BadModel
 
-WRAPPER = "_fewbit_model"  # where NamedOutputs keeps the module; sites.path_of takes it out of the names again
+WRAPPER = "_fewbit_model"  # where NamedPorts keeps the module; sites.path_of takes it out of the names again
 ADVICE = "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
 CHOOSES = (
     "It chooses boxes, masks or parts by their values, which no fixed graph does. Give what stands before that, such as the "
@@ -36,16 +39,27 @@ CHOOSES = (
 PASSES = 8  # of a program that draws random numbers, to see whether they change its answer
 
 
-class NamedOutputs(nn.Module):
-    """A model that returns a record, a tuple or anything nested, returning its tensors by name; its input may have one, too."""
+class NamedPorts(nn.Module):
+    """A model that takes its tensors by name, in a dict, and returns those of a record, a tuple or anything nested by name."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
         super().__init__()
         self.add_module(WRAPPER, module)
+        self.arguments = arguments
 
-    def forward(self, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-        (image,) = x.values() if isinstance(x, dict) else (x,)
-        return named_tensors(self.get_submodule(WRAPPER)(image))
+    def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return named_tensors(self.result(tensors))
+
+    def result(self, tensors: dict[str, Tensor]) -> Any:
+        """What the model itself gives."""
+        given = self.arguments.args, dict(self.arguments.kwargs)
+        args, kwargs = pytree.tree_map(lambda name: tensors[_key(name)], given)
+        return self.get_submodule(WRAPPER)(*args, **kwargs)
+
+
+def _key(name: str) -> str:
+    """Any text as an identifier."""
+    return f"_{name.encode().hex()}"
 
 
 def named_tensors(out: Any) -> dict[str, Tensor]:
@@ -81,36 +95,39 @@ def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 
 def export(
-    module: nn.Module, input_shape: tuple[int, int, int], name: str = "", batches: Sequence[int | None] = (None, 1)
+    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None = None, batches: Sequence[int | None] = (None, 1)
 ) -> ExportedProgram:
-    """The exported program of a module that takes (batch, channels, height, width), with the first of `batches` that it can
-    be exported with; None is a dynamic one.
+    """The exported program of a module with these inputs, and with the first of `batches` that it can be exported with; None is
+    a dynamic one. `arguments` say how it is called (None: with the image alone).
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
     for batch in batches:
         try:
-            return _exported(module, input_shape, name, batch)
+            return _exported(module, inputs, arguments, batch)
         except BadModel:
             raise
         except (Exception, SystemExit) as error:
             failed = error
-    shape = ", ".join(map(str, input_shape))
+    takes = f"input (batch, {', '.join(map(str, inputs[0].shape))})" if len(inputs) == 1 else ", ".join(map(str, inputs))
     advice = CHOOSES if "data-dependent" in str(failed) else ADVICE
-    raise BadModel(
-        f"{type(module).__name__} cannot be exported for input (batch, {shape}): {reason(failed)} {advice}"
-    ) from failed
+    raise BadModel(f"{type(module).__name__} cannot be exported for {takes}: {reason(failed)} {advice}") from failed
 
 
-def _exported(module: nn.Module, input_shape: tuple[int, int, int], name: str, batch: int | None) -> ExportedProgram:
-    free = None if batch else {0: Dim("batch", min=1, max=65536)}
-    with quiet(), _evaluating(module), torch.no_grad():
-        noise = _noise(batch, input_shape)
-        out = _same_again(module, noise, type(module).__name__)
-        whole = module if isinstance(out, Tensor) and not name else NamedOutputs(module).eval()
-        key, image = f"_{name.encode().hex()}", torch.zeros_like(noise)  # any text as an identifier
-        shapes = ({key: free} if name else free,)
-        program = torch.export.export(whole, ({key: image} if name else image,), dynamic_shapes=shapes)
+def _exported(
+    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None, batch: int | None
+) -> ExportedProgram:  # fmt: skip
+    called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
+    free = {} if batch else {0: Dim("batch", min=1, max=65536)}
+    with quiet(), _evaluating(called), torch.no_grad():
+        noise = _noise(batch, shape_of(inputs))
+        out = _same_again(partial(called.result, _tensors(inputs, noise)), type(module).__name__)
+        values = _tensors(inputs, torch.zeros_like(noise))
+        shapes = {_key(one.name): free if one.has_batch else {} for one in inputs}
+        if arguments is None and inputs[0].name == IMAGES and isinstance(out, Tensor):
+            program = torch.export.export(module, tuple(values.values()), dynamic_shapes=tuple(shapes.values()))
+        else:
+            program = torch.export.export(called, (values,), dynamic_shapes=(shapes,))
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # folders of this machine
@@ -121,9 +138,15 @@ def _noise(batch: int | None, input_shape: Sequence[int]) -> Tensor:
     return torch.rand(batch or 2, *input_shape, generator=torch.Generator().manual_seed(0))
 
 
-def _same_again(function: Callable[[Tensor], Any], x: Tensor, ref: str, passes: int = 2) -> Any:
-    """What a model gives for `x`. Raises BadModel where another pass gives something else."""
-    first, *others = (function(x) for _ in range(passes))
+def _tensors(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:
+    """Images and examples of the other inputs, as NamedPorts takes them."""
+    values = fed(inputs, example(inputs, images))
+    return {_key(one.name): value for one, value in zip(inputs, values, strict=True)}
+
+
+def _same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:
+    """What a model gives. Raises BadModel where another pass gives something else."""
+    first, *others = (function() for _ in range(passes))
     for other in others:
         for one, two in zip(pytree.tree_leaves(first), pytree.tree_leaves(other), strict=True):
             if isinstance(one, Tensor) and (one.shape != two.shape or not _alike(one.double(), two.double())):
@@ -140,19 +163,21 @@ def _alike(one: Tensor, two: Tensor) -> bool:
     return torch.allclose(one, two, rtol=0, atol=1e-4 * largest, equal_nan=True)
 
 
-def refuse_random(program: ExportedProgram, ref: str) -> None:
+def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> None:
     """Raise BadModel where a program gives two answers for one image: its operators are random, or a fixed batch of them
     depend on each other.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
-    batch, noise = batch_of(program), _noise(batch_of(program), input_value(program).shape[1:])
+    batch, noise = batch_of(program), _noise(batch_of(program), shape_of(inputs))
+    values = fed(inputs, example(inputs, noise))
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
-            _same_again(graph_module(program), noise, ref, PASSES)
+            _same_again(partial(graph_module(program), *values), ref, PASSES)
     if batch is None or batch < 2:
         return
+    turned = fed(inputs, example(inputs, noise.roll(1, 0)))
     with torch.no_grad():
-        here, there = (pytree.tree_leaves(graph_module(program)(x)) for x in (noise, noise.roll(1, 0)))
+        here, there = (pytree.tree_leaves(graph_module(program)(*given)) for given in (values, turned))
     if not all(_alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
         raise BadModel(
             f"{ref} has a batch of {batch} written in it, and its images depend on each other: what one gives is another in "
@@ -171,25 +196,32 @@ def _draws(node: Node) -> bool:
     return True
 
 
-def input_name(program: ExportedProgram) -> str:
-    """What a program calls its images: the key of its dict of one, in hexadecimal, as `export` writes it; else `images`."""
+def input_values(program: ExportedProgram) -> dict[str, Any]:
+    """The fake tensors that stand for a program's inputs, by name and in order: the keys of NamedPorts, torch.export's names
+    for those of any other program, and `images` for one alone.
+    """
+    taken = program.graph_signature.user_inputs
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in taken}
     spec = program.call_spec.in_spec
     ports = spec.child(0).children() if spec is not None and spec.num_children else []
-    keys = ports[0].context if ports and ports[0].type is dict else []
-    is_ours = len(keys) == 1 and re.fullmatch(r"_([0-9a-f]{2})+", str(keys[0]))
-    return bytes.fromhex(str(keys[0])[1:]).decode("utf-8", "replace") if is_ours else "images"
+    keys = [str(key) for key in ports[0].context] if len(ports) == 1 and ports[0].type is dict else []
+    if keys and all(re.fullmatch(r"_([0-9a-f]{2})+", key) for key in keys):
+        names = [bytes.fromhex(key[1:]).decode("utf-8", "replace") for key in keys]
+    else:
+        names = [IMAGES] if len(values) == 1 else list(values)
+    return dict(zip(names, values.values(), strict=True))
 
 
 def batch_of(program: ExportedProgram) -> int | None:
     """The batch that is written in a program; None where it is dynamic."""
-    batch = input_value(program).shape[0]
+    batch = first_map(program).shape[0]
     return batch if isinstance(batch, int) else None
 
 
-def input_value(program: ExportedProgram) -> Tensor:
-    """The fake tensor that stands for a program's images. Raises StopIteration where it takes none."""
-    names = program.graph_signature.user_inputs
-    return next(n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names)
+def first_map(program: ExportedProgram) -> Tensor:
+    """The fake tensor of the first input that may be an image: its first dimension is the batch."""
+    values = [value for value in input_values(program).values() if isinstance(value, Tensor)]
+    return next(value for value in values if value.ndim == 4 and value.is_floating_point())
 
 
 def output_values(program: ExportedProgram) -> dict[str, Tensor]:
@@ -201,7 +233,8 @@ def output_values(program: ExportedProgram) -> dict[str, Tensor]:
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
-    """The program as a graph module of aten calls whose constants are attributes; one tensor in, those of `outputs_of` out.
+    """The program as a graph module of aten calls whose constants are attributes; the tensors of `input_values` in, those of
+    `outputs_of` out.
 
     A fresh copy of the graph; the tensors are the program's.
     """
@@ -211,6 +244,9 @@ def graph_module(program: ExportedProgram) -> GraphModule:
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     open_regions(module)
+    for node in module.graph.find_nodes(op="placeholder"):
+        if not isinstance(node.meta.get("val"), Tensor):  # an argument that is None, or a number
+            module.graph.erase_node(node)
     output = module.graph.output_node()
     results = [r for r in pytree.tree_leaves(output.args[0]) if isinstance(r, Node) and isinstance(r.meta.get("val"), Tensor)]
     output.args = (results[0] if len(results) == 1 else tuple(results),)

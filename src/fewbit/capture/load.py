@@ -32,12 +32,23 @@ from torch.nn.parameter import is_lazy
 
 from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
-from fewbit.capture.export import batch_of, export, input_value, output_values, outputs_of, reason, refuse_random, unwarned
+from fewbit.capture.export import (
+    batch_of,
+    export,
+    first_map,
+    input_values,
+    output_values,
+    outputs_of,
+    reason,
+    refuse_random,
+    unwarned,
+)
 from fewbit.capture.huggingface import hugging_face
+from fewbit.capture.inputs import Arguments, Given, of_module, of_ports
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
 from fewbit.core.record import ENTRY, read_entry
-from fewbit.core.values import Output, Port
+from fewbit.core.values import Input, Output, Port
 from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
@@ -46,6 +57,7 @@ MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path
 MODEL = f"MODEL is {MODEL_NAMES}."
 KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
+ALONE = Given()  # the image is all that a model takes
 SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
 CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
 WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
@@ -55,9 +67,9 @@ WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # wha
 class Loaded:
     """A model and its record: `ref` is how it was named, `record` has input_size, mean, std, the rest of its data config.
 
-    `notes` are sentences about the model that its user has to know; `assumed` in the record names fields that nobody gave.
-    `metadata` is what an ONNX file says besides, `ports` are its inputs and outputs; `batch` is written in the model or in that
-    file (None: in neither).
+    `inputs` are in the order of the program. `notes` are sentences about the model that its user has to know; `assumed` in the
+    record names fields that nobody gave. `metadata` is what an ONNX file says besides, `ports` are its inputs and outputs;
+    `batch` is written in the model or in that file (None: in neither).
     """
 
     ref: str
@@ -68,6 +80,7 @@ class Loaded:
     metadata: Mapping[str, str] = field(default_factory=dict)
     batch: int | None = None
     ports: tuple[Port, ...] = ()
+    inputs: tuple[Input, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -86,34 +99,35 @@ def load_model(
     weights: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     requantize: bool = False,
+    given: Given = ALONE,
 ) -> Loaded:
     """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
 
     `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...); `requantize`
-    takes the quantization out of an ONNX file.
+    takes the quantization out of an ONNX file; `given` are the inputs beside the image.
     """
     if isinstance(ref, ExportedProgram):
-        return _from_program(ref, "exported program", overrides)
+        return _from_program(ref, "exported program", overrides, given)
     if isinstance(ref, nn.Module):
         net = unwrapped(ref)
-        return _from_module(net, type(net).__name__, overrides)
+        return _from_module(net, type(net).__name__, overrides, given)
     if not isinstance(ref, str):
         raise BadModel(
             f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
         )
     if ref in DEMOS:
-        return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, ref=ref)
+        return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, given, ref=ref)
     if ref.endswith(".pt2"):
-        return _from_pt2(Path(ref), overrides)
+        return _from_pt2(Path(ref), overrides, given)
     if ref.endswith(".onnx"):
-        return _from_onnx(Path(ref), overrides, requantize)
+        return _from_onnx(Path(ref), overrides, given, requantize)
     if re.search(r"\.py(:[^:]*)?$", ref):
-        return _from_file(ref, overrides, ref=ref)
+        return _from_file(ref, overrides, given, ref=ref)
     if ref.startswith("hf:"):
-        return _from_hf(ref, overrides)
+        return _from_hf(ref, overrides, given)
     if ref.endswith(SUFFIXES):
         refuse_file(Path(ref))
-    return _from_name(ref, weights, overrides)
+    return _from_name(ref, weights, overrides, given)
 
 
 def is_architecture(ref: str) -> bool:
@@ -125,14 +139,17 @@ def _from_module(
     module: nn.Module,
     ref: str,
     overrides: Mapping[str, Any] | None,
+    given: Given,
     record: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
-    name: str = "",
+    called: tuple[tuple[Input, ...], Arguments] | None = None,
     batches: tuple[int | None, ...] = (None, 1),
 ) -> Loaded:
+    """`called`: its inputs and arguments, where they are known already."""
     fields = {**(timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
+    inputs, arguments = called or of_module(module, fields["input_size"], given, ref)
     _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
     if any(t.device.type != "cpu" for t in _numbers(module)):
         module = copy.deepcopy(module).cpu()
@@ -141,10 +158,11 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    program = export(module, fields["input_size"], name, batches)
-    refuse_random(program, ref)
+    program = export(module, inputs, arguments, batches)
+    refuse_random(program, inputs, ref)
     _check_outputs(ref, program)
-    return Loaded(ref, program, fields, classes, (*notes, *_about_batch(ref, program)), batch=batch_of(program))
+    notes = (*notes, *_about_batch(ref, program))
+    return Loaded(ref, program, fields, classes, notes, batch=batch_of(program), inputs=inputs)
 
 
 def _about_batch(ref: str, program: ExportedProgram) -> tuple[str, ...]:
@@ -163,32 +181,42 @@ def _numbers(module: nn.Module) -> Iterator[Tensor]:
             yield tensor
 
 
-def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
-    names = program.graph_signature.user_inputs
-    inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    shapes = [tuple(getattr(i, "shape", ())) for i in inputs]
-    if len(inputs) != 1 or len(shapes[0]) != 4:
-        raise BadModel(f"{ref} takes {shapes}; one input (batch, channels, height, width) is allowed.")
+def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
+    values = input_values(program)
+    if other := [name for name, value in values.items() if not isinstance(value, Tensor)]:
+        raise BadModel(f"{ref} takes {', '.join(other)}, which is no tensor; export it with a fixed number there.")
+    maps = [value for value in values.values() if value.ndim == 4 and value.is_floating_point()]
+    batch = str(maps[0].shape[0]) if maps else "batch"
+    inputs = of_ports([_port(name, value, batch) for name, value in values.items()], given, ref)
+    image = next(values[one.name] for one in inputs if one.value is None)
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
     _check_values(ref, parameters, {**program.state_dict, **program.constants})
-    other = {str(t.dtype).removeprefix("torch.") for t in (inputs[0], *parameters.values())} - {"float32"}
-    if other:
-        raise BadModel(f"{ref} was exported in {' and '.join(sorted(other))}; export it in float32: model.float().")
-    _, *shape = shapes[0]
+    kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
+    if kinds:
+        raise BadModel(f"{ref} was exported in {' and '.join(sorted(kinds))}; export it in float32: model.float().")
+    _, *shape = image.shape
     if not all(isinstance(n, int) for n in shape):
         raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
     asked = (overrides or {}).get("input_size")
     if asked is not None and tuple(asked) != tuple(shape):
         raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
-    refuse_random(program, ref)
+    refuse_random(program, inputs, ref)
     _check_outputs(ref, program)
     record = {**(overrides or {}), "input_size": tuple(shape)}
-    return Loaded(ref, program, record, notes=_about_batch(ref, program), batch=batch_of(program))
+    notes = _about_batch(ref, program)
+    return Loaded(ref, program, record, notes=notes, batch=batch_of(program), inputs=inputs)
+
+
+def _port(name: str, value: Tensor, batch: str) -> Input:
+    """An input of a program, without a value; `batch` is what its batch is called."""
+    has_batch = value.ndim > 0 and str(value.shape[0]) == batch
+    sizes = value.shape[1:] if has_batch else value.shape
+    return Input(name, tuple(n if isinstance(n, int) else -1 for n in sizes), value.dtype, has_batch)
 
 
 def _check_outputs(ref: str, program: ExportedProgram) -> None:
     """Raise BadModel where an output has no batch or no numbers."""
-    batch = str(input_value(program).shape[0])
+    batch = str(first_map(program).shape[0])
     for name, value in output_values(program).items():
         shape = [str(n) for n in value.shape]
         if not shape or shape[0] != batch:
@@ -217,7 +245,7 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
             )
 
 
-def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
+def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
     if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
@@ -232,7 +260,7 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None) -> Loaded:
             raise BadFile(f"{sidecar} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
     fields = _checked(record, str(sidecar))
     size = fields.pop("input_size", None)
-    loaded = _from_program(program, str(path), {**fields, **(overrides or {})})
+    loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given)
     if size not in (None, loaded.input_shape):
         raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
     return loaded
@@ -262,15 +290,19 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, requantize: bool) -> Loaded:
-    file = read_onnx(path, requantize=requantize)
+def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool) -> Loaded:
+    file = read_onnx(path, {*given.constants, *given.each}, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
     if not all(isinstance(n, int) for n in file.image.dims[2:]):
         notes = (*notes, f"{path} takes images of any size; the files that come out take {size[1]} x {size[2]} alone.")
-    free = file.look(size)
+    inputs = of_ports(
+        [replace(one, shape=size) if one.name == file.image.name else one for one in file.inputs], given, str(path)
+    )
+    free, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
-    loaded = _from_module(file.module, str(path), fields, _entry(file), (*file.notes, *notes), file.image.name, batches)
+    record, notes = _entry(file), (*file.notes, *notes)
+    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches)
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports)
 
 
@@ -299,7 +331,7 @@ def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:
     return path, python, function
 
 
-def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> Loaded:
+def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, ref: str) -> Loaded:
     path, python, function = from_python(spec, "MODEL")
     made = getattr(python, function)
     try:
@@ -316,7 +348,7 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, *, ref: str) -> L
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         unsaid = () if ref in DEMOS else tuple(name for name in WHOLE if name not in constants)
         record = {**WHOLE, "antialias": False, "assumed": unsaid}
-    return _from_module(net, ref, overrides, {**record, **_checked(constants, str(path), CONSTANTS)})
+    return _from_module(net, ref, overrides, given, {**record, **_checked(constants, str(path), CONSTANTS)})
 
 
 def _imported(path: Path) -> ModuleType:
@@ -336,19 +368,19 @@ def _imported(path: Path) -> ModuleType:
     return python
 
 
-def _from_hf(ref: str, overrides: Mapping[str, Any] | None) -> Loaded:
+def _from_hf(ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
     net, record, notes = hugging_face(ref)
     size = (overrides or {}).get("input_size")
     if size is not None and tuple(size) != record["input_size"]:
         raise BadModel(
             f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead."
         )
-    return _from_module(net, ref, None, record, notes)
+    return _from_module(net, ref, None, given, record, notes)
 
 
-def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None) -> Loaded:
+def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
     if ref.startswith("torchvision:"):
         net, record, notes = torchvision_model(ref, weights, (overrides or {}).get("input_size"))
     else:
         net, record, notes = timm_model(ref, weights, (*DEMOS, *KINDS), MODEL)
-    return _from_module(net, ref, overrides, _checked(record, ref), notes)
+    return _from_module(net, ref, overrides, given, _checked(record, ref), notes)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.costs import count_costs
-from fewbit.capture.export import WRAPPER, graph_module, input_name
-from fewbit.capture.fx import MOVES, back_through, constant, is_call, is_constant
+from fewbit.capture.export import WRAPPER, graph_module
+from fewbit.capture.fx import MOVES, back_through, constant, is_call, is_constant, reached
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.load import Loaded
 from fewbit.capture.normalize import normalize
-from fewbit.core.values import Choice, FloatProduct, Graph, Op, Site
+from fewbit.core.values import Choice, FloatProduct, Graph, Input, Op, Site
 from fewbit.errors import BadModel
 
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight
@@ -24,22 +24,34 @@ WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds
 def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
-    count_costs(module, loaded.input_shape, loaded.batch or 1)
-    ops, sites = find(module)
+    count_costs(module, loaded.inputs, loaded.batch or 1)
+    ops, sites = find(module, _without_batch(module, loaded.inputs))
     if not ops:
         raise BadModel(
             f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
         )
     others = _float_products(module, {op.node for op in ops})
-    name = input_name(loaded.program)
     return Graph(
-        module, tuple(ops), tuple(sites), loaded.input_shape, loaded.outputs, others, name, loaded.batch, loaded.ports
+        module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, others, loaded.batch, loaded.ports
     )  # fmt: skip
 
 
-def find(module: GraphModule) -> tuple[list[Op], list[Site]]:
-    """Ops in graph order and the sites that they read; a tensor that two ops read is one site."""
-    names = _op_names(module)
+def _without_batch(module: GraphModule, inputs: Sequence[Input]) -> set[Node]:
+    """The nodes that depend on inputs without a batch and on no others; what reads them is left float."""
+    sources = dict(zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    behind = {source: {source, *reached(source, lambda node: True)} for source in sources}
+    alone, others = (
+        set[Node]().union(*(nodes for source, nodes in behind.items() if sources[source].has_batch is batch))
+        for batch in (False, True)
+    )
+    return alone - others
+
+
+def find(module: GraphModule, floats: Collection[Node] = ()) -> tuple[list[Op], list[Site]]:
+    """Ops in graph order and the sites that they read; a tensor that two ops read is one site. Those that read one of `floats`,
+    or integers, are no ops.
+    """
+    names = _op_names(module, floats)
     ops: list[Op] = []
     readers: dict[str, list[tuple[str, str]]] = {}
     first: dict[str, tuple[str, str, Node]] = {}
@@ -69,18 +81,18 @@ def _float_products(module: GraphModule, op_nodes: set[str]) -> tuple[FloatProdu
 
 
 def path_of(node: Node) -> str:
-    """The module path of a node, from torch.export's metadata, without the wrapper of NamedOutputs."""
+    """The module path of a node, from torch.export's metadata, without the wrapper of NamedPorts."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
     return "" if path.startswith("_empty") else path.removeprefix(WRAPPER).removeprefix(".")
 
 
-def _op_names(module: GraphModule) -> Mapping[Node, tuple[str, OpKind]]:
+def _op_names(module: GraphModule, floats: Collection[Node]) -> Mapping[Node, tuple[str, OpKind]]:
     """A unique name and a kind for every node that can run in integers."""
     candidates: list[tuple[Node, str, OpKind]] = []
     for node in module.graph.nodes:
         kind = kind_of(module, node)
-        if kind is None:
+        if kind is None or any(read in floats or not _is_real(read) for read in kind.reads(node).values()):
             continue
         suffix = {"query": "qk", "probs": "pv"}.get(next(iter(kind.reads(node))), kind.name)
         path = [part for part in (path_of(node), "" if kind.weighted else suffix) if part]
@@ -94,6 +106,11 @@ def _op_names(module: GraphModule) -> Mapping[Node, tuple[str, OpKind]]:
             unique = f"{name}.{index[name]}"
         names[node] = (unique, kind)
     return names
+
+
+def _is_real(node: Node) -> bool:
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    return dtype is None or bool(dtype.is_floating_point)
 
 
 def readers(graph: Graph, choice: Choice, integer_ops: Collection[str], tensor: Node) -> list[Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -11,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.choose.range_method import Samples
-from fewbit.core.values import Graph
+from fewbit.core.inputs import Batch, count, fed
+from fewbit.core.values import Graph, Input
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, recognise
 
@@ -19,9 +21,9 @@ VALUES = 1 << 15  # of each site, over all images
 
 
 def weighted_samples(
-    graph: Graph, sites: Sequence[str], batches: Iterable[Tensor], images: int, seed: int = 0
+    graph: Graph, sites: Sequence[str], batches: Iterable[Batch], images: int, seed: int = 0
 ) -> dict[str, Samples]:
-    """Values of activation sites, each counted by its importance; `images` are in all batches (b, c, h, w) together.
+    """Values of activation sites, each counted by its importance; `images` are in all batches together.
 
     Importance is the diagonal of the Fisher information of the model's own answers: with y drawn from softmax(logits) and
     g = ∂ log p(y) / ∂x, E[g²] is the second derivative of the KL divergence from the float model (its first is zero there),
@@ -34,13 +36,13 @@ def weighted_samples(
     counts: dict[str, list[Tensor]] = {site: [] for site in sites}
     generator = torch.Generator().manual_seed(seed)
     each = max(1, VALUES // max(images, 1))
-    executor = Executor(graph)
+    executor = Executor(_open(graph))
     for batch in batches:
-        gradients = _backward(executor, list(dict.fromkeys(names.values())), batch, generator)
+        gradients = _backward(executor, list(dict.fromkeys(names.values())), _leaves(graph.inputs, batch), generator)
         for site, name in names.items():
             x, g = gradients[name]
             weight = torch.ones_like(x) if g is None else _rank_one(g.square())
-            indices = torch.randint(x.numel(), (each * len(batch),), generator=generator)
+            indices = torch.randint(x.numel(), (each * count(batch),), generator=generator)
             values[site].append(x.flatten()[indices])
             counts[site].append(weight.flatten()[indices])
     samples = {}
@@ -51,16 +53,29 @@ def weighted_samples(
     return samples
 
 
+def _open(graph: Graph) -> Graph:
+    """The graph with constants as what comes with each image, so that there is a gradient of what they alone decide."""
+    return replace(graph, inputs=tuple(replace(one, each=one.value is not None) for one in graph.inputs))
+
+
+def _leaves(inputs: Sequence[Input], batch: Batch) -> Batch:
+    """A batch with the values of all inputs, as new tensors that have a gradient."""
+    pairs = sorted(zip(inputs, fed(inputs, batch), strict=True), key=lambda pair: pair[0].value is not None)
+    return tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for _, x in pairs)
+
+
 def _backward(
-    executor: Executor, tensors: Sequence[str], batch: Tensor, generator: torch.Generator
+    executor: Executor, tensors: Sequence[str], batch: Batch, generator: torch.Generator
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The value of each node for a batch, and its gradient; None where the answers do not depend on it."""
     values: dict[str, Tensor] = {}
     taps = {name: partial(values.__setitem__, name) for name in tensors}
     with torch.enable_grad():
-        loss = _sampled_log_prob(executor.graph, executor(batch.detach().clone().requires_grad_(), taps), generator)
-        gradients = torch.autograd.grad(loss, [values[name] for name in tensors], allow_unused=True)
-    return {name: (values[name].detach(), g) for name, g in zip(tensors, gradients, strict=True)}
+        loss = _sampled_log_prob(executor.graph, executor(batch, taps), generator)
+        differ = [name for name in tensors if values[name].requires_grad]  # what integers alone decide has no gradient
+        gradients = torch.autograd.grad(loss, [values[name] for name in differ], allow_unused=True)
+    found = dict(zip(differ, gradients, strict=True))
+    return {name: (values[name].detach(), found.get(name)) for name in tensors}
 
 
 def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -84,7 +99,7 @@ def _rank_one(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def output_weights(
-    graph: Graph, outputs: Sequence[str], batches: Iterable[Tensor], seed: int = 0
+    graph: Graph, outputs: Sequence[str], batches: Iterable[Batch], seed: int = 0
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """How much an error of each element of some nodes' values matters, by node: a factor for each row of all images, and one
     for each channel. Their product is 1 in the mean.
@@ -94,9 +109,9 @@ def output_weights(
     rows: dict[str, list[Tensor]] = {name: [] for name in outputs}
     columns: dict[str, list[Tensor]] = {name: [] for name in outputs}
     generator = torch.Generator().manual_seed(seed)
-    executor = Executor(graph)
+    executor = Executor(_open(graph))
     for batch in batches:
-        for name, (x, g) in _backward(executor, outputs, batch, generator).items():
+        for name, (x, g) in _backward(executor, outputs, _leaves(graph.inputs, batch), generator).items():
             squares = torch.ones_like(x) if g is None else g.square()
             channel, others = _axes(squares)
             rows[name].append(squares.mean(channel, keepdim=True))

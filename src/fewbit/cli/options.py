@@ -50,7 +50,7 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
     about = typer.Option(option(name), help=field.description, **numbers)
     if value is bool:
         return inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, about])
-    empty = None if default == () else default
+    empty = None if default in ((), {}) else default
     return inspect.Parameter(name, keyword, default=empty, annotation=Annotated[value | None, about])  # type: ignore[operator]
 
 
@@ -59,6 +59,8 @@ def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return _plain(inner, [*limits, *more])
+    if get_origin(annotation) is dict:
+        return list[str], limits
     if get_origin(annotation) is tuple:
         return (list[str] if get_args(annotation)[-1] is Ellipsis else str), limits
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]

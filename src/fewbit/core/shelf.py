@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fewbit.core.inputs import Batch, count, joined, rows
 from fewbit.errors import BadFile
 
 
@@ -111,16 +112,16 @@ class Shelf(Sequence[Any]):
         return flat.as_strided(place.shape, place.strides)
 
 
-class Rebatched(Sequence[Tensor]):
-    """The first `count` images of batches that are equally long (the last may be shorter) in batches of another size, each made
+class Rebatched(Sequence[Any]):
+    """The first `most` images of batches that are equally long (the last may be shorter) in batches of another size, each made
     when it is read.
     """
 
-    def __init__(self, batches: Sequence[Tensor], size: int, count: int | None = None) -> None:
+    def __init__(self, batches: Sequence[Batch], size: int, most: int | None = None) -> None:
         self.batches, self.size = batches, size
-        self.own = len(batches[0]) if batches else 1
+        self.own = count(batches[0]) if batches else 1
         whole = count_of(batches)
-        self.total = whole if count is None else min(count, whole)
+        self.total = whole if most is None else min(most, whole)
 
     def __len__(self) -> int:
         return -(-self.total // self.size)
@@ -132,9 +133,9 @@ class Rebatched(Sequence[Tensor]):
         last = min(first + self.size, self.total)
         parts = [self.batches[k] for k in range(first // self.own, -(-last // self.own))]
         start = first % self.own
-        return torch.cat(parts)[start : start + last - first]
+        return rows(joined(parts), slice(start, start + last - first))
 
 
-def count_of(batches: Sequence[Tensor]) -> int:
+def count_of(batches: Sequence[Batch]) -> int:
     """How many images there are in batches that are equally long; the last may be shorter."""
-    return len(batches[0]) * (len(batches) - 1) + len(batches[-1]) if batches else 0
+    return count(batches[0]) * (len(batches) - 1) + count(batches[-1]) if batches else 0

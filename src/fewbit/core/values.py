@@ -68,6 +68,25 @@ class FloatProduct:
     macs: int
 
 
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A tensor that a model takes: its name in the file, its shape for one image (without the batch where it `has_batch`) and
+    its type. Of the images `value` is None; of any other input it is the constant (with a batch of 1 where it has one), or,
+    where a value comes with `each` image, an example.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    has_batch: bool = True
+    value: Tensor | None = None
+    each: bool = False
+
+    def __str__(self) -> str:
+        sizes = ["batch"] * self.has_batch + ["?" if n < 0 else str(n) for n in self.shape]
+        return f"{self.name} ({', '.join(sizes)}) {str(self.dtype).removeprefix('torch.')}"
+
+
 @dataclass(frozen=True)
 class Output:
     """A tensor that a model returns: its name in the file, its shape for one image (without the batch), and whether it
@@ -94,18 +113,17 @@ class Port:
 @dataclass(frozen=True)
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
-    that are no ops. `macs` counts the whole work. `module` returns the tensors of `outputs`: one alone, several as a tuple;
-    `input_name` is what files call the images; `batch` is written in the model or in its file (None: any number of images), and
-    `ports` are the inputs and outputs of the ONNX file that it was read from.
+    that are no ops. `macs` counts the whole work. `module` takes the tensors of `inputs` and returns those of `outputs`: one
+    alone, several as a tuple; `batch` is written in the model or in its file (None: any number of images), and `ports` are the
+    inputs and outputs of the ONNX file that it was read from.
     """
 
     module: GraphModule
     ops: tuple[Op, ...]
     sites: tuple[Site, ...]
-    input_shape: tuple[int, int, int]
+    inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     float_products: tuple[FloatProduct, ...] = ()
-    input_name: str = "images"
     batch: int | None = None
     ports: tuple[Port, ...] = ()
 
@@ -118,6 +136,16 @@ class Graph:
 
     def site(self, name: str) -> Site:
         return next(site for site in self.sites if site.name == name)
+
+    @property
+    def input_name(self) -> str:
+        """What files call the images."""
+        return next(one.name for one in self.inputs if one.value is None)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of an image."""
+        return next(one.shape for one in self.inputs if one.value is None)
 
     @property
     def macs(self) -> int:

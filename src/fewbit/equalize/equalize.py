@@ -17,6 +17,7 @@ from fewbit.capture.fx import constant
 from fewbit.capture.residual import conv_pairs, residual
 from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.grid import Grid
+from fewbit.core.inputs import example
 from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
@@ -124,7 +125,7 @@ def _output(graph: Graph, seed: int = 0) -> tuple[Tensor, ...]:
     """What a graph gives for two random images."""
     x = torch.randn(graph.at_a_time(2), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return Executor(graph)(x)
+        return Executor(graph)(example(graph.inputs, x))
 
 
 def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

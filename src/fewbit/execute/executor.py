@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 from fewbit.capture.fx import constant, is_constant
 from fewbit.capture.sites import readers
 from fewbit.core.grid import fake, values
-from fewbit.core.values import Choice, Graph, Plan
+from fewbit.core.inputs import ALONE, Batch, fed
+from fewbit.core.values import Choice, Graph, Input, Plan
 
 Env = dict[Node, Any]
 Tap = Callable[[Any], object]
@@ -47,12 +48,12 @@ class Executor:
     - an op adds the bias of `set_bias`.
 
     Gradients flow where the caller has not turned them off. Of `choices` those count whose sites an op of `integer_ops` reads.
-    A bare module (a model as it was exported) has no sites: it only runs.
+    A bare module (a model as it was exported) has no sites: it only runs, with its `inputs` where they are more than images.
     """
 
     def __init__(
         self, graph: Graph | GraphModule, integer_ops: Sequence[str] = (), choices: Mapping[str, Choice] = NOTHING, *,
-        read: Read = faked,
+        read: Read = faked, inputs: Sequence[Input] = ALONE,
     ) -> None:  # fmt: skip
         self._graph = graph if isinstance(graph, Graph) else None
         self.module = graph.module if isinstance(graph, Graph) else graph
@@ -60,7 +61,8 @@ class Executor:
         self.nodes = {node.name: node for node in self.order}
         results = self.order[-1].args[0]
         self.results = cast("tuple[Node, ...]", results if isinstance(results, tuple) else (results,))
-        self.source = next(node for node in self.order if node.op == "placeholder")
+        self.inputs = graph.inputs if isinstance(graph, Graph) else inputs
+        self.sources = [node for node in self.order if node.op == "placeholder"]
         self._integer_ops, self._read = integer_ops, read
         self.instead: dict[Node, dict[Node, Any]] = {}  # by reader and tensor, the choice or the tensor that it reads
         self.biases: dict[Node, Tensor] = {}
@@ -132,17 +134,17 @@ class Executor:
         return self._compiled[node]
 
     def __call__(
-        self, images: Tensor, taps: Mapping[str, Tap] = NOTHING, *, read: Read | None = None,
+        self, images: Batch, taps: Mapping[str, Tap] = NOTHING, *, read: Read | None = None,
         calls: Mapping[str, Callable[..., Any]] = NOTHING,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """The outputs for images (b, c, h, w); values are freed after their last use.
+        """The outputs for a batch of images; values are freed after their last use.
 
         `taps` are called with the values of nodes by name, before anything is quantized, in graph order. `read` and `calls`
         (node name -> function of the node's arguments) stand for the executor's own reading and for the nodes' functions.
         """
         if self._spent is None:
             self._spent = last_reads(self.order)
-        env: Env = {self.source: images}
+        env: Env = dict(zip(self.sources, fed(self.inputs, images), strict=True))
         run = _Run(self, env, self._spent, read or self._read, taps, calls, whole=True)
         run.nodes(self.order[:-1])
         return run.outputs()

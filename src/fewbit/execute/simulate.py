@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.core.grid import codes, position, values
+from fewbit.core.inputs import Batch
 from fewbit.core.values import Choice, Graph, Plan
 from fewbit.execute.executor import NOTHING, Executor
 
 
 class Simulation(nn.Module):
-    """A plan as a module: (b, c, h, w) images to the outputs of the quantized model, one alone, several as a tuple."""
+    """A plan as a module: a batch of images to the outputs of the quantized model, one alone, several as a tuple."""
 
     def __init__(self, executor: Executor) -> None:
         super().__init__()
         self.executor = executor
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, images: Batch) -> Tensor | tuple[Tensor, ...]:
         outputs = self.executor(images)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -46,9 +47,9 @@ Traced = tuple[tuple[Tensor, ...], dict[str, SiteTrace]]
 
 
 def trace(
-    module: Simulation, x: Tensor, forced: Mapping[str, Tensor] | None = None, calls: Mapping[str, Callable[..., Any]] = NOTHING
+    module: Simulation, x: Batch, forced: Mapping[str, Tensor] | None = None, calls: Mapping[str, Callable[..., Any]] = NOTHING
 ) -> Traced:
-    """The outputs of a simulation for (b, c, h, w) images, and the codes of every activation site.
+    """The outputs of a simulation for a batch of images, and the codes of every activation site.
 
     With `forced` (site -> codes), what follows a site computes with those codes instead of its own: a difference then
     belongs to the site where it appears, and does not spread. `calls` stand for the nodes' functions, as in the executor.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.fx import between, is_constant
+from fewbit.core.inputs import Batch, fed
 from fewbit.core.shelf import Shelf, count_of
-from fewbit.core.values import Graph
+from fewbit.core.values import Graph, Input
 from fewbit.execute.executor import Env, Executor, last_reads
 
 KEPT_BYTES = 1 << 30  # most bytes of intermediate values where `to` stops
@@ -23,8 +25,23 @@ KEPT_BYTES = 1 << 30  # most bytes of intermediate values where `to` stops
 NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
 
 
+@dataclass(frozen=True, eq=False)
+class _Fed(Sequence[Tensor]):
+    """What the input at a place takes in each batch."""
+
+    inputs: Sequence[Input]
+    batches: Sequence[Batch]
+    place: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: Any) -> Any:
+        return fed(self.inputs, self.batches[i])[self.place]
+
+
 class Stream:
-    """Batches (b, c, h, w) that stand before the node at `place`; only the values that are read from there on are kept.
+    """Batches of images that stand before the node at `place`; only the values that are read from there on are kept.
 
     Nodes before the place used the choices that `overlay` had when they were passed; `overlay` may be another executor of the
     same graph at any time. `reads_ahead`: nodes that `at` will be called with, once per occurrence, in any order. Values are
@@ -32,7 +49,7 @@ class Stream:
     """
 
     def __init__(
-        self, overlay: Executor, batches: Sequence[Tensor], reads_ahead: Iterable[Node] = (), folder: Path | None = None
+        self, overlay: Executor, batches: Sequence[Batch], reads_ahead: Iterable[Node] = (), folder: Path | None = None
     ) -> None:
         self.overlay = overlay
         self.order = [node for node in overlay.order if not is_constant(node)]
@@ -48,7 +65,10 @@ class Stream:
     def back(self) -> None:
         """To the images."""
         self.place = 0
-        self._values: dict[Node, Sequence[Any]] = {self.overlay.source: self._batches}  # by node, for each batch
+        inputs = self.overlay.inputs
+        self._values: dict[Node, Sequence[Any]] = {  # by node, for each batch
+            source: _Fed(inputs, self._batches, place) for place, source in enumerate(self.overlay.sources)
+        }
 
     def at(self, node: Node) -> Shelf:
         """The value in each batch of a node in `reads_ahead`, or read after the place; the stream stands behind it then."""
@@ -101,7 +121,7 @@ class Stream:
         """For each place the bytes of the values that are read from there on, in all batches."""
         sizes = np.zeros(len(self.order) + 1, np.int64)
         for node, last in {**self._last, **dict.fromkeys(self._results, len(self.order) - 1)}.items():
-            if node is not self.overlay.source:
+            if node not in self.overlay.sources:
                 sizes[self.index[node] + 1 : last + 1] += _size(node.meta.get("tensor_meta"))
         return sizes * count_of(self._batches)
 
@@ -114,10 +134,10 @@ def _size(meta: Any) -> int:
 
 
 def walked(
-    graph: Graph, groups: Sequence[tuple[Sequence[str], str]], batches: Sequence[Tensor]
+    graph: Graph, groups: Sequence[tuple[Sequence[str], str]], batches: Sequence[Batch]
 ) -> Iterator[tuple[list[Node], list[Env], Tensor]]:
     """For groups of ops, each with the name of an output node: the nodes from the ops to the output, the float values that
-    they read in each batch (b, c, h, w), and the float output of all; one group's values at a time.
+    they read in each batch, and the float output of all; one group's values at a time.
     """
     executor = Executor(graph)
     parts = [between([executor.nodes[output]], [executor.nodes[graph.op(name).node] for name in ops]) for ops, output in groups]

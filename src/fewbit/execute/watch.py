@@ -7,26 +7,27 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 
 
-def watch(graph: Graph, batches: Iterable[Tensor], taps: Mapping[str, Callable[[Tensor, range], object]]) -> int:
+def watch(graph: Graph, batches: Iterable[Batch], taps: Mapping[str, Callable[[Tensor, range], object]]) -> int:
     """Call functions with the float values of nodes, by name, and the numbers of the images that these belong to.
 
-    One pass over batches (b, c, h, w), without gradients; nothing is kept. Returns the number of images; raises BadImages
+    One pass over batches of images, without gradients; nothing is kept. Returns the number of images; raises BadImages
     where there is none.
     """
-    executor, count = Executor(graph), 0
+    executor, total = Executor(graph), 0
     with torch.no_grad():
         for batch in batches:
-            images = range(count, count + len(batch))
+            images = range(total, total + count(batch))
             executor(batch, {name: _of(images, tap) for name, tap in taps.items()})
-            count += len(batch)
-    if not count:
+            total += count(batch)
+    if not total:
         raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
-    return count
+    return total
 
 
 def _of(images: range, tap: Callable[[Tensor, range], object]) -> Callable[[Tensor], object]:

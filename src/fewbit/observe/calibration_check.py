@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from fewbit.core.inputs import Batch, count, images_of
 from fewbit.core.values import Json
 from fewbit.data.synthesize.teacher import Moments, Teacher
 from fewbit.observe.stats import Stats
@@ -38,15 +39,15 @@ class Inspection:
     duplicate_share: float
 
 
-def inspect_images(teacher: Teacher, batches: Iterable[Tensor]) -> Inspection:
-    """Run the float model on batches of normalized images (b, c, h, w)."""
-    count, answers = 0, []
+def inspect_images(teacher: Teacher, batches: Iterable[Batch]) -> Inspection:
+    """Run the float model on batches of normalized images."""
+    total, answers = 0, []
     sums: list[tuple[Tensor, Tensor]] = []
     digests, duplicates = set[bytes](), 0
     with torch.no_grad():
         for batch in batches:
-            response, n = teacher(batch), len(batch)
-            for image in batch:
+            response, n = teacher(batch), count(batch)
+            for image in images_of(batch):
                 digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
                 duplicates += digest in digests or float(image.flatten(1).std(1).max()) < FLAT
                 digests.add(digest)
@@ -55,15 +56,15 @@ def inspect_images(teacher: Teacher, batches: Iterable[Tensor]) -> Inspection:
             pairs = zip(response.moments.means, response.moments.variances, strict=True)
             parts = [(n * mean.double(), n * (variance + mean.square()).double()) for mean, variance in pairs]
             sums = parts if not sums else [(a + c, b + d) for (a, b), (c, d) in zip(sums, parts, strict=True)]
-            count += n
-    means = tuple(total / count for total, _ in sums)
-    moments = Moments(means, tuple(squares / count - m.square() for (_, squares), m in zip(sums, means, strict=True)))
+            total += n
+    means = tuple(summed / total for summed, _ in sums)
+    moments = Moments(means, tuple(squares / total - m.square() for (_, squares), m in zip(sums, means, strict=True)))
     shift, spread = _distances(moments, teacher.running) if len(moments) else (None, None)
     classes = None
     if answers:
-        shares = torch.bincount(torch.cat(answers)).double() / count
+        shares = torch.bincount(torch.cat(answers)).double() / total
         classes = math.exp(float(torch.special.entr(shares).sum()))
-    return Inspection(count, shift, spread, classes, duplicates / count)
+    return Inspection(total, shift, spread, classes, duplicates / total)
 
 
 def _distances(moments: Moments, running: Moments) -> tuple[float, float]:

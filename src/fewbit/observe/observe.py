@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from fewbit.core.inputs import Batch, images_of
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.watch import watch
@@ -15,9 +16,9 @@ from fewbit.observe.stats import Histogram, Stats
 
 
 def observe(
-    graph: Graph, batches: Iterable[Tensor], sites: Iterable[str] | None = None, quantized: Container[str] | None = None
+    graph: Graph, batches: Iterable[Batch], sites: Iterable[str] | None = None, quantized: Container[str] | None = None
 ) -> Stats:
-    """Statistics of the activation sites (all, or those named) over batches of (b, c, h, w) normalized images.
+    """Statistics of the activation sites (all, or those named) over batches of normalized images.
 
     A site that holds NaN or infinities, as padding and masks may, has none. Raises BadImages without a batch, BadValues where
     it is one of `quantized` (None: all are), or where the model's answers are not finite either.
@@ -39,7 +40,7 @@ def observe(
         if not bool(value.isfinite().all()):
             _refuse_answers(broken)
 
-    def looked_at() -> Iterator[Tensor]:
+    def looked_at() -> Iterator[Batch]:
         for batch in _checked(graph, batches):
             yield batch
             _refuse_sites([site for site in broken if quantized is None or site in quantized])
@@ -68,10 +69,11 @@ def _refuse_sites(broken: Sequence[str]) -> None:
         )
 
 
-def _checked(graph: Graph, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _checked(graph: Graph, batches: Iterable[Batch]) -> Iterator[Batch]:
     for batch in batches:
-        if tuple(batch.shape[1:]) != tuple(graph.input_shape):
-            raise BadImages(f"images are {tuple(batch.shape[1:])}; the model takes {tuple(graph.input_shape)}.")
+        shape = tuple(images_of(batch).shape[1:])
+        if shape != tuple(graph.input_shape):
+            raise BadImages(f"images are {shape}; the model takes {tuple(graph.input_shape)}.")
         yield batch
 
 

@@ -63,15 +63,18 @@ def computed(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
 
 
 class OnnxModule(nn.Module):
-    """The network of an ONNX file: an image tensor (batch, channels, height, width) in, its outputs by name out.
+    """The network of an ONNX file: the tensors of its inputs in, its outputs by name out; `image` is the place of the one whose
+    first dimension is the batch.
 
-    What can be computed without an image is computed once. `batch` is the batch that is written in the file, if one is.
+    What can be computed without them is computed once.
     """
 
     def __init__(
-        self, nodes: Sequence[Node], constants: Mapping[str, np.ndarray], inputs: Sequence[str], outputs: Sequence[str]
-    ) -> None:
+        self, nodes: Sequence[Node], constants: Mapping[str, np.ndarray], inputs: Sequence[str], outputs: Sequence[str],
+        image: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._image = image
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._constants: dict[str, np.ndarray] = dict(constants)
         self._nodes = _folded(nodes, self._constants)
@@ -117,12 +120,12 @@ class OnnxModule(nn.Module):
         stored = {name: getattr(self.constants, flat) for name, flat in self._stored.items()}
         return {name: Known(array, stored.get(name), written=True) for name, array in self._constants.items()}
 
-    def forward(self, *images: Tensor) -> dict[str, Tensor]:
-        return self._run(self._known(), images)
+    def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
+        return self._run(self._known(), tensors)
 
-    def _run(self, env: Env, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        env |= dict(zip(self.inputs, images, strict=True))
-        batch = images[0].shape[0] if images and images[0].ndim else None
+    def _run(self, env: Env, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        env |= dict(zip(self.inputs, tensors, strict=True))
+        batch = tensors[self._image].shape[0] if tensors and tensors[self._image].ndim else None
         last = {name: i for i, node in enumerate(self._nodes) for name in _reads(node)}
         for i, node in enumerate(self._nodes):
             values = [env[name] if name else None for name in node.inputs]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from fewbit.core.values import Port
+from fewbit.core.inputs import example, fed, shape_of, the_image
+from fewbit.core.values import Input, Port
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
@@ -20,10 +23,14 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that was read: its network, its image input and its outputs as they stand in the file."""
+    """A file that was read: its network, the ports that it takes, also as inputs without values, which of them is the image,
+    and its outputs.
+    """
 
     path: Path
     module: OnnxModule
+    takes: tuple[Port, ...]
+    inputs: tuple[Input, ...]
     image: Port
     outputs: tuple[Port, ...]
     opset: int
@@ -32,26 +39,27 @@ class OnnxFile:
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """The input and the outputs."""
-        return (self.image, *self.outputs)
+        """The inputs and the outputs."""
+        return (*self.takes, *self.outputs)
 
     @property
     def batch(self) -> int | None:
         """The batch that is written in the file, None where it is free."""
         return self.image.dims[0] if isinstance(self.image.dims[0], int) else None
 
-    def look(self, size: tuple[int, int, int]) -> bool:
-        """Run the network once on noise, and where the file fixes a batch, again with another one. Returns whether any will do:
-        each image has its own outputs, whatever the batch. Raises BadModel with the node that cannot be run.
+    def look(self, inputs: Sequence[Input]) -> bool:
+        """Run the network once on noise and the values of its other inputs, and where the file fixes a batch, again with
+        another one. Returns whether any will do: each image has its own outputs, whatever the batch. Raises BadModel with the
+        node that cannot be run.
         """
-        noise = torch.randn(max(self.batch or 2, 2), *size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(max(self.batch or 2, 2), *shape_of(inputs), generator=torch.Generator().manual_seed(0))
         own = noise[-(self.batch or 2) :]
         with torch.no_grad():
-            first = self.module.forget_unread(own)
+            first = self.module.forget_unread(*fed(inputs, example(inputs, own)))
             if self.batch is None:
                 return True
             try:
-                other = self.module(noise[-2:] if len(own) != 2 else noise[-1:])
+                other = self.module(*fed(inputs, example(inputs, noise[-2:] if len(own) != 2 else noise[-1:])))
                 return all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
             except (BadModel, IndexError):
                 return False
@@ -68,12 +76,14 @@ class OnnxFile:
         return size  # type: ignore[return-value]
 
 
-def read_onnx(path: Path, *, requantize: bool = False) -> OnnxFile:
-    """The network of a file, that of a quantized one without its Q/DQ nodes. Raises BadFile or BadModel that name the file, the
-    node or the tensor.
+def read_onnx(path: Path, given: Container[str] = (), *, requantize: bool = False) -> OnnxFile:
+    """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
+    anything. Raises BadFile or BadModel that name the file, the node or the tensor.
     """
     model = lifted(read_proto(path, stripped) if requantize else read_proto(path), path)
-    image = _image(model, path)
+    ports = _ports(model)
+    inputs = _inputs(ports, path)
+    image = ports[inputs.index(the_image(inputs, given, str(path)))]
     batch = image.dims[0] if isinstance(image.dims[0], int) else None
     nodes, constants = split_constants(nodes_of(model.graph, opsets(model), path.parent, batch))
     outputs = tuple(map(_port, model.graph.output))
@@ -82,10 +92,11 @@ def read_onnx(path: Path, *, requantize: bool = False) -> OnnxFile:
     kinds = " and ".join(sorted(TensorProto.DataType.Name(kind).lower() for kind in other))
     notes = (f"{path} has weights in {kinds}; it is computed in float32.",) if other else ()
     constants |= constants_of(model.graph, path.parent)
-    _check_names(nodes, {*constants, image.name}, outputs, path)
+    names = [port.name for port in ports]
+    _check_names(nodes, {*constants, *names}, outputs, path)
     with torch.no_grad():
-        module = OnnxModule(nodes, constants, [image.name], [o.name for o in outputs]).eval()
-    return OnnxFile(path, module, image, outputs, opsets(model).get("", 0), metadata, notes)
+        module = OnnxModule(nodes, constants, names, [o.name for o in outputs], names.index(image.name)).eval()
+    return OnnxFile(path, module, ports, inputs, image, outputs, opsets(model).get("", 0), metadata, notes)
 
 
 def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -101,17 +112,28 @@ def _port(info: ValueInfoProto) -> Port:
     return Port(info.name, kind.elem_type, tuple(dims))
 
 
-def _image(model: ModelProto, path: Path) -> Port:
-    """The one input of a file, an image in floats."""
+def _ports(model: ModelProto) -> tuple[Port, ...]:
     stored = {one.name for one in model.graph.initializer}
-    inputs = [_port(info) for info in model.graph.input if info.name not in stored]
-    if len(inputs) != 1:
-        raise BadModel(f"{path} takes {len(inputs)} inputs: {', '.join(map(str, inputs)) or 'none'}; one image is taken.")
-    (image,) = inputs
-    if len(image.dims) != 4 or image.type not in FLOATS:
-        kind = TensorProto.DataType.Name(image.type)
-        raise BadModel(f"input {image} of {path} is {kind} and no image; floats of (batch, channels, height, width) are taken.")
-    return image
+    return tuple(_port(info) for info in model.graph.input if info.name not in stored)
+
+
+def _inputs(ports: Sequence[Port], path: Path) -> tuple[Input, ...]:
+    """The inputs of a file without values; -1 stands for a free size. The first map in floats says what the batch is called."""
+    batch = next((port.dims[0] for port in ports if len(port.dims) == 4 and port.type in FLOATS), 0)
+    return tuple(_input(port, batch, path) for port in ports)
+
+
+def _input(port: Port, batch: int | str | None, path: Path) -> Input:
+    has_batch = len(port.dims) > 0 and port.dims[0] == batch
+    sizes = tuple(d if isinstance(d, int) else -1 for d in port.dims[has_batch:])
+    try:
+        kind = np.float32 if port.type in FLOATS else onnx.helper.tensor_dtype_to_np_dtype(port.type)
+        dtype = torch.from_numpy(np.empty(0, kind)).dtype
+    except (KeyError, TypeError) as error:
+        raise BadModel(
+            f"input {port} of {path} holds no numbers but text or a sequence; tensors of numbers are taken."
+        ) from error
+    return Input(port.name, sizes, dtype, has_batch)
 
 
 def _check_names(nodes: list, known: set[str], outputs: tuple[Port, ...], path: Path) -> None:  # type: ignore[type-arg]

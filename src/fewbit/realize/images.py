@@ -10,20 +10,22 @@ import onnx_ir as ir
 from fewbit.core.record import normalized_inside
 
 
-def with_metadata(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
-    """The model with these entries in its metadata, in their order; where they say that it normalizes inside, it does."""
+def with_metadata(model: ir.Model, metadata: Mapping[str, str], place: int = 0) -> ir.Model:
+    """The model with these entries in its metadata, in their order; where they say that it normalizes inside, it does: the
+    input at `place` is the image.
+    """
     model.metadata_props.update(metadata)
     numbers = normalized_inside(metadata)
     if numbers is not None:
-        _normalize(model, *numbers)
+        _normalize(model, place, *numbers)
     return model
 
 
-def _normalize(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> None:
+def _normalize(model: ir.Model, place: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """Take pixels, uint8 (batch, h, w, c), and compute (pixel / 255 - mean) / std in float32, in the order of Preprocess, then
     round to the type that the file took.
     """
-    old = model.graph.inputs[0]
+    old = model.graph.inputs[place]
     assert old.name is not None
     assert old.shape is not None
     batch, channels, high, wide = old.shape
@@ -42,5 +44,5 @@ def _normalize(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> 
     for node, name in zip(nodes, ("planes", "floats", "unit", "centred", "normalized", "rounded"), strict=False):
         node.name, node.outputs[0].name = f"{old.name}.{node.op_type}.{name}", f"{old.name}.{name}"
     ir.convenience.replace_all_uses_with(old, nodes[-1].outputs[0])
-    model.graph.inputs[0] = pixels
+    model.graph.inputs[place] = pixels
     model.graph.insert_before(model.graph[0], nodes)

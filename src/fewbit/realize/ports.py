@@ -17,9 +17,8 @@ def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
     A Cast stands where a type is not what the graph computes in. Sizes that the graph has fixed stay, and numbers that would be
     bfloat16, which onnxruntime and openvino take from no numpy array, are float32.
     """
-    wanted = {port.name: port for port in ports}
     types = {port.name: port.type for port in ports if port.type != ir.DataType.BFLOAT16}
-    images = wanted.get(graph.inputs[0].name or "")
+    images = next((port for port in ports if len(port.dims) == 4), None)  # the first map says what the batch is called
     if images is None:
         return
     batch = images.dims[0] if isinstance(images.dims[0], str) else None

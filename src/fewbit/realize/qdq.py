@@ -27,6 +27,7 @@ from fewbit.capture.fx import add_constant, argument, aten, calls, constant, giv
 from fewbit.capture.normalize import CONVS
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
+from fewbit.core.inputs import example, fed
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import BadModel, FewbitFailed
 from fewbit.files import write_atomic
@@ -47,7 +48,7 @@ def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: 
 
 
 def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
-    """The plan as an ONNX model with the graph's input (batch, c, h, w) and outputs, under their names.
+    """The plan as an ONNX model with the graph's inputs and outputs, under their names.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
     that want both (TensorRT); else their codes, with the latter alone. `fuse` names forms of one runtime (fuse/) that take
@@ -322,13 +323,16 @@ def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
+    inputs, batch = graph.inputs, Dim("batch", min=1, max=65536)
+    shapes = tuple({0: batch} if one.has_batch else {} for one in inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                module, (torch.zeros(graph.at_a_time(2), *graph.input_shape),), dynamo=True, opset_version=opset, verbose=False,
-                dynamic_shapes=None if graph.batch else ({0: Dim("batch", min=1, max=65536)},), input_names=[graph.input_name],
-                output_names=[output.name for output in graph.outputs], custom_translation_table=translations,
+                module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
+                opset_version=opset, verbose=False, dynamic_shapes=None if graph.batch else shapes,
+                input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
+                custom_translation_table=translations,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             found = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(error.__cause__))

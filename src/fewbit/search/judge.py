@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from fewbit.choose import Bits, choose
+from fewbit.core.inputs import arrays_of, example, shape_of
 from fewbit.data.images import Images
 from fewbit.files import write_json
 from fewbit.realize import realize
@@ -70,12 +71,15 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, folder: Path, t
     path, twin = folder / "point.onnx", folder / "float.onnx"
     plan = choose(replace(model.context, bits=bits), model.recipe)
     realize(model.graph, plan, path, **model.target.file_format)
-    outputs = model.graph.outputs
-    batch, one = model.graph.at_a_time(16), (model.graph.at_a_time(1), *model.graph.input_shape)
-    score = evaluate(twin, path, images, outputs, recognise(outputs), runtime=runtime, batch=batch, threads=threads)
+    inputs, outputs, one = model.graph.inputs, model.graph.outputs, model.graph.at_a_time(1)
+    score = evaluate(
+        twin, path, images, outputs, recognise(outputs), inputs=inputs, runtime=runtime, batch=model.graph.at_a_time(16),
+        threads=threads,
+    )  # fmt: skip
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
-    x = np.random.default_rng(0).standard_normal(one).astype(np.float32)
-    times = paired([partial(session.run, x) for session in sessions], SECONDS)
+    noise = torch.randn(one, *shape_of(inputs), generator=torch.Generator().manual_seed(0))
+    arrays = arrays_of(inputs, example(inputs, noise))
+    times = paired([partial(session.run, *arrays) for session in sessions], SECONDS)
     float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     size, float_size = path.stat().st_size, twin.stat().st_size
     path.unlink()

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
 from fewbit.configure import default_bits
+from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.data.constants import text_of
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
@@ -157,6 +159,7 @@ def _again(request: SearchRequest) -> list[str]:
     words += ["--recipe", request.recipe_name, "--seed", str(request.seed), "--calibration", str(request.calibration)]
     for name in ("images", "loader", "score"):
         words += [] if getattr(request, name) is None else [f"--{name}", str(getattr(request, name))]
+    words += [word for name, value in request.inputs.items() for word in ("--input", text_of(name, value))]
     words += [word for pattern in request.keep_float for word in ("--keep-float", pattern)]
     words += ["--skip-bad"] if request.skip_bad else []
     words += [] if request.labels else ["--no-labels"]
@@ -240,6 +243,7 @@ def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str],
     runtime = model.target.runtime
     latencies = table(Times.works(model), runtime, processor(), threads, progress=progress)
     session = open_session(runtime, folder / "float.onnx", threads=threads)
-    x = np.zeros((model.graph.at_a_time(1), *model.graph.input_shape), np.float32)
-    rounds = paired([partial(session.run, x)], 2.0)
+    inputs = model.graph.inputs
+    arrays = arrays_of(inputs, example(inputs, torch.zeros(model.graph.at_a_time(1), *shape_of(inputs))))
+    rounds = paired([partial(session.run, *arrays)], 2.0)
     return Times(model, latencies, 1e3 * statistics.median(row[0] for row in rounds))

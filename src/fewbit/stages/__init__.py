@@ -21,7 +21,7 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED,)),
+    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED, load.OTHERS)),
     Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage(

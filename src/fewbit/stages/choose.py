@@ -74,7 +74,8 @@ def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progre
     assert inputs.task.classes is not None
     pool = Synthesis(training.images, training.pool, inputs.task.classes, images.preprocess, request.seed, images)
     progress.begin("synthesize", pool.total)
-    synthetic = pool(Teacher(inputs.loaded.program), folder / POOL, lambda text: progress.advance(1, text))
+    teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
+    synthetic = pool(teacher, folder / POOL, lambda text: progress.advance(1, text))
     return LabelledImages(Shelf.of(synthetic.batches(64), folder), synthetic.labels)
 
 

@@ -11,32 +11,35 @@ from typing import Any
 
 import torch
 from onnx import TensorProto
+from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import batch_of, fingerprint
+from fewbit.capture.inputs import Given
 from fewbit.capture.load import DEMOS, from_python, reason
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.record import Record
-from fewbit.core.values import Graph, Port
+from fewbit.core.values import Graph, Input, Port
 from fewbit.data.collection import check_source, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import model as demo
 from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
-from fewbit.files import write_stream
+from fewbit.files import read_tensors, write_atomic, write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options, option
 from fewbit.task import Task, recognise
 
 EXPORTED = "exported.pt2"
+OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
 MADE = "synthetic.safetensors"
 AGAIN = "write the run again with fewbit quantize --force."
 ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
@@ -76,6 +79,7 @@ class Inputs:
             **self.record.to_json(),
             "target": request.hardware.fingerprint(),
             "classes": list(self.classes) if self.classes else None,
+            "inputs": [described(one) for one in self.loaded.inputs],
         }
         if self.loaded.ports:
             identity["ports"] = [[port.name, port.type, list(port.dims)] for port in self.loaded.ports]
@@ -84,16 +88,27 @@ class Inputs:
         return identity
 
 
+def described(one: Input) -> dict[str, Any]:
+    """An input for run.json; of a constant the SHA-256 of its numbers."""
+    kind = "image" if one.value is None else "each image" if one.each else "constant"
+    record = {"name": one.name, "shape": list(one.shape), "batch": one.has_batch, "kind": kind}
+    digest = {"sha256": hashlib.sha256(one.value.numpy().tobytes()).hexdigest()} if kind == "constant" else {}  # type: ignore[union-attr]
+    return {**record, "type": str(one.dtype).removeprefix("torch."), **digest}
+
+
 def load(request: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
-    loaded = load_model(request.model, weights=request.weights, overrides=overrides, requantize=request.requantize)
+    given = Given(request.inputs)
+    loaded = load_model(
+        request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given
+    )  # fmt: skip
     whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
     preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
     if whole:  # the integer file takes pixels, and the float one what is computed from them
-        loaded = replace(
-            loaded, ports=(*(replace(port, type=TensorProto.FLOAT) for port in loaded.ports[:1]), *loaded.ports[1:])
-        )
+        name = next(one.name for one in loaded.inputs if one.value is None)
+        ports = (replace(port, type=TensorProto.FLOAT) if port.name == name else port for port in loaded.ports)
+        loaded = replace(loaded, ports=tuple(ports))
     outputs = task.classes
     if request.loss == "labels" and outputs is None:
         raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
@@ -107,7 +122,7 @@ def load(request: Options) -> Inputs:
         pair: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes, outputs)
     else:
         if any(isinstance(one, Finetune) for one in request.method.passes):
-            refuse_without_norms(Teacher(loaded.program))
+            refuse_without_norms(Teacher(loaded.program, loaded.inputs))
             _require_classes(outputs)
         both = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
@@ -175,7 +190,7 @@ def _synthesis(
         )
     known = names or outputs
     _, beside = request.synthetic
-    method = method_for(Teacher(loaded.program), real=beside is not None, steps=request.steps)
+    method = method_for(Teacher(loaded.program, loaded.inputs), real=beside is not None, steps=request.steps)
     real = None
     if beside is not None:
         labels = request.loss == "labels" and request.labels
@@ -199,7 +214,8 @@ def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Im
     calibration = inputs.calibration
     if isinstance(calibration, Synthesis):
         progress.begin("synthesize", calibration.total)
-        made = calibration(Teacher(inputs.loaded.program), folder / MADE, lambda text: progress.advance(1, text))
+        teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
+        made = calibration(teacher, folder / MADE, lambda text: progress.advance(1, text))
         calibration = whole_batches(made, inputs.loaded.batch)
     return calibration.remembered(Memory(folder)), inputs.scored
 
@@ -229,6 +245,9 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
         )
     for one_pass in request.method.passes:
         refuse(one_pass, context)
+    values = {one.name: one.value for one in graph.inputs if one.value is not None}
+    if values:
+        write_atomic(folder / OTHERS, lambda file: save_file(values, file))
     if not (folder / EXPORTED).exists():
         write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
     return graph, inputs.loaded.program, quantized
@@ -236,12 +255,15 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
 
 def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedProgram]:
     """The same of a finished run. Raises BadFile where its record does not say what its files take and give."""
-    loaded = load_model(str(folder / EXPORTED))
+    values = read_tensors(folder / OTHERS) if (folder / OTHERS).exists() else {}
     try:
+        each = {one["name"] for one in record["inputs"] if one["kind"] == "each image"}
+        given = Given({n: v for n, v in values.items() if n not in each}, {n: values[n][0] for n in each})
         ports = tuple(Port(str(name), int(kind), tuple(dims)) for name, kind, dims in record["ports"])
-        loaded = replace(loaded, batch=record["batch"], ports=ports)
+        batch = record["batch"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
+    loaded = replace(load_model(str(folder / EXPORTED), given=given), batch=batch, ports=ports)
     return graph_of(loaded), loaded.program
 
 

@@ -45,7 +45,7 @@ def observe(
     halves = [statistics_of(exact, progress.counted(part.batches(size)), quantized=quantized) for part in parts if len(part)]
     change = range_change(*halves) if len(halves) == 2 else None
     some = calibration.subset(i for i in range(count) if i // one % -(-count // LOOKED_AT) == 0)
-    inspection = inspect_images(Teacher(inputs.loaded.program), some.batches(size))
+    inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs), some.batches(size))
     verdict = CalibrationLimits()(replace(inspection, images=count), change)
     notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
     verdict["warnings"] = [*verdict["warnings"], *notes]

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
+from fewbit.core.inputs import Batch, parts
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
@@ -55,7 +56,8 @@ def realize(
 
 def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> ir.Model:
     """model.onnx."""
-    return with_metadata(rendered(graph, plan, **form), said.entries(said.inside, type_of(graph)))
+    place = [one.value is None for one in graph.inputs].index(True)
+    return with_metadata(rendered(graph, plan, **form), said.entries(said.inside, type_of(graph)), place)
 
 
 def _twin(exact: Graph, form: Mapping[str, Any], said: Record) -> ir.Model:
@@ -84,18 +86,19 @@ def type_of(graph: Graph) -> str:
     return str(onnx.helper.tensor_dtype_to_np_dtype(next(kinds, TensorProto.FLOAT)))
 
 
-def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Tensor, runtime: str) -> tuple[OutputCheck, ...]:
+def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, runtime: str) -> tuple[OutputCheck, ...]:
     """The outputs of float.onnx in the runtime, compared with the given model's before anything is compared with them.
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    batches = sample.split(exact.at_a_time(4))
-    checks = proofs.twin_checks(given, twin, runtime, batches)
+    batches = parts(sample, exact.at_a_time(4))
+    checks = proofs.twin_checks(given, exact.inputs, twin, runtime, batches)
     wrong = next((check for check in checks if check.wrong), None)
     if wrong is None:
         return checks
     differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
-    if runtime != AS_WRITTEN and not any(check.wrong for check in proofs.twin_checks(given, twin, AS_WRITTEN, batches)):
+    again = () if runtime == AS_WRITTEN else proofs.twin_checks(given, exact.inputs, twin, AS_WRITTEN, batches)
+    if again and not any(check.wrong for check in again):
         raise FewbitFailed(
             f"{runtime} computes the float model wrongly ({differs}; {AS_WRITTEN} computes it rightly), so nothing can be "
             f"compared with it. Choose a target of another runtime: --target NAME, see `fewbit targets`."
@@ -137,7 +140,7 @@ def files(
 
 
 def verify(
-    graph: Graph, plan: Plan, model: Path, sample: Tensor, runtime: str, trusted: tuple[OutputCheck, ...], progress: Progress,
+    graph: Graph, plan: Plan, model: Path, sample: Batch, runtime: str, trusted: tuple[OutputCheck, ...], progress: Progress,
     deviations: tuple[Deviation, ...] | None = None,
 ) -> Checks:  # fmt: skip
     """Compare codes and outputs of model.onnx on a few images: as written and, if the plan's runtime is here, as it ships.
@@ -147,7 +150,7 @@ def verify(
     progress.expect(5)
     try:
         checks = proofs.compare(
-            graph, plan, model, sample.split(graph.at_a_time(4)), runtime=None if stands_in(plan) else runtime,
+            graph, plan, model, parts(sample, graph.at_a_time(4)), runtime=None if stands_in(plan) else runtime,
             progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
     except (LookupError, RuntimeError, ValueError) as error:
@@ -170,28 +173,28 @@ def evaluate(
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
-        twin, model, scored, exact.outputs, recognise(exact.outputs), runtime=runtime, batch=exact.at_a_time(16),
+        twin, model, scored, exact.outputs, recognise(exact.outputs), inputs=exact.inputs, runtime=runtime,
+        batch=exact.at_a_time(16),
         threads=threads, progress=progress.advance,
     )  # fmt: skip
 
 
 def bench(
-    model: Path, twin: Path, threads: int, seconds: float, progress: Progress, runtimes: Sequence[str] | None = None,
-    batches: Sequence[int] = (1, 8), repeats: int = 1,
+    exact: Graph, model: Path, twin: Path, threads: int, seconds: float, progress: Progress,
+    runtimes: Sequence[str] | None = None, batches: Sequence[int] = (1, 8), repeats: int = 1,
 ) -> tuple[list[Latency], list[Load]]:  # fmt: skip
     """Latency and load time in the installed runtimes, or in `runtimes`.
 
     Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes. A file with a batch written
     in it is measured with that one.
     """
-    kind = onnx.load(str(twin), load_external_data=False).graph.input[0].type.tensor_type
-    dims, dtype = [d.dim_value for d in kind.shape.dim], str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    batches = [dims[0]] if dims[0] else batches
+    batches = [exact.batch] if exact.batch else batches
     batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
     seconds = checked("seconds", seconds, Seconds)
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))
     shared: dict[str, Any] = {"threads": threads, "progress": lambda text: progress.advance(1, text)}
-    times = proofs.bench(twin, model, (dims[1], dims[2], dims[3]), runtimes=timed, batches=batches, seconds=seconds, **shared)
-    return times, proofs.loads(twin, model, (dims[0] or 1, *dims[1:]), runtimes=whole, dtype=dtype, runs=repeats, **shared)
+    times = proofs.bench(twin, model, exact.inputs, runtimes=timed, batches=batches, seconds=seconds, **shared)
+    batch = exact.at_a_time(1)
+    return times, proofs.loads(twin, model, exact.inputs, runtimes=whole, batch=batch, runs=repeats, **shared)

@@ -122,6 +122,7 @@ def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> di
         "runtime": request.hardware.runs_in,
         "file_format": request.hardware.file_format,
         **inputs.record.to_json(),
+        "inputs": identity["inputs"],
         "batch": inputs.loaded.batch,
         "ports": identity.get("ports", []),
         "classes": list(inputs.classes) if inputs.classes else None,

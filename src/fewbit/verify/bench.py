@@ -9,14 +9,21 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
 
+from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.values import Input
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import HERE, open_session, runtime_names
 
@@ -26,14 +33,14 @@ CHILD = """
 import json, sys, time
 import numpy as np
 {imports}
-path, threads, dtype, *shape = sys.argv[1:]
+path, threads, inputs = sys.argv[1:]
 seconds, threads = 0.0, int(threads)
 if path:
-    x = np.zeros([*map(int, shape)], dtype)
+    inputs = dict(np.load(inputs))
     start = time.perf_counter()
     exec({load!r})
     seconds = time.perf_counter() - start
-    run(np.moveaxis(x, -3, -1).astype(np.uint8, "C") if pixels else x)
+    run(inputs)
 try:
     with open("/proc/self/status") as status:
         peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
@@ -83,7 +90,7 @@ class Load:
 def bench(
     float_path: Path,
     path: Path,
-    input_shape: tuple[int, int, int],
+    inputs: Sequence[Input],
     *,
     runtimes: Sequence[str],
     batches: Sequence[int] = (1, 8),
@@ -92,13 +99,14 @@ def bench(
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Latency]:
     """One row per runtime and batch; about `seconds` of measuring each, at least 5 pairs, after a warm-up."""
-    rows = []
+    rows, shape = [], shape_of(inputs)
     for runtime in runtimes:
         sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
         for batch in batches:
             progress(f"{runtime}, batch {batch}")
-            x = np.random.default_rng(0).standard_normal((batch, *input_shape)).astype(np.float32)
-            times = paired([partial(session.call, [session.feed(x)]) for session in sessions], seconds)
+            noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+            arrays = arrays_of(inputs, example(inputs, noise))
+            times = paired([partial(session.call, session.feed(*arrays)) for session in sessions], seconds)
             first, second = (statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(a / b for a, b in times)
             rows.append(Latency(runtime, batch, threads, 1e3 * first, 1e3 * second, ratio, len(times)))
@@ -131,10 +139,10 @@ def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5
 def loads(
     float_path: Path,
     path: Path,
-    shape: Sequence[int],
+    inputs: Sequence[Input],
     *,
     runtimes: Sequence[str],
-    dtype: str = "float32",
+    batch: int = 1,
     threads: int = 2,
     runs: int = 3,
     progress: Callable[[str], None] = lambda text: None,
@@ -147,23 +155,41 @@ def loads(
         if runtime not in runtime_names():
             raise UnknownName("runtime", runtime, runtime_names())
         progress(runtime)
-        rounds = [[_load(runtime, p, shape, dtype, threads) for p in (float_path, path, None)] for _ in range(runs)]
+        rounds = [[_load(runtime, p, inputs, batch, threads) for p in (float_path, path, None)] for _ in range(runs)]
         seconds = [statistics.median(second for second, _ in column) for column in zip(*rounds, strict=True)]
         peaks = [int(statistics.median(peak for _, peak in column)) for column in zip(*rounds, strict=True)]
         rows.append(Load(runtime, threads, seconds[0], seconds[1], peaks[0], peaks[1], peaks[2], runs))
     return rows
 
 
-def _load(runtime: str, path: Path | None, shape: Sequence[int], dtype: str, threads: int) -> tuple[float, int]:
+def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, threads: int) -> tuple[float, int]:
     """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
     session = HERE[runtime].session
     assert session is not None
     imports, load = session.script
-    arguments = ["" if path is None else str(path), str(threads), dtype, *map(str, shape)]
     child = CHILD.format(imports=imports, load=load)
-    process = subprocess.run([sys.executable, "-P", "-c", child, *arguments], capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **({} if path is None else _zeros(path, inputs, batch)))  # type: ignore[arg-type]
+        file.flush()
+        command = [sys.executable, "-P", "-c", child, "" if path is None else str(path), str(threads), file.name]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         why = (process.stderr.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
         raise BadFile(f"{runtime} cannot load {path}: {why}")
     seconds, peak = json.loads(process.stdout.splitlines()[-1])
     return seconds, peak
+
+
+def _zeros(path: Path, inputs: Sequence[Input], batch: int) -> dict[str, NDArray[Any]]:
+    """Images of zeros and the values of the other inputs, as a file takes them by name."""
+    arrays = arrays_of(inputs, example(inputs, torch.zeros(batch, *shape_of(inputs))))
+    try:
+        ports = onnx.load(str(path), load_external_data=False).graph.input
+    except Exception:  # the process says what is wrong with it
+        return {}
+    types = [onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type) for port in ports]
+    planes = [
+        np.moveaxis(x, -3, -1) if dtype == np.uint8 and x.dtype.kind == "f" else x
+        for x, dtype in zip(arrays, types, strict=True)
+    ]
+    return {port.name: x.astype(dtype, "C") for port, x, dtype in zip(ports, planes, types, strict=True)}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.kinds import KINDS
+from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SiteCheck
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
@@ -50,12 +51,12 @@ def compare(
     graph: Graph,
     plan: Plan,
     path: Path,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     runtime: str | None = AS_WRITTEN,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Checks:
-    """Run the realized model and the simulation on batches of (b, c, h, w) images and count where they differ.
+    """Run the realized model and the simulation on batches of images and count where they differ.
 
     Codes and outputs are those of the file as written (onnxruntime without optimisations) and as it ships: optimised in
     `runtime`. None: as written alone, where the plan's runtime is not here.
@@ -82,14 +83,14 @@ def compare(
 
 
 def forced(
-    module: Simulation, session: Session, sites: Sequence[str], names: Sequence[str], images: Sequence[Tensor],
+    module: Simulation, session: Session, sites: Sequence[str], names: Sequence[str], images: Sequence[Batch],
     rounded: Collection[str] = (),
 ) -> Forced:  # fmt: skip
     """Compare codes of sites, in the order of the graph, and the outputs, whose names the file has."""
     counts = {site: SiteCheck(site, 0, 0, 0, 0, 0) for site in sites}
     pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, 0.0), disturbances(module.executor, rounded)
     for batch in images:
-        values = session.run(batch.numpy())
+        values = session.run(*arrays_of(module.executor.inputs, batch))
         codes = {site: torch.from_numpy(values[site + CODES].astype(np.int32)) for site in sites}
         expected, traces = trace(module, batch, forced=codes)
         for site in sites:
@@ -102,7 +103,7 @@ def forced(
 
 
 def shipped(
-    module: Simulation, session: Session, shown: Forced, images: Sequence[Tensor], rounded: Collection[str] = ()
+    module: Simulation, session: Session, shown: Forced, images: Sequence[Batch], rounded: Collection[str] = ()
 ) -> tuple[OutputCheck, ...]:
     """The outputs of the file as it ships, with no codes to be seen.
 
@@ -111,7 +112,7 @@ def shipped(
     rounding then moves outputs by ties as well.
     """
     names = list(shown.expected)
-    found = joined([given_by(session, batch, names) for batch in images])
+    found = joined([given_by(session, module.executor.inputs, batch, names) for batch in images])
     alike = judged(f"{session.runtime}, as it ships", shown.expected, found, shown.moved)
     if not any(check.wrong for check in alike):
         return alike

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewbit.core.values import Output
+from fewbit.core.inputs import ALONE, count
+from fewbit.core.values import Input, Output
 from fewbit.data.images import Images
 from fewbit.runtimes import open_session
 from fewbit.task import Closeness, OutputScore, Rating, Task
@@ -53,6 +54,7 @@ def evaluate(
     outputs: Sequence[Output],
     task: Task,
     *,
+    inputs: Sequence[Input] = ALONE,
     runtime: str = "onnxruntime",
     batch: int = 16,
     threads: int = 0,
@@ -67,13 +69,13 @@ def evaluate(
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     names, errors = [output.name for output in outputs], list[Tensor]()
     for x in images.batches(batch):
-        both = [tuple(map(_real, given_by(session, x, names).values())) for session in sessions]
+        both = [tuple(map(_real, given_by(session, inputs, x, names).values())) for session in sessions]
         for column, values in zip(predictions, both, strict=True):
             if (predicted := task.predict(values)) is not None:
                 column.append(predicted)
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
         errors.append(torch.stack(each).amax(0))
-        progress(len(x))
+        progress(count(x))
     before, after = (torch.cat(column) if column else None for column in predictions)
     scores = tuple(one.score() for one in closeness)
     rating = task.rate(before, after, images.labels, scores)

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from fewbit.core.grid import along, multiples_of, values
+from fewbit.core.inputs import arrays_of, example
 from fewbit.core.values import Choice, Deviation, Graph, Plan, SiteCheck, flat_name
 from fewbit.errors import BadFile
 from fewbit.realize.qdq import CODES
@@ -31,8 +32,8 @@ def stored_codes(graph: Graph, plan: Plan, path: Path, file: onnx.ModelProto) ->
     names, arrays = {flat_name(choice.site) for choice in choices}, initializers(file)
     packed = [output for node in file.graph.node for output in node.output if output in names]
     if packed:
-        zeros = np.zeros((graph.at_a_time(1), *graph.input_shape), np.float32)
-        arrays |= OnnxRuntime(path, optimise=False, outputs=packed).run(zeros)
+        batch = example(graph.inputs, torch.zeros(graph.at_a_time(1), *graph.input_shape))
+        arrays |= OnnxRuntime(path, optimise=False, outputs=packed).run(*arrays_of(graph.inputs, batch))
     return tuple(_stored(graph, choice, arrays) for choice in choices)
 
 

@@ -24,7 +24,8 @@ from torch.fx import Node
 
 from fewbit.capture.export import graph_module
 from fewbit.capture.fx import MOVES, is_constant
-from fewbit.core.values import OutputCheck
+from fewbit.core.inputs import Batch, arrays_of
+from fewbit.core.values import Input, OutputCheck
 from fewbit.execute.executor import Executor
 from fewbit.runtimes import Session, open_session, read_onnx
 
@@ -35,9 +36,9 @@ MARGIN = 4.0
 Outputs = dict[str, Tensor]
 
 
-def given_by(session: Session, batch: Tensor, names: Sequence[str]) -> Outputs:
-    """What a session gives for images (b, c, h, w)."""
-    return picked(session.run(batch.numpy()), names)
+def given_by(session: Session, inputs: Sequence[Input], batch: Batch, names: Sequence[str]) -> Outputs:
+    """What a session gives for a batch of images."""
+    return picked(session.run(*arrays_of(inputs, batch)), names)
 
 
 def picked(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Outputs:
@@ -81,7 +82,7 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
 
 
 def with_rounding(
-    executor: Executor, images: Sequence[Tensor], names: Sequence[str], rounded: Collection[str] = ()
+    executor: Executor, images: Sequence[Batch], names: Sequence[str], rounded: Collection[str] = ()
 ) -> tuple[Outputs, Mapping[str, float]]:
     """The outputs of an executor for all batches, and how far rounding moves each; `rounded` as in `disturbances`."""
     noise, exact, disturbed = disturbances(executor, rounded), list[Outputs](), list[Outputs]()
@@ -123,9 +124,11 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
     return OutputCheck(place, name, distance(expected, found), limit, cosine, agreement)
 
 
-def twin_checks(program: ExportedProgram, twin: Path, runtime: str, images: Sequence[Tensor]) -> tuple[OutputCheck, ...]:
-    """The float twin in a runtime against the model that was given, run by PyTorch, on batches of (b, c, h, w) images."""
+def twin_checks(
+    program: ExportedProgram, inputs: Sequence[Input], twin: Path, runtime: str, images: Sequence[Batch]
+) -> tuple[OutputCheck, ...]:
+    """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images."""
     session, names = open_session(runtime, twin), [output.name for output in read_onnx(twin).graph.output]
-    given, moved = with_rounding(Executor(graph_module(program)), images, names)
-    found = joined([given_by(session, batch, names) for batch in images])
+    given, moved = with_rounding(Executor(graph_module(program), inputs=inputs), images, names)
+    found = joined([given_by(session, inputs, batch, names) for batch in images])
     return judged(f"float.onnx in {runtime}", given, found, moved)

@@ -6,6 +6,7 @@ there, and a .pt2 file serves as well as a module.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -19,6 +20,8 @@ from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import calls, constant, is_call, is_constant
 from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
+from fewbit.core.inputs import ALONE, Batch
+from fewbit.core.values import Input
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, recognise
@@ -65,13 +68,13 @@ class Teacher:
     what each adds to a variance; `classes` is None for a model that is no classifier.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, inputs: Sequence[Input] = ALONE) -> None:
         module = graph_module(program)
         task = recognise(outputs_of(program))
         self.classes, self._index = task.classes, task.index if isinstance(task, Classify) else 0
         opened(module)
         module.graph.eliminate_dead_code()
-        self._executor = Executor(module)
+        self._executor = Executor(module, inputs=inputs)
         norms = [node for node in calls(module.graph, BATCH_NORM) if _is_fixed(node)]
         self._inputs = [cast(Node, node.args[0]) for node in norms]
         self._mixes = [n for n in calls(module.graph, MATMUL, SDPA) if is_call(n, SDPA) or softmax_behind(n.args[0])]
@@ -83,8 +86,8 @@ class Teacher:
     def has_attention(self) -> bool:
         return bool(self._mixes)
 
-    def __call__(self, images: Tensor) -> Seen:
-        """Run normalized images (b, c, h, w)."""
+    def __call__(self, images: Batch) -> Seen:
+        """Run a batch of normalized images."""
         attention, by_norm = dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
         mixes, inputs = ([node.name for node in nodes] for nodes in (self._mixes, self._inputs))
 

@@ -1,0 +1,114 @@
+"""The inputs of a model: which one is the image, and what the others are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from fewbit.core.inputs import incomplete, the_image
+from fewbit.core.values import Input
+from fewbit.errors import BadModel, UnknownName
+
+IMAGES = "images"  # what files call the image of a model that takes nothing else and does not say
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the inputs are given that are not the image: constants by name, nested as the model takes them, where None stands
+    for the image; and by name an example of what comes with each image.
+    """
+
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How a module is called: its arguments, with the name of an input in the place of every tensor."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def image(shape: Sequence[int], name: str = IMAGES) -> Input:
+    """The input that is the image (channels, height, width)."""
+    return Input(name, tuple(shape))
+
+
+def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -> tuple[tuple[Input, ...], Arguments | None]:
+    """The inputs of a module in the order of its `forward`, and how it is called; None: with the image alone.
+
+    The image is the first argument that nothing is given for. Raises BadModel for another one that is needed, UnknownName for
+    what it does not take.
+    """
+    kinds = inspect.signature(module.forward).parameters.values()
+    named = [p for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names, needed = [p.name for p in named], [p.name for p in named if p.default is p.empty]
+    trees = {**{name: value[None] for name, value in given.each.items() if name in names}, **given.constants}
+    unknown = [name for name in trees if name not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in kinds):
+        raise UnknownName(f"input of {ref}", unknown[0], names)
+    own = any(leaf is None for tree in trees.values() for leaf in pytree.tree_leaves(tree))
+    free = [name for name in needed or names if name not in trees]
+    if not own and not free:
+        raise BadModel(f"{ref} takes {', '.join(names)}, and all of them are given; leave out the one that is the image.")
+    if not own:
+        trees[free[0]] = None
+    if missing := [name for name in needed if name not in trees]:
+        raise incomplete(ref, names, missing)
+    if len(trees) == 1 and not own:
+        return (image(shape),), None
+    inputs, kwargs = list[Input](), dict[str, Any]()
+    for name in sorted(trees, key=lambda name: names.index(name) if name in names else len(names)):
+        leaves, spec = pytree.tree_flatten_with_path(trees[name])
+        each = name in given.each and name not in given.constants
+        paths = [".".join((name, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))) for path, _ in leaves]
+        kwargs[name] = pytree.tree_unflatten(paths, spec)
+        inputs += [_of(path, leaf, shape, each) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+    return tuple(inputs), Arguments((), kwargs)
+
+
+def _of(name: str, value: Tensor | None, shape: Sequence[int], each: bool) -> Input:
+    """An input with a value, which is that of one image where its first dimension is 1."""
+    if value is None:
+        return image(shape, name)
+    value = value.float() if value.is_floating_point() else value
+    batched = value.ndim > 0 and len(value) == 1
+    return Input(name, tuple(value.shape[1:] if batched else value.shape), value.dtype, batched, value, each)
+
+
+def of_ports(ports: Sequence[Input], given: Given, ref: str) -> tuple[Input, ...]:
+    """The inputs of a program or a file, whose shapes (-1: free) and types are known, with their values.
+
+    Raises BadModel where it is not clear which one is the image, where one is missing or of another shape or type, UnknownName
+    for a name that is not there.
+    """
+    names = [port.name for port in ports]
+    values = {**given.each, **given.constants}
+    if unknown := [name for name in given.constants if name not in names]:
+        raise UnknownName(f"input of {ref}", unknown[0], names)
+    found = the_image(ports, values, ref)
+    if missing := [name for name in names if name not in values and name != found.name]:
+        raise incomplete(ref, map(str, ports), missing)
+    return tuple(port if port.name == found.name else _filled(port, values[port.name], given, ref) for port in ports)
+
+
+def _filled(port: Input, value: Any, given: Given, ref: str) -> Input:
+    """The input with a value of its shape and type; a batch of 1 may be left out."""
+    if not isinstance(value, Tensor):
+        raise BadModel(f"{ref} takes {port}; input {port.name} is given a {type(value).__name__}, one array is needed.")
+    each = port.name not in given.constants
+    whole = value[None] if port.has_batch and (each or value.ndim == len(port.shape)) else value
+    own = tuple(whole.shape[1:] if port.has_batch else whole.shape)
+    fits = len(own) == len(port.shape) and all(want in (n, -1) for n, want in zip(own, port.shape, strict=True))
+    exact = port.dtype.is_floating_point or torch.equal(whole.to(port.dtype).to(whole.dtype), whole)
+    if not fits or not exact or (port.has_batch and len(whole) != 1):
+        kind = str(value.dtype).removeprefix("torch.")
+        raise BadModel(f"{ref} takes {port}; input {port.name} is given {kind} numbers of shape {tuple(value.shape)}. Mend it.")
+    return replace(port, shape=own, value=whole.to(port.dtype), each=each)

@@ -1,0 +1,95 @@
+"""What a model takes: the image and other inputs, and batches of them on their way through it."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewbit.core.values import Input
+from fewbit.errors import BadModel
+
+Batch = (
+    Tensor | tuple[Tensor, ...]
+)  # images (b, c, h, w); or these, and a tensor with a row for each of them of every such input
+
+ALONE = (Input("images", ()),)  # of a model that takes nothing but images
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images (b, c, h, w) of a batch."""
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def shape_of(inputs: Sequence[Input]) -> tuple[int, ...]:
+    """(channels, height, width) of an image."""
+    return next(one.shape for one in inputs if one.value is None)
+
+
+def count(batch: Batch) -> int:
+    """How many images are in a batch."""
+    return len(images_of(batch))
+
+
+def rows(batch: Batch, indices: slice | Tensor) -> Batch:
+    """Some images of a batch, with what comes with them."""
+    return tuple(part[indices] for part in batch) if isinstance(batch, tuple) else batch[indices]
+
+
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """A batch in batches of `size`, the last perhaps smaller."""
+    return [rows(batch, slice(first, first + size)) for first in range(0, count(batch), size)]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches as one."""
+    if isinstance(batches[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*batches, strict=True))
+    return torch.cat(list(batches))  # type: ignore[arg-type]
+
+
+def fed(inputs: Sequence[Input], batch: Batch) -> tuple[Tensor, ...]:
+    """A tensor for each input of a model, in order; constants have a row for each image where the input has a batch."""
+    images, *others = batch if isinstance(batch, tuple) else (batch,)
+    each = dict(zip((one.name for one in inputs if one.each), others, strict=True))
+    return tuple(images if one.value is None else each[one.name] if one.each else _spread(one, len(images)) for one in inputs)
+
+
+def arrays_of(inputs: Sequence[Input], batch: Batch) -> list[NDArray[Any]]:
+    """The same for a runtime."""
+    return [value.detach().numpy() for value in fed(inputs, batch)]
+
+
+def example(inputs: Sequence[Input], images: Tensor) -> Batch:
+    """Images with examples of what comes with each of them."""
+    others = [_spread(one, len(images)) for one in inputs if one.each]
+    return (images, *others) if others else images
+
+
+def _spread(one: Input, images: int) -> Tensor:
+    assert one.value is not None
+    return one.value.expand(images, *one.shape).contiguous() if one.has_batch else one.value
+
+
+def the_image(ports: Sequence[Input], given: Container[str], ref: str) -> Input:
+    """The one input that may be an image and is not `given` anything. Raises BadModel where that is none or several."""
+    maps = [port for port in ports if len(port.shape) == 3 and port.has_batch and port.dtype.is_floating_point]
+    images = [port for port in maps if port.name not in given]
+    if len(images) == 1:
+        return images[0]
+    takes = f"{ref} takes {', '.join(map(str, ports)) or 'nothing'}"
+    if not images:
+        raise BadModel(f"{takes}; one has to be an image in floats: (batch, channels, height, width).")
+    raise incomplete(ref, map(str, ports), [port.name for port in images[1:]])
+
+
+def incomplete(ref: str, takes: Iterable[str], missing: Sequence[str]) -> BadModel:
+    """The error about inputs that nothing is given for."""
+    typed = " ".join(f"--input {name}=VALUE" for name in missing)
+    return BadModel(
+        f"{ref} takes {', '.join(takes)}. One is the image; {' and '.join(missing)} must be given as well: {typed}, where "
+        f"VALUE is a number, a list of numbers or a .npy file (in Python inputs={{'{missing[0]}': ...}})."
+    )

@@ -1,0 +1,284 @@
+"""A model with other inputs than its image: what it is given, from the request to the file in the runtimes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fewbit import FewbitError, Request, quantize
+from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture.inputs import Given
+from fewbit.choose import choose
+from fewbit.choose.fisher import weighted_samples
+from fewbit.core.inputs import fed
+from fewbit.data.constants import constants
+from fewbit.execute.executor import Executor
+from fewbit.execute.stream import Stream
+from fewbit.observe import observe
+from fewbit.recipes import RECIPES, recipe_named
+from fewbit.run import Run
+from fewbit.target import load_target
+from planning import context_for, numbers
+
+SIZE = (3, 12, 12)
+PORTS = [("size", 1, [2]), ("image", 1, ["batch", *SIZE]), ("mask", 1, ["batch", 1, 12, 12])]
+
+
+class Masked(nn.Module):
+    """Boxes and a map of an image, from its size in pixels and a mask of what is no padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.size, self.mask = nn.Linear(2, 4), nn.Conv2d(1, 8, 1)
+
+    def forward(self, size: Tensor, image: Tensor, mask: Tensor, gain: Tensor | None = None) -> dict[str, Tensor]:
+        x = torch.relu(self.stem(image * mask)) + self.mask(mask)
+        boxes = self.head(x.flatten(2).mean(2)) + self.size(size / 10)
+        return {"boxes": boxes if gain is None else boxes * gain, "map": x}
+
+
+class Decoder(nn.Module):
+    """A mask for each prompt: attention of points, given as numbers, with the pixels of an image's embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.points, self.keys = nn.Linear(2, 12), nn.Conv2d(3, 12, 1)
+
+    def forward(self, embedding: Tensor, prompt: dict[str, Any]) -> Tensor:
+        (points, labels) = prompt["points"], prompt["labels"]
+        queries = self.points(points) + labels.unsqueeze(-1)
+        pixels = self.keys(embedding).flatten(2)
+        return ((queries @ pixels).softmax(-1) @ pixels.transpose(1, 2)).flatten(1)
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+MASK = (torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(2)) > 0.3).float()
+GIVEN = {"size": torch.tensor([12.0, 9.0]), "mask": MASK}
+PROMPT = {"points": torch.tensor([[[0.1, 0.9], [0.5, 0.2]]]), "labels": torch.tensor([[1, 0]])}
+
+
+def loaded(model: Any, given: Any, **overrides: Any) -> Loaded:
+    return load_model(model, overrides=overrides, given=Given(constants(given)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("inputs") / "run"
+    quantize(Masked(), images(12), inputs=GIVEN, target="ort-x86-vnni", input_size=SIZE, out=out, seconds=0.01)
+    return Run.open(out)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "float.onnx"])
+def test_the_file_has_every_input_by_name_in_order(run: Run, name: str) -> None:
+    """The oracle of the float file is the net itself, for constants that no run has seen: they are still inputs."""
+    session = ort.InferenceSession(str(run.folder / name))
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [(n, "tensor(float)", s) for n, _, s in PORTS]
+    x, size, mask = images(3), torch.tensor([3.0, 40.0]), 1 - MASK.repeat(3, 1, 1, 1)
+    found = session.run(None, {"image": x.numpy(), "size": size.numpy(), "mask": mask.numpy()})
+    with torch.no_grad():
+        expected = Masked()(size, x, mask)
+    for output, array in zip(expected.values(), found, strict=True):
+        limit = 1e-5 if name == "float.onnx" else 0.5
+        assert (torch.from_numpy(array) - output).abs().max() <= limit * output.abs().max()
+
+
+def test_a_finished_run_verifies_scores_and_times_with_the_constants(run: Run) -> None:
+    checks = run.verify()
+    assert not checks.wrong
+    assert not checks.wrong_outputs
+    assert not checks.file
+    assert {check.output for check in checks.outputs} == {"boxes", "map"}
+    assert sum(check.compared for check in checks.on) > 0
+    assert run.do("evaluate", scored=run.images(images(20)[12:]), runtime="onnxruntime", threads=1).images == 8
+    timings, loads = run.do("bench", seconds=0.01, threads=1, runtimes=["onnxruntime"], batches=[2])
+    assert [row.batch for row in timings] == [2]
+    assert len(loads) == 1
+    kinds = {one["name"]: (one["kind"], one["shape"], one["batch"]) for one in run.record["inputs"]}
+    assert kinds == {
+        "size": ("constant", [2], False), "image": ("image", [*SIZE], True), "mask": ("constant", [1, 12, 12], True)
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_openvino_takes_every_input() -> None:
+    result = quantize(Masked(), images(12), inputs=GIVEN, target="openvino-x86", input_size=SIZE, seconds=0.01)
+    assert not result.checks.wrong
+    assert not result.checks.wrong_outputs
+
+
+def test_a_file_of_the_net_gets_the_plan_of_the_net(tmp_path) -> None:
+    path, batch = tmp_path / "net.onnx", Dim("batch", min=1, max=64)
+    torch.onnx.export(
+        Masked().eval(), (GIVEN["size"], images(2), MASK.repeat(2, 1, 1, 1)), path, dynamo=True, verbose=False,
+        input_names=[name for name, _, _ in PORTS], output_names=["boxes", "map"],
+        dynamic_shapes=({}, {0: batch}, {0: batch}),
+    )  # fmt: skip
+    plans = []
+    for model in (loaded(Masked(), GIVEN, input_size=SIZE), loaded(str(path), GIVEN)):
+        assert [str(i) for i in model.inputs] == [
+            "size (2) float32", "image (batch, 3, 12, 12) float32", "mask (batch, 1, 12, 12) float32"
+        ]  # fmt: skip
+        graph, batches = capture(model), [images(8)]
+        context = context_for(graph, observe(graph, batches), load_target("ort-x86-vnni"), images=batches)
+        plans.append(list(numbers(choose(context, RECIPES["mse"])).values()))
+    assert plans[0] == plans[1]
+    with pytest.raises(FewbitError, match=r"takes size \(2\) float32, image .*size must be given as well: --input size=VALUE"):
+        loaded(str(path), {"mask": MASK})
+    with pytest.raises(FewbitError, match=r"image .*mask must be given as well: --input mask=VALUE"):
+        loaded(str(path), {"size": [1.0, 2.0]})
+
+
+def test_what_a_constant_decides_is_weighed_by_its_gradient() -> None:
+    """The recipe `fast` weighs values by gradients; `mask:input` depends on no image. The oracle is autograd on the net."""
+    model = loaded(Masked(), GIVEN, input_size=SIZE)
+    graph, x = capture(model), images(4)
+    found = weighted_samples(graph, ["mask:input"], [x], 4)["mask:input"]
+    assert set(found.values.flatten().tolist()) == {0.0, 1.0}
+    assert len(found.counts.unique()) > 8
+    context = context_for(graph, observe(graph, [x]), load_target("ort-x86-vnni"), images=[x])
+    assert "mask:input" in choose(context, recipe_named("fast")).choices
+
+
+def test_inputs_nested_in_dicts_and_given_by_keyword() -> None:
+    """As a module with its tree of values, and as the program of that tree: None stands for the image."""
+    net, given, x = Decoder().eval(), {"prompt": PROMPT}, images(3)
+    with torch.no_grad():
+        expected = net(x, {"points": PROMPT["points"].repeat(3, 1, 1), "labels": PROMPT["labels"].repeat(3, 1)})
+    batch = {0: Dim("batch", min=1, max=64)}
+    arguments = {"prompt": {"points": PROMPT["points"].repeat(2, 1, 1), "labels": PROMPT["labels"].repeat(2, 1)}}
+    shapes = {"embedding": batch, "prompt": {"points": batch, "labels": batch}}
+    program = torch.export.export(net, (images(2),), arguments, dynamic_shapes=shapes)
+    flat = {f"prompt_{name}": value for name, value in PROMPT.items()}
+    for model in (loaded(net, given, input_size=SIZE), loaded(program, flat)):
+        assert [one.shape for one in model.inputs] == [SIZE, (2, 2), (2,)]
+        graph = capture(model)
+        torch.testing.assert_close(Executor(graph)(x)[0], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.cat([y for (y,) in Stream(Executor(graph), x.split(2)).outputs()]), expected)
+        assert "matmul" in {op.kind for op in graph.ops}
+
+    class Batched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, batch: dict[str, Any]) -> Tensor:
+            return self.net(batch["pixels"], batch["prompt"])
+
+    model = loaded(Batched(), {"batch": {"pixels": None, "prompt": PROMPT}}, input_size=SIZE)
+    assert [one.name for one in model.inputs] == ["batch.pixels", "batch.prompt.points", "batch.prompt.labels"]
+    torch.testing.assert_close(capture(model).module(*fed(model.inputs, x)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    model = loaded(Masked(), {**GIVEN, "gain": [[2.0, 2, 2, 2]]}, input_size=SIZE)
+    plain = loaded(Masked(), GIVEN, input_size=SIZE)
+    doubled, once = (Executor(capture(one))(images(2))[0] for one in (model, plain))
+    torch.testing.assert_close(doubled, 2 * once)
+    assert [one.name for one in model.inputs] == ["size", "image", "mask", "gain"]
+
+
+def test_ops_on_what_no_image_changes_stay_float() -> None:
+    """An input without a batch is read by the linear layer `size` alone, whose rows are those of no image."""
+    graph = capture(loaded(Masked(), GIVEN, input_size=SIZE))
+    assert {op.name for op in graph.ops} >= {"stem", "mask", "head"}
+    assert [product.name for product in graph.float_products] == ["size"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"size": [12.0, 9.0]}, r"Masked takes size, image, mask, gain\. .*mask must be given as well: --input mask=VALUE"),
+        ({**GIVEN, "msk": 1}, r"unknown input of Masked 'msk'. Did you mean mask\?"),
+        ({**GIVEN, "size": [1.0, 2.0, 3.0]}, r"Masked cannot be exported for size \(3\) float32, image"),
+        ({**GIVEN, "image": images(1)}, r"Masked takes size, image, mask, gain, and .* leave out the one that is the image"),
+    ],
+)
+def test_what_a_module_cannot_be_given(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(FewbitError, match=says):
+        loaded(Masked(), given, input_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["size"], "--input size is not NAME=VALUE; type it as in"),
+        (["size=1", "size=2"], "--input size is given twice"),
+        (["size=12;9"], "--input size=12;9 is no number, list of numbers or .npy file"),
+        (["size=[[1,2],[3]]"], "--input size: list is no array of numbers"),
+        (["size=12,NaN"], "--input size holds NaN"),
+        (["size=[]"], r"--input size has shape \(0,\), without a number"),
+        (["mask=nowhere.npy"], "--input mask: nowhere.npy does not exist"),
+        (['size="a"'], "--input size: str is no array of numbers"),
+    ],
+)
+def test_what_is_typed_wrong_is_refused_before_any_work(texts: list[str], says: str) -> None:
+    with pytest.raises(FewbitError, match=says):
+        Request(model="demo", inputs=texts)
+
+
+def test_what_can_be_typed(tmp_path) -> None:
+    np.save(tmp_path / "mask.npy", MASK.numpy().astype(np.float64))
+    np.savez(tmp_path / "all.npz", mask=MASK.numpy(), other=np.zeros(1))
+    texts = ["a=5", "b=640,480", "c=[[0.5, 1]]", "d=true", f"e={tmp_path / 'mask.npy'}", f"mask={tmp_path / 'all.npz'}"]
+    found = Request(model="demo", inputs=texts).inputs
+    assert {name: value.tolist() for name, value in found.items() if value.numel() < 9} == {
+        "a": 5, "b": [640, 480], "c": [[0.5, 1.0]], "d": True
+    }  # fmt: skip
+    assert found["b"].dtype == torch.int64
+    assert found["c"].dtype == torch.float32
+    assert torch.equal(found["e"], MASK)
+    assert torch.equal(found["mask"], MASK)
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    with pytest.raises(FewbitError, match=r"--input mask: .*broken.npy is no readable NumPy file"):
+        Request(model="demo", inputs=[f"mask={tmp_path / 'broken.npy'}"])
+
+
+def test_shapes_and_types_of_a_file_are_kept(tmp_path) -> None:
+    """Points in 32-bit integers whose number the file leaves free, in front of the image."""
+    nodes = [
+        onnx.helper.make_node("Cast", ["points"], ["real"], to=1),
+        onnx.helper.make_node("ReduceMean", ["real"], ["mean"], axes=[1], keepdims=0),
+        onnx.helper.make_node("Unsqueeze", ["mean", "axes"], ["column"]),
+        onnx.helper.make_node("Add", ["x", "column"], ["moved"]),
+        onnx.helper.make_node("Conv", ["moved", "w"], ["y"]),
+    ]
+    arrays = {"w": np.ones((2, 3, 1, 1), np.float32), "axes": np.array([2, 3])}
+    graph = onnx.helper.make_graph(
+        nodes, "net",
+        [
+            onnx.helper.make_tensor_value_info("points", onnx.TensorProto.INT32, ["b", "n", 3]),
+            onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["b", 3, 4, 4]),
+        ],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )  # fmt: skip
+    path = tmp_path / "points.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    points = [[1, 2, 3], [3, 4, 5]]
+    model = loaded(str(path), {"points": points})
+    assert [str(one) for one in model.inputs] == ["points (batch, 2, 3) int32", "x (batch, 3, 4, 4) float32"]
+    x = torch.rand(3, 3, 4, 4)
+    expected = ort.InferenceSession(str(path)).run(None, {"x": x.numpy(), "points": np.array([points] * 3, np.int32)})[0]
+    np.testing.assert_allclose(Executor(capture(model))(x)[0].numpy(), expected, rtol=1e-5)
+    for given, says in (
+        ({"points": [[1, 2], [3, 4]]}, r"takes points \(batch, \?, 3\) int32; input points is given int64 .*\(2, 2\)"),
+        ({"points": [[0.5, 1, 2]]}, "input points is given float32 numbers"),
+        ({"point": points}, "unknown input of .* 'point'. Did you mean points?"),
+        ({}, r"points must be given as well: --input points=VALUE"),
+        ({"points": points, "x": images(1)}, "one has to be an image in floats"),
+    ):
+        with pytest.raises(FewbitError, match=says):
+            loaded(str(path), given)
