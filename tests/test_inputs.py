@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils.data import DataLoader
 
 from fewbit import FewbitError, Request, quantize
 from fewbit.capture import Loaded, capture, load_model
@@ -18,7 +19,12 @@ from fewbit.capture.inputs import Given
 from fewbit.choose import choose
 from fewbit.choose.fisher import weighted_samples
 from fewbit.core.inputs import fed
+from fewbit.core.shelf import Rebatched
+from fewbit.core.values import Input
+from fewbit.data.collection import examples
 from fewbit.data.constants import constants
+from fewbit.data.images import Preprocess, open_images
+from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.observe import observe
@@ -282,3 +288,85 @@ def test_shapes_and_types_of_a_file_are_kept(tmp_path) -> None:
     ):
         with pytest.raises(FewbitError, match=says):
             loaded(str(path), given)
+
+
+def items(count: int) -> list[dict[str, Any]]:
+    """An image with prompts of its own, as a Dataset gives it."""
+    random = torch.Generator().manual_seed(3)
+    return [
+        {"image": x, "prompt": {"points": torch.rand(2, 2, generator=random), "labels": torch.tensor([i % 2, 1])}, "id": f"{i}"}
+        for i, x in enumerate(images(count))
+    ]
+
+
+def test_what_comes_with_each_image_reaches_the_file(tmp_path) -> None:
+    """The oracle of the float file is the net, image by image, each with its own prompts."""
+    data = items(14)
+    result = quantize(Decoder(), data, target="ort-x86-vnni", input_size=SIZE, out=tmp_path / "run", seconds=0.01)
+    assert not result.checks.wrong
+    assert not result.checks.wrong_outputs
+    opened = Run.open(tmp_path / "run")
+    kinds = {one["name"]: (one["kind"], one["shape"]) for one in opened.record["inputs"]}
+    assert kinds == {
+        "embedding": ("image", [*SIZE]), "prompt.points": ("each image", [2, 2]), "prompt.labels": ("each image", [2])
+    }  # fmt: skip
+    assert not opened.verify().wrong
+    assert not opened.verify(data[3:9]).wrong
+    assert opened.do("evaluate", scored=opened.images(items(20)[14:]), runtime="onnxruntime", threads=1).images == 6
+    assert len(opened.do("bench", seconds=0.01, threads=1, runtimes=["onnxruntime"], batches=[2])[0]) == 1
+    session, net = ort.InferenceSession(str(tmp_path / "run" / "float.onnx")), Decoder()
+    for item in data[:3]:
+        prompt = {name: value[None] for name, value in item["prompt"].items()}
+        feeds = {"embedding": item["image"][None], **{f"prompt.{name}": value for name, value in prompt.items()}}
+        (found,) = session.run(None, {name: value.numpy() for name, value in feeds.items()})
+        torch.testing.assert_close(torch.from_numpy(found), net(item["image"][None], prompt).detach(), atol=1e-5, rtol=1e-4)
+
+
+SMALL = Preprocess(SIZE)
+POINTS = (Input("points", (2, 2), each=True, value=torch.zeros(1, 2, 2)),)
+
+
+def test_arrays_of_a_file_and_batches_of_a_loader_are_taken_image_by_image(tmp_path) -> None:
+    x, points = images(5), torch.rand(5, 2, 2)
+    np.savez(tmp_path / "x.npz", images=x.numpy(), points=points.numpy(), unread=np.zeros(1))
+    loader = DataLoader([{"image": a, "points": b} for a, b in zip(x, points, strict=True)], batch_size=2)
+    for source in (str(tmp_path / "x.npz"), loader):
+        assert examples(source)[0]["points"].equal(points[0])
+        opened = open_images(source, SMALL, others=POINTS)
+        for batches in (list(opened.batches(2)), opened.batches(2)[0:3], list(Rebatched(opened.batches(3), 2))):
+            assert [len(part) for part, _ in batches] == [2, 2, 1]
+            assert torch.equal(torch.cat([part for part, _ in batches]), x)
+            assert torch.equal(torch.cat([own for _, own in batches]), points)
+        some, own = opened.subset([4, 1]).batches(8)[0]
+        assert torch.equal(some, x[[4, 1]])
+        assert torch.equal(own, points[[4, 1]])
+        assert opened.fingerprint() != open_images(source, SMALL).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda item: item.pop("points"), r"list:2: it has no 'points', which the model takes with each image"),
+        (
+            lambda item: item.update(points=torch.zeros(3, 2)),
+            r"list:2: its 'points' has shape \(3, 2\); the model takes points",
+        ),
+        (lambda item: item.update(points="a"), r"list:2: it has no 'points'"),
+        (lambda item: item["points"].fill_(float("nan")), r"list:2: its 'points' holds NaN"),
+    ],
+)
+def test_an_item_without_what_the_model_takes_is_named(change: Any, says: str) -> None:
+    data = [{"image": x, "points": torch.rand(2, 2)} for x in images(4)]
+    change(data[2])
+    with pytest.raises(BadImages, match=says):
+        open_images(data, SMALL, others=POINTS)
+
+
+def test_a_source_without_what_the_model_takes_is_refused(tmp_path) -> None:
+    with pytest.raises(BadImages, match=r"array has no 'points', which the model takes .*--input points=VALUE"):
+        open_images(images(4), SMALL, others=POINTS)
+    np.savez(tmp_path / "x.npz", images=images(4).numpy(), points=np.zeros((3, 2, 2)))
+    with pytest.raises(BadImages, match=r"has 3 'points' and 4 images"):
+        open_images(tmp_path / "x.npz", SMALL, others=POINTS)
+    with pytest.raises(FewbitError, match=r"Decoder takes embedding, prompt\. .*or with each image, in dicts"):
+        quantize(Decoder(), images(4), target="ort-x86-vnni", input_size=SIZE)

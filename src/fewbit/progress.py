@@ -65,7 +65,7 @@ class Counted(Collection[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             yield batch
-            self.advance(len(batch))
+            self.advance(len(batch[0] if isinstance(batch, tuple) else batch))
 
 
 class Lines(Progress):

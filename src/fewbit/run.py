@@ -212,7 +212,10 @@ class Run:
             raise BadImages("--images '' is empty; give a folder of images, or a .parquet, .npy or .npz file: --images DIR.")
         count = self.record["class_count"]
         labels, classes = labels and count is not None, self.record["classes"] or count
-        return open_images(source, self.preprocess, classes=classes, skip_bad=skip_bad, labels=labels, limit=limit)
+        each = any(one["kind"] == "each image" for one in self.record["inputs"])
+        others = tuple(one for one in self["exact"].inputs if one.each) if each else ()
+        options = {"classes": classes, "skip_bad": skip_bad, "labels": labels, "limit": limit, "others": others}
+        return open_images(source, self.preprocess, **options)
 
     def unseen(self, images: Images) -> Images:
         """Those images that a finished run was not calibrated on, in whole batches where the model has one. Raises BadImages

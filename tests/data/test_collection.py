@@ -17,7 +17,7 @@ from fewbit.data.collection import Data
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.errors import BadImages
 from fewbit.request import Request
-from fewbit.stages.load import open_both
+from fewbit.stages.load import open_both, sources_of
 
 TINY = Preprocess((3, 8, 8))
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
@@ -121,11 +121,11 @@ def test_a_random_source_is_read_once_and_the_same_with_the_same_seed() -> None:
 def test_a_part_of_one_source_is_held_out(tmp_path: Path) -> None:
     seen = itertools.count()
     request = Request(model="demo", target="ort-x86-vnni", images=(torch.randn(3, 8, 8) for _ in seen), calibration=6)
-    calibration, scored = open_both(request, TINY, None, labels=False)
+    calibration, scored = open_both(request, sources_of(request), TINY, None, labels=False)
     assert (len(calibration), len(scored), next(seen)) == (6, 2, 8)
     assert not set(calibration.pixels) & set(scored.pixels)
     with pytest.raises(BadImages, match="scored images are calibration images too"):
-        open_both(Request(model="demo", target="ort-x86-vnni", images=PICTURES, score=PIXELS), TINY, None, labels=False)
+        open_both(request, (PICTURES, PIXELS), TINY, None, labels=False)
 
 
 def test_a_loader_of_a_file(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_a_loader_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(text + "def nothing(): pass\ndef fails(): raise OSError('no net')\n")
     options: dict[str, Any] = {"model": "demo", "target": "ort-x86-vnni"}
     request = Request(loader=f"{tmp_path}/own.py:images", **options)
-    assert sorted(len(x) for x in open_both(request, TINY, None, labels=False)) == [1, 3]
+    assert sorted(len(x) for x in open_both(request, sources_of(request), TINY, None, labels=False)) == [1, 3]
     for name, says in (("nothing", "images of type NoneType"), ("fails", r"fails\(\) of .*own.py failed: .*no net")):
         with pytest.raises(BadImages, match=says):
-            open_both(Request(loader=f"{tmp_path}/own.py:{name}", **options), TINY, None, labels=False)
+            sources_of(Request(loader=f"{tmp_path}/own.py:{name}", **options))
     for wrong in ("nowhere.py:f", str(tmp_path / "own.py"), "x"):
         with pytest.raises(BadImages, match=r"type --loader file\.py:function"):
             Request(loader=wrong, **options)

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fewbit.core.inputs import incomplete, the_image
+from fewbit.core.inputs import dotted, flat, incomplete, the_image
 from fewbit.core.values import Input
 from fewbit.errors import BadModel, UnknownName
 
@@ -21,11 +21,11 @@ IMAGES = "images"  # what files call the image of a model that takes nothing els
 @dataclass(frozen=True)
 class Given:
     """What the inputs are given that are not the image: constants by name, nested as the model takes them, where None stands
-    for the image; and by name an example of what comes with each image.
+    for the image; and by name an example of what comes with each image, nested as well.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
-    each: Mapping[str, Tensor] = field(default_factory=dict)
+    each: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     kinds = inspect.signature(module.forward).parameters.values()
     named = [p for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names, needed = [p.name for p in named], [p.name for p in named if p.default is p.empty]
-    trees = {**{name: value[None] for name, value in given.each.items() if name in names}, **given.constants}
+    one = {name: pytree.tree_map(lambda x: x[None], tree) for name, tree in given.each.items() if name in names}
+    trees = {**one, **given.constants}
     unknown = [name for name in trees if name not in names]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in kinds):
         raise UnknownName(f"input of {ref}", unknown[0], names)
@@ -68,7 +69,7 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     for name in sorted(trees, key=lambda name: names.index(name) if name in names else len(names)):
         leaves, spec = pytree.tree_flatten_with_path(trees[name])
         each = name in given.each and name not in given.constants
-        paths = [".".join((name, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))) for path, _ in leaves]
+        paths = [dotted(name, path) for path, _ in leaves]
         kwargs[name] = pytree.tree_unflatten(paths, spec)
         inputs += [_of(path, leaf, shape, each) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     return tuple(inputs), Arguments((), kwargs)
@@ -90,7 +91,8 @@ def of_ports(ports: Sequence[Input], given: Given, ref: str) -> tuple[Input, ...
     for a name that is not there.
     """
     names = [port.name for port in ports]
-    values = {**given.each, **given.constants}
+    each = {name: value for name, value in flat(given.each).items() if any(p.has_batch and p.name == name for p in ports)}
+    values = {**each, **given.constants}
     if unknown := [name for name in given.constants if name not in names]:
         raise UnknownName(f"input of {ref}", unknown[0], names)
     found = the_image(ports, values, ref)
@@ -104,7 +106,7 @@ def _filled(port: Input, value: Any, given: Given, ref: str) -> Input:
     if not isinstance(value, Tensor):
         raise BadModel(f"{ref} takes {port}; input {port.name} is given a {type(value).__name__}, one array is needed.")
     each = port.name not in given.constants
-    whole = value[None] if port.has_batch and (each or value.ndim == len(port.shape)) else value
+    whole = value[None] if port.has_batch and value.ndim == len(port.shape) else value
     own = tuple(whole.shape[1:] if port.has_batch else whole.shape)
     fits = len(own) == len(port.shape) and all(want in (n, -1) for n, want in zip(own, port.shape, strict=True))
     exact = port.dtype.is_floating_point or torch.equal(whole.to(port.dtype).to(whole.dtype), whole)

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
@@ -46,6 +47,7 @@ from fewbit.capture.export import (
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.inputs import Arguments, Given, of_module, of_ports
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
+from fewbit.core.inputs import flat
 from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Input, Output, Port
@@ -291,13 +293,17 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
 
 
 def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool) -> Loaded:
-    file = read_onnx(path, {*given.constants, *given.each}, requantize=requantize)
+    file = read_onnx(path, {*given.constants, *flat(given.each)}, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
     if not all(isinstance(n, int) for n in file.image.dims[2:]):
         notes = (*notes, f"{path} takes images of any size; the files that come out take {size[1]} x {size[2]} alone.")
     inputs = of_ports(
         [replace(one, shape=size) if one.name == file.image.name else one for one in file.inputs], given, str(path)
+    )
+    halves = {port.name for port in file.takes if port.type == TensorProto.FLOAT16}  # what the file itself can hold
+    inputs = tuple(
+        one if one.value is None or one.name not in halves else replace(one, value=one.value.half().float()) for one in inputs
     )
     free, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewbit.choose.parts import apart, joined
 from fewbit.core.bits import Bits
+from fewbit.core.inputs import Batch, count
 from fewbit.core.shelf import Rebatched, Shelf, count_of
 from fewbit.core.values import Graph, Plan
 from fewbit.errors import BadImages, FewbitError
@@ -51,7 +52,7 @@ class Context:
     stats: Stats
     target: Target
     bits: Bits = Bits()
-    images: Sequence[Tensor] = ()
+    images: Sequence[Batch] = ()
     labels: Tensor | None = None
     synthetic: LabelledImages | None = None
     real_images: bool = True
@@ -95,7 +96,7 @@ class Context:
         return count_of(self.images)
 
     @cached_property
-    def batches(self) -> Sequence[Tensor]:
+    def batches(self) -> Sequence[Batch]:
         """The calibration images in small batches. Raises BadImages without any."""
         self.need_images()
         return self.batched(BATCH)
@@ -176,10 +177,10 @@ class Context:
             )
 
 
-def few_enough(graph: Graph, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+def few_enough(graph: Graph, batches: Sequence[Batch]) -> Sequence[Batch]:
     """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
     metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
     largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
-    whole, size = count_of(batches), len(batches[0])
+    whole, size = count_of(batches), count(batches[0])
     fitting = max(MEMORY // (4 * largest), LEAST * size)
     return Rebatched(batches, size, whole if whole <= fitting else fitting // size * size)

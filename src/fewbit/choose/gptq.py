@@ -17,6 +17,7 @@ from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_
 from fewbit.choose.layer_rows import Layers, moments_of
 from fewbit.choose.moments import Moments
 from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
+from fewbit.core.inputs import Batch
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
 
@@ -297,7 +298,7 @@ def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
 
 
-def left_out(batches: Sequence[Tensor], used: Sequence[Tensor]) -> tuple[Fallback, ...]:
+def left_out(batches: Sequence[Batch], used: Sequence[Batch]) -> tuple[Fallback, ...]:
     """The fallback where `few_enough` has dropped some of the images."""
     requested, actual = count_of(batches), count_of(used)
     if requested == actual:

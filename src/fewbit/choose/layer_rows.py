@@ -10,6 +10,7 @@ from torch import Tensor
 from fewbit.capture.residual import joined
 from fewbit.choose.moments import Moments
 from fewbit.core.grid import fake
+from fewbit.core.inputs import Batch
 from fewbit.core.values import Choice, Graph, Op
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
@@ -22,7 +23,7 @@ Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (quantized, float, residual
 class Layers:
     """The images on their way through the quantized model and the float one, side by side."""
 
-    def __init__(self, graph: Graph, integer_ops: Sequence[str], batches: Sequence[Tensor], folder: Path | None) -> None:
+    def __init__(self, graph: Graph, integer_ops: Sequence[str], batches: Sequence[Batch], folder: Path | None) -> None:
         self.graph = graph
         self.quantized, self.exact = (Stream(Executor(graph, ops), batches, folder=folder) for ops in (integer_ops, ()))
         self.nodes = self.exact.overlay.nodes

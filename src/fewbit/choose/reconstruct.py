@@ -21,6 +21,8 @@ from fewbit.choose.gptq import left_out
 from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.learn import Learner, Lesson
 from fewbit.core.grid import QParams
+from fewbit.core.inputs import Batch
+from fewbit.core.inputs import count as count_in
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Bias, Choice, Json, PassLog, Plan
 from fewbit.errors import BadImages
@@ -159,13 +161,13 @@ class Learnt:
 class _Walk:
     """The images on their way through the quantized model and the float one, block by block."""
 
-    def __init__(self, plan: Plan, context: Context, settings: Reconstruct, batches: Sequence[Tensor]) -> None:
+    def __init__(self, plan: Plan, context: Context, settings: Reconstruct, batches: Sequence[Batch]) -> None:
         graph, self.settings = context.graph, settings
         self.blocks: list[Block] = blocks(graph, plan.integer_ops, settings.scope)
         self.tuned: dict[str, Tensor] = {}  # biases that were learned: their sums are safe with these, not with the graph's
         overlay = Executor.of(graph, plan)
         self.builder = PlanBuilder(plan, context, overlay)
-        self._batch = len(batches[0])
+        self._batch = count_in(batches[0])
         reads = [read for block in self.blocks for read in (*block.reads, *block.counts)]
         self.quantized = Stream(overlay, batches, reads, context.folder)
         outputs = [block.output for block in self.blocks]

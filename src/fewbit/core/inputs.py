@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,6 +70,17 @@ def example(inputs: Sequence[Input], images: Tensor) -> Batch:
     return (images, *others) if others else images
 
 
+def dotted(name: str, path: Sequence[Any]) -> str:
+    """The name of a tensor in a nested argument: its keys and places behind the argument's name."""
+    return ".".join((name, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)))
+
+
+def flat(trees: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of nested arguments by their names."""
+    leaves = ((name, pytree.tree_flatten_with_path(tree)[0]) for name, tree in trees.items())
+    return {dotted(name, path): leaf for name, found in leaves for path, leaf in found}
+
+
 def _spread(one: Input, images: int) -> Tensor:
     assert one.value is not None
     return one.value.expand(images, *one.shape).contiguous() if one.has_batch else one.value
@@ -91,5 +103,6 @@ def incomplete(ref: str, takes: Iterable[str], missing: Sequence[str]) -> BadMod
     typed = " ".join(f"--input {name}=VALUE" for name in missing)
     return BadModel(
         f"{ref} takes {', '.join(takes)}. One is the image; {' and '.join(missing)} must be given as well: {typed}, where "
-        f"VALUE is a number, a list of numbers or a .npy file (in Python inputs={{'{missing[0]}': ...}})."
+        f"VALUE is a number, a list of numbers or a .npy file (in Python inputs={{'{missing[0]}': ...}}); or with each image, "
+        "in dicts or a .npz file with these names."
     )

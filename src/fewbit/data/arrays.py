@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from fewbit.data.bands import Array, is_pixels
 from fewbit.errors import BadImages
 
 
-def numpy_file(path: Path) -> tuple[Array, Array | None]:
-    """Images and labels of a file; .npy stays on disk, .npz has `images` (or a single array) and perhaps `labels`."""
+def numpy_file(path: Path) -> tuple[Array, Array | None, Mapping[str, Array]]:
+    """Images, labels and the other arrays of a file; .npy stays on disk, .npz has `images` (or a single array) and perhaps
+    `labels`.
+    """
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
+            return np.load(path, mmap_mode="r", allow_pickle=False), None, {}
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _stored(file, name) for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
@@ -28,7 +31,7 @@ def numpy_file(path: Path) -> tuple[Array, Array | None]:
     labels = arrays.pop("labels", None)
     if "images" not in arrays and len(arrays) != 1:
         raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
-    return arrays["images"] if "images" in arrays else next(iter(arrays.values())), labels
+    return arrays.pop("images" if "images" in arrays else next(iter(arrays))), labels, arrays
 
 
 def _stored(file: Any, name: str) -> Array:

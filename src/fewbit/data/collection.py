@@ -10,27 +10,30 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from fewbit.core.inputs import flat
 from fewbit.core.shelf import Shelf
+from fewbit.core.values import Input
+from fewbit.data.arrays import numpy_file
 from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
+from fewbit.data.beside import IMAGES, LABELS, beside, row_of, trees
 from fewbit.data.decode import Item, decode, is_input
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
 from fewbit.errors import BadImages
 
 ENDLESS = 1000  # images that are read of a source without a length where no number is given
-IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict, and of its class
-LABELS = ("labels", "label")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,46 @@ def is_collection(source: Any) -> bool:
     return not _is_array(first) or (first.ndim == 3 and not several)  # grey pictures (n, h, w) with their labels
 
 
+def examples(source: Any) -> tuple[dict[str, Any], Any]:
+    """By name what comes with the first image of a source, as nested tensors, and a source from which nothing is lost.
+
+    What cannot be read has nothing with it; whoever reads the images says why.
+    """
+    if not is_collection(source):
+        is_file = isinstance(source, str | Path) and Path(source).suffix == ".npz" and os.path.isfile(source)
+        return (row_at(numpy_file(Path(source))[2], 0) if is_file else {}), source
+    data = source if isinstance(source, Data) else Data(source)
+    items: Any = [data.source] if isinstance(data.source, Mapping) else data.source
+    once = isinstance(items, Iterator)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            by_index = hasattr(items, "__getitem__") and not isinstance(items, IterableDataset)
+            first = items[0] if by_index else next(iter(items))
+            data = replace(data, source=_again(first, items)) if once else data
+            image, _, rest = _apart(first, labelled=False)[0]
+            made = {} if data.transform is None else beside(data.transform(image))
+    except Exception as error:
+        return {}, replace(data, source=_failing(error)) if once and data.source is items else data
+    whole = {name: pytree.tree_map(_first_row, tree) for name, tree in trees(made).items()}
+    return {**trees(rest), **whole}, data
+
+
+def _again(first: Any, items: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from items
+
+
+def _failing(error: Exception) -> Iterator[Any]:
+    if not isinstance(error, StopIteration):
+        raise error
+    yield from ()
+
+
+def _first_row(value: Tensor) -> Tensor:
+    """A value without a batch of one, which processors of images make."""
+    return value[0] if value.ndim and len(value) == 1 else value
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """What was read: the path of a file, or pixels at an index of the shelf."""
@@ -91,16 +134,18 @@ class Kept:
 
 def read(
     source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, *, labels: bool, limit: int | None, seed: int,
-    skip_bad: bool,
+    skip_bad: bool, others: Sequence[Input] = (),
 ) -> Found:  # fmt: skip
-    """At most `limit` images, drawn with `seed` where any item can be asked for, else the first. Raises BadImages."""
+    """At most `limit` images, drawn with `seed` where any item can be asked for, else the first, each with what `others` take.
+    Raises BadImages.
+    """
     check_source(source)
     data = source if isinstance(source, Data) else Data(source)
     what, items = type(data.source).__name__, data.source
     if isinstance(items, Mapping):
         items = [items]
     rows, most, part = _drawn(items, limit, seed)
-    reader = _Reader(preprocess, data.transform, labels)
+    reader = _Reader(preprocess, data.transform, labels, others)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of shuffling and random transforms: a resumed run reads the same
         for index, get in _taken(items, rows, most, what):
@@ -117,7 +162,7 @@ def read(
         raise BadImages(f"{what} gives no images: {(*reader.bad, 'it is empty')[0]}. A generator can be read only once.")
     indices = checked_labels(reader.labels, names, classes, what) if None not in reader.labels else None
     store = Kept(tuple(reader.places), reader.shelf)
-    return Found(names, indices, store, f"{what}{part}", tuple(reader.bad), reader.notes(what))
+    return Found(names, indices, store, f"{what}{part}", tuple(reader.bad), reader.notes(what), reader.beside)
 
 
 def _drawn(items: Any, limit: int | None, seed: int) -> tuple[list[int] | None, int | None, str]:
@@ -155,11 +200,13 @@ class _Reader:
     preprocess: Preprocess
     transform: Callable[[Any], Any] | None
     labelled: bool
+    others: Sequence[Input] = ()
     names: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     places: list[Path | int] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     shelf: Shelf = field(default_factory=Shelf)
+    beside: dict[str, Shelf] = field(default_factory=dict)  # by name what the other inputs take, for each image
     firsts: dict[bool, str] = field(default_factory=dict)  # the first input of the model, the first picture
     ends: tuple[float, float] = (np.inf, -np.inf)
 
@@ -169,19 +216,30 @@ class _Reader:
             images = _apart(get(), self.labelled)
         except Exception as error:
             raise BadImages(f"{name}: {_reason(error)}") from error
-        for k, (image, label) in enumerate(images[: None if most is None else most - len(self.names)]):
+        for k, (image, label, rest) in enumerate(images[: None if most is None else most - len(self.names)]):
             one = name if len(images) == 1 else f"{name}:{k}"
             try:
-                self._keep(one, self._prepared(image), _class(label))
+                made, more = self._transformed(image)
+                values = flat(trees({**rest, **more}))
+                found = {other.name: row_of(other, values) for other in self.others}
+                self._keep(one, self._prepared(made), _class(label))
+                for key, value in found.items():
+                    self.beside.setdefault(key, Shelf()).append(value)
             except Exception as error:
                 raise BadImages(f"{one}: {_reason(error)}") from error
 
+    def _transformed(self, image: Any) -> tuple[Any, dict[str, Any]]:
+        """What a transform makes of an image, and what it gives beside it."""
+        if self.transform is None:
+            return image, {}
+        made = self.transform(image)
+        image, _ = _pair(made)
+        if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
+            image = image[0]
+        return image, beside(made)
+
     def _prepared(self, image: Any) -> Path | Array:
         """An image as it is stored: a path, pixels (h, w, channels), or a float32 input of the model."""
-        if self.transform is not None:
-            image, _ = _pair(self.transform(image))
-            if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
-                image = image[0]
         if isinstance(image, str | Path):
             return Path(image)
         if isinstance(image, bytes):
@@ -240,17 +298,30 @@ class _Reader:
         )
 
 
-def _apart(item: Any, labelled: bool) -> list[tuple[Any, Any]]:
-    """The images of an item, one or a batch, each with its label or None."""
+def _apart(item: Any, labelled: bool) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """The images of an item, one or a batch, each with its label or None, and with what a dict holds beside them."""
     image, label = _pair(item)
-    label = label if labelled else None
-    if not (isinstance(image, list | tuple) or (_is_array(image) and image.ndim == 4)):
-        return [(image, label)]
+    label, rest = label if labelled else None, beside(item)
+    if not is_batch(image):
+        return [(image, label, rest)]
     labels = [None] * len(image) if label is None else label
     if len(labels) != len(image):
         raise BadImages(f"it has {len(image)} images and {len(labels)} labels")
     pairs = [(*_pair(one), own) for one, own in zip(image, labels, strict=True)]
-    return [(one, (label if own is None else own) if labelled else None) for one, label, own in pairs]
+    return [
+        (one, (label if own is None else own) if labelled else None, {**row_at(rest, k), **beside(image[k])})
+        for k, (one, label, own) in enumerate(pairs)
+    ]
+
+
+def is_batch(image: Any) -> bool:
+    """Whether it is several images."""
+    return isinstance(image, list | tuple) or (_is_array(image) and image.ndim == 4)
+
+
+def row_at(values: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """What belongs to one image of a batch."""
+    return {name: pytree.tree_map(lambda value: value[k], tree) for name, tree in trees(values).items()}
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

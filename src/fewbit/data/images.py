@@ -22,7 +22,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fewbit.core.inputs import Batch
+from fewbit.core.values import Input
 from fewbit.data.bands import shown
+from fewbit.data.beside import Columns, columns
 from fewbit.data.classes import read_classes
 from fewbit.data.collection import check_source, is_collection, read
 from fewbit.data.decode import checked, decode, encoded, is_input
@@ -37,7 +40,8 @@ class Images:
     """Images that can be read again and again: `labels` are int64 class indices (n,), or None where nobody knows.
 
     `names` say where each image came from, `source` all of it in a phrase, and `notes` what was left out, a sentence each.
-    `pixels` are hashes of the pixels. What has been decoded is in `memory`, which subsets share.
+    `pixels` are hashes of the pixels. What has been decoded is in `memory`, which subsets share. `others` have by row what
+    comes with the images.
     """
 
     names: tuple[str, ...]
@@ -50,6 +54,7 @@ class Images:
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
+    others: Columns = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,12 +120,15 @@ class Images:
                 data = encoded(item, name)
             digest.update(f"{len(name.encode())} {name} {len(data)} ".encode())
             digest.update(data)
+        for column in self.others:
+            for row in self.rows:
+                digest.update(column[row].numpy().tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
-class Batches(Sequence[Tensor]):
-    """Images in batches (b, c, h, w) of `size`, the last perhaps shorter, each read when it is asked for."""
+class Batches(Sequence[Any]):
+    """Images in batches of `size`, the last perhaps smaller, each read when it is asked for."""
 
     images: Images
     size: int
@@ -128,16 +136,23 @@ class Batches(Sequence[Tensor]):
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         inputs = self.images.inputs()
-        while batch := list(itertools.islice(inputs, self.size)):
-            yield torch.stack(batch)
+        for i in range(len(self)):
+            yield self._with_others(torch.stack(list(itertools.islice(inputs, self.size))), i)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[k] for k in range(len(self))[i]]
-        first = range(0, len(self.images), self.size)[i]
-        return torch.stack(list(self.images.subset(range(len(self.images))[first : first + self.size]).inputs()))
+        place = range(len(self))[i]
+        rows = range(len(self.images))[place * self.size : (place + 1) * self.size]
+        return self._with_others(torch.stack(list(self.images.subset(rows).inputs())), place)
+
+    def _with_others(self, images: Tensor, place: int) -> Batch:
+        if not self.images.others:
+            return images
+        rows = self.images.rows[place * self.size : (place + 1) * self.size]
+        return images, *(torch.stack([column[row] for row in rows]) for column in self.images.others)
 
 
 def open_images(
@@ -149,18 +164,20 @@ def open_images(
     limit: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    others: Sequence[Input] = (),
 ) -> Images:
     """The images of a folder, a parquet, .npy or .npz file, an array, (array, labels) or a source of data/collection.py.
 
     `classes` is the model's class count, or its class names in output order; `labels=False` ignores all labels. At most
     `limit` images are drawn with `seed`, spread evenly over the classes, and stay in natural order; a smaller limit
-    draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. Raises BadImages.
+    draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. `others` are inputs of the model
+    that come with each image. Raises BadImages.
     """
     check_source(source)
     if limit is not None and limit < 1:
         raise BadImages(f"the limit is {limit} images; allowed is 1 or more.")
     if is_collection(source):
-        found = read(source, preprocess, classes, labels=labels, limit=limit, seed=seed, skip_bad=skip_bad)
+        found = read(source, preprocess, classes, labels=labels, limit=limit, seed=seed, skip_bad=skip_bad, others=others)
     else:
         found = find(source, preprocess, classes, labels)
     names, class_indices, description = found.names, found.labels, found.description
@@ -198,6 +215,7 @@ def open_images(
         pixels=tuple(good.values()),
         skipped=tuple(skipped),
         notes=(*found.notes, *left_out),
+        others=columns(others, found.beside, names, description),
     )
 
 

@@ -7,8 +7,8 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,7 +107,9 @@ class Parquet:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The names, int64 labels (or None), pixels and description of the images of a source, and what of it cannot be read."""
+    """The names, int64 labels (or None), pixels and description of the images of a source, what of it cannot be read, and by
+    name what comes with each image.
+    """
 
     names: tuple[str, ...]
     labels: Array | None
@@ -115,6 +117,7 @@ class Found:
     description: str
     unreadable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> Found:
@@ -128,8 +131,9 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
         return _folder(path, classes, labels)
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)
-    values, stored_labels = numpy_file(path)
-    return _array(values, stored_labels if labels else None, str(path), preprocess, classes)
+    values, stored_labels, beside = numpy_file(path)
+    found = _array(values, stored_labels if labels else None, str(path), preprocess, classes)
+    return replace(found, beside=beside)
 
 
 def _natural(path: Path | str) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.structure import Projection, projections, scale_behind
+from fewbit.core.inputs import Batch
 from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Graph, Op
 from fewbit.execute.rows import applied, kept_rows, padded, places_of, row_key, sampled
@@ -89,9 +90,9 @@ class PairSample:
 
 
 def op_samples(
-    graph: Graph, batches: Iterable[Tensor], ops: Iterable[str], tokens: int = 16, seed: int = 0
+    graph: Graph, batches: Iterable[Batch], ops: Iterable[str], tokens: int = 16, seed: int = 0
 ) -> Mapping[str, OpSample | PairSample]:
-    """Samples of the ops' inputs from one pass of the float graph over batches of (b, c, h, w) images.
+    """Samples of the ops' inputs from one pass of the float graph over batches of images.
 
     `tokens` rows of each image are drawn with `seed` and the image's number; of inputs with fewer rows, all, and of very wide
     patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on a few images;
@@ -186,9 +187,9 @@ class ChannelSample:
 
 
 def channel_samples(
-    graph: Graph, batches: Iterable[Tensor], axes: Mapping[str, int], places: int = 16, seed: int = 0
+    graph: Graph, batches: Iterable[Batch], axes: Mapping[str, int], places: int = 16, seed: int = 0
 ) -> dict[str, ChannelSample]:
-    """Samples of activation sites by channel, from one pass of the float graph over batches of (b, c, h, w) images.
+    """Samples of activation sites by channel, from one pass of the float graph over batches of images.
 
     `axes` has the channel axis of each requested site. `places` of each image are sampled, drawn with `seed` and the
     image's number, the same for all channels; of fewer, all. Raises BadImages without a batch.

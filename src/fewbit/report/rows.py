@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
+from fewbit.core.inputs import Batch, count, parts
+from fewbit.core.inputs import rows as rows_of
 from fewbit.core.values import Checks, Choice, Graph, Plan
 from fewbit.data.images import Images
 from fewbit.execute.samples import ROWS, channel_samples
@@ -26,13 +26,14 @@ IMAGES = 12  # scored images on the page
 
 def tables_of(
     graph: Graph, plan: Plan, stats: Stats, standing_out: Sequence[Outliers], checks: Checks, timings: Sequence[Latency],
-    loading: Sequence[Load], images: Images, score: Score, sample: Tensor, folder: Path, classes: Sequence[str] = (),
+    loading: Sequence[Load], images: Images, score: Score, sample: Batch, folder: Path, classes: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """tables.json without what the pipeline itself knows (run, curve, synthetic). `sample` is (b, c, h, w) of `images`, which
+    """tables.json without what the pipeline itself knows (run, curve, synthetic). `sample` are the first of `images`, which
     were scored; `standing_out` are the outliers of the user's model, `classes` the names of its answers.
     """
     axes = {c.site: c.grid.axis for c in plan.choices.values() if c.codes is None and c.grid.axis is not None}
-    by_channel = channel_samples(graph, sample.split(graph.at_a_time(len(sample))), axes, ROWS // len(sample))
+    whole = count(sample)
+    by_channel = channel_samples(graph, parts(sample, graph.at_a_time(whole)), axes, ROWS // whole)
     rows, counts = [], {}
     for site in graph.sites:
         choice = plan.choices.get(site.name)
@@ -48,7 +49,7 @@ def tables_of(
             samples = Samples.of_channels(channels.values, channels.low, channels.high)
         rows.append(_site(graph, choice, samples))
     observed = {row["site"]: row["observed"] for row in rows}
-    maps, flips = attention_tables(graph, plan, sample[: graph.at_a_time(4)])
+    maps, flips = attention_tables(graph, plan, rows_of(sample, slice(0, graph.at_a_time(4))))
     return {
         "sites": rows,
         "histograms": tables.histograms(rows, counts),

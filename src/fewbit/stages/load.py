@@ -26,7 +26,7 @@ from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.record import Record
 from fewbit.core.values import Graph, Input, Port
-from fewbit.data.collection import check_source, is_collection
+from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
@@ -99,7 +99,9 @@ def described(one: Input) -> dict[str, Any]:
 def load(request: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
-    given = Given(request.inputs)
+    source, score = sources_of(request)
+    each, source = ({}, source) if request.synthetic[0] else examples(source)
+    given = Given(request.inputs, each)
     loaded = load_model(
         request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given
     )  # fmt: skip
@@ -124,20 +126,29 @@ def load(request: Options) -> Inputs:
         if any(isinstance(one, Finetune) for one in request.method.passes):
             refuse_without_norms(Teacher(loaded.program, loaded.inputs))
             _require_classes(outputs)
-        both = open_both(request, preprocess, classes or outputs, labels=request.labels and outputs is not None)
+        labels, others = request.labels and outputs is not None, tuple(one for one in loaded.inputs if one.each)
+        if others and any(isinstance(one, Finetune) for one in request.method.passes):
+            raise BadImages(
+                f"recipe {request.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
+                f"same for all, --input {others[0].name}=VALUE, or take another recipe."
+            )
+        both = open_both(request, (source, score), preprocess, classes or outputs, labels=labels, others=others)
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
     unsaid = assumed(loaded, request.overrides)
     return Inputs(loaded, preprocess, classes, task, *pair, (*loaded.notes, *assumptions(loaded, preprocess, unsaid)), unsaid)
 
 
-def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool) -> tuple[Images, Images]:
+def open_both(
+    request: Options, sources: tuple[Any, Any], preprocess: Preprocess, known: Any, labels: bool, others: Sequence[Input] = ()
+) -> tuple[Images, Images]:
     """Calibration images and scored images, never the same: without `score` a part of the images is held out, and of a loader
     a third more are read for it.
 
-    `labels`: read those of the scored images, which are checked against the classes in `known`.
+    `labels`: read those of the scored images, which are checked against the classes in `known`. `others` are the inputs that
+    come with each image.
     """
-    source, score = _sources(request)
-    options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed}
+    source, score = sources
+    options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed, "others": others}
     if score is not None:
         labelled = request.loss == "labels" and labels
         classes = known if labelled else None
@@ -151,12 +162,12 @@ def open_both(request: Options, preprocess: Preprocess, known: Any, labels: bool
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
     count = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
     held_out = whole.subset(sorted(order[:count]))
-    others = apart(whole.subset(order[count:]), held_out, most=math.inf)
-    chosen = sorted(range(min(request.calibration, len(others))), key=lambda i: others.rows[i])
-    return others.subset(chosen), held_out
+    rest = apart(whole.subset(order[count:]), held_out, most=math.inf)
+    chosen = sorted(range(min(request.calibration, len(rest))), key=lambda i: rest.rows[i])
+    return rest.subset(chosen), held_out
 
 
-def _sources(request: Options) -> tuple[Any, Any]:
+def sources_of(request: Options) -> tuple[Any, Any]:
     """The sources of calibration and scored images; a demo has its own."""
     if request.loader is not None:
         return _called(request.loader), request.score
@@ -196,7 +207,7 @@ def _synthesis(
         labels = request.loss == "labels" and request.labels
         real = open_images(beside, preprocess, classes=known if labels else None, labels=labels, skip_bad=request.skip_bad)
     held_out = open_images(
-        _sources(request)[1], preprocess, classes=known, limit=request.scored, labels=request.labels,
+        sources_of(request)[1], preprocess, classes=known, limit=request.scored, labels=request.labels,
         skip_bad=request.skip_bad, seed=request.seed,
     )  # fmt: skip
     if real is not None:

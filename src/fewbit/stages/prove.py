@@ -10,15 +10,14 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
+import torch.utils._pytree as pytree
 from onnx import TensorProto
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
-from fewbit.core.inputs import Batch, parts
+from fewbit.core.inputs import Batch, joined, parts
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
@@ -39,8 +38,8 @@ CHECKED = 8  # images on which codes are compared
 
 def realize(
     graph: Graph, exact: Graph, plan: Plan, scored: Images, inputs: Inputs, request: Request, folder: Path, progress: Progress
-) -> tuple[Path, Path, Tensor]:
-    """model.onnx, float.onnx, and the few images (n, c, h, w) to compare codes on."""
+) -> tuple[Path, Path, Batch]:
+    """model.onnx, float.onnx, and the few images to compare codes on."""
     progress.expect(2)
     form, (model, twin) = request.hardware.file_format, (folder / MODEL, folder / TWIN)
     if not model.exists():
@@ -50,7 +49,9 @@ def realize(
         save(_twin(exact, form, inputs.record), twin)
     progress.advance()
     sample = sample_of(exact, scored)
-    write_atomic(folder / SAMPLE, lambda file: save_file({"images": sample}, file))
+    columns = sample if isinstance(sample, tuple) else (sample,)
+    tensors = dict(zip(_columns(exact), columns, strict=True))
+    write_atomic(folder / SAMPLE, lambda file: save_file(tensors, file))
     return model, twin, sample
 
 
@@ -65,19 +66,28 @@ def _twin(exact: Graph, form: Mapping[str, Any], said: Record) -> ir.Model:
     return with_metadata(rendered_float(exact, opset=form["opset"]), said.entries(dtype=type_of(exact)))
 
 
-def realized(folder: Path) -> tuple[Path, Path, Tensor]:
+def realized(exact: Graph, folder: Path) -> tuple[Path, Path, Batch]:
     """The same, loaded from the files."""
-    return folder / MODEL, folder / TWIN, read_tensors(folder / SAMPLE)["images"]
+    tensors = read_tensors(folder / SAMPLE)
+    images, *others = (tensors[name] for name in _columns(exact))
+    return folder / MODEL, folder / TWIN, (images, *others) if others else images
 
 
-def sample_of(graph: Graph, images: Images) -> Tensor:
-    """The first few images (n, c, h, w), in whole batches where the model has one, as its file's type can hold them. Raises
-    BadImages for too few.
+def _columns(exact: Graph) -> list[str]:
+    """What the parts of a batch are called in a file."""
+    return ["images", *(f"with.{one.name}" for one in exact.inputs if one.each)]
+
+
+def sample_of(graph: Graph, images: Images) -> Batch:
+    """The first few images, in whole batches where the model has one, as its file's type can hold them. Raises BadImages for
+    too few.
     """
     size = graph.at_a_time(CHECKED)
     batches = whole_batches(images, graph.batch).batches(size)
-    sample = torch.cat(list(islice(batches, max(CHECKED // size, 1)))).contiguous()
-    return sample.half().float() if type_of(graph) == "float16" else sample
+    sample = joined(list(islice(batches, max(CHECKED // size, 1))))
+    if type_of(graph) != "float16":
+        return sample
+    return pytree.tree_map(lambda x: x.half().float() if x.is_floating_point() else x, sample)  # type: ignore[no-any-return]
 
 
 def type_of(graph: Graph) -> str:

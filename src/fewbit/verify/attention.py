@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from fewbit.choose.objectives import flipped
+from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph, Plan
 from fewbit.execute.executor import Executor
 
 
 def attention_tables(
-    graph: Graph, plan: Plan, images: Tensor, drawn: int = 3
+    graph: Graph, plan: Plan, images: Batch, drawn: int = 3
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows for the maps (first image, `drawn` ops spread from first to last) and for the flips of every op and head.
 
-    `images` is (b, c, h, w). Only maps of shape (b, heads, queries, keys) are used, not windowed attention.
+    Only maps of shape (b, heads, queries, keys) are used, not windowed attention.
     """
     nodes = {s.tensor: s.readers[0][0] for s in graph.sites if s.role == "probs" and len(s.shape) == 4 and s.shape[0] == 1}
     if not nodes:

@@ -1,0 +1,88 @@
+"""What comes with an image under the names of a model's other inputs: the rest of a dict, an array of a .npz file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from fewbit.core.values import Input
+from fewbit.errors import BadImages
+
+IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict, and of its class
+LABELS = ("labels", "label")
+Columns = tuple[Sequence[Tensor], ...]  # for each input, what it takes by row of a source
+
+
+def beside(item: Any) -> dict[str, Any]:
+    """What a dict holds beside its image and its label; nothing of anything else."""
+    if not isinstance(item, Mapping):
+        return {}
+    own = {next((key for key in keys if key in item), None) for keys in (IMAGES, LABELS)}
+    return {str(key): value for key, value in item.items() if key not in own}
+
+
+def trees(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values that are numbers, or nested dicts and tuples of numbers, as tensors."""
+    found = {name: pytree.tree_map(as_tensor, value) for name, value in item.items()}
+    return {n: tree for n, tree in found.items() if all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))}
+
+
+def as_tensor(value: Any) -> Any:
+    """Numbers as a tensor, 64-bit floats in 32; anything else stays as it is."""
+    if not isinstance(value, Tensor | np.ndarray | np.generic | int | float):
+        return value
+    try:
+        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except TypeError:
+        return value
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def row_of(one: Input, values: Mapping[str, Any]) -> Tensor:
+    """What an input takes with an image whose dict holds `values`. Raises BadImages for another shape, type or NaN."""
+    if one.name not in values:
+        raise BadImages(f"it has no '{one.name}', which the model takes with each image")
+    value = as_tensor(values[one.name])
+    if isinstance(value, Tensor) and tuple(value.shape) == (1, *one.shape):
+        value = value[0]
+    if not isinstance(value, Tensor) or tuple(value.shape) != one.shape:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise BadImages(f"its '{one.name}' has {found}; the model takes {one}")
+    if bool(value.isnan().any()):
+        raise BadImages(f"its '{one.name}' holds NaN; all must be numbers")
+    return value.to(one.dtype)
+
+
+def columns(others: Sequence[Input], found: Mapping[str, Any], names: Sequence[str], where: str) -> Columns:
+    """What each of the inputs takes, by row of a source. Raises BadImages where that has nothing for one, or for another number
+    of images.
+    """
+    result = []
+    for one in others:
+        if one.name not in found:
+            raise BadImages(
+                f"{where} has no '{one.name}', which the model takes with each image: {one}. Give a list of dicts or a .npz "
+                f"file with it, or the same for all: --input {one.name}=VALUE."
+            )
+        values = found[one.name]
+        if len(values) != len(names):
+            raise BadImages(f"{where} has {len(values)} '{one.name}' and {len(names)} images; give one for each image.")
+        if isinstance(values, np.ndarray):
+            values = _column(one, values, names, where)
+        result.append(values)
+    return tuple(result)
+
+
+def _column(one: Input, values: np.ndarray, names: Sequence[str], where: str) -> Tensor:
+    rows = []
+    for name, value in zip(names, values, strict=True):
+        try:
+            rows.append(row_of(one, {one.name: value}))
+        except BadImages as error:
+            raise BadImages(f"{name}: {error}. Mend {where}.") from error
+    return torch.stack(rows)
