@@ -161,8 +161,9 @@ class Context:
 
     def refuse_fixed_batch(self, method: object) -> None:
         """Raise FewbitError for a pass that draws batches of its own where one is written in the model itself."""
-        source = next(node for node in self.graph.module.graph.nodes if node.op == "placeholder")
-        if isinstance(source.meta["val"].shape[0], int):
+        sources = zip(self.graph.module.graph.find_nodes(op="placeholder"), self.graph.inputs, strict=True)
+        image = next(node for node, one in sources if one.value is None)
+        if isinstance(image.meta["val"].shape[0], int):
             raise FewbitError(
                 f"recipe {self.name or method!r} trains on batches that it draws, and the model takes {self.graph.batch} at a "
                 "time and no other; give a model whose batch is free, or --recipe mse or fast."
