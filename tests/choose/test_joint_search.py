@@ -31,7 +31,7 @@ from fewbit.files import Journal
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
 from fewbit.request import Request
-from fewbit.stages.load import open_both
+from fewbit.stages.load import open_both, sources_of
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
 from planning import context_for, kl, numbers, plan_for
@@ -434,7 +434,7 @@ def test_calibration_images_keep_their_labels_where_the_loss_asks_for_them(loss,
         model="demo", images=demo.CALIBRATION, score=demo.TEST, recipe="lapq", calibration=4, scored=4, labels=labels, loss=loss
     )
     preprocess = Preprocess.from_timm({"input_size": (3, 32, 32)})
-    chosen, _ = open_both(request, preprocess, 10, labels)
+    chosen, _ = open_both(request, sources_of(request), preprocess, 10, labels)
     assert (chosen.labels is not None) == kept
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from fewbit.data.images import Images, Preprocess, apart, open_images, unseen
 from fewbit.errors import BadImages
 from fewbit.request import Request
-from fewbit.stages.load import open_both
+from fewbit.stages.load import open_both, sources_of
 
 TINY = Preprocess((3, 8, 8))
 
@@ -39,7 +39,8 @@ def opened(source: Any, **options: Any) -> Images:
 
 
 def both(**options: Any) -> tuple[Images, Images]:
-    return open_both(Request(model="demo", target="ort-x86-vnni", labels=False, **options), TINY, None, labels=False)
+    request = Request(model="demo", target="ort-x86-vnni", labels=False, **options)
+    return open_both(request, sources_of(request), TINY, None, labels=False)
 
 
 # The same images

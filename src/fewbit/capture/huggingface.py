@@ -63,7 +63,10 @@ def _architecture(ref: str, names: list[str] | None) -> Any:
         return transformers.AutoModelForImageClassification
     kind = getattr(transformers, names[0], None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise BadModel(f"{ref} is a {names[0]}, which transformers {transformers.__version__} does not have.")
+        raise BadModel(
+            f"{ref} is a {names[0]}, which transformers {transformers.__version__} does not have; write the name of one of its "
+            "classes into config.json (architectures)."
+        )
     if kind.main_input_name != "pixel_values":
         raise BadModel(f"{ref} is a {names[0]}, which takes {kind.main_input_name}; a model that takes images alone is needed.")
     return kind

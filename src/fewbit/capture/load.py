@@ -14,15 +14,11 @@ path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, S
 from __future__ import annotations
 
 import copy
-import importlib.util
-import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,22 +43,20 @@ from fewbit.capture.export import (
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.inputs import Arguments, Given, of_module, of_ports
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
+from fewbit.capture.python_file import from_python
+from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.core.inputs import flat
-from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Input, Output, Port
-from fewbit.errors import BadFile, BadImages, BadModel, BadValues, UnknownName
+from fewbit.errors import BadFile, BadModel, BadValues
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
 DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 MODEL = f"MODEL is {MODEL_NAMES}."
 KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
-MEANS = '{"mean": [0.5, 0.5, 0.5]}'
 ALONE = Given()  # the image is all that a model takes
 SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
-CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
-WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
 
 
 @dataclass(frozen=True)
@@ -252,44 +246,12 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given) -> 
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
     sidecar = path.with_suffix(".json")
-    record: Any = {}
-    if sidecar.is_file():
-        try:
-            record = json.loads(sidecar.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise BadFile(f"{sidecar} is not JSON ({error}); mend it, or remove it and give --mean, --std, ...") from error
-        if not isinstance(record, dict):
-            raise BadFile(f"{sidecar} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
-    fields = _checked(record, str(sidecar))
+    fields = beside(sidecar)
     size = fields.pop("input_size", None)
     loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given)
     if size not in (None, loaded.input_shape):
         raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
     return loaded
-
-
-def _checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A record whose fields are what they have to be; `names` is what they are called there. Raises BadModel."""
-    checks: dict[str, Callable[[Any, str], Any]] = {
-        "input_size": input_size,
-        "mean": means,
-        "std": stds,
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
-        "resize": resize,
-        "classes": _class_names,
-    }
-    known = {field: value for field, value in record.items() if value is not None}
-    try:
-        return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
-    except (BadImages, UnknownName) as error:
-        raise BadModel(f"{where}: {error}") from error
-
-
-def _class_names(value: Any, name: str) -> tuple[str, ...]:
-    if not (isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)):
-        raise BadImages(f"{name} is {repr(value)[:80]}; a list of names is needed, one for each output in order.")
-    return tuple(value)
 
 
 def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool) -> Loaded:
@@ -322,19 +284,7 @@ def _entry(file: OnnxFile) -> dict[str, Any]:
             f"{where} is no record of preprocessing ({error}); remove it, and say how images are made: --mean, --std, ..."
         ) from error
     record.pop("size", None)
-    return _checked(record, where)
-
-
-def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:
-    """The file of file.py:function, imported, and the name of the function, which it has."""
-    path, function = Path(spec[: spec.rindex(".py") + 3]), spec[spec.rindex(".py") + 4 :]
-    if not os.path.isfile(path):
-        raise BadFile(f"{path} does not exist; {what} as file.py:function needs a Python file.")
-    python = _imported(path)
-    if not hasattr(python, function):
-        functions = [k for k, v in vars(python).items() if callable(v) and getattr(v, "__module__", "") == python.__name__]
-        raise UnknownName(f"function in {path.name}", function, functions)
-    return path, python, function
+    return checked(record, where)
 
 
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, ref: str) -> Loaded:
@@ -354,24 +304,7 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, 
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         unsaid = () if ref in DEMOS else tuple(name for name in WHOLE if name not in constants)
         record = {**WHOLE, "antialias": False, "assumed": unsaid}
-    return _from_module(net, ref, overrides, given, {**record, **_checked(constants, str(path), CONSTANTS)})
-
-
-def _imported(path: Path) -> ModuleType:
-    """A Python file as a module that is in sys.modules (dataclasses look there); its folder is searched meanwhile."""
-    spec = importlib.util.spec_from_file_location(f"_fewbit_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = python
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(python)
-    except (Exception, SystemExit) as error:
-        raise BadModel(f"{path} cannot be imported: {reason(error)} Mend it; `python {path.name}` shows where.") from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return python
+    return _from_module(net, ref, overrides, given, {**record, **checked(constants, str(path), CONSTANTS)})
 
 
 def _from_hf(ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
@@ -381,7 +314,7 @@ def _from_hf(ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loa
         raise BadModel(
             f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead."
         )
-    return _from_module(net, ref, None, given, record, notes)
+    return _from_module(net, ref, None, given, checked(record, ref), notes)
 
 
 def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
@@ -389,4 +322,4 @@ def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | No
         net, record, notes = torchvision_model(ref, weights, (overrides or {}).get("input_size"))
     else:
         net, record, notes = timm_model(ref, weights, (*DEMOS, *KINDS), MODEL)
-    return _from_module(net, ref, overrides, given, _checked(record, ref), notes)
+    return _from_module(net, ref, overrides, given, checked(record, ref), notes)

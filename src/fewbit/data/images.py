@@ -31,7 +31,7 @@ from fewbit.data.collection import check_source, is_collection, read
 from fewbit.data.decode import checked, decode, encoded, is_input
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
-from fewbit.data.sources import Store, find, some, spread
+from fewbit.data.sources import Found, Store, find, some, spread
 from fewbit.errors import BadImages
 
 
@@ -187,20 +187,8 @@ def open_images(
     if limit is not None and limit < len(names):
         rows = spread(len(names) if class_indices is None else class_indices, limit, seed)
         description += f", {limit} of {len(names)} at random (seed {seed})"
-    good: dict[int, bytes] = {}
-    skipped: list[str] = []
-    for row, item in zip(rows, found.store.items(rows), strict=True):
-        if preprocess.whole and is_input(item):
-            raise BadImages(
-                f"{names[row]} is of floats, and a file that normalizes inside takes pixels: give pictures or uint8 arrays, or "
-                "leave out --normalize-inside."
-            )
-        try:
-            good[row] = checked(item, names[row], preprocess.size[0])
-        except BadImages as error:
-            if not skip_bad:
-                raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error
-            skipped.append(names[row])
+    good = _looked_at(found, rows, preprocess, skip_bad=skip_bad)
+    skipped = [names[row] for row in rows if row not in good]
     if not good:
         raise BadImages(f"{description}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
     bad = [*found.unreadable, *skipped]
@@ -217,6 +205,24 @@ def open_images(
         notes=(*found.notes, *left_out),
         others=columns(others, found.beside, names, description),
     )
+
+
+def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, skip_bad: bool) -> dict[int, bytes]:
+    """The rows that can be read, each with the hash of its pixels. Raises BadImages for others, unless `skip_bad`."""
+    good: dict[int, bytes] = {}
+    for row, item in zip(rows, found.store.items(rows), strict=True):
+        name = found.names[row]
+        if preprocess.whole and is_input(item):
+            raise BadImages(
+                f"{name} is of floats, and a file that normalizes inside takes pixels: give pictures or uint8 arrays, or "
+                "leave out --normalize-inside."
+            )
+        try:
+            good[row] = checked(item, name, preprocess.size[0])
+        except BadImages as error:
+            if not skip_bad:
+                raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error
+    return good
 
 
 def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:

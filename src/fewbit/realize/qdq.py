@@ -8,9 +8,7 @@ QuantizeLinear writes a value called `<site>.codes`.
 from __future__ import annotations
 
 import copy
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,28 +16,23 @@ from typing import Any, cast
 import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed ops
-from onnxscript import opset20 as op
-from onnxscript import opset21
-from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
 from fewbit.capture.normalize import CONVS
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
-from fewbit.core.inputs import example, fed
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
-from fewbit.errors import BadModel, FewbitFailed
+from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
-from fewbit.realize.ports import set_ports
 from fewbit.realize.shield import shield
+from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights
 
 qd = torch.ops.quantized_decomposed
 CODES = ".codes"
-POOL = aten.adaptive_avg_pool2d.default
 
 
 def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> None:
@@ -55,7 +48,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     the place of standard nodes.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
-    model = _onnx(module, graph, opset)
+    model = to_onnx(module, graph, opset)
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
@@ -84,7 +77,7 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
 
 def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
     """The float graph as an ONNX model."""
-    return _onnx(graph.module, graph, opset)
+    return to_onnx(graph.module, graph, opset)
 
 
 def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:
@@ -197,17 +190,6 @@ def _as_product(module: GraphModule, nodes: dict[str, Node], name: str, choice: 
     nodes[name] = result
 
 
-@torch.library.custom_op("fewbit::dequantize", mutates_args=())
-def dequantize(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
-    """Codes (inputs, outputs), no zero points, times the scales (inputs / block, outputs), or (outputs,) where block is 0."""
-    return codes.to(torch.float32) * (scale.repeat_interleave(block, 0) if block else scale)
-
-
-@dequantize.register_fake
-def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
-    return torch.empty(codes.shape, dtype=torch.float32)
-
-
 def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
     """A weight (inputs, outputs) with a scale for each block, or stored as 4-bit codes, and the DequantizeLinear behind it."""
     assert choice.codes is not None
@@ -218,13 +200,6 @@ def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
     with module.graph.inserting_before(before):
         codes_node, scale_node = module.graph.get_attr(flat), module.graph.get_attr(f"{flat}_scale")
         return module.graph.call_function(torch.ops.fewbit.dequantize.default, (codes_node, scale_node, block))
-
-
-def _blocked(codes: Any, scale: Any, block: int) -> Any:
-    """The ONNX form of `fewbit::dequantize`."""
-    if block:
-        return opset21.DequantizeLinear(codes, scale, axis=0, block_size=block)
-    return opset21.DequantizeLinear(codes, scale, axis=1)
 
 
 def _add_float_biases(module: GraphModule) -> None:
@@ -315,50 +290,6 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
         low, high = (d if g is None else g for g, d in zip(arguments, defaults, strict=True))
         return (float(low), float(high)) if not isinstance(low, Node) and not isinstance(high, Node) else None
     return None
-
-
-def _onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
-    """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
-    pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
-    translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
-    if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
-        translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
-    inputs, batch = graph.inputs, Dim("batch", min=1, max=65536)
-    shapes = tuple({0: batch} if one.has_batch else {} for one in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
-                opset_version=opset, verbose=False, dynamic_shapes=None if graph.batch else shapes,
-                input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
-                custom_translation_table=translations,
-            )  # fmt: skip
-        except torch.onnx.OnnxExporterError as error:
-            found = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(error.__cause__))
-            raise BadModel(
-                f"torch.onnx cannot write {found[1] if found else 'an operator'}; write that part of the model with other "
-                "operators."
-            ) from error
-    assert program is not None
-    model = program.model
-    model.producer_name, model.producer_version = "fewbit", None
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
-    ports = [*model.graph.inputs, *model.graph.outputs]
-    taken = {port.name for port in ports}
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if value.name in taken and not any(value is port for port in ports):  # a name of the file that went in
-                value.name = f"{value.name}_inside"
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
-        value.metadata_props.clear()
-    set_ports(model.graph, graph.ports)
-    return model
 
 
 def _check_scale(node: ir.Node, choice: Choice) -> None:

@@ -17,9 +17,10 @@ from torch.export import ExportedProgram
 from fewbit import __version__
 from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
-from fewbit.capture.export import batch_of, fingerprint
+from fewbit.capture.export import batch_of, fingerprint, reason
 from fewbit.capture.inputs import Given
-from fewbit.capture.load import DEMOS, from_python, reason
+from fewbit.capture.load import DEMOS
+from fewbit.capture.python_file import from_python
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune

@@ -1,0 +1,54 @@
+"""What a file says of the images that its model takes, and of the model's classes: checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
+from fewbit.errors import BadFile, BadImages, BadModel, UnknownName
+
+MEANS = '{"mean": [0.5, 0.5, 0.5]}'
+CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
+WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """The record beside an exported program, empty where there is none. Raises BadFile or BadModel that name the file."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path} is not JSON ({error}); mend it, or remove it and give --mean, --std, ...") from error
+    if not isinstance(record, dict):
+        raise BadFile(f"{path} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
+    if record and not record.keys() & CONSTANTS.keys():
+        raise BadFile(f"{path} has none of {', '.join(CONSTANTS)}; give one of these, as in {MEANS}, or remove it.")
+    return checked(record, str(path))
+
+
+def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A record whose fields are what they have to be; `names` is what they are called there. Raises BadModel."""
+    checks: dict[str, Callable[[Any, str], Any]] = {
+        "input_size": input_size,
+        "mean": means,
+        "std": stds,
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "resize": resize,
+        "classes": _class_names,
+    }
+    known = {field: value for field, value in record.items() if value is not None}
+    try:
+        return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
+    except (BadImages, UnknownName) as error:
+        raise BadModel(f"{where}: {error}") from error
+
+
+def _class_names(value: Any, name: str) -> tuple[str, ...]:
+    if not (isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)):
+        raise BadImages(f"{name} is {repr(value)[:80]}; a list of names is needed, one for each output in order.")
+    return tuple(value)

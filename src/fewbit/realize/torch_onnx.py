@@ -1,0 +1,85 @@
+"""A graph of aten calls and Q/DQ ops as an ONNX model, by torch.onnx, the same bytes for the same graph on every machine."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset20 as op
+from onnxscript import opset21
+from torch.export import Dim
+from torch.fx import GraphModule
+
+from fewbit.capture.fx import aten, calls
+from fewbit.core.inputs import example, fed
+from fewbit.core.values import Graph
+from fewbit.errors import BadModel
+from fewbit.realize.ports import set_ports
+
+POOL = aten.adaptive_avg_pool2d.default
+
+
+@torch.library.custom_op("fewbit::dequantize", mutates_args=())
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
+    """Codes (inputs, outputs), no zero points, times the scales (inputs / block, outputs), or (outputs,) where block is 0."""
+    return codes.to(torch.float32) * (scale.repeat_interleave(block, 0) if block else scale)
+
+
+@dequantize.register_fake
+def _(codes: torch.Tensor, scale: torch.Tensor, block: int) -> torch.Tensor:
+    return torch.empty(codes.shape, dtype=torch.float32)
+
+
+def _blocked(codes: Any, scale: Any, block: int) -> Any:
+    """The ONNX form of `fewbit::dequantize`."""
+    if block:
+        return opset21.DequantizeLinear(codes, scale, axis=0, block_size=block)
+    return opset21.DequantizeLinear(codes, scale, axis=1)
+
+
+def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
+    """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
+    pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
+    if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
+        translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
+    inputs, batch = graph.inputs, Dim("batch", min=1, max=65536)
+    shapes = tuple({0: batch} if one.has_batch else {} for one in inputs)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
+                opset_version=opset, verbose=False, dynamic_shapes=None if graph.batch else shapes,
+                input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
+                custom_translation_table=translations,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            found = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(error.__cause__))
+            raise BadModel(
+                f"torch.onnx cannot write {found[1] if found else 'an operator'}; write that part of the model with other "
+                "operators."
+            ) from error
+    assert program is not None
+    model = program.model
+    model.producer_name, model.producer_version = "fewbit", None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    taken = {port.name for port in ports}
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value.name in taken and not any(value is port for port in ports):  # a name of the file that went in
+                value.name = f"{value.name}_inside"
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    set_ports(model.graph, graph.ports)
+    return model
