@@ -24,6 +24,7 @@ from rows import Bench, options, rows_of
 
 from fewbit.choose import Bits, Context, Mixed, allocate, parse_bits
 from fewbit.choose.sensitivity import NuclearNorm
+from fewbit.core.record import Record
 from fewbit.files import write_json
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
@@ -53,7 +54,11 @@ class Setting:
     def row(self, bits: Bits, loss: float, out: Path, threads: int) -> dict[str, Any]:
         """What the artefact of some widths is worth."""
         count = sum(map(len, self.batches))
-        return {**artefact(self.problem, bits, self.scored, out, threads), "loss": loss, "calibration": count}
+        return {
+            **artefact(self.problem, bits, self.scored, Record(self.scored.preprocess.to_json()), out, threads),
+            "loss": loss,
+            "calibration": count,
+        }
 
 
 ROWS = (*STRATEGIES, "uniform", "mixed, weights only", "mixed, activations too")

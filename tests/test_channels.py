@@ -20,7 +20,7 @@ from fewbit.data.preprocess import Preprocess
 from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import BadImages
-from fewbit.stages.load import assumptions, preprocess_of
+from fewbit.stages.load import assumed, assumptions, preprocess_of
 
 NET = """
 import timm
@@ -98,7 +98,7 @@ def test_a_timm_net_is_asked_for_its_channels(tmp_path: Path, name: str, channel
     assert loaded.input_shape[0] == channels
     preprocess = preprocess_of(loaded, {})
     assert (preprocess.mean, preprocess.std) == ((0.5,) * channels, (0.5,) * channels)
-    (said,) = assumptions(loaded, preprocess, {})
+    (said,) = assumptions(loaded, preprocess, assumed(loaded, {}))
     assert "assumed is --mean 0.5, --std 0.5. Set what" in said
     with pytest.raises(BadImages, match=f"mean has 3 numbers and the model {channels} channel"):
         preprocess_of(loaded, {"mean": (0.1, 0.2, 0.3)})

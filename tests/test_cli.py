@@ -127,7 +127,11 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         ("model", ["--images", "{}/flat", "--recipe", "mze"], ("unknown recipe 'mze'", "mse")),
         ("model", ["--images", "{}/flat", "--bits", "w9a8"], ("--bits w9a8", "2 to 8")),
         ("model", ["--images", "{}/flat", "--keep-float", "hed"], ("--keep-float", "'hed'", "head")),
-        ("model", ["--images", "{}/flat", "--mean", "1,2"], ("--mean 1,2", "three finite numbers")),
+        (
+            "model",
+            ["--images", "{}/flat", "--mean", "1,2"],
+            ("mean has 2 numbers and the model 3 channels", "give 3 or one for all", "--mean"),
+        ),
         ("model", ["--images", "{}/flat", "--interpolation", "bicubik"], ("bicubik", "bicubic")),
         ("modle", ["--images", "{}/flat"], ("unknown function", "'modle'", "model")),
         ("infinite", ["--images", "{}/flat"], ("head.weight", "NaN or infinite")),
@@ -255,16 +259,16 @@ def test_a_killed_run_goes_on_behind_the_last_stage(
 ) -> None:
     from fewbit.stages import prove
 
-    model, once = f"{place / 'net.py'}:model", prove.write_onnx
+    model, once = f"{place / 'net.py'}:model", prove.save
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prove, "write_onnx", killed)
+    monkeypatch.setattr(prove, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(prove, "write_onnx", once)
+    monkeypatch.setattr(prove, "save", once)
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("observed twice")

@@ -254,16 +254,16 @@ def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequenc
 
 def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[NDArray[Any]]]:
     """What makes the inputs of a file: real numbers in their types, and pixels of images where it normalizes inside. Raises
-    BadFile for one of pixels that does not say how.
+    BadFile, when it is called, for real numbers to a file of pixels that does not say how.
     """
-    of_pixels = [dtype == np.uint8 for dtype in types]
-    numbers = normalized_inside({e.key: e.value for e in read_onnx(path).metadata_props}) if any(of_pixels) else None
-    if numbers is None and of_pixels and all(of_pixels):
-        raise BadFile(f"{path} takes uint8 and does not say how it normalizes; give a file that takes floats.")
+    of_pixels = any(dtype == np.uint8 for dtype in types)
+    numbers = normalized_inside({e.key: e.value for e in read_onnx(path).metadata_props}) if of_pixels else None
 
     def taken(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         if x.dtype.kind != "f":
             return x
+        if dtype == np.uint8 and numbers is None:
+            raise BadFile(f"{path} takes uint8 and does not say how it normalizes; give a file that takes floats.")
         return pixels_of(x, *numbers) if numbers and dtype == np.uint8 else x.astype(dtype, copy=False)
 
     return lambda *inputs: [taken(x, dtype) for x, dtype in zip(inputs, types, strict=True)]

@@ -62,7 +62,7 @@ def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
     if get_origin(annotation) is dict:
         return list[str], limits
     if get_origin(annotation) is tuple:
-        return (list[str] if get_args(annotation)[-1] is Ellipsis else str), limits
+        return (list[str] if get_args(annotation) == (str, Ellipsis) else str), limits
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     if kinds:
         return _plain(kinds[0], limits)

@@ -14,13 +14,14 @@ import torch
 
 from fewbit.choose import Bits, choose
 from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
-from fewbit.realize import realize
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
 from fewbit.runtimes import open_session
 from fewbit.search.run import History, pareto
+from fewbit.stages.prove import write_model
 from fewbit.task import recognise
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 
 def judge(
-    problem: SearchProblem, history: History, places: Sequence[int], images: Images, folder: Path, final: Path,
+    problem: SearchProblem, history: History, places: Sequence[int], images: Images, record: Record, folder: Path, final: Path,
     again: Sequence[str], threads: int, progress: Callable[[], None],
 ) -> list[Row]:  # fmt: skip
     """A row for each point, the smallest first, and one for the uniform plan of the most bits.
@@ -43,7 +44,7 @@ def judge(
     """
     model = problem.model
     most = model.settings.most
-    rows = [artefact(problem, Bits(most, most), images, folder, threads)]
+    rows = [artefact(problem, Bits(most, most), images, record, folder, threads)]
     rows[0] |= {"point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None}
     rows[0] |= {"command": shlex.join([*again, "--bits", str(most), "--out", f"run-{most}"]), "file": None, "searched": False}
     progress()
@@ -52,7 +53,7 @@ def judge(
         path, final_path = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
         bits = problem.bits(trial.candidate, str(final_path))
         command = shlex.join([*again, "--bits", str(final_path), "--out", f"run-{name}"])
-        row = artefact(problem, bits, images, folder, threads)
+        row = artefact(problem, bits, images, record, folder, threads)
         row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
         row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
         path.parent.mkdir(exist_ok=True)
@@ -64,13 +65,13 @@ def judge(
     return [{**row, "front": i in front} for i, row in enumerate(rows)]
 
 
-def artefact(problem: SearchProblem, bits: Bits, images: Images, folder: Path, threads: int) -> Row:
-    """Measure an exported plan: accuracy in percent, milliseconds of one image, bytes of the file."""
+def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record, folder: Path, threads: int) -> Row:
+    """Measure an exported plan, in the file that a run would write: accuracy in percent, milliseconds of one image, bytes."""
     model = problem.model
     runtime = model.target.runtime
     path, twin = folder / "point.onnx", folder / "float.onnx"
     plan = choose(replace(model.context, bits=bits), model.recipe)
-    realize(model.graph, plan, path, **model.target.file_format)
+    write_model(model.graph, plan, path, model.target.file_format, record)
     inputs, outputs, one = model.graph.inputs, model.graph.outputs, model.graph.at_a_time(1)
     score = evaluate(
         twin, path, images, outputs, recognise(outputs), inputs=inputs, runtime=runtime, batch=model.graph.at_a_time(16),

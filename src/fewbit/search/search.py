@@ -15,10 +15,11 @@ from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
 from fewbit.configure import default_bits
 from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.record import Record
 from fewbit.data.constants import text_of
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.progress import Progress
-from fewbit.realize import float_onnx, realize
+from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest, option
 from fewbit.run import Run, processor
@@ -32,6 +33,7 @@ from fewbit.search.run import run as trials_of
 from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
 from fewbit.stages import PREPARE
+from fewbit.stages.prove import write_model
 from fewbit.verify.bench import paired
 
 JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
@@ -110,7 +112,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     """The search of a run that has been started."""
     assert request.out is not None
     part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
-    graph, stats = run["exact"], run["observed"]
+    graph, stats, record = run["exact"], run["observed"], run["inputs"].record
     with progress.stage("ranges"):
         context = Context(
             graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
@@ -118,7 +120,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         model = Model(context, request.method, settings)
         measure = Loss(graph, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
-        problem = _timed_problem(model, measure, limits, part, request, progress)
+        problem = _timed_problem(model, measure, limits, part, request, record, progress)
     with progress.stage("search"):
         progress.expect(request.evaluations)
         history = climb(
@@ -130,7 +132,16 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     with progress.stage("judge"):
         progress.expect(len(places) + 1)
         rows = judge(
-            problem, history, places, held_out, part, request.out, _again(request), request.threads, lambda: progress.advance()
+            problem,
+            history,
+            places,
+            held_out,
+            record,
+            part,
+            request.out,
+            _again(request),
+            request.threads,
+            progress.advance,
         )
     summary = _summary(request, problem, history, rows, {"calibration": len(calibration), "scored": len(held_out)})
     with progress.stage("report"):
@@ -142,11 +153,17 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
 
 
 def _timed_problem(
-    model: Model, measure: Loss, limits: Mapping[str, float], part: Path, request: SearchRequest, progress: Progress
+    model: Model,
+    measure: Loss,
+    limits: Mapping[str, float],
+    part: Path,
+    request: SearchRequest,
+    record: Record,
+    progress: Progress,
 ) -> SearchProblem:
     """The problem, with the machine's times of its ops and the bytes of its widest file."""
     float_onnx(model.graph, part / "float.onnx", opset=request.hardware.opset)
-    realize(model.graph, model.base, part / WIDEST, **request.hardware.file_format)
+    write_model(model.graph, model.base, part / WIDEST, request.hardware.file_format, record)
     times = times_of(model, part, request.threads, lambda text: progress.advance(1, text))
     widest = model.dimensions({})
     rest = (part / WIDEST).stat().st_size - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])

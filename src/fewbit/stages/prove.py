@@ -43,7 +43,7 @@ def realize(
     progress.expect(2)
     form, (model, twin) = request.hardware.file_format, (folder / MODEL, folder / TWIN)
     if not model.exists():
-        save(_model(graph, plan, form, inputs.record), model)
+        write_model(graph, plan, model, form, inputs.record)
     progress.advance()
     if not twin.exists():
         save(_twin(exact, form, inputs.record), twin)
@@ -53,6 +53,11 @@ def realize(
     tensors = dict(zip(_columns(exact), columns, strict=True))
     write_atomic(folder / SAMPLE, lambda file: save_file(tensors, file))
     return model, twin, sample
+
+
+def write_model(graph: Graph, plan: Plan, path: Path, form: Mapping[str, Any], said: Record) -> None:
+    """Write model.onnx."""
+    save(_model(graph, plan, form, said), path)
 
 
 def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> ir.Model:
@@ -198,9 +203,9 @@ def bench(
     Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes. A file with a batch written
     in it is measured with that one.
     """
-    batches = [exact.batch] if exact.batch else batches
     batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
     seconds = checked("seconds", seconds, Seconds)
+    batches = [exact.batch] if exact.batch else batches
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))
