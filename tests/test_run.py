@@ -118,7 +118,7 @@ def whole(place: Path) -> Path:
     return Path(small(place, place / "whole").folder)
 
 
-STOPS = {stage.name: () if stage.name in ("images", "choose", "evaluate") else pytest.mark.slow for stage in STAGES}
+STOPS = {stage.name: () if stage.name in ("choose", "evaluate") else pytest.mark.slow for stage in STAGES}
 
 
 @pytest.mark.parametrize("name", [pytest.param(k, marks=v) for k, v in STOPS.items() if k not in ("load", "curve", "twin")])

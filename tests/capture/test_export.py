@@ -509,3 +509,13 @@ def test_a_model_that_chooses_by_its_values_is_refused_with_what_to_give_instead
 def test_weights_without_numbers_are_named(layer):
     with pytest.raises(BadModel, match=r"weight 0\.weight of Sequential has no numbers yet"):
         load_model(nn.Sequential(layer), overrides={"input_size": (3, 8, 8)})
+
+
+class Waves(nn.Module):
+    def forward(self, x):
+        return torch.complex(x, x)
+
+
+def test_complex_outputs_are_refused_with_what_to_return():
+    with pytest.raises(BadModel, match=r"gives output in complex numbers.* write torch\.view_as_real"):
+        load_model(Waves(), overrides={"input_size": (3, 8, 8)})

@@ -43,6 +43,7 @@ def drawn(seed, low, high, c_in, c_out, height, width, *, ends=False):
     ends=st.booleans(),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_winograd_and_direct_are_the_convolution(codes, c_in, c_out, height, width, padding, ends, seed):
     x, w = drawn(seed, *codes, c_in, c_out, height, width, ends=ends)
     expected = exact(x, w, padding)

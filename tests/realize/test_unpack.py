@@ -70,7 +70,7 @@ def plan_of(net, target, bits):
 MIXED = {"conv": 7, "wide": 2, "fc": 5}  # and 8 bits for the head
 
 
-NARROW = [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 5, 7)), 3, 6, pytest.param(MIXED, id="mixed")]
+NARROW = [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 3, 4, 5, 7)), 6, pytest.param(MIXED, id="mixed")]
 
 
 @pytest.fixture(scope="module", params=NARROW)

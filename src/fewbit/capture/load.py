@@ -220,6 +220,8 @@ def _check_outputs(ref: str, program: ExportedProgram) -> None:
             raise BadModel(
                 f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image."
             )
+        if value.is_complex():
+            raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
         if "0" in shape:
             raise BadModel(f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
 
@@ -228,7 +230,7 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
     """Parameters are finite and not all zero, buffers are no NaN; a mask may be infinite."""
     for name, tensor in {**buffers, **parameters}.items():
         if isinstance(tensor, Tensor) and (is_lazy(tensor) or tensor.is_meta):
-            raise BadModel(f"weight {name} of {ref} has no numbers yet (a lazy layer, or device meta); load the weights first.")
+            raise BadModel(f"weight {name} of {ref} has no numbers yet (a lazy layer, or device meta); give it loaded.")
     largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
     if largest and max(largest) < SMALLEST:
         raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")

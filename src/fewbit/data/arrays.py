@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def numpy_file(path: Path) -> tuple[Array, Array | None, Mapping[str, Array]]:
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None, {}
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _stored(file, name) for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
