@@ -253,7 +253,8 @@ def test_a_site_that_stays_float_may_hold_infinities(place: Path, tmp_path: Path
     assert 90 < result.report["accuracy"]["outputs"][0]["agreement"] <= 100
 
 
-@pytest.mark.parametrize("recipe", ["mse", pytest.param("fast", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["mse", "fast"])
 def test_a_killed_run_goes_on_behind_the_last_stage(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
@@ -403,6 +404,7 @@ def test_lists_name_what_there_is() -> None:
     assert "percentile" in run("recipes")[1]
 
 
+@pytest.mark.slow
 def test_synthetic_images_calibrate_and_are_shown_and_a_curve_is_drawn(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = {"score": place / "classes", "steps": 5, "calibration": 2, "seconds": 0.01, "bits": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,12 @@ app(["act", sys.argv[1]])
 """
 
 
+def _heard() -> None:
+    """A process that is started in the background ignores these, and what it starts does."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("how", "code", "says"),
     [
@@ -93,7 +100,7 @@ app(["act", sys.argv[1]])
 )
 def test_what_ends_a_command_is_one_line_and_an_exit_code(how: str, code: int, says: str) -> None:
     words = ["bash", "-c", f'"$0" -c "$1" {how}; exit "${{PIPESTATUS[0]}}"', sys.executable, ACT]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=_heard)
     assert done.returncode == code, done.stderr
     if says == "Traceback":
         assert says in done.stderr

@@ -63,7 +63,7 @@ def small(root: Path) -> dict[str, str]:
     return {"model": f"{root}/net.py:model", "images": f"{root}/calibration.npz", "score": f"{root}/scored.npz"}
 
 
-@pytest.mark.parametrize("of_demo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("of_demo", [pytest.param(of_demo, marks=pytest.mark.slow) for of_demo in (False, True)])
 def test_a_row_is_what_quantize_ships(of_demo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("timed", "runtimes_for"):
         monkeypatch.setattr(f"fewbit.verify.{name}", lambda path: ())  # a row has no timings

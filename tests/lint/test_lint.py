@@ -258,7 +258,7 @@ def on(runtime: str, base: str = "ort-x86-vnni") -> object:
     return load_target(base).model_copy(update={"runtime": runtime, "name": runtime})
 
 
-@pytest.mark.parametrize("net", ["conv_net", "vit"])
+@pytest.mark.parametrize("net", [pytest.param("conv_net", marks=pytest.mark.slow), "vit"])
 @pytest.mark.parametrize("made_for", ["ort-x86-vnni", "openvino-x86"])
 @pytest.mark.parametrize("runs_on", ["ort-x86-vnni", "openvino-x86"])
 def test_prediction_and_truth_agree_on_files_of_fewbit(

@@ -272,7 +272,10 @@ def test_the_views_of_a_log_are_drawn_where_it_has_rows(name: str, section: Sect
     assert section.html({}) == ""
 
 
-@pytest.mark.parametrize("key", [*sorted(canned()[0]), *sorted(canned()[1])])
+KEYS = [*sorted(canned()[0]), *sorted(canned()[1])]
+
+
+@pytest.mark.parametrize("key", [*KEYS[::3], *(pytest.param(k, marks=pytest.mark.slow) for i, k in enumerate(KEYS) if i % 3)])
 def test_without_one_of_its_tables_the_report_is_still_a_page(key: str) -> None:
     report, tables = canned()
     tables["log"] = tables["log"][:2]

@@ -180,7 +180,7 @@ def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(req
     assert checks.kernels["found"] == checks.kernels["expected"] == kernels
 
 
-@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
+@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), pytest.param("vit", 10, marks=pytest.mark.slow)])
 def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, realized, ort_target, tmp_path, net, kernels):
     mine = tmp_path / "mine.toml"
     mine.write_text(f'schema = 1\nname = "mine"\nabout = "one scale for a weight"\nextends = "{ort_target}"\n')
@@ -194,7 +194,7 @@ def test_one_step_for_a_whole_weight_agrees_and_keeps_the_kernels(request, reali
 
 
 @needs_openvino
-@pytest.mark.parametrize(("net", "bits"), [("conv_net", Bits(4, 6)), ("vit", Bits(8, 8))])
+@pytest.mark.parametrize(("net", "bits"), [pytest.param("conv_net", Bits(4, 6), marks=pytest.mark.slow), ("vit", Bits(8, 8))])
 def test_openvino_gives_the_output_of_the_simulation(request, realized, openvino_target, net, bits):
     run = realized(request.getfixturevalue(net), openvino_target, recipe="mse", everything=True, bits=bits)
     checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8), runtime="openvino")

@@ -21,7 +21,7 @@ from fewbit.verify.compare import compare
 GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
 AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16", "ort-x86-w4")
-LIKE_OTHERS = ("openvino-x86-avx2", "openvino-x86-w4", "ort-x86-avx2", "ort-x86-block")  # their attention is another's
+LIKE_OTHERS = ("openvino-x86-avx2", "openvino-x86-w4", "ort-x86-avx2", "ort-x86-block")  # other processors and widths
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -76,7 +76,7 @@ def made(realized, request):
 @pytest.mark.parametrize(
     ("net", "target"),
     [
-        pytest.param(net, name, marks=pytest.mark.slow if net == "wide_vit" and name in LIKE_OTHERS else ())
+        pytest.param(net, name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
         for net, name in itertools.product(NETS, target_names())
         if not name.endswith(("-channel", "-wide"))
     ],
