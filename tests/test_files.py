@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import os
+import stat
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from fewbit.core.grid import Grid
 from fewbit.errors import BadFile, Stopped
@@ -138,3 +142,13 @@ def test_sha256_of_a_file_longer_than_a_piece_is_that_of_its_bytes(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_may_be_read_by_whom_the_umask_says_whichever_library_wrote_it(tmp_path: Path) -> None:
+    for name, write in {"a": lambda p: p.write_text("x"), "b": lambda p: save_file({"x": torch.zeros(1)}, p)}.items():
+        before = os.umask(0o027)
+        try:
+            write_atomic(tmp_path / name, write)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640

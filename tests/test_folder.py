@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -320,3 +321,32 @@ def test_the_record_is_json_that_others_can_check(tmp_path: Path) -> None:
         ["sha256sum", "-c", "-"], input=lines, cwd=run, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
     )
     assert (done.returncode, done.stdout.count(": OK")) == (0, 3)
+
+
+def test_what_stood_at_out_stays_where_the_new_one_cannot_be_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished(tmp_path / "run")
+    before, moved = contents(run), os.replace
+    with Workplace(run, force=True) as place:
+        place.resume({"request": "new"})
+        (place.part / "plan.json").write_text("new")
+
+        def refuse(a: str | Path, b: str | Path) -> None:
+            if Path(a) == place.part:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            moved(a, b)
+
+        monkeypatch.setattr(os, "replace", refuse)
+        with pytest.raises(Stopped, match="No space left"):
+            place.publish()
+    assert contents(run) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.part"]
+
+
+def test_a_kill_before_the_note_is_written_leaves_a_folder_that_is_ours(tmp_path: Path) -> None:
+    part = tmp_path / "run.part"
+    part.mkdir()
+    (part / "lock").touch()
+    (part / ".request.json.part.json").write_text("{")
+    with Workplace(tmp_path / "run") as place:
+        place.resume({"request": 1})
+        assert sorted(path.name for path in part.iterdir()) == ["lock", "request.json"]

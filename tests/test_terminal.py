@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -122,3 +124,30 @@ def test_without_a_terminal_each_stage_says_its_time_and_a_long_one_that_it_live
     assert (lines[0], lines[1]) == ("load: 0.0 s", "observe: 0 s so far, 5 of 12")
     assert lines[-2].startswith("observe: 0.")
     assert lines[-1] == "choose: 0.0 s (not finished)"
+
+
+def test_interrupted_while_it_is_imported_it_says_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "fewbit", "targets"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": _first(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_help_that_cannot_be_printed_says_one_line() -> None:
+    done = subprocess.run(["bash", "-c", '"$0" -m fewbit --help > /dev/full', sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "Stopped: the disk is full. Free some space.\n")
+
+
+def test_a_name_with_a_line_break_makes_no_second_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "fewbit", "verify", "a\nBadFile: b"], capture_output=True, text=True)
+    assert done.stderr.startswith("BadFile: a\\nBadFile: b is not a folder")
+    assert done.stderr.count("\n") == 1
+
+
+def _first(folder: Path) -> str:
+    """A folder in front of where modules are looked for."""
+    return os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))

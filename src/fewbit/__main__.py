@@ -1,6 +1,21 @@
-"""`python -m fewbit`: the command line where its script is not on the path."""
+"""`fewbit`, and `python -m fewbit` where that is not on the path."""
 
-from fewbit.cli import app
+import sys
+
+
+def main() -> None:
+    """The command line, also where it is interrupted while it is imported."""
+    try:
+        from fewbit.cli.app import app, ending
+
+        with ending():
+            from fewbit import cli  # noqa: F401
+
+            app()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+
 
 if __name__ == "__main__":
-    app()
+    main()

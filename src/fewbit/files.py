@@ -25,14 +25,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def beside(path: Path) -> Path:
+    """The file that `write_atomic` fills before it is moved to `path`."""
+    return path.with_name(f".{path.name}.part{path.suffix}")
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place. Raises Stopped where it cannot be written."""
     if not path.name:
         raise BadFile(f"{path} has no name of its own; give the name of a file, as in {path / 'x.json'}.")
-    part = path.with_name(f".{path.name}.part{path.suffix}")
+    part = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode  # as for any new file; safetensors gives its own to nobody else
         write(part)
+        part.chmod(mode)
         os.replace(part, path)
     except Exception as error:
         number = _os_error(error)

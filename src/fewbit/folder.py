@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from fewbit.errors import BadFile, FewbitError, Stopped, stopped
-from fewbit.files import json_text, read_json, sha256, write_json
+from fewbit.files import beside, json_text, read_json, sha256, write_json
 
 RECORDS = {"run": "run.json", "search": "search.json"}  # the file with the hashes of the others
 MARKS = {"run": "plan.json", "search": "points"}  # what stands beside it
@@ -146,16 +146,27 @@ class Workplace:
                 _remove(self.part / name)
             seal(self.part, self.kind)
             refuse(self.out, self.kind, force=self.force)
-            old = tempfile.mkdtemp(prefix=f".{self.out.name[:200]}.", dir=self.out.parent)
-            if self.out.exists():
-                os.replace(self.out, old)
-            (self.part / LOCK).unlink()
-            os.replace(self.part, self.out)
-            shutil.rmtree(old, ignore_errors=True)
+            self._replace()
         except (BadFile, OSError) as error:
-            raise Stopped(f"{self.out} cannot be written: {error}") from error
+            raise Stopped(f"{self.out} cannot be written: {error}. Mend that and give the same command again.") from error
         self.published = True
         return self.out
+
+    def _replace(self) -> None:
+        """Put the work in place of `out`; what stood there stays where that fails."""
+        old = Path(tempfile.mkdtemp(prefix=f".{self.out.name[:200]}.", dir=self.out.parent))
+        try:
+            if self.out.exists():
+                os.replace(self.out, old)
+            try:
+                (self.part / LOCK).unlink()
+                os.replace(self.part, self.out)
+            except OSError:
+                if any(old.iterdir()):
+                    os.replace(old, self.out)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _unmake(self) -> None:
         """Remove the folder, and those above it that were made for it."""
@@ -222,9 +233,10 @@ def _is_ours(part: Path) -> bool:
     if not part.is_dir():
         return False
     if not (part / NOTE).is_file():
-        return all(path.name == LOCK for path in part.iterdir())
+        return all(path.name in (LOCK, beside(part / NOTE).name) for path in part.iterdir())
     with suppress(BadFile):
-        return "request" in read_json(part / NOTE)
+        note = read_json(part / NOTE)
+        return isinstance(note, dict) and "request" in note
     return False
 
 

@@ -116,7 +116,8 @@ def _child(case: Case, folder: Path, scratch: Path, texts: list[Path]) -> None:
     code = 70
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores these
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.chdir(folder)
         os.environ |= {"TMPDIR": str(scratch), "MARKER": str(folder / "marker"), **case.environment}
         tempfile.tempdir = None

@@ -123,20 +123,28 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @app.command()
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            with _signals():
-                function(*args, **kwargs)
-        except (Exception, KeyboardInterrupt, Signalled) as error:
-            told = _told(error)
-            if told is None:
-                raise
-            message, code = told
-            _open_output()
-            with suppress(Stopped, BrokenPipeError):
-                err.print(" ".join([message, *getattr(error, "__notes__", ())]), style="bold red", soft_wrap=True)
-            raise typer.Exit(code) from None
+        with ending():
+            function(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """What ends the block is told in one line, and SystemExit has its exit code; a fault of fewbit's own goes on."""
+    try:
+        with _signals():
+            yield
+    except (Exception, KeyboardInterrupt, Signalled) as error:
+        told = _told(error)
+        if told is None:
+            raise
+        message, code = told
+        _open_output()
+        with suppress(Stopped, BrokenPipeError):
+            text = " ".join([message, *getattr(error, "__notes__", ())]).replace("\n", "\\n")  # a name may have one
+            err.print(text, style="bold red", soft_wrap=True)
+        raise SystemExit(code) from None
 
 
 def _told(error: BaseException) -> tuple[str, int] | None:

@@ -62,6 +62,8 @@ def decode(item: Item, name: str, channels: int) -> Array:
         raise BadImages(f"{name}: {error}.") from error
     except (MemoryError, FewbitError):
         raise
+    except FileNotFoundError as error:
+        raise BadImages(f"{error.filename or name} is gone since the images were listed; give the command again.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
         raise BadImages(f"{name} cannot be decoded as an image: {error}.") from error
 

@@ -5,11 +5,11 @@ Also load time, and peak memory of a fresh process for each file.
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +30,13 @@ from fewbit.runtimes import HERE, open_session, runtime_names
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
 # file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
 CHILD = """
-import json, sys, time
+import io, json, sys, time
 import numpy as np
 {imports}
-path, threads, inputs = sys.argv[1:]
+path, threads = sys.argv[1:]
 seconds, threads = 0.0, int(threads)
 if path:
-    inputs = dict(np.load(inputs))
+    inputs = dict(np.load(io.BytesIO(sys.stdin.buffer.read())))
     start = time.perf_counter()
     exec({load!r})
     seconds = time.perf_counter() - start
@@ -168,13 +168,12 @@ def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, 
     assert session is not None
     imports, load = session.script
     child = CHILD.format(imports=imports, load=load)
-    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-        np.savez(file, **({} if path is None else _zeros(path, inputs, batch)))  # type: ignore[arg-type]
-        file.flush()
-        command = [sys.executable, "-P", "-c", child, "" if path is None else str(path), str(threads), file.name]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    arrays = io.BytesIO()
+    np.savez(arrays, **({} if path is None else _zeros(path, inputs, batch)))  # type: ignore[arg-type]
+    command = [sys.executable, "-P", "-c", child, "" if path is None else str(path), str(threads)]
+    process = subprocess.run(command, input=arrays.getvalue(), capture_output=True, check=False)
     if process.returncode:
-        why = (process.stderr.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+        why = (process.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
         raise BadFile(f"{runtime} cannot load {path}: {why}")
     seconds, peak = json.loads(process.stdout.splitlines()[-1])
     return seconds, peak

@@ -123,7 +123,7 @@ def _memory() -> Iterator[Case]:
                 command,
                 Right((0, 2), ("memory",)),
                 memory=24 * MB,
-                needs=("run",),
+                needs=("run", "classes"),
                 keeps=("run",),
             )
     huge = quantize("--input-size", "3,16000,16000")
@@ -235,7 +235,7 @@ def _signals() -> Iterator[Case]:
         time.sleep(0.05)
         os.kill(pid, signal.SIGINT)
 
-    yield Case("Ctrl-C at once", quantize(), Right((130, -2, 2)), meanwhile=early, keeps=("out.part",))
+    yield Case("Ctrl-C at once", quantize(), Right((130, -2, 2), silent=True), meanwhile=early, keeps=("out.part",))
 
 
 def _vanished() -> Iterator[Case]:

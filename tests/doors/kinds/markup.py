@@ -81,7 +81,7 @@ def _names() -> Iterator[Case]:
 
 
 def _moved(folder: Path, text: str) -> None:
-    (folder / f"d{text}").mkdir()
+    (folder / f"d{text}").mkdir(parents=True)
     (folder / "net.py").rename(folder / f"d{text}" / "net.py")
 
 

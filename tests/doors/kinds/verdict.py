@@ -74,7 +74,7 @@ def cases() -> Iterator[Case]:
                 needs=("run",),
             )
     yield Case("nothing is changed", COMMANDS["verify"], _yes(), needs=("run",))
-    yield Case("nothing is changed, evaluated", COMMANDS["evaluate"], _yes(), needs=("run",))
+    yield Case("nothing is changed, evaluated", COMMANDS["evaluate"], _yes(), needs=("run", "classes"))
 
 
 def _yes() -> Any:
@@ -188,6 +188,8 @@ def _numbers(value: Any, name: str, change: Callable[[Any], Any]) -> None:
         for key, one in value.items():
             if key == name and isinstance(one, int | float):
                 value[key] = change(one)
+            elif key == name and isinstance(one, dict):
+                value[key] = {k: change(v) for k, v in one.items()}
             elif key == name and isinstance(one, list):
                 value[key] = [change(v) if isinstance(v, int | float) else v for v in one]
             else:
