@@ -198,8 +198,8 @@ class Options(BaseModel):
 
     def _check_images(self) -> None:
         """Raises BadImages where calibration or scored images are missing."""
-        from fewbit.capture.load import DEMOS  # models that have images of their own
         from fewbit.data.collection import check_source
+        from fewbit.demo import DEMOS  # models that have images of their own
 
         synthetic, real = self.synthetic
         if self.loader is not None:

@@ -48,10 +48,10 @@ from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.core.inputs import flat
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Input, Output, Port
-from fewbit.errors import BadFile, BadModel, BadValues
+from fewbit.demo import DEMOS
+from fewbit.errors import BadFile, BadModel, BadValues, FewbitError
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
-DEMOS = {"demo": "model.py:model", "demo:resnet20": "cnn.py:resnet20", "demo:mobilenet": "cnn.py:mobilenet"}
 MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 MODEL = f"MODEL is {MODEL_NAMES}."
 KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
@@ -112,7 +112,7 @@ def load_model(
             f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
         )
     if ref in DEMOS:
-        return _from_file(f"{Path(__file__).parents[1] / 'demo' / DEMOS[ref]}", overrides, given, ref=ref)
+        return _from_file(DEMOS[ref].spec, overrides, given, ref=ref)
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides, given)
     if ref.endswith(".onnx"):
@@ -294,6 +294,8 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, 
     made = getattr(python, function)
     try:
         net = made if isinstance(made, nn.Module) else made()
+    except FewbitError:
+        raise
     except (Exception, SystemExit) as error:
         raise BadModel(
             f"{function}() of {path} failed: {reason(error)} Mend it; it has to return a torch.nn.Module."

@@ -1,0 +1,29 @@
+"""The models that fewbit ships, by the name that is typed, with the images of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Demo:
+    """`maker` is the function that returns the model, file.py:function; `calibration` and `test` are its images."""
+
+    maker: str
+    calibration: Path = HERE / "calibration.parquet"
+    test: Path = HERE / "test.parquet"
+
+    @property
+    def spec(self) -> str:
+        return str(HERE / self.maker)
+
+
+DETR = Demo("detr.py:detr", HERE / "scenes-calibration.parquet", HERE / "scenes-test.parquet")
+DEMOS = {
+    "demo": Demo("model.py:model"),
+    "demo:resnet20": Demo("cnn.py:resnet20"),
+    "demo:mobilenet": Demo("cnn.py:mobilenet"),
+}

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewbit.demo import DEMOS
+
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -20,10 +22,8 @@ INPUT_SIZE = (3, 32, 32)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-HERE = Path(__file__).parent
-WEIGHTS = HERE / "weights.safetensors"
-CALIBRATION = HERE / "calibration.parquet"
-TEST = HERE / "test.parquet"
+WEIGHTS = Path(__file__).parent / "weights.safetensors"
+CALIBRATION, TEST = DEMOS["demo"].calibration, DEMOS["demo"].test
 
 
 class ConvStem(nn.Module):

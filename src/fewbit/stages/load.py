@@ -19,7 +19,6 @@ from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import batch_of, fingerprint, reason
 from fewbit.capture.inputs import Given
-from fewbit.capture.load import DEMOS
 from fewbit.capture.python_file import from_python
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
@@ -31,7 +30,7 @@ from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
-from fewbit.demo import model as demo
+from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
 from fewbit.files import read_tensors, write_atomic, write_stream
 from fewbit.observe import Stats
@@ -172,9 +171,11 @@ def sources_of(request: Options) -> tuple[Any, Any]:
     """The sources of calibration and scored images; a demo has its own."""
     if request.loader is not None:
         return _called(request.loader), request.score
-    own = request.ref in DEMOS and (request.images is None or request.synthetic[0])
-    score = demo.TEST if own and request.score is None else request.score
-    return demo.CALIBRATION if request.images is None else request.images, score
+    if request.ref not in DEMOS or (request.images is not None and not request.synthetic[0]):
+        return request.images, request.score
+    demo = DEMOS[request.ref]
+    images = demo.calibration if request.images is None else request.images
+    return images, demo.test if request.score is None else request.score
 
 
 def _called(loader: str) -> Any:
