@@ -15,6 +15,7 @@ from fewbit.realize import realize
 from fewbit.recipes import recipe_named
 from fewbit.runtimes import OpenVino
 from fewbit.target import load_target
+from fewbit.verify.compare import compare
 from planning import plan_for
 
 pytest.importorskip("openvino")
@@ -79,3 +80,27 @@ def test_every_channel_has_its_own_bias(tmp_path: Path, openvino_target: str, ke
         expected = simulate(graph, plan)(images)
     found = torch.from_numpy(OpenVino(tmp_path / "model.onnx", threads=1).run(images.numpy())["logits"])
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+class Shared(nn.Module):
+    """A convolution without a bias that a convolution and an addition read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(torch.relu(x)) + x
+
+
+def test_a_product_without_a_bias_that_two_nodes_read_is_scaled_once(tmp_path: Path, openvino_target: str) -> None:
+    torch.manual_seed(0)
+    graph = capture(load_model(Shared().eval(), overrides={"input_size": (3, 16, 16)}))
+    images, target = torch.randn(8, 3, 16, 16), load_target(openvino_target)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
+    realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    checks = compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino")
+    assert sum(check.compared for check in checks.on) > 0
+    assert not checks.wrong
+    assert not any(check.wrong for check in checks.outputs)

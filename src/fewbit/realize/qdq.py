@@ -27,11 +27,12 @@ from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
-from fewbit.realize.shield import shield
+from fewbit.realize.shield import NOTHING, shield
 from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights
 
 qd = torch.ops.quantized_decomposed
+READS = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
 CODES = ".codes"
 
 
@@ -203,20 +204,26 @@ def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
 
 
 def _add_float_biases(module: GraphModule) -> None:
-    """Float biases of convolutions as additions behind them.
+    """Float biases of convolutions as additions behind them; without a bias an addition of nothing where several nodes read.
 
     openvino 2026.4 adds the first entry of the bias to all channels where a QuantizeLinear follows, the batch is dynamic and
     the model reads its size (for a class token). An addition it makes part of the kernel again, as onnxruntime does.
+    Without one it makes the scale of the product part of a QuantizeLinear that follows and, where another node reads the
+    product too, part of the convolution's kernel as well, so that the codes are those of numbers scaled twice.
     """
     for conv in calls(module.graph, *CONVS):
         bias = argument(conv, 2, "bias")
-        if not is_constant(bias):
+        shape = conv.meta["tensor_meta"].shape
+        if bias is None and len(conv.users) > 1 and is_call(conv.args[1], *READS):
+            name, numbers = f"{conv.name}_nothing", torch.full((shape[1],), float(NOTHING))
+        elif is_constant(bias):
+            give_bias(conv, None)
+            name, numbers = f"{bias.name}_map", constant(module, bias)
+        else:
             continue
-        give_bias(conv, None)
+        flat = add_constant(module, name, numbers.view([1, -1] + [1] * (len(shape) - 2)), conv)
         behind = list(conv.users)
         with module.graph.inserting_after(conv):
-            shape = [1, -1] + [1] * (len(conv.meta["tensor_meta"].shape) - 2)
-            flat = add_constant(module, f"{bias.name}_map", constant(module, bias).view(shape), conv)
             total = module.graph.call_function(aten.add.Tensor, (conv, flat))
         for user in behind:
             user.replace_input_with(conv, total)

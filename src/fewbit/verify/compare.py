@@ -31,6 +31,7 @@ from fewbit.verify.outputs import Outputs, distance, disturbances, given_by, joi
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
 TIE = 2e-3
+DISTURBANCES = 8  # of a free simulation: each moves a number on a boundary to the other side in about every second one
 
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 
@@ -116,7 +117,7 @@ def shipped(
     alike = judged(f"{session.runtime}, as it ships", shown.expected, found, shown.moved)
     if not any(check.wrong for check in alike):
         return alike
-    free, moved = with_rounding(module.executor, images, names, rounded)
+    free, moved = with_rounding(module.executor, images, names, rounded, times=DISTURBANCES)
     return judged(f"{session.runtime}, as it ships", free, found, moved)
 
 

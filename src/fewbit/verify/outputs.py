@@ -82,16 +82,22 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
 
 
 def with_rounding(
-    executor: Executor, images: Sequence[Batch], names: Sequence[str], rounded: Collection[str] = ()
+    executor: Executor, images: Sequence[Batch], names: Sequence[str], rounded: Collection[str] = (), times: int = 1
 ) -> tuple[Outputs, Mapping[str, float]]:
-    """The outputs of an executor for all batches, and how far rounding moves each; `rounded` as in `disturbances`."""
-    noise, exact, disturbed = disturbances(executor, rounded), list[Outputs](), list[Outputs]()
+    """The outputs of an executor for all batches, and how far rounding moves each; `rounded` as in `disturbances`.
+
+    `times` disturbances are tried, each of its own seed: a number on the border of two codes falls to the other side in some.
+    """
+    exact, moved = list[Outputs](), dict.fromkeys(names, 0.0)
     with torch.no_grad():
         for batch in images:
             exact.append(named(executor(batch), names))
-            disturbed.append(named(executor(batch, calls=noise), names))
-    ours, moved = joined(exact), joined(disturbed)
-    return ours, {name: distance(moved[name], ours[name]) for name in names}
+        for seed in range(times):
+            noise = disturbances(executor, rounded, seed)
+            for batch, ours in zip(images, exact, strict=True):
+                disturbed = named(executor(batch, calls=noise), names)
+                moved = {name: max(moved[name], distance(disturbed[name], ours[name])) for name in names}
+    return joined(exact), moved
 
 
 def distance(a: Tensor, b: Tensor) -> float:
