@@ -25,6 +25,7 @@ DEFAULT = "mse"
 RECOMMENDED = ("mse", "fast", "best")  # shown first: quick, the best in about a minute, the best there is
 
 ENTROPY, MSE = Ranges(EntropyRange(), MinMax()), Ranges(MseRange(), MseRange())
+CHANNELS = Equalize(norms=False, values=False, keys=False, convolutions=False)
 IN_TURN = OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start=ENTROPY, sequential=True)
 LIU2021 = Recipe(
     "Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",
@@ -48,7 +49,7 @@ LEARNED = Reconstruct(
     seconds=600.0,
 )
 RECIPES: Mapping[str, Recipe] = {
-    "mse": Recipe("the ranges with the smallest squared error of each tensor", (MSE,)),
+    "mse": Recipe("the ranges with the smallest squared error of each tensor", (MSE,), equalize=CHANNELS),
     "fast": FAST,
     "best": replace(
         FAST,
@@ -113,5 +114,5 @@ def plain_ranges(recipe: Recipe, name: str) -> Ranges:
 
 def is_plain(recipe: Recipe) -> bool:
     """Whether every scale follows from its own tensor alone."""
-    first = recipe.passes[0] if len(recipe.passes) == 1 and recipe.equalize is None else None
+    first = recipe.passes[0] if len(recipe.passes) == 1 and recipe.equalize in (None, CHANNELS) else None
     return isinstance(first, Ranges) and not first.gradients and first.channel_bits is None

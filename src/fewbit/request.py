@@ -332,6 +332,14 @@ class SearchRequest(Options):
     least: int = Field(default=4, ge=2, le=16, description="The narrowest width.")
     points: Count = Field(default=8, description="Largest number of points to export.")
     command: str = Field(default="fewbit search", repr=False)
+    everything: ClassVar[bool] = False
+
+    @property
+    def widths(self) -> Bits:
+        """Those that the search begins with."""
+        from fewbit.choose import Bits
+
+        return Bits(default_bits(self.hardware), default_bits(self.hardware))
 
     @cached_property
     def method(self) -> Recipe:

@@ -1,4 +1,4 @@
-"""All rewrites of a graph whose statistics are known: constants are changed, nodes never are."""
+"""All rewrites of a graph whose statistics are known: constants are changed, the only new nodes multiply by powers of two."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.values import Graph, Json, Op
+from fewbit.equalize.channels import evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
@@ -31,7 +32,10 @@ TOLERANCE = 1e-4  # of the largest output, on random images
 
 @dataclass(frozen=True)
 class Equalized:
-    """The graph with other constants, those constants by name, and a row for each place: kind, op, strength, errors."""
+    """The graph with other constants, those constants by name, and a row for each place: kind, op, strength, errors.
+
+    A constant with the name of a site is what its channels are multiplied by (equalize/channels.py).
+    """
 
     graph: Graph
     constants: Mapping[str, Tensor] = field(default_factory=dict)
@@ -42,6 +46,7 @@ class Equalized:
 class Equalize:
     """What is equalized, each place with its own strength, "off" among them.
 
+    `channels`: what depthwise convolutions read and what float nodes read of convolutions, by powers of two for each channel;
     `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the
     layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
     shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
@@ -49,6 +54,7 @@ class Equalize:
     with keys, in each head (equalize/rotate.py). `rows` are sampled of each tensor over all images.
     """
 
+    channels: bool = True
     norms: bool = True
     values: bool = True
     keys: bool = True
@@ -67,8 +73,13 @@ class Equalize:
         base = self._rotate(graph)
         work = _Work(base.graph, grids, self.strengths)
         graph, work.new, work.record = base.graph, dict(base.constants), [dict(row) for row in base.record]
-        work.samples = _sample_tensors(graph, batches, work.watched(self), self.rows)
+        watched = work.watched(self)
+        if not watched:
+            return work.result()
+        work.samples = _sample_tensors(graph, batches, watched, self.rows)
+        work.output = _output(graph)
         for flag, rewrite in (
+            (self.channels, work.channels),
             (self.norms, work.layer_norms),
             (self.values, work.value_scales),
             (self.keys, work.query_scales),
@@ -103,11 +114,17 @@ def _append(state: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equal
 
 
 def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
-    """A graph with other values of some constants; nodes, ops and sites keep their names. The first graph is left alone."""
+    """A graph with other values of some constants, and factors of sites; nodes, ops and sites keep their names. The first graph
+    is left alone.
+    """
     if not constants:
         return graph
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
+    sites = {site.name for site in graph.sites}
+    graph = with_factors(replace(graph, module=module), {name: constants[name] for name in constants if name in sites})
     for name, value in constants.items():
+        if name in sites:
+            continue
         owner, _, leaf = name.rpartition(".")
         holder: nn.Module = module.get_submodule(owner)
         delattr(holder, leaf)
@@ -141,19 +158,47 @@ class _Work:
         self.graph, self.grids, self.strengths = graph, grids, strengths
         self.nodes: dict[str, Node] = {node.name: node for node in graph.module.graph.nodes}
         self.new: dict[str, Tensor] = {}
-        self.output = _output(graph)  # with the constants that have changed so far
+        self.output: tuple[Tensor, ...] = ()  # with the constants that have changed so far
         self.record: list[dict[str, Json]] = []
         self.samples: dict[str, Tensor] = {}
         self.heads: list[Heads] = heads(graph)
+        self.evened: set[str] = set()  # sites whose channels have had their factors
 
     def watched(self, settings: Equalize) -> set[str]:
         """The nodes whose values are sampled."""
         names = {norm.node.name for norm in norms(self.graph)} if settings.norms else set()
+        names |= {place.site.tensor for place in places(self.graph, self.grids)} if settings.channels else set()
         for h in self.heads if settings.values else ():
             names |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
         for h in self.heads if settings.keys else ():
             names |= {op.node for op in (h.query, h.key) if op}
         return names | ({p.between.name for p in conv_pairs(self.graph)} if settings.convolutions else set())
+
+    def channels(self) -> None:
+        """All places at once: powers of two round nothing, so one look at the outputs is enough."""
+        before, rows = dict(self.new), list[dict[str, Json]]()
+        for place in places(self.graph, self.grids):
+            low, high, squares = self.samples[place.site.tensor]
+            scale = evened(low, high, squares)
+            gain = steps(low, high, scale)
+            if gain["after"] >= gain["before"]:
+                continue
+            if place.writer is not None:
+                self.new |= self._divide(place.writer, scale, torch.zeros_like(scale))
+            for op in place.readers:
+                self.new[self._name(self.nodes[op.node], 1)] = self._constant(op, 1) * scale.view(-1, 1, 1, 1)
+            if place.writer is None or not place.readers:
+                self.new[place.site.name] = 1 / scale if place.writer is None else scale
+            self.evened.add(place.site.name)
+            op = place.writer or place.readers[0]
+            rows.append({"kind": "channels", "op": op.name, "strength": None, **gain})
+        if not rows:
+            return
+        output = _output(replaced(self.graph, self.new))
+        difference = _difference(self.output, output)
+        moved = difference <= TOLERANCE
+        self.new, self.output = (self.new, output) if moved else (before, self.output)
+        self.record += [{**row, "difference": difference, "shift": False, "moved": moved} for row in rows]
 
     def layer_norms(self) -> None:
         for norm in norms(self.graph):
@@ -206,7 +251,7 @@ class _Work:
         for pair in conv_pairs(self.graph):
             op = pair.second
             activation, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
-            if activation is None or weight is None or activation.axis is not None:
+            if activation is None or weight is None or activation.axis is not None or op.operands["input"] in self.evened:
                 continue
             low, high, squares = self.samples[pair.between.name]
             w = self._constant(op, 1)

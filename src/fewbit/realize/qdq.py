@@ -28,6 +28,7 @@ from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.shield import NOTHING, shield
+from fewbit.realize.steps import by_channel
 from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights
 
@@ -64,6 +65,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
         _without_clip(model, node)
     if not float_weights:
         pack_weights(model, plan)
+    by_channel(model)
     fuse_nodes(model, fuse)
     if graph.batch is not None:
         keep_products(model.graph)

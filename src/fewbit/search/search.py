@@ -98,7 +98,7 @@ def search(model: Any, images: Any = None, *, progress: Progress | None = None, 
 
 
 def execute(request: SearchRequest, progress: Progress | None = None) -> dict[str, Any]:
-    """The stages of a run up to observe, then ranges, times, the search itself, and its points as ONNX files."""
+    """The stages of a run up to equalize, then ranges, times, the search itself, and its points as ONNX files."""
     limits: dict[str, float] = {}
     for text in request.budget:
         name, limit = parse_budget(text)
@@ -112,7 +112,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     """The search of a run that has been started."""
     assert request.out is not None
     part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
-    graph, stats, record = run["exact"], run["observed"], run["inputs"].record
+    graph, stats, record = run["graph"], run["stats"], run["inputs"].record
     with progress.stage("ranges"):
         context = Context(
             graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed

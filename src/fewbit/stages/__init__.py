@@ -39,7 +39,7 @@ STAGES = (
     Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
     REPORT,
 )  # fmt: skip
-PREPARE = STAGES[:4]  # the first stages of a search
+PREPARE = STAGES[:5]  # the first stages of a search
 
 REOPENED = (
     Stage("capture", load.reopened, ("exact", "given")),

@@ -44,7 +44,7 @@ def choose(
         folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     log: list[PassLog] = []
-    if recipe.equalize is not None:
+    if recipe.equalize is not None and equalized:
         log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
     fallbacks = _elsewhere(request.hardware)
     if isinstance(bits, Mixed):

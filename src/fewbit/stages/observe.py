@@ -75,7 +75,8 @@ def equalize(
     )  # fmt: skip
     batches = calibration.batches(exact.at_a_time(8))
     result = method(exact, progress.counted(batches), slots.grids)
-    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites)
+    changed = bool(result.constants)
+    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites) if changed else observed
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
     write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})

@@ -1,0 +1,61 @@
+"""A product by channel beside codes as a scale for each channel: the factors are powers of two, so no number is another."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fewbit.realize.fuse.nodes import constant, made_by, remove_dead
+
+
+def by_channel(model: ir.Model) -> None:
+    """Leave out products of maps with powers of two behind a DequantizeLinear or in front of QuantizeLinear, in place."""
+    for node in list(model.graph):
+        factor = _factor(node)
+        if factor is None or node.outputs[0].is_graph_output():
+            continue
+        source, users = node.inputs[0], list(node.outputs[0].consumers())
+        assert source is not None
+        if all(user.op_type == "QuantizeLinear" and _has_one(user) for user in users):
+            for user in users:
+                _rescaled(model.graph, user, 1 / factor)
+                user.replace_input_with(0, source)
+        elif made_by(source) == "DequantizeLinear" and len(list(source.consumers())) == 1 and not source.is_graph_output():
+            reader = source.producer()
+            assert reader is not None
+            if _has_one(reader):
+                _rescaled(model.graph, reader, factor)
+                ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    remove_dead(model.graph)
+
+
+def _factor(node: ir.Node) -> np.ndarray | None:
+    """The powers of two (channels,) that a node multiplies the channels of a map by; None for another node."""
+    number = constant(node.inputs[1]) if node.op_type == "Mul" else None
+    if number is None or number.ndim != 4 or number.shape != (1, number.size, 1, 1) or number.dtype != np.float32:
+        return None
+    return number.reshape(-1) if bool((np.frexp(number)[0] == 0.5).all()) else None
+
+
+def _has_one(node: ir.Node) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear has one scale, which is known."""
+    numbers = [constant(value) for value in node.inputs[1:3]]
+    return len(numbers) == 2 and all(number is not None and number.size == 1 for number in numbers)
+
+
+def _rescaled(graph: ir.Graph, node: ir.Node, factor: np.ndarray) -> None:
+    """Give a QuantizeLinear or DequantizeLinear a scale for each channel: its own times the factors."""
+    scale, zero = (constant(value) for value in node.inputs[1:3])
+    assert scale is not None
+    assert zero is not None
+    numbers = {
+        "scale": (scale.reshape(()) * factor).astype(np.float32),
+        "zero": np.full(factor.shape, zero.reshape(()), zero.dtype),
+    }
+    for place, (name, number) in enumerate(numbers.items(), 1):
+        value = ir.Value(
+            name=f"{node.outputs[0].name}_{name}s", const_value=ir.tensor(number, name=f"{node.outputs[0].name}_{name}s")
+        )
+        graph.register_initializer(value)
+        node.replace_input_with(place, value)
+    node.attributes["axis"] = ir.AttrInt64("axis", 1)
