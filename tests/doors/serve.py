@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import resource
-import runpy
 import shutil
 import signal
 import sys
@@ -41,6 +40,7 @@ def warm(place: Path, needs: Container[str], *, whole: bool) -> None:
     The runtimes are left to each case, as they have threads.
     """
     sys.dont_write_bytecode = True  # a case's folder stays as it was
+    import fewbit.__main__  # noqa: F401
     import fewbit.verify as proofs
     import fewbit.verify.bench as bench
 
@@ -142,8 +142,10 @@ def _child(case: Case, folder: Path, scratch: Path, texts: list[Path]) -> None:
 
 def typed(arguments: tuple[str, ...]) -> None:
     """`fewbit ARGUMENTS`, as the command line is started."""
+    from fewbit.__main__ import main
+
     sys.argv = ["fewbit", *arguments]
-    runpy.run_module("fewbit", run_name="__main__")
+    main()
 
 
 def apart(work: Callable[[], object], meanwhile: Callable[[int], object] | None = None) -> int:

@@ -62,7 +62,7 @@ def _disks() -> Iterator[Case]:
         words = ("diff", "run", "run", "--json", "disk/x.json") if command == "diff" else ("report", "disk/run")
         yield Case(
             f"{command} on a full disk",
-            on_a_disk(1 << 18 if command == "report" else 0, words, fill=True),
+            on_a_disk(0, words, fill=True),
             refused(FULL),
             needs=("run",),
             keeps=("disk",),
@@ -87,16 +87,17 @@ def on_a_disk(
         if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, 0x44000, None):
             limited(resource.RLIMIT_FSIZE, size, command)()  # no disk can be mounted here: a limit for each file
             return
-        assert libc.mount(b"tmpfs", b"disk", b"tmpfs", flags, f"size={max(size, 4096)}".encode()) == 0
+        run = sorted(Path("run").iterdir()) if fill and "disk/run" in command else []
+        pages = sum(2 + path.stat().st_size // 4096 for path in run)  # room for these and little else
+        assert libc.mount(b"tmpfs", b"disk", b"tmpfs", flags, f"size={max(size, 4096 * (1 + pages))}".encode()) == 0
         if temporary:
             os.environ["TMPDIR"] = str(Path("disk").resolve())
-        if fill and not size:
-            Path("disk/filler").write_bytes(bytes(4096))
-        elif fill:
+        if run:
             os.mkdir("disk/run")
-            for path in Path("run").iterdir():
-                if path.stat().st_size < size // 4:
-                    shutil.copy2(path, "disk/run")
+            for path in run:
+                shutil.copy2(path, "disk/run")
+        elif fill:
+            Path("disk/filler").write_bytes(bytes(4096))
         typed(command)
 
     return call
