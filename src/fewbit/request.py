@@ -153,6 +153,9 @@ class Options(BaseModel):
     input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
         default=None, description="channels,height,width", examples=["3,224,224"]
     )
+    dynamic_size: bool = Field(
+        default=False, description="The files take any height and width; calibrated is --input-size. ONNX files keep theirs."
+    )
     mean: Annotated[Channels | None, _checked(pixels.means)] = Field(
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )

@@ -95,16 +95,21 @@ def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 
 def export(
-    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None = None, batches: Sequence[int | None] = (None, 1)
+    module: nn.Module,
+    inputs: Sequence[Input],
+    arguments: Arguments | None = None,
+    batches: Sequence[int | None] = (None, 1),
+    free: Sequence[int] = (),
 ) -> ExportedProgram:
     """The exported program of a module with these inputs, and with the first of `batches` that it can be exported with; None is
-    a dynamic one. `arguments` say how it is called (None: with the image alone).
+    a dynamic one. `arguments` say how it is called (None: with the image alone); `free` are places of (channels, height, width)
+    that stay dynamic where the module allows it.
 
     Raises BadModel with torch.export's own reason where the model cannot be exported.
     """
     for batch in batches:
         try:
-            return _exported(module, inputs, arguments, batch)
+            return _exported(module, inputs, arguments, batch, free)
         except BadModel:
             raise
         except (Exception, SystemExit) as error:
@@ -115,15 +120,16 @@ def export(
 
 
 def _exported(
-    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None, batch: int | None
+    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None, batch: int | None, free: Sequence[int]
 ) -> ExportedProgram:  # fmt: skip
     called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
-    free = {} if batch else {0: Dim("batch", min=1, max=65536)}
-    with quiet(), _evaluating(called), torch.no_grad():
-        noise = _noise(batch, shape_of(inputs))
-        out = _same_again(partial(called.result, _tensors(inputs, noise)), type(module).__name__)
-        values = _tensors(inputs, torch.zeros_like(noise))
-        shapes = {_key(one.name): free if one.has_batch else {} for one in inputs}
+    rows = {} if batch else {0: Dim("batch", min=1, max=65536)}
+    with quiet(), evaluating(called), torch.no_grad():
+        noise = noise_of(batch, shape_of(inputs))
+        out = _same_again(partial(called.result, tensors_of(inputs, noise)), type(module).__name__)
+        values = tensors_of(inputs, torch.zeros_like(noise))
+        sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
+        shapes = {_key(one.name): {**(rows if one.has_batch else {}), **(sizes if one.value is None else {})} for one in inputs}
         if arguments is None and inputs[0].name == IMAGES and isinstance(out, Tensor):
             program = torch.export.export(module, tuple(values.values()), dynamic_shapes=tuple(shapes.values()))
         else:
@@ -134,11 +140,11 @@ def _exported(
     return program
 
 
-def _noise(batch: int | None, input_shape: Sequence[int]) -> Tensor:
+def noise_of(batch: int | None, input_shape: Sequence[int]) -> Tensor:
     return torch.rand(batch or 2, *input_shape, generator=torch.Generator().manual_seed(0))
 
 
-def _tensors(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:
+def tensors_of(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:
     """Images and examples of the other inputs, as NamedPorts takes them."""
     values = fed(inputs, example(inputs, images))
     return {_key(one.name): value for one, value in zip(inputs, values, strict=True)}
@@ -149,7 +155,7 @@ def _same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:
     first, *others = (function() for _ in range(passes))
     for other in others:
         for one, two in zip(pytree.tree_leaves(first), pytree.tree_leaves(other), strict=True):
-            if isinstance(one, Tensor) and (one.shape != two.shape or not _alike(one.double(), two.double())):
+            if isinstance(one, Tensor) and (one.shape != two.shape or not alike(one.double(), two.double())):
                 raise BadModel(
                     f"{ref} gives two answers for one image: something in it is random (dropout left on, random masks). "
                     "Make it deterministic in eval mode; a random model cannot be compared with its integers."
@@ -157,7 +163,7 @@ def _same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:
     return first
 
 
-def _alike(one: Tensor, two: Tensor) -> bool:
+def alike(one: Tensor, two: Tensor) -> bool:
     """Equal up to what the order of a sum changes."""
     largest = float(one.nan_to_num().abs().max()) if one.numel() else 0.0
     return torch.allclose(one, two, rtol=0, atol=1e-4 * largest, equal_nan=True)
@@ -168,7 +174,7 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     depend on each other.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
-    batch, noise = batch_of(program), _noise(batch_of(program), shape_of(inputs))
+    batch, noise = batch_of(program), noise_of(batch_of(program), shape_of(inputs))
     values = fed(inputs, example(inputs, noise))
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
@@ -178,7 +184,7 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     turned = fed(inputs, example(inputs, noise.roll(1, 0)))
     with torch.no_grad():
         here, there = (pytree.tree_leaves(graph_module(program)(*given)) for given in (values, turned))
-    if not all(_alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
+    if not all(alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
         raise BadModel(
             f"{ref} has a batch of {batch} written in it, and its images depend on each other: what one gives is another in "
             "another place of the batch. Export it for one image, or with a dynamic batch."
@@ -307,7 +313,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in eval mode; afterwards each of its parts is in the mode that it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()

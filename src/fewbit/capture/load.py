@@ -31,7 +31,6 @@ from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
 from fewbit.capture.export import (
     batch_of,
-    export,
     first_map,
     input_values,
     output_values,
@@ -45,7 +44,8 @@ from fewbit.capture.inputs import Arguments, Given, of_module, of_ports
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
-from fewbit.core.inputs import flat
+from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_another_size
+from fewbit.core.inputs import flat, shape_of
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Input, Output, Port
 from fewbit.demo import DEMOS
@@ -96,34 +96,48 @@ def load_model(
     overrides: Mapping[str, Any] | None = None,
     requantize: bool = False,
     given: Given = ALONE,
+    dynamic_size: bool = False,
 ) -> Loaded:
     """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
 
     `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...); `requantize`
-    takes the quantization out of an ONNX file; `given` are the inputs beside the image.
+    takes the quantization out of an ONNX file; `given` are the inputs beside the image. With `dynamic_size` images may have any
+    height and width; BadModel says where they may not.
     """
+    loaded = _loaded(ref, weights, overrides, requantize, given, (1, 2) if dynamic_size else ())
+    if dynamic_size and all(one.other is None for one in loaded.inputs):
+        size = " x ".join(map(str, shape_of(loaded.inputs)[1:]))
+        raise BadModel(f"{loaded.ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
+    return loaded
+
+
+def _loaded(
+    ref: str | nn.Module | ExportedProgram, weights: Path | None, overrides: Mapping[str, Any] | None, requantize: bool,
+    given: Given, free: tuple[int, ...],
+) -> Loaded:  # fmt: skip
+    """`free`: the sizes that are to stay free where the model is a module."""
     if isinstance(ref, ExportedProgram):
         return _from_program(ref, "exported program", overrides, given)
     if isinstance(ref, nn.Module):
         net = unwrapped(ref)
-        return _from_module(net, type(net).__name__, overrides, given)
+        return _from_module(net, type(net).__name__, overrides, given, free=free)
     if not isinstance(ref, str):
         raise BadModel(
             f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
         )
     if ref in DEMOS:
-        return _from_file(DEMOS[ref].spec, overrides, given, ref=ref)
+        return _from_file(DEMOS[ref].spec, overrides, given, ref=ref, free=free)
     if ref.endswith(".pt2"):
         return _from_pt2(Path(ref), overrides, given)
     if ref.endswith(".onnx"):
         return _from_onnx(Path(ref), overrides, given, requantize)
     if re.search(r"\.py(:[^:]*)?$", ref):
-        return _from_file(ref, overrides, given, ref=ref)
+        return _from_file(ref, overrides, given, ref=ref, free=free)
     if ref.startswith("hf:"):
-        return _from_hf(ref, overrides, given)
+        return _from_hf(ref, overrides, given, free)
     if ref.endswith(SUFFIXES):
         refuse_file(Path(ref))
-    return _from_name(ref, weights, overrides, given)
+    return _from_name(ref, weights, overrides, given, free)
 
 
 def is_architecture(ref: str) -> bool:
@@ -140,8 +154,9 @@ def _from_module(
     notes: tuple[str, ...] = (),
     called: tuple[tuple[Input, ...], Arguments] | None = None,
     batches: tuple[int | None, ...] = (None, 1),
+    free: tuple[int, ...] = (),
 ) -> Loaded:
-    """`called`: its inputs and arguments, where they are known already."""
+    """`called`: its inputs and arguments, where they are known already; `free`: the sizes that are to stay free."""
     fields = {**(timm_record(module) if record is None else record), **(overrides or {})}
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
@@ -154,10 +169,10 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
-    program = export(module, inputs, arguments, batches)
+    program, inputs = exported(module, inputs, arguments, batches, free)
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program)
-    notes = (*notes, *_about_batch(ref, program))
+    notes = (*notes, *_about_batch(ref, program), *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program), inputs=inputs)
 
 
@@ -190,16 +205,14 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
     kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
     if kinds:
         raise BadModel(f"{ref} was exported in {' and '.join(sorted(kinds))}; export it in float32: model.float().")
-    _, *shape = image.shape
-    if not all(isinstance(n, int) for n in shape):
-        raise BadModel(f"{ref} was exported with a dynamic image size; only the batch may be dynamic.")
-    asked = (overrides or {}).get("input_size")
-    if asked is not None and tuple(asked) != tuple(shape):
-        raise BadModel(f"{ref} was exported for input {tuple(shape)}, not {tuple(asked)}; leave --input-size out.")
+    shape, free = size_of(image, (overrides or {}).get("input_size"), ref), free_sizes(image)
+    inputs = tuple(replace(one, shape=shape) if one.value is None else one for one in inputs)
+    if free:
+        inputs = with_another_size(by_guards(program, inputs), program, inputs) or inputs
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program)
-    record = {**(overrides or {}), "input_size": tuple(shape)}
-    notes = _about_batch(ref, program)
+    record = {**(overrides or {}), "input_size": shape}
+    notes = (*_about_batch(ref, program), *about_sizes(ref, inputs, free))
     return Loaded(ref, program, record, notes=notes, batch=batch_of(program), inputs=inputs)
 
 
@@ -260,8 +273,6 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, re
     file = read_onnx(path, {*given.constants, *flat(given.each)}, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
-    if not all(isinstance(n, int) for n in file.image.dims[2:]):
-        notes = (*notes, f"{path} takes images of any size; the files that come out take {size[1]} x {size[2]} alone.")
     inputs = of_ports(
         [replace(one, shape=size) if one.name == file.image.name else one for one in file.inputs], given, str(path)
     )
@@ -269,10 +280,10 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, re
     inputs = tuple(
         one if one.value is None or one.name not in halves else replace(one, value=one.value.half().float()) for one in inputs
     )
-    free, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
-    fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if free else (file.batch,)
+    any_batch, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
+    fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if any_batch else (file.batch,)
     record, notes = _entry(file), (*file.notes, *notes)
-    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches)
+    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, file.free)
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports)
 
 
@@ -289,7 +300,7 @@ def _entry(file: OnnxFile) -> dict[str, Any]:
     return checked(record, where)
 
 
-def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, ref: str) -> Loaded:
+def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, ref: str, free: tuple[int, ...]) -> Loaded:
     path, python, function = from_python(spec, "MODEL")
     made = getattr(python, function)
     try:
@@ -308,22 +319,24 @@ def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, 
     if "input_size" in constants:  # the file's own record: the whole image, bicubic, no crop
         unsaid = () if ref in DEMOS else tuple(name for name in WHOLE if name not in constants)
         record = {**WHOLE, "antialias": False, "assumed": unsaid}
-    return _from_module(net, ref, overrides, given, {**record, **checked(constants, str(path), CONSTANTS)})
+    return _from_module(net, ref, overrides, given, {**record, **checked(constants, str(path), CONSTANTS)}, free=free)
 
 
-def _from_hf(ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
+def _from_hf(ref: str, overrides: Mapping[str, Any] | None, given: Given, free: tuple[int, ...]) -> Loaded:
     net, record, notes = hugging_face(ref)
     size = (overrides or {}).get("input_size")
     if size is not None and tuple(size) != record["input_size"]:
         raise BadModel(
             f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead."
         )
-    return _from_module(net, ref, None, given, checked(record, ref), notes)
+    return _from_module(net, ref, None, given, checked(record, ref), notes, free=free)
 
 
-def _from_name(ref: str, weights: Path | None, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
+def _from_name(
+    ref: str, weights: Path | None, overrides: Mapping[str, Any] | None, given: Given, free: tuple[int, ...]
+) -> Loaded:  # fmt: skip
     if ref.startswith("torchvision:"):
         net, record, notes = torchvision_model(ref, weights, (overrides or {}).get("input_size"))
     else:
         net, record, notes = timm_model(ref, weights, (*DEMOS, *KINDS), MODEL)
-    return _from_module(net, ref, overrides, given, checked(record, ref), notes)
+    return _from_module(net, ref, overrides, given, checked(record, ref), notes, free=free)

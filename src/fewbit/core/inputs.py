@@ -17,6 +17,7 @@ Batch = (
     Tensor | tuple[Tensor, ...]
 )  # images (b, c, h, w); or these, and a tensor with a row for each of them of every such input
 
+PLACES = ("channels", "height", "width")  # of the shape of an image
 ALONE = (Input("images", ()),)  # of a model that takes nothing but images
 
 
@@ -28,6 +29,11 @@ def images_of(batch: Batch) -> Tensor:
 def shape_of(inputs: Sequence[Input]) -> tuple[int, ...]:
     """(channels, height, width) of an image."""
     return next(one.shape for one in inputs if one.value is None)
+
+
+def named_places(free: Sequence[int]) -> str:
+    """Places of the shape of an image in words."""
+    return " and ".join(PLACES[i] for i in free)
 
 
 def count(batch: Batch) -> int:

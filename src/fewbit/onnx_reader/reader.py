@@ -47,6 +47,11 @@ class OnnxFile:
         """The batch that is written in the file, None where it is free."""
         return self.image.dims[0] if isinstance(self.image.dims[0], int) else None
 
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The places of (channels, height, width) that the file leaves free, the channels apart."""
+        return tuple(i for i, d in enumerate(self.image.dims[1:]) if i and not isinstance(d, int))
+
     def look(self, inputs: Sequence[Input]) -> bool:
         """Run the network once on noise and the values of its other inputs, and where the file fixes a batch, again with
         another one. Returns whether any will do: each image has its own outputs, whatever the batch. Raises BadModel with the

@@ -21,6 +21,8 @@ def resize(node: Node, x: Value, *rest: Value) -> Tensor:
     x = tensor(x)
     roi, scales, wanted = _arguments(node, rest)
     axes = [a % x.ndim for a in node.get("axes") or range(x.ndim)]
+    if not all(isinstance(n, int) for n in x.shape[2:]):
+        return _of_any_size(node, x, axes, scales, wanted)
     steps = dict.fromkeys(range(x.ndim), 1.0)
     size = dict(enumerate(x.shape))
     if wanted is not None:
@@ -58,11 +60,40 @@ def _arguments(node: Node, rest: tuple[Value, ...]) -> tuple[Value, Value, Value
     return roi, scales, None if scales is not None else wanted
 
 
-def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[float, float]]]) -> Tensor:
-    old = node.op == "Upsample" or node.opset == 10
-    mode, where = node.get("mode", "nearest"), "asymmetric" if old else node.get("coordinate_transformation_mode", "half_pixel")
+def _of_any_size(node: Node, x: Tensor, axes: list[int], scales: Value, wanted: Value) -> Tensor:
+    """A map whose height or width is free, where torch has the same rule for all sizes."""
+    mode, where, rounding = _rule(node)
+    given = dict(zip(axes, numbers(scales if wanted is None else wanted, "size"), strict=True))
+    spatial = range(2, x.ndim)
+    steps = None if wanted is not None else [float(given.get(a, 1.0)) for a in spatial]
+    whole = steps is not None and all(step.is_integer() for step in steps) and where == "half_pixel"
     if mode == "nearest":
-        return _nearest(node, x, moved, where, "floor" if old else node.get("nearest_mode", "round_prefer_floor"))
+        even = (where, rounding) == ("asymmetric", "floor") or (
+            whole and where == "half_pixel" and rounding.startswith("round")
+        )
+        same, aligned = "nearest" if even else None, None
+    else:
+        same, aligned = TORCH_MODES.get(x.ndim, {}).get(mode), ALIGNED.get(where.replace("pytorch_", ""))
+    special = node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75
+    stretched = node.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+    if same is None or special or not stretched or (same != "nearest" and aligned is None):
+        raise ValueError(f"torch does not resize maps of any size by {mode}, {where}")
+    size = None if wanted is None else [given.get(a, x.shape[a]) for a in spatial]
+    return F.interpolate(x, size, steps, same, aligned)
+
+
+def _rule(node: Node) -> tuple[str, str, str]:
+    """How a node interpolates, where its pixels lie, and how it rounds to the nearest."""
+    if node.op == "Upsample" or node.opset == 10:
+        return node.get("mode", "nearest"), "asymmetric", "floor"
+    where, how = node.get("coordinate_transformation_mode", "half_pixel"), node.get("nearest_mode", "round_prefer_floor")
+    return node.get("mode", "nearest"), where, how
+
+
+def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[float, float]]]) -> Tensor:
+    mode, where, rounding = _rule(node)
+    if mode == "nearest":
+        return _nearest(node, x, moved, where, rounding)
     plain = where.replace("pytorch_", "") if all(n > 1 for _, n, _ in moved.values()) else where
     mode_of_torch = TORCH_MODES.get(x.ndim, {}).get(mode)
     special = node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75

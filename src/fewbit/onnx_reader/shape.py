@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from fewbit.onnx_reader.values import Known, Node, Registry, Value, known, number, numbers, sizes, tensor, torch_of
 
@@ -31,7 +31,9 @@ def reshape(node: Node, x: Value, wanted: Value) -> Tensor:
         target = freed(node, y, target, written=wanted.written)
     start = len(target) - 1
     if 0 < start < y.ndim - 1 and list(map(str, y.shape[:start])) == list(map(str, target[:start])):
-        return y.flatten(start)  # as text: comparing symbols would guard on them
+        last, rest = target[start], math.prod(y.shape[start:])
+        if not isinstance(last, int) or last == -1 or (isinstance(rest, int) and last == rest):
+            return y.flatten(start)  # as text: comparing symbols would guard on them
     return y.reshape(target)
 
 
@@ -41,7 +43,10 @@ def freed(node: Node, x: Tensor, target: list[Any], *, written: bool) -> list[An
     symbolic = not isinstance(now, int)
     if batch is None or not target or not all(isinstance(n, int) for n in target) or (symbolic and isinstance(total, int)):
         return target
-    one = int(total // now)  # numbers of one image
+    one = total // now  # numbers of one image
+    if isinstance(one, SymInt) and one.node.maybe_as_int() is None:  # of any size
+        return [target[0] // batch * now, *target[1:]] if -1 in target[1:] and target[0] % batch == 0 else target
+    one = int(one)
     if -1 in target:
         if not written and not symbolic and target[0] != batch:
             return target

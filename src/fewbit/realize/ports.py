@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from fewbit.core.inputs import PLACES
 from fewbit.core.values import Port
 
-BATCH = "batch"  # what torch.onnx calls the batch
+BATCH = "batch"  # what torch.onnx calls the batch; sizes that are free are called as in PLACES
 
 
 def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
@@ -21,10 +22,16 @@ def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
     images = next((port for port in ports if len(port.dims) == 4), None)  # the first map says what the batch is called
     if images is None:
         return
-    batch = images.dims[0] if isinstance(images.dims[0], str) else None
+    names: dict[str | None, int | str | None] = dict(zip((BATCH, *PLACES), images.dims, strict=True))
     for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
         if value.shape is not None:
-            value.shape = ir.Shape([ir.SymbolicDim(batch) if _is_batch(dim) else dim for dim in value.shape])
+            value.shape = ir.Shape([_called(dim, names) for dim in value.shape])
+    dims = {port.name: port.dims for port in ports}
+    for value in graph.outputs:  # sizes that follow from free ones
+        written = dims.get(value.name or "", ())
+        if value.shape is not None and len(value.shape) == len(written):
+            pairs = zip(value.shape, written, strict=True)
+            value.shape = ir.Shape([d if isinstance(d, int) or isinstance(n, int) else ir.SymbolicDim(n) for d, n in pairs])
     for side, cast in ((graph.inputs, _read_as), (graph.outputs, _written_as)):
         for i, value in enumerate(side):
             dtype = types.get(value.name or "")
@@ -32,8 +39,12 @@ def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
                 side[i] = cast(graph, value, ir.DataType(dtype))
 
 
-def _is_batch(dim: int | ir.SymbolicDim) -> bool:
-    return isinstance(dim, ir.SymbolicDim) and dim.value == BATCH
+def _called(dim: int | ir.SymbolicDim, names: Mapping[str | None, int | str | None]) -> int | ir.SymbolicDim:
+    """A dimension under the name that it has in the file that went in."""
+    if not isinstance(dim, ir.SymbolicDim) or dim.value not in names:
+        return dim
+    name = names[dim.value]
+    return ir.SymbolicDim(name if isinstance(name, str) else None)
 
 
 def _read_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -15,10 +15,10 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from fewbit.capture.fx import aten, calls
-from fewbit.core.inputs import example, fed
+from fewbit.core.inputs import PLACES, example, fed
 from fewbit.core.values import Graph
 from fewbit.errors import BadModel
-from fewbit.realize.ports import set_ports
+from fewbit.realize.ports import BATCH, set_ports
 
 POOL = aten.adaptive_avg_pool2d.default
 
@@ -47,14 +47,15 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
-    inputs, batch = graph.inputs, Dim("batch", min=1, max=65536)
-    shapes = tuple({0: batch} if one.has_batch else {} for one in inputs)
+    inputs = graph.inputs
+    rows: dict[int, Any] = {} if graph.batch else {0: Dim(BATCH, min=1, max=65536)}
+    shapes = tuple({**(rows if one.has_batch else {}), **{1 + i: PLACES[i] for i in one.free}} for one in inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
-                opset_version=opset, verbose=False, dynamic_shapes=None if graph.batch else shapes,
+                opset_version=opset, verbose=False, dynamic_shapes=shapes if any(shapes) else None,
                 input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
                 custom_translation_table=translations,
             )  # fmt: skip

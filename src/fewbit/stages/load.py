@@ -93,7 +93,8 @@ def described(one: Input) -> dict[str, Any]:
     kind = "image" if one.value is None else "each image" if one.each else "constant"
     record = {"name": one.name, "shape": list(one.shape), "batch": one.has_batch, "kind": kind}
     digest = {"sha256": hashlib.sha256(one.value.numpy().tobytes()).hexdigest()} if kind == "constant" else {}  # type: ignore[union-attr]
-    return {**record, "type": str(one.dtype).removeprefix("torch."), **digest}
+    other = {} if one.other is None else {"other": list(one.other)}  # where sizes are free
+    return {**record, "type": str(one.dtype).removeprefix("torch."), **digest, **other}
 
 
 def load(request: Options) -> Inputs:
@@ -103,7 +104,8 @@ def load(request: Options) -> Inputs:
     each, source = ({}, source) if request.synthetic[0] else examples(source)
     given = Given(request.inputs, each)
     loaded = load_model(
-        request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given
+        request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given,
+        dynamic_size=request.dynamic_size,
     )  # fmt: skip
     whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
     preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
@@ -274,9 +276,13 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
         given = Given({n: v for n, v in values.items() if n not in each}, {n: values[n][0] for n in each})
         ports = tuple(Port(str(name), int(kind), tuple(dims)) for name, kind, dims in record["ports"])
         batch = record["batch"]
+        other = {one["name"]: tuple(one["other"]) for one in record["inputs"] if "other" in one}
+        size = {"input_size": tuple(record["preprocess"]["size"])} if other else {}
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
-    loaded = replace(load_model(str(folder / EXPORTED), given=given), batch=batch, ports=ports)
+    loaded = load_model(str(folder / EXPORTED), given=given, overrides=size)
+    inputs = tuple(replace(one, other=other.get(one.name)) for one in loaded.inputs)
+    loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs)
     return graph_of(loaded), loaded.program
 
 

@@ -14,10 +14,11 @@ import torch.utils._pytree as pytree
 from onnx import TensorProto
 from safetensors.torch import save_file
 from torch.export import ExportedProgram
+from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
-from fewbit.core.inputs import Batch, joined, parts
+from fewbit.core.inputs import Batch, images_of, joined, parts, rows
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
@@ -95,6 +96,19 @@ def sample_of(graph: Graph, images: Images) -> Batch:
     return pytree.tree_map(lambda x: x.half().float() if x.is_floating_point() else x, sample)  # type: ignore[no-any-return]
 
 
+def at_another_size(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
+    """A few images of another size, where a model takes any, by what is said of them; their numbers are some of the sample's,
+    so that a file that takes pixels or float16 can hold them.
+    """
+    image = next(one for one in graph.inputs if one.value is None)
+    if image.other is None:
+        return {}
+    few = rows(sample, slice(graph.at_a_time(2)))
+    images = interpolate(images_of(few), image.other[1:], mode="nearest")
+    where = f", {image.other[1]} x {image.other[2]}"
+    return {where: [(images, *few[1:]) if isinstance(few, tuple) else images]}
+
+
 def type_of(graph: Graph) -> str:
     """numpy's name of the type in which the files of a graph take normalized images."""
     kinds = (port.type for port in graph.ports if port.name == graph.input_name and port.type != TensorProto.BFLOAT16)
@@ -106,13 +120,18 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    batches = parts(sample, exact.at_a_time(4))
-    checks = proofs.twin_checks(given, exact.inputs, twin, runtime, batches)
+    groups = {"": parts(sample, exact.at_a_time(4)), **at_another_size(exact, sample)}
+
+    def checked_in(name: str) -> tuple[OutputCheck, ...]:
+        sizes = (proofs.twin_checks(given, exact.inputs, twin, name, batches, where) for where, batches in groups.items())
+        return tuple(check for checks in sizes for check in checks)
+
+    checks = checked_in(runtime)
     wrong = next((check for check in checks if check.wrong), None)
     if wrong is None:
         return checks
     differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
-    again = () if runtime == AS_WRITTEN else proofs.twin_checks(given, exact.inputs, twin, AS_WRITTEN, batches)
+    again = () if runtime == AS_WRITTEN else checked_in(AS_WRITTEN)
     if again and not any(check.wrong for check in again):
         raise FewbitFailed(
             f"{runtime} computes the float model wrongly ({differs}; {AS_WRITTEN} computes it rightly), so nothing can be "
@@ -166,7 +185,7 @@ def verify(
     try:
         checks = proofs.compare(
             graph, plan, model, parts(sample, graph.at_a_time(4)), runtime=None if stands_in(plan) else runtime,
-            progress=lambda text: progress.advance(1, text),
+            others=at_another_size(graph, sample), progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
     except (LookupError, RuntimeError, ValueError) as error:
         if not deviations:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -33,6 +34,7 @@ from fewbit.verify.outputs import Outputs, distance, disturbances, given_by, joi
 TIE = 2e-3
 DISTURBANCES = 8  # of a free simulation: each moves a number on a boundary to the other side in about every second one
 
+NOTHING: Mapping[str, Sequence[Batch]] = MappingProxyType({})
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 
 
@@ -47,6 +49,10 @@ class Forced:
     found: Outputs
     moved: Mapping[str, float]
 
+    def judged(self, place: str) -> tuple[OutputCheck, ...]:
+        """The checks of the outputs; `place` says which file ran where."""
+        return judged(place, self.expected, self.found, self.moved)
+
 
 def compare(
     graph: Graph,
@@ -55,14 +61,17 @@ def compare(
     batches: Iterable[Batch],
     *,
     runtime: str | None = AS_WRITTEN,
+    others: Mapping[str, Sequence[Batch]] = NOTHING,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Checks:
     """Run the realized model and the simulation on batches of images and count where they differ.
 
     Codes and outputs are those of the file as written (onnxruntime without optimisations) and as it ships: optimised in
-    `runtime`. None: as written alone, where the plan's runtime is not here.
+    `runtime`. None: as written alone, where the plan's runtime is not here. `others` are batches of images of another size, by
+    what is said of it.
     """
-    module, images, file = simulate(graph, plan), list(batches), read_onnx(path)
+    module, file = simulate(graph, plan), read_onnx(path)
+    groups = {"": list(batches), **others}
     order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
     activations = [name for name, choice in plan.choices.items() if choice.codes is None]
     sites = sorted(activations, key=lambda site: order[graph.site(site).tensor])
@@ -70,17 +79,22 @@ def compare(
     progress("weights")
     weights = stored_codes(graph, plan, path, file)
     progress("codes as written")
-    written = forced(module, OnnxRuntime(path, optimise=False, outputs=shown), sites, names, images)
-    outputs = judged("as written", written.expected, written.found, written.moved)
+    session: Session = OnnxRuntime(path, optimise=False, outputs=shown)
+    written = {where: forced(module, session, sites, names, images) for where, images in groups.items()}
+    off = added([one.sites for one in written.values()])
+    outputs = [check for where, one in written.items() for check in one.judged(f"as written{where}")]
     if runtime is None:
-        return Checks(written.sites, (), outputs, kernels(plan, path), weights)
+        return Checks(off, (), tuple(outputs), kernels(plan, path), weights)
     progress(f"codes in {runtime}")
-    rounded = rounded_by_kernels(graph, plan)
-    optimised = forced(module, open_session(runtime, path, outputs=shown), sites, names, images, rounded)
-    outputs += judged(f"{runtime}, codes shown", optimised.expected, optimised.found, optimised.moved)
+    rounded, session = rounded_by_kernels(graph, plan), open_session(runtime, path, outputs=shown)
+    optimised = {where: forced(module, session, sites, names, images, rounded) for where, images in groups.items()}
+    outputs += [check for where, one in optimised.items() for check in one.judged(f"{runtime}, codes shown{where}")]
     progress(f"outputs in {runtime}")
-    outputs += shipped(module, open_session(runtime, path), optimised, images, rounded)
-    return Checks(written.sites, optimised.sites, outputs, kernels(plan, path), weights)
+    session = open_session(runtime, path)
+    for where, images in groups.items():
+        outputs += shipped(module, session, optimised[where], images, rounded, where)
+    on = added([one.sites for one in optimised.values()])
+    return Checks(off, on, tuple(outputs), kernels(plan, path), weights)
 
 
 def forced(
@@ -104,7 +118,12 @@ def forced(
 
 
 def shipped(
-    module: Simulation, session: Session, shown: Forced, images: Sequence[Batch], rounded: Collection[str] = ()
+    module: Simulation,
+    session: Session,
+    shown: Forced,
+    images: Sequence[Batch],
+    rounded: Collection[str] = (),
+    where: str = "",
 ) -> tuple[OutputCheck, ...]:
     """The outputs of the file as it ships, with no codes to be seen.
 
@@ -112,13 +131,13 @@ def shipped(
     to rounding, they are held to the same. If not, ties fell elsewhere: they are held to a simulation that runs free, and
     rounding then moves outputs by ties as well.
     """
-    names = list(shown.expected)
+    names, place = list(shown.expected), f"{session.runtime}, as it ships{where}"
     found = joined([given_by(session, module.executor.inputs, batch, names) for batch in images])
-    alike = judged(f"{session.runtime}, as it ships", shown.expected, found, shown.moved)
+    alike = judged(place, shown.expected, found, shown.moved)
     if not any(check.wrong for check in alike):
         return alike
     free, moved = with_rounding(module.executor, images, names, rounded, times=DISTURBANCES)
-    return judged(f"{session.runtime}, as it ships", free, found, moved)
+    return judged(place, free, found, moved)
 
 
 def rounded_by_kernels(graph: Graph, plan: Plan) -> list[str]:
@@ -152,6 +171,17 @@ def _joined_layers(path: Path) -> int:
     parts = {node.output[0]: len(node.input) for node in nodes if node.op_type == "Concat"}
     products = [node for node in nodes if node.op_type in ("MatMulIntegerToFloat", "QAttention")]
     return sum(parts.get(node.input[1], 1) - 1 for node in products)
+
+
+def added(tables: Sequence[Sequence[SiteCheck]]) -> tuple[SiteCheck, ...]:
+    """The checks of the same sites in several tables as one table."""
+    return tuple(
+        SiteCheck(
+            rows[0].site, sum(one.compared for one in rows), sum(one.differing for one in rows), sum(one.ties for one in rows),
+            sum(one.wrong for one in rows), max(one.max_difference for one in rows),
+        )
+        for rows in zip(*tables, strict=True)
+    )  # fmt: skip
 
 
 def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:

@@ -131,10 +131,12 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
 
 
 def twin_checks(
-    program: ExportedProgram, inputs: Sequence[Input], twin: Path, runtime: str, images: Sequence[Batch]
+    program: ExportedProgram, inputs: Sequence[Input], twin: Path, runtime: str, images: Sequence[Batch], where: str = ""
 ) -> tuple[OutputCheck, ...]:
-    """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images."""
+    """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images; `where` ends the
+    place of each check.
+    """
     session, names = open_session(runtime, twin), [output.name for output in read_onnx(twin).graph.output]
     given, moved = with_rounding(Executor(graph_module(program), inputs=inputs), images, names)
     found = joined([given_by(session, inputs, batch, names) for batch in images])
-    return judged(f"float.onnx in {runtime}", given, found, moved)
+    return judged(f"float.onnx in {runtime}{where}", given, found, moved)

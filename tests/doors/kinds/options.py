@@ -153,6 +153,8 @@ def _combinations() -> Iterator[Case]:
     yield Case("--requantize of a Python file", quantize("--requantize"), refused("--requantize", "net.py"))
     again = ("quantize", "run/float.onnx", "--images", "flat", "--out", "out")
     yield Case("--requantize of a float file", (*again, "--requantize"), refused("float.onnx", "--requantize"), needs=("run",))
+    yield Case("--dynamic-size of a file of one size", (*again, "--dynamic-size"), refused("float.onnx", "--dynamic-size"),
+               needs=("run",))  # fmt: skip
     for entry in ("{", "[]", '{"mean": "a"}', '{"std": [0, 0, 0]}', '{"resize": "nope"}', "[" * 100_000):
         yield Case(f"a record in a file: {_short(entry)}", again, refused(("fewbit.preprocess", "resize")), before=_says(entry),
                    needs=("run",), keeps=("run",))  # fmt: skip

@@ -1,0 +1,143 @@
+"""Images of other sizes: a program that leaves height and width free, and a size that it was looked at with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import SymInt, Tensor, nn
+from torch.export import ExportedProgram
+
+from fewbit.capture.export import (
+    NamedPorts,
+    alike,
+    batch_of,
+    evaluating,
+    export,
+    graph_module,
+    input_values,
+    noise_of,
+    tensors_of,
+)
+from fewbit.capture.inputs import Arguments
+from fewbit.core.inputs import example, fed, named_places, shape_of
+from fewbit.core.values import Input
+from fewbit.errors import BadModel
+
+OTHERS = "cannot be exported, or give other numbers"
+Called = Callable[[Tensor], Any]  # what a model gives for images
+
+
+def exported(
+    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None, batches: Sequence[int | None],
+    free: Sequence[int] = (),
+) -> tuple[ExportedProgram, tuple[Input, ...]]:  # fmt: skip
+    """The program of a module as `export` gives it, for images of any size in the places of `free` where it can be; and the
+    inputs, of which the image then has another size, for which the program gives what the module gives.
+    """
+    found = _with_free_sizes(module, inputs, arguments, batches[0], free)
+    if found is not None:
+        return found
+    program = export(module, inputs, arguments, batches)
+    if batch_of(program) != batches[0] and (found := _with_free_sizes(module, inputs, arguments, batch_of(program), free)):
+        return found
+    return program, tuple(inputs)
+
+
+def _with_free_sizes(
+    module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None, batch: int | None, free: Sequence[int]
+) -> tuple[ExportedProgram, tuple[Input, ...]] | None:
+    if not free:
+        return None
+    try:
+        program = export(module, inputs, arguments, (batch,), free)
+        left = free_sizes(_image(program, inputs))
+        if left != tuple(free):  # written in the model, which the program has as a symbol of one value
+            return _with_free_sizes(module, inputs, arguments, batch, left)
+    except BadModel:
+        return None
+    called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
+    with evaluating(called):
+        looked = with_another_size(lambda images: called.result(tensors_of(inputs, images)), program, inputs)
+    return None if looked is None else (program, looked)
+
+
+def with_another_size(model: Called, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[Input, ...] | None:
+    """The inputs, the image with another size for which the model runs; None where there is none, or where the program gives
+    something else than the model for one of those that are tried.
+    """
+    run, found = graph_module(program), list[tuple[int, ...]]()
+    for other in _others(shape_of(inputs), free_sizes(_image(program, inputs))):
+        images = noise_of(batch_of(program) or 1, other)
+        with torch.no_grad():
+            try:
+                want = pytree.tree_leaves(model(images))
+            except Exception:
+                continue  # the model takes no such size, and nothing is said about it
+            try:
+                got = pytree.tree_leaves(run(*fed(inputs, example(inputs, images))))
+            except Exception:
+                return None
+        want = [one for one in want if isinstance(one, Tensor)]
+        if not all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
+            return None
+        found.append(other)
+    return tuple(replace(one, other=found[0]) if one.value is None else one for one in inputs) if found else None
+
+
+def _image(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
+    """The fake tensor that stands for the image."""
+    image: Tensor = input_values(program)[next(one.name for one in inputs if one.value is None)]
+    return image
+
+
+def free_sizes(image: Tensor) -> tuple[int, ...]:
+    """The places of (channels, height, width) that a program leaves free; `image` is its fake one."""
+    return tuple(i for i, n in enumerate(image.shape[1:]) if isinstance(n, SymInt) and n.node.maybe_as_int() is None)
+
+
+def size_of(image: Tensor, asked: Sequence[int] | None, ref: str) -> tuple[int, int, int]:
+    """(channels, height, width): what a program fixes, and what is asked for where it leaves a size free."""
+    fixed = [n if isinstance(n, int) else None for n in image.shape[1:]]
+    if asked is None and None in fixed:
+        raise BadModel(f"{ref} was exported for any {named_places(free_sizes(image))}. Say one size: --input-size 3,224,224.")
+    size = tuple(wanted if n is None else n for n, wanted in zip(fixed, asked or fixed, strict=True))
+    if asked is not None and size != tuple(asked):
+        raise BadModel(f"{ref} was exported for input {size}, not {tuple(asked)}; leave --input-size out.")
+    return size  # type: ignore[return-value]
+
+
+def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple[str, ...]:
+    """A sentence about the sizes of images that were to stay free."""
+    if not free:
+        return ()
+    image = next(one for one in inputs if one.value is None)
+    takes, size = f"{ref} takes images of any {named_places(free)}", " x ".join(map(str, image.shape[1:]))
+    if image.other is None:
+        return (f"{takes}; the files that come out take {size} alone: others {OTHERS}.",)
+    other = " x ".join(map(str, image.other[1:]))
+    return (f"{takes}; so do the files that come out, any {named_places(image.free)}, and {size} and {other} are compared.",)
+
+
+def _others(shape: tuple[int, ...], free: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Sizes to try: odd ones, as padding and windows depend on the remainder, then some that divide as the given one does."""
+    high, wide = shape[1:]
+    for sides in ((high + 1, wide + 3), (high + 32, wide + 64), (2 * high, 2 * wide)):
+        other = tuple(n if i in free else shape[i] for i, n in enumerate((shape[0], *sides)))
+        if other != shape:
+            yield other
+
+
+def by_guards(program: ExportedProgram, inputs: Sequence[Input]) -> Called:
+    """A program as the model that it was exported from: it refuses sizes that it was not exported for."""
+    checking = program.module()
+
+    def call(images: Tensor) -> Any:
+        assert program.call_spec.in_spec is not None
+        args, kwargs = pytree.tree_unflatten(fed(inputs, example(inputs, images)), program.call_spec.in_spec)
+        return checking(*args, **kwargs)
+
+    return call
