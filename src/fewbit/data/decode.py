@@ -63,7 +63,8 @@ def decode(item: Item, name: str, channels: int) -> Array:
     except (MemoryError, FewbitError):
         raise
     except FileNotFoundError as error:
-        raise BadImages(f"{error.filename or name} is gone since the images were listed; give the command again.") from error
+        gone = f"{error.filename or name} is not there (any more)"
+        raise BadImages(f"{name} cannot be decoded as an image: {gone}; give files that are there.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
         raise BadImages(f"{name} cannot be decoded as an image: {error}.") from error
 
