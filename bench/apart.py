@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 import resource
 import signal
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -95,5 +97,6 @@ def ends(found: Iterable[Found]) -> str:
 
 
 def told(row: Found) -> str:
-    """The last line of what is said of a row, for a cell of a table."""
-    return " ".join(row["message"].strip().splitlines()[-1:]).replace("|", "/")
+    """The last line of what is said of a row, for a cell of a table; files without the folder that they were made in."""
+    said = " ".join(row["message"].strip().splitlines()[-1:]).replace("|", "/")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s]+/", "", said)

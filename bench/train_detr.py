@@ -237,9 +237,9 @@ def train(data: Path, work: Path, *, steps: int, first: int, seed: int, every: i
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
     net, saved = Trained().to(memory_format=torch.channels_last), work / "checkpoint.pt"  # type: ignore[call-overload]
-    state: dict[str, Any] = torch.load(saved) if saved.exists() else {"step": 0}
+    state: dict[str, Any] = torch.load(saved, weights_only=True) if saved.exists() else {"step": 0}
     if not state["step"] and (work / "backbone.pt").exists():
-        net.load_state_dict(torch.load(work / "backbone.pt"))
+        net.load_state_dict(torch.load(work / "backbone.pt", weights_only=True))
     elif not state["step"]:
         pretrain(net, Mosaics(data, seed), first)
         torch.save(net.state_dict(), work / "backbone.pt")

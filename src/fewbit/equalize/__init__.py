@@ -1,8 +1,11 @@
 """Equalize: rewrites that leave the float function unchanged and make its tensors easier to quantize; graph in, graph out.
 
-layernorm    scale and shift of a layer norm into the layers that read it
-attention    values and the layer behind attention; queries against keys
+equalize     the settings, and all rewrites in turn: layer norms, values, keys, convolutions
+channels     a step for each channel where it costs nothing, by powers of two
 cross_layer  convolutions with a ReLU between them
+migrate      how much of the range of channels goes from an activation into the weights that read it
+rotate       rotations of the residual stream and of heads
+samples      what is looked at of the tensors between
 """
 
 from fewbit.equalize.equalize import Equalize, Equalized, replaced

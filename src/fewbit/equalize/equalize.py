@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +21,8 @@ from fewbit.equalize.channels import evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
-from fewbit.errors import BadImages
+from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
-from fewbit.execute.watch import watch
 
 TOLERANCE = 1e-4  # of the largest output, on random images
 
@@ -76,7 +73,7 @@ class Equalize:
         watched = work.watched(self)
         if not watched:
             return work.result()
-        work.samples = _sample_tensors(graph, batches, watched, self.rows)
+        work.samples = sample_tensors(graph, batches, watched, self.rows)
         work.output = _output(graph)
         for flag, rewrite in (
             (self.channels, work.channels),
@@ -162,12 +159,13 @@ class _Work:
         self.record: list[dict[str, Json]] = []
         self.samples: dict[str, Tensor] = {}
         self.heads: list[Heads] = heads(graph)
+        self.places = list(places(graph, grids))
         self.evened: set[str] = set()  # sites whose channels have had their factors
 
     def watched(self, settings: Equalize) -> set[str]:
         """The nodes whose values are sampled."""
         names = {norm.node.name for norm in norms(self.graph)} if settings.norms else set()
-        names |= {place.site.tensor for place in places(self.graph, self.grids)} if settings.channels else set()
+        names |= {place.site.tensor for place in self.places} if settings.channels else set()
         for h in self.heads if settings.values else ():
             names |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
         for h in self.heads if settings.keys else ():
@@ -177,7 +175,7 @@ class _Work:
     def channels(self) -> None:
         """All places at once: powers of two round nothing, so one look at the outputs is enough."""
         before, rows = dict(self.new), list[dict[str, Json]]()
-        for place in places(self.graph, self.grids):
+        for place in self.places:
             low, high, squares = self.samples[place.site.tensor]
             scale = evened(low, high, squares)
             gain = steps(low, high, scale)
@@ -326,33 +324,3 @@ def _balance_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Mi
     errors = [error(scale) for _, scale in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
     return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])
-
-
-def _sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
-    """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
-    mean square of each channel (3, c)."""
-    samples: dict[str, Tensor] = {}  # made at once: small tensors that stay between large ones that go leave holes in the heap
-    filled = Counter[str]()
-    maps: dict[str, list[Any]] = {}
-    if not batches:
-        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
-    each = max(4, rows // len(batches))
-    generator = torch.Generator().manual_seed(0)
-
-    def see(name: str, value: Tensor, images: range) -> None:
-        if value.ndim == 4:
-            part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
-            last = maps.get(name)
-            join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
-            maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
-            return
-        flat = value.reshape(-1, value.shape[-1])
-        drawn = flat[torch.randperm(len(flat), generator=generator)[:each]]
-        if name not in samples:
-            samples[name] = drawn.new_empty(each * len(batches), drawn.shape[1])
-        samples[name][filled[name] : filled[name] + len(drawn)] = drawn
-        filled[name] += len(drawn)
-
-    watch(graph, batches, {name: partial(see, name) for name in names})
-    result = {name: rows[: filled[name]] for name, rows in samples.items()}
-    return result | {name: torch.stack([low, high, squares / len(batches)]) for name, (low, high, squares) in maps.items()}

@@ -68,15 +68,12 @@ def _of_any_size(node: Node, x: Tensor, axes: list[int], scales: Value, wanted: 
     steps = None if wanted is not None else [float(given.get(a, 1.0)) for a in spatial]
     whole = steps is not None and all(step.is_integer() for step in steps) and where == "half_pixel"
     if mode == "nearest":
-        even = (where, rounding) == ("asymmetric", "floor") or (
-            whole and where == "half_pixel" and rounding.startswith("round")
-        )
+        even = (where, rounding) == ("asymmetric", "floor") or (whole and rounding.startswith("round"))
         same, aligned = "nearest" if even else None, None
     else:
         same, aligned = TORCH_MODES.get(x.ndim, {}).get(mode), ALIGNED.get(where.replace("pytorch_", ""))
-    special = node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75
     stretched = node.get("keep_aspect_ratio_policy", "stretch") == "stretch"
-    if same is None or special or not stretched or (same != "nearest" and aligned is None):
+    if same is None or _is_special(node) or not stretched or (same != "nearest" and aligned is None):
         raise ValueError(f"torch does not resize maps of any size by {mode}, {where}")
     size = None if wanted is None else [given.get(a, x.shape[a]) for a in spatial]
     return F.interpolate(x, size, steps, same, aligned)
@@ -90,15 +87,19 @@ def _rule(node: Node) -> tuple[str, str, str]:
     return node.get("mode", "nearest"), where, how
 
 
+def _is_special(node: Node) -> bool:
+    """Whether a node weighs pixels in a way that torch's `interpolate` does not have."""
+    return bool(node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75)
+
+
 def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[float, float]]]) -> Tensor:
     mode, where, rounding = _rule(node)
     if mode == "nearest":
         return _nearest(node, x, moved, where, rounding)
     plain = where.replace("pytorch_", "") if all(n > 1 for _, n, _ in moved.values()) else where
     mode_of_torch = TORCH_MODES.get(x.ndim, {}).get(mode)
-    special = node.get("antialias", 0) or node.get("exclude_outside", 0) or node.get("cubic_coeff_a", -0.75) != -0.75
     exact = all(math.isclose(x.shape[a] * s, n) for a, (s, n, _) in moved.items())
-    if mode_of_torch and plain in ALIGNED and not special and exact and moved and set(moved) <= set(range(2, x.ndim)):
+    if mode_of_torch and plain in ALIGNED and not _is_special(node) and exact and moved and set(moved) <= set(range(2, x.ndim)):
         size = [moved[a][1] if a in moved else x.shape[a] for a in range(2, x.ndim)]
         return F.interpolate(x, size, mode=mode_of_torch, align_corners=ALIGNED[plain])
     for axis, (step, n, box) in moved.items():

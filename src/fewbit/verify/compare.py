@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from torch import Tensor
 from fewbit.capture.kinds import KINDS
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SiteCheck
+from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session, read_onnx
@@ -34,7 +34,6 @@ from fewbit.verify.outputs import Outputs, distance, disturbances, given_by, joi
 TIE = 2e-3
 DISTURBANCES = 8  # of a free simulation: each moves a number on a boundary to the other side in about every second one
 
-NOTHING: Mapping[str, Sequence[Batch]] = MappingProxyType({})
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 
 

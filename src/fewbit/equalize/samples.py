@@ -1,0 +1,45 @@
+"""What equalization looks at of the tensors of a graph: rows of some, the extremes of the channels of maps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewbit.core.values import Graph
+from fewbit.errors import BadImages
+from fewbit.execute.watch import watch
+
+
+def sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
+    """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
+    mean square of each channel (3, c)."""
+    samples: dict[str, Tensor] = {}  # made at once: small tensors that stay between large ones that go leave holes in the heap
+    filled = Counter[str]()
+    maps: dict[str, list[Any]] = {}
+    if not batches:
+        raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
+    each = max(4, rows // len(batches))
+    generator = torch.Generator().manual_seed(0)
+
+    def see(name: str, value: Tensor, images: range) -> None:
+        if value.ndim == 4:
+            part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
+            last = maps.get(name)
+            join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
+            maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
+            return
+        flat = value.reshape(-1, value.shape[-1])
+        drawn = flat[torch.randperm(len(flat), generator=generator)[:each]]
+        if name not in samples:
+            samples[name] = drawn.new_empty(each * len(batches), drawn.shape[1])
+        samples[name][filled[name] : filled[name] + len(drawn)] = drawn
+        filled[name] += len(drawn)
+
+    watch(graph, batches, {name: partial(see, name) for name in names})
+    result = {name: rows[: filled[name]] for name, rows in samples.items()}
+    return result | {name: torch.stack([low, high, squares / len(batches)]) for name, (low, high, squares) in maps.items()}
