@@ -104,3 +104,24 @@ def test_a_product_without_a_bias_that_two_nodes_read_is_scaled_once(tmp_path: P
     assert [check.compared for check in checks.on if check.site == "b:input"] == [8 * 16 * 16 * 16]
     assert not checks.wrong
     assert not any(check.wrong for check in checks.outputs)
+
+
+class Grouped(nn.Module):
+    """A padded convolution in groups of 24 channels behind a GELU, on 7 by 7 places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 72, 1), nn.Conv2d(72, 72, 3, padding=1, groups=3), nn.Conv2d(72, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(nn.functional.gelu(self.a(x))))
+
+
+def test_groups_of_17_to_31_channels_read_codes_without_a_zero_point(tmp_path: Path, openvino_target: str) -> None:
+    torch.manual_seed(0)
+    graph = capture(load_model(Grouped().eval(), overrides={"input_size": (3, 7, 7)}))
+    images, target = torch.randn(8, 3, 7, 7), load_target(openvino_target)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
+    realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    assert "b" in plan.integer_ops
+    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong

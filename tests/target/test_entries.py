@@ -39,7 +39,7 @@ def edited(name: str, **changes: object) -> Target:
 def test_sizes_are_those_of_the_layers(mixed_net, wide_vit):
     of = {op.name: sizes(mixed_net.graph, op) for op in mixed_net.graph.ops}
     assert of["stem"] == {"inputs": 3, "outputs": 16, "rows": 64}
-    assert of["depth"] == {"inputs": 48, "outputs": 48, "rows": 64}
+    assert of["depth"] == {"inputs": 48, "outputs": 48, "rows": 64, "grouped": 1}
     assert of["head"] == {"inputs": 32, "outputs": 4, "rows": 1}
     assert of["concat"] == {"inputs": 16, "outputs": 32, "rows": 64}
     vit = {op.name: sizes(wide_vit.graph, op) for op in wide_vit.graph.ops}

@@ -17,16 +17,14 @@ def channel_axis(site: Site) -> int:
 
 
 def sizes(graph: Graph, op: Op) -> dict[str, int]:
-    """`inputs`, `outputs` and `rows` of an op for one image, as a target's `shape` names them."""
+    """`inputs`, `outputs` and `rows` of an op for one image, and `grouped` if it is, as a target's `shape` names them."""
     shape = {name: graph.site(site).shape for name, site in op.operands.items()}
     if KINDS[op.kind].weighted:
         outputs = shape["weight"][0]
         source = graph.site(op.operands["input"])
-        return {
-            "inputs": source.shape[channel_axis(source)],
-            "outputs": outputs,
-            "rows": op.macs // (op.reduction_size or 1) // outputs,
-        }
+        inputs, read = source.shape[channel_axis(source)], shape["weight"][1]
+        whole = {"inputs": inputs, "outputs": outputs, "rows": op.macs // (op.reduction_size or 1) // outputs}
+        return whole if read == inputs else {**whole, "grouped": read}
     if KINDS[op.kind].product:
         left, right = list(shape.values())[:2]
         return {"inputs": left[-1], "outputs": right[-1], "rows": left[-2]}

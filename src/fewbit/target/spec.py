@@ -159,12 +159,14 @@ class Limit(Strict):
 class Shape(Strict):
     """Sizes for which a kernel exists. For a product of (rows, inputs) and (inputs, outputs): `inputs` are the input channels
     or the inner size of a product of two activations, `outputs` the output channels or its columns, `rows` the tokens or
-    places of one image. An op of another size stays float: nothing is padded.
+    places of one image, `grouped` the input channels that one output channel of a grouped convolution reads. An op of another
+    size stays float: nothing is padded.
     """
 
     inputs: Limit = Limit()
     outputs: Limit = Limit()
     rows: Limit = Limit()
+    grouped: Limit = Limit()
 
 
 class OpRule(Strict):
