@@ -34,7 +34,7 @@ from fewbit.files import read_json, write_json
 from fewbit.request import Request
 from fewbit.stages import STAGES
 from fewbit.target.load import HERE
-from fewbit.task.classify import wilson
+from fewbit.task.interval import wilson
 from fewbit.verify.attention import attention_tables
 from fewbit.verify.evaluate import Score
 

@@ -293,7 +293,8 @@ def test_report_json_has_the_fields_that_others_read(finished: Path) -> None:
         "integer_share", "fallbacks", "seconds", "peak_memory_bytes",
     }  # fmt: skip
     assert set(report["accuracy"]) == {
-        "task", "measure", "float", "quantized", "agreement", "agreement_measure", "interval", "why", "outputs", "runtime"
+        "task", "measure", "float", "quantized", "agreement", "agreement_measure", "interval", "why", "outputs", "runtime",
+        "unit", "rows",
     }  # fmt: skip
     assert set(report["size"]) == {"float_bytes", "onnx_bytes", "packed_bytes", "average_weight_bits"}
     assert report["size"]["onnx_bytes"] == (finished / "model.onnx").stat().st_size

@@ -27,6 +27,7 @@ LIMITS: dict[tuple[type[Options], str], tuple[type, float, float]] = {
     **{(kind, "threads"): (int, 1, 1024) for kind in (Request, SearchRequest)},
     **{(kind, "seed"): (int, 0, 2**32 - 1) for kind in (Request, SearchRequest)},
     **{(kind, "crop_pct"): (float, 0.1, 10) for kind in (Request, SearchRequest)},
+    **{(kind, "fill"): (float, 0, 255) for kind in (Request, SearchRequest)},
     (Request, "seconds"): (float, 0.001, FOREVER),
     (Request, "max_drop"): (float, 0, 100),
     (SearchRequest, "evaluations"): COUNT,

@@ -145,6 +145,7 @@ def test_a_run_is_opened_with_its_sizes(loaded: Loaded, tmp_path: Path) -> None:
     torch.export.save(loaded.program, tmp_path / EXPORTED)
     record = {
         "inputs": [described(one) for one in loaded.inputs], "batch": 1, "preprocess": {"size": list(SIZE)},
+        "task": "tensors", "classes": None,
         "ports": [[port.name, port.type, list(port.dims)] for port in loaded.ports],
     }  # fmt: skip
     graph, _ = reopened(tmp_path, record)

@@ -12,6 +12,7 @@ from fewbit.errors import FewbitError, FewbitFailed
 
 if TYPE_CHECKING:
     from fewbit.choose import Context, Pass, Recipe
+    from fewbit.core.task import Rating, Task
     from fewbit.core.values import PassLog, Plan
     from fewbit.data.collection import Data
     from fewbit.recipes import RECIPES, recipe_named
@@ -29,11 +30,13 @@ __all__ = [
     "Pass",
     "PassLog",
     "Plan",
+    "Rating",
     "Recipe",
     "Request",
     "Result",
     "Run",
     "Target",
+    "Task",
     "__version__",
     "load_target",
     "quantize",
@@ -46,11 +49,13 @@ _LATER = {
     "Pass": "fewbit.choose",
     "PassLog": "fewbit.core.values",
     "Plan": "fewbit.core.values",
+    "Rating": "fewbit.core.task",
     "Recipe": "fewbit.choose",
     "Request": "fewbit.request",
     "Result": "fewbit.run",
     "Run": "fewbit.run",
     "Target": "fewbit.target",
+    "Task": "fewbit.core.task",
     "load_target": "fewbit.target",
     "quantize": "fewbit.run",
     "recipe_named": "fewbit.recipes",

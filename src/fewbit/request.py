@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fewbit.target import Target
 
 MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
-PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct")
+PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
 
 
 def option(name: str) -> str:
@@ -104,7 +104,21 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
-        {"model", "images", "inputs", "loader", "score", "weights", "out", "force", "threads", "seconds", "command", "max_drop"}
+        {
+            "model",
+            "images",
+            "inputs",
+            "loader",
+            "score",
+            "annotations",
+            "weights",
+            "out",
+            "force",
+            "threads",
+            "seconds",
+            "command",
+            "max_drop",
+        }
     )
 
     model: Any = Field(description=MODELS)
@@ -118,6 +132,18 @@ class Options(BaseModel):
         description="file.py:function that returns a DataLoader, Dataset, list or generator of images.",
     )
     score: Any = Field(default=None, description="Images to score on; without it a part of --images is held out.")
+    task: Any = Field(
+        default=None,
+        description="What the outputs mean: classify, detect:FORM (yolox, yolov5, yolov8, yolov10, detr, rtdetr, ssd, "
+        "torchvision), segment, depth, embed, restore, tensors (numbers), or file.py:NAME of your own. Many models say it "
+        "themselves; of others one list of numbers is a class.",
+        examples=["segment"],
+    )
+    annotations: Annotated[Path | None, BeforeValidator(_path)] = Field(
+        default=None,
+        description="What is known of the scored images: boxes (COCO .json, a folder of YOLO .txt or Pascal VOC .xml), or a "
+        "folder of masks (PNG), depth maps (.npy, PNG) or target pictures, under the images' names.",
+    )
     inputs: Annotated[dict[str, Any], BeforeValidator(_constants)] = Field(
         default={},
         description="NAME=VALUE of an input that is no image: a number, a list of numbers or a .npy file; may be repeated.",
@@ -163,9 +189,17 @@ class Options(BaseModel):
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )
     interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
-    resize: str | None = Field(default=None, description="squash, center or border", examples=["center"])
+    resize: str | None = Field(default=None, description="squash, center, border, letterbox or corner", examples=["center"])
     crop_pct: Annotated[float | None, _checked(pixels.crop_pct)] = Field(
         default=None, description="Share of the resized image that the crop keeps.", examples=[0.9]
+    )
+    channel_order: str | None = Field(
+        default=None, description="rgb, or bgr where blue comes first (in --mean and --std, too).", examples=["bgr"]
+    )
+    fill: Annotated[float | None, _checked(pixels.fill)] = Field(
+        default=None,
+        description="Grey of the borders of --resize letterbox and corner, 0 to 255; 114 unless said.",
+        examples=[114],
     )
     threads: Threads = Field(default=2, description="Threads of the runtime.")
     force: bool = Field(default=False, description="Replace an existing folder.")
@@ -188,6 +222,7 @@ class Options(BaseModel):
         _seconds(self.time)
         self._check_preprocess()
         self._check_images()
+        self._check_task()
         self._check_weights()
         return self
 
@@ -196,8 +231,10 @@ class Options(BaseModel):
         from fewbit.data.preprocess import Preprocess
 
         fields = {("size" if name == "input_size" else name): value for name, value in self.overrides.items()}
+        if self.fill is not None:
+            fields = {"resize": "letterbox", **fields}  # which the model may say
         channels = max(len(self.mean or ()), len(self.std or ()))
-        Preprocess(self.input_size or (channels or 3, 1, 1)).replace(**fields)
+        Preprocess(self.input_size or (channels if channels > 1 else 3, 1, 1)).replace(**fields)
 
     def _check_images(self) -> None:
         """Raises BadImages where calibration or scored images are missing."""
@@ -221,6 +258,20 @@ class Options(BaseModel):
             raise BadImages(f"--loader {loader} is no function of a Python file that exists; type --loader file.py:function.")
         if self.images is not None:
             raise BadImages(f"--loader {loader} takes the place of --images; leave one of them out.")
+
+    def _check_task(self) -> None:
+        """Raises UnknownName for no task, BadImages for annotations that are not there."""
+        from fewbit.core.task import Task
+        from fewbit.task import check_name
+
+        if isinstance(self.task, str):
+            check_name(self.task)
+        elif self.task is not None and not isinstance(self.task, Task):
+            raise FewbitError(f"--task {self.task!r:.80} is neither a name nor a fewbit.Task; give one, as in --task segment.")
+        if self.annotations is not None and not os.path.exists(self.annotations):
+            raise BadImages(
+                f"--annotations {self.annotations} does not exist; give the file or folder that says what is known."
+            )
 
     def _check_weights(self) -> None:
         """Raises FewbitError where `weights` is given for a model that has its own, or `requantize` for no ONNX file."""
@@ -275,7 +326,9 @@ class Options(BaseModel):
         """Everything that decides the result, as JSON, except what is hashed: model, images and preprocessing."""
         recipe = self.recipe if isinstance(self.recipe, str) else repr(self.recipe)
         names = {"model": self.ref, "target": self.hardware.name, "recipe": recipe}
-        apart = self.APART | {*names, "classes", *PREPROCESS}
+        if self.task is not None:
+            names["task"] = self.task if isinstance(self.task, str) else repr(self.task)
+        apart = self.APART | {*names, "classes", "task", *PREPROCESS}
         return {**names, **self.model_dump(mode="json", exclude=set(apart))}
 
 

@@ -217,6 +217,13 @@ class Run:
         options = {"classes": classes, "skip_bad": skip_bad, "labels": labels, "limit": limit, "others": others}
         return open_images(source, self.preprocess, **options)
 
+    def annotated(self, images: Images, path: Path | None) -> Images:
+        """Those images with what a file or a folder says of them, in the terms of the run's task. Raises BadImages."""
+        from fewbit.stages.meaning import annotated
+        from fewbit.task import task_of
+
+        return annotated(images, task_of(self["exact"]), path)
+
     def unseen(self, images: Images) -> Images:
         """Those images that a finished run was not calibrated on, in whole batches where the model has one. Raises BadImages
         where it was calibrated on half of them.

@@ -116,7 +116,7 @@ def test_codes_and_outputs_are_compared_through_the_casts(made: Made) -> None:
     checks = compare(graph, made.plan, folder / "model.onnx", batches)
     assert (checks.wrong, checks.wrong_outputs) == ((), ())
     score = evaluate(
-        folder / "float.onnx", folder / "model.onnx", images, graph.outputs, prove.recognise(graph.outputs),
+        folder / "float.onnx", folder / "model.onnx", images, graph.outputs, prove.task_of(graph),
         batch=graph.at_a_time(8),
     )  # fmt: skip
     assert score.images == 8
@@ -144,7 +144,8 @@ def test_a_cast_of_another_output_is_wrong(made: Made) -> None:
 def test_a_finished_run_has_the_ports_in_its_record(made: Made, tmp_path: Path) -> None:
     loaded, graph = made.loaded, made.graph
     torch.export.save(loaded.program, tmp_path / EXPORTED)
-    record = {"inputs": [], "batch": loaded.batch, "ports": [[port.name, port.type, list(port.dims)] for port in loaded.ports]}
+    ports = [[port.name, port.type, list(port.dims)] for port in loaded.ports]
+    record = {"inputs": [], "batch": loaded.batch, "ports": ports, "task": "tensors", "classes": None}
     again, _ = reopened(tmp_path, record)
     assert (again.batch, again.ports) == (graph.batch, graph.ports)
     with pytest.raises(BadFile, match=r"run\.json: its ports cannot be read"):

@@ -98,7 +98,7 @@ def _curve() -> Rows:
     return [
         {"images": 2**i, "range_change": 0.15 / 2**i if i else None, "float": 75.45, "quantized": 60 + 2.0 * i,
          "agreement": 70 + 2.0 * i, "measure": "top-1 accuracy",
-         "agreement_measure": "agreement in class", "interval": [58 + 2.0 * i, 62 + 2.0 * i], "runtime": "onnxruntime"}
+         "agreement_measure": "agreement in class", "interval": [2.0 * i - 17.45, 2.0 * i - 13.45], "runtime": "onnxruntime"}
         for i in range(8)
     ]  # fmt: skip
 
@@ -187,7 +187,9 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "exemptions": ["patch_embed.proj stays at 8 bits", "head stays at 8 bits"],
         "images": {"calibration": 128, "scored": 2000},
         "accuracy": {"float": 75.45, "quantized": 74.6, "agreement": 92.35, "measure": "top-1 accuracy",
-                     "agreement_measure": "agreement in class with the float model", "why": "", "interval": [72.65, 76.46],
+                     "agreement_measure": "agreement in class with the float model", "why": "",
+                     "interval": [-1.55, -0.15], "unit": "%",
+                     "rows": [{"what": "AP50", "float": 57.5, "quantized": 55.25}],
                      "outputs": [{"output": "logits", "measure": "correlation", "agreement": 99.41, "interval": [99.2, 99.6],
                                   "relative_error": 0.108}],
                      "runtime": "onnxruntime"},
@@ -234,6 +236,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "runs": _runs(),
         "curve": _curve(),
         "outliers": _outliers(),
+        "pictures": [{"name": f"{i:04d}.png", "thumbnail": thumbnail(70 * i), "error": 0.5 / (i + 1)} for i in range(3)],
         "synthetic": [{"name": f"array[{i}]", "label": f"class {i}", "thumbnail": thumbnail(90 * i)} for i in range(4)],
         "log": _log(),
     }  # fmt: skip

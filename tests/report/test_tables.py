@@ -43,7 +43,7 @@ def test_files_are_weighed(tmp_path: Path) -> None:
 def one(bits: str = "4", quantized: float | None = 70.0, model: str = "m", images: str = "i") -> tuple[Any, Any]:
     """report.json and run.json of a run."""
     measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
-    score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [68.0, 72.0], **measures}
+    score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [-7.0, -3.0], **measures}
     size = {"float_bytes": 32, "onnx_bytes": 5, "average_weight_bits": 4.5}
     report = {"bits": bits, "recipe": "mse", "accuracy": score, "size": size}
     return report, {"hashes": {"model": model, "scored": images}}
@@ -61,7 +61,7 @@ def test_runs_become_rows_beside_the_accuracy_of_the_float_model() -> None:
 def test_where_one_run_has_no_labels_all_rows_are_agreements_and_an_interval_of_an_accuracy_is_dropped() -> None:
     rows = tables.runs({"a": one(), "b": one(quantized=None)})
     assert {(row["measure"], row["float"]) for row in rows} == {("agreement in class", None)}
-    assert [(row["accuracy"], row["interval"]) for row in rows] == [(90.0, None), (90.0, [68.0, 72.0])]
+    assert [(row["accuracy"], row["interval"]) for row in rows] == [(90.0, None), (90.0, [-7.0, -3.0])]
 
 
 def test_runs_of_another_model_or_on_other_images_are_refused() -> None:

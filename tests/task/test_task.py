@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewbit.core.values import Output
+from fewbit.core.task import Output
 from fewbit.errors import BadImages, BadValues
 from fewbit.task import Classify, Closeness, OutputScore, Tensors, recognise
 
@@ -125,8 +125,10 @@ def test_the_divergence_of_tensors_is_the_mean_of_errors_by_variance():
 
 
 def rate(before: Tensor, after: Tensor, labels: Tensor | None, classes: int = 4):
-    task = Classify(0, classes)
-    return task.rate(task.predict([before]), task.predict([after]), labels, [closeness(before, after)])
+    meter = Classify(0, classes).meter(labels)
+    for x, y in zip(before.split(7), after.split(7), strict=True):
+        meter.add([x], [y])
+    return meter.rating([closeness(before, after)])
 
 
 def test_labels_on_which_the_float_model_does_not_beat_chance_are_replaced_by_agreement():
@@ -153,11 +155,11 @@ def test_outputs_that_do_not_vary_are_refused():
     with pytest.raises(BadImages, match="the same numbers for every scored image"):
         rate(same, same, None)
     with pytest.raises(BadImages, match="give other images: --score DIR"):
-        Tensors((True,)).rate(None, None, None, [closeness(same, same)])
+        Tensors((True,)).meter(None).rating([closeness(same, same)])
 
 
 def test_several_outputs_are_rated_by_the_worst():
     x = noise(40, 2)
     scores = [closeness(x, x), closeness(x, noise(40, 2, seed=1)), closeness(torch.zeros(40, 1), noise(40, 1))]
-    rating = Tensors((True,) * 3).rate(None, None, None, scores)
+    rating = Tensors((True,) * 3).meter(None).rating(scores)
     assert (rating.agreement, rating.interval) == (scores[1].agreement, scores[1].interval)

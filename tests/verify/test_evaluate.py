@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile, UnknownName
 from fewbit.task import recognise
-from fewbit.task.classify import wilson
+from fewbit.task.interval import newcombe, wilson
 from fewbit.verify import evaluate, open_session
 
 
@@ -56,7 +56,8 @@ def test_percentages_are_those_of_the_answers_image_by_image(realized_vit, pictu
     assert rating.float_score == pytest.approx(100 * (before.argmax(1) == labels).mean())
     assert rating.score == pytest.approx(100 * hits / 37)
     assert rating.agreement == pytest.approx(100 * (before.argmax(1) == after.argmax(1)).mean())
-    assert rating.interval == wilson(hits, 37)
+    right = [torch.from_numpy(y.argmax(1) == labels) for y in (before, after)]
+    assert rating.interval == newcombe(*right)
     np.testing.assert_array_equal(rating.float_answers.numpy(), before.argmax(1))
     np.testing.assert_array_equal(rating.answers.numpy(), after.argmax(1))
     assert 0 < rating.float_score < 100

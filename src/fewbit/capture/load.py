@@ -42,6 +42,7 @@ from fewbit.capture.export import (
 from fewbit.capture.huggingface import hugging_face
 from fewbit.capture.inputs import Arguments, Given, of_module, of_ports
 from fewbit.capture.named import timm_model, timm_record, torchvision_model
+from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_another_size
@@ -169,6 +170,8 @@ def _from_module(
         module = copy.deepcopy(module).float()
         notes = (*notes, f"{ref} has weights in {' and '.join(sorted(other))}; it is computed in float32.")
     classes = tuple(fields.pop("classes", ()))
+    if said := purpose(module):
+        fields.setdefault("task", said)
     program, inputs = exported(module, inputs, arguments, batches, free)
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program)

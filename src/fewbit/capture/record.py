@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewbit.core.pixels import crop_pct, input_size, interpolation, means, resize, stds
+from fewbit.core.pixels import channel_order, crop_pct, fill, input_size, interpolation, means, resize, stds
 from fewbit.errors import BadFile, BadImages, BadModel, UnknownName
 
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
-CONSTANTS = {name: name.upper() for name in ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "classes")}
+FIELDS = (
+    "input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill", "classes", "task",
+)  # fmt: skip
+CONSTANTS = {name: name.upper() for name in FIELDS}
 WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
 
 
@@ -39,6 +42,9 @@ def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | No
         "crop_pct": crop_pct,
         "interpolation": interpolation,
         "resize": resize,
+        "channel_order": channel_order,
+        "fill": fill,
+        "task": _task,
         "classes": _class_names,
     }
     known = {field: value for field, value in record.items() if value is not None}
@@ -46,6 +52,12 @@ def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | No
         return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
     except (BadImages, UnknownName) as error:
         raise BadModel(f"{where}: {error}") from error
+
+
+def _task(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadImages(f"{name} is {repr(value)[:80]}; the name of a task is needed, as in detect:detr.")
+    return value
 
 
 def _class_names(value: Any, name: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
-from fewbit.task import Classify, recognise
+from fewbit.task import Classify, task_of
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Student(nn.Module):
 
 def _class_output(graph: Graph) -> int:
     """Which output has the classes. Raises BadImages for a model that has none."""
-    task = recognise(graph.outputs)
+    task = task_of(graph)
     if not isinstance(task, Classify):
         raise BadImages("fine-tuning needs a model that gives a class for an image; take another recipe: --recipe fast.")
     return task.index

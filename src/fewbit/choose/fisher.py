@@ -15,7 +15,7 @@ from fewbit.choose.range_method import Samples
 from fewbit.core.inputs import Batch, count, fed
 from fewbit.core.values import Graph, Input
 from fewbit.execute.executor import Executor
-from fewbit.task import Classify, recognise
+from fewbit.task import Classify, task_of
 
 VALUES = 1 << 15  # of each site, over all images
 
@@ -80,7 +80,7 @@ def _backward(
 
 def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """log p of an answer drawn from the model's own, summed over a batch; of tensors a projection of each on noise."""
-    task = recognise(graph.outputs)
+    task = task_of(graph)
     if not isinstance(task, Classify):
         reals = [y for y in outputs if y.is_floating_point()]
         spreads = [y.detach().std().clamp_min(1e-30) if len(reals) > 1 else 1.0 for y in reals]

@@ -13,7 +13,7 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.task import Classify, Task, recognise
+from fewbit.task import Classify, Task, task_of
 
 BATCH = 32
 
@@ -31,7 +31,7 @@ class Measure:
     @staticmethod
     def of(graph: Graph, batches: Sequence[Tensor], labels: Tensor | None = None) -> Measure:
         """Against the outputs of the float model. Raises BadImages for labels where the model is no classifier."""
-        task = recognise(graph.outputs)
+        task = task_of(graph)
         if labels is not None and not isinstance(task, Classify):
             raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
         return Measure(task, list(Stream(Executor(graph), batches).outputs()) if labels is None else (), labels)

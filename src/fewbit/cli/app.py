@@ -219,7 +219,9 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("Is it right?", Text("\n".join(("NO:", *check["problems"])) if check["problems"] else right))
     low, high = accuracy["interval"]
     if accuracy["quantized"] is not None:
-        good = f"{accuracy['float']:.2f} % -> {accuracy['quantized']:.2f} % {accuracy['measure']} ({low:.2f} to {high:.2f}), "
+        unit = accuracy["unit"]
+        good = f"{accuracy['float']:.2f} {unit} -> {accuracy['quantized']:.2f} {unit} {accuracy['measure']} "
+        good += f"(change {low:+.2f} to {high:+.2f}), "
     else:
         good = ""
     good += f"{accuracy['agreement']:.2f} % {accuracy['agreement_measure']}"

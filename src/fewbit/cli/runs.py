@@ -18,6 +18,7 @@ def evaluate(
     runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino")] = None,
     limit: Annotated[int | None, typer.Option(min=1)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad")] = False,
+    annotations: Annotated[Path | None, typer.Option(help="What is known of the images, as for quantize.")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
     threads: Threads = 2,
 ) -> None:
@@ -29,18 +30,23 @@ def evaluate(
     with drawn() as progress:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
+        others = finished.annotated(others, annotations)
         name = finished["runtime"] if runtime is None else runtime
         finished.do("twin", runtime=name)
         score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
     rating = score.rating
-    table = Table("", "float", "quantized", "drop", "agreement", "95 % interval", "images")
+    table = Table("", "float", "quantized", "change", "agreement", "95 % interval", "images")
     top = ["-", "-", "-"]
     before, after = rating.float_score, rating.score
     if before is not None and after is not None:
-        top = [f"{before:.2f} %", f"{after:.2f} %", f"{before - after:+.2f}"]
+        top = [f"{before:.2f} {rating.unit}", f"{after:.2f} {rating.unit}", f"{after - before:+.2f}"]
     low, high = rating.interval
-    table.add_row(name, *top, f"{rating.agreement:.2f} %", f"{low:.2f} to {high:.2f} %", str(score.images))
+    interval = f"{low:.2f} to {high:.2f} %" if after is None else f"{low:+.2f} to {high:+.2f}"
+    table.add_row(name, *top, f"{rating.agreement:.2f} %", interval, str(score.images))
     out.print(table)
+    for row in rating.rows:
+        numbers = ", ".join(f"{key} {value:.2f}" for key, value in row.items() if key != "what")
+        out.print(f"{row['what']}: {numbers}")
     for note in others.notes:
         out.print(f"Warning: {note}", style="yellow", soft_wrap=True)
     out.print(f"Agreement is {rating.agreement_measure}. {rating.why}".strip(), soft_wrap=True)

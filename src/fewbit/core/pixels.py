@@ -16,7 +16,9 @@ SIDES = (1, 8192)  # pixels
 MEANS, STDS = (-10.0, 10.0), (0.0001, 10.0)  # in units of [0, 1], where black is 0 and white 1
 CROPS = (0.1, 10.0)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-RESIZES = ("squash", "center", "border")
+RESIZES = ("squash", "center", "border", "letterbox", "corner")
+ORDERS = ("rgb", "bgr")
+FILL = (0.0, 255.0)
 
 
 def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
@@ -37,6 +39,24 @@ def interpolation(value: Any, name: str = "interpolation") -> str:
 def resize(value: Any, name: str = "resize") -> str:
     """How a picture is brought to the input's size. Raises UnknownName."""
     return _word(value, name, RESIZES)
+
+
+def channel_order(value: Any, name: str = "channel_order") -> str:
+    """The order of the colours in the model's input. Raises UnknownName."""
+    return _word(value, name, ORDERS)
+
+
+def fill(value: Any, name: str = "fill") -> float:
+    """The grey of the borders of a letterbox. Raises BadImages."""
+    try:
+        grey = math.nan if isinstance(value, str) else _real(value)
+    except (TypeError, ValueError, OverflowError):
+        grey = math.nan
+    if not FILL[0] <= grey <= FILL[1]:
+        raise BadImages(
+            f"{name} {_shown(value)} is not allowed; it should be a number from 0 (black) to 255, as in {name} 114."
+        )
+    return grey
 
 
 def means(value: Any, name: str = "mean") -> tuple[float, ...]:

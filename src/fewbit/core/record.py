@@ -18,7 +18,7 @@ Json = Any
 ENTRY = "fewbit.preprocess"
 KINDS: Mapping[str, type | tuple[type, ...]] = {  # of what is read back
     "size": list, "mean": list, "std": list, "interpolation": str, "resize": str, "crop_pct": (int, float), "antialias": bool,
-    "processor": str, "assumed": list,
+    "processor": str, "assumed": list, "fill": (int, float),
 }  # fmt: skip
 
 
@@ -53,7 +53,9 @@ class Record:
     def images(self, inside: bool, dtype: str = "float32") -> dict[str, Json]:
         """What a file takes, in `dtype`, and how it is made from a picture; `inside`: it takes pixels and normalizes them."""
         fields = {name: value for name, value in self.preprocess.items() if value != "" and name != "whole"}
-        colours = "BGR" if json.loads(fields.get("processor", "{}")).get("do_flip_channel_order") else "RGB"
+        flipped = json.loads(fields.get("processor", "{}")).get("do_flip_channel_order")
+        colours = "BGR" if flipped or fields.pop("channel_order", "rgb") == "bgr" else "RGB"
+        fields.pop("channel_order", None)
         order = {1: "grey", 3: colours}.get(fields["size"][0], "as trained")
         ports = {"layout": "NHWC", "dtype": "uint8"} if inside else {"layout": "NCHW", "dtype": dtype}
         ports |= {"channel_order": order, "normalize": "inside" if inside else "outside"}
@@ -73,6 +75,8 @@ def read_entry(metadata: Mapping[str, str]) -> dict[str, Json]:
     for name, value in found.items():
         if not isinstance(value, KINDS[name]):
             raise ValueError(f"{name} is {value!r:.40}")
+    if fields.get("channel_order") == "BGR" and "processor" not in found:
+        found["channel_order"] = "bgr"
     return found
 
 

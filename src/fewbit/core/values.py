@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fewbit.core.grid import Grid, QParams, values
+from fewbit.core.task import Output, Task
 
 Json = Any
 
@@ -95,17 +96,6 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Output:
-    """A tensor that a model returns: its name in the file, its shape for one image (without the batch), and whether it
-    holds real numbers; integers (classes of pixels, indices) are compared for equality.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    is_real: bool = True
-
-
-@dataclass(frozen=True)
 class Port:
     """An input or output of an ONNX file: its name, its type in ONNX's numbers, and its dimensions: sizes, names or None."""
 
@@ -122,7 +112,8 @@ class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
     that are no ops. `macs` counts the whole work. `module` takes the tensors of `inputs` and returns those of `outputs`: one
     alone, several as a tuple; `batch` is written in the model or in its file (None: any number of images), and `ports` are the
-    inputs and outputs of the ONNX file that it was read from.
+    inputs and outputs of the ONNX file that it was read from; `task` is what the outputs mean (None: what they say
+    themselves).
     """
 
     module: GraphModule
@@ -133,6 +124,7 @@ class Graph:
     float_products: tuple[FloatProduct, ...] = ()
     batch: int | None = None
     ports: tuple[Port, ...] = ()
+    task: Task | None = None
 
     def at_a_time(self, most: int) -> int:
         """How many images run together: so many, or the batch that is written in the model."""

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.core.inputs import Batch
+from fewbit.core.task import Placement
 from fewbit.core.values import Input
 from fewbit.data.bands import shown
 from fewbit.data.beside import Columns, columns
@@ -41,7 +42,7 @@ class Images:
 
     `names` say where each image came from, `source` all of it in a phrase, and `notes` what was left out, a sentence each.
     `pixels` are hashes of the pixels. What has been decoded is in `memory`, which subsets share. `others` have by row what
-    comes with the images.
+    comes with the images. `truth` is what is known of each image beside a class, as the model's task reads it.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Images:
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
     others: Columns = ()
+    truth: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +92,25 @@ class Images:
             labels=None if self.labels is None else self.labels[chosen],
             rows=tuple(self.rows[i] for i in chosen),
             pixels=tuple(self.pixels[i] for i in chosen),
+            truth=None if self.truth is None else [self.truth[i] for i in chosen],
         )
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each picture in pixels. Raises BadImages for inputs of the model, which are no pictures."""
+        found = []
+        for name, item in zip(self.names, self.store.items(self.rows), strict=True):
+            if isinstance(item, np.ndarray) and is_input(item):
+                raise BadImages(
+                    f"{name} is an input of the model and no picture, so nobody can say where its annotations lie; give "
+                    "pictures, or leave --annotations out."
+                )
+            high, wide, _ = decode(item, name, self.preprocess.size[0]).shape
+            found.append((high, wide))
+        return found
+
+    def placed(self, size: tuple[int, int]) -> Placement:
+        """Where a picture of a size (height, width) comes to lie in the input of the model."""
+        return self.preprocess.placement(*size)
 
     def thumbnail(self, i: int, pixels: int) -> Image.Image:
         """The whole picture `i` in RGB with no side over `pixels`, its first three bands or its first as grey; a normalized
@@ -106,9 +126,7 @@ class Images:
 
     def data_uri(self, i: int, pixels: int) -> str:
         """The thumbnail of picture `i` as a PNG inside a data URI, for a page that loads nothing."""
-        buffer = io.BytesIO()
-        self.thumbnail(i, pixels).save(buffer, "PNG")
-        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return data_uri(self.thumbnail(i, pixels))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over every image's name, size in bytes and bytes as stored, in order; labels are not in it."""
@@ -124,6 +142,13 @@ class Images:
             for row in self.rows:
                 digest.update(column[row].numpy().tobytes())
         return digest.hexdigest()
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a PNG inside a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,4 +296,15 @@ def unseen(scored: Images, calibrated: Collection[str]) -> Images:
     return scored if len(kept) == len(scored) else dataclasses.replace(scored.subset(kept), notes=(*scored.notes, note))
 
 
-__all__ = ["Images", "Memory", "Preprocess", "apart", "open_images", "read_classes", "spread", "unseen", "whole_batches"]
+__all__ = [
+    "Images",
+    "Memory",
+    "Preprocess",
+    "apart",
+    "data_uri",
+    "open_images",
+    "read_classes",
+    "spread",
+    "unseen",
+    "whole_batches",
+]

@@ -10,11 +10,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Demo:
-    """`maker` is the function that returns the model, file.py:function; `calibration` and `test` are its images."""
+    """`maker` is the function that returns the model, file.py:function; `calibration` and `test` are its images, `annotations`
+    what is known of the latter beside classes.
+    """
 
     maker: str
     calibration: Path = HERE / "calibration.parquet"
     test: Path = HERE / "test.parquet"
+    annotations: Path | None = None
 
     @property
     def spec(self) -> str:

@@ -45,13 +45,16 @@ def good(report: Json) -> str:
     labelled = before is not None and after is not None
     what = escape(str(accuracy["agreement_measure"]))
     agreement = f"{percent(accuracy['agreement'])} {what}."
-    interval = " to ".join(map(percent, accuracy["interval"])) if accuracy.get("interval") else "not known"
+    ends, unit = accuracy.get("interval"), escape(str(accuracy.get("unit", "%")))
     scored = f"{plural(images.get('scored', 0), 'image')} scored in {escape(str(accuracy['runtime']))}"
     if labelled:
+        points = "points" if unit == "%" else unit
+        low, high = (f"{end:+.2f}".replace("-", "−") for end in ends)
         change = f"{after - before:+.2f}".replace("-", "−")
-        big = f"{before:.2f} → {percent(after)} <small>{escape(str(accuracy['measure']))}</small>"
-        lines = [f"{change} points; 95{UNIT}% interval {interval}.", agreement]
+        big = f"{before:.2f} → {after:.2f}{UNIT}{unit} <small>{escape(str(accuracy['measure']))}</small>"
+        lines = [f"{change} {points}; 95{UNIT}% interval of this change {low} to {high}.", agreement]
     else:
+        interval = " to ".join(map(percent, ends)) if ends else "not known"
         big = f"{percent(accuracy['agreement'])} <small>{what}</small>"
         lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}."]
     if accuracy["why"]:

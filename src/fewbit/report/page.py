@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from fewbit.report.answers import good, not_got, right, small_and_fast
 from fewbit.report.pieces import Json
 from fewbit.report.sections import PASSES, SECTIONS, passes
+from fewbit.report.tables import around
 
 APART = ("classes", "preprocess", "assumed", "metadata")  # of run.json: a section of their own, or too long for a page
 
@@ -24,11 +25,13 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
     for row in tables.get("curve") or ():
         labelled = row["quantized"] is not None
         measure = row["measure" if labelled else "agreement_measure"]
-        curve.append({**row, "measure": measure, "score": row["quantized" if labelled else "agreement"]})
+        score = row["quantized" if labelled else "agreement"]
+        curve.append({**row, "measure": measure, "score": score, "interval": around(row)})
     run = tables.get("run") or {}
     rows = {
         "fallbacks": report.get("fallbacks"),
         "closeness": (report.get("accuracy") or {}).get("outputs"),
+        "measures": (report.get("accuracy") or {}).get("rows"),
         "calibration": [row] if (row := report.get("calibration")) else [],
         "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
         "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), **dict.fromkeys(APART)}] if run else [],

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
 from fewbit.core.inputs import Batch, count, parts
 from fewbit.core.inputs import rows as rows_of
 from fewbit.core.values import Checks, Choice, Graph, Plan
-from fewbit.data.images import Images
+from fewbit.data.images import Images, data_uri
 from fewbit.execute.samples import ROWS, channel_samples
 from fewbit.observe import Stats
 from fewbit.observe.outliers import LIMIT, Outliers
@@ -22,6 +24,7 @@ from fewbit.verify import Latency, Load, Score
 from fewbit.verify.attention import attention_tables
 
 IMAGES = 12  # scored images on the page
+PIXELS, GAP = 256, 6  # the longest side of a prediction, and the space between two
 
 
 def tables_of(
@@ -62,7 +65,8 @@ def tables_of(
         "checks": tables.checks(checks),
         "outputs": tables.outputs(checks),
         "kernels": checks.kernels,
-        "images": scored_images(images, score, classes),
+        "images": [] if score.pictures else scored_images(images, score, classes),
+        "pictures": predictions(images, score),
         "log": [asdict(entry) for entry in plan.log],
     }
 
@@ -157,6 +161,18 @@ def scored_images(images: Images, score: Score, classes: Sequence[str] = ()) -> 
         answers = {"label": label, "float": int(before[i]), "quantized": int(after[i])}
         named = {key: classes[v] if v is not None and 0 <= v < len(classes) else v for key, v in answers.items()}
         rows.append({"name": images.names[i], "thumbnail": images.data_uri(i, 96), **named})
+    return rows
+
+
+def predictions(images: Images, score: Score) -> Rows:
+    """The predictions of both models side by side, as one picture for each image."""
+    rows = []
+    for i, both in score.pictures.items():
+        beside = Image.new("RGB", (sum(one.width for one in both) + GAP, max(one.height for one in both)), "white")
+        for one, x in zip(both, (0, both[0].width + GAP), strict=True):
+            beside.paste(one, (x, 0))
+        beside.thumbnail((2 * PIXELS + GAP, 2 * PIXELS))
+        rows.append({"name": images.names[i], "thumbnail": data_uri(beside), "error": float(score.errors[i])})
     return rows
 
 

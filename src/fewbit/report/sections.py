@@ -73,10 +73,16 @@ ACCURACY = (
         Table(("output", "measure", "agreement:agreement:%", "95 % interval, %:interval:range",
                "error by spread:relative_error:share")),
     ), "Over all scored images, in the runtime. Correlation and error of real numbers are means over channels."),
+    Section("Other measures", "measures", (
+        Table(("measure:what", "float:float:#", "integer:quantized:#", "agreement:agreement:#", "error:error:#")),
+    ), "By class and by size where there are annotations; in percent unless said. More is better unless said."),
     Section("Scored images", "images", (
         Gallery(("{name}", "label {label}", "float {float}", "<b>integer {quantized}</b>", "error by spread {error:.2g}"),
                 differs=("float", "quantized")),
     ), "Images whose answer changed (in red), or whose outputs are furthest off, come first, so this is no rate."),
+    Section("Predictions: float on the left, integer on the right", "pictures", (
+        Gallery(("{name}", "apart by {error:.2g}"), wide=True),
+    ), "Those that differ most come first, so this is no rate."),
 )
 ERROR = (
     Section("Error by site", "sites", (

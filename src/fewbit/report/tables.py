@@ -126,6 +126,12 @@ def latency(rows: Sequence[Any]) -> dict[str, Any]:
     return first
 
 
+def around(score: Mapping[str, Any]) -> list[float] | None:
+    """The interval of an accuracy for a figure: with labels that of the difference, around the float model's accuracy."""
+    interval = score["interval"]
+    return interval if interval is None or score["quantized"] is None else [score["float"] + end for end in interval]
+
+
 def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
     """Bytes against accuracy of several runs, beside that of the float model; (report.json, run.json) by folder.
 
@@ -150,7 +156,7 @@ def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
                     "measure": score["measure"],
                     "agreement_measure": score["agreement_measure"],
                     "accuracy": score["quantized"],
-                    "interval": score["interval"],
+                    "interval": around(score),
                     "float": score["float"],
                     "agreement": score["agreement"],
                 }

@@ -129,10 +129,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Thumbnails with lines below them, each where the row has its keys; marked where two values at `differs` are not equal."""
+    """Thumbnails with lines below them, each where the row has its keys; marked where two values at `differs` are not equal;
+    `wide` for pictures side by side.
+    """
 
     lines: tuple[str, ...]
     differs: tuple[str, str] = ("", "")
+    wide: bool = False
 
     def __call__(self, rows: Rows) -> str:
         cells = []
@@ -141,7 +144,7 @@ class Gallery:
             lines = (line for line in self.lines if all(key in row for key in KEY.findall(line)))
             words = "<br>".join(fill(line, row) for line in lines)
             cells.append(f'<div class="image{mark}">{thumbnail(row.get("thumbnail"))}<div>{words}</div></div>')
-        return f'<div class="images">{"".join(cells)}</div>'
+        return f'<div class="images{" wide" * self.wide}">{"".join(cells)}</div>'
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fewbit.report.tables import average_weight_bits
 from fewbit.runtimes import open_session
 from fewbit.search.run import History, pareto
 from fewbit.stages.prove import write_model
-from fewbit.task import recognise
+from fewbit.task import task_of
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
 
@@ -74,7 +74,7 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
     write_model(model.graph, plan, path, model.target.file_format, record)
     inputs, outputs, one = model.graph.inputs, model.graph.outputs, model.graph.at_a_time(1)
     score = evaluate(
-        twin, path, images, outputs, recognise(outputs), inputs=inputs, runtime=runtime, batch=model.graph.at_a_time(16),
+        twin, path, images, outputs, task_of(model.graph), inputs=inputs, runtime=runtime, batch=model.graph.at_a_time(16),
         threads=threads,
     )  # fmt: skip
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]

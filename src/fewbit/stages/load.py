@@ -25,6 +25,7 @@ from fewbit.choose.choose import check as refuse
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.record import Record
+from fewbit.core.task import Task
 from fewbit.core.values import Graph, Input, Port
 from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
@@ -36,7 +37,7 @@ from fewbit.files import read_tensors, write_atomic, write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options, option
-from fewbit.task import Task, recognise
+from fewbit.stages import meaning
 
 EXPORTED = "exported.pt2"
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
@@ -83,6 +84,8 @@ class Inputs:
         }
         if self.loaded.ports:
             identity["ports"] = [[port.name, port.type, list(port.dims)] for port in self.loaded.ports]
+        if (path := meaning.annotations_of(request)) is not None:
+            identity["annotations"] = meaning.digest(path)
         if request.loss == "labels" and isinstance(images, Images) and images.labels is not None:
             identity["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
         return identity
@@ -107,7 +110,9 @@ def load(request: Options) -> Inputs:
         request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given,
         dynamic_size=request.dynamic_size,
     )  # fmt: skip
-    whole, task = getattr(request, "normalize_inside", False), recognise(loaded.outputs)
+    names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
+    classes = names or loaded.classes or None
+    whole, (task, untold) = getattr(request, "normalize_inside", False), meaning.meant(request.task, loaded, classes or ())
     preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
     if whole:  # the integer file takes pixels, and the float one what is computed from them
         name = next(one.name for one in loaded.inputs if one.value is None)
@@ -116,8 +121,6 @@ def load(request: Options) -> Inputs:
     outputs = task.classes
     if request.loss == "labels" and outputs is None:
         raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
-    names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
-    classes = names or loaded.classes or None
     if classes and outputs and len(classes) != outputs:
         raise BadImages(
             f"{len(classes)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
@@ -136,8 +139,10 @@ def load(request: Options) -> Inputs:
             )
         both = open_both(request, (source, score), preprocess, classes or outputs, labels=labels, others=others)
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
+    pair = pair[0], meaning.annotated(pair[1], task, meaning.annotations_of(request))
     unsaid = assumed(loaded, request.overrides)
-    return Inputs(loaded, preprocess, classes, task, *pair, (*loaded.notes, *assumptions(loaded, preprocess, unsaid)), unsaid)
+    notes = (*loaded.notes, *untold, *assumptions(loaded, preprocess, unsaid))
+    return Inputs(loaded, preprocess, classes, task, *pair, notes, unsaid)
 
 
 def open_both(
@@ -241,7 +246,7 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
     Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
     work on the target. The exported program is written for whoever opens the run.
     """
-    graph, images = graph_of(inputs.loaded), inputs.calibration
+    graph, images = replace(graph_of(inputs.loaded), task=inputs.task), inputs.calibration
     if isinstance(images, Images):
         count, labels = len(images), images.labels
     else:
@@ -283,13 +288,14 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
     loaded = load_model(str(folder / EXPORTED), given=given, overrides=size)
     inputs = tuple(replace(one, other=other.get(one.name)) for one in loaded.inputs)
     loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs)
-    return graph_of(loaded), loaded.program
+    return replace(graph_of(loaded), task=meaning.reopened(record, loaded)), loaded.program
 
 
 def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     """The model's own record, with some fields replaced. Raises BadModel where its own image processor decides."""
     record = dict(loaded.record)
-    own: dict[str, Any] = {k: record[k] for k in ("resize", "antialias", "processor") if k in record}
+    kept = ("resize", "antialias", "processor", "channel_order", "fill")  # which timm's records lack
+    own: dict[str, Any] = {k: record[k] for k in kept if k in record}
     if "processor" in own and (given := [option(name) for name in overrides if name != "input_size"]):
         raise BadModel(
             f"{', '.join(given)}: the image processor of {loaded.ref} makes its images; leave the option out, or change "

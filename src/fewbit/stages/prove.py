@@ -29,7 +29,7 @@ from fewbit.realize import rendered, rendered_float, save, with_metadata
 from fewbit.request import Batches, Request, Seconds, Threads, checked
 from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.stages.load import AGAIN, Inputs
-from fewbit.task import recognise
+from fewbit.task import task_of
 from fewbit.verify import Latency, Load, Score
 
 REPORT, TABLES = "report.json", "tables.json"
@@ -207,9 +207,8 @@ def evaluate(
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
-        twin, model, scored, exact.outputs, recognise(exact.outputs), inputs=exact.inputs, runtime=runtime,
-        batch=exact.at_a_time(16),
-        threads=threads, progress=progress.advance,
+        twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, runtime=runtime,
+        batch=exact.at_a_time(16), threads=threads, progress=progress.advance,
     )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> di
         "batch": inputs.loaded.batch,
         "ports": identity.get("ports", []),
         "classes": list(inputs.classes) if inputs.classes else None,
-        "task": inputs.task.name,
+        "task": request.task if isinstance(request.task, str) else inputs.task.spec,
         "class_count": inputs.task.classes,
     }
 

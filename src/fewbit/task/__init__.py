@@ -1,14 +1,48 @@
-"""Task: what a model's outputs mean, and so how far apart two models are.
+"""Task: what a model's outputs mean, and so how far apart two models are. The base of all is `Task` in core/task.py.
 
-task       what a task answers for, and which one a model has; a new task is a file beside these and a line there
+task       which task a model has; a new one is a file beside these and a line there
 classify   a class for an image
+detect     objects: boxes, classes, scores
+decode     from the outputs of a detector to boxes
+objects    objects as people write them down: COCO, YOLO, Pascal VOC
+precision  average precision, as COCO measures it
+dense      something for each pixel: a class, a depth, a picture
+embed      an embedding for an image
 tensors    outputs whose meaning is not known, compared as numbers
 closeness  how near one output is to another: correlation, relative error, equal elements
+interval   95 % intervals of shares, of differences, and by bootstrap over images
+folder     files that belong to images: masks, depth maps, targets
+paint      predictions on pictures
 """
 
+from fewbit.core.task import Meter, OutputScore, Placement, Rating, Signature, Task
 from fewbit.task.classify import Classify
-from fewbit.task.closeness import Closeness, OutputScore
-from fewbit.task.task import Rating, Task, recognise
+from fewbit.task.closeness import Closeness
+from fewbit.task.dense import Depth, Restore, Segment
+from fewbit.task.detect import Detect
+from fewbit.task.embed import Embed
+from fewbit.task.task import OWN, TASKS, check_name, recognise, task_named, task_of
 from fewbit.task.tensors import Tensors
 
-__all__ = ["Classify", "Closeness", "OutputScore", "Rating", "Task", "Tensors", "recognise"]
+__all__ = [
+    "OWN",
+    "TASKS",
+    "Classify",
+    "Closeness",
+    "Depth",
+    "Detect",
+    "Embed",
+    "Meter",
+    "OutputScore",
+    "Placement",
+    "Rating",
+    "Restore",
+    "Segment",
+    "Signature",
+    "Task",
+    "Tensors",
+    "check_name",
+    "recognise",
+    "task_named",
+    "task_of",
+]

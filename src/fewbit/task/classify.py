@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import NormalDist
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, cast
 
+import torch
 from torch import Tensor
 
-from fewbit.task.closeness import OutputScore
-from fewbit.task.task import Outputs, Rating
+from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
+from fewbit.errors import BadModel
+from fewbit.task.interval import newcombe, wilson
 from fewbit.task.tensors import rate_by_numbers
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """One of `classes` classes: output number `index` has a logit for each, (b, classes)."""
 
     index: int
     classes: int
-    name = "classify"
+    name: ClassVar[str] = "classify"
+
+    @staticmethod
+    def of(model: Signature, variant: str = "") -> Classify:
+        """By the one list of real numbers among the outputs, of several the one named `logits`. Raises BadModel without it."""
+        lists = [i for i, one in enumerate(model.outputs) if one.is_real and len(one.shape) == 1 and one.shape[0] >= 2]
+        named = [i for i in lists if model.outputs[i].name == "logits"] or lists
+        if len(named) != 1:
+            raise BadModel("one list of logits (batch, classes) is needed")
+        return Classify(named[0], model.outputs[named[0]].shape[0])
 
     def divergence(self, exact: Outputs, outputs: Outputs) -> float:
         """KL divergence of the class probabilities from exact ones."""
@@ -37,45 +47,51 @@ class Classify:
         y = outputs[self.index].flatten(1)
         return y.argmax(1).masked_fill(y.isnan().any(1), -1)
 
-    def rate(
-        self, before: Tensor | None, after: Tensor | None, labels: Tensor | None, outputs: Sequence[OutputScore]
-    ) -> Rating:
+    def meter(self, truth: Tensor | None) -> Answers:
+        return Answers(self, truth)
+
+
+@dataclass
+class Answers:
+    """The classes that both models gave, and the labels (n,) if there are some."""
+
+    task: Classify
+    labels: Tensor | None
+    before: list[Tensor] = field(default_factory=list)
+    after: list[Tensor] = field(default_factory=list)
+
+    def add(self, exact: Outputs, outputs: Outputs) -> None:
+        self.before.append(self.task.predict(exact))
+        self.after.append(self.task.predict(outputs))
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
         """Top-1 and agreement. Where they say nothing they are replaced: labels on which the float model does not beat
         chance by agreement, and agreement where the float model gives one class alone by correlation of the logits.
         """
-        assert before is not None
-        assert after is not None
+        before, after, labels = torch.cat(self.before), torch.cat(self.after), self.labels
         count, whys = len(before), []
         right = 0 if labels is None else int((before == labels).sum())
-        if labels is not None and right * self.classes <= count:
+        if labels is not None and right * self.task.classes <= count:
             whys.append(
-                f"The float model is right for {right} of {count} labels, no more than guessing among {self.classes} classes "
-                "would be, so accuracy says nothing. If the labels are in another order, give it: --classes FILE."
+                f"The float model is right for {right} of {count} labels, no more than guessing among {self.task.classes} "
+                "classes would be, so accuracy says nothing. If the labels are in another order, give it: --classes FILE."
             )
             labels = None
         if len(before.unique()) == 1:
             whys.append(f"The float model has one class for all of the {count} scored images, so the class says nothing.")
-            rating = rate_by_numbers([outputs[self.index]], " ".join(whys))
+            rating = rate_by_numbers([outputs[self.task.index]], " ".join(whys))
             return replace(rating, float_answers=before, answers=after)
         agree = int((before == after).sum())
-        hits_before, hits = (None if labels is None else int((answers == labels).sum()) for answers in (before, after))
+        hits = None if labels is None else (before == labels, after == labels)
+        top = (None, None) if hits is None else tuple(100 * int(h.sum()) / count for h in hits)
         return Rating(
             "top-1 accuracy",
             "agreement in class with the float model",
-            None if hits_before is None else 100 * hits_before / count,
-            None if hits is None else 100 * hits / count,
+            top[0],
+            top[1],
             100 * agree / count,
-            wilson(agree if hits is None else hits, count),
+            newcombe(*hits) if hits is not None else wilson(agree, count),
             " ".join(whys),
             before,
             after,
         )
-
-
-def wilson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share, in percent (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = hits / count
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return 100 * max(center - half, 0.0), 100 * min(center + half, 1.0)

@@ -9,47 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from fewbit.core.task import OutputScore
 from fewbit.errors import BadValues
 
 GROUPS = 32  # of images, for the interval
 SPREAD = 1e-6  # standard deviation of a channel, as a share of its largest number, up to which it counts as constant
-
-
-@dataclass(frozen=True)
-class OutputScore:
-    """One output against the float model's.
-
-    `agreement` is in percent, with its 95 % `interval`: the correlation (mean over channels, 0 where it is negative) of real
-    numbers, equal elements of integers; None where the float model's output is the same everywhere, so that nothing can be
-    said. `relative_error` is the root mean square error by the standard deviation of the float output, mean over channels;
-    None for integers.
-    """
-
-    name: str
-    is_real: bool
-    agreement: float | None
-    interval: tuple[float, float] | None = None
-    relative_error: float | None = None
-
-    @property
-    def measure(self) -> str:
-        """What agrees, in words."""
-        return f"{'correlation' if self.is_real else 'equal elements'} of {self.name} with the float model's"
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "output": self.name,
-            "measure": "correlation" if self.is_real else "equal elements",
-            "agreement": self.agreement,
-            "interval": None if self.interval is None else list(self.interval),
-            "relative_error": self.relative_error,
-        }
 
 
 class Closeness:

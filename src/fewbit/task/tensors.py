@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
-
+from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadImages
-from fewbit.task.closeness import OutputScore
-from fewbit.task.task import Outputs, Rating
 
 
 @dataclass(frozen=True)
-class Tensors:
+class Tensors(Task):
     """Any outputs; `is_real` says for each whether it holds real numbers or integers."""
 
     is_real: tuple[bool, ...]
-    name = "tensors"
+    name: ClassVar[str] = "tensors"
     classes = None
+
+    @staticmethod
+    def of(model: Signature, variant: str = "") -> Tensors:
+        return Tensors(tuple(output.is_real for output in model.outputs))
 
     def divergence(self, exact: Outputs, outputs: Outputs) -> float:
         """Mean over outputs of the squared error by the variance of the exact output; for integers the share that differs."""
@@ -29,12 +31,17 @@ class Tensors:
             total += float(((x - y).square().mean() if is_real else (x != y).double().mean()) / variance)
         return len(exact[0]) * total / len(self.is_real)
 
-    def predict(self, outputs: Outputs) -> None:
-        return None
+    def meter(self, truth: None) -> Numbers:
+        return Numbers()
 
-    def rate(
-        self, before: Tensor | None, after: Tensor | None, labels: Tensor | None, outputs: Sequence[OutputScore]
-    ) -> Rating:
+
+class Numbers:
+    """Nothing beside the closeness of the outputs."""
+
+    def add(self, exact: Outputs, outputs: Outputs) -> None:
+        pass
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
         return rate_by_numbers(outputs)
 
 

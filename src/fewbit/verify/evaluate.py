@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from fewbit.core.inputs import ALONE, count
+from fewbit.core.inputs import ALONE, Batch, count, images_of
+from fewbit.core.task import Outputs, Rating, Task
 from fewbit.core.values import Input, Output
 from fewbit.data.images import Images
-from fewbit.runtimes import open_session
-from fewbit.task import Closeness, OutputScore, Rating, Task
+from fewbit.runtimes import Session, open_session
+from fewbit.task import Closeness, OutputScore
 from fewbit.verify.outputs import given_by
+
+DRAWN = 12  # images whose predictions are drawn
 
 
 @dataclass(frozen=True)
 class Score:
     """The rating of the file over `images` images, and how near each output is to the float model's.
 
-    `errors` (images,) says for each image how far its outputs are from the float model's, to find the worst ones.
+    `errors` (images,) says for each image how far its predictions or outputs are from the float model's, to find the worst
+    ones; `pictures` are those with the predictions of the float and the integer model drawn on them, by index, where the task
+    draws.
     """
 
     runtime: str
@@ -30,6 +37,7 @@ class Score:
     rating: Rating
     outputs: tuple[OutputScore, ...]
     errors: Tensor
+    pictures: Mapping[int, tuple[Image.Image, Image.Image]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         rating = self.rating
@@ -41,6 +49,8 @@ class Score:
             "agreement": rating.agreement,
             "agreement_measure": rating.agreement_measure,
             "interval": list(rating.interval),
+            "unit": rating.unit,
+            "rows": [dict(row) for row in rating.rows],
             "why": rating.why,
             "outputs": [output.to_json() for output in self.outputs],
             "runtime": self.runtime,
@@ -65,21 +75,39 @@ def evaluate(
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
     sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
-    predictions: list[list[Tensor]] = [[], []]
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
-    names, errors = [output.name for output in outputs], list[Tensor]()
+    meter = task.meter(images.labels if images.truth is None else images.truth)
+    names, found = [output.name for output in outputs], list[Tensor]()
+    compared = partial(_compared, sessions, inputs, names)
     for x in images.batches(batch):
-        both = [tuple(map(_real, given_by(session, inputs, x, names).values())) for session in sessions]
-        for column, values in zip(predictions, both, strict=True):
-            if (predicted := task.predict(values)) is not None:
-                column.append(predicted)
+        both = compared(x)
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
-        errors.append(torch.stack(each).amax(0))
+        apart = meter.add(*both)
+        found.append(torch.stack(each).amax(0) if apart is None else apart)
         progress(count(x))
-    before, after = (torch.cat(column) if column else None for column in predictions)
-    scores = tuple(one.score() for one in closeness)
-    rating = task.rate(before, after, images.labels, scores)
-    return Score(runtime, len(images), task.name, rating, scores, torch.cat(errors))
+    scores, errors = tuple(one.score() for one in closeness), torch.cat(found)
+    pictures = _pictures(task, compared, images, errors, batch) if type(task).drawn is not Task.drawn else {}
+    return Score(runtime, len(images), task.spec, meter.rating(scores), scores, errors, pictures)
+
+
+def _compared(sessions: Sequence[Session], inputs: Sequence[Input], names: Sequence[str], x: Batch) -> list[Outputs]:
+    """The outputs of both files for a batch."""
+    return [tuple(map(_real, given_by(session, inputs, x, names).values())) for session in sessions]
+
+
+def _pictures(
+    task: Task, compared: Callable[[Batch], list[Outputs]], images: Images, errors: Tensor, batch: int
+) -> dict[int, tuple[Image.Image, Image.Image]]:
+    """Predictions of both models on the images that differ most."""
+    pictures = {}
+    for i in errors.argsort(descending=True)[:DRAWN].tolist():
+        first = i - i % batch
+        x = next(iter(images.subset(range(first, min(first + batch, len(images)))).batches(batch)))
+        picture = images.preprocess.undo(images_of(x)[i - first])
+        before, after = (task.drawn(picture.copy(), [y[i - first : i - first + 1] for y in one]) for one in compared(x))
+        if before is not None and after is not None:
+            pictures[i] = before, after
+    return pictures
 
 
 def _real(output: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""What the outputs of a model mean: the base of every task, and the values that tasks give. Tasks themselves are in `task/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from fewbit.errors import BadImages
+
+Json = Any
+Outputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a model returns: its name in the file, its shape for one image (without the batch), and whether it
+    holds real numbers; integers (classes of pixels, indices) are compared for equality.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_real: bool = True
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a task is made for: the outputs of a model, (height, width) of its images, the names of its classes, if known."""
+
+    outputs: Sequence[Output]
+    size: tuple[int, int]
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class OutputScore:
+    """One output against the float model's.
+
+    `agreement` is in percent, with its 95 % `interval`: the correlation (mean over channels, 0 where it is negative) of real
+    numbers, equal elements of integers; None where the float model's output is the same everywhere, so that nothing can be
+    said. `relative_error` is the root mean square error by the standard deviation of the float output, mean over channels;
+    None for integers.
+    """
+
+    name: str
+    is_real: bool
+    agreement: float | None
+    interval: tuple[float, float] | None = None
+    relative_error: float | None = None
+
+    @property
+    def measure(self) -> str:
+        """What agrees, in words."""
+        return f"{'correlation' if self.is_real else 'equal elements'} of {self.name} with the float model's"
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "output": self.name,
+            "measure": "correlation" if self.is_real else "equal elements",
+            "agreement": self.agreement,
+            "interval": None if self.interval is None else list(self.interval),
+            "relative_error": self.relative_error,
+        }
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How good the integer model is: with labels by `measure` of both models in `unit`, always by agreement of both in percent.
+
+    More is better. `agreement_measure` says in what they agree. `interval` (95 %) is that of the difference `score` minus
+    `float_score`, or of the agreement where there are no labels. `why` says why another measure than the task's first was
+    taken, if one was. `float_answers` and `answers` are the classes of the images, int64 (images,), of a task that gives such.
+    `rows` are further measures, by class or size: each has a `what` and numbers.
+    """
+
+    measure: str
+    agreement_measure: str
+    float_score: float | None
+    score: float | None
+    agreement: float
+    interval: tuple[float, float]
+    why: str = ""
+    float_answers: Tensor | None = None
+    answers: Tensor | None = None
+    unit: str = "%"
+    rows: tuple[Mapping[str, Json], ...] = ()
+
+
+class Meter(Protocol):
+    """Sums of one comparison of two models, batch by batch."""
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor | None:
+        """The outputs of the float and the integer model for the next images, (b, ...) each.
+
+        Gives how far apart the predictions are for each image (b,), 0 or more, by which the worst are found; None where the
+        outputs themselves say that.
+        """
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        """Of all images so far; `outputs` say how near each output is."""
+
+
+class Scored(Protocol):
+    """The images that a task reads labels for."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each picture in pixels, before it is prepared."""
+
+    def placed(self, size: tuple[int, int]) -> Placement:
+        """Where a picture of a size comes to lie in the input of the model."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in a model's input: what stood at column x is at x * `scale[0]` + `shift[0]`, likewise rows."""
+
+    scale: tuple[float, float]
+    shift: tuple[float, float]
+    size: tuple[int, int]  # (height, width) of the input
+
+
+class Task(ABC):
+    """What a model's outputs mean. `exact` and `outputs` are the float and the integer model's, batches (b, ...) each.
+
+    A task of your own is a class like those in `task/`, in a file that `--task file.py:NAME` names. It has to give a `meter`;
+    all else has a default.
+    """
+
+    name: ClassVar[str]
+    classes: int | None = None  # how many classes the label of an image may name; None for a task without such labels
+    names: tuple[str, ...] = ()  # of the classes, if known
+
+    @property
+    def spec(self) -> str:
+        """As `--task` takes it."""
+        return self.name
+
+    def called(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return self.names[index] if index < len(self.names) else f"class {index}"
+
+    @abstractmethod
+    def meter(self, truth: Any) -> Meter:
+        """What compares two models; `truth` is what `read` gave, of a classifier the classes (n,), or None."""
+
+    @abstractmethod
+    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+        """How far the outputs are from exact ones, 0 or more, summed over the images of a batch: the loss of a whole model."""
+
+    def read(self, path: Path, images: Scored) -> list[Any]:
+        """What is known of each image, from a file or a folder. Raises BadImages for what it cannot be."""
+        raise BadImages(
+            f"--annotations {path}: task {self.spec} has none; leave it out, or say what the model does: --task NAME."
+        )
+
+    def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image | None:
+        """The prediction for one image on its picture (the model's input as RGB), from outputs (1, ...); None: not drawn."""
+        return None

@@ -1,0 +1,89 @@
+"""What the model's outputs mean: its task, and what is known of the scored images in that task's terms."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fewbit.capture import Loaded
+from fewbit.capture.export import reason
+from fewbit.capture.python_file import from_python
+from fewbit.core.task import Signature, Task
+from fewbit.data.images import Images
+from fewbit.demo import DEMOS
+from fewbit.errors import BadFile, BadImages, BadModel
+from fewbit.request import Options
+from fewbit.task import OWN, Tensors, recognise, task_named
+
+ASK = "say what they mean with --task, see `fewbit quantize --help`."
+
+
+def meant(named: Any, loaded: Loaded, names: Sequence[str]) -> tuple[Task, tuple[str, ...]]:
+    """The task that the request names, the model says, or the outputs show, and what a user has to know of it.
+
+    Raises BadModel where a named task needs other outputs.
+    """
+    outputs, model = loaded.outputs, Signature(loaded.outputs, loaded.input_shape[1:], names)
+    if isinstance(named, Task):
+        return named, ()
+    if named is not None:
+        return (_of_file(named) if OWN in named else task_named(named, model)), ()
+    said = loaded.record.get("task")
+    if said:
+        try:
+            return task_named(said, model), ()
+        except BadModel as error:
+            return recognise(outputs), (f"{loaded.ref} is for {said}, but {error} Outputs are compared as numbers; {ASK}",)
+    task = recognise(outputs)
+    if not isinstance(task, Tensors):
+        return task, ()
+    return task, (f"Nothing says what the outputs of {loaded.ref} are, so they are compared as numbers; {ASK}",)
+
+
+def _of_file(spec: str) -> Task:
+    """A task of the user's own: an object, or what a class or function gives without arguments. Raises BadModel."""
+    path, python, name = from_python(spec, "--task")
+    made = getattr(python, name)
+    try:
+        task = made if isinstance(made, Task) else made()
+    except (Exception, SystemExit) as error:
+        raise BadModel(f"--task {spec}: {name}() of {path} failed: {reason(error)} Mend it.") from error
+    if not isinstance(task, Task):
+        raise BadModel(f"--task {spec}: {name} of {path} is a {type(task).__name__}; a fewbit.Task is needed.")
+    return task
+
+
+def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:
+    """The task of a finished run. One of a user's own file is not run again: outputs are then compared as numbers."""
+    spec = record.get("task")
+    if not isinstance(spec, str):
+        raise BadFile(f"run.json says the task {spec!r:.40}; write the run again with fewbit quantize --force.")
+    model = Signature(loaded.outputs, loaded.input_shape[1:], record["classes"] or ())
+    return Tensors.of(model) if OWN in spec else task_named(spec, model)
+
+
+def annotations_of(request: Options) -> Path | None:
+    """Where annotations of the scored images lie; a demo has its own, of its own test images."""
+    own = request.ref in DEMOS and request.score is None and request.labels
+    return request.annotations or (DEMOS[request.ref].annotations if own else None)
+
+
+def annotated(images: Images, task: Task, path: Path | None) -> Images:
+    """The scored images with what is known of them. Raises BadImages for what it cannot be."""
+    return images if path is None else replace(images, truth=task.read(path, images))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder with their names."""
+    total = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    for one in files:
+        try:
+            content = hashlib.sha256(one.read_bytes()).hexdigest()
+        except OSError as error:
+            raise BadImages(f"{one} cannot be read: {error}. Mend it, or leave --annotations out.") from error
+        total.update(f"{one.relative_to(path).as_posix()} {content} ".encode())
+    return total.hexdigest()

@@ -1,0 +1,272 @@
+"""From the outputs of a detector to boxes: one decoder for each way in which detectors write them.
+
+Candidates are all boxes that a model gives, with a score for each class; what is found are those that remain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+
+from fewbit.core.task import Outputs, Signature
+from fewbit.errors import BadModel
+
+STRIDES = (8, 16, 32)  # of a YOLO's three grids
+LEAST = 0.01  # score of a box that counts
+OVERLAP = 0.65  # IoU from which the weaker of two boxes of a class is dropped
+MOST = 1000  # candidates before that
+KEPT = 100  # boxes of an image, as COCO counts them
+
+
+@dataclass(frozen=True)
+class Found:
+    """The boxes of an image, the best first: corners (n, 4) in pixels of the model's input, scores (n,), classes (n,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class Decoder(Protocol):
+    """How outputs become candidates; `classes` is how many there are, `overlaps` whether the model leaves several boxes of one
+    object, so that all but the best are dropped.
+    """
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def overlaps(self) -> bool: ...
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Boxes (b, n, 4), corners in pixels of the model's input, and the score of each class (b, n, classes), 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Yolox:
+    """YOLOX (Ge et al. 2021): (b, n, 5 + classes) on grids of 8, 16 and 32 pixels; offsets and log sizes in cells, then scores
+    that have been through a sigmoid.
+    """
+
+    index: int
+    classes: int
+    size: tuple[int, int]
+    overlaps = True
+
+    @staticmethod
+    def of(model: Signature) -> Yolox:
+        h, w = model.size
+        cells = sum((h // s) * (w // s) for s in STRIDES)
+        index, shape = _one(model, lambda s: len(s) == 2 and s[0] == cells and s[1] > 5, f"({cells}, 5 + classes)")
+        return Yolox(index, shape[1] - 5, model.size)
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        y = outputs[self.index].double()
+        corners, strides = _grid(self.size)
+        centers, sides = (y[..., :2] + corners) * strides, y[..., 2:4].exp() * strides
+        return box_convert(torch.cat([centers, sides], -1), "cxcywh", "xyxy"), y[..., 4:5] * y[..., 5:]
+
+
+@cache
+def _grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The corner of each cell (n, 2), x and y in cells, and the side of a cell in pixels (n, 1)."""
+    corners, strides = [], []
+    for stride in STRIDES:
+        rows, columns = (torch.arange(n // stride, dtype=torch.float64) for n in size)
+        yy, xx = torch.meshgrid(rows, columns, indexing="ij")
+        corners.append(torch.stack([xx, yy], -1).view(-1, 2))
+        strides.append(torch.full((len(corners[-1]), 1), float(stride), dtype=torch.float64))
+    return torch.cat(corners), torch.cat(strides)
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """YOLOv5 and v7, (b, n, 5 + classes), YOLOv8, v9 and 11, (b, 4 + classes, n): centers, sides in pixels, then scores."""
+
+    index: int
+    classes: int
+    objectness: bool
+    overlaps = True
+
+    @staticmethod
+    def v5(model: Signature) -> Yolo:
+        index, shape = _one(model, lambda s: len(s) == 2 and s[0] > s[1] > 5, "(boxes, 5 + classes)")
+        return Yolo(index, shape[1] - 5, objectness=True)
+
+    @staticmethod
+    def v8(model: Signature) -> Yolo:
+        index, shape = _one(model, lambda s: len(s) == 2 and s[1] > s[0] > 4, "(4 + classes, boxes)")
+        return Yolo(index, shape[0] - 4, objectness=False)
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        y = outputs[self.index].double()
+        y = y if self.objectness else y.transpose(1, 2)
+        boxes = box_convert(y[..., :4], "cxcywh", "xyxy")
+        return boxes, y[..., 4:5] * y[..., 5:] if self.objectness else y[..., 4:]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """YOLOv10 and what ends in a selection: (b, n, 6), corners in pixels, score, class; or these as outputs of their own named
+    boxes, scores and labels, as torchvision has them.
+    """
+
+    places: tuple[int, ...]
+    classes: int
+    overlaps = False
+
+    @staticmethod
+    def v10(model: Signature) -> Selected:
+        index, _ = _one(model, lambda s: len(s) == 2 and s[1] == 6, "(boxes, 6)")
+        return Selected((index,), len(model.names) or 2**15)
+
+    @staticmethod
+    def named(model: Signature) -> Selected:
+        names = [output.name for output in model.outputs]
+        if not {"boxes", "scores", "labels"} <= set(names):
+            raise BadModel("outputs named boxes (batch, n, 4), scores (batch, n) and labels (batch, n) are needed")
+        return Selected(tuple(map(names.index, ("boxes", "scores", "labels"))), len(model.names) or 2**15)
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        boxes, scores, labels = self._columns(outputs)
+        return boxes, torch.nn.functional.one_hot(labels, max(int(labels.max()) + 1, 1)) * scores[..., None]
+
+    def _columns(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        if len(self.places) == 1:
+            y = outputs[self.places[0]].double()
+            return y[..., :4], y[..., 4], y[..., 5].round().long().clamp_min(0)
+        boxes, scores, labels = (outputs[i] for i in self.places)
+        return boxes.double(), scores.double(), labels.long().clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """DETR (Carion et al. 2020): logits (b, n, classes + 1), the last of them "no object", and boxes (b, n, 4), centers and
+    sides as shares of the input; with `independent` classes (Deformable DETR, RT-DETR and their kin) a sigmoid of each.
+    """
+
+    logits: int
+    boxes: int
+    classes: int
+    size: tuple[int, int]
+    independent: bool = False
+    overlaps = False
+
+    @staticmethod
+    def detr(model: Signature) -> Queries:
+        return Queries._of(model, independent=False)
+
+    @staticmethod
+    def rtdetr(model: Signature) -> Queries:
+        return Queries._of(model, independent=True)
+
+    @staticmethod
+    def _of(model: Signature, independent: bool) -> Queries:
+        at = {output.name: i for i, output in enumerate(model.outputs)}
+        if not {"logits", "pred_boxes"} <= set(at):
+            lists = [i for i, output in enumerate(model.outputs) if len(output.shape) == 2]
+            boxes = [i for i in lists if model.outputs[i].shape[1] == 4]
+            if len(lists) != 2 or len(boxes) != 1:
+                raise BadModel("logits (batch, n, classes) and pred_boxes (batch, n, 4) are needed")
+            at = {"pred_boxes": boxes[0], "logits": next(i for i in lists if i != boxes[0])}
+        classes = model.outputs[at["logits"]].shape[1] - (not independent)
+        return Queries(at["logits"], at["pred_boxes"], classes, model.size, independent)
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        logits, boxes = outputs[self.logits].double(), outputs[self.boxes].double()
+        scores = logits.sigmoid() if self.independent else logits.softmax(-1)[..., :-1]
+        h, w = self.size
+        return box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([w, h, w, h]), scores
+
+
+@dataclass(frozen=True)
+class Ssd:
+    """SSD (Liu et al. 2016) as torchvision trains it: offsets (b, n, 4) from default boxes and logits (b, n, 1 + classes), the
+    first of them background; for its two nets, of 8,732 boxes (300 px) and of 3,234 (320 px).
+    """
+
+    offsets: int
+    logits: int
+    classes: int
+    size: tuple[int, int]
+    count: int
+    overlaps = True
+
+    @staticmethod
+    def of(model: Signature) -> Ssd:
+        offsets, shape = _one(model, lambda s: len(s) == 2 and s[0] in (8732, 3234) and s[1] == 4, "(8732 or 3234, 4)")
+        logits, other = _one(model, lambda s: len(s) == 2 and s[0] == shape[0] and s[1] != 4, f"({shape[0]}, 1 + classes)")
+        return Ssd(offsets, logits, other[1] - 1, model.size, shape[0])
+
+    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        from torchvision.models.detection._utils import BoxCoder
+
+        offsets, logits = outputs[self.offsets].double(), outputs[self.logits].double()
+        coder, defaults = BoxCoder((10.0, 10.0, 5.0, 5.0)), _defaults(self.count, self.size)
+        boxes = torch.stack([coder.decode_single(one, defaults) for one in offsets])
+        return boxes, logits.softmax(-1)[..., 1:]
+
+
+@cache
+def _defaults(count: int, size: tuple[int, int]) -> Tensor:
+    """The default boxes of torchvision's ssd300_vgg16 or ssdlite320_mobilenet_v3_large, corners in pixels (n, 4)."""
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+    from torchvision.models.detection.image_list import ImageList
+
+    if count == 8732:
+        scales, steps = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], [8, 16, 32, 64, 100, 300]
+        made = DefaultBoxGenerator([[2], [2, 3], [2, 3], [2, 3], [2], [2]], scales=scales, steps=steps)
+        sides = [38, 19, 10, 5, 3, 1]
+    else:
+        made = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
+        sides = [math.ceil(320 / step) for step in (16, 32, 64, 107, 160, 320)]
+    image = torch.zeros(1, 3, *size)
+    return made(ImageList(image, [size]), [torch.zeros(1, 1, n, n) for n in sides])[0].double()
+
+
+DECODERS: Mapping[str, Callable[[Signature], Decoder]] = {
+    "yolox": Yolox.of,
+    "yolov5": Yolo.v5,
+    "yolov7": Yolo.v5,
+    "yolov8": Yolo.v8,
+    "yolo11": Yolo.v8,
+    "yolov10": Selected.v10,
+    "detr": Queries.detr,
+    "rtdetr": Queries.rtdetr,
+    "torchvision": Selected.named,
+    "ssd": Ssd.of,
+}
+
+
+def _one(model: Signature, fits: Callable[[tuple[int, ...]], bool], needed: str) -> tuple[int, tuple[int, ...]]:
+    """The number and the shape of the one output that fits. Raises BadModel."""
+    found = [(i, output.shape) for i, output in enumerate(model.outputs) if output.is_real and fits(output.shape)]
+    if len(found) != 1:
+        raise BadModel(f"one output (batch, {needed[1:]} is needed for images of {model.size[0]} x {model.size[1]}")
+    return found[0]
+
+
+def select(decoder: Decoder, outputs: Outputs) -> list[Found]:
+    """What a detector found on each image: boxes of at least `LEAST`, one for each object, the best `KEPT`."""
+    boxes, scores = decoder.candidates(outputs)
+    return [_selected(*one, decoder.overlaps) for one in zip(boxes, scores, strict=True)]
+
+
+def _selected(boxes: Tensor, scores: Tensor, overlaps: bool) -> Found:
+    """Of one image: boxes (n, 4) and scores (n, classes); what is no number is left out."""
+    scores = torch.where(boxes.isfinite().all(1)[:, None] & scores.isfinite(), scores, 0.0)
+    places, labels = (scores >= LEAST).nonzero(as_tuple=True)
+    values = scores[places, labels]
+    order = values.argsort(descending=True, stable=True)[: MOST if overlaps else KEPT]
+    boxes, values, labels = boxes[places[order]], values[order], labels[order]
+    if overlaps:
+        kept = batched_nms(boxes, values, labels, OVERLAP)[:KEPT]
+        boxes, values, labels = boxes[kept], values[kept], labels[kept]
+    return Found(boxes, values, labels)

@@ -1,0 +1,176 @@
+"""Objects on an image: average precision with annotations, and that of the integer model's boxes against the float model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from fewbit.core.task import Json, Outputs, OutputScore, Placement, Rating, Scored, Signature, Task
+from fewbit.errors import BadModel
+from fewbit.task import objects
+from fewbit.task.decode import DECODERS, Decoder, Found, select
+from fewbit.task.interval import bootstrap
+from fewbit.task.objects import Objects
+from fewbit.task.paint import boxed
+from fewbit.task.precision import Matched, matched
+from fewbit.task.tensors import rate_by_numbers
+
+SURE = 0.3  # score from which a box of the float model counts as an object, and from which boxes are drawn
+SAME = 0.5  # IoU from which two boxes are of one object
+ROUNDS = 300  # of the bootstrap
+DRAWN = 20  # boxes on a picture
+NOWHERE = Placement((1.0, 1.0), (0.0, 0.0), (0, 0))
+
+
+@dataclass(frozen=True)
+class Detect(Task):
+    """Boxes with classes and scores, as `decoder` makes them of the outputs; `kind` is its name."""
+
+    kind: str
+    decoder: Decoder
+    names: tuple[str, ...] = ()
+    name: ClassVar[str] = "detect"
+    classes = None
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.kind}"
+
+    @staticmethod
+    def of(model: Signature, variant: str) -> Detect:
+        """By the name of a decoder. Raises BadModel where the outputs are not what it decodes, or no name is given."""
+        if not variant:
+            fitting = []
+            for name, make in DECODERS.items():
+                try:
+                    make(model)
+                    fitting.append(name)
+                except BadModel:
+                    pass
+            said = f"these outputs could be {' or '.join(fitting)}" if fitting else f"there are {', '.join(DECODERS)}"
+            raise BadModel(f"the way in which boxes are written has to be named, as in detect:yolox; {said}")
+        return Detect(variant, DECODERS[variant](model), tuple(model.names))
+
+    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+        """How far scores and boxes are from exact ones, candidate by candidate: the KL divergence of the scores, and the
+        distance of the corners by the side of the box, counted by the exact score; both by the sum of exact scores.
+        """
+        (boxes, p), (other, q) = (self.decoder.candidates(one) for one in (exact, outputs))
+        if p.shape != q.shape:  # of a model that selects by itself
+            return float(len(p) * math.inf)
+        sure = p.amax(2)
+        p, q = (t.clamp(1e-6, 1 - 1e-6) for t in (p, q))
+        scores = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum((1, 2))
+        side = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
+        places = (F.smooth_l1_loss(other / side, boxes / side, reduction="none").mean(2) * sure).sum(1)
+        return float(((scores + places) / sure.sum(1).clamp_min(1)).sum())
+
+    def read(self, path: Path, images: Scored) -> list[Objects]:
+        """Boxes from COCO's JSON, YOLO's text files, Pascal VOC's XML or parquet. Raises BadImages."""
+        return objects.read(path, images, self.names, self.decoder.classes)
+
+    def meter(self, truth: list[Objects] | None) -> Boxes:
+        return Boxes(self, truth)
+
+    def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
+        """The boxes of which the model is sure, with class and score."""
+        (found,) = select(self.decoder, outputs)
+        sure = (found.scores >= SURE).nonzero().flatten()[:DRAWN]
+        labels = found.labels[sure].tolist()
+        texts = [f"{self.called(c)} {s:.2f}" for c, s in zip(labels, found.scores[sure].tolist(), strict=True)]
+        return boxed(picture, found.boxes[sure].tolist(), texts, labels)
+
+
+@dataclass
+class Boxes:
+    """The boxes of both models for each image, at most 100, in pixels of the input; the objects that there are."""
+
+    task: Detect
+    truth: list[Objects] | None
+    before: list[Found] = field(default_factory=list)
+    after: list[Found] = field(default_factory=list)
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
+        before, after = (select(self.task.decoder, one) for one in (exact, outputs))
+        self.before += before
+        self.after += after
+        return torch.tensor([apart(x, y) for x, y in zip(before, after, strict=True)])
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        """AP with annotations; always that of the integer model's boxes against the float model's of `SURE` and more."""
+        sure = [_as_objects(found) for found in self.before]
+        measure = f"AP against the float model's boxes of score {SURE:g} and more"
+        if not any(len(one.labels) for one in sure) and self.truth is None:
+            why = f"The float model finds no object of score {SURE:g} or more on any scored image, so outputs are compared."
+            return rate_by_numbers(outputs, why)
+        against = matched(self.after, sure, ("all",))
+        agreement = np.nan_to_num(against.ap())
+        rows: list[Mapping[str, Json]] = [
+            {"what": "AP50 against the float model's boxes", "agreement": against.ap(thresholds=slice(1))}
+        ]
+        if self.truth is None:
+            interval = bootstrap(lambda drawn: against.ap(drawn.numpy()), against.images, rounds=ROUNDS)
+            return Rating("", measure, None, None, float(agreement), interval, rows=tuple(rows))
+        in_pictures = ([_in_picture(f, t.placement) for f, t in zip(found, self.truth, strict=True)] for found in self._both())
+        one, two = (matched(found, self.truth) for found in in_pictures)
+
+        def change(drawn: Tensor) -> float:
+            return two.ap(drawn.numpy()) - one.ap(drawn.numpy())
+
+        interval = bootstrap(change, len(self.truth), rounds=ROUNDS)
+        rows += _rows(self.task, one, two)
+        return Rating("AP", measure, one.ap(), two.ap(), float(agreement), interval, rows=tuple(rows))
+
+    def _both(self) -> tuple[list[Found], list[Found]]:
+        return self.before, self.after
+
+
+def _rows(task: Detect, one: Matched, two: Matched) -> list[Mapping[str, Json]]:
+    """AP at an IoU of 0.5 and 0.75, by size and by class, of both models."""
+    pairs = {
+        "AP50": [m.ap(thresholds=slice(1)) for m in (one, two)],
+        "AP75": [m.ap(thresholds=slice(5, 6)) for m in (one, two)],
+        **{f"AP of {size} objects": [m.ap(size=size) for m in (one, two)] for size in ("small", "medium", "large")},
+    }
+    first, second = one.by_class(), two.by_class()
+    pairs |= {f"AP of {task.called(label)}": [first[label], second[label]] for label in first}
+    return [
+        {"what": what, "float": before, "quantized": after} for what, (before, after) in pairs.items() if not np.isnan(before)
+    ]
+
+
+def _as_objects(found: Found) -> Objects:
+    """The boxes of which a model is sure, as if they were the truth, in pixels of the input."""
+    sure = found.scores >= SURE
+    boxes = found.boxes[sure]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return Objects(boxes, found.labels[sure], torch.zeros(int(sure.sum()), dtype=torch.int64), areas, NOWHERE)
+
+
+def _in_picture(found: Found, placement: Placement) -> Found:
+    """Boxes in pixels of the picture."""
+    shift = found.boxes.new_tensor([*placement.shift, *placement.shift])
+    scale = found.boxes.new_tensor([*placement.scale, *placement.scale])
+    return Found((found.boxes - shift) / scale, found.scores, found.labels)
+
+
+def apart(x: Found, y: Found) -> float:
+    """How far what two models found on an image is apart, 0 to 1: the share of sure boxes without one of the same class of the
+    other model at the same place.
+    """
+    (a, la), (b, lb) = ((f.boxes[f.scores >= SURE], f.labels[f.scores >= SURE]) for f in (x, y))
+    if not len(a) and not len(b):
+        return 0.0
+    overlap = box_iou(a, b) * (la[:, None] == lb) if len(a) and len(b) else torch.zeros(len(a), len(b))
+    met = sum(int((overlap >= SAME).any(d).sum()) for d in (1, 0)) if overlap.numel() else 0
+    return 1 - met / (len(a) + len(b))

@@ -1,0 +1,90 @@
+"""An embedding for an image: whether the nearest neighbours stay the same, by cosine similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
+from fewbit.errors import BadImages, BadModel
+from fewbit.task.interval import of_mean
+
+FIRST, MORE = 1, 10  # neighbours
+ROWS = 1024  # images that are compared with all others at a time
+
+
+@dataclass(frozen=True)
+class Embed(Task):
+    """Output number `index` is the embedding, (b, width)."""
+
+    index: int
+    name: ClassVar[str] = "embed"
+    classes = None
+
+    @staticmethod
+    def of(model: Signature, variant: str = "") -> Embed:
+        """By the one list of real numbers among the outputs. Raises BadModel without it."""
+        lists = [i for i, one in enumerate(model.outputs) if one.is_real and len(one.shape) == 1 and one.shape[0] >= 2]
+        if len(lists) != 1:
+            raise BadModel("one list of real numbers (batch, width) is needed")
+        return Embed(lists[0])
+
+    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+        """1 minus the cosine similarity with the exact embedding."""
+        x, y = (one[self.index].double() for one in (exact, outputs))
+        return float((1 - F.cosine_similarity(x, y)).sum())
+
+    def meter(self, truth: None) -> Neighbours:
+        return Neighbours(self.index)
+
+
+@dataclass
+class Neighbours:
+    """The embeddings of both models, of length 1; they are kept, 8 bytes a number for each image."""
+
+    index: int
+    before: list[Tensor] = field(default_factory=list)
+    after: list[Tensor] = field(default_factory=list)
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
+        x, y = (F.normalize(one[self.index].float()) for one in (exact, outputs))
+        self.before.append(x)
+        self.after.append(y)
+        return (1 - (x * y).sum(1)).clamp_min(0)
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        """Recall at 1: the share of images whose nearest neighbour among the others is the float model's; rows have that at 10,
+        and the cosine similarity of the embeddings. Raises BadImages for fewer than three images.
+        """
+        x, y = torch.cat(self.before), torch.cat(self.after)
+        if len(x) < FIRST + 2:
+            raise BadImages(f"{len(x)} images have no neighbours to compare; score at least {FIRST + 2}: --score DIR.")
+        first, more = (recall(x, y, min(k, len(x) - 1)) for k in (FIRST, MORE))
+        cosine = (x * y).sum(1).nan_to_num().double()
+        rows = (
+            {"what": f"recall at {MORE}", "agreement": 100 * float(more.mean())},
+            {"what": "cosine similarity, mean", "agreement": 100 * float(cosine.mean())},
+            {"what": "cosine similarity, smallest", "agreement": 100 * float(cosine.min())},
+        )
+        low, high = of_mean(first)
+        measure = f"recall at {FIRST} of the float model's nearest neighbours"
+        return Rating("", measure, None, None, 100 * float(first.mean()), (100 * low, 100 * high), rows=rows)
+
+
+def recall(x: Tensor, y: Tensor, k: int) -> Tensor:
+    """The share of each image's `k` nearest neighbours in x (n, width) that are so in y too, (n,); rows have length 1."""
+    shares = []
+    for start in range(0, len(x), ROWS):
+        own = torch.arange(start, min(start + ROWS, len(x)))
+        near = []
+        for t in (x, y):
+            similar = t[own] @ t.T
+            similar[torch.arange(len(own)), own] = -torch.inf
+            near.append(similar.nan_to_num(nan=-torch.inf).topk(k).indices)
+        shares.append((near[0][:, :, None] == near[1][:, None, :]).any(2).double().mean(1))
+    return torch.cat(shares)

@@ -1,0 +1,64 @@
+"""Files that belong to images: masks, depth maps or target pictures in a folder, under the names of the images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewbit.errors import BadImages
+
+Array = NDArray[np.generic]
+
+
+def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
+    """For each image the file of its name (its path in the folder, or its last part) with one of the suffixes.
+
+    Raises BadImages where one has none, or several.
+    """
+    if not os.path.isdir(folder):
+        raise BadImages(
+            f"--annotations {folder} is no folder; {what} are files ({', '.join(suffixes)}) under the images' names."
+        )
+    exact, last = dict[str, list[Path]](), dict[str, list[Path]]()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes:
+            inner = path.relative_to(folder).with_suffix("")
+            exact.setdefault(inner.as_posix(), []).append(path)
+            last.setdefault(inner.name, []).append(path)
+    paths = []
+    for name in names:
+        own = PurePosixPath(name).with_suffix("")
+        candidates = exact.get(own.as_posix()) or last.get(own.name) or []
+        if len(candidates) != 1:
+            has = f"{len(candidates)} files, {' and '.join(map(str, candidates[:2]))}" if candidates else "no file"
+            raise BadImages(
+                f"{name} has {has} in {folder}; {what} are files {own.name}{'|'.join(suffixes)}, one for each scored image. "
+                "Add or remove files, or leave --annotations out."
+            )
+        paths.append(candidates[0])
+    return paths
+
+
+def read_array(path: Path) -> Array:
+    """The numbers of a .npy file, or the pixels of a picture as they are stored: (h, w), or (h, w, 3). Raises BadImages."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        with Image.open(path) as picture:
+            return np.asarray(picture if picture.mode in ("L", "P", "I;16", "I", "RGB", "1") else picture.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise BadImages(f"{path} cannot be read: {error}. Write it again.") from error
+
+
+def same_size(path: Path, found: Sequence[int], name: str, size: tuple[int, int]) -> None:
+    """Raise BadImages where a map (h, w) has not the size of its picture."""
+    if tuple(found) != size:
+        raise BadImages(
+            f"{path} is {' x '.join(map(str, found))} pixels (height x width), and {name} is {size[0]} x {size[1]}; "
+            "give one number for each pixel of the picture."
+        )

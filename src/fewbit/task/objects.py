@@ -1,0 +1,222 @@
+"""Objects on images, as people write them down: COCO's JSON, YOLO's text files, Pascal VOC's XML, parquet with `objects`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from fewbit.core.task import Placement, Scored
+from fewbit.errors import BadImages, UnknownName
+from fewbit.task.folder import beside
+
+OUTSIDE = 1.0  # pixels that a box may reach over the border, by rounding
+KINDS = "COCO's .json, a folder of YOLO's .txt or Pascal VOC's .xml files, or .parquet with objects {bbox, category}"
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one picture: corners (n, 4) in its pixels, classes (n,), crowds (n,) and areas (n,) in square pixels, and
+    where the picture lies in the model's input.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    areas: Tensor
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object as it was read: `where` names it, corners in pixels."""
+
+    where: str
+    box: tuple[float, float, float, float]
+    label: int
+    crowd: bool = False
+    area: float | None = None
+
+
+def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list[Objects]:
+    """The objects of each image; `names` are those of the model's `classes`, if known. Raises BadImages for a file that is
+    none, an image without annotation, a class that is not there, a box outside its image, or no object at all.
+    """
+    sizes = images.sizes()
+    if path.suffix.lower() == ".json":
+        rows = _coco(path, images.names, sizes, names, classes)
+    elif path.suffix.lower() == ".parquet":
+        rows = _parquet(path, images.names)
+    elif path.is_dir():
+        voc = any(path.rglob("*.xml"))
+        rows = (_voc if voc else _yolo)(path, images.names, sizes, names)
+    else:
+        raise BadImages(f"--annotations {path}: it is no file that holds objects. Give {KINDS}.")
+    if not any(rows):
+        raise BadImages(f"--annotations {path} has no object on any of the {len(sizes)} scored images; give others.")
+    found = []
+    for some, size in zip(rows, sizes, strict=True):
+        for row in some:
+            _check(row, size, classes)
+        found.append(_objects(some, images.placed(size)))
+    return found
+
+
+def _objects(rows: Sequence[Row], placement: Placement) -> Objects:
+    boxes = torch.tensor([row.box for row in rows], dtype=torch.float64).view(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    given = torch.tensor([math.nan if row.area is None else row.area for row in rows], dtype=torch.float64)
+    labels, crowd = (torch.tensor([getattr(row, name) for row in rows], dtype=torch.int64) for name in ("label", "crowd"))
+    return Objects(boxes, labels, crowd, torch.where(given.isnan(), areas, given), placement)
+
+
+def _check(row: Row, size: tuple[int, int], classes: int) -> None:
+    high, wide = size
+    x0, y0, x1, y1 = row.box
+    inside = -OUTSIDE <= x0 <= x1 <= wide + OUTSIDE and -OUTSIDE <= y0 <= y1 <= high + OUTSIDE  # not so for NaN
+    if not inside:
+        corners = ", ".join(f"{v:g}" for v in row.box)
+        raise BadImages(
+            f"{row.where} is a box from ({corners}), and its picture is {wide} x {high} pixels; boxes have to lie inside. Mend "
+            "it, or give the annotations of these very pictures."
+        )
+    if not 0 <= row.label < classes:
+        raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Mend it.")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadImages(f"{path} cannot be read as JSON: {error}. Give {KINDS}.") from error
+
+
+def _coco(
+    path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str], count: int
+) -> list[list[Row]]:
+    file = _json(path)
+    try:
+        listed = {str(one["file_name"]): one for one in file["images"]}
+        categories = {int(one["id"]): str(one["name"]) for one in file["categories"]}
+        by_image: dict[Any, list[Any]] = {}
+        for one in file["annotations"]:
+            by_image.setdefault(one["image_id"], []).append(one)
+        index = _indices(path, categories, classes, count)
+        whole = {PurePosixPath(name).name: one for name, one in listed.items()}
+        rows = []
+        for name, (high, wide) in zip(names, sizes, strict=True):
+            image = listed.get(name) or whole.get(PurePosixPath(name).name)
+            if image is None:
+                raise BadImages(f"{path} lists no image {name}; every scored image has to be in it, also one without objects.")
+            if (image.get("height", high), image.get("width", wide)) != (high, wide):
+                raise BadImages(
+                    f"{path} says that {name} is {image['width']} x {image['height']} pixels, and it is {wide} x {high}; give "
+                    "the annotations of these very pictures."
+                )
+            rows.append([_coco_row(path, one, index) for one in by_image.get(image["id"], [])])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadImages(f"{path} is not in COCO's format: {error!r}. It needs images, annotations and categories.") from error
+    return rows
+
+
+def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
+    x, y, w, h = (float(v) for v in one["bbox"])
+    where = f"{path}: annotation {one.get('id', '?')}"
+    if one["category_id"] not in index:
+        known = sorted(index)
+        raise BadImages(
+            f"{where} has category_id {one['category_id']}, and the file's categories are {known[0]} to {known[-1]}; mend it."
+        )
+    return Row(where, (x, y, x + w, y + h), index[one["category_id"]], bool(one.get("iscrowd")), one.get("area"))
+
+
+def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count: int) -> dict[int, int]:
+    """From the ids of a file to the model's classes: by name where those are known, else in their order where there are as
+    many, or as they are where they begin at 0. Raises BadImages.
+    """
+    if names:
+        places = {name: i for i, name in enumerate(names)}
+        for name in categories.values():
+            if name not in places:
+                raise BadImages(f"{path}: {UnknownName('category', name, names)} Or give the model's names: --classes FILE.")
+        return {number: places[name] for number, name in categories.items()}
+    if len(categories) == count:
+        return {number: i for i, number in enumerate(sorted(categories))}
+    if categories and min(categories) == 0 and max(categories) < count:
+        return {number: number for number in categories}
+    raise BadImages(
+        f"{path} has {len(categories)} categories and the model {count} classes without names, so nobody can say which is "
+        "which; give the names of the model's classes in order: --classes FILE."
+    )
+
+
+def _yolo(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
+    rows = []
+    for file, (high, wide) in zip(beside(folder, names, (".txt",), "annotations"), sizes, strict=True):
+        some = []
+        for number, line in enumerate(_lines(file), 1):
+            where = f"{file}, line {number},"
+            try:
+                label, x, y, w, h = line.split()
+                left, top = (float(x) - float(w) / 2) * wide, (float(y) - float(h) / 2) * high
+                box = (left, top, left + float(w) * wide, top + float(h) * high)
+                some.append(Row(where, box, int(label)))
+            except ValueError:
+                raise BadImages(
+                    f"{where} is {line!r:.60}; a class and four numbers are needed: center x, center y, width, height as "
+                    "shares of the picture."
+                ) from None
+        rows.append(some)
+    return rows
+
+
+def _lines(file: Path) -> Iterable[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise BadImages(f"{file} cannot be read: {error}. Write it again.") from error
+
+
+def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
+    if not classes:
+        raise BadImages(f"{folder} names classes, and the model's have no names; give them in order: --classes FILE.")
+    rows = []
+    for file in beside(folder, names, (".xml",), "annotations"):
+        try:
+            root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
+            some = []
+            for one in root.iter("object"):
+                label = str(one.findtext("name"))
+                corners = [float(str(one.findtext(f"bndbox/{end}"))) for end in ("xmin", "ymin", "xmax", "ymax")]
+                if label not in classes:
+                    raise BadImages(f"{file}: {UnknownName('class', label, classes)}")
+                x0, y0, x1, y1 = corners
+                where = f"{file}: {label}"
+                some.append(Row(where, (x0 - 1, y0 - 1, x1, y1), classes.index(label), one.findtext("difficult") == "1"))
+        except (OSError, ValueError, ElementTree.ParseError) as error:
+            raise BadImages(f"{file} is not in Pascal VOC's format: {error}. Give {KINDS}.") from error
+        rows.append(some)
+    return rows
+
+
+def _parquet(path: Path, names: Sequence[str]) -> list[list[Row]]:
+    """The column `objects` of the file whose rows the images are: boxes as x, y, width, height in pixels, and classes."""
+    try:
+        column = pq.read_table(path, columns=["objects"])["objects"].to_pylist()
+        rows = []
+        for name in names:
+            place = int(name.rpartition(":")[2])
+            one, where = column[place], f"{path}, row {place}:"
+            pairs = zip(one["bbox"], one["category"], strict=True)
+            rows.append([Row(where, (x, y, x + w, y + h), int(label)) for (x, y, w, h), label in pairs])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise BadImages(f"{path} has no objects {{bbox, category}} for the scored images: {error}. Give {KINDS}.") from error
+    return rows

@@ -1,0 +1,241 @@
+"""Oracles: torchmetrics, closed forms on maps that were made by hand, and the pictures themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_jaccard_index
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from fewbit.core.task import Output, Placement, Signature
+from fewbit.data.images import Preprocess, open_images
+from fewbit.errors import BadImages, BadModel
+from fewbit.task import task_named
+from fewbit.task.dense import IGNORED, Map, errors_of_depth
+from fewbit.task.embed import recall
+
+SIZE = (24, 32)
+
+
+def named(spec, *outputs, names=()):
+    return task_named(spec, Signature([Output(*one) for one in outputs], SIZE, names))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Pictures:
+    """Pictures of 48 x 64 pixels that are squashed into 24 x 32."""
+
+    names: tuple[str, ...]
+
+    def sizes(self):
+        return [(48, 64)] * len(self.names)
+
+    def placed(self, size):
+        return Placement((0.5, 0.5), (0.0, 0.0), SIZE)
+
+
+def masks(folder, count=6, classes=3, size=(48, 64)):
+    """Random masks, constant on squares of 2 x 2 pixels, some pixels without a class; and what the input sees of them."""
+    small = np.random.default_rng(0).integers(0, classes, (count, size[0] // 2, size[1] // 2)).astype(np.uint8)
+    small[:, :3] = IGNORED
+    for i, mask in enumerate(small):
+        Image.fromarray(mask.repeat(2, 0).repeat(2, 1)).save(folder / f"{i}.png")
+    return Pictures(tuple(f"{i}.jpg" for i in range(count))), torch.from_numpy(small.astype(np.int64))
+
+
+def test_miou_is_torchmetrics(tmp_path):
+    task = named("segment", ("logits", (3, *SIZE)), names=("sky", "road", "tree"))
+    pictures, seen = masks(tmp_path)
+    right = 2.0 * torch.nn.functional.one_hot(seen.clamp_max(2), 3).permute(0, 3, 1, 2)
+    x, y = right + noise(6, 3, *SIZE), right + noise(6, 3, *SIZE, seed=1) * 2
+    meter = task.meter(task.read(tmp_path, pictures))
+    for a, b in zip(x.split(4), y.split(4), strict=True):
+        meter.add([a], [b])
+    rating = meter.rating(())
+    kept = seen != IGNORED
+    expected = [100 * float(multiclass_jaccard_index(t.argmax(1)[kept], seen[kept], 3, average="macro")) for t in (x, y)]
+    assert (rating.float_score, rating.score) == pytest.approx(tuple(expected), abs=1e-4)
+    assert rating.agreement == pytest.approx(100 * float((x.argmax(1) == y.argmax(1)).double().mean()))
+    assert rating.interval[0] < rating.score - rating.float_score < rating.interval[1] < 0
+    assert [row["what"] for row in rating.rows] == ["IoU of sky", "IoU of road", "IoU of tree"]
+
+
+def test_a_small_map_is_enlarged_before_it_meets_the_mask(tmp_path):
+    task = named("segment", ("logits", (2, 6, 8)))
+    Image.fromarray(np.repeat(np.arange(2, dtype=np.uint8), 32)[None].repeat(48, 0)).save(tmp_path / "a.png")
+    y = torch.zeros(1, 2, 6, 8)
+    y[:, 1, :, 4:], y[:, 0, :, :4] = 1, 1
+    meter = task.meter(task.read(tmp_path, Pictures(("a.jpg",))))
+    meter.add([y], [y])
+    assert meter.rating(()).score == 100
+
+
+@pytest.mark.parametrize(("spec", "low"), [("segment", -1.0), ("segment:probability", 0.1)])
+def test_a_foreground_of_one_channel_begins_at_its_threshold(spec, low):
+    task = named(spec, ("y", (1, 2, 2)))
+    y = torch.tensor([[[[low, 0.9], [low, low]]]])
+    assert task.predict([y]).tolist() == [[[0, 1], [0, 0]]]
+    assert task.divergence([y], [y]) == 0
+    assert task.divergence([y], [y.flip(3)]) > 0.1
+
+
+def test_the_divergence_of_segments_is_torchs_kl_by_pixel():
+    task, x, y = named("segment", ("logits", (3, 4, 5))), noise(2, 3, 4, 5), noise(2, 3, 4, 5, seed=1)
+    p, q = (t.double().log_softmax(1) for t in (x, y))
+    expected = torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True) / 20
+    assert task.divergence([x], [y]) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda f: Image.fromarray(np.full((48, 64), 7, np.uint8)).save(f / "1.png"),
+            "has class 7; the model has classes 0 to 2",
+        ),
+        (lambda f: Image.new("L", (60, 48)).save(f / "1.png"), r"is 48 x 60 pixels \(height x width\), and 1.jpg is 48 x 64"),
+        (lambda f: Image.new("RGB", (64, 48)).save(f / "1.png"), "is 48 x 64 x 3 pixels"),
+        (lambda f: (f / "1.png").unlink(), r"1\.jpg has no file in"),
+        (lambda f: (f / "1.png").write_bytes(b"none"), "cannot be read"),
+        (lambda f: ((f / "sub").mkdir(), Image.new("L", (64, 48)).save(f / "sub" / "1.png")), None),
+    ],
+)
+def test_a_wrong_mask_is_named(tmp_path, write, message):
+    pictures, _ = masks(tmp_path)
+    write(tmp_path)
+    task = named("segment", ("logits", (3, *SIZE)))
+    if message is None:  # the file of the same path, not of the same last part, is the image's
+        assert task.read(tmp_path, pictures)[1].path == tmp_path / "1.png"
+        return
+    with pytest.raises(BadImages, match=message):
+        task.read(tmp_path, pictures)
+
+
+def test_depths_and_their_errors_have_their_closed_forms():
+    true = torch.rand(5, 6, dtype=torch.float64) * 4 + 1
+    assert errors_of_depth(true * 1.2, true, relative=False) == pytest.approx((1.0, 0.2))
+    assert errors_of_depth(true * 1.3, true, relative=False) == pytest.approx((0.0, 0.3))
+    holes = true.clone()
+    holes[0] = 0  # unknown
+    spoiled = true.clone()
+    spoiled[0] = 99
+    assert errors_of_depth(spoiled, holes, relative=False) == (1.0, 0.0)
+    delta, error = errors_of_depth(7 / true + 3, true, relative=True)  # the inverse, at another scale and shift
+    assert (delta, error) == pytest.approx((1.0, 0.0), abs=1e-9)
+
+
+def test_depth_maps_of_both_kinds_are_read_and_compared(tmp_path):
+    task = named("depth", ("predicted_depth", SIZE))
+    depth = np.random.default_rng(0).uniform(1, 5, SIZE)
+    np.save(tmp_path / "a.npy", depth.repeat(2, 0).repeat(2, 1))
+    Image.fromarray((1000 * depth).round().astype(np.uint16).repeat(2, 0).repeat(2, 1)).save(tmp_path / "b.png")
+    x = torch.from_numpy(np.stack([depth] * 2)).float()
+    meter = task.meter(task.read(tmp_path, Pictures(("a.jpg", "b.jpg"))))
+    meter.add([x], [x * torch.tensor([1.2, 1.3])[:, None, None]])
+    rating = meter.rating(())
+    assert (rating.float_score, rating.score) == (100, 50)
+    (row,) = [row for row in rating.rows if "AbsRel" in row["what"]]
+    assert (row["float"], row["quantized"]) == pytest.approx((0, 0.25), abs=1e-3)
+
+
+def test_an_embeddings_neighbours_are_those_of_all_pairs():
+    x, y = (torch.nn.functional.normalize(noise(40, 8, seed=s)) for s in (0, 1))
+    y = torch.nn.functional.normalize(x + 0.3 * y)
+    for k in (1, 10):
+        each = []
+        for i in range(40):
+            near = [
+                {j for _, j in sorted(((float(t[i] @ t[j]), j) for j in range(40) if j != i), reverse=True)[:k]} for t in (x, y)
+            ]
+            each.append(len(near[0] & near[1]) / k)
+        assert recall(x, y, k).tolist() == pytest.approx(each)
+    task = named("embed", ("y", (8,)))
+    meter = task.meter(None)
+    assert meter.add([3 * x], [x]).abs().max() < 1e-6
+    assert meter.rating(()).agreement == 100
+
+
+def test_the_psnr_of_a_picture_is_torchmetrics(tmp_path):
+    task = named("restore", ("y", (3, 16, 16)))
+    x, y = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    for i, one in enumerate(x):
+        Image.fromarray((255 * one).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    exact, outputs = (x + 0.02).clamp(0, 1), (0.7 * x + 0.3 * y)
+    meter = task.meter(task.read(tmp_path, Pictures(("0.jpg", "1.jpg"))))
+    meter.add([exact], [outputs])
+    rating = meter.rating(())
+    stored = (255 * x).round() / 255
+    for found, t in ((rating.float_score, exact), (rating.score, outputs)):
+        expected = [float(peak_signal_noise_ratio(a, b, data_range=1.0)) for a, b in zip(t, stored, strict=True)]
+        assert found == pytest.approx(np.mean(expected), abs=1e-3)
+    assert rating.unit == "dB"
+    assert rating.agreement < 100
+
+
+def test_an_output_that_fits_no_task_is_said_with_its_shape():
+    with pytest.raises(BadModel, match=r"--task segment: a map .* is needed.*gives y \(batch, 10\)"):
+        named("segment", ("y", (10,)))
+    with pytest.raises(BadModel, match="--task embed: one list"):
+        named("embed", ("y", (3, 10)))
+
+
+@pytest.mark.parametrize("resize", ["squash", "center", "border", "letterbox", "corner"])
+@pytest.mark.parametrize("shape", [(90, 60), (50, 120), (37, 41)])
+def test_a_point_of_a_picture_is_where_its_placement_says(resize, shape):
+    preprocess = Preprocess((3, 48, 64), mean=(0.0,), std=(1.0,), resize=resize, crop_pct=1.0, antialias=True)
+    h, w = shape
+    ramps = np.zeros((h, w, 3), np.uint8)
+    ramps[:, :, 0], ramps[:, :, 1] = np.linspace(20, 230, w)[None], np.linspace(20, 230, h)[:, None]
+    x = 255 * preprocess(ramps)
+    place = preprocess.placement(h, w)
+    row, column = 24, 32
+    seen = [(column + 0.5 - place.shift[0]) / place.scale[0], (row + 0.5 - place.shift[1]) / place.scale[1]]
+    if not (1 < seen[0] < w - 1 and 1 < seen[1] < h - 1):
+        row, column = 5, 5
+        seen = [(column + 0.5 - place.shift[0]) / place.scale[0], (row + 0.5 - place.shift[1]) / place.scale[1]]
+    expected = [20 + 210 * (seen[0] - 0.5) / (w - 1), 20 + 210 * (seen[1] - 0.5) / (h - 1)]
+    assert x[:2, row, column].tolist() == pytest.approx(expected, abs=3.0)
+
+
+def test_a_processors_placement_is_found_by_slopes():
+    transformers = pytest.importorskip("transformers")
+    import json
+
+    processor = transformers.ViTImageProcessor(size={"height": 48, "width": 64}, do_normalize=True)
+    text = json.dumps({**json.loads(processor.to_json_string()), "image_processor_type": "ViTImageProcessor"})
+    preprocess = Preprocess((3, 48, 64), mean=tuple(processor.image_mean), std=tuple(processor.image_std), processor=text)
+    place = preprocess.placement(90, 200)
+    assert place.scale == pytest.approx((64 / 200, 48 / 90), rel=5e-3)
+    assert place.shift == pytest.approx((0, 0), abs=0.3)
+
+
+def test_a_letterbox_has_its_grey_and_blue_comes_first():
+    picture = np.full((40, 80, 3), (200, 100, 50), np.uint8)
+    x = 255 * Preprocess((3, 32, 32), mean=(0.0,), std=(1.0,), resize="corner", channel_order="bgr")(picture)
+    assert x[:, 0, 0].tolist() == pytest.approx([50, 100, 200])
+    assert x[:, 31, 31].tolist() == pytest.approx([114] * 3)
+    assert x[:, 15, 31].tolist() == pytest.approx([50, 100, 200])
+    assert x[:, 16, 0].tolist() == pytest.approx([114] * 3)
+    middle = 255 * Preprocess((3, 32, 32), mean=(0.0,), std=(1.0,), resize="letterbox", fill=7.0)(picture)
+    assert (middle[0, 7, 0].item(), middle[0, 8, 0].item()) == pytest.approx((7, 200))
+
+
+def test_a_map_outside_its_picture_has_no_class(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6.0).reshape(2, 3))
+    one = Map(tmp_path / "a.npy", Placement((2.0, 2.0), (1.0, 0.0), (6, 8)))
+    expected = [[255, 0, 0, 1, 1, 2, 2, 255]] * 2 + [[255, 3, 3, 4, 4, 5, 5, 255]] * 2 + [[255] * 8] * 2
+    assert one.placed((6, 8), 255.0).tolist() == expected
+
+
+def test_floats_are_no_pictures_that_annotations_lie_on():
+    images = open_images(noise(3, 3, 8, 8).numpy(), Preprocess((3, 8, 8)))
+    with pytest.raises(BadImages, match="is an input of the model and no picture"):
+        images.sizes()

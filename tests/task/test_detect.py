@@ -1,0 +1,353 @@
+"""Oracles: pycocotools' own summary, torchvision's own post-processing, and boxes that were written down by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewbit.core.task import Output, Placement, Signature
+from fewbit.errors import BadImages, BadModel, UnknownName
+from fewbit.task import check_name, task_named
+from fewbit.task.decode import Found, Queries, Ssd, Yolo, Yolox, select
+from fewbit.task.detect import Detect, apart
+from fewbit.task.objects import Objects, read
+from fewbit.task.precision import matched
+
+STILL = Placement((1.0, 1.0), (0.0, 0.0), (64, 64))
+
+
+def scene(seed: int, count: int = 25, classes: int = 3) -> tuple[list[Found], list[Objects]]:
+    """Objects, some of them crowds or small, and boxes around most of them with errors and too many besides."""
+    rng = np.random.default_rng(seed)
+    truth, found = [], []
+    for _ in range(count):
+        n = int(rng.integers(0, 6))
+        start, side = rng.uniform(0, 200, (n, 2)), rng.uniform(5, 150, (n, 2))
+        boxes, labels = np.concatenate([start, start + side], 1), rng.integers(0, classes, n)
+        crowd = (rng.random(n) < 0.1).astype(np.int64)
+        areas = torch.from_numpy(side.prod(1))
+        truth.append(Objects(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(crowd), areas, STILL))
+        more = np.concatenate([boxes + rng.normal(0, 6, boxes.shape), rng.uniform(0, 90, (3, 4)) + np.array([0, 0, 100, 100])])
+        kinds = np.concatenate([labels, rng.integers(0, classes, 3)])
+        found.append(Found(torch.from_numpy(more), torch.from_numpy(rng.random(n + 3)), torch.from_numpy(kinds)))
+    return found, truth
+
+
+def cocos(found: list[Found], truth: list[Objects]) -> list[float]:
+    """pycocotools' twelve numbers, its own way from dictionaries."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rows = [
+        {"id": i * 100 + k + 1, "image_id": i, "category_id": int(one.labels[k]), "iscrowd": int(one.crowd[k]),
+         "bbox": [*one.boxes[k, :2].tolist(), *(one.boxes[k, 2:] - one.boxes[k, :2]).tolist()], "area": float(one.areas[k])}
+        for i, one in enumerate(truth) for k in range(len(one.labels))
+    ]  # fmt: skip
+    results = [
+        {"image_id": i, "category_id": int(one.labels[k]), "score": float(one.scores[k]),
+         "bbox": [*one.boxes[k, :2].tolist(), *(one.boxes[k, 2:] - one.boxes[k, :2]).tolist()]}
+        for i, one in enumerate(found) for k in range(len(one.labels))
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        labels = sorted({row["category_id"] for row in rows})
+        coco.dataset = {
+            "images": [{"id": i} for i in range(len(truth))], "categories": [{"id": c} for c in labels], "annotations": rows,
+            "info": {},
+        }  # fmt: skip
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(v) for v in evaluation.stats]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_average_precision_is_pycocotools_own(seed):
+    found, truth = scene(seed)
+    result, expected = matched(found, truth), cocos(found, truth)
+    ours = [
+        result.ap(), result.ap(thresholds=slice(1)), result.ap(thresholds=slice(5, 6)),
+        *(result.ap(size=size) for size in ("small", "medium", "large")),
+    ]  # fmt: skip
+    assert ours == pytest.approx([100 * v for v in expected[:6]], abs=1e-9)
+    assert 5 < ours[0] < 95
+
+
+def test_an_image_that_is_drawn_twice_counts_as_two():
+    found, truth = scene(2)
+    often = np.random.default_rng(0).integers(0, 3, len(found))
+    twice = [(f, t) for f, t, n in zip(found, truth, often, strict=True) for _ in range(n)]
+    expected = cocos([f for f, _ in twice], [t for _, t in twice])
+    assert matched(found, truth).ap(often.astype(float)) == pytest.approx(100 * expected[0], abs=1e-9)
+
+
+def test_where_nothing_is_found_the_precision_is_0():
+    found, truth = scene(3)
+    empty = [Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)) for _ in found]
+    assert matched(empty, truth).ap() == 0
+
+
+def test_yolox_is_decoded_as_its_authors_do():
+    model = Signature([Output("output", (84, 8))], (64, 64))
+    decoder = Yolox.of(model)
+    y = torch.randn(2, 84, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    boxes, scores = decoder.candidates([y])
+    for k, (stride, column, row) in {0: (8, 0, 0), 10: (8, 2, 1), 64: (16, 0, 0), 69: (16, 1, 1), 83: (32, 1, 1)}.items():
+        x, yy, w, h = y[1, k, :4].double().tolist()  # demo_postprocess of YOLOX: (xy + grid) * stride, exp(wh) * stride
+        center, side = ((x + column) * stride, (yy + row) * stride), (np.exp(w) * stride, np.exp(h) * stride)
+        expected = [center[0] - side[0] / 2, center[1] - side[1] / 2, center[0] + side[0] / 2, center[1] + side[1] / 2]
+        assert boxes[1, k].tolist() == pytest.approx(expected)
+        assert scores[1, k].tolist() == pytest.approx((y[1, k, 4] * y[1, k, 5:]).tolist())
+
+
+@pytest.mark.parametrize("form", ["v5", "v8"])
+def test_yolos_heads_differ_in_order_and_objectness(form):
+    boxes, scores = torch.tensor([[30.0, 20, 10, 4], [5, 5, 2, 2]]), torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+    if form == "v5":
+        y = torch.cat([boxes, torch.tensor([[0.5], [1.0]]), scores], 1)[None].repeat(1, 6, 1)
+        decoder, expected = Yolo.v5(Signature([Output("y", (12, 8))], (64, 64))), scores * torch.tensor([[0.5], [1.0]])
+    else:
+        y = torch.cat([boxes, scores], 1).T[None].repeat(1, 1, 6)
+        decoder, expected = Yolo.v8(Signature([Output("y", (7, 12))], (64, 64))), scores
+    corners, found = decoder.candidates([y])
+    assert corners[0, :2].tolist() == [[25.0, 18, 35, 22], [4, 4, 6, 6]]
+    torch.testing.assert_close(found[0, :2].float(), expected)
+
+
+def test_a_weaker_box_of_the_same_class_on_the_same_place_is_dropped():
+    rows = torch.tensor([[30.0, 30, 20, 20, 1, 0.9, 0.0], [31, 30, 20, 20, 1, 0.8, 0.0], [30, 30, 20, 20, 1, 0.0, 0.7]])
+    decoder = Yolo.v5(Signature([Output("y", (30, 7))], (64, 64)))
+    (found,) = select(decoder, [torch.cat([rows, torch.zeros(27, 7)])[None]])
+    assert [(round(s, 2), c) for s, c in zip(found.scores.tolist(), found.labels.tolist(), strict=True)] == [(0.9, 0), (0.7, 1)]
+
+
+def test_the_queries_of_detr_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
+
+    logits, boxes = torch.randn(2, 6, 5) * 2, torch.rand(2, 6, 4) * 0.5 + 0.1
+    processor = transformers.DetrImageProcessor()
+    expected = processor.post_process_object_detection(
+        DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes), threshold=0.4, target_sizes=[(48, 64)] * 2
+    )
+    outputs = [Output("logits", (6, 5)), Output("pred_boxes", (6, 4))]
+    found, scores = Queries.detr(Signature(outputs, (48, 64))).candidates([logits, boxes])
+    for i, one in enumerate(expected):
+        best, labels = scores[i].max(1)
+        kept = best > 0.4
+        torch.testing.assert_close(found[i][kept].float(), one["boxes"])
+        torch.testing.assert_close(best[kept].float(), one["scores"])
+        assert labels[kept].tolist() == one["labels"].tolist()
+
+
+def test_ssd_is_decoded_as_torchvision_does():
+    from torchvision.models.detection import ssd300_vgg16
+
+    net = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4).eval()
+    generator = torch.Generator().manual_seed(0)
+    offsets, logits = torch.randn(1, 8732, 4, generator=generator), 4 * torch.randn(1, 8732, 4, generator=generator)
+    maps = [torch.zeros(1, 1, n, n) for n in (38, 19, 10, 5, 3, 1)]
+    from torchvision.models.detection.image_list import ImageList
+
+    anchors = net.anchor_generator(ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)]), maps)
+    (boxes,) = (net.box_coder.decode_single(one, anchor) for one, anchor in zip(offsets, anchors, strict=True))
+    model = Signature([Output("boxes", (8732, 4)), Output("classes", (8732, 4))], (300, 300))
+    with pytest.raises(BadModel, match="one output"):  # four classes with the background look like boxes
+        Ssd.of(model)
+    found, scores = Ssd(0, 1, 3, (300, 300), 8732).candidates([offsets, logits])
+    torch.testing.assert_close(found[0].float(), boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scores[0].float(), logits[0].softmax(1)[:, 1:])
+
+
+def test_a_form_has_to_be_named_and_to_fit():
+    outputs = [Output("output", (84, 8))]
+    with pytest.raises(
+        BadModel, match=r"detect: .* has to be named, as in detect:yolox; these outputs could be yolox or yolov5"
+    ):
+        task_named("detect", Signature(outputs, (64, 64)))
+    with pytest.raises(BadModel, match=r"--task detect:detr: logits .* are needed; the model gives output \(batch, 84, 8\)"):
+        task_named("detect:detr", Signature(outputs, (64, 64)))
+    with pytest.raises(UnknownName, match="Did you mean yolox"):
+        check_name("detect:yolx")
+    with pytest.raises(UnknownName, match=r"unknown task 'detekt'\. Did you mean detect"):
+        check_name("detekt")
+
+
+def detr_outputs(n: int = 5) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [4 * torch.randn(n, 8, 4, generator=generator), torch.rand(n, 8, 4, generator=generator) * 0.4 + 0.3]
+
+
+def detr_task() -> Detect:
+    model = Signature([Output("logits", (8, 4)), Output("pred_boxes", (8, 4))], (64, 64), ("cat", "dog", "owl"))
+    return task_named("detect:detr", model)
+
+
+def test_the_same_boxes_are_nothing_apart_and_agree():
+    task, outputs = detr_task(), detr_outputs()
+    meter = task.meter(None)
+    assert meter.add(outputs, outputs).tolist() == [0] * 5
+    rating = meter.rating(())
+    assert (rating.agreement, rating.score) == (100, None)
+    assert task.divergence(outputs, outputs) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_loss_grows_with_moved_boxes_and_with_changed_scores():
+    task, (logits, boxes) = detr_task(), detr_outputs()
+    moved = [task.divergence([logits, boxes], [logits, boxes + d]) for d in (0.01, 0.03, 0.1)]
+    changed = [task.divergence([logits, boxes], [logits * s, boxes]) for s in (0.95, 0.8, 0.4)]
+    for losses in (moved, changed):
+        assert 0 < losses[0] < losses[1] < losses[2]
+
+
+def test_boxes_elsewhere_or_of_another_class_are_apart():
+    box, sure = torch.tensor([[10.0, 10, 30, 30], [40, 40, 60, 60]]), torch.tensor([0.9, 0.8])
+    one = Found(box, sure, torch.tensor([0, 1]))
+    assert apart(one, Found(box + 2, sure, torch.tensor([0, 1]))) == 0
+    assert apart(one, Found(box, sure, torch.tensor([0, 2]))) == 0.5
+    assert apart(one, Found(box + 30, sure * 0.1, torch.tensor([0, 1]))) == 1
+
+
+def test_annotations_in_the_pixels_of_a_larger_picture_are_met_by_boxes_of_the_input():
+    task, (logits, boxes) = detr_task(), detr_outputs(1)
+    (found,) = select(task.decoder, [logits, boxes])
+    place = Placement((0.5, 0.25), (4.0, 8.0), (64, 64))
+    scale, shift = torch.tensor([*place.scale] * 2), torch.tensor([*place.shift] * 2)
+    best = found.scores >= 0.5
+    count = int(best.sum())
+    crowd, areas = torch.zeros(count, dtype=torch.long), torch.full((count,), 2e4)
+    truth = Objects((found.boxes[best] - shift) / scale, found.labels[best], crowd, areas, place)
+    meter = task.meter([truth])
+    meter.add([logits, boxes], [logits, (boxes + 0.2).clamp(0, 1)])
+    rating = meter.rating(())
+    assert rating.float_score == pytest.approx(100)
+    assert rating.score < 50
+    assert {"AP50", "AP of large objects"} <= {row["what"] for row in rating.rows}
+    assert all("class" not in row["what"] for row in rating.rows)  # but cat, dog or owl
+
+
+@dataclass
+class Pictures:
+    """Three pictures of 100 x 80 pixels."""
+
+    names: tuple[str, ...] = ("a.jpg", "sub/b.jpg", "c.jpg")
+    wide: tuple[tuple[int, int], ...] = field(default=((80, 100),) * 3)
+
+    def sizes(self):
+        return list(self.wide)
+
+    def placed(self, size):
+        return STILL
+
+
+NAMES = ("a.jpg", "b.jpg", "c.jpg")
+
+
+def one(category: int, *box: float) -> dict:
+    """The only annotation of a file, on the first image."""
+    return {"annotations": [{"id": 9, "image_id": 0, "category_id": category, "bbox": box}]}
+
+
+def coco(path, **changes):
+    file = {
+        "images": [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(NAMES)],
+        "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 7, "bbox": [10, 20, 30, 40], "area": 900.0, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0, 100, 80]},
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps({**file, **changes}))
+    return path
+
+
+def yolo(folder):
+    for name, text in (("a", "0 0.25 0.5 0.3 0.5"), ("b", "1 0.5 0.5 1 1"), ("c", "")):
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def voc(folder):
+    boxes = {"a": [("cat", 11, 21, 40, 60)], "b": [("dog", 1, 1, 100, 80)], "c": []}
+    for name, some in boxes.items():
+        inner = "".join(
+            f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>"
+            f"<ymax>{y1}</ymax></bndbox></object>" for label, x0, y0, x1, y1 in some
+        )  # fmt: skip
+        (folder / f"{name}.xml").write_text(f"<annotation>{inner}</annotation>")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_three_ways_to_write_the_same_objects(tmp_path, kind):
+    path = {"coco": lambda: coco(tmp_path / "x.json"), "yolo": lambda: yolo(tmp_path), "voc": lambda: voc(tmp_path)}[kind]()
+    a, b, c = read(path, Pictures(), ("cat", "dog"), 2)
+    assert a.boxes.tolist() == [pytest.approx([10, 20, 40, 60])]
+    assert (a.labels.tolist(), b.labels.tolist(), len(c.labels)) == ([0], [1], 0)
+    assert b.boxes.tolist() == [pytest.approx([0, 0, 100, 80])]
+    assert a.areas.tolist() == [pytest.approx(900 if kind == "coco" else 1200)]
+
+
+def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
+    a, b, _ = read(coco(tmp_path / "x.json"), Pictures(), (), 2)
+    assert (a.labels.tolist(), b.labels.tolist()) == ([1], [0])
+    with pytest.raises(BadImages, match="has 2 categories and the model 5 classes without names"):
+        read(tmp_path / "x.json", Pictures(), (), 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": []}, "has no object on any of the 3 scored images"),
+        (one(7, 90, 0, 30, 10), r"annotation 9 is a box from \(90, 0, 120"),
+        (one(7, 5, 0, -3, 10), "boxes have to lie inside"),
+        (one(4, 5, 0, 3, 10), "has category_id 4"),
+        ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "lists no image sub/b.jpg"),
+        ({"images": [{"id": 0, "file_name": "a.jpg", "width": 50, "height": 40}]}, "says that a.jpg is 50 x 40 pixels"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "caat"}]}, "unknown category 'caat'. Did you mean cat"),
+        ({"annotations": 7}, "is not in COCO's format"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_an_annotation_is_named(tmp_path, changes, message):
+    with pytest.raises(BadImages, match=message):
+        read(coco(tmp_path / "x.json", **changes), Pictures(), ("cat", "dog"), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0.5 0.5 0.2", "a.txt, line 1, is '0 0.5 0.5 0.2'; a class and four numbers"),
+        ("2 0.5 0.5 0.2 0.2", "has class 2; the model has classes 0 to 1"),
+        ("0 0.9 0.5 0.5 0.2", "boxes have to lie inside"),
+        ("0 nan 0.5 0.5 0.2", "boxes have to lie inside"),
+    ],
+)
+def test_a_wrong_line_of_a_text_file_is_named(tmp_path, text, message):
+    (yolo(tmp_path) / "a.txt").write_text(text)
+    with pytest.raises(BadImages, match=message):
+        read(tmp_path, Pictures(), (), 2)
+
+
+def test_an_image_without_annotation_is_named(tmp_path):
+    (yolo(tmp_path) / "b.txt").unlink()
+    with pytest.raises(BadImages, match=r"sub/b\.jpg has no file in"):
+        read(tmp_path, Pictures(), (), 2)
+
+
+def test_boxes_are_drawn_with_the_names_of_classes():
+    task, outputs = detr_task(), detr_outputs(1)
+    blank = Image.new("RGB", (64, 64), "white")
+    drawn = task.drawn(blank.copy(), outputs)
+    (found,) = select(task.decoder, outputs)
+    x0, y0, _, y1 = found.boxes[0].round().long().tolist()
+    assert np.asarray(drawn)[(y0 + y1) // 2, x0].tolist() != [255, 255, 255]  # the left edge of the best box
+    assert blank.tobytes() != drawn.tobytes()

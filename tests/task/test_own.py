@@ -1,0 +1,100 @@
+"""The example of docs/tasks.md, run as it stands there, and what is refused. Oracle: the angles by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fewbit.core.task import Output
+from fewbit.errors import BadImages, BadModel, FewbitError
+from fewbit.request import Request
+from fewbit.stages.meaning import meant, reopened
+from fewbit.task import Classify, Segment, Tensors
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
+
+
+def model(*outputs: Output, **record: str) -> SimpleNamespace:
+    """What is looked at of a model that was loaded."""
+    return SimpleNamespace(ref="net", outputs=outputs, input_shape=(3, 8, 8), record=record)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "mine.py"
+    path.write_text(code + "\n\ndef broken():\n    raise ValueError('no weights')\n\n\nnothing = 3\n")
+    return path
+
+
+def test_the_example_measures_angles(mine):
+    task, notes = meant(f"{mine}:Angle", model(Output("y", (1,))), ())
+    assert (task.spec, task.classes, notes) == ("angle", None, ())
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    y = x + torch.deg2rad(torch.tensor([[0.5], [-0.5], [20.0], [359.5]]))
+    meter = task.meter(None)
+    assert meter.add([x], [y]).tolist() == pytest.approx([0.5, 0.5, 20, 0.5], abs=0.05)
+    assert meter.rating(()).agreement == 75
+    assert task.divergence([x], [y]) == pytest.approx(1 - 0.9397 + 3 * 3.8e-5, rel=1e-2)
+    with pytest.raises(BadImages, match=r"--annotations boxes\.json: task angle has none"):
+        task.read(Path("boxes.json"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", r"broken\(\) of .*mine.py failed: .*no weights"),
+        ("nothing", "failed"),
+        ("Degrees", "is a .*; a fewbit.Task is needed"),
+    ],
+)
+def test_what_is_no_task_is_refused_by_name(mine, name, message):
+    with pytest.raises(BadModel, match=message):
+        meant(f"{mine}:{name}", model(Output("y", (1,))), ())
+    with pytest.raises(FewbitError, match="Did you mean Angle"):
+        meant(f"{mine}:Angel", model(Output("y", (1,))), ())
+
+
+def test_what_a_model_says_counts_and_what_the_user_says_counts_more():
+    logits = Output("logits", (5, 8, 8))
+    assert meant(None, model(logits, task="segment"), ("a", "b"))[0] == Segment(0, 5, names=("a", "b"))
+    assert meant("tensors", model(logits, task="segment"), ())[0] == Tensors((True,))
+    assert meant(None, model(Output("y", (5,))), ()) == (Classify(0, 5), ())
+
+
+def test_where_nobody_says_it_outputs_are_numbers_and_a_note_asks():
+    task, notes = meant(None, model(Output("y", (5, 8, 8))), ())
+    assert task == Tensors((True,))
+    assert (
+        "Nothing says what the outputs of net are, so they are compared as numbers; say what they mean with --task" in notes[0]
+    )
+    task, notes = meant(None, model(Output("y", (5,)), Output("z", (5, 7)), task="detect:detr"), ())
+    assert task == Tensors((True, True))
+    assert "net is for detect:detr, but --task detect:detr: logits" in notes[0]
+
+
+def test_a_finished_run_does_not_run_a_users_file_again(mine):
+    record = {"task": f"{mine}:Angle", "classes": None}
+    mine.write_text("raise SystemExit('run')")
+    assert reopened(record, model(Output("y", (1,)))) == Tensors((True,))
+    assert reopened({"task": "segment", "classes": ["a"]}, model(Output("y", (5, 8, 8)))) == Segment(0, 5, names=("a",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "detect:yolo3"}, "unknown kind of task detect 'yolo3'"),
+        ({"task": 3}, "--task 3 is neither a name nor a fewbit.Task"),
+        ({"annotations": "nowhere.json"}, "--annotations nowhere.json does not exist"),
+        ({"fill": 114.0, "resize": "squash"}, "fill 114 is for the borders of --resize letterbox or corner"),
+        ({"channel_order": "bgr", "input_size": (4, 8, 8)}, "channel_order bgr needs 3 channels, and the input has 4"),
+        ({"channel_order": "grb"}, "unknown channel_order 'grb'. Did you mean rgb"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_anything_is_loaded(options, message):
+    with pytest.raises(FewbitError, match=re.escape(message)):
+        Request(model="demo", target="ort-x86-vnni", **options)
