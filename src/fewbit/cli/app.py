@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from fewbit.cli.limits import check_limits
 from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
 from fewbit.progress import Lines, Progress
 
@@ -124,6 +125,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         with ending():
+            check_limits()
             function(*args, **kwargs)
 
     return run
