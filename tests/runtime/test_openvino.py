@@ -125,3 +125,30 @@ def test_groups_of_17_to_31_channels_read_codes_without_a_zero_point(tmp_path: P
     realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
     assert "b" in plan.integer_ops
     assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
+
+
+class Normalized(nn.Module):
+    """Small numbers, products of codes or a sum with codes, whose variance a norm's epsilon changes by a third."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Conv2d(3, 16, 1, bias=False), nn.Conv2d(16, 16, 1)
+        self.groups, self.layer, self.c = nn.GroupNorm(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.a.weight.data *= 0.008
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "products":
+            return self.b(self.groups(torch.relu(x)))
+        x = x + 0.003 * torch.sigmoid(self.b(x))
+        return self.c(self.layer(x.flatten(2).transpose(1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["products", "codes"])
+def test_a_norm_reads_real_numbers_and_not_codes(tmp_path: Path, openvino_target: str, kind: str) -> None:
+    torch.manual_seed(0)
+    graph = capture(load_model(Normalized(kind).eval(), overrides={"input_size": (3, 8, 8)}))
+    images, target = torch.randn(8, 3, 8, 8), load_target(openvino_target)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
+    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
+    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong

@@ -27,7 +27,8 @@ from fewbit.errors import FewbitFailed
 from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
-from fewbit.realize.shield import NOTHING, shield
+from fewbit.realize.fuse.nodes import NOTHING
+from fewbit.realize.shield import shield
 from fewbit.realize.steps import by_channel
 from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights

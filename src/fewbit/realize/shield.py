@@ -10,13 +10,9 @@ Both were found in onnxruntime 1.32 by verify; its switch for them would turn al
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import constant, made_by
-
-MOVES = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-NOTHING = np.float32(1e-45)  # the smallest number above 0: added to any number it is rounded away, and it is no 0 to leave out
+from fewbit.realize.fuse.nodes import MOVES, constant, made_by, with_nothing
 
 
 def shield(model: ir.Model) -> None:
@@ -33,13 +29,7 @@ def _separated(graph: ir.Graph, node: ir.Node) -> None:
     result, users = node.outputs[0], list(node.outputs[0].consumers())
     if made_by(node.inputs[0]) != "DequantizeLinear" or [user.op_type for user in users] != ["QuantizeLinear"]:
         return
-    name = f"{result.name}_nothing"
-    nothing = ir.Value(name=name, const_value=ir.tensor(NOTHING, name=name))
-    graph.register_initializer(nothing)
-    same = ir.node("Add", [result, nothing], num_outputs=1)
-    same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = f"{result.name}_same", result.type, result.shape
-    graph.insert_after(node, same)
-    users[0].replace_input_with(0, same.outputs[0])
+    with_nothing(graph, users[0], result)
 
 
 def _with_own_way(graph: ir.Graph, quantizer: ir.Node) -> None:

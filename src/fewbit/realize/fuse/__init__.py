@@ -19,6 +19,7 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "qattention": onnxruntime.projected_attention,
     "quantize_before_reshape": openvino.early_codes,
     "clip_before_quantize": openvino.cut_numbers,
+    "scale_before_norm": openvino.kept_scale,
 }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+MOVES = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+NOTHING = np.float32(1e-45)  # the smallest number above 0: added to any number it is rounded away, and it is no 0 to leave out
+
 
 def put(graph: ir.Graph, place: ir.Node, node: ir.Node, result: ir.Value) -> None:
     """Insert `node` before `place`; its output replaces `result` and takes its name, type and shape."""
@@ -13,6 +16,17 @@ def put(graph: ir.Graph, place: ir.Node, node: ir.Node, result: ir.Value) -> Non
     result.name = f"{result.name}_before"
     graph.insert_before(place, node)
     ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
+
+
+def with_nothing(graph: ir.Graph, reader: ir.Node, value: ir.Value) -> None:
+    """Let a node read, for its first input `value`, the same numbers with `NOTHING` added."""
+    name = f"{value.name}_nothing"
+    nothing = ir.Value(name=name, const_value=ir.tensor(NOTHING, name=name))
+    graph.register_initializer(nothing)
+    same = ir.node("Add", [value, nothing], num_outputs=1)
+    same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = f"{value.name}_same", value.type, value.shape
+    graph.insert_before(reader, same)
+    reader.replace_input_with(0, same.outputs[0])
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -4,6 +4,8 @@ quantize_before_reshape  MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul,
                          of attention's result are computed inside openvino's kernel, and bytes are moved in place of floats
 clip_before_quantize     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are clipped
                          as real numbers, in the kernel that makes them, and not as codes in one of their own
+scale_before_norm        DequantizeLinear, ..., norm  ->  DequantizeLinear, ..., Add of nothing, norm: openvino would normalize
+                         codes, or their products, and add the norm's epsilon to their variance as it is
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import constant, put
+from fewbit.realize.fuse.nodes import MOVES, constant, put, with_nothing
+
+NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization")
+SCALED = (*MOVES, "AveragePool", "Concat", "Relu", "Resize", "Split")  # of numbers times a scale that times of the numbers
 
 
 def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
@@ -63,6 +68,35 @@ def cut_numbers(graph: ir.Graph, node: ir.Node) -> bool:
     graph.insert_before(clip, held)
     put(graph, clip, quantizer, clip.outputs[0])
     return True
+
+
+def kept_scale(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a norm of numbers that are codes times a scale, with nothing added to them in front of it."""
+    found = node.op_type in NORMS and _is_scaled(node.inputs[0])
+    if found:
+        with_nothing(graph, node, node.inputs[0])  # type: ignore[arg-type]
+    return found
+
+
+def _is_scaled(value: ir.Value | None) -> bool:
+    """Whether openvino can take a value for codes, or products of codes, times a scale; not where a constant is added to it."""
+    seen, open_values = set[ir.Value | None](), [value]
+    while open_values:
+        value = open_values.pop()
+        node = None if value is None or value in seen else value.producer()
+        seen.add(value)
+        if node is None:
+            continue
+        if node.op_type == "DequantizeLinear":
+            return True
+        fixed = any(constant(x) is not None for x in node.inputs)
+        if (
+            node.op_type in ("Conv", "MatMul", *SCALED)
+            or (node.op_type == "Mul" and fixed)
+            or (node.op_type == "Add" and not fixed)
+        ):
+            open_values += node.inputs
+    return False
 
 
 def _cut(node: ir.Node) -> ir.Node | None:
