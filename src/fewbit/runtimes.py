@@ -194,7 +194,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             "openvino",
             OpenVino,
             precisions=("bf16",),
-            fusions=("quantize_before_reshape", "clip_before_quantize", "scale_before_norm"),
+            fusions=("quantize_before_reshape", "quantize_before_concat", "clip_before_quantize", "scale_before_norm"),
             quantizes_inside=True,
         ),
         Runtime("tensorrt"),

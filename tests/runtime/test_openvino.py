@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
+from fewbit.choose import Bits
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
+from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
 from fewbit.runtimes import OpenVino
 from fewbit.target import load_target
@@ -124,6 +126,32 @@ def test_groups_of_17_to_31_channels_read_codes_without_a_zero_point(tmp_path: P
     plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
     realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
     assert "b" in plan.integer_ops
+    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
+
+
+class Joined(nn.Module):
+    """Maps of two convolutions, joined and read by a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.cat([nn.functional.silu(self.a(x)), nn.functional.silu(self.b(x))], 1))
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_the_codes_of_joined_maps_that_are_shown_are_those_that_are_used(
+    tmp_path: Path, openvino_target: str, bits: int
+) -> None:
+    torch.manual_seed(0)
+    graph = capture(load_model(Joined().eval(), overrides={"input_size": (3, 8, 8)}))
+    images, target = torch.randn(8, 3, 8, 8), load_target(openvino_target)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=Bits(bits, bits))
+    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
+    shown = [name + CODES for name, choice in plan.choices.items() if choice.codes is None]
+    nodes = OpenVino(tmp_path / "model.onnx", threads=1, outputs=shown).precisions()
+    assert {name for name in nodes if name.startswith("Concatenation")} == {"Concatenation u8"}
     assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
 
 

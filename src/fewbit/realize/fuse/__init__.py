@@ -18,6 +18,7 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "joint_qkv": onnxruntime.joint_products,
     "qattention": onnxruntime.projected_attention,
     "quantize_before_reshape": openvino.early_codes,
+    "quantize_before_concat": openvino.codes_of_parts,
     "clip_before_quantize": openvino.cut_numbers,
     "scale_before_norm": openvino.kept_scale,
 }

@@ -2,6 +2,8 @@
 
 quantize_before_reshape  MatMul, Transpose, Reshape, QuantizeLinear  ->  MatMul, QuantizeLinear, Transpose, Reshape: the codes
                          of attention's result are computed inside openvino's kernel, and bytes are moved in place of floats
+quantize_before_concat   Concat, QuantizeLinear  ->  QuantizeLinear of each part, Concat: what openvino runs, so that the codes
+                         that it shows are those that it uses where a number stands on the border of two
 clip_before_quantize     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes of fewer bits than their container are clipped
                          as real numbers, in the kernel that makes them, and not as codes in one of their own
 scale_before_norm        DequantizeLinear, ..., norm  ->  DequantizeLinear, ..., Add of nothing, norm: openvino would normalize
@@ -45,6 +47,25 @@ def early_codes(graph: ir.Graph, node: ir.Node) -> bool:
     joined = ir.node("Reshape", [moved[-1].outputs[0], reshape.inputs[1]], reshape.attributes, num_outputs=1)
     graph.insert_before(node, moved)
     put(graph, last, joined, last.outputs[0])
+    return True
+
+
+def codes_of_parts(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a quantizer with one scale that alone reads a Concat, in front of it, once for each part."""
+    joined = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] else None
+    if joined is None or joined.op_type != "Concat" or joined.outputs[0].is_graph_output():
+        return False
+    if len(list(joined.outputs[0].consumers())) != 1 or any((c := constant(x)) is None or c.size != 1 for x in node.inputs[1:]):
+        return False
+    last = _cut(node) or node
+    codes: list[ir.Value] = []
+    for i, part in enumerate(joined.inputs):
+        new = [ir.node("QuantizeLinear", [part, *node.inputs[1:]], node.attributes, num_outputs=1, name=f"{node.name}.{i}")]
+        if last is not node:
+            new.append(ir.node("Clip", [new[0].outputs[0], *last.inputs[1:]], num_outputs=1))
+        graph.insert_before(node, new)
+        codes.append(new[-1].outputs[0])
+    put(graph, last, ir.node("Concat", codes, joined.attributes, num_outputs=1), last.outputs[0])
     return True
 
 
