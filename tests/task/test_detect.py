@@ -147,6 +147,8 @@ def test_the_queries_of_detr_are_those_of_transformers():
         torch.testing.assert_close(found[i][kept].float(), one["boxes"])
         torch.testing.assert_close(best[kept].float(), one["scores"])
         assert labels[kept].tolist() == one["labels"].tolist()
+    (first, _) = select(Queries.detr(Signature(outputs, (48, 64))), [logits, boxes])
+    assert len(first.scores) == 6  # a query has one class
 
 
 def test_ssd_is_decoded_as_torchvision_does():

@@ -36,7 +36,7 @@ class Found:
 
 class Decoder(Protocol):
     """How outputs become candidates; `classes` is how many there are, `overlaps` whether the model leaves several boxes of one
-    object, so that all but the best are dropped.
+    object, so that all but the best are dropped, `alone` whether a box has its likeliest class only, and no second guess.
     """
 
     @property
@@ -44,6 +44,9 @@ class Decoder(Protocol):
 
     @property
     def overlaps(self) -> bool: ...
+
+    @property
+    def alone(self) -> bool: ...
 
     def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Boxes (b, n, 4), corners in pixels of the model's input, and the score of each class (b, n, classes), 0 to 1."""
@@ -59,6 +62,7 @@ class Yolox:
     classes: int
     size: tuple[int, int]
     overlaps = True
+    alone = False
 
     @staticmethod
     def of(model: Signature) -> Yolox:
@@ -94,6 +98,7 @@ class Yolo:
     classes: int
     objectness: bool
     overlaps = True
+    alone = False
 
     @staticmethod
     def v5(model: Signature) -> Yolo:
@@ -121,6 +126,7 @@ class Selected:
     places: tuple[int, ...]
     classes: int
     overlaps = False
+    alone = False
 
     @staticmethod
     def v10(model: Signature) -> Selected:
@@ -158,6 +164,10 @@ class Queries:
     size: tuple[int, int]
     independent: bool = False
     overlaps = False
+
+    @property
+    def alone(self) -> bool:
+        return not self.independent
 
     @staticmethod
     def detr(model: Signature) -> Queries:
@@ -198,6 +208,7 @@ class Ssd:
     size: tuple[int, int]
     count: int
     overlaps = True
+    alone = False
 
     @staticmethod
     def of(model: Signature) -> Ssd:
@@ -256,6 +267,8 @@ def _one(model: Signature, fits: Callable[[tuple[int, ...]], bool], needed: str)
 def select(decoder: Decoder, outputs: Outputs) -> list[Found]:
     """What a detector found on each image: boxes of at least `LEAST`, one for each object, the best `KEPT`."""
     boxes, scores = decoder.candidates(outputs)
+    if decoder.alone:
+        scores = torch.where(scores == scores.amax(2, keepdim=True), scores, 0.0)
     return [_selected(*one, decoder.overlaps) for one in zip(boxes, scores, strict=True)]
 
 
