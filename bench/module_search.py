@@ -57,12 +57,12 @@ class ModuleSearch:
         graph, builder = context.graph, PlanBuilder(plan, context)
         images = Rebatched(context.batches, self.images)[0]
         whole = [m for m in modules(graph) if all(op in plan.integer_ops for op in m.ops)]
-        walk = walked(graph, [(module.ops, module.output) for module in whole], [images])
+        walk = walked(graph, [(module.ops, (module.output,)) for module in whole], [images])
 
         def rescaled(choice: Choice, qparams: QParams) -> Choice | None:
             return builder.rescaled(choice, qparams, repr(self))
 
-        for module, (inner, (given,), exact) in zip(whole, walk, strict=True):
+        for module, (inner, (given,), (exact,)) in zip(whole, walk, strict=True):
             read = {site for op in module.ops for site in graph.op(op).operands.values()}
             free = [s.name for s in graph.sites if s.name in read and s.name in plan.choices and plan.choices[s.name].is_free]
             ranges = {name: observed_range(context, name, builder.choices[name].grid) for name in free}

@@ -14,7 +14,8 @@ from torch import Tensor
 from fewbit.capture.structure import Module, scale_behind
 from fewbit.core.values import Graph, Op, Plan
 from fewbit.execute.executor import Executor
-from fewbit.execute.stream import walked
+from fewbit.execute.stream import joined_values, walked
+from fewbit.task import task_of
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,27 @@ class Measure(ABC):
         progress: Callable[[str], None] = lambda module: None,
     ) -> list[Sensitivity]:
         results = []
-        walk = walked(graph, [(module.ops, self.output(graph, module)) for module in modules], batches)
-        for module, (inner, given, exact) in zip(modules, walk, strict=True):
+        names = [self.outputs(graph, module) for module in modules]
+        nodes = {node.name: node for node in graph.module.graph.nodes}
+        walk = walked(graph, [(module.ops, some) for module, some in zip(modules, names, strict=True)], batches)
+        for module, some, (inner, given, exact) in zip(modules, names, walk, strict=True):
             loss, nuclear = self.against(graph, module, exact)
+            wanted = [nodes[name] for name in some]
             executors = {bits: Executor.of(graph, plan, module.ops) for bits, plan in plans.items()}
-            losses = {bits: loss(torch.cat([one.value(inner, env) for env in given])) for bits, one in executors.items()}
+            losses = {bits: loss(joined_values(one, wanted, inner, given)) for bits, one in executors.items()}
             results.append(Sensitivity(module, losses, nuclear))
             progress(module.name)
         return results
 
     @abstractmethod
-    def output(self, graph: Graph, module: Module) -> str:
-        """The name of the node that is looked at."""
+    def outputs(self, graph: Graph, module: Module) -> tuple[str, ...]:
+        """The names of the nodes that are looked at."""
 
     @abstractmethod
-    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
-        """The loss of a quantized value of that node, from its float value; and the nuclear norm where that is part of it."""
+    def against(
+        self, graph: Graph, module: Module, exact: Sequence[Tensor]
+    ) -> tuple[Callable[[Sequence[Tensor]], float], float | None]:
+        """The loss of quantized values of those nodes, from their float values; the nuclear norm where that is part of it."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +76,23 @@ class NuclearNorm(Measure):
     map: Literal["logits", "probabilities"] = "logits"
     images: int = 8
 
-    def output(self, graph: Graph, module: Module) -> str:
+    def outputs(self, graph: Graph, module: Module) -> tuple[str, ...]:
         scores = self._scores(graph, module)
         if module.map is None or (self.map == "logits" and scores is None):
-            return module.output
-        return module.map if self.map == "probabilities" or scores is None else scores.node
+            return (module.output,)
+        return (module.map if self.map == "probabilities" or scores is None else scores.node,)
 
-    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
+    def against(
+        self, graph: Graph, module: Module, exact: Sequence[Tensor]
+    ) -> tuple[Callable[[Sequence[Tensor]], float], float | None]:
         scores, scale = self._scores(graph, module), 1.0
         if self.map == "logits" and module.map is not None and scores is not None:
             scale = scale_behind(next(node for node in graph.module.graph.nodes if node.name == scores.node))
-        y = matrices(exact * scale, module, graph)
+        y = matrices(exact[0] * scale, module, graph)
         nuclear = nuclear_norms(y).mean().item()
 
-        def omega(quantized: Tensor) -> float:
-            return nuclear * (matrices(quantized * scale, module, graph) - y).square().sum((1, 2)).mean().item()
+        def omega(quantized: Sequence[Tensor]) -> float:
+            return nuclear * (matrices(quantized[0] * scale, module, graph) - y).square().sum((1, 2)).mean().item()
 
         return omega, nuclear
 
@@ -95,21 +103,26 @@ class NuclearNorm(Measure):
 
 @dataclass(frozen=True)
 class OutputKL(Measure):
-    """KL divergence of the model's answers from the float model's where only one module is quantized, mean over images.
+    """How far the model's outputs are from the float model's where only one module is quantized, in the terms of its task (of a
+    classifier the KL divergence of the answers), mean over images.
 
-    A module's error is measured where it counts, at the output; the losses of modules are assumed to add up.
+    A module's error is measured where it counts, at the outputs; the losses of modules are assumed to add up.
     """
 
     images: int = 16
 
-    def output(self, graph: Graph, module: Module) -> str:
-        return next(node for node in graph.module.graph.nodes if node.op == "output").all_input_nodes[0].name
+    def outputs(self, graph: Graph, module: Module) -> tuple[str, ...]:
+        output = next(node for node in graph.module.graph.nodes if node.op == "output")
+        (given,) = output.args
+        return tuple(node.name for node in (given if isinstance(given, tuple | list) else (given,)))
 
-    def against(self, graph: Graph, module: Module, exact: Tensor) -> tuple[Callable[[Tensor], float], float | None]:
-        p = exact.flatten(1).log_softmax(1)
+    def against(
+        self, graph: Graph, module: Module, exact: Sequence[Tensor]
+    ) -> tuple[Callable[[Sequence[Tensor]], float], float | None]:
+        task, count = task_of(graph), len(exact[0])
 
-        def divergence(quantized: Tensor) -> float:
-            return max(0.0, (p.exp() * (p - quantized.flatten(1).log_softmax(1))).sum(1).mean().item())
+        def divergence(quantized: Sequence[Tensor]) -> float:
+            return max(0.0, task.divergence(exact, quantized) / count)
 
         return divergence, None
 

@@ -160,6 +160,14 @@ class Executor:
         """The outputs, from the values of the nodes that they are."""
         return _Run(self, env, NOTHING, self._read).outputs()
 
+    def values(self, wanted: Sequence[Node], nodes: Sequence[Node], inputs: Mapping[Node, Any]) -> tuple[Any, ...]:
+        """The values of some of `nodes` or `inputs`, computed without a gradient."""
+        env, kept = dict(inputs), set(wanted)
+        spent = {node: [read for read in reads if read not in kept] for node, reads in last_reads(nodes).items()}
+        with torch.no_grad():
+            self.run(nodes, env, spent)
+        return tuple(env[node] for node in wanted)
+
     def value(self, nodes: Sequence[Node], inputs: Mapping[Node, Any]) -> Any:
         """The value of the last of `nodes`, computed from `inputs` without a gradient."""
         env = dict(inputs)

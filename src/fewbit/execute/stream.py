@@ -134,15 +134,28 @@ def _size(meta: Any) -> int:
 
 
 def walked(
-    graph: Graph, groups: Sequence[tuple[Sequence[str], str]], batches: Sequence[Batch]
-) -> Iterator[tuple[list[Node], list[Env], Tensor]]:
-    """For groups of ops, each with the name of an output node: the nodes from the ops to the output, the float values that
-    they read in each batch, and the float output of all; one group's values at a time.
+    graph: Graph, groups: Sequence[tuple[Sequence[str], Sequence[str]]], batches: Sequence[Batch]
+) -> Iterator[tuple[list[Node], list[Env], tuple[Tensor, ...]]]:
+    """For groups of ops, each with the names of output nodes: the nodes from the ops to these outputs, the float values that
+    they read in each batch (and those outputs that do not depend on the ops), and the float outputs of all; one group's values
+    at a time.
     """
     executor = Executor(graph)
-    parts = [between([executor.nodes[output]], [executor.nodes[graph.op(name).node] for name in ops]) for ops, output in groups]
-    stream = Stream(executor, batches, [read for _, reads in parts for read in reads])
-    for inner, reads in parts:
+    parts = []
+    for ops, names in groups:
+        outputs = [executor.nodes[name] for name in names]
+        inner, reads = between(outputs, [executor.nodes[graph.op(name).node] for name in ops])
+        parts.append((outputs, inner, [*reads, *(one for one in outputs if one not in {*inner, *reads})]))
+    stream = Stream(executor, batches, [read for _, _, reads in parts for read in reads])
+    for outputs, inner, reads in parts:
         values = {read: stream.at(read) for read in reads}
         given: list[Env] = [{read: shelf[i] for read, shelf in values.items()} for i in range(len(batches))]
-        yield inner, given, torch.cat([executor.value(inner, env) for env in given])
+        yield inner, given, joined_values(executor, outputs, inner, given)
+
+
+def joined_values(
+    executor: Executor, outputs: Sequence[Node], inner: Sequence[Node], given: Sequence[Env]
+) -> tuple[Tensor, ...]:
+    """The values of `outputs` for all batches together, computed from what `inner` reads in each."""
+    columns = zip(*(executor.values(outputs, inner, env) for env in given), strict=True)
+    return tuple(torch.cat(column) for column in columns)
