@@ -182,7 +182,8 @@ def sparse(model: onnx.ModelProto) -> None:
 
 def with_node(name: str, domain: str = "") -> Edit:
     def edit(model: onnx.ModelProto) -> None:
-        model.graph.node.append(helper.make_node(name, ["926"], ["late"], name=f"/last/{name}", domain=domain))
+        model.graph.node.insert(0, helper.make_node(name, ["in:put"], ["early"], name=f"/first/{name}", domain=domain))
+        model.graph.node[1].input[0] = "early"
         if domain:
             model.opset_import.append(helper.make_opsetid(domain, 3))
 
@@ -207,8 +208,8 @@ BAD: dict[str, tuple[Edit, str]] = {
     "two inputs": (two_inputs, r"takes in:put \(batch, 3, 8, 8\) float32, mask \(batch, 1\) float32\. .* --input mask=VALUE"),
     "no image": (tokens, r"takes in:put \(\?, 128\) int64; one has to be an image in floats"),
     "sparse": (sparse, "weight 'sparse.weight' as a sparse tensor"),
-    "control": (with_node("NonMaxSuppression"), r"not taken: NonMaxSuppression '/last/NonMaxSuppression' \(opset 17\)"),
-    "custom": (with_node("Magic", "my.own"), r"not taken: my\.own\.Magic '/last/Magic' \(opset 3\)"),
+    "control": (with_node("Loop"), r"not taken, in front of its layers: Loop '/first/Loop' \(opset 17\)"),
+    "custom": (with_node("Magic", "my.own"), r"not taken, in front of its layers: my\.own\.Magic '/first/Magic' \(opset 3\)"),
     "damaged": (misspelt, "reads 'nobody', which nothing before it writes"),
     "by image": (
         by_image,

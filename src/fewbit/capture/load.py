@@ -48,7 +48,7 @@ from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_another_size
 from fewbit.core.inputs import flat, shape_of
 from fewbit.core.record import ENTRY, read_entry
-from fewbit.core.values import Input, Output, Port
+from fewbit.core.values import Input, Output, Port, Tail
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadModel, BadValues, FewbitError
 from fewbit.onnx_reader import OnnxFile, read_onnx
@@ -66,7 +66,7 @@ class Loaded:
 
     `inputs` are in the order of the program. `notes` are sentences about the model that its user has to know; `assumed` in the
     record names fields that nobody gave. `metadata` is what an ONNX file says besides, `ports` are its inputs and outputs;
-    `batch` is written in the model or in that file (None: in neither).
+    `batch` is written in the model or in that file (None: in neither), and `tail` stands behind it there.
     """
 
     ref: str
@@ -78,6 +78,7 @@ class Loaded:
     batch: int | None = None
     ports: tuple[Port, ...] = ()
     inputs: tuple[Input, ...] = ()
+    tail: Tail | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -287,7 +288,7 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, re
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if any_batch else (file.batch,)
     record, notes = _entry(file), (*file.notes, *notes)
     loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, file.free)
-    return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports)
+    return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
 
 
 def _entry(file: OnnxFile) -> dict[str, Any]:

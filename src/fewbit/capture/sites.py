@@ -32,7 +32,8 @@ def capture(loaded: Loaded) -> Graph:
         )
     others = _float_products(module, {op.node for op in ops})
     return Graph(
-        module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, others, loaded.batch, loaded.ports
+        module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, others, loaded.batch, loaded.ports,
+        tail=loaded.tail,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class OutputScore:
     `agreement` is in percent, with its 95 % `interval`: the correlation (mean over channels, 0 where it is negative) of real
     numbers, equal elements of integers; None where the float model's output is the same everywhere, so that nothing can be
     said. `relative_error` is the root mean square error by the standard deviation of the float output, mean over channels;
-    None for integers.
+    None for integers. `are_rows`: of an output behind a tail, the rows that both files give, mean over images.
     """
 
     name: str
@@ -52,16 +52,21 @@ class OutputScore:
     agreement: float | None
     interval: tuple[float, float] | None = None
     relative_error: float | None = None
+    are_rows: bool = False
 
     @property
     def measure(self) -> str:
         """What agrees, in words."""
-        return f"{'correlation' if self.is_real else 'equal elements'} of {self.name} with the float model's"
+        return f"{self._what} of {self.name} with the float model's"
+
+    @property
+    def _what(self) -> str:
+        return "rows that both give" if self.are_rows else "correlation" if self.is_real else "equal elements"
 
     def to_json(self) -> dict[str, object]:
         return {
             "output": self.name,
-            "measure": "correlation" if self.is_real else "equal elements",
+            "measure": self._what,
             "agreement": self.agreement,
             "interval": None if self.interval is None else list(self.interval),
             "relative_error": self.relative_error,

@@ -108,12 +108,26 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What stands behind the layers of an ONNX file and torch cannot express: it stays as it is, in float.
+
+    `model` is an ONNX file of its own. It `reads` outputs of the layers and inputs of the file, and `gives` every output of
+    the file, in order, those of the layers among them. `nodes` are the carried ones, as rows for people.
+    """
+
+    model: bytes
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+    nodes: tuple[Mapping[str, Json], ...]
+
+
+@dataclass(frozen=True)
 class Graph:
     """A captured model: an fx graph module with attention opened and batch norm folded, its ops and sites, and the products
     that are no ops. `macs` counts the whole work. `module` takes the tensors of `inputs` and returns those of `outputs`: one
     alone, several as a tuple; `batch` is written in the model or in its file (None: any number of images), and `ports` are the
-    inputs and outputs of the ONNX file that it was read from; `task` is what the outputs mean (None: what they say
-    themselves).
+    inputs and outputs of the ONNX file that it was read from, with a `tail` those of the part in front of it; `task` is what
+    the outputs mean (None: what they say themselves).
     """
 
     module: GraphModule
@@ -125,10 +139,26 @@ class Graph:
     batch: int | None = None
     ports: tuple[Port, ...] = ()
     task: Task | None = None
+    tail: Tail | None = None
 
     def at_a_time(self, most: int) -> int:
         """How many images run together: so many, or the batch that is written in the model."""
         return self.batch or most
+
+    def in_a_file(self, most: int) -> int:
+        """The same for a file in a runtime: a tail chooses boxes of one image."""
+        return self.at_a_time(1 if self.tail else most)
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The outputs of a file that a tail computes."""
+        own = {output.name for output in self.outputs}
+        return tuple(name for name in self.tail.gives if name not in own) if self.tail else ()
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The outputs of the graph that are none of its file, as a tail alone reads them."""
+        return tuple(output.name for output in self.outputs if self.tail and output.name not in self.tail.gives)
 
     def op(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)

@@ -15,7 +15,6 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from fewbit.errors import BadFile, BadModel
 from fewbit.onnx_reader.module import Branch
-from fewbit.onnx_reader.operators import CONTROL, OPERATORS
 from fewbit.onnx_reader.values import REAL, Node
 
 OLDEST = 7  # what an operator meant before is lifted by onnx's converter
@@ -40,7 +39,7 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     model = change(model, path)
-    refuse_what_is_not_taken(model, path)
+    refuse_codes(model, path)
     return model
 
 
@@ -66,16 +65,32 @@ def all_nodes(graph: GraphProto) -> Iterable[NodeProto]:
     """The nodes of a graph and of the graphs in its attributes."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from all_nodes(inner)
+        yield from inner_nodes(node)
 
 
-def refuse_what_is_not_taken(model: ModelProto, path: Path) -> None:
-    """Raise BadModel for a file that is quantized already, sparse weights, and operators that are not taken, by name."""
-    graph, versions = model.graph, opsets(model)
-    nodes = list(all_nodes(graph))
-    whole = [n for n in nodes if n.op_type in QUANTIZED or n.op_type.startswith(("QLinear", "QGemm", "QAttention"))]
+def inner_graphs(node: NodeProto) -> Iterable[GraphProto]:
+    """The graphs in a node's attributes."""
+    for attribute in node.attribute:
+        yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ()))
+
+
+def inner_nodes(node: NodeProto) -> Iterable[NodeProto]:
+    """The nodes of these graphs, and of the graphs in them."""
+    for graph in inner_graphs(node):
+        yield from all_nodes(graph)
+
+
+def reads(node: NodeProto) -> list[str]:
+    """The names that a node reads, those that its graphs read or give included."""
+    nodes = (node, *inner_nodes(node))
+    given = (output.name for one in nodes for graph in inner_graphs(one) for output in graph.output)
+    return [name for name in (*(name for one in nodes for name in one.input), *given) if name]
+
+
+def refuse_codes(model: ModelProto, path: Path) -> None:
+    """Raise BadModel for a file that is quantized already and for sparse weights, by name."""
+    graph = model.graph
+    whole = [n for n in all_nodes(graph) if n.op_type in QUANTIZED or n.op_type.startswith(("QLinear", "QGemm", "QAttention"))]
     if whole:
         kinds = ", ".join(sorted({n.op_type for n in whole}))
         raise BadModel(
@@ -85,14 +100,6 @@ def refuse_what_is_not_taken(model: ModelProto, path: Path) -> None:
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name
         raise BadModel(f"{path} stores weight '{name}' as a sparse tensor; make it a dense initializer, those are taken.")
-    unknown = [n for n in nodes if n.op_type not in (*OPERATORS.get(domain(n), {}), *(() if domain(n) else CONTROL))]
-    if unknown:
-        named = [f"{label(n)} '{title(n)}' (opset {versions.get(domain(n), 0)})" for n in unknown]
-        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-        raise BadModel(
-            f"{path} has operators that are not taken: {', '.join(named[:4])}{more}. docs/onnx.md lists those that are. "
-            "Cut the file in front of them: onnx.utils.extract_model."
-        )
 
 
 def domain(node: NodeProto) -> str:
@@ -118,15 +125,20 @@ def constants_of(graph: GraphProto, folder: Path) -> dict[str, np.ndarray]:
 
 
 def array_of(proto: TensorProto, folder: Path) -> np.ndarray:
-    """The numbers of a tensor. Raises BadFile for data that is missing, cut off or outside of the folder."""
+    """The numbers of a tensor, real ones in float32."""
+    array = raw_array(proto, folder)
+    return array.astype(np.float32) if array.dtype in REAL else array
+
+
+def raw_array(proto: TensorProto, folder: Path) -> np.ndarray:
+    """The numbers of a tensor in its own type. Raises BadFile for data that is missing, cut off or outside of the folder."""
     is_external = proto.data_location == TensorProto.EXTERNAL
     try:
-        array = _external(proto, folder) if is_external else numpy_helper.to_array(proto)
+        return _external(proto, folder) if is_external else numpy_helper.to_array(proto)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadFile(
             f"tensor '{proto.name}' of shape {tuple(proto.dims)} cannot be read: {first_line(error)}. Export the file again."
         ) from error
-    return array.astype(np.float32) if array.dtype in REAL else array
 
 
 def first_line(error: Exception) -> str:

@@ -12,8 +12,9 @@ import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from fewbit.core.inputs import example, fed, shape_of, the_image
-from fewbit.core.values import Input, Port
+from fewbit.core.values import Input, Port, Tail
 from fewbit.errors import BadModel
+from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
 from fewbit.onnx_reader.strip import stripped
@@ -24,7 +25,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 @dataclass(frozen=True)
 class OnnxFile:
     """A file that was read: its network, the ports that it takes, also as inputs without values, which of them is the image,
-    and its outputs.
+    and its outputs; with a `tail` those of the network in front of it.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class OnnxFile:
     opset: int
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    tail: Tail | None = None
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -85,7 +87,7 @@ def read_onnx(path: Path, given: Container[str] = (), *, requantize: bool = Fals
     """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
     anything. Raises BadFile or BadModel that name the file, the node or the tensor.
     """
-    model = lifted(read_proto(path, stripped) if requantize else read_proto(path), path)
+    model, tail = cut(lifted(read_proto(path, stripped) if requantize else read_proto(path), path), path)
     ports = _ports(model)
     inputs = _inputs(ports, path)
     image = ports[inputs.index(the_image(inputs, given, str(path)))]
@@ -101,7 +103,7 @@ def read_onnx(path: Path, given: Container[str] = (), *, requantize: bool = Fals
     _check_names(nodes, {*constants, *names}, outputs, path)
     with torch.no_grad():
         module = OnnxModule(nodes, constants, names, [o.name for o in outputs], names.index(image.name)).eval()
-    return OnnxFile(path, module, ports, inputs, image, outputs, opsets(model).get("", 0), metadata, notes)
+    return OnnxFile(path, module, ports, inputs, image, outputs, opsets(model).get("", 0), metadata, notes, tail)
 
 
 def _near(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -30,6 +30,7 @@ from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
 from fewbit.realize.shield import shield
 from fewbit.realize.steps import by_channel
+from fewbit.realize.tail import with_tail
 from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights
 
@@ -71,7 +72,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     if graph.batch is not None:
         keep_products(model.graph)
     shield(model)
-    return model
+    return with_tail(model, graph.tail)
 
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
@@ -81,7 +82,7 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
 
 def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
     """The float graph as an ONNX model."""
-    return to_onnx(graph.module, graph, opset)
+    return with_tail(to_onnx(graph.module, graph, opset), graph.tail)
 
 
 def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:

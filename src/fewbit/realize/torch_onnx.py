@@ -41,10 +41,19 @@ def _blocked(codes: Any, scale: Any, block: int) -> Any:
     return opset21.DequantizeLinear(codes, scale, axis=1)
 
 
+def _sorted(x: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """The ONNX form of `aten.sort`: of equal numbers TopK, too, gives the first one first."""
+    place: Any = op.Constant(value_ints=[dim])
+    return op.TopK(x, op.Gather(op.Shape(x), place), axis=dim, largest=int(descending))
+
+
 def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
     pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
-    translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.fewbit.dequantize.default: _blocked}
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.fewbit.dequantize.default: _blocked,
+        aten.sort.stable: _sorted,
+    }
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
     inputs = graph.inputs

@@ -149,6 +149,8 @@ DETAILS = (
                "range of the grid:range:range", "observed:observed:range", "SQNR:sqnr_db:dB", "clipped:clipped_share:share"),
               search=True),
     )),
+    Section("Nodes that stay as they are", "carried", (Table(("node", "operator", "opset:opset:#", "why")),),
+            "Behind what is quantized, in float, as in the file that went in."),
     Section("What the file takes", "input", (Facts(),), "It stands in the metadata of the ONNX file, too."),
     Section("How to run this again", "run", (Facts(),)),
 )

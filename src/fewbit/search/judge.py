@@ -74,8 +74,8 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
     write_model(model.graph, plan, path, model.target.file_format, record)
     inputs, outputs, one = model.graph.inputs, model.graph.outputs, model.graph.at_a_time(1)
     score = evaluate(
-        twin, path, images, outputs, task_of(model.graph), inputs=inputs, runtime=runtime, batch=model.graph.at_a_time(16),
-        threads=threads,
+        twin, path, images, outputs, task_of(model.graph), inputs=inputs, inside=model.graph.inside,
+        behind=model.graph.behind, runtime=runtime, batch=model.graph.in_a_file(16), threads=threads,
     )  # fmt: skip
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
     noise = torch.randn(one, *shape_of(inputs), generator=torch.Generator().manual_seed(0))

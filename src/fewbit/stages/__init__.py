@@ -7,6 +7,7 @@ times each stage. A finished run is read by REOPENED, in which verify, evaluate,
 from fewbit.report.draw import draw
 from fewbit.stages import choose, curve, load, observe, prove, report
 from fewbit.stages.stage import Stage
+from fewbit.stages.tail import TAIL
 
 CHOOSE = Stage(
     "choose", choose.choose, ("plan",), ("plan.json", "plan.safetensors"), choose.chosen,
@@ -21,7 +22,7 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED, load.OTHERS)),
+    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
     Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage(

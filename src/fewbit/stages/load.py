@@ -38,6 +38,7 @@ from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options, option
 from fewbit.stages import meaning
+from fewbit.stages.tail import fitted, read_tail, write_tail
 
 EXPORTED = "exported.pt2"
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
@@ -86,6 +87,8 @@ class Inputs:
             identity["ports"] = [[port.name, port.type, list(port.dims)] for port in self.loaded.ports]
         if (path := meaning.annotations_of(request)) is not None:
             identity["annotations"] = meaning.digest(path)
+        if self.loaded.tail is not None:
+            identity["tail"] = hashlib.sha256(self.loaded.tail.model).hexdigest()
         if request.loss == "labels" and isinstance(images, Images) and images.labels is not None:
             identity["labels"] = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
         return identity
@@ -110,6 +113,7 @@ def load(request: Options) -> Inputs:
         request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given,
         dynamic_size=request.dynamic_size,
     )  # fmt: skip
+    loaded = fitted(loaded, request.hardware.file_format["opset"], request.hardware.runs_in)
     names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
     classes = names or loaded.classes or None
     whole, (task, untold) = getattr(request, "normalize_inside", False), meaning.meant(request.task, loaded, classes or ())
@@ -268,6 +272,7 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:
         write_atomic(folder / OTHERS, lambda file: save_file(values, file))
+    write_tail(graph.tail, folder)
     if not (folder / EXPORTED).exists():
         write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
     return graph, inputs.loaded.program, quantized
@@ -287,7 +292,7 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
     loaded = load_model(str(folder / EXPORTED), given=given, overrides=size)
     inputs = tuple(replace(one, other=other.get(one.name)) for one in loaded.inputs)
-    loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs)
+    loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs, tail=read_tail(folder))
     return replace(graph_of(loaded), task=meaning.reopened(record, loaded)), loaded.program
 
 

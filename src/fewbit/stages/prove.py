@@ -103,7 +103,7 @@ def at_another_size(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
     image = next(one for one in graph.inputs if one.value is None)
     if image.other is None:
         return {}
-    few = rows(sample, slice(graph.at_a_time(2)))
+    few = rows(sample, slice(graph.in_a_file(2)))
     images = interpolate(images_of(few), image.other[1:], mode="nearest")
     where = f", {image.other[1]} x {image.other[2]}"
     return {where: [(images, *few[1:]) if isinstance(few, tuple) else images]}
@@ -120,11 +120,12 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    groups = {"": parts(sample, exact.at_a_time(4)), **at_another_size(exact, sample)}
+    groups = {"": parts(sample, exact.in_a_file(4)), **at_another_size(exact, sample)}
 
     def checked_in(name: str) -> tuple[OutputCheck, ...]:
         sizes = (proofs.twin_checks(given, exact.inputs, twin, name, batches, where) for where, batches in groups.items())
-        return tuple(check for checks in sizes for check in checks)
+        behind = proofs.tail_checks(exact, twin, None, groups[""], "float.onnx, ")
+        return (*(check for checks in sizes for check in checks), *behind)
 
     checks = checked_in(runtime)
     wrong = next((check for check in checks if check.wrong), None)
@@ -182,17 +183,19 @@ def verify(
     Raises FewbitFailed for a file of another model, whose codes have other shapes.
     """
     progress.expect(5)
+    batches, place = parts(sample, graph.in_a_file(4)), None if stands_in(plan) else runtime
     try:
         checks = proofs.compare(
-            graph, plan, model, parts(sample, graph.at_a_time(4)), runtime=None if stands_in(plan) else runtime,
+            graph, plan, model, batches, runtime=place,
             others=at_another_size(graph, sample), progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
+        behind = proofs.tail_checks(graph, model, place, batches)
     except (LookupError, RuntimeError, ValueError) as error:
         if not deviations:
             raise
         first = deviations[0]
         raise FewbitFailed(f"The run is not right. {first.file}: {first.name} {first.what}; {AGAIN}") from error
-    return replace(checks, outputs=(*trusted, *checks.outputs), file=deviations)
+    return replace(checks, outputs=(*trusted, *checks.outputs, *behind), file=deviations)
 
 
 def stands_in(plan: Plan) -> bool:
@@ -207,8 +210,8 @@ def evaluate(
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
-        twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, runtime=runtime,
-        batch=exact.at_a_time(16), threads=threads, progress=progress.advance,
+        twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
+        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance,
     )  # fmt: skip
 
 
@@ -219,11 +222,11 @@ def bench(
     """Latency and load time in the installed runtimes, or in `runtimes`.
 
     Each runtime and batch is measured for `seconds`; each file is loaded by `repeats` processes. A file with a batch written
-    in it is measured with that one.
+    in it is measured with that one, a file with a tail with one image.
     """
     batches, threads = checked("batch", batches, Batches), checked("threads", threads, Threads)
     seconds = checked("seconds", seconds, Seconds)
-    batches = [exact.batch] if exact.batch else batches
+    batches = [exact.in_a_file(1)] if exact.batch or exact.tail else batches
     timed = list(proofs.timed(model)) if runtimes is None else list(runtimes)
     whole = [name for name in proofs.runtimes_for(model) if runtimes is None or name in timed]
     progress.expect(len(timed) * len(batches) + len(whole))

@@ -50,6 +50,7 @@ def summarize(
     rows |= {
         "run": record,
         "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
+        "carried": list(graph.tail.nodes) if graph.tail else [],
         "curve": list(curve),
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }

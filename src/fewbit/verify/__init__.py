@@ -6,6 +6,7 @@ from fewbit.verify.compare import compare
 from fewbit.verify.evaluate import Score, evaluate
 from fewbit.verify.file import deviations
 from fewbit.verify.outputs import twin_checks
+from fewbit.verify.tail import tail_checks
 
 __all__ = [
     "Latency",
@@ -20,6 +21,7 @@ __all__ = [
     "open_session",
     "runtime_names",
     "runtimes_for",
+    "tail_checks",
     "timed",
     "twin_checks",
 ]

@@ -74,7 +74,7 @@ def compare(
     order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
     activations = [name for name, choice in plan.choices.items() if choice.codes is None]
     sites = sorted(activations, key=lambda site: order[graph.site(site).tensor])
-    names, shown = [output.name for output in file.graph.output], [site + CODES for site in sites]
+    names, shown = [output.name for output in graph.outputs], [*(site + CODES for site in sites), *graph.inside]
     progress("weights")
     weights = stored_codes(graph, plan, path, file)
     progress("codes as written")
@@ -89,7 +89,7 @@ def compare(
     optimised = {where: forced(module, session, sites, names, images, rounded) for where, images in groups.items()}
     outputs += [check for where, one in optimised.items() for check in one.judged(f"{runtime}, codes shown{where}")]
     progress(f"outputs in {runtime}")
-    session = open_session(runtime, path)
+    session = open_session(runtime, path, outputs=graph.inside)
     for where, images in groups.items():
         outputs += shipped(module, session, optimised[where], images, rounded, where)
     on = added([one.sites for one in optimised.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from fewbit.core.values import Input, Output
 from fewbit.data.images import Images
 from fewbit.runtimes import Session, open_session
 from fewbit.task import Closeness, OutputScore
+from fewbit.task.interval import of_mean
 from fewbit.verify.outputs import given_by
+from fewbit.verify.tail import shared
 
 DRAWN = 12  # images whose predictions are drawn
 
@@ -65,6 +67,8 @@ def evaluate(
     task: Task,
     *,
     inputs: Sequence[Input] = ALONE,
+    inside: Sequence[str] = (),
+    behind: Sequence[str] = (),
     runtime: str = "onnxruntime",
     batch: int = 16,
     threads: int = 0,
@@ -72,22 +76,37 @@ def evaluate(
 ) -> Score:
     """Run both models on every image, batch by batch; predictions are stored, outputs are summed up.
 
+    `inside` are those of the outputs that the files do not give by themselves, which are not rated; `behind` are the outputs of
+    a tail, of which rows are counted.
+
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
-    sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
+    sessions = [open_session(runtime, p, threads=threads, outputs=inside) for p in (float_path, path)]
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     meter = task.meter(images.labels if images.truth is None else images.truth)
     names, found = [output.name for output in outputs], list[Tensor]()
-    compared = partial(_compared, sessions, inputs, names)
+    same: dict[str, list[float]] = {name: [] for name in behind}
+    compared = partial(_compared, sessions, inputs, [*names, *behind])
     for x in images.batches(batch):
-        both = compared(x)
+        given = compared(x)
+        both = [values[: len(names)] for values in given]
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
         apart = meter.add(*both)
         found.append(torch.stack(each).amax(0) if apart is None else apart)
+        for shares, exact, actual in zip(same.values(), *(values[len(names) :] for values in given), strict=True):
+            shares.append(shared(exact, actual))
         progress(count(x))
-    scores, errors = tuple(one.score() for one in closeness), torch.cat(found)
+    chosen = [_of_rows(name, torch.tensor(shares, dtype=torch.float64)) for name, shares in same.items()]
+    scores, errors = [*(one.score() for one in closeness), *chosen], torch.cat(found)
+    rating = meter.rating([replace(one, agreement=None) if one.name in inside else one for one in scores])
     pictures = _pictures(task, compared, images, errors, batch) if type(task).drawn is not Task.drawn else {}
-    return Score(runtime, len(images), task.spec, meter.rating(scores), scores, errors, pictures)
+    return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
+
+
+def _of_rows(name: str, shares: Tensor) -> OutputScore:
+    """The score of an output of which each image has a share of rows that both models give."""
+    low, high = of_mean(shares)
+    return OutputScore(name, False, 100 * float(shares.mean()), (100 * low, 100 * high), are_rows=True)
 
 
 def _compared(sessions: Sequence[Session], inputs: Sequence[Input], names: Sequence[str], x: Batch) -> list[Outputs]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from fewbit.capture.export import graph_module
+from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Input, OutputCheck
@@ -136,7 +136,8 @@ def twin_checks(
     """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images; `where` ends the
     place of each check.
     """
-    session, names = open_session(runtime, twin), [output.name for output in read_onnx(twin).graph.output]
+    names, own = [output.name for output in outputs_of(program)], {output.name for output in read_onnx(twin).graph.output}
+    session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
     given, moved = with_rounding(Executor(graph_module(program), inputs=inputs), images, names)
     found = joined([given_by(session, inputs, batch, names) for batch in images])
     return judged(f"float.onnx in {runtime}{where}", given, found, moved)

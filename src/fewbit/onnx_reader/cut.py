@@ -1,0 +1,237 @@
+"""A file whose last nodes torch cannot express (NonMaxSuppression, Loop, an If that the image decides), in two: the part with
+the layers, and the tail behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from fewbit.core.values import Tail
+from fewbit.errors import BadModel
+from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opsets, raw_array, reads, title
+from fewbit.onnx_reader.module import WEIGHTED
+from fewbit.onnx_reader.operators import CONTROL, OPERATORS
+
+# What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
+CHOOSES = ("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK")
+NOTHING = ValueInfoProto()
+WHY = {True: "belongs to such a node", False: "torch cannot express it"}
+Shapes = Mapping[str, ValueInfoProto]
+STATED = ("Shape", "Size")  # what they write depends on no number of the image
+
+
+def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
+    """The model without the nodes that stay as they are, and these as its tail, where there are any.
+
+    What the tail reads are outputs of the model then. Raises BadModel, with the node's name, where nodes that are not
+    taken stand in front of layers.
+    """
+    flow = Flow(model)
+    strange = [i for i, node in enumerate(flow.nodes) if not flow.is_taken(node)]
+    if not strange:
+        return model, None
+    tail = _tail(flow, strange, path)
+    shapes = _shapes(model)
+    tail = _with_whole_batches(flow, tail, shapes)
+    file = _file(flow, tail, shapes, path.parent)
+    return _without(flow, tail, shapes), file
+
+
+class Flow:
+    """The nodes of a model by their places, and what flows between them."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model, self.nodes = model, list(_read(model.graph))
+        self.reads = [reads(node) for node in self.nodes]
+        self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.stored = {one.name for one in model.graph.initializer}
+        self.inputs = {one.name: one for one in model.graph.input if one.name not in self.stored}
+        self.varies = {*self.inputs}  # the names of what depends on the numbers of an input
+        for node, read in zip(self.nodes, self.reads, strict=True):
+            if node.op_type not in STATED and self.varies & {*read}:
+                self.varies |= {*node.output}
+        self.layers = {
+            i for i, node in enumerate(self.nodes) for one in (node, *inner_nodes(node))
+            if one.op_type in WEIGHTED and not self.varies & {*one.input[1:2]}
+        }  # fmt: skip
+
+    def is_taken(self, node: NodeProto) -> bool:
+        """Whether torch expresses a node: all of its operators are in the tables, and no number of the image decides."""
+        known = all(
+            one.op_type in OPERATORS.get(domain(one), {}) or (not domain(one) and one.op_type in CONTROL)
+            for one in (node, *inner_nodes(node))
+        )
+        return known and not (node.op_type == "If" and node.input[0] in self.varies)
+
+    def behind(self, start: Collection[int]) -> set[int]:
+        """Some nodes and all that depend on them."""
+        found, written = set[int](), set[str]()
+        for i, node in enumerate(self.nodes):
+            if i in start or written & {*self.reads[i]}:
+                found.add(i)
+                written |= {*node.output}
+        return found
+
+    def in_front(self, names: Iterable[str]) -> set[int]:
+        """The nodes that some values depend on."""
+        found, waiting = set[int](), [self.maker[name] for name in names if name in self.maker]
+        while waiting:
+            i = waiting.pop()
+            if i not in found:
+                found.add(i)
+                waiting += [self.maker[name] for name in self.reads[i] if name in self.maker]
+        return found
+
+
+def _read(graph: GraphProto) -> Iterable[NodeProto]:
+    """The nodes of a graph that its outputs depend on."""
+    names, nodes = {one.name for one in graph.output}, []
+    for node in reversed(graph.node):
+        if names & {*node.output}:
+            nodes.append(node)
+            names |= {*reads(node)}
+    return reversed(nodes)
+
+
+def _tail(flow: Flow, strange: Sequence[int], path: Path) -> set[int]:
+    """The nodes that are not taken, those behind, and what chooses for them alone. Raises BadModel where layers are there."""
+    for i in strange:
+        behind = flow.behind([i])
+        if flow.layers & behind:
+            before = flow.layers & flow.in_front(flow.reads[i])
+            raise BadModel(_refusal(flow, [s for s in strange if s in behind], path, between=bool(before)))
+    tail = flow.behind(strange)
+    for i in reversed(range(len(flow.nodes))):
+        after = flow.behind([i]) if flow.nodes[i].op_type in CHOOSES else set()
+        if after & tail and not after & flow.layers:
+            tail |= after
+    return tail
+
+
+def _refusal(flow: Flow, nodes: Sequence[int], path: Path, *, between: bool) -> str:
+    """The message about nodes that no tail can hold, with the cut that can be made."""
+    named, versions = [flow.nodes[i] for i in nodes], opsets(flow.model)
+    said = ", ".join(f"{label(n)} '{title(n)}' (opset {versions.get(domain(n), 0)})" for n in named[:4])
+    more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+    message = f"{path} has operators that are not taken, {'between' if between else 'in front of'} its layers: {said}{more}."
+    taken = f"{message} docs/onnx.md lists those that are, and those behind the last layer may be others."
+    if not between:
+        return f"{taken} Cut the file behind them with onnx.utils.extract_model, and give the images that they make."
+    behind = flow.behind(nodes)
+    front = {name for i, node in enumerate(flow.nodes) if i not in behind for name in node.output if name in flow.varies}
+    ends = [n for i in sorted(behind) for n in flow.reads[i] if n in front]
+    ends += [one.name for one in flow.model.graph.output if one.name in front]
+    return (
+        f"{taken} Quantize what stands in front of them: onnx.utils.extract_model({str(path)!r}, 'front.onnx', "
+        f"{[*flow.inputs]}, {[*dict.fromkeys(ends)]})."
+    )
+
+
+def _shapes(model: ModelProto) -> Shapes:
+    """Types and shapes of values, where they follow; a batch without a name gets one for it."""
+    firsts = [one.type.tensor_type.shape.dim[0] for one in model.graph.input if len(one.type.tensor_type.shape.dim) == 4]
+    unnamed = [dim for dim in firsts if dim.dim_value <= 0 and not dim.dim_param]
+    for dim in unnamed:
+        dim.dim_param = "batch"
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    for dim in unnamed:
+        dim.Clear()
+    return {one.name: one for one in (*found.value_info, *found.output, *found.input)}
+
+
+def _with_whole_batches(flow: Flow, tail: set[int], shapes: Shapes) -> set[int]:
+    """The tail from where values are known to have the batch in front; what depends on no number of the image is in it."""
+    batch = next((dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4), None)
+    while True:
+        more = {
+            flow.maker[name] for i in tail for name in flow.reads[i]
+            if name in flow.maker and (name not in flow.varies or _dims(shapes.get(name, NOTHING))[:1] != [batch])
+        } - tail - flow.layers  # fmt: skip
+        if not more:
+            return tail
+        tail = tail | more
+
+
+def _dims(info: ValueInfoProto) -> list[int | str | None]:
+    dims = info.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
+
+
+def _ends(flow: Flow, tail: set[int]) -> list[str]:
+    """What the tail reads of the nodes in front of it."""
+    own = {name for i in tail for name in flow.nodes[i].output}
+    return [*dict.fromkeys(n for i in sorted(tail) for n in flow.reads[i] if n in flow.maker and n not in own)]
+
+
+def _without(flow: Flow, tail: set[int], shapes: Shapes) -> ModelProto:
+    """The model without its tail, in place."""
+    graph = flow.model.graph
+    kept = [one for one in graph.output if flow.maker.get(one.name) not in tail]
+    ends = [_info(name, shapes) for name in _ends(flow, tail) if name not in {one.name for one in kept}]
+    needed = flow.in_front(one.name for one in (*kept, *ends))
+    del graph.node[:], graph.output[:]
+    graph.node.extend(node for i, node in enumerate(flow.nodes) if i in needed)
+    graph.output.extend([*kept, *ends])
+    return flow.model
+
+
+def _info(name: str, shapes: Shapes) -> ValueInfoProto:
+    return shapes[name] if name in shapes else helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def _file(flow: Flow, tail: set[int], shapes: Shapes, folder: Path) -> Tail:
+    """The tail as a model of its own, its weights inside."""
+    graph, nodes = flow.model.graph, [flow.nodes[i] for i in sorted(tail)]
+    own, outputs = {name for node in nodes for name in node.output}, {one.name: one for one in graph.output}
+    read = dict.fromkeys([*(n for i in sorted(tail) for n in flow.reads[i]), *outputs])
+    ports = {**{name: _info(name, shapes) for name in flow.maker}, **outputs, **flow.inputs}
+    inputs = [ports[name] for name in read if name in ports and name not in own]
+    stored = [_dense(one, folder) for one in graph.initializer if one.name in read]
+    model = helper.make_model(
+        helper.make_graph(nodes, "tail", inputs, [*outputs.values()], stored), opset_imports=flow.model.opset_import,
+        ir_version=flow.model.ir_version,
+    )  # fmt: skip
+    return tail_of(model)
+
+
+def _dense(tensor: TensorProto, folder: Path) -> TensorProto:
+    return numpy_helper.from_array(raw_array(tensor, folder), tensor.name)
+
+
+def tail_of(model: ModelProto) -> Tail:
+    """A tail from its file."""
+    flow, versions = Flow(model), opsets(model)
+    rows = (
+        {"node": title(n), "operator": label(n), "opset": versions.get(domain(n), 0), "why": WHY[flow.is_taken(n)]}
+        for n in flow.nodes
+        if n.op_type != "Constant"
+    )
+    reads, gives = (tuple(one.name for one in ports) for ports in (model.graph.input, model.graph.output))
+    return Tail(model.SerializeToString(deterministic=True), reads, gives, tuple(rows))
+
+
+def first_of(tail: Tail) -> str:
+    """The first node that torch cannot express, in words."""
+    row = next(row for row in tail.nodes if row["why"] == WHY[False])
+    return f"{row['operator']} '{row['node']}' (opset {row['opset']})"
+
+
+def of_opset(tail: Tail, opset: int, ref: str) -> Tail:
+    """The tail in the opset of the files that are written. Raises BadModel where onnx cannot convert it."""
+    model = onnx.load_model_from_string(tail.model)
+    if opsets(model).get("", opset) == opset:
+        return tail
+    try:
+        found = onnx.version_converter.convert_version(model, opset)
+    except Exception as error:
+        reason = first_line(error).rpartition("failed: ")[2]
+        raise BadModel(
+            f"{ref} has nodes that would stay as they are, from {first_of(tail)} on; files of the target are of opset {opset}, "
+            f"and onnx cannot convert these: {reason}. Export the file with opset {opset}."
+        ) from error
+    return replace(tail, model=found.SerializeToString(deterministic=True))
