@@ -22,6 +22,7 @@ from fewbit.report import tables
 from fewbit.report.tables import Rows
 from fewbit.verify import Latency, Load, Score
 from fewbit.verify.attention import attention_tables
+from fewbit.verify.postprocess import postprocessing
 
 IMAGES = 12  # scored images on the page
 PIXELS, GAP = 256, 6  # the longest side of a prediction, and the space between two
@@ -59,6 +60,7 @@ def tables_of(
         "outliers": outliers(graph, plan, standing_out, observed),
         "attention": [row for op in maps for row in attention(op)],
         "flips": flips,
+        **postprocessing(graph, plan, rows_of(sample, slice(0, graph.at_a_time(4)))),
         "latency": [row.to_json() for row in timings],
         "loads": [row.to_json() for row in loading],
         "size": tables.files(folder),

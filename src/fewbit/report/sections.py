@@ -46,6 +46,14 @@ FALLBACKS = (
         Table(("requested", "actual", "why", "where:site:sites", "share of MACs:macs_share:share"),
               group=("requested", "actual", "why")),
     )),
+    Section("Behind the last layers", "behind", (
+        Table(("function", "runs in:how", "nodes:nodes:#", "why")),
+    ), "What decodes, selects and enlarges what the layers give. It stays float where nothing is gained by integers."),
+    Section("What integers cost there", "behind_cost", (
+        Facts(("integer ops there:ops", "their share of multiply-accumulates:macs_share:share",
+               "loss of the outputs as shipped:loss", "loss with these ops in float:without",
+               "images of the simulation:images")),
+    ), "The loss is the task's: 0 is the float model."),
 )
 ACCURACY = (
     Section("Calibration images", "calibration", (

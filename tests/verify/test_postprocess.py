@@ -1,0 +1,72 @@
+"""Oracles: a net whose tail is known by how it was written, and losses of plans that were made without it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from fewbit.capture import capture, load_model
+from fewbit.choose import Bits
+from fewbit.core.values import Graph, Plan
+from fewbit.execute.executor import Executor
+from fewbit.observe import observe
+from fewbit.recipes import RECIPES
+from fewbit.target import load_target
+from fewbit.task import task_of
+from fewbit.verify.postprocess import nodes_behind, postprocessing
+from planning import plan_for
+
+
+class Head(nn.Module):
+    """Two layers, then a scaled sigmoid beside a pooled map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu())
+        return torch.cat([y.sigmoid() * 4, nn.functional.max_pool2d(y, 3, 1, 1)], 1).flatten(2)
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return capture(load_model(Head(), overrides={"input_size": (3, 8, 8)}))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def plan(graph, images) -> Plan:
+    return plan_for(graph, observe(graph, [images]), load_target("ort-x86-vnni"), RECIPES["minmax"], bits=Bits(8, 8))
+
+
+def test_what_no_layer_reads_any_more_is_behind(graph):
+    names = [str(node.target).removeprefix("aten.").partition(".")[0] for node in nodes_behind(graph)]
+    assert names == ["sigmoid", "mul", "max_pool2d", "cat", "flatten"]
+    assert not {"conv2d", "convolution", "relu"} & set(names)
+
+
+def test_each_node_is_counted_once_with_where_it_runs(graph, plan, images):
+    found = postprocessing(graph, plan, images)
+    assert sum(row["nodes"] for row in found["behind"]) == len(nodes_behind(graph))
+    for row in found["behind"]:
+        assert (row["how"] == "float") == bool(row["why"])
+
+
+def test_the_cost_is_the_loss_without_these_ops(graph, plan, images):
+    behind = {node.name for node in nodes_behind(graph)}
+    inner = [name for name in plan.integer_ops if graph.op(name).node in behind]
+    found = postprocessing(graph, plan, images)["behind_cost"]
+    assert len(inner) == found[0]["ops"] == 1  # the pooling, which has the codes of the layer
+    task, exact = task_of(graph), Executor(graph)(images)
+    fewer = dataclasses.replace(plan, integer_ops=tuple(name for name in plan.integer_ops if name not in inner))
+    assert found[0]["without"] == pytest.approx(task.divergence(exact, Executor.of(graph, fewer)(images)) / 4)
+    assert found[0]["loss"] >= 0
