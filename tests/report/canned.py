@@ -237,6 +237,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "curve": _curve(),
         "outliers": _outliers(),
         "carried": [{"node": "nms", "operator": "NonMaxSuppression", "opset": 11, "why": "torch has no such thing"}],
+        "attended": [{"name": "0000.png", "thumbnail": thumbnail(10)}],
         "behind": [{"function": "sigmoid", "how": "float", "why": "no integer form", "nodes": 3}],
         "behind_cost": [{"ops": 2, "macs_share": 0.001, "loss": 0.21, "without": 0.2, "images": 4}],
         "pictures": [{"name": f"{i:04d}.png", "thumbnail": thumbnail(70 * i), "error": 0.5 / (i + 1)} for i in range(3)],

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
-from fewbit.core.inputs import Batch, count, parts
+from fewbit.core.inputs import Batch, count, images_of, parts
 from fewbit.core.inputs import rows as rows_of
 from fewbit.core.values import Checks, Choice, Graph, Plan
 from fewbit.data.images import Images, data_uri
@@ -58,6 +58,7 @@ def tables_of(
         "sites": rows,
         "histograms": tables.histograms(rows, counts),
         "outliers": outliers(graph, plan, standing_out, observed),
+        "attended": [{"name": images.names[0], "thumbnail": data_uri(_first(sample, images))}] if maps else [],
         "attention": [row for op in maps for row in attention(op)],
         "flips": flips,
         **postprocessing(graph, plan, rows_of(sample, slice(0, graph.at_a_time(4)))),
@@ -71,6 +72,13 @@ def tables_of(
         "pictures": predictions(images, score),
         "log": [asdict(entry) for entry in plan.log],
     }
+
+
+def _first(sample: Batch, images: Images) -> Image.Image:
+    """The first image of the sample as the model sees it."""
+    picture = images.preprocess.undo(images_of(sample)[0])
+    picture.thumbnail((PIXELS, PIXELS))
+    return picture
 
 
 def _site(graph: Graph, choice: Choice, samples: Samples) -> dict[str, Any]:

@@ -111,6 +111,7 @@ ERROR = (
         Table(("site", "largest:reach:#", "channels", "largest without:rest_of_channels:share", "tokens:token_share:share",
                "positions", "largest without:rest_of_tokens:share", "what was done:done"), where="any"),
     ), "Largest magnitude of a channel and of a token over the median one. A diamond is a site where one is over the limit."),
+    Section("The image that the attention maps look at", "attended", (Gallery(("{name}",)),)),
     Section("Attention maps", "attention", (
         Each(Heatmap(Axis("", ""), "x", "y", panels={"float": "float", "quantized": "quantized"}),
              "{op}, head {head}: {flipped_share:.2%} of key pairs change order"),
