@@ -22,6 +22,7 @@ from torch import Tensor
 from fewbit import Run
 from fewbit.data.images import Images
 from fewbit.files import write_json
+from fewbit.task.task import recognise
 from fewbit.verify import evaluate
 
 

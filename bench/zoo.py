@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+from PIL import Image
 
 from fewbit import Run
 from fewbit.core.values import Output
@@ -63,18 +64,21 @@ Runs = Callable[[np.ndarray], Outputs]
 
 @dataclass(frozen=True)
 class Model:
-    """A file of a package, or of this machine where it has none; `options` say how its images are made."""
+    """A file of a package, or of this machine where it has none; `options` say how its images are made, `infrared` that their
+    bands are blue, green, red and near infrared.
+    """
 
     name: str
     file: str
     package: str = ""
     sha256: str = ""
     chunks: str = ""
+    infrared: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Model:
-        own = {name: row[name] for name in ("name", "file", "package", "sha256", "chunks") if name in row}
+        own = {name: row[name] for name in ("name", "file", "package", "sha256", "chunks", "infrared") if name in row}
         return cls(**own, options={name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name not in own})
 
 
@@ -129,6 +133,13 @@ def unpacked(archive: Path, model: Model) -> bytes:
             return read(model.file)
         chunks = json.loads(read(model.file))[model.chunks]["chunks"]
         return b"".join(read(f"{Path(model.file).parent}/{chunk['hash']}") for chunk in chunks)
+
+
+def with_infrared(folder: str, count: int, size: int = 256) -> np.ndarray:
+    """Pictures of a folder (n, size, size, 4): blue, green, red, and in place of near infrared the brightest of the three."""
+    files = sorted(Path(folder).iterdir())[:count]
+    rgb = np.stack([np.asarray(Image.open(file).convert("RGB").resize((size, size))) for file in files])
+    return np.concatenate([rgb[..., ::-1], rgb.max(3, keepdims=True)], 3)
 
 
 class Original:
@@ -213,9 +224,12 @@ def quantized(model: Model, source: Path, target: str, given: argparse.Namespace
     """Make a row, in the process that it is called in."""
 
     def work(found: Found) -> Found:
+        images, score = given.images, given.score
+        if model.infrared:
+            images, score = with_infrared(images, given.calibration), with_infrared(score, given.scored)
         with TemporaryDirectory() as out:
             request = Request(
-                model=str(source), images=given.images, score=given.score, labels=False, target=target, threads=given.threads,
+                model=str(source), images=images, score=score, labels=False, target=target, threads=given.threads,
                 calibration=given.calibration, scored=given.scored, out=Path(out) / "run", **model.options,
             )  # fmt: skip
             with Run.start(request, STAGES) as run:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench.zoo import LIST, Model, Original, fetched, line, output_lines, unpacked
+from bench.zoo import LIST, Model, Original, fetched, line, output_lines, unpacked, with_infrared
+from PIL import Image
 
 from fewbit.errors import BadFile
 from fewbit.request import Request
@@ -49,6 +50,14 @@ def test_a_file_comes_out_of_its_package_whole_or_in_chunks(tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
         wheel.writestr("a/b.onnx", b"12")
     assert unpacked(tmp_path / "x.whl", Model("x", "a/b.onnx")) == b"12"
+
+
+def test_the_brightest_band_stands_for_near_infrared(tmp_path: Path) -> None:
+    for name, colour in (("a", (1, 2, 3)), ("b", (9, 8, 7)), ("c", (0, 0, 0))):
+        Image.new("RGB", (5, 4), colour).save(tmp_path / f"{name}.png")
+    pictures = with_infrared(str(tmp_path), 2, 8)
+    assert pictures.shape == (2, 8, 8, 4)
+    assert [np.unique(one.reshape(-1, 4), axis=0).tolist() for one in pictures] == [[[3, 2, 1, 3]], [[7, 8, 9, 9]]]
 
 
 def test_other_bytes_than_the_list_says_are_refused(tmp_path: Path) -> None:
