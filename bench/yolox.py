@@ -42,7 +42,9 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "fast W4A8": {"recipe": "fast", "bits": "w4a8"},
 }
 STOCK = {"onnxruntime static, min-max": "minmax", "onnxruntime static, percentile 99.99": "percentile"}
-PIXELS = {"mean": 0.0, "std": 1 / 255, "channel_order": "bgr", "resize": "corner", "interpolation": "bilinear"}
+PIXELS = {
+    "mean": 0.0, "std": 1 / 255, "channel_order": "bgr", "resize": "corner", "crop_pct": 1.0, "interpolation": "bilinear",
+}  # fmt: skip
 
 
 def request(target: str, options: Mapping[str, Any], given: argparse.Namespace) -> Request:
@@ -72,7 +74,7 @@ def made(target: str, given: argparse.Namespace) -> Iterator[Path]:
                 stock(run["twin"], run["calibration"].batches(1), folder / f"{other}.onnx", method=method)
                 score = evaluate(
                     run["twin"], folder / f"{other}.onnx", run["scored"], run["exact"].outputs, task_of(run["exact"]),
-                    runtime=load_target(target).runs_in, threads=1,
+                    runtime=load_target(target).runs_in, threads=1, batch=run["exact"].at_a_time(16),
                 )  # fmt: skip
                 write_json(folder / f"{other}.json", row(score.rating))
                 yield folder / other

@@ -44,6 +44,14 @@ def test_nothing_is_said_where_everything_is_known():
     assert said({**ALL, "crop_mode": "center"}) == ""
 
 
+@pytest.mark.parametrize("resize", ["letterbox", "corner"])
+def test_a_letterbox_holds_the_whole_picture_unless_a_crop_is_asked_for(resize):
+    loaded = Loaded("net", None, SIZE)
+    assert preprocess_of(loaded, {"resize": resize}).placement(8, 4).scale == (1.0, 1.0)
+    assert preprocess_of(loaded, {"resize": resize, "crop_pct": 0.5}).placement(8, 4).scale == (2.0, 2.0)
+    assert "--crop-pct" not in said({}, {"resize": resize})
+
+
 def test_a_python_file_is_told_what_it_left_out(tmp_path):
     path = tmp_path / "nets.py"
     path.write_text("from torch import nn\nINPUT_SIZE, MEAN = (3, 8, 8), (0, 0, 0)\ndef net(): return nn.Conv2d(3, 4, 3)\n")

@@ -29,6 +29,7 @@ from fewbit.core.task import Task
 from fewbit.core.values import Graph, Input, Port
 from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
+from fewbit.data.preprocess import LETTERBOXES
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import DEMOS
@@ -307,6 +308,8 @@ def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
             "preprocessor_config.json in its folder."
         )
     own |= {name: value for name, value in overrides.items() if name != "input_size"}  # which the record has
+    if own.get("resize") in LETTERBOXES and record.get("crop_pct") is None:  # which hold the whole picture
+        own = {"crop_pct": 1.0, **own}
     return Preprocess.from_timm({**record, **overrides}).replace(**own)
 
 
@@ -314,6 +317,7 @@ def assumed(loaded: Loaded, overrides: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of the preprocessing that neither the model nor the request gives."""
     record = loaded.record
     given = {"resize"} if record.get("crop_mode") else set[str]()
+    given |= {"crop_pct"} if overrides.get("resize", record.get("resize")) in LETTERBOXES else set()
     given |= {*overrides, *(name for name, value in record.items() if value is not None)} - {*record.get("assumed", ())}
     return () if "processor" in record else tuple(name for name in ASSUMED if name not in given | set(overrides))
 
