@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader
@@ -18,7 +20,8 @@ from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.inputs import Given
 from fewbit.choose import choose
 from fewbit.choose.fisher import weighted_samples
-from fewbit.core.inputs import fed
+from fewbit.core.inputs import arrays_of, fed
+from fewbit.core.record import Record
 from fewbit.core.shelf import Rebatched
 from fewbit.core.values import Input
 from fewbit.data.collection import examples
@@ -27,10 +30,14 @@ from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
+from fewbit.files import read_json
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES, recipe_named
 from fewbit.run import Run
+from fewbit.runtimes import open_session
+from fewbit.stages.prove import write_model
 from fewbit.target import load_target
+from fewbit.verify import compare, loads
 from planning import context_for, numbers
 
 SIZE = (3, 12, 12)
@@ -116,6 +123,40 @@ def test_a_finished_run_verifies_scores_and_times_with_the_constants(run: Run) -
     assert kinds == {
         "size": ("constant", [2], False), "image": ("image", [*SIZE], True), "mask": ("constant", [1, 12, 12], True)
     }  # fmt: skip
+
+
+def test_the_report_lists_what_each_input_was_given(run: Run) -> None:
+    rows = read_json(run.folder / "tables.json")["inputs"]
+    mask = f"a constant: 144 numbers from {int(MASK.min())} to {int(MASK.max())}"
+    assert [tuple(row.values()) for row in rows] == [
+        ("size", "2", "float32", "a constant: 12, 9"),
+        ("image", "batch, 3, 12, 12", "float32", "the image"),
+        ("mask", "batch, 1, 12, 12", "float32", mask),
+    ]
+    assert mask in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_normalizes_inside_takes_its_other_inputs_as_they_are(run: Run, tmp_path: Path, runtime: str) -> None:
+    """The oracle is the file without, on floats that were made of the same pixels."""
+    graph, plan, path = run.graph(), run["plan"], tmp_path / "inside.onnx"
+    preprocess = Preprocess(SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), whole=True)
+    write_model(graph, plan, path, run.record["file_format"], Record(preprocess.to_json()))
+    assert [(i.name, i.type, i.shape) for i in ort.InferenceSession(str(path)).get_inputs()] == [
+        ("size", "tensor(float)", [2]), ("image", "tensor(uint8)", ["batch", 12, 12, 3]),
+        ("mask", "tensor(float)", ["batch", 1, 12, 12]),
+    ]  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
+    batch = torch.stack([preprocess(Image.fromarray(one)) for one in pixels])
+    arrays = arrays_of(graph.inputs, batch)
+    inside, plain = open_session(runtime, path), open_session(runtime, run.folder / "model.onnx")
+    np.testing.assert_array_equal(inside.feed(*arrays)[1], pixels)
+    if runtime == "onnxruntime":
+        for name, want in plain.run(*arrays).items():
+            np.testing.assert_array_equal(inside.run(*arrays)[name], want, name)
+    checks = compare(graph, plan, path, [batch], runtime="onnxruntime")
+    assert (checks.wrong, checks.wrong_outputs) == ((), ())
+    assert len(loads(run.folder / "float.onnx", path, graph.inputs, runtimes=[runtime], runs=1)) == 1
 
 
 @pytest.mark.slow

@@ -232,6 +232,10 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
                     "float": f"class {i % 5}", "quantized": f"class {3 if i == 4 else i % 5}"} for i in range(8)],
         "run": {"command": "fewbit quantize vit_tiny_patch32_224 --bits w4a8", "seed": 0,
                 "versions": {"fewbit": "0.1.0", "torch": "2.9.0"}, "machine": {"processor": "x86-64 with VNNI", "threads": 2}},
+        "inputs": [
+            {"input": "images", "shape": "batch, 3, 224, 224", "type": "float32", "given": "the image"},
+            {"input": "size", "shape": "2", "type": "int64", "given": "a constant: 640, 480"},
+        ],
         "input": [{"size": [3, 224, 224], "mean": [0.5, 0.5, 0.5], "layout": "NCHW", "assumed": ["mean"]}],
         "runs": _runs(),
         "curve": _curve(),

@@ -104,7 +104,8 @@ def _tail(flow: Flow, strange: Sequence[int], path: Path) -> set[int]:
         behind = flow.behind([i])
         if flow.layers & behind:
             before = flow.layers & flow.in_front(flow.reads[i])
-            raise BadModel(_refusal(flow, [s for s in strange if s in behind], path, between=bool(before)))
+            these = [s for s in strange if s in behind and flow.layers & flow.behind([s])]
+            raise BadModel(_refusal(flow, these, path, between=bool(before)))
     tail = flow.behind(strange)
     for i in reversed(range(len(flow.nodes))):
         after = flow.behind([i]) if flow.nodes[i].op_type in CHOOSES else set()

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onnx import TensorProto
 from PIL import Image
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
 from fewbit.core.inputs import Batch, count, images_of, parts
 from fewbit.core.inputs import rows as rows_of
-from fewbit.core.values import Checks, Choice, Graph, Plan
+from fewbit.core.values import Checks, Choice, Graph, Input, Plan
 from fewbit.data.images import Images, data_uri
 from fewbit.execute.samples import ROWS, channel_samples
 from fewbit.observe import Stats
@@ -24,6 +25,7 @@ from fewbit.verify import Latency, Load, Score
 from fewbit.verify.attention import attention_tables
 from fewbit.verify.postprocess import postprocessing
 
+FEW = 8  # numbers of a constant that are shown
 IMAGES = 12  # scored images on the page
 PIXELS, GAP = 256, 6  # the longest side of a prediction, and the space between two
 
@@ -57,6 +59,7 @@ def tables_of(
     return {
         "sites": rows,
         "histograms": tables.histograms(rows, counts),
+        "inputs": taken(graph),
         "outliers": outliers(graph, plan, standing_out, observed),
         "attended": [{"name": images.names[0], "thumbnail": data_uri(_first(sample, images))}] if maps else [],
         "attention": [row for op in maps for row in attention(op)],
@@ -79,6 +82,34 @@ def _first(sample: Batch, images: Images) -> Image.Image:
     picture = images.preprocess.undo(images_of(sample)[0])
     picture.thumbnail((PIXELS, PIXELS))
     return picture
+
+
+def taken(graph: Graph) -> Rows:
+    """The inputs of a model: name, shape, type, and what each was given."""
+    types = {port.name: TensorProto.DataType.Name(port.type).lower() for port in graph.ports}
+    return [
+        {
+            "input": one.name,
+            "shape": ", ".join([*(["batch"] if graph.batch is None else [str(graph.batch)]) * one.has_batch, *_sizes(one)]),
+            "type": types.get(one.name, str(one.dtype).removeprefix("torch.")),
+            "given": _given(one),
+        }
+        for one in graph.inputs
+    ]
+
+
+def _sizes(one: Input) -> list[str]:
+    return [f"any (here {n})" if i in one.free else str(n) for i, n in enumerate(one.shape)]
+
+
+def _given(one: Input) -> str:
+    """What an input was given, in words: of a constant its numbers, or of many the smallest and the largest."""
+    if one.value is None or one.each:
+        return "the image" if one.value is None else "a value with each image"
+    values = one.value.flatten()
+    if len(values) <= FEW:
+        return f"a constant: {', '.join(f'{value:g}' for value in values.tolist())}"
+    return f"a constant: {len(values):,} numbers from {float(values.min()):g} to {float(values.max()):g}"
 
 
 def _site(graph: Graph, choice: Choice, samples: Samples) -> dict[str, Any]:

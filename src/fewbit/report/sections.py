@@ -160,6 +160,7 @@ DETAILS = (
     )),
     Section("Nodes that stay as they are", "carried", (Table(("node", "operator", "opset:opset:#", "why")),),
             "Behind what is quantized, in float, as in the file that went in."),
+    Section("Inputs", "inputs", (Table(("name:input", "shape", "type", "given")),), "In the order of the file."),
     Section("What the file takes", "input", (Facts(),), "It stands in the metadata of the ONNX file, too."),
     Section("How to run this again", "run", (Facts(),)),
 )

@@ -29,7 +29,7 @@ def fitted(loaded: Loaded, opset: int, runtime: str) -> Loaded:
             try:
                 open_session(name, path)
             except BadFile as error:
-                reason = str(error).partition(f"{path}: ")[2].rstrip(".")
+                reason = str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref).rstrip(".")
                 ends = [[one.name for one in ports] for ports in (loaded.inputs, loaded.outputs)]
                 raise BadModel(
                     f"{loaded.ref} has {named}, which torch cannot express and {name} cannot run: {reason}. Choose a target of "
