@@ -67,7 +67,7 @@ def test_a_python_file_is_told_what_it_left_out(tmp_path):
     )
 
 
-@pytest.mark.parametrize("ref", ["demo", "demo:resnet20"])
+@pytest.mark.parametrize("ref", ["demo", "demo:resnet20", "demo:detr"])
 def test_the_demos_leave_nothing_out(ref):
     loaded = load_model(ref)
     assert sentence(loaded, {}) == ""

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.target import Target
 
-MODELS = "demo, demo:resnet20, demo:mobilenet, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
+DEMOS = "demo, demo:resnet20, demo:mobilenet, demo:detr"
+MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from bench.train_demo import MODELS, Cycle, normalized, pixels
+from PIL import Image
 from torch import nn
+from torchvision.ops import box_convert, box_iou
 
+from fewbit import quantize
 from fewbit.capture import capture, load_model
-from fewbit.demo import cnn, model
+from fewbit.demo import DEMOS, cnn, detr, model
+from fewbit.errors import BadModel
 
 
 @pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86), (cnn.mobilenet, 82)])
@@ -19,6 +26,38 @@ def test_a_model_knows_the_images_that_come_with_it(build, least):
     with torch.no_grad():
         found = torch.cat([build()(x).argmax(1) for x in normalized(images).split(250)])
     assert 100 * (found == labels).double().mean().item() > least
+
+
+def test_the_detr_finds_the_objects_of_the_scenes_that_come_with_it():
+    table, found = pq.read_table(DEMOS["demo:detr"].test), []
+    images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+    with torch.no_grad():
+        outputs = detr.detr()(normalized(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
+    scores, classes = outputs.logits.softmax(-1)[..., :-1].max(-1)
+    corners = box_convert(outputs.pred_boxes, "cxcywh", "xyxy") * detr.INPUT_SIZE[1]
+    for objects, boxes, score, label in zip(table["objects"].to_pylist(), corners, scores, classes, strict=True):
+        given = box_convert(torch.tensor(objects["bbox"]), "xywh", "xyxy")
+        same = label[:, None] == torch.tensor(objects["category"])
+        found += ((box_iou(boxes, given) > 0.5) & same & (score > 0.3)[:, None]).any(0).tolist()
+    assert 100 * np.mean(found) > 72
+
+
+def test_a_detr_without_transformers_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BadModel, match=r"pip install 'fewbit\[hf\]'"):
+        load_model("demo:detr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
+def test_the_detr_is_right_in_integers(target, tmp_path):
+    report = quantize("demo:detr", target=target, calibration=32, scored=32, out=tmp_path / "run").report
+    assert report["verify"]["codes_wrong"] == 0
+
+
+def test_a_demo_is_small():
+    size = sum(path.stat().st_size for path in (detr.WEIGHTS, DEMOS["demo:detr"].calibration, DEMOS["demo:detr"].test))
+    assert size <= 4e6
 
 
 def test_a_resnet20_has_the_paper_s_depth_and_parameters():

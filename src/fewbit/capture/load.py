@@ -3,6 +3,7 @@
 demo                 the small vision transformer that fewbit ships
 demo:resnet20        a small convolutional network for the same images
 demo:mobilenet       one with depthwise convolutions
+demo:detr            a small DETR for scenes of such images
 vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a file)
 torchvision:resnet50     a torchvision name (its default weights, or `weights=` a file)
 hf:google/vit-base-patch16-224    a Hugging Face name or folder

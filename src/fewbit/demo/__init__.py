@@ -24,9 +24,10 @@ class Demo:
         return str(HERE / self.maker)
 
 
-DETR = Demo("detr.py:detr", HERE / "scenes-calibration.parquet", HERE / "scenes-test.parquet")
+DETR = Demo("detr.py:detr", HERE / "scenes-calibration.parquet", HERE / "scenes-test.parquet", HERE / "scenes-test.parquet")
 DEMOS = {
     "demo": Demo("model.py:model"),
     "demo:resnet20": Demo("cnn.py:resnet20"),
     "demo:mobilenet": Demo("cnn.py:mobilenet"),
+    "demo:detr": DETR,
 }
