@@ -20,6 +20,7 @@ from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.core.record import Record
+from fewbit.core.values import Input
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_metadata
@@ -256,3 +257,36 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "fast")):
         with pytest.raises(BadFile, match=name):
             run.do("files", plan=dataclasses.replace(plan, **{name: value}))
+
+
+class Whole(torch.nn.Module):
+    """The whole number below or above each pixel of an image of one pixel."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x).flatten(1)
+
+
+@pytest.mark.parametrize(("function", "operator", "factor"), [
+    (torch.floor, "Floor", 1 - 2**-24), (torch.ceil, "Ceil", 1 + 2**-23),
+])  # fmt: skip
+def test_a_twin_whose_numbers_stand_on_a_border_is_right_and_a_wrong_one_is_not(tmp_path, function, operator, factor):
+    """One disturbance moves the pixel to one side of 1, at random; the file computes it on the other one."""
+
+    def written(by):
+        nodes = [onnx.helper.make_node("Mul", ["images", "by"], ["a"]), onnx.helper.make_node(operator, ["a"], ["b"]),
+                 onnx.helper.make_node("Flatten", ["b"], ["logits"])]  # fmt: skip
+        ports = ([onnx.helper.make_tensor_value_info(*one)] for one in (("images", 1, [1, 1, 1, 1]), ("logits", 1, [1, 1])))
+        graph = onnx.helper.make_graph(nodes, "net", *ports, [numpy_helper.from_array(np.float32(by), "by")])
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "float.onnx")
+        return tmp_path / "float.onnx"
+
+    x = torch.ones(1, 1, 1, 1)
+    program, inputs = export(Whole(function), (x,)), (Input("images", (1, 1, 1)),)
+    (check,) = twin_checks(program, inputs, written(factor), AS_WRITTEN, [x])
+    assert (check.difference, check.wrong) == (1, False)
+    assert twin_checks(program, inputs, written(9), AS_WRITTEN, [x])[0].wrong

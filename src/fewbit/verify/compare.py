@@ -27,12 +27,22 @@ from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session, read_onnx
 from fewbit.verify.file import stored_codes
-from fewbit.verify.outputs import Outputs, distance, disturbances, given_by, joined, judged, named, picked, with_rounding
+from fewbit.verify.outputs import (
+    DISTURBANCES,
+    Outputs,
+    distance,
+    disturbances,
+    given_by,
+    joined,
+    judged,
+    named,
+    picked,
+    with_rounding,
+)
 
 # How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
 # thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
 TIE = 2e-3
-DISTURBANCES = 8  # of a free simulation: each moves a number on a boundary to the other side in about every second one
 
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 

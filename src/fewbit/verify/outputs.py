@@ -32,6 +32,7 @@ from fewbit.runtimes import Session, open_session, read_onnx
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 STEP = 16 * UNIT  # of sums of 256 terms one by one, or of some thousands in the lanes of a vector
 MARGIN = 4.0
+DISTURBANCES = 8  # where one may miss it: each moves a number on a border to the other side in about every second one
 
 Outputs = dict[str, Tensor]
 
@@ -138,6 +139,10 @@ def twin_checks(
     """
     names, own = [output.name for output in outputs_of(program)], {output.name for output in read_onnx(twin).graph.output}
     session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
-    given, moved = with_rounding(Executor(graph_module(program), inputs=inputs), images, names)
+    executor, place = Executor(graph_module(program), inputs=inputs), f"float.onnx in {runtime}{where}"
     found = joined([given_by(session, inputs, batch, names) for batch in images])
-    return judged(f"float.onnx in {runtime}{where}", given, found, moved)
+    given, moved = with_rounding(executor, images, names)
+    checks = judged(place, given, found, moved)
+    if not any(check.wrong for check in checks):
+        return checks
+    return judged(place, given, found, with_rounding(executor, images, names, times=DISTURBANCES)[1])

@@ -21,8 +21,7 @@ from torch import Tensor
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Graph, OutputCheck, Tail
 from fewbit.runtimes import OnnxRuntime, Session, open_session
-from fewbit.verify.compare import DISTURBANCES
-from fewbit.verify.outputs import MARGIN, STEP, distance
+from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, distance
 
 NEAR = 0.02  # two rows are the same where no number differs by more, as a share of the largest of its column
 MOST = 1000  # rows of an output that are looked for in another
