@@ -151,6 +151,7 @@ def test_the_queries_of_detr_are_those_of_transformers():
     assert len(first.scores) == 6  # a query has one class
 
 
+@pytest.mark.slow
 def test_ssd_is_decoded_as_torchvision_does():
     from torchvision.models.detection import ssd300_vgg16
 

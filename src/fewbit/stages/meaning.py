@@ -67,7 +67,7 @@ def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:
 
 def annotations_of(request: Options) -> Path | None:
     """Where annotations of the scored images lie; a demo has its own, of its own test images."""
-    own = request.ref in DEMOS and request.score is None and request.labels
+    own = request.ref in DEMOS and request.score is None and request.labels and request.task is None
     return request.annotations or (DEMOS[request.ref].annotations if own else None)
 
 
