@@ -7,7 +7,6 @@ its `key` identifies a killed run. Whatever can be checked before the work start
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +26,8 @@ from pydantic import (
 
 from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
 from fewbit.core import pixels
-from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.refuse import refuse
 
 if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
@@ -218,72 +218,11 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Options:
-        """Check what other modules define: names of targets and recipes, files of images."""
+        """Check what other modules define: names of targets, recipes and tasks, files of images."""
         _ = self.hardware, self.method
         _seconds(self.time)
-        self._check_preprocess()
-        self._check_images()
-        self._check_task()
-        self._check_weights()
+        refuse(self)
         return self
-
-    def _check_preprocess(self) -> None:
-        """Raises UnknownName or BadImages as Preprocess does, before a model is loaded."""
-        from fewbit.data.preprocess import Preprocess
-
-        fields = {("size" if name == "input_size" else name): value for name, value in self.overrides.items()}
-        if self.fill is not None:
-            fields = {"resize": "letterbox", **fields}  # which the model may say
-        channels = max(len(self.mean or ()), len(self.std or ()))
-        Preprocess(self.input_size or (channels if channels > 1 else 3, 1, 1)).replace(**fields)
-
-    def _check_images(self) -> None:
-        """Raises BadImages where calibration or scored images are missing."""
-        from fewbit.data.collection import check_source
-        from fewbit.demo import DEMOS  # models that have images of their own
-
-        synthetic, real = self.synthetic
-        if self.loader is not None:
-            self._check_loader(self.loader)
-        elif self.images is None and self.ref not in DEMOS:
-            raise BadImages("no images; a few dozen of the kind that the model will see are needed: --images DIR.")
-        if synthetic and self.score is None and self.ref not in DEMOS:
-            raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
-        for source, name in ((real if synthetic else self.images, "images"), (self.score, "score")):
-            if source is not None:
-                check_source(source, name)
-
-    def _check_loader(self, loader: str) -> None:
-        spec = re.fullmatch(r"(.+\.py):(\w+)", loader)
-        if spec is None or not os.path.isfile(spec[1]):
-            raise BadImages(f"--loader {loader} is no function of a Python file that exists; type --loader file.py:function.")
-        if self.images is not None:
-            raise BadImages(f"--loader {loader} takes the place of --images; leave one of them out.")
-
-    def _check_task(self) -> None:
-        """Raises UnknownName for no task, BadImages for annotations that are not there."""
-        from fewbit.core.task import Task
-        from fewbit.task import check_name
-
-        if isinstance(self.task, str):
-            check_name(self.task)
-        elif self.task is not None and not isinstance(self.task, Task):
-            raise FewbitError(f"--task {self.task!r:.80} is neither a name nor a fewbit.Task; give one, as in --task segment.")
-        if self.annotations is not None and not os.path.exists(self.annotations):
-            raise BadImages(
-                f"--annotations {self.annotations} does not exist; give the file or folder that says what is known."
-            )
-
-    def _check_weights(self) -> None:
-        """Raises FewbitError where `weights` is given for a model that has its own, or `requantize` for no ONNX file."""
-        from fewbit.capture.load import is_architecture
-
-        if self.weights is not None and not (isinstance(self.model, str) and is_architecture(self.model)):
-            raise FewbitError(
-                f"--weights {self.weights} is for a timm or torchvision model, and {self.ref} has its own; leave it out."
-            )
-        if self.requantize and not self.ref.endswith(".onnx"):
-            raise FewbitError(f"--requantize is for an ONNX file, and {self.ref} is none; leave it out.")
 
     @property
     def ref(self) -> str:
