@@ -210,9 +210,10 @@ def test_timm_models_bring_their_record():
 def test_an_exported_file_computes_what_its_module_computes_and_reads_its_sidecar(tmp_path):
     net = Classifier().eval()
     path = saved(tmp_path / "net.pt2", net)
-    (tmp_path / "net.json").write_text(json.dumps({"mean": [0.5, 0.5, 0.5]}))
+    (tmp_path / "net.json").write_text(json.dumps({"mean": [0.5, 0.5, 0.5], "classes": ["a", "b"], "task": "classify"}))
     found = load_model(path, overrides={"std": (1, 1, 1)})
-    assert found.record == {"mean": (0.5, 0.5, 0.5), "std": (1, 1, 1), "input_size": SIZE}
+    assert found.record == {"mean": (0.5, 0.5, 0.5), "std": (1, 1, 1), "input_size": SIZE, "task": "classify"}
+    assert found.classes == ("a", "b")
     assert_same_function(net, capture(found).module, SIZE)
 
 

@@ -218,7 +218,8 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
     _check_outputs(ref, program)
     record = {**(overrides or {}), "input_size": shape}
     notes = (*_about_batch(ref, program), *about_sizes(ref, inputs, free))
-    return Loaded(ref, program, record, notes=notes, batch=batch_of(program), inputs=inputs)
+    classes = tuple(record.pop("classes", ()))
+    return Loaded(ref, program, record, classes, notes, batch=batch_of(program), inputs=inputs)
 
 
 def _port(name: str, value: Tensor, batch: str) -> Input:
