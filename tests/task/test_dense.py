@@ -87,6 +87,17 @@ def test_a_foreground_of_one_channel_begins_at_its_threshold(spec, low):
     assert task.divergence([y], [y.flip(3)]) > 0.1
 
 
+@pytest.mark.parametrize(("names", "painted"), [(("sky", "road"), True), (("background", "road"), False), ((), False)])
+def test_classes_are_painted_and_a_background_is_not(names, painted):
+    task = named("segment", ("logits", (2, 2, 2)), names=names)
+    y = torch.zeros(1, 2, 2, 2)
+    y[0, 1, :, 1] = 1  # the right half
+    grey = Image.new("RGB", (8, 8), (90, 90, 90))
+    drawn = np.asarray(task.drawn(grey, [y]))
+    assert (drawn[4, 0].tolist() != [90, 90, 90]) == painted
+    assert drawn[4, 7].tolist() not in ([90, 90, 90], drawn[4, 0].tolist())
+
+
 def test_the_divergence_of_segments_is_torchs_kl_by_pixel():
     task, x, y = named("segment", ("logits", (3, 4, 5))), noise(2, 3, 4, 5), noise(2, 3, 4, 5, seed=1)
     p, q = (t.double().log_softmax(1) for t in (x, y))

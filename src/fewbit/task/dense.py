@@ -21,6 +21,7 @@ from fewbit.task.interval import bootstrap, of_mean
 from fewbit.task.paint import overlaid, side
 
 IGNORED = 255  # the class of pixels that do not count
+BACKGROUNDS = ("background", "__background__", "unlabeled", "void", "n/a")
 NEAR = 0.05  # of the range of depths in an image: how near two are that agree
 DELTA = 1.25  # the ratio of two depths up to which they count as equal (Eigen et al. 2014)
 
@@ -141,8 +142,10 @@ class Segment(Task):
         return Pixels(self, truth)
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
-        """The classes as colours over the picture."""
-        return overlaid(picture, self.predict(outputs, (picture.height, picture.width))[0].numpy())
+        """The classes as colours over the picture; class 0 stays clear where it is, or may be, the background."""
+        is_class = self.threshold is None and bool(self.names) and self.names[0].lower() not in BACKGROUNDS
+        classes = self.predict(outputs, (picture.height, picture.width))[0].numpy()
+        return overlaid(picture, classes, None if is_class else 0)
 
 
 @dataclass

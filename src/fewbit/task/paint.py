@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 STRENGTH = 0.55  # of the colours of classes over a picture
-NO_CLASS = 0  # background, which stays as it is
 
 
 def colour(index: int) -> tuple[int, int, int]:
@@ -20,12 +19,12 @@ def colour(index: int) -> tuple[int, int, int]:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-def overlaid(picture: Image.Image, classes: NDArray[np.int64]) -> Image.Image:
-    """The classes (h, w) of the pixels as colours over a picture of that size; class 0 stays clear."""
+def overlaid(picture: Image.Image, classes: NDArray[np.int64], clear: int | None = None) -> Image.Image:
+    """The classes (h, w) of the pixels as colours over a picture of that size; a background stays `clear`."""
     palette = np.array([colour(i) for i in range(int(classes.max()) + 1)], np.float64)
     base = np.asarray(picture.convert("RGB"), np.float64)
     mixed = (1 - STRENGTH) * base + STRENGTH * palette[classes]
-    return Image.fromarray(np.where((classes == NO_CLASS)[:, :, None], base, mixed).round().astype(np.uint8))
+    return Image.fromarray(np.where((classes == clear)[:, :, None], base, mixed).round().astype(np.uint8))
 
 
 def side(values: NDArray[np.float64], size: tuple[int, int]) -> Image.Image:
