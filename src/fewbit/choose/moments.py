@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS = 512  # of one product
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -87,10 +89,15 @@ class Moments:
 
 
 def _products(a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"]) -> Float[Tensor, "groups o m"]:
-    """aᵀ b in float64, from products of float32 numbers around their means: covariances keep the digits of the rows."""
+    """aᵀ b in float64, from products of float32 numbers around their means: covariances keep the digits of the rows.
+
+    A few rows at a time, so that no product is split along the rows and the sums are the same with any number of threads.
+    """
     a0, b0 = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
     left, right = a - a0, b - b0
     sums = [v.sum(1, keepdim=True, dtype=torch.float64) for v in (left, right)]
     a0, b0 = a0.double(), b0.double()
-    inner = (left.mT @ right).double()
+    inner = torch.zeros(len(a), a.shape[2], b.shape[2], dtype=torch.float64)
+    for x, y in zip(left.split(ROWS, 1), right.split(ROWS, 1), strict=True):
+        inner += x.mT @ y
     return inner + a0.mT @ sums[1] + sums[0].mT @ b0 + a.shape[1] * (a0.mT @ b0)
