@@ -19,8 +19,8 @@ from fewbit.equalize.equalize import same_function
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
+from fewbit.realize.fuse import fuse
 from fewbit.realize.qdq import realize
-from fewbit.realize.steps import by_channel
 from fewbit.recipes import CHANNELS, RECIPES
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
@@ -111,9 +111,11 @@ def test_less_is_lost_and_onnxruntime_gives_the_codes_of_the_simulation(net, eve
         (found,) = session.run(None, {session.get_inputs()[0].name: batches[0].numpy()})
         assert np.allclose(found, simulate(graph, plan)(batches[0]), atol=0.02 * float(wanted.abs().max()))
     assert errors["even"] < errors["plain"] / 10
-    model = ir.load(tmp_path / "even.onnx")
-    factors = [n for n in model.graph if n.op_type == "Mul" and n.inputs[1].const_value is not None]
-    assert not factors  # all of them are scales
+    realize(graph, plan, tmp_path / "scales.onnx", **(TARGET.file_format | {"fuse": ("scale_by_channel",)}))
+    models = [ir.load(tmp_path / f"{name}.onnx") for name in ("even", "scales")]
+    factors = [[n for n in m.graph if n.op_type == "Mul" and n.inputs[1].const_value is not None] for m in models]
+    assert factors[0]
+    assert not factors[1]  # all of them are scales
 
 
 def _float(graph, x):
@@ -141,7 +143,7 @@ def test_only_products_by_channel_with_powers_of_two_become_scales():
         factor = np.array(numbers, np.float32).reshape(1, 2, 1, 1)
         model = built(factor)
         before = _run(model, x)
-        by_channel(model)
+        fuse(model, ["scale_by_channel"])
         assert [n.op_type for n in model.graph].count("Mul") == left
         assert (_run(model, x) == before).all()
 

@@ -29,7 +29,6 @@ from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
 from fewbit.realize.shield import shield
-from fewbit.realize.steps import by_channel
 from fewbit.realize.tail import with_tail
 from fewbit.realize.torch_onnx import to_onnx
 from fewbit.realize.unpack import pack_weights
@@ -67,7 +66,6 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
         _without_clip(model, node)
     if not float_weights:
         pack_weights(model, plan)
-    by_channel(model)
     fuse_nodes(model, fuse)
     if graph.batch is not None:
         keep_products(model.graph)

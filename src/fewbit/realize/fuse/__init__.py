@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import onnx_ir as ir
 
-from fewbit.realize.fuse import onnxruntime, openvino
+from fewbit.realize.fuse import onnxruntime, openvino, steps
 from fewbit.realize.fuse.nodes import remove_dead
 
 FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
@@ -17,6 +17,7 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "multi_head_attention": onnxruntime.attention,
     "joint_qkv": onnxruntime.joint_products,
     "qattention": onnxruntime.projected_attention,
+    "scale_by_channel": steps.by_channel,
     "quantize_before_reshape": openvino.early_codes,
     "quantize_before_concat": openvino.codes_of_parts,
     "clip_before_quantize": openvino.cut_numbers,
