@@ -48,15 +48,7 @@ def channel_order(value: Any, name: str = "channel_order") -> str:
 
 def fill(value: Any, name: str = "fill") -> float:
     """The grey of the borders of a letterbox. Raises BadImages."""
-    try:
-        grey = math.nan if isinstance(value, str) else _real(value)
-    except (TypeError, ValueError, OverflowError):
-        grey = math.nan
-    if not FILL[0] <= grey <= FILL[1]:
-        raise BadImages(
-            f"{name} {_shown(value)} is not allowed; it should be a number from 0 (black) to 255, as in {name} 114."
-        )
-    return grey
+    return _within(value, name, FILL, "a number from 0 (black) to 255", "114")
 
 
 def means(value: Any, name: str = "mean") -> tuple[float, ...]:
@@ -87,14 +79,18 @@ def for_channels(values: tuple[float, ...], channels: int, name: str) -> tuple[f
 
 def crop_pct(value: Any, name: str = "crop_pct") -> float:
     """The share of the resized picture that the crop keeps. Raises BadImages."""
+    return _within(value, name, CROPS, f"a number from {CROPS[0]:g} to {CROPS[1]:g}; 1 is no crop", "0.9")
+
+
+def _within(value: Any, name: str, limits: tuple[float, float], allowed: str, example: str) -> float:
+    """A number in its limits. Raises BadImages for another one, or for none."""
     try:
-        share = math.nan if isinstance(value, str) else _real(value)
+        found = math.nan if isinstance(value, str) else _real(value)
     except (TypeError, ValueError, OverflowError):
-        share = math.nan
-    if not CROPS[0] <= share <= CROPS[1]:
-        allowed = f"a number from {CROPS[0]:g} to {CROPS[1]:g}; 1 is no crop"
-        raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 0.9.")
-    return share
+        found = math.nan
+    if not limits[0] <= found <= limits[1]:
+        raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} {example}.")
+    return found
 
 
 def _of_channels(value: Any, name: str, limits: tuple[float, float], example: str) -> tuple[float, ...]:

@@ -27,6 +27,11 @@ class Output:
     shape: tuple[int, ...]
     is_real: bool = True
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a list of two or more real numbers for each image."""
+        return self.is_real and len(self.shape) == 1 and self.shape[0] >= 2
+
 
 @dataclass(frozen=True)
 class Signature:

@@ -170,10 +170,7 @@ class Executor:
 
     def value(self, nodes: Sequence[Node], inputs: Mapping[Node, Any]) -> Any:
         """The value of the last of `nodes`, computed from `inputs` without a gradient."""
-        env = dict(inputs)
-        with torch.no_grad():
-            self.run(nodes, env, last_reads(nodes))
-        return env[nodes[-1]]
+        return self.values(nodes[-1:], nodes, inputs)[0]
 
 
 class _Run:

@@ -26,7 +26,7 @@ class Classify(Task):
     @staticmethod
     def of(model: Signature, variant: str = "") -> Classify:
         """By the one list of real numbers among the outputs, of several the one named `logits`. Raises BadModel without it."""
-        lists = [i for i, one in enumerate(model.outputs) if one.is_real and len(one.shape) == 1 and one.shape[0] >= 2]
+        lists = [i for i, one in enumerate(model.outputs) if one.is_list]
         named = [i for i in lists if model.outputs[i].name == "logits"] or lists
         if len(named) != 1:
             raise BadModel("one list of logits (batch, classes) is needed")

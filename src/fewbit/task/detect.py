@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
 from fewbit.core.task import Json, Outputs, OutputScore, Placement, Rating, Scored, Signature, Task
 from fewbit.errors import BadModel
@@ -121,7 +121,9 @@ class Boxes:
         if self.truth is None:
             interval = bootstrap(lambda drawn: against.ap(drawn.numpy()), against.images, rounds=ROUNDS)
             return Rating("", measure, None, None, float(agreement), interval, rows=tuple(rows))
-        in_pictures = ([_in_picture(f, t.placement) for f, t in zip(found, self.truth, strict=True)] for found in self._both())
+        in_pictures = (
+            [_in_picture(f, t.placement) for f, t in zip(found, self.truth, strict=True)] for found in (self.before, self.after)
+        )
         one, two = (matched(found, self.truth) for found in in_pictures)
 
         def change(drawn: Tensor) -> float:
@@ -130,9 +132,6 @@ class Boxes:
         interval = bootstrap(change, len(self.truth), rounds=ROUNDS)
         rows += _rows(self.task, one, two)
         return Rating("AP", measure, one.ap(), two.ap(), float(agreement), interval, rows=tuple(rows))
-
-    def _both(self) -> tuple[list[Found], list[Found]]:
-        return self.before, self.after
 
 
 def _rows(task: Detect, one: Matched, two: Matched) -> list[Mapping[str, Json]]:
@@ -153,8 +152,7 @@ def _as_objects(found: Found) -> Objects:
     """The boxes of which a model is sure, as if they were the truth, in pixels of the input."""
     sure = found.scores >= SURE
     boxes = found.boxes[sure]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return Objects(boxes, found.labels[sure], torch.zeros(int(sure.sum()), dtype=torch.int64), areas, NOWHERE)
+    return Objects(boxes, found.labels[sure], torch.zeros(int(sure.sum()), dtype=torch.int64), box_area(boxes), NOWHERE)
 
 
 def _in_picture(found: Found, placement: Placement) -> Found:

@@ -29,7 +29,7 @@ class Embed(Task):
     @staticmethod
     def of(model: Signature, variant: str = "") -> Embed:
         """By the one list of real numbers among the outputs. Raises BadModel without it."""
-        lists = [i for i, one in enumerate(model.outputs) if one.is_real and len(one.shape) == 1 and one.shape[0] >= 2]
+        lists = [i for i, one in enumerate(model.outputs) if one.is_list]
         if len(lists) != 1:
             raise BadModel("one list of real numbers (batch, width) is needed")
         return Embed(lists[0])

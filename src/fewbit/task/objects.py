@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torchvision.ops import box_area
 
 from fewbit.core.task import Placement, Scored
 from fewbit.errors import BadImages, UnknownName
@@ -72,10 +73,9 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
 
 def _objects(rows: Sequence[Row], placement: Placement) -> Objects:
     boxes = torch.tensor([row.box for row in rows], dtype=torch.float64).view(-1, 4)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     given = torch.tensor([math.nan if row.area is None else row.area for row in rows], dtype=torch.float64)
     labels, crowd = (torch.tensor([getattr(row, name) for row in rows], dtype=torch.int64) for name in ("label", "crowd"))
-    return Objects(boxes, labels, crowd, torch.where(given.isnan(), areas, given), placement)
+    return Objects(boxes, labels, crowd, torch.where(given.isnan(), box_area(boxes), given), placement)
 
 
 def _check(row: Row, size: tuple[int, int], classes: int) -> None:

@@ -56,8 +56,7 @@ def task_named(spec: str, model: Signature) -> Task:
 def recognise(outputs: Sequence[Output]) -> Task:
     """The task of a model with these outputs: a class where one output, alone or named `logits`, is a list of real numbers."""
     for i, output in enumerate(outputs):
-        is_list = output.is_real and len(output.shape) == 1 and output.shape[0] >= 2
-        if is_list and (output.name == "logits" or len(outputs) == 1):
+        if output.is_list and (output.name == "logits" or len(outputs) == 1):
             return Classify(i, output.shape[0])
     return Tensors(tuple(output.is_real for output in outputs))
 
