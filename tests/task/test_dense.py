@@ -15,8 +15,10 @@ from fewbit.core.task import Output, Placement, Signature
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadImages, BadModel
 from fewbit.task import task_named
-from fewbit.task.dense import IGNORED, Map, errors_of_depth
+from fewbit.task.depth import errors_of_depth
 from fewbit.task.embed import recall
+from fewbit.task.maps import Map
+from fewbit.task.segment import IGNORED
 
 SIZE = (24, 32)
 

@@ -6,7 +6,10 @@ detect     objects: boxes, classes, scores
 decode     from the outputs of a detector to boxes
 objects    objects as people write them down: COCO, YOLO, Pascal VOC
 precision  average precision, as COCO measures it
-dense      something for each pixel: a class, a depth, a picture
+segment    a class for each pixel
+depth      a depth for each pixel
+restore    a picture for a picture
+maps       outputs and files with a number for each pixel
 embed      an embedding for an image
 tensors    outputs whose meaning is not known, compared as numbers
 closeness  how near one output is to another: correlation, relative error, equal elements
@@ -18,9 +21,11 @@ paint      predictions on pictures
 from fewbit.core.task import Meter, OutputScore, Placement, Rating, Signature, Task
 from fewbit.task.classify import Classify
 from fewbit.task.closeness import Closeness
-from fewbit.task.dense import Depth, Restore, Segment
+from fewbit.task.depth import Depth
 from fewbit.task.detect import Detect
 from fewbit.task.embed import Embed
+from fewbit.task.restore import Restore
+from fewbit.task.segment import Segment
 from fewbit.task.task import OWN, TASKS, check_name, recognise, task_named, task_of
 from fewbit.task.tensors import Tensors
 

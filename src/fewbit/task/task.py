@@ -9,9 +9,11 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadModel, UnknownName
 from fewbit.task.classify import Classify
 from fewbit.task.decode import DECODERS
-from fewbit.task.dense import Depth, Restore, Segment
+from fewbit.task.depth import Depth
 from fewbit.task.detect import Detect
 from fewbit.task.embed import Embed
+from fewbit.task.restore import Restore
+from fewbit.task.segment import Segment
 from fewbit.task.tensors import Tensors
 
 OWN = ".py:"  # what the name of a task of one's own has in it

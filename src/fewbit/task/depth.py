@@ -1,0 +1,125 @@
+"""A depth for each pixel: δ1 and AbsRel with depth maps, pixels near the float model's without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from fewbit.core.task import Outputs, OutputScore, Rating, Scored, Signature, Task
+from fewbit.errors import BadImages
+from fewbit.task.folder import read_array
+from fewbit.task.interval import of_mean
+from fewbit.task.maps import Map, maps, one_map
+from fewbit.task.paint import side
+
+NEAR = 0.05  # of the range of depths in an image: how near two are that agree
+DELTA = 1.25  # the ratio of two depths up to which they count as equal (Eigen et al. 2014)
+
+
+@dataclass(frozen=True)
+class Depth(Task):
+    """A depth for each pixel: output number `index` is (b, h, w) or (b, 1, h, w); `relative`: the inverse of a depth, up to a
+    scale and a shift, which are fitted for each image (Ranftl et al. 2020, eq. 4).
+    """
+
+    index: int
+    relative: bool = False
+    name: ClassVar[str] = "depth"
+    classes = None
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:relative" if self.relative else self.name
+
+    @staticmethod
+    def of(model: Signature, variant: str = "") -> Depth:
+        index, _ = one_map(model.outputs, (1,), "a map (batch, height, width) or (batch, 1, height, width)")
+        return Depth(index, variant == "relative")
+
+    def values(self, outputs: Outputs, size: tuple[int, int] | None = None) -> Tensor:
+        """(b, h, w), enlarged to a size."""
+        y = outputs[self.index].double().flatten(0, -3)
+        return y if size is None else F.interpolate(y[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+        """The absolute error by the mean of the exact depths, mean over pixels."""
+        x, y = self.values(exact), self.values(outputs)
+        return float(((x - y).abs().mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)).sum())
+
+    def read(self, path: Path, images: Scored) -> list[Map]:
+        """Depth maps: .npy in the model's unit, or PNG in thousandths of it; 0 where nobody knows. Raises BadImages."""
+        found = maps(path, images, (".npy", ".png"), "depth maps")
+        for one in found:
+            if not np.isfinite(array := read_array(one.path).astype(np.float64)).all() or array.min() < 0 or not array.any():
+                raise BadImages(f"{one.path} holds no depths: all have to be 0 (unknown) or more, and one above 0. Mend it.")
+        return found
+
+    def meter(self, truth: list[Map] | None) -> Depths:
+        return Depths(self, truth)
+
+    def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
+        """The depths in colours, near ones bright."""
+        values = self.values(outputs)[0]
+        return side((values if self.relative else -values).numpy(), (picture.width, picture.height))
+
+
+@dataclass
+class Depths:
+    """Errors of each image: pixels near the float model's, and against the truth of both models."""
+
+    task: Depth
+    truth: list[Map] | None
+    near: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)  # delta1 and absolute relative error of float, then of integer
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
+        start, x, y = len(self.near), self.task.values(exact), self.task.values(outputs)
+        error, spread = (x - y).abs(), (x.amax((1, 2)) - x.amin((1, 2))).clamp_min(1e-30)
+        self.near += (error <= NEAR * spread[:, None, None]).double().mean((1, 2)).tolist()
+        apart = error.mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)
+        self.apart += apart.tolist()
+        if self.truth is not None:
+            size = self.truth[start].placement.size
+            both = [self.task.values(one, size) for one in (exact, outputs)]
+            for k in range(len(x)):
+                one = self.truth[start + k]
+                true = one.placed(size, 0.0) / (1000 if one.path.suffix.lower() == ".png" else 1)
+                self.scores.append([v for y in both for v in errors_of_depth(y[k], true, self.task.relative)])
+        return apart
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        """δ1, the share of pixels within 25 % of the truth, mean over images; without truth those near the float model's."""
+        near, apart = (torch.tensor(v, dtype=torch.float64) for v in (self.near, self.apart))
+        measure = f"pixels within {NEAR:.0%} of the float model's range of depths"
+        rows = [{"what": "relative error from the float model", "error": float(apart.mean())}]
+        if not self.scores:
+            low, high = of_mean(near)
+            return Rating("", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows))
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        delta, absrel, delta_after, absrel_after = scores.mean(0).tolist()
+        rows.append({"what": "AbsRel (less is better)", "float": absrel, "quantized": absrel_after})
+        low, high = of_mean(scores[:, 2] - scores[:, 0])
+        return Rating(
+            "δ1", measure, 100 * delta, 100 * delta_after, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows)
+        )
+
+
+def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, float]:
+    """δ1 (a share) and the absolute relative error of depths (h, w), where the truth is above 0."""
+    known = true > 0
+    y, t = y[known], true[known]
+    if relative:
+        columns = torch.stack([y, torch.ones_like(y)], 1)
+        scale, shift = torch.linalg.lstsq(columns, (1 / t)[:, None]).solution.flatten()
+        y = 1 / (scale * y + shift).clamp_min(1 / (1e3 * float(t.max())))
+    y = y.clamp_min(1e-9)
+    return float((torch.maximum(y / t, t / y) < DELTA).double().mean()), float(((y - t).abs() / t).mean())

@@ -1,0 +1,112 @@
+"""A picture for a picture: PSNR and SSIM against target pictures, and against the float model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewbit.core.task import Outputs, OutputScore, Rating, Scored, Signature, Task
+from fewbit.errors import BadImages
+from fewbit.task.folder import beside, read_array
+from fewbit.task.interval import of_mean
+from fewbit.task.maps import one_map
+
+
+@dataclass(frozen=True)
+class Restore(Task):
+    """A picture for a picture: output number `index` is (b, channels, h, w) in [0, 1]."""
+
+    index: int
+    name: ClassVar[str] = "restore"
+    classes = None
+
+    @staticmethod
+    def of(model: Signature, variant: str = "") -> Restore:
+        index, _ = one_map(model.outputs, (1, 3), "a picture (batch, 1 or 3, height, width)")
+        return Restore(index)
+
+    def values(self, outputs: Outputs) -> Tensor:
+        """The pictures (b, channels, h, w)."""
+        y = outputs[self.index].float()
+        return y[:, None] if y.ndim == 3 else y
+
+    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+        """The squared error by the variance of the exact picture."""
+        x, y = (self.values(one).double() for one in (exact, outputs))
+        return float(((x - y).square().mean((1, 2, 3)) / x.var((1, 2, 3)).clamp_min(1e-30)).sum())
+
+    def read(self, path: Path, images: Scored) -> list[Path]:
+        """What the pictures should become: pictures of the output's size. Raises BadImages."""
+        return beside(path, images.names, (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "targets")
+
+    def meter(self, truth: list[Path] | None) -> Likeness:
+        return Likeness(self, truth)
+
+    def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
+        """The picture that comes out."""
+        y = (255 * self.values(outputs)[0].clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
+        return Image.fromarray(y[:, :, 0] if y.shape[2] == 1 else y)
+
+
+@dataclass
+class Likeness:
+    """SSIM and PSNR of each image: against the float model's, and of both models against the truth."""
+
+    task: Restore
+    truth: list[Path] | None
+    float_like: list[tuple[float, float]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
+        start, x, y = len(self.float_like), self.task.values(exact), self.task.values(outputs)
+        for k in range(len(x)):
+            peak = float(x[k].max() - x[k].min()) or 1.0
+            self.float_like.append(likeness(y[k], x[k], peak))
+            if self.truth is not None:
+                true = self._target(self.truth[start + k], tuple(x[k].shape))
+                self.scores.append([v for z in (x[k], y[k]) for v in likeness(z.clamp(0, 1), true, 1.0)])
+        return torch.tensor([1 - ssim for ssim, _ in self.float_like[start:]])
+
+    @staticmethod
+    def _target(path: Path, shape: tuple[int, ...]) -> Tensor:
+        array = read_array(path)
+        array = array[:, :, None] if array.ndim == 2 else array
+        if array.shape != (*shape[1:], shape[0]):
+            raise BadImages(
+                f"{path} is {array.shape} (height, width, channels), and the model gives {shape}; give such pictures."
+            )
+        return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / (255 if array.dtype == np.uint8 else 65535)
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        """PSNR in dB against the truth, mean over images; without it SSIM against the float model's picture."""
+        like = torch.tensor(self.float_like, dtype=torch.float64)
+        measure, rows = "SSIM with the float model's picture", [
+            {"what": "PSNR of the integer model's picture against the float model's, dB", "agreement": float(like[:, 1].mean())}
+        ]  # fmt: skip
+        agreement = 100 * max(float(like[:, 0].mean()), 0.0)
+        if not self.scores:
+            low, high = of_mean(like[:, 0])
+            return Rating("", measure, None, None, agreement, (100 * low, 100 * high), rows=tuple(rows))
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        ssim, psnr, ssim_after, psnr_after = scores.mean(0).tolist()
+        rows.append({"what": "SSIM", "float": 100 * ssim, "quantized": 100 * ssim_after})
+        interval = of_mean(scores[:, 3] - scores[:, 1])
+        return Rating("PSNR", measure, psnr, psnr_after, agreement, interval, unit="dB", rows=tuple(rows))
+
+
+def likeness(y: Tensor, x: Tensor, peak: float) -> tuple[float, float]:
+    """SSIM (Wang et al. 2004) and PSNR in dB, at most 100, of a picture (c, h, w) against another with values up to `peak`."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    squared = float((y.double() - x.double()).square().mean())
+    decibel = min(10 * math.log10(peak * peak / squared), 100.0) if squared else 100.0
+    value: Any = ssim(y[None], x[None], data_range=peak)
+    return float(value), decibel
