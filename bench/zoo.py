@@ -38,14 +38,15 @@ import onnxruntime as ort
 import torch
 
 from fewbit import Run
+from fewbit.core.task import Meter
 from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError
 from fewbit.files import read_json
 from fewbit.request import Request
-from fewbit.runtimes import open_session
+from fewbit.runtimes import Session, open_session
 from fewbit.stages import STAGES
-from fewbit.task import Closeness
+from fewbit.task import Closeness, OutputScore
 from fewbit.task.task import task_of
 from fewbit.verify.bench import paired
 
@@ -61,7 +62,6 @@ SECONDS = 10.0  # of timing all files of a row
 PEERS = ("stock", "nncf")
 FILES = ("fewbit", *PEERS)
 Outputs = Mapping[str, np.ndarray]
-Runs = Callable[[np.ndarray], Outputs]
 
 
 class Original:
@@ -97,15 +97,24 @@ def reading(run: Run, original: Original, images: np.ndarray) -> dict[str, float
     return differences
 
 
-def beside(exact: Original, runs: Runs, graph: Graph, images: Images) -> Found:
-    """A file against the float file, image by image: how near each output is, and how far they agree in what outputs mean."""
-    sums, meter = [Closeness(one.name, one.is_real) for one in graph.outputs], task_of(graph).meter(None)
+def agreements(exact: Original, sessions: Mapping[str, Session], graph: Graph, images: Images) -> dict[str, Found]:
+    """Each file against the float file: how near each output is, and how far they agree in what outputs mean."""
+    names = [one.name for one in graph.outputs]
+    sums = {name: [Closeness(one.name, one.is_real) for one in graph.outputs] for name in sessions}
+    meters = {name: task_of(graph).meter(None) for name in sessions}
     for batch in images.batches(exact.batch or 4):
-        both = [[_tensor(values[one.name]) for one in graph.outputs] for values in (exact(batch.numpy()), runs(batch.numpy()))]
-        for one, want, found in zip(sums, *both, strict=True):
-            one.add(want, found)
-        meter.add(*both)
-    scores = [one.score() for one in sums]
+        wanted = exact(batch.numpy())
+        want = [_tensor(wanted[name]) for name in names]
+        for file, session in sessions.items():
+            values = session.run(batch.numpy())
+            found = [_tensor(values[name]) for name in names]
+            for one, x, y in zip(sums[file], want, found, strict=True):
+                one.add(x, y)
+            meters[file].add(want, found)
+    return {file: _agreement(meters[file], [one.score() for one in sums[file]]) for file in sessions}
+
+
+def _agreement(meter: Meter, scores: Sequence[OutputScore]) -> Found:
     rating = meter.rating(scores)
     return {
         "outputs": [one.to_json() for one in scores], "measure": rating.agreement_measure, "agreement": rating.agreement,
@@ -190,7 +199,7 @@ def quantized(model: Model, source: Path, target: str, given: argparse.Namespace
                 start = perf_counter()
                 files, said = files_beside(run, source, original.batch or 1, runtime)
                 sessions = {name: open_session(runtime, path, threads=given.threads) for name, path in files.items()}
-                near = {name: beside(original, one.run, run["exact"], scored) for name, one in sessions.items()}
+                near = agreements(original, {name: sessions[name] for name in FILES if name in sessions}, run["exact"], scored)
                 times = milliseconds(sessions, scored.batches(original.batch or 1)[0].numpy())
                 row["stages"]["others"] = round(perf_counter() - start, 1)
                 images = {"calibration": len(run["calibration"]), "scored": len(scored)}
