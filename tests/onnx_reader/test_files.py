@@ -124,6 +124,18 @@ def halved(model: onnx.ModelProto) -> None:
         port.type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
+def test_nodes_in_any_order_are_the_network_that_a_runtime_loads(tmp_path: Path) -> None:
+    model, images = net(), drawn(2, *SIZE)
+    nodes = [model.graph.node[i] for i in np.random.default_rng(0).permutation(len(model.graph.node))]
+    shuffled = onnx.ModelProto.FromString(model.SerializeToString())
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(nodes)
+    path = written(shuffled, tmp_path)
+    with torch.no_grad():
+        found = read_onnx(path).module(torch.from_numpy(images))["926"]
+    np.testing.assert_allclose(found.numpy(), of_runtime(path, images), rtol=1e-5, atol=1e-6)
+
+
 def test_float16_is_computed_in_float32(tmp_path: Path) -> None:
     model = net()
     halved(model)
@@ -194,6 +206,10 @@ def misspelt(model: onnx.ModelProto) -> None:
     model.graph.node[1].input[0] = "nobody"
 
 
+def in_a_circle(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = model.graph.node[-1].output[0]
+
+
 def by_image(model: onnx.ModelProto) -> None:
     """A shape that is computed from the pixels."""
     model.graph.node.extend([
@@ -211,6 +227,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     "control": (with_node("Loop"), r"not taken, in front of its layers: Loop '/first/Loop' \(opset 17\)"),
     "custom": (with_node("Magic", "my.own"), r"not taken, in front of its layers: my\.own\.Magic '/first/Magic' \(opset 3\)"),
     "damaged": (misspelt, "reads 'nobody', which nothing before it writes"),
+    "circle": (in_a_circle, "reads '926', which nothing before it writes"),
     "by image": (
         by_image,
         r"node Reshape '/by_image/Reshape' \(opset 17\) cannot be run: its shape is computed from the image",

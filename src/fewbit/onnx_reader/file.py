@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,25 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
         raise BadFile(f"{path} holds no graph of nodes; it is empty or no ONNX file. Export it again with torch.onnx.export.")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    put_in_order(model.graph)
     model = change(model, path)
     refuse_codes(model, path)
     return model
+
+
+def put_in_order(graph: GraphProto) -> None:
+    """Put each node behind those that write what it reads, as runtimes do when they load a file; those that are stay."""
+    writers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{writers[name] for name in reads(node) if name in writers} for node in graph.node]
+    if all(i > max(before, default=-1) for i, before in enumerate(waits)):
+        return
+    try:
+        order = [*TopologicalSorter(dict(enumerate(waits))).static_order()]
+    except CycleError:
+        return  # what is wrong with it is said where names are looked at
+    nodes = [NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def opsets(model: ModelProto) -> dict[str, int]:
