@@ -200,6 +200,7 @@ RUNTIMES: Mapping[str, Runtime] = {
                 "quantize_before_concat",
                 "clip_before_quantize",
                 "scale_before_norm",
+                "reduce_keeping_axes",
             ),
             quantizes_inside=True,
         ),

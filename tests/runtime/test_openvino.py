@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits
+from fewbit.core.values import Checks, Plan
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
@@ -98,11 +99,7 @@ class Shared(nn.Module):
 
 def test_a_product_without_a_bias_that_two_nodes_read_is_scaled_once(tmp_path: Path, openvino_target: str) -> None:
     torch.manual_seed(0)
-    graph = capture(load_model(Shared().eval(), overrides={"input_size": (3, 16, 16)}))
-    images, target = torch.randn(8, 3, 16, 16), load_target(openvino_target)
-    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
-    realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
-    checks = compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino")
+    _, checks = _checked(Shared(), tmp_path, openvino_target, size=16)
     assert [check.compared for check in checks.on if check.site == "b:input"] == [8 * 16 * 16 * 16]
     assert not checks.wrong
     assert not any(check.wrong for check in checks.outputs)
@@ -121,12 +118,9 @@ class Grouped(nn.Module):
 
 def test_groups_of_17_to_31_channels_read_codes_without_a_zero_point(tmp_path: Path, openvino_target: str) -> None:
     torch.manual_seed(0)
-    graph = capture(load_model(Grouped().eval(), overrides={"input_size": (3, 7, 7)}))
-    images, target = torch.randn(8, 3, 7, 7), load_target(openvino_target)
-    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
-    realize(graph, plan, tmp_path / "model.onnx", opset=target.opset)
+    plan, checks = _checked(Grouped(), tmp_path, openvino_target, size=7)
     assert "b" in plan.integer_ops
-    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
+    assert not checks.wrong
 
 
 class Joined(nn.Module):
@@ -145,14 +139,11 @@ def test_the_codes_of_joined_maps_that_are_shown_are_those_that_are_used(
     tmp_path: Path, openvino_target: str, bits: int
 ) -> None:
     torch.manual_seed(0)
-    graph = capture(load_model(Joined().eval(), overrides={"input_size": (3, 8, 8)}))
-    images, target = torch.randn(8, 3, 8, 8), load_target(openvino_target)
-    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=Bits(bits, bits))
-    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
+    plan, checks = _checked(Joined(), tmp_path, openvino_target, Bits(bits, bits))
     shown = [name + CODES for name, choice in plan.choices.items() if choice.codes is None]
     nodes = OpenVino(tmp_path / "model.onnx", threads=1, outputs=shown).precisions()
     assert {name for name in nodes if name.startswith("Concatenation")} == {"Concatenation u8"}
-    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
+    assert not checks.wrong
 
 
 class Normalized(nn.Module):
@@ -175,8 +166,81 @@ class Normalized(nn.Module):
 @pytest.mark.parametrize("kind", ["products", "codes"])
 def test_a_norm_reads_real_numbers_and_not_codes(tmp_path: Path, openvino_target: str, kind: str) -> None:
     torch.manual_seed(0)
-    graph = capture(load_model(Normalized(kind).eval(), overrides={"input_size": (3, 8, 8)}))
-    images, target = torch.randn(8, 3, 8, 8), load_target(openvino_target)
-    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
-    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
-    assert not compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino").wrong
+    assert not _checked(Normalized(kind), tmp_path, openvino_target)[1].wrong
+
+
+class Pooled(nn.Module):
+    """A mean over tokens or over a flattened map, with a batch norm behind or before it, in front of a layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Conv2d(3, 48, 1), nn.Linear(48, 8)
+        self.norm = nn.BatchNorm1d(48) if kind == "tokens" else nn.BatchNorm2d(48)
+        nn.init.uniform_(self.norm.weight, 0.5, 2)
+        nn.init.uniform_(self.norm.bias, -1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "tokens":
+            return self.b(self.norm(x.flatten(2).transpose(1, 2).mean(1)))
+        return self.b(self.norm(nn.functional.gelu(x)).flatten(2).mean(-1))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "map"])
+def test_scales_by_channel_behind_a_mean_are_those_of_their_channels(tmp_path: Path, openvino_target: str, kind: str) -> None:
+    torch.manual_seed(0)
+    assert not _checked(Pooled(kind), tmp_path, openvino_target)[1].wrong
+
+
+class Heads(nn.Module):
+    """Attention whose queries, keys and values are parts of the channels of a convolution without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 192, 1, bias=False), nn.Conv2d(64, 8, 1)
+        self.qkv.weight.data *= 0.1 + 3 * torch.rand(192, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.reshape(-1, 16, 64) for part in self.qkv(self.stem(x).relu()).split(64, 1))
+        y = (q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)
+        return self.out(y.transpose(1, 2).reshape(-1, 64, 8, 8))
+
+
+def test_parts_of_the_channels_of_a_product_without_a_bias_have_their_own_scales(tmp_path: Path, openvino_target: str) -> None:
+    torch.manual_seed(0)
+    _, checks = _checked(Heads(), tmp_path, openvino_target)
+    assert not checks.wrong
+    assert not any(check.wrong for check in checks.outputs)
+
+
+class Near(nn.Module):
+    """A map that a convolution reads, and that is joined with one whose numbers reach `more` times as far."""
+
+    def __init__(self, more: float) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1), nn.Conv2d(32, 8, 1)
+        self.b.weight.data, self.b.bias.data = more * self.a.weight.data, more * self.a.bias.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).relu()
+        return self.c(a) + self.d(torch.cat([a, self.b(x).relu()], 1))
+
+
+@pytest.mark.parametrize(("more", "near"), [(1.003, True), (1.01, False)])
+def test_a_part_whose_step_is_almost_that_of_the_whole_has_it(
+    tmp_path: Path, openvino_target: str, more: float, near: bool
+) -> None:
+    torch.manual_seed(0)
+    plan, checks = _checked(Near(more), tmp_path, openvino_target)
+    assert not checks.wrong
+    part, whole = (plan.choices[name].qparams for name in ("a:output", "concat:output"))
+    assert (part == whole) is near
+
+
+def _checked(net: nn.Module, folder: Path, name: str, bits: Bits | None = None, size: int = 8) -> tuple[Plan, Checks]:
+    """The plan of a net for openvino, on images of `size`, and what verify says of its file."""
+    graph = capture(load_model(net.eval(), overrides={"input_size": (3, size, size)}))
+    images, target = torch.randn(8, 3, size, size), load_target(name)
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=bits or Bits())
+    realize(graph, plan, folder / "model.onnx", **target.file_format)
+    return plan, compare(graph, plan, folder / "model.onnx", [images], runtime="openvino")

@@ -290,3 +290,8 @@ def test_a_twin_whose_numbers_stand_on_a_border_is_right_and_a_wrong_one_is_not(
     (check,) = twin_checks(program, inputs, written(factor), AS_WRITTEN, [x])
     assert (check.difference, check.wrong) == (1, False)
     assert twin_checks(program, inputs, written(9), AS_WRITTEN, [x])[0].wrong
+
+
+def test_an_output_whose_shape_rounding_decides_is_not_compared():
+    with pytest.raises(FewbitFailed, match=r"keypoints has the shape \(1, 0, 2\) or \(1, 75, 2\)"):
+        distance(torch.zeros(1, 0, 2), torch.zeros(1, 75, 2), "keypoints")

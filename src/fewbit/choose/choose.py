@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fewbit.choose.common_step import with_common_steps
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.recipe import Checked, Pass, Recipe
@@ -21,6 +22,7 @@ def choose(context: Context, recipe: Recipe) -> Plan:
     plan = context.start(repr(recipe))
     for one_pass in recipe.passes:
         plan = one_pass(plan, context)
+    plan = with_common_steps(plan, context)
     fallbacks = (*plan.fallbacks, *overflowing(context.graph, plan, context.allowed))
     return replace(plan, fallbacks=fallbacks)
 

@@ -18,7 +18,18 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed ops
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant
+from fewbit.capture.fx import (
+    MOVES,
+    add_constant,
+    argument,
+    aten,
+    calls,
+    constant,
+    give_bias,
+    is_call,
+    is_constant,
+    reached,
+)
 from fewbit.capture.normalize import CONVS
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
@@ -206,17 +217,19 @@ def _native(module: GraphModule, before: Node, choice: Choice) -> Node:
 
 
 def _add_float_biases(module: GraphModule) -> None:
-    """Float biases of convolutions as additions behind them; without a bias an addition of nothing where several nodes read.
+    """Float biases of convolutions as additions behind them; without a bias an addition of nothing where several nodes read,
+    be it parts of the result.
 
     openvino 2026.4 adds the first entry of the bias to all channels where a QuantizeLinear follows, the batch is dynamic and
     the model reads its size (for a class token). An addition it makes part of the kernel again, as onnxruntime does.
-    Without one it makes the scale of the product part of a QuantizeLinear that follows and, where another node reads the
-    product too, part of the convolution's kernel as well, so that the codes are those of numbers scaled twice.
+    Without one it makes the scale of the product part of a QuantizeLinear that follows. Where another node reads the product
+    too it is part of the convolution's kernel as well, so that the codes are those of numbers scaled twice; where nodes read
+    parts of the channels (queries, keys and values) it is that of other channels.
     """
     for conv in calls(module.graph, *CONVS):
         bias = argument(conv, 2, "bias")
         shape = conv.meta["tensor_meta"].shape
-        if bias is None and len(conv.users) > 1 and is_call(conv.args[1], *READS):
+        if bias is None and is_call(conv.args[1], *READS) and _computed_from(conv) > 1:
             name, numbers = f"{conv.name}_nothing", torch.full((shape[1],), float(NOTHING))
         elif is_constant(bias):
             give_bias(conv, None)
@@ -229,6 +242,11 @@ def _add_float_biases(module: GraphModule) -> None:
             total = module.graph.call_function(aten.add.Tensor, (conv, flat))
         for user in behind:
             user.replace_input_with(conv, total)
+
+
+def _computed_from(node: Node) -> int:
+    """The number of nodes that compute from a node's numbers or from parts of them, wherever they are put."""
+    return sum(not is_call(reader, *MOVES) for reader in reached(node, lambda reader: is_call(reader, *MOVES)))
 
 
 def _arguments(choice: Choice) -> tuple[float, int, int, int, torch.dtype]:

@@ -121,7 +121,7 @@ def forced(
             counts[site] = counted(counts[site], traces[site], codes[site])
         pairs.append((named(expected, names), picked(values, names)))
         disturbed = named(trace(module, batch, codes, noise)[0], names)
-        moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name])) for name in names}
+        moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
     ours, theirs = map(joined, zip(*pairs, strict=True))
     return Forced(tuple(counts.values()), ours, theirs, moved)
 

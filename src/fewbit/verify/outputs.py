@@ -26,6 +26,7 @@ from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Input, OutputCheck
+from fewbit.errors import FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.runtimes import Session, open_session, read_onnx
 
@@ -97,12 +98,20 @@ def with_rounding(
             noise = disturbances(executor, rounded, seed)
             for batch, ours in zip(images, exact, strict=True):
                 disturbed = named(executor(batch, calls=noise), names)
-                moved = {name: max(moved[name], distance(disturbed[name], ours[name])) for name in names}
+                moved = {name: max(moved[name], distance(disturbed[name], ours[name], name)) for name in names}
     return joined(exact), moved
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; equal infinities and two NaN differ by nothing. Of integers the share of unequal ones."""
+def distance(a: Tensor, b: Tensor, name: str = "an output") -> float:
+    """The largest difference; equal infinities and two NaN differ by nothing. Of integers the share of unequal ones.
+
+    Raises FewbitFailed where the shapes differ: how many numbers there are follows from numbers then.
+    """
+    if a.shape != b.shape:
+        raise FewbitFailed(
+            f"{name} has the shape {tuple(a.shape)} or {tuple(b.shape)} for the same images, and rounding alone decides which, "
+            "so it cannot be compared. Let the model give what stands in front of the nodes that select."
+        )
     if not a.is_floating_point():
         return float((a != b).double().mean()) if a.numel() else 0.0
     same = (a == b) | (a.isnan() & b.isnan())

@@ -22,6 +22,7 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "quantize_before_concat": openvino.codes_of_parts,
     "clip_before_quantize": openvino.cut_numbers,
     "scale_before_norm": openvino.kept_scale,
+    "reduce_keeping_axes": openvino.kept_axes,
 }
 
 

@@ -8,6 +8,8 @@ clip_before_quantize     QuantizeLinear, Clip  ->  Clip, QuantizeLinear: codes o
                          as real numbers, in the kernel that makes them, and not as codes in one of their own
 scale_before_norm        DequantizeLinear, ..., norm  ->  DequantizeLinear, ..., Add of nothing, norm: openvino would normalize
                          codes, or their products, and add the norm's epsilon to their variance as it is
+reduce_keeping_axes      ReduceMean  ->  ReduceMean that keeps its axes, Squeeze: where the kernel drops them, openvino 2026
+                         takes the scales and terms by channel that it fuses behind it from the wrong places
 """
 
 from __future__ import annotations
@@ -97,6 +99,17 @@ def kept_scale(graph: ir.Graph, node: ir.Node) -> bool:
     if found:
         with_nothing(graph, node, node.inputs[0])  # type: ignore[arg-type]
     return found
+
+
+def kept_axes(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a reduction that drops its axes, as one that keeps them and a Squeeze."""
+    keeps = node.attributes.get("keepdims")
+    if not node.op_type.startswith("Reduce") or len(node.inputs) < 2 or keeps is None or keeps.as_int():
+        return False
+    kept = ir.node(node.op_type, node.inputs, {**node.attributes, "keepdims": 1}, num_outputs=1, name=node.name)
+    graph.insert_before(node, kept)
+    put(graph, node, ir.node("Squeeze", [kept.outputs[0], node.inputs[1]], num_outputs=1), node.outputs[0])
+    return True
 
 
 def _is_scaled(value: ir.Value | None) -> bool:
