@@ -28,6 +28,7 @@ ORDER = (
     "verify",
     "lint",
     "report",
+    "deploy",
     "pipeline",
     "search",
     "cli",

@@ -21,8 +21,10 @@ from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.core.record import Record
 from fewbit.core.values import Input
+from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.execute.executor import Executor
+from fewbit.files import read_json
 from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_metadata
 from fewbit.report.tables import verify as summary
 from fewbit.run import Run, quantize
@@ -242,6 +244,7 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     form = record["file_format"]
     made, said = (rendered(graph, plan, **form), rendered_float(exact, opset=form["opset"])), Record.from_json(record).entries()
     again, twin = (ir.to_proto(with_metadata(model, said)) for model in made)
+    again = stamped(again, made(plan, record, read_json(out / "report.json")))
     assert again.SerializeToString() == (out / "model.onnx").read_bytes()
     assert twin.SerializeToString() == (out / "float.onnx").read_bytes()
     assert fingerprint(load_model(str(out / "exported.pt2")).program) == fingerprint(given) == record["hashes"]["model"]
@@ -251,6 +254,7 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     changed = dataclasses.replace(weight, qparams=QParams(scale, weight.qparams.zero))
     other = dataclasses.replace(plan, choices={**plan.choices, "a:weight": changed})
     wanted = ir.to_proto(with_metadata(rendered(graph, other, **form), said))
+    wanted = stamped(wanted, made(plan, record, read_json(out / "report.json")))
     (found,) = deviations("model.onnx", onnx.load(out / "model.onnx"), wanted)
     assert "scale of a__weight" in found.name
     assert load_target(ort_target).file_format == {**form, "fuse": tuple(form["fuse"])}

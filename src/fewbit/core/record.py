@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Json = Any
-ENTRY = "fewbit.preprocess"
+ENTRY, MADE = "fewbit.preprocess", "fewbit.made"
 KINDS: Mapping[str, type | tuple[type, ...]] = {  # of what is read back
     "size": list, "mean": list, "std": list, "interpolation": str, "resize": str, "crop_pct": (int, float), "antialias": bool,
     "processor": str, "assumed": list, "fill": (int, float),
@@ -62,8 +62,9 @@ class Record:
         return {"size": fields.pop("size"), **ports, **fields, "assumed": list(self.assumed)}
 
     def entries(self, inside: bool = False, dtype: str = "float32") -> dict[str, str]:
-        """The metadata of a file: what was in the one that went in, and `ENTRY`."""
-        return {**(self.metadata or {}), ENTRY: json.dumps(self.images(inside, dtype))}
+        """The metadata of a file: what was in the one that went in, but for how that was made, and `ENTRY`."""
+        kept = {key: value for key, value in (self.metadata or {}).items() if key != MADE}
+        return {**kept, ENTRY: json.dumps(self.images(inside, dtype))}
 
 
 def read_entry(metadata: Mapping[str, str]) -> dict[str, Json]:

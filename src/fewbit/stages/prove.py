@@ -22,6 +22,7 @@ from fewbit.core.inputs import Batch, images_of, joined, parts, rows
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
+from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.files import read_json, read_tensors, write_atomic
 from fewbit.progress import Progress
@@ -167,7 +168,8 @@ def files(
         raise BadFile(f"{folder / 'run.json'} has no {error}; {AGAIN}") from error
     if recorded != fingerprint(given):
         raise BadFile(f"{folder}: exported.pt2 is not the model that run.json is of; {AGAIN}")
-    found = proofs.deviations(MODEL, read_onnx(model), ir.to_proto(_model(graph, plan, form, said)))
+    expected = stamped(ir.to_proto(_model(graph, plan, form, said)), made(plan, record, report))
+    found = proofs.deviations(MODEL, read_onnx(model), expected)
     progress.advance()
     found += proofs.deviations(TWIN, read_onnx(twin), ir.to_proto(_twin(exact, form, said)))
     progress.advance()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewbit.core.values import Checks, Fallback, Graph, Plan
 from fewbit.data.images import Images
+from fewbit.deploy import made, stamp
 from fewbit.files import write_json
 from fewbit.observe import Stats
 from fewbit.observe.outliers import outliers
@@ -25,7 +26,7 @@ from fewbit.request import Request
 from fewbit.run import FILES, processor
 from fewbit.runtimes import RUNTIMES
 from fewbit.stages.load import Inputs
-from fewbit.stages.prove import type_of
+from fewbit.stages.prove import MODEL, type_of
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
@@ -47,6 +48,9 @@ def summarize(
     standing = outliers(exact, islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1)))
     rows = tables_of(graph, plan, stats, standing, checks, timings, loads, scored, score, sample, folder, inputs.classes or ())
     record = _record(request, identity, inputs)
+    counts = {"calibration": len(calibration), "scored": score.images}
+    proven = {"verify": tables.verify(checks), "accuracy": score.to_json(), "images": counts}
+    stamp(folder / MODEL, made(plan, record, proven))
     rows |= {
         "run": record,
         "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
@@ -55,9 +59,9 @@ def summarize(
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }
     summary = {
-        **_summary(graph, plan, checks, score, timings, request, folder),
+        **_summary(graph, plan, timings, request, folder),
+        **proven,
         "notes": list(inputs.notes),
-        "images": {"calibration": len(calibration), "scored": score.images},
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
     }
@@ -67,10 +71,8 @@ def summarize(
     return summary, plan
 
 
-def _summary(
-    graph: Graph, plan: Plan, checks: Checks, score: Score, timings: Sequence[Latency], request: Request, folder: Path
-) -> dict[str, Any]:
-    """The answers of report.json."""
+def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Request, folder: Path) -> dict[str, Any]:
+    """What report.json says of the plan and its files."""
     sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
     return {
         "schema": 1,
@@ -79,10 +81,8 @@ def _summary(
         "recipe": plan.recipe,
         "bits": plan.bits,
         "exemptions": list(plan.exemptions),
-        "accuracy": score.to_json(),
         "size": tables.size(graph, plan, sizes),
         "latency": tables.latency(timings),
-        "verify": tables.verify(checks),
         "integer_share": tables.integer_share(graph, plan),
         "fallbacks": tables.fallbacks(plan),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

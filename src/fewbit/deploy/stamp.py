@@ -1,0 +1,106 @@
+"""How the integer file was made and what was measured of it: one entry of JSON in its metadata, `fewbit.made`.
+
+It is written when the file has been verified and scored, so it names the file that was: `measured.sha256` is that of the file
+without the entry. Nothing in front of the entry changes. Times are those of a machine; they stand in report.json, and the same
+request gives the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from fewbit.core.record import MADE
+from fewbit.errors import BadFile
+from fewbit.files import write_atomic
+from fewbit.runtimes import read_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+    from fewbit.core.values import Plan
+
+Json = Any
+DIGITS = 4  # of a measure; what is behind them depends on the order of float sums
+RECORDED = ("task", "runtime", "seed", "hashes", "classes")  # of run.json
+FOUND = ("right", "problems", "sites", "codes_compared", "codes_wrong")
+SCORED = ("measure", "unit", "float", "quantized", "agreement_measure", "agreement", "interval", "runtime", "why")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file says of itself: `entries` by their names, JSON where it is some; `intact`: it is the file that was measured,
+    None where it does not say which one that was.
+    """
+
+    entries: Mapping[str, Json]
+    intact: bool | None
+
+
+def made(plan: Plan, record: Mapping[str, Json], report: Mapping[str, Json]) -> dict[str, Json]:
+    """The entry, but for the hash: from the plan, run.json, and the parts `verify`, `accuracy` and `images` of report.json."""
+    found = {**report["verify"], "right": not report["verify"]["problems"]}
+    measured = {name: found[name] for name in FOUND} | {name: _short(report["accuracy"][name]) for name in SCORED}
+    return {
+        "fewbit": record["versions"]["fewbit"],
+        "model": PurePath(plan.model).name,
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "bits": plan.bits,
+        "left_alone": list(plan.exemptions),
+        **{name: record[name] for name in RECORDED},
+        "measured": {**measured, "images": report["images"]["scored"]},
+    }
+
+
+def _short(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_short(one) for one in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def stamp(path: Path, entry: Mapping[str, Json]) -> None:
+    """Write the entry into a file, in the place of one that it may have."""
+    content = stamped(read_onnx(path), entry).SerializeToString()
+    write_atomic(path, lambda part: part.write_bytes(content))
+
+
+def stamped(model: onnx.ModelProto, entry: Mapping[str, Json]) -> onnx.ModelProto:
+    """The model with the entry behind all others."""
+    digest = _without(model)
+    model.metadata_props.add(
+        key=MADE, value=json.dumps({**entry, "measured": {**entry["measured"], "sha256": digest}}, allow_nan=False)
+    )
+    return model
+
+
+def read(path: Path) -> Stamp:
+    """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
+    model = read_onnx(path)
+    entries = {entry.key: _parsed(entry.value) for entry in model.metadata_props}
+    try:
+        said = entries[MADE]["measured"]["sha256"] if MADE in entries else None
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{path}: its metadata entry {MADE} is not as fewbit writes it; make the file again.") from error
+    return Stamp(entries, None if said is None else said == _without(model))
+
+
+def _without(model: onnx.ModelProto) -> str:
+    """Take the entry out of a model, and give the SHA-256 of what is left."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != MADE]
+    del model.metadata_props[:]
+    for key, value in kept:
+        model.metadata_props.add(key=key, value=value)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _parsed(text: str) -> Json:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

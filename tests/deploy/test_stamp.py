@@ -1,0 +1,132 @@
+"""What an integer file says of itself. Oracles: the SHA-256 of the file that was measured, and the records that went in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from fewbit.cli import app
+from fewbit.core.record import MADE, Record
+from fewbit.core.values import Plan
+from fewbit.deploy import made, read, stamp, stamped
+from fewbit.errors import BadFile
+
+PLAN = Plan("ort-x86-vnni", "fast", "w4a8", {}, (), exemptions=("head: float",), model="/home/me/net.onnx")
+RECORD = {
+    "versions": {"fewbit": "9.9"}, "task": "classify", "runtime": "onnxruntime", "seed": 3, "machine": {"threads": 7},
+    "hashes": {"model": "ab", "calibration": "cd"}, "classes": ["cat", "dog"],
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "verify": {
+        "problems": [], "sites": 1, "codes_compared": 12345, "codes_wrong": 0, "codes_differing": 2, "worst_site": "a",
+    },
+    "accuracy": {
+        "measure": "top-1 accuracy", "unit": "%", "float": 82.300000001, "quantized": 82.1, "agreement": 99.1234567,
+        "agreement_measure": "agreement", "interval": [-0.00001, 1.5], "runtime": "onnxruntime", "why": "", "rows": [],
+    },
+    "images": {"calibration": 128, "scored": 1000},
+}  # fmt: skip
+
+
+def net(folder: Path, value: float = 1.0) -> Path:
+    """y = x + value, with an entry of its own."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    stored = [numpy_helper.from_array(np.array([value], np.float32), "w")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], stored)
+    model = helper.make_model(graph)
+    helper.set_model_props(model, {"own": "[1]"})
+    onnx.save(model, folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def test_the_entry_is_of_the_very_file_that_was_measured_and_says_how_it_was_made(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    before = path.read_bytes()
+    stamp(path, made(PLAN, RECORD, REPORT))
+    assert path.read_bytes().startswith(before)  # nothing in front of it has changed
+    said = read(path)
+    assert said.intact
+    assert said.entries["own"] == "[1]"
+    entry = said.entries[MADE]
+    measured = entry.pop("measured")
+    assert entry == {
+        "fewbit": "9.9", "model": "net.onnx", "target": "ort-x86-vnni", "recipe": "fast", "bits": "w4a8",
+        "left_alone": ["head: float"], "task": "classify", "runtime": "onnxruntime", "seed": 3, "hashes": RECORD["hashes"],
+        "classes": ["cat", "dog"],
+    }  # fmt: skip
+    assert measured.pop("sha256") == hashlib.sha256(before).hexdigest()
+    assert measured == {
+        "right": True, "problems": [], "sites": 1, "codes_compared": 12345, "codes_wrong": 0, "measure": "top-1 accuracy",
+        "unit": "%", "float": 82.3, "quantized": 82.1, "agreement_measure": "agreement", "agreement": 99.1235,
+        "interval": [-0.0, 1.5], "runtime": "onnxruntime", "why": "", "images": 1000,
+    }  # fmt: skip
+
+
+def test_a_second_stamp_takes_the_place_of_the_first_and_records_give_the_same_again(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    stamp(path, made(PLAN, RECORD, REPORT))
+    once = path.read_bytes()
+    stamp(path, made(PLAN, json.loads(json.dumps(RECORD)), json.loads(json.dumps(REPORT))))
+    assert path.read_bytes() == once
+    assert stamped(onnx.load(net(tmp_path)), made(PLAN, RECORD, REPORT)).SerializeToString() == once
+
+
+def test_a_file_that_was_wrong_says_so() -> None:
+    report = {**REPORT, "verify": {**REPORT["verify"], "problems": ["a: 1 of 9 codes"], "codes_wrong": 1}}
+    measured = made(PLAN, RECORD, report)["measured"]
+    assert (measured["right"], measured["problems"], measured["codes_wrong"]) == (False, ["a: 1 of 9 codes"], 1)
+
+
+def test_a_graph_that_was_changed_after_it_was_measured_is_noticed(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    stamp(path, made(PLAN, RECORD, REPORT))
+    entry = onnx.load(path).metadata_props[-1]
+    other = onnx.load(net(tmp_path, 2.0))
+    other.metadata_props.append(entry)
+    onnx.save(other, path)
+    assert read(path).intact is False
+    result = CliRunner().invoke(app, ["show", str(path)])
+    assert result.exit_code == 1
+    assert "was changed after it was measured" in result.output
+
+
+def test_the_command_shows_it_and_says_where_there_is_nothing(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    result = CliRunner().invoke(app, ["show", str(path)])
+    assert result.exit_code == 0
+    assert "does not say how it was made" in result.output
+    stamp(path, made(PLAN, RECORD, REPORT))
+    result = CliRunner().invoke(app, ["show", str(path)])
+    assert result.exit_code == 0
+    shown = " ".join(result.output.split())
+    for words in (
+        "recipe │ fast",
+        "left alone │ head: float",
+        "classes │ cat, dog",
+        "codes wrong │ 0",
+        "sites │ 1 ",
+        "right │ yes",
+    ):
+        assert words in shown, words
+
+
+def test_another_entry_of_that_name_is_refused(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    model = onnx.load(path)
+    model.metadata_props.add(key=MADE, value='{"measured": 3}')
+    onnx.save(model, path)
+    with pytest.raises(BadFile, match=MADE):
+        read(path)
+
+
+def test_a_file_that_is_made_of_one_does_not_inherit_how_that_was_made() -> None:
+    record = Record({"size": [3, 8, 8]}, metadata={MADE: "{}", "own": "1"})
+    assert set(record.entries()) == {"own", "fewbit.preprocess"}
