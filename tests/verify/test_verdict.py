@@ -21,7 +21,8 @@ from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.core.record import Record
 from fewbit.core.values import Input
-from fewbit.deploy import made, stamped
+from fewbit.deploy import made as entry_of
+from fewbit.deploy import stamped
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.files import read_json
@@ -244,7 +245,7 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     form = record["file_format"]
     made, said = (rendered(graph, plan, **form), rendered_float(exact, opset=form["opset"])), Record.from_json(record).entries()
     again, twin = (ir.to_proto(with_metadata(model, said)) for model in made)
-    again = stamped(again, made(plan, record, read_json(out / "report.json")))
+    again = stamped(again, entry_of(plan, record, read_json(out / "report.json")))
     assert again.SerializeToString() == (out / "model.onnx").read_bytes()
     assert twin.SerializeToString() == (out / "float.onnx").read_bytes()
     assert fingerprint(load_model(str(out / "exported.pt2")).program) == fingerprint(given) == record["hashes"]["model"]
@@ -254,9 +255,10 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     changed = dataclasses.replace(weight, qparams=QParams(scale, weight.qparams.zero))
     other = dataclasses.replace(plan, choices={**plan.choices, "a:weight": changed})
     wanted = ir.to_proto(with_metadata(rendered(graph, other, **form), said))
-    wanted = stamped(wanted, made(plan, record, read_json(out / "report.json")))
-    (found,) = deviations("model.onnx", onnx.load(out / "model.onnx"), wanted)
+    wanted = stamped(wanted, entry_of(plan, record, read_json(out / "report.json")))
+    found, entry = deviations("model.onnx", onnx.load(out / "model.onnx"), wanted)
     assert "scale of a__weight" in found.name
+    assert entry.name == "metadata entry fewbit.made"  # which has the hash of the file that was measured
     assert load_target(ort_target).file_format == {**form, "fuse": tuple(form["fuse"])}
     for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "fast")):
         with pytest.raises(BadFile, match=name):
