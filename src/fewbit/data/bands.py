@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fewbit.errors import BadImages, FewbitError
 
@@ -159,22 +158,6 @@ def _tifffile() -> Any:
             "TIFF files of many bands, or of 16 bits in colour, need tifffile: pip install 'fewbit[tiff]'."
         ) from error
     return tifffile
-
-
-def unit(values: Array) -> Tensor:
-    """Pixels (h, w, n) as float32 (n, h, w), 0 for black and 1 for white."""
-    x = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
-    return x.div(np.iinfo(values.dtype).max)
-
-
-def resized(values: Array, size: tuple[int, int], kind: Image.Resampling) -> Tensor:
-    """Pixels (h, w, n) as float32 (n, high, wide) from 0 to 1, resized by Pillow to (wide, high); 16 bits as floats."""
-    if values.dtype == np.uint8:
-        return unit(
-            np.stack([np.array(Image.fromarray(band).resize(size, kind)) for band in np.moveaxis(values, 2, 0)], axis=2)
-        )
-    bands = [np.array(Image.fromarray(band.astype(np.float32)).resize(size, kind)) for band in np.moveaxis(values, 2, 0)]
-    return torch.from_numpy(np.stack(bands)).div(np.iinfo(values.dtype).max).clamp(0, 1)
 
 
 def shown(values: Array) -> Image.Image:

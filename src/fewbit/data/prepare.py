@@ -1,7 +1,7 @@
 """From the pixels of a picture to the input of a model, in NumPy and Pillow alone.
 
-fewbit prepares its images with this file, and `predict.py` of a run has a copy of it: a program sees the pixels that were scored. `how`
-are the fields of a Preprocess, as run.json and `preprocess.json` have them.
+fewbit prepares its images with this file, and `predict.py` of a run has a copy of it: a program sees the pixels that were
+scored. `how` are the fields of a Preprocess, as run.json and `preprocess.json` have them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CUBIC = -0.75  # the constant of bicubic interpolation, as torch has it
 
 def prepared(pixels: NDArray[Any], how: How) -> Floats:
     """The normalized input (channels, height, width) for pixels (h, w, channels), uint8 or uint16."""
-    pixels = middle(pixels, how)
+    pixels = middle(pixels, how) if how["resize"] == "center" else pixels
     size = resized(pixels.shape[0], pixels.shape[1], how)
     x = centred(_smooth(pixels, size, how) if how["antialias"] else _sharp(_unit(pixels), size, how["interpolation"]), how)
     x = _normal(np.ascontiguousarray(x[::-1]) if flips(how) else x, how)
@@ -43,8 +43,6 @@ def flips(how: How) -> bool:
 
 def middle(pixels: NDArray[Any], how: How) -> NDArray[Any]:
     """A picture far longer than the frame without the ends that a centre crop never shows, which bounds the memory."""
-    if how["resize"] != "center":
-        return pixels
     (_, h, w), (high, wide) = how["size"], pixels.shape[:2]
     cut_w = max(0, wide - math.ceil(LONGEST * high * w / h)) // 2
     cut_h = max(0, high - math.ceil(LONGEST * wide * h / w)) // 2
@@ -75,10 +73,9 @@ def centred(x: Floats, how: How) -> Floats:
     if how["resize"] == "border":
         fill = [round(255 * m) / 255 for m in (how["mean"][::-1] if flips(how) else how["mean"])]
     frame[:] = _column(fill)
-    (top, left), (first, start) = (corner(n, side, how) for n, side in ((high, h), (wide, w)))
-    top, first, left, start = top, left, first, start
+    (top, first_row), (left, first_column) = corner(high, h, how), corner(wide, w, how)
     frame[:, top : top + high, left : left + wide] = x
-    return frame[:, first : first + h, start : start + w]
+    return frame[:, first_row : first_row + h, first_column : first_column + w]
 
 
 def corner(length: int, side: int, how: How) -> tuple[int, int]:
@@ -89,9 +86,10 @@ def corner(length: int, side: int, how: How) -> tuple[int, int]:
 
 def placed(high: int, wide: int, how: How) -> tuple[tuple[float, float], tuple[float, float]]:
     """Where a picture comes to lie in the input: scale and shift of its columns, and of its rows."""
-    kept = middle(np.empty((high, wide, 0), np.uint8), how).shape[:2]
+    pixels = np.empty((high, wide, 0), np.uint8)
+    kept = (middle(pixels, how) if how["resize"] == "center" else pixels).shape[:2]
     found = []
-    for side, length, cut, to in zip(how["size"][1:], (high, wide), kept, resized(*kept, how), strict=True):
+    for side, length, cut, to in zip(how["size"][1:], (high, wide), kept, resized(kept[0], kept[1], how), strict=True):
         start, begin = corner(to, side, how)
         found.append((to / cut, start - begin - (length - cut) // 2 * to / cut))
     return found[1], found[0]
@@ -130,11 +128,10 @@ def _sharp(x: Floats, size: tuple[int, int], kind: str) -> Floats:
 
 def _taps(n: int, to: int, kind: str) -> tuple[NDArray[np.int64], Floats]:
     """Along one side: which of n pixels each of `to` new ones reads (taps, to), and how much of each."""
-    scale = np.float32(n) / np.float32(to)
-    middles = (np.arange(to, dtype=np.float32) + np.float32(0.5)) * scale
+    middles = (np.arange(to) + 0.5) * float(np.float32(n) / np.float32(to))
     if kind == "nearest":
-        return np.minimum(np.floor(middles), n - 1).astype(np.int64)[None], np.ones((1, to), np.float32)
-    places = middles - np.float32(0.5)
+        return np.minimum(np.floor(middles.astype(np.float32)), n - 1).astype(np.int64)[None], np.ones((1, to), np.float32)
+    places = (middles - 0.5).astype(np.float32)
     places = np.maximum(places, 0) if kind == "bilinear" else places
     first = np.floor(places)
     t, one = places - first, np.float32(1)
