@@ -381,11 +381,11 @@ def test_report_beside_a_folder_that_is_no_run_writes_nothing(finished: Path, tm
         (other / "report.json").write_text('{"bits": "8"')
     elif broken == "no hashes":
         (other / "run.json").write_text("{}")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     code, text = run("report", tmp_path / "run", "--beside", other)
     assert code == 2, text
     assert str(other) in text
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
 def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:

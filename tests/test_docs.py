@@ -1,17 +1,11 @@
-"""What the pages say: links lead somewhere, options exist, the server of the tutorial prepares pictures as fewbit does."""
+"""What the pages say: links lead somewhere, options exist, tables are those of the source."""
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from fewbit.data.preprocess import Preprocess
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
@@ -36,29 +30,6 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
     assert len((ROOT / "bench" / "README.md").read_text(encoding="utf-8").splitlines()) <= 350
-
-
-def prepare() -> Any:
-    """The function of that name on the tutorial's page."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
-    (server,) = [block for block in blocks if "def prepare(" in block]
-    function = next(n for n in ast.parse(server).body if isinstance(n, ast.FunctionDef) and n.name == "prepare")
-    names: dict[str, Any] = {"np": np, "Image": Image}
-    exec(compile(ast.Module([function], []), "tutorial.md", "exec"), names)
-    return names["prepare"]
-
-
-@pytest.mark.parametrize("wide", [48, 37, 90])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
-@pytest.mark.parametrize("resize", ["center", "squash"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_the_server_prepares_pictures_as_the_run_did(wide: int, crop_pct: float, resize: str, interpolation: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, wide, 3), np.uint8)
-    picture = Image.fromarray(pixels)
-    own = Preprocess((3, 24, 24), resize=resize, crop_pct=crop_pct, interpolation=interpolation)
-    ours = prepare()(picture, own.to_json())
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, own(picture).numpy(), atol=1e-6)
 
 
 def rows_of(page: str, first: str) -> list[list[str]]:

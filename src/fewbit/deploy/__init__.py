@@ -1,6 +1,10 @@
 """What a run ships: what its file says of itself, the folder with everything that a program needs, other formats, a server.
 
 stamp    how the file was made and what was measured of it, in the file itself
+folder   deploy/: a program with what it reads, and examples
+program  predict.py, put together from its pieces
+python   the pieces
+export   the folder with the model, in the form of a runtime
 """
 
 from fewbit.deploy.stamp import MADE, Stamp, made, read, stamp, stamped

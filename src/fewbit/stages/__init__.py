@@ -5,7 +5,7 @@ times each stage. A finished run is read by REOPENED, in which verify, evaluate,
 """
 
 from fewbit.report.draw import draw
-from fewbit.stages import choose, curve, load, observe, prove, report
+from fewbit.stages import choose, curve, deploy, load, observe, prove, report
 from fewbit.stages.stage import Stage
 from fewbit.stages.tail import TAIL
 
@@ -38,6 +38,7 @@ STAGES = (
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
     BENCH,
     Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
+    Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip
 PREPARE = STAGES[:5]  # the first stages of a search

@@ -1,0 +1,125 @@
+"""`deploy/`: everything that a program needs to answer with the integer file, beside it or with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import onnx
+import torch
+
+from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.task import Task
+from fewbit.core.values import Graph
+from fewbit.deploy.program import program
+from fewbit.files import write_atomic, write_json
+from fewbit.task import Classify, Depth, Detect, Restore, Segment, task_of
+from fewbit.task.decode import Queries, Selected, Yolo, Yolox
+
+Json = Any
+FOLDER, MODEL = "deploy", "model.onnx"
+DECODERS: Mapping[type, str] = {
+    Yolox: "detect_yolox",
+    Yolo: "detect_yolo",
+    Selected: "detect_selected",
+    Queries: "detect_queries",
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What the folder says of the run: the model's name, its target, recipe, bits and runtime, the names of the classes, and
+    what the file takes (the entry `fewbit.preprocess`).
+    """
+
+    model: str
+    target: str
+    recipe: str
+    bits: str
+    runtime: str
+    classes: Sequence[str]
+    images: Mapping[str, Json]
+
+
+def write(folder: Path, graph: Graph, about: About) -> Path:
+    """Write the folder."""
+    pieces, task = decoded(graph)
+    outputs = list(graph.tail.gives) if graph.tail else [output.name for output in graph.outputs]
+    task |= {"input": graph.input_name, "outputs": outputs, "batch": graph.in_a_file(1), "classes": list(about.classes) or None}
+    task |= {"file": MODEL, "runtime": about.runtime}
+    write_json(folder / "preprocess.json", dict(about.images))
+    write_json(folder / "task.json", task)
+    others = {one.name: one for one in graph.inputs if one.value is not None}
+    if others:
+        write_atomic(folder / "inputs.npz", lambda part: _save(part, _constants(graph)))
+    pictures = ("prepare", *(["processed"] if about.images.get("processor") else []), "pictures")
+    name = re.sub(r"[^\w .:+-]", "_", about.model)
+    images, examples = {"processor": "", **about.images}, _examples(graph, about)
+    values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
+    text = program(_template("predict.txt", values), (*pictures, "session", *pieces, "program"))
+    written = {"README.md": _template("README.md", values), "predict.py": text}
+    for file, content in {**written, **{file: _template(file, values) for file in examples}}.items():
+        write_atomic(folder / file, lambda part, content=content: part.write_text(content, encoding="utf-8"))  # type: ignore[misc]
+    return folder
+
+
+def decoded(graph: Graph) -> tuple[tuple[str, ...], dict[str, Json]]:
+    """The pieces that make an answer of the outputs, and the numbers that they need. Behind a tail, for tasks of a user's own
+    and for what needs more than a few lines (SSD) the answer is the outputs.
+    """
+    task: Task = task_of(graph)
+    fields: dict[str, Json] = {"task": task.spec}
+    match task:
+        case _ if graph.tail:
+            pass
+        case Classify():
+            return ("classify",), {**fields, "index": task.index}
+        case Detect() if piece := DECODERS.get(type(task.decoder)):
+            said = {"overlaps": task.decoder.overlaps, "alone": task.decoder.alone}
+            return ("detect", piece), {**fields, **asdict(task.decoder), **said}  # type: ignore[call-overload]
+        case Segment():
+            return ("segment",), {**fields, "index": task.index, "threshold": task.threshold}
+        case Depth():
+            return ("depth",), {**fields, "index": task.index, "relative": task.relative}
+        case Restore():
+            return ("restore",), {**fields, "index": task.index}
+    return ("numbers",), fields
+
+
+def _constants(graph: Graph) -> dict[str, np.ndarray[Any, Any]]:
+    """What the inputs that are no image are given, in the types of the file."""
+    images = torch.zeros(graph.in_a_file(1), *shape_of(graph.inputs))
+    types = {port.name: onnx.helper.tensor_dtype_to_np_dtype(port.type) for port in graph.ports}
+    arrays = zip(graph.inputs, arrays_of(graph.inputs, example(graph.inputs, images)), strict=True)
+    return {one.name: x.astype(types.get(one.name, x.dtype)) for one, x in arrays if one.value is not None}
+
+
+def _save(part: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    with part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _examples(graph: Graph, about: About) -> tuple[str, ...]:
+    """The examples in other languages: of files that take nothing but the image, as float32 or pixels."""
+    plain = len(graph.inputs) == 1 and about.images["dtype"] in ("float32", "uint8")
+    return ("example.cpp", "example.mjs", "example.html") if plain else ()
+
+
+def _template(name: str, values: Mapping[str, Json]) -> str:
+    loader = jinja2.PackageLoader("fewbit.deploy", "templates")
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        autoescape=jinja2.select_autoescape(("html",)),
+    )  # fmt: skip
+    environment.filters["cpp"] = _cpp
+    return environment.get_template(f"{name}.j2").render(values)
+
+
+def _cpp(text: str) -> str:
+    """A text as a literal of C++: what is not plain ASCII as octal bytes."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'

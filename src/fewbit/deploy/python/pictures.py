@@ -1,0 +1,50 @@
+"""From a file to the input of the model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewbit.data.prepare import prepared, whole
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, channels)"
+
+
+def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
+    """The pixels (h, w, channels) of a picture or of a .npy file. Raises ValueError for those that the model cannot take."""
+    if content.startswith(b"\x93NUMPY"):
+        pixels = np.load(io.BytesIO(content))
+        if pixels.ndim == 3 and pixels.shape[0] == channels != pixels.shape[2]:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != channels:
+            raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {channels} channels: {ARRAYS}.")
+        return np.ascontiguousarray(pixels)
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is no picture that Pillow reads: {error}") from error
+    grey, tags = picture.mode.startswith("I;16"), getattr(picture, "tag_v2", {})
+    deep = (content.startswith(b"\x89PNG") and content[24:25] == b"\x10") or max(tags.get(258, (1,))) > 8
+    if channels not in MODES or picture.mode in ("I", "F") or (deep and not grey):
+        raise ValueError(f"{name} has mode {picture.mode}, or more bits than Pillow keeps; {ARRAYS}.")
+    if channels == 4 and not picture.has_transparency_data:
+        raise ValueError(f"{name} has no alpha, and the model has 4 channels; {ARRAYS}.")
+    if grey:
+        return np.array(picture).astype(np.uint16)[..., None].repeat(channels, axis=2)
+    converted = picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+    return np.array(converted).reshape(picture.height, picture.width, channels)
+
+
+def model_input(pixels: NDArray[Any], how: Mapping[str, Any]) -> NDArray[Any]:
+    """What the file takes of one picture, without the batch: numbers (c, h, w), or pixels (h, w, c) where it normalizes."""
+    x = prepared(pixels, how)
+    if how["normalize"] == "inside":
+        return np.ascontiguousarray(whole(x, how).astype(np.uint8).transpose(1, 2, 0))
+    return x.astype(how["dtype"])

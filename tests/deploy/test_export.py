@@ -1,0 +1,96 @@
+"""`fewbit export`. Oracles: the outputs of the run's own file, and what a folder held before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from deploy.test_predict import BLOCKED, made
+from fewbit.cli import app
+from fewbit.deploy import export as exporting
+from fewbit.deploy.export import export
+from fewbit.errors import BadFile, FewbitFailed, UnknownName
+from fewbit.files import write_json
+from fewbit.folder import seal
+from fewbit.runtimes import runtime_names
+
+needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `export` reads of a run."""
+    folder = tmp_path_factory.mktemp("run")
+    made(folder / "deploy", tmp_path_factory.mktemp("net"), mean=0.5, std=0.25)
+    save_file({"images": np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)}, folder / "images.safetensors")
+    write_json(folder / "run.json", {})
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["onnx", "ort", pytest.param("openvino", marks=needs_openvino)])
+def test_every_format_answers_as_the_run_s_own_file(run: Path, tmp_path: Path, form: str) -> None:
+    picture = tmp_path / "p.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)).save(picture)
+    exported = export(run, tmp_path / form, form)
+    assert exported.images == 4
+    answers = []
+    for folder in (run / "deploy", tmp_path / form):
+        words = [sys.executable, "-c", BLOCKED, str(folder / "predict.py"), str(picture)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin"})
+        answers.append(json.loads(done.stdout)["classes"])
+    assert answers[0] == answers[1]
+    file = {"onnx": "model.onnx", "ort": "model.ort", "openvino": "model.xml"}[form]
+    assert f"`{file}` is the model" in (tmp_path / form / "README.md").read_text()
+    assert (tmp_path / form / "example.cpp").exists() == (form != "openvino")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([form, "p.png"])
+
+
+def test_a_format_that_gives_other_answers_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(model: Path, folder: Path) -> None:
+        import onnx
+
+        file = onnx.load(model)
+        weight = next(one for one in file.graph.initializer if len(one.dims) > 1)
+        array = onnx.numpy_helper.to_array(weight).copy()
+        array.flat[0] += 1
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+        onnx.save(file, folder / "model.onnx")
+
+    form = exporting.Format("", ("model.onnx",), other)
+    monkeypatch.setattr(exporting, "FORMATS", {"onnx": form})
+    with pytest.raises(FewbitFailed, match=r"model\.onnx gives another .* on image 0"):
+        export(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("")
+    for to in (tmp_path / "there", tmp_path / "there" / "mine", tmp_path / "no" / "folder"):
+        with pytest.raises(BadFile, match="--to"):
+            export(run, to)
+    with pytest.raises(UnknownName, match="unknown format 'tflite'"):
+        export(run, tmp_path / "out", "tflite")
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "deploy" / "task.json").write_text("{}")
+    with pytest.raises(BadFile, match=r"task\.json: changed"):
+        export(other, tmp_path / "out")
+
+
+def test_the_command_says_what_was_compared(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["export", str(run), "--to", str(tmp_path / "empty")])
+    assert result.exit_code == 0, result.output
+    assert "Its outputs are those of the run's own file on 4 images" in result.output
+    assert CliRunner().invoke(app, ["export", str(run), "--to", str(tmp_path / "x"), "--format", "onx"]).exit_code == 2

@@ -1,0 +1,311 @@
+"""`predict.py` of a run. Oracles: fewbit's own pixels, bit for bit; its tasks' own predictions; onnxruntime by itself."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from fewbit.capture import capture
+from fewbit.core.record import Record
+from fewbit.core.task import Output, Signature
+from fewbit.data.decode import decode
+from fewbit.data.preprocess import Preprocess
+from fewbit.deploy.folder import About, decoded, write
+from fewbit.deploy.program import program
+from fewbit.request import Request
+from fewbit.stages.load import load
+from fewbit.task import Depth, Detect, Restore, Segment, Task
+from fewbit.task.decode import DECODERS, select
+from fewbit.task.detect import SURE
+from onnx_reader.test_files import net, written
+
+PREPARE = ("prepare", "pictures")
+RNG = np.random.default_rng(0)
+
+
+def names_of(*pieces: str) -> SimpleNamespace:
+    """What a program of these pieces defines."""
+    names: dict[str, Any] = {"__name__": "predict", "__file__": __file__}
+    exec(compile(program("A program.", pieces), "predict.py", "exec"), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A picture of each kind that a file may be, wide and high, small and large."""
+    folder, found = tmp_path_factory.mktemp("pictures"), {}
+    for name, (high, wide) in {"wide": (31, 57), "high": (90, 22), "small": (9, 9)}.items():
+        pixels = Image.fromarray(RNG.integers(0, 256, (high, wide, 3), np.uint8))
+        for mode, suffix in (("RGB", "png"), ("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("1", "bmp")):
+            found[f"{name} {mode}"] = folder / f"{name}{mode}.{suffix}"
+            pixels.convert(mode).save(found[f"{name} {mode}"])
+    found["deep"] = folder / "deep.png"
+    Image.fromarray(RNG.integers(0, 65536, (40, 30)).astype(np.uint16)).save(found["deep"])
+    for n, kind in ((3, np.uint16), (5, np.uint8)):
+        found[f"bands {n}"] = folder / f"bands{n}.npy"
+        np.save(found[f"bands {n}"], RNG.integers(0, np.iinfo(kind).max, (33, 47, n)).astype(kind))
+    return found
+
+
+def same(predict: SimpleNamespace, own: Preprocess, file: Path) -> bool:
+    """Whether the input is bit for bit what fewbit gives to the runtime, in a file of floats and one that normalizes."""
+    wanted = own(decode(file, file.name, own.size[0]))
+    how = Record(own.to_json()).images(own.whole)
+    x = predict.model_input(predict.opened(file.read_bytes(), file.name, own.size[0]), how)
+    if not own.whole:
+        return x.dtype == np.float32 and bool((x == wanted.numpy()).all())
+    (pixels,) = feeds_of(own)(wanted[None].numpy())
+    return x.dtype == np.uint8 and bool((x == pixels[0]).all())
+
+
+def feeds_of(own: Preprocess) -> Any:
+    """What fewbit gives a file of uint8 for normalized images."""
+    from fewbit.core.record import pixels_of
+
+    return lambda x: [pixels_of(x, list(own.mean), list(own.std))]
+
+
+@pytest.mark.parametrize("resize", ["squash", "center", "border", "letterbox", "corner"])
+def test_pixels_are_those_that_fewbit_scores_bit_for_bit(pictures: dict[str, Path], resize: str) -> None:
+    predict = names_of(*PREPARE)
+    kinds = itertools.product(("nearest", "bilinear", "bicubic", "lanczos"), (True, False), ("rgb", "bgr"), (False, True))
+    files = [pictures[name] for name in ("wide RGB", "high RGB", "small RGB", "deep", "bands 3")]
+    for size, crop, (interpolation, antialias, order, whole) in itertools.product(
+        ((3, 24, 24), (3, 20, 32)), (1.0, 0.875), kinds
+    ):
+        if antialias or interpolation != "lanczos":
+            fill = {"fill": 51.3} if resize in ("letterbox", "corner") else {}
+            own = Preprocess(
+                size, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), interpolation, resize, crop, antialias,
+                channel_order=order, whole=whole, **fill,
+            )  # fmt: skip
+            for file in files:
+                assert same(predict, own, file), (own, file.name)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kind_of_file_becomes_the_same_bands(pictures: dict[str, Path], channels: int) -> None:
+    predict = names_of(*PREPARE)
+    for name, file in pictures.items():
+        if not name.startswith("bands"):
+            assert same(predict, Preprocess((channels, 16, 20), resize="center"), file), name
+    assert same(names_of(*PREPARE), Preprocess((4, 16, 20)), pictures["wide RGBA"])
+    assert same(names_of(*PREPARE), Preprocess((5, 16, 20)), pictures["bands 5"])
+
+
+def test_what_would_not_be_the_same_is_refused(tmp_path: Path, pictures: dict[str, Path]) -> None:
+    predict, deep = names_of(*PREPARE), tmp_path / "colour.png"
+    Image.fromarray(RNG.integers(0, 256, (4, 4, 3), np.uint8)).save(deep)
+    content = bytearray(deep.read_bytes())
+    content[24] = 16
+    deep.write_bytes(content)
+    for file, channels in ((deep, 3), (pictures["wide RGB"], 4), (pictures["wide RGB"], 5), (pictures["bands 5"], 3)):
+        with pytest.raises(ValueError):
+            predict.opened(file.read_bytes(), file.name, channels)
+
+
+@pytest.mark.parametrize("resize", ["squash", "center", "border", "letterbox", "corner"])
+@pytest.mark.parametrize("shape", [(480, 640), (500, 300), (3, 4000)])
+def test_boxes_are_placed_as_fewbit_places_them(resize: str, shape: tuple[int, int]) -> None:
+    own = Preprocess((3, 96, 64), resize=resize, crop_pct=0.9)
+    columns, rows = names_of(*PREPARE).placed(*shape, own.to_json())
+    found = own.placement(*shape)
+    assert ((columns[0], rows[0]), (columns[1], rows[1])) == (found.scale, found.shift)
+
+
+SIZE = (64, 96)
+CELLS = sum((64 // s) * (96 // s) for s in (8, 16, 32))
+DETECTORS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
+    "yolox": [("output", (CELLS, 8))], "yolov5": [("output", (200, 8))], "yolov8": [("output", (7, 200))],
+    "yolov10": [("output", (30, 6))], "detr": [("logits", (20, 4)), ("pred_boxes", (20, 4))],
+    "rtdetr": [("logits", (20, 3)), ("pred_boxes", (20, 4))],
+    "torchvision": [("boxes", (30, 4)), ("labels", (30,)), ("scores", (30,))],
+}  # fmt: skip
+
+
+def drawn(kind: str, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Outputs of a detector, with boxes that overlap."""
+    y = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    rows = y.transpose(0, 2, 1) if kind == "yolov8" else y
+    if kind in ("yolox", "yolov5", "yolov8"):
+        rows[..., 4:] **= 9 if kind == "yolov8" else 3
+    if kind in ("yolov5", "yolov8"):
+        rows[..., :4] = rows[..., :4] * (40, 30, 30, 30)
+    if kind == "yolov10" or name == "boxes":
+        rows[..., 2:4] = rows[..., :2] + rows[..., 2:4] * 40
+    if kind == "yolov10":
+        rows[..., 5] = RNG.integers(0, 3, rows.shape[:-1])
+    if name == "logits":
+        y = 6 * y - 3
+    return RNG.integers(0, 3, (1, *shape)) if name == "labels" else y
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_objects_are_those_of_the_task(kind: str) -> None:
+    model = Signature([Output(name, shape, name != "labels") for name, shape in DETECTORS[kind]], SIZE, ("a", "b", "c"))
+    task = Detect(kind, DECODERS[kind](model), tuple(model.names))
+    arrays = [drawn(kind, name, shape) for name, shape in DETECTORS[kind]]
+    answered = piece_of(task)(arrays, {"classes": list(model.names)}, placed=((2.0, 10.0), (0.5, -4.0)))["objects"]
+    (found,) = select(task.decoder, [torch.from_numpy(y) for y in arrays])
+    sure = found.scores >= SURE
+    assert 1 < int(sure.sum()) < 100
+    assert [one["name"] for one in answered] == [model.names[i] for i in found.labels[sure].tolist()]
+    np.testing.assert_allclose([one["score"] for one in answered], found.scores[sure], atol=6e-5)
+    wanted = (found.boxes[sure].numpy() - (10, -4, 10, -4)) / (2, 0.5, 2, 0.5)
+    np.testing.assert_allclose([one["box"] for one in answered], wanted, atol=6e-3)
+
+
+def piece_of(task: Task) -> Any:
+    """The answer of a program for a task, given what `task.json` says beside it."""
+    pieces, fields = decoded(SimpleNamespace(task=task, tail=None))  # type: ignore[arg-type]
+    predict = names_of(*pieces)
+    return lambda outputs, more, placed=None: predict.answer(outputs, {**json.loads(json.dumps(fields)), **more}, placed)
+
+
+@pytest.mark.parametrize("shape", [(5, 12, 16), (1, 12, 16), (12, 16)])
+def test_maps_are_those_of_the_task(shape: tuple[int, ...]) -> None:
+    y = RNG.normal(size=(1, *shape)).astype(np.float32)
+    model = Signature([Output("out", shape)], (12, 16))
+    segment = Segment.of(model)
+    found = piece_of(segment)([y], {"classes": None})
+    classes = segment.predict([torch.from_numpy(y)])[0].numpy()
+    np.testing.assert_array_equal(found["map"], classes)
+    shares = {one["index"]: one["share"] for one in found["classes"]}
+    assert shares == {int(c): round(float((classes == c).mean()), 4) for c in np.unique(classes)}
+    if len(shape) == 2 or shape[0] == 1:
+        depth = Depth.of(model)
+        np.testing.assert_allclose(piece_of(depth)([y], {})["map"], depth.values([torch.from_numpy(y)])[0], rtol=1e-6)
+        restored = Restore.of(model).drawn(Image.new("RGB", (16, 12)), [torch.from_numpy(y)])
+        np.testing.assert_array_equal(piece_of(Restore.of(model))([y], {})["map"], np.asarray(restored))
+
+
+def made(folder: Path, tmp_path: Path, **options: Any) -> tuple[Any, Path]:
+    """The deploy folder of a small classifier, its model beside it; and what fewbit loaded."""
+    model = written(net(), tmp_path)
+    images = RNG.integers(0, 256, (8, 20, 16, 3), dtype=np.uint8)
+    request = Request(model=str(model), images=images, target="ort-x86-vnni", **options)
+    inputs = load(request)
+    graph = capture(inputs.loaded)
+    images_of = inputs.record.images(inputs.record.inside)
+    write(folder, graph, About('a "net" */', "ort-x86-vnni", "mse", "w8a8", "onnxruntime", (), images_of))
+    shutil.copy(model, folder.parent / "model.onnx")
+    return inputs, folder
+
+
+BLOCKED = """
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "fewbit", "timm", "onnx", "transformers"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    root = tmp_path_factory.mktemp("run")
+    return made(root / "deploy", tmp_path_factory.mktemp("net"), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), resize="center")
+
+
+def test_the_program_answers_as_the_runtime_does_with_neither_torch_nor_fewbit(
+    shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs, folder = shipped
+    files = [shutil.copy(pictures[name], tmp_path) for name in ("wide RGB", "high L")]
+    words = [sys.executable, "-c", BLOCKED, str(folder / "predict.py"), *map(str, files)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin"})
+    session = onnxruntime.InferenceSession(folder.parent / "model.onnx")
+    for line, file in zip(done.stdout.splitlines(), files, strict=True):
+        x = inputs.preprocess(Image.open(file))[None].numpy()
+        (logits,) = session.run(None, {session.get_inputs()[0].name: x})
+        shares = torch.from_numpy(logits[0]).double().softmax(0)
+        best = json.loads(line)["classes"]
+        assert [one["index"] for one in best] == shares.argsort(descending=True, stable=True)[:5].tolist()
+        assert [one["probability"] for one in best] == [round(float(shares[one["index"]]), 4) for one in best]
+
+
+def test_the_program_imports_what_it_says_alone(shipped: tuple[Any, Path]) -> None:
+    tree = ast.parse((shipped[1] / "predict.py").read_text())
+    named = {alias.name for one in ast.walk(tree) if isinstance(one, ast.Import) for alias in one.names}
+    named |= {str(one.module) for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in named} - sys.stdlib_module_names == {"numpy", "PIL", "onnxruntime", "openvino"}
+    assert not (shipped[1] / "README.md").read_text().count("\n\n\n")
+
+
+def test_the_server_of_the_tutorial_answers_as_the_program(
+    shipped: tuple[Any, Path], pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
+    (server,) = [block for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if "Handler" in block]
+    monkeypatch.syspath_prepend(shipped[1])
+    names: dict[str, Any] = {"__name__": "serve"}
+    exec(compile(server, "serve.py", "exec"), names)
+    picture = pictures["wide RGB"]
+    model = names["Model"](shipped[1])
+    wanted = model(model_pixels(picture))
+    assert names["answer"](picture.read_bytes()) == wanted
+    sys.modules.pop("predict")
+
+
+def model_pixels(picture: Path) -> Any:
+    return np.array(Image.open(picture))
+
+
+CXX = Path(__file__).parent / "stub"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the example with")
+def test_the_example_in_cxx_gives_the_runtime_the_same_numbers(
+    shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    """Oracle: what a stand-in for the runtime was given; its logits are made up."""
+    inputs, folder = shipped
+    picture = Path(shutil.copy(pictures["wide RGB"], tmp_path / "p.png"))
+    subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(picture)], check=True)
+    command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I", str(CXX), str(folder / "example.cpp"), "-o", "example"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    done = subprocess.run(["./example", "model.onnx", "p.pixels"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    given = np.fromfile(tmp_path / "given.bin", np.float32).reshape(1, 3, 8, 8)
+    np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
+    assert done.stdout.split()[:1] == ["2"]  # of the logits 0, 1, 2
+
+
+NODE = """
+import {{ input, HOW, TASK }} from "{module}";
+import {{ readFileSync, writeFileSync }} from "node:fs";
+const ort = {{ Tensor: class {{ constructor(type, data, dims) {{ Object.assign(this, {{ type, data, dims }}); }} }} }};
+const x = input(ort, new Uint8Array(readFileSync("p.pixels")));
+writeFileSync("given.bin", Buffer.from(x.data.buffer));
+console.log(JSON.stringify([x.type, x.dims, HOW.resize, TASK.input]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the example with")
+def test_the_example_in_javascript_gives_the_runtime_the_same_numbers(
+    shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs, folder = shipped
+    picture = Path(shutil.copy(pictures["high RGB"], tmp_path / "p.png"))
+    subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(picture)], check=True)
+    (tmp_path / "try.mjs").write_text(NODE.format(module=folder / "example.mjs"))
+    done = subprocess.run(["node", "try.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout) == ["float32", [1, 3, 8, 8], "center", "in:put"]
+    given = np.fromfile(tmp_path / "given.bin", np.float32).reshape(1, 3, 8, 8)
+    np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
