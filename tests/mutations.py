@@ -39,11 +39,11 @@ def mutations(folder: Path) -> list[Mutation]:
 
 def flips(folder: Path, count: int, files: tuple[str, ...] = ()) -> Iterator[Mutation]:
     """So many bits of each file, anywhere in it."""
-    for path in sorted(folder.iterdir()):
-        draw = random.Random(path.name)
-        for _ in range(count if not files or path.name in files else 0):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        draw, name = random.Random(path.name), path.relative_to(folder).as_posix()
+        for _ in range(count if not files or name in files else 0):
             place = draw.randrange(8 * path.stat().st_size)
-            yield Mutation(path.name, f"bit {place}", _bit(place))
+            yield Mutation(name, f"bit {place}", _bit(place))
 
 
 def _bit(place: int) -> Change:

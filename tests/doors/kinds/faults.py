@@ -87,7 +87,7 @@ def on_a_disk(
         if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, 0x44000, None):
             limited(resource.RLIMIT_FSIZE, size, command)()  # no disk can be mounted here: a limit for each file
             return
-        run = sorted(Path("run").iterdir()) if fill and "disk/run" in command else []
+        run = sorted(Path("run").rglob("*")) if fill and "disk/run" in command else []
         pages = sum(2 + path.stat().st_size // 4096 for path in run)  # room for these and little else
         assert libc.mount(b"tmpfs", b"disk", b"tmpfs", flags, f"size={max(size, 4096 * (1 + pages))}".encode()) == 0
         if temporary:
@@ -139,8 +139,8 @@ def _permissions() -> Iterator[Case]:
     def nobody(command: tuple[str, ...], closed: str = "") -> Callable[[], None]:
         def call() -> None:
             os.chmod(os.environ["TMPDIR"], 0o777)
-            for path in Path("run").iterdir():
-                path.chmod(0o644)
+            for path in Path("run").rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
             if closed:
                 os.chmod(closed, 0)
             os.setgroups([])
