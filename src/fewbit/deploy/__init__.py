@@ -5,6 +5,7 @@ folder   deploy/: a program with what it reads, and examples
 program  predict.py, put together from its pieces
 python   the pieces
 export   the folder with the model, in the form of a runtime
+serve    a page and a JSON endpoint for both models of a run
 """
 
 from fewbit.deploy.stamp import MADE, Stamp, made, read, stamp, stamped

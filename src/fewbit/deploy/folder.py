@@ -51,19 +51,20 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     pieces, task = decoded(graph)
     outputs = list(graph.tail.gives) if graph.tail else [output.name for output in graph.outputs]
     task |= {"input": graph.input_name, "outputs": outputs, "batch": graph.in_a_file(1), "classes": list(about.classes) or None}
-    task |= {"file": MODEL, "runtime": about.runtime}
+    pictures = ("prepare", *(["processed"] if about.images.get("processor") else []), "pictures")
+    pieces = (*pictures, "session", *pieces, "program")
+    task |= {"file": MODEL, "runtime": about.runtime, "pieces": list(pieces)}
     write_json(folder / "preprocess.json", dict(about.images))
     write_json(folder / "task.json", task)
     others = {one.name: one for one in graph.inputs if one.value is not None}
     if others:
         write_atomic(folder / "inputs.npz", lambda part: _save(part, _constants(graph)))
-    pictures = ("prepare", *(["processed"] if about.images.get("processor") else []), "pictures")
     name = re.sub(r"[^\w .:+-]", "_", about.model)
     images, examples = {"processor": "", **about.images}, _examples(graph, about)
     values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
-    text = program(_template("predict.txt", values), (*pictures, "session", *pieces, "program"))
-    written = {"README.md": _template("README.md", values), "predict.py": text}
-    for file, content in {**written, **{file: _template(file, values) for file in examples}}.items():
+    text = program(rendered("predict.txt", values), pieces)
+    written = {"README.md": rendered("README.md", values), "predict.py": text}
+    for file, content in {**written, **{file: rendered(file, values) for file in examples}}.items():
         write_atomic(folder / file, lambda part, content=content: part.write_text(content, encoding="utf-8"))  # type: ignore[misc]
     return folder
 
@@ -110,11 +111,12 @@ def _examples(graph: Graph, about: About) -> tuple[str, ...]:
     return ("example.cpp", "example.mjs", "example.html") if plain else ()
 
 
-def _template(name: str, values: Mapping[str, Json]) -> str:
+def rendered(name: str, values: Mapping[str, Json]) -> str:
+    """A template with these values; what is HTML is escaped."""
     loader = jinja2.PackageLoader("fewbit.deploy", "templates")
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-        autoescape=jinja2.select_autoescape(("html",)),
+        autoescape=".html" in name,
     )  # fmt: skip
     environment.filters["cpp"] = _cpp
     return environment.get_template(f"{name}.j2").render(values)

@@ -6,6 +6,10 @@ import ast
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from types import SimpleNamespace
+from typing import Any
+
+from fewbit.errors import BadFile
 
 PIECES = "fewbit.deploy.python"
 SHARED = {"prepare": "fewbit.data"}  # which fewbit itself uses
@@ -44,3 +48,16 @@ def _body(source: str, tree: ast.Module) -> str:
     """What stands behind the imports."""
     last = max(node.end_lineno or 0 for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     return "\n".join(source.splitlines()[last:]).strip("\n")
+
+
+def loaded(pieces: Sequence[str]) -> SimpleNamespace:
+    """What a program of these pieces defines: of fewbit's own, whatever lies in the run's folder. Raises BadFile for others."""
+    if unknown := [name for name in pieces if name not in _known()]:
+        raise BadFile(f"task.json names a piece {unknown[0]!r} of predict.py that fewbit does not have; write the run again.")
+    names: dict[str, Any] = {"__name__": "predict", "__file__": "predict.py"}
+    exec(compile(program("", pieces), "predict.py", "exec"), names)
+    return SimpleNamespace(**names)
+
+
+def _known() -> set[str]:
+    return {*SHARED, *(path.name.removesuffix(".py") for path in files(PIECES).iterdir() if path.name.endswith(".py"))}

@@ -93,9 +93,7 @@ def on_a_disk(
         if temporary:
             os.environ["TMPDIR"] = str(Path("disk").resolve())
         if run:
-            os.mkdir("disk/run")
-            for path in run:
-                shutil.copy2(path, "disk/run")
+            shutil.copytree("run", "disk/run")
         elif fill:
             Path("disk/filler").write_bytes(bytes(4096))
         typed(command)

@@ -29,7 +29,7 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
         picture = Image.open(io.BytesIO(content))
         picture.load()
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is no picture that Pillow reads: {error}") from error
+        raise ValueError(f"{name} is none that Pillow reads: {error}".partition("<")[0].strip()) from error
     grey, tags = picture.mode.startswith("I;16"), getattr(picture, "tag_v2", {})
     deep = (content.startswith(b"\x89PNG") and content[24:25] == b"\x10") or max(tags.get(258, (1,))) > 8
     if channels not in MODES or picture.mode in ("I", "F") or (deep and not grey):

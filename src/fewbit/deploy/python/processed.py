@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import transformers
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +24,8 @@ def prepared(pixels: NDArray[Any], how: How) -> NDArray[np.float32]:
 
 
 def _made(pixels: NDArray[Any], how: How) -> NDArray[np.float32]:
+    import transformers
+
     fields = json.loads(how["processor"])
     processor = getattr(transformers, fields["image_processor_type"]).from_dict(fields)
     few = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)

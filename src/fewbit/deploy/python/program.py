@@ -34,13 +34,17 @@ class Model:
 
     def __call__(self, pixels: NDArray[Any], **more: NDArray[Any]) -> dict[str, Any]:
         """The answer for one picture (h, w, channels); `more` takes the place of what else the model takes."""
-        return answer(self.outputs(pixels, **more), self.task, placed(pixels.shape[0], pixels.shape[1], self.how))
+        return self.answer(self.run(self.feeds(pixels, **more)), pixels.shape[0], pixels.shape[1])
 
-    def outputs(self, pixels: NDArray[Any], **more: NDArray[Any]) -> list[NDArray[Any]]:
-        """The outputs of the file for one picture, each with a batch of 1."""
-        x, batch = model_input(pixels, self.how), self.task["batch"]
-        feeds = {self.task["input"]: np.repeat(x[None], batch, axis=0), **self.others, **more}
-        return [y[:1] if batch > 1 else y for y in self.run(feeds)]
+    def feeds(self, pixels: NDArray[Any], **more: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """What the file takes for one picture; a file with a batch written in it takes the picture so often."""
+        x = model_input(pixels, self.how)
+        return {self.task["input"]: np.repeat(x[None], self.task["batch"], axis=0), **self.others, **more}
+
+    def answer(self, outputs: list[NDArray[Any]], high: int, wide: int) -> dict[str, Any]:
+        """What the outputs of the file say of a picture of a size."""
+        first = [y[:1] if self.task["batch"] > 1 else y for y in outputs]
+        return answer(first, self.task, placed(high, wide, self.how))
 
 
 def main(words: list[str]) -> int:

@@ -21,6 +21,7 @@ def in_onnxruntime(path: Path, names: Sequence[str]) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as it was timed
     made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feeds: made.run(list(names), dict(feeds))
 

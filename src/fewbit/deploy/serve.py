@@ -1,0 +1,110 @@
+"""A small page and a JSON endpoint for a run: a picture in, the float and the integer answer with their times out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewbit.deploy.folder import FOLDER, MODEL, rendered
+from fewbit.deploy.program import loaded
+from fewbit.files import read_json
+from fewbit.folder import checked
+from fewbit.task.paint import colour
+from fewbit.verify.bench import paired
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+Json = Any
+TWIN = "float.onnx"
+LARGEST = 64 << 20  # bytes of a picture
+
+
+class Pair:
+    """The integer and the float model of a run, asked one after the other, so that neither takes the other's time."""
+
+    def __init__(self, run: Path) -> None:
+        checked(run)
+        folder = run / FOLDER
+        self.task, self.report = read_json(folder / "task.json"), read_json(run / "report.json")
+        self.predict = loaded(self.task["pieces"])
+        self.integer, self.float = (self.predict.Model(folder, name) for name in (MODEL, TWIN))
+        how = self.integer.how
+        if how["normalize"] == "inside":  # the float file takes what the integer one computes from its pixels
+            self.float.how = {**how, "normalize": "outside", "dtype": "float32", "whole": True}
+        self._lock = threading.Lock()
+
+    def picture(self, content: bytes) -> dict[str, Json]:
+        """The answers for an encoded picture. Raises ValueError for one that the model cannot take."""
+        pixels = self.predict.opened(content, "the picture", self.integer.how["size"][0])
+        return {"size": [pixels.shape[1], pixels.shape[0]], **self.answers(pixels)}
+
+    def answers(self, pixels: NDArray[Any]) -> dict[str, Json]:
+        """Of both models; `ms` are those of the runtime alone, the median of a few rounds."""
+        models = {"float": self.float, "integer": self.integer}
+        feeds = [model.feeds(pixels) for model in models.values()]
+        with self._lock:
+            rounds = paired([partial(model.run, one) for model, one in zip(models.values(), feeds, strict=True)], 0.0)
+            outputs = [model.run(one) for model, one in zip(models.values(), feeds, strict=True)]
+        found = {}
+        for (name, model), given, seconds in zip(models.items(), outputs, zip(*rounds, strict=True), strict=True):
+            answer = model.answer(given, pixels.shape[0], pixels.shape[1])
+            if "map" in answer:
+                answer["map"] = data_uri(coloured(answer["map"], are_classes="classes" in answer))
+            found[name] = {"ms": round(1e3 * statistics.median(seconds), 3), **answer}
+        return found
+
+
+def coloured(values: NDArray[Any], *, are_classes: bool) -> Image.Image:
+    """A map as a picture: a colour for each class, grey from the smallest number to the largest, or the picture that it is."""
+    if are_classes:
+        return Image.fromarray(np.array([colour(i) for i in range(int(values.max()) + 1)], np.uint8)[values])
+    if values.dtype.kind == "f":
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = np.nan_to_num((values - low) / (high - low or 1.0) * 255).astype(np.uint8)
+    return Image.fromarray(values)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a PNG inside a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def application(run: Path) -> Starlette:
+    """The page at /, the answers of both models for the bytes of a picture at POST /predict."""
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import HTMLResponse, JSONResponse
+    from starlette.routing import Route
+
+    pair = Pair(run)
+    page = rendered("serve.html", {"report": pair.report, "task": pair.task})
+
+    async def index(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    async def predict(request: Request) -> Response:
+        content = bytearray()
+        async for piece in request.stream():
+            content += piece
+            if len(content) > LARGEST:
+                return JSONResponse({"error": f"the picture has more than {LARGEST >> 20} MB; send a smaller one."}, 413)
+        try:
+            return JSONResponse(await run_in_threadpool(pair.picture, bytes(content)))
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 400)
+
+    return Starlette(routes=[Route("/", index), Route("/predict", predict, methods=["POST"])])
