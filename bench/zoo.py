@@ -11,7 +11,7 @@ bench/zoo.toml names the files, their packages and hashes. A row is what `fewbit
     agreement  with the file that went in, in onnxruntime, in what the outputs mean (`task` in bench/zoo.toml), and of each
                output its correlation and relative error: of the integer file, onnxruntime's own
                quantize_static(per_channel=True), and NNCF where it is installed
-    times      of these and of float.onnx: medians of rounds in which each runs once
+    times      of these and of float.onnx: medians of processor time, in rounds in which each runs once
 
 The images are of the kind that a file is made for (bench/pictures.py), or COCO's. Packages and rows lie in a folder; those
 that are there are not made again.
@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -158,8 +158,8 @@ def files_beside(run: Run, source: Path, batch: int, runtime: str) -> tuple[dict
 
 
 def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, list[float]]:
-    """Of each file the median time, and the median of its times by those of fewbit's file in the same rounds."""
-    rounds = paired([partial(session.call, session.feed(batch)) for session in sessions.values()], SECONDS)
+    """Of each file the median of its processor time, and of that by the time of fewbit's file in the same round."""
+    rounds = paired([partial(session.call, session.feed(batch)) for session in sessions.values()], SECONDS, clock=process_time)
     columns = dict(zip(sessions, zip(*rounds, strict=True), strict=True))
     return {
         name: [1e3 * median(column), median(a / b for a, b in zip(column, columns["fewbit"], strict=True))]

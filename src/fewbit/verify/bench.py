@@ -113,8 +113,10 @@ def bench(
     return rows
 
 
-def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5) -> list[tuple[float, ...]]:
-    """Seconds of each call, round by round: at least `least` rounds, and for `seconds`, after three warm-up rounds.
+def paired(
+    calls: Sequence[Callable[[], object]], seconds: float, least: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> list[tuple[float, ...]]:
+    """Seconds of each call by a clock, round by round: at least `least` rounds, and for `seconds`, after three warm-up rounds.
 
     The order rotates, as the call after the model with the largest weights finds the caches cold.
     """
@@ -124,9 +126,9 @@ def paired(calls: Sequence[Callable[[], object]], seconds: float, least: int = 5
         row = [0.0] * len(calls)
         for k in range(len(calls)):
             i = (first + k) % len(calls)
-            start = time.perf_counter()
+            start = clock()
             calls[i]()
-            row[i] = time.perf_counter() - start
+            row[i] = clock() - start
         first += 1
         if warm:
             warm -= 1
