@@ -154,6 +154,12 @@ class Options(BaseModel):
         default=None, description="See `fewbit targets`; the default fits this machine."
     )
     recipe: Any = Field(default="mse", description="See `fewbit recipes`.")
+    opset: Annotated[int, Ge(13), Le(23)] | None = Field(
+        default=None, description="Of the files, for an older runtime or a newer one; the target's unless said.", examples=[17]
+    )
+    ir_version: Annotated[int, Ge(7), Le(13)] | None = Field(
+        default=None, description="IR version of the files; that of the opset unless said.", examples=[8]
+    )
     out: Out = None
     calibration: Count = Field(default=128, description="Calibrate on so many images at most.")
     scored: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
@@ -244,8 +250,12 @@ class Options(BaseModel):
     def hardware(self) -> Target:
         """The target by its name, or the one that fits this machine."""
         from fewbit.target import detect, load_target
+        from fewbit.target.spec import contradictions
 
-        return load_target(self.target or detect())
+        target = load_target(self.target or detect()).written(self.opset, self.ir_version)
+        for (where, *_), message in contradictions(target):
+            raise FewbitError(f"{option(str(where))}: {message}; give another one, or leave it out.")
+        return target
 
     @cached_property
     def method(self) -> Recipe:

@@ -39,6 +39,7 @@ from fewbit.files import write_atomic
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
+from fewbit.realize.older import IR, OLDEST, in_opset
 from fewbit.realize.shield import shield
 from fewbit.realize.tail import with_tail
 from fewbit.realize.torch_onnx import to_onnx
@@ -49,12 +50,14 @@ READS = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
 CODES = ".codes"
 
 
-def realize(graph: Graph, plan: Plan, path: Path, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> None:
+def realize(graph: Graph, plan: Plan, path: Path, **form: Any) -> None:
     """Write the plan as an ONNX file, whole or not at all: `realize(graph, plan, path, **target.file_format)`."""
-    save(rendered(graph, plan, opset=opset, float_weights=float_weights, fuse=fuse), path)
+    save(rendered(graph, plan, **form), path)
 
 
-def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = False, fuse: Sequence[str] = ()) -> ir.Model:
+def rendered(
+    graph: Graph, plan: Plan, *, opset: int, ir_version: int = IR, float_weights: bool = False, fuse: Sequence[str] = ()
+) -> ir.Model:
     """The plan as an ONNX model with the graph's inputs and outputs, under their names.
 
     With `float_weights` the weights are float initializers with QuantizeLinear and DequantizeLinear behind them, for runtimes
@@ -62,7 +65,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     the place of standard nodes.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
-    model = to_onnx(module, graph, opset)
+    model = to_onnx(module, graph, max(opset, OLDEST))
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
@@ -81,7 +84,7 @@ def rendered(graph: Graph, plan: Plan, *, opset: int, float_weights: bool = Fals
     if graph.batch is not None:
         keep_products(model.graph)
     shield(model)
-    return with_tail(model, graph.tail)
+    return with_tail(in_opset(model, opset, ir_version), graph.tail)
 
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
@@ -89,9 +92,10 @@ def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:
     save(rendered_float(graph, opset=opset), path)
 
 
-def rendered_float(graph: Graph, *, opset: int) -> ir.Model:
+def rendered_float(graph: Graph, *, opset: int, ir_version: int = IR) -> ir.Model:
     """The float graph as an ONNX model."""
-    return with_tail(to_onnx(graph.module, graph, opset), graph.tail)
+    model = to_onnx(graph.module, graph, max(opset, OLDEST))
+    return with_tail(in_opset(model, opset, ir_version), graph.tail)
 
 
 def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tuple[GraphModule, list[str]]:

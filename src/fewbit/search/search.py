@@ -174,8 +174,8 @@ def _again(request: SearchRequest) -> list[str]:
     """The command that quantizes a point, without its bits and its folder."""
     words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
     words += ["--recipe", request.recipe_name, "--seed", str(request.seed), "--calibration", str(request.calibration)]
-    for name in ("images", "loader", "score"):
-        words += [] if getattr(request, name) is None else [f"--{name}", str(getattr(request, name))]
+    for name in ("images", "loader", "score", "opset", "ir_version"):
+        words += [] if getattr(request, name) is None else [option(name), str(getattr(request, name))]
     words += [word for name, value in request.inputs.items() for word in ("--input", text_of(name, value))]
     words += [word for pattern in request.keep_float for word in ("--keep-float", pattern)]
     words += ["--skip-bad"] if request.skip_bad else []

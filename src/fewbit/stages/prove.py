@@ -70,7 +70,9 @@ def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> i
 
 def _twin(exact: Graph, form: Mapping[str, Any], said: Record) -> ir.Model:
     """float.onnx."""
-    return with_metadata(rendered_float(exact, opset=form["opset"]), said.entries(dtype=type_of(exact)))
+    return with_metadata(
+        rendered_float(exact, opset=form["opset"], ir_version=form["ir_version"]), said.entries(dtype=type_of(exact))
+    )
 
 
 def realized(exact: Graph, folder: Path) -> tuple[Path, Path, Batch]:

@@ -207,10 +207,29 @@ class OpRule(Strict):
         return self.operands.get(operand.rstrip("0123456789"), ())
 
 
+OPSETS, IRS = (13, 23), (7, 13)
+
+
+def least_ir(opset: int) -> int:
+    """The IR version of the release of ONNX that an opset came with."""
+    import onnx
+
+    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+
+
+def usual_ir(opset: int) -> int:
+    """The IR version of a file where nobody says one: 10, later where the opset needs it, and of an older opset its own, for
+    the runtimes of its time.
+    """
+    least = least_ir(opset)
+    return max(least, 10) if opset >= 20 else least
+
+
 class FileFormat(TypedDict):
     """How a target's files are written: see `Target`."""
 
     opset: int
+    ir_version: int
     float_weights: bool
     fuse: tuple[str, ...]
 
@@ -230,7 +249,8 @@ class Target(Strict):
     machine: str = ".*"
     requires: tuple[tuple[str, ...], ...] = ((),)
     detected: bool = True
-    opset: int = Field(default=20, ge=13, le=23)
+    opset: int = Field(default=20, ge=OPSETS[0], le=OPSETS[1])
+    ir_version: int | None = Field(default=None, ge=IRS[0], le=IRS[1])
     weights: Literal["codes", "float"] = "codes"
     fuse: tuple[str, ...] = ()
     types: Mapping[str, Type] = Field(default_factory=dict)
@@ -255,12 +275,22 @@ class Target(Strict):
     @property
     def file_format(self) -> FileFormat:
         """How its files are written: the arguments of `realize`."""
-        return {"opset": self.opset, "float_weights": self.weights == "float", "fuse": self.fuse}
+        return {
+            "opset": self.opset,
+            "ir_version": self.ir_version or usual_ir(self.opset),
+            "float_weights": self.weights == "float",
+            "fuse": self.fuse,
+        }
 
     @property
     def runs_in(self) -> str:
         """The runtime that its files are run in here: its own, or the one that stands in and computes them as written."""
         return self.runtime if self.runtime in HERE else AS_WRITTEN
+
+    def written(self, opset: int | None, ir_version: int | None) -> Target:
+        """The same target with files of another opset or IR version."""
+        given = {name: value for name, value in (("opset", opset), ("ir_version", ir_version)) if value is not None}
+        return self.model_copy(update=given) if given else self
 
     def fits(self, machine: str, flags: frozenset[str]) -> bool:
         """Whether a machine (`uname -m`) with these processor flags is one of the target's."""
@@ -292,6 +322,9 @@ def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]
         has = f"it has {', '.join(fusions)}" if fusions else "it has none, leave it out"
         yield ("fuse",), f"fuse: {target.runtime} has no fused operator '{unknown[0]}'; {has}"
     special = [name for name, t in target.types.items() if t.container == 4 or (t.group_size and not t.multiples)]
+    if target.ir_version is not None and target.ir_version < (least := least_ir(target.opset)):
+        error = f"opset {target.opset} is in files of IR version {least} and later, not {target.ir_version}"
+        yield ("ir_version",), error
     if special and target.opset < 21:
         yield ("opset",), f"type '{special[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
     if target.weights == "float" and (special or any(t.group_size for t in target.types.values())):
