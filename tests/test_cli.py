@@ -389,11 +389,21 @@ def test_report_beside_a_folder_that_is_no_run_writes_nothing(finished: Path, tm
 
 
 def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
-    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class", "why": "Labels are missing."}
+    measures = {
+        "measure": "top-1 accuracy",
+        "agreement_measure": "agreement in class",
+        "why": "Labels are missing.",
+        "interval": (-3, 0.5),
+    }
     labelled = {"float": 80.0, "quantized": 78.5, "agreement": 97.0, **measures}
-    with pytest.raises(FewbitFailed, match=r"top-1 accuracy fell by 1\.50 points; --max-drop allows 1\."):
+    with pytest.raises(
+        FewbitFailed,
+        match=r"top-1 accuracy fell by 1\.50 points; --max-drop allows 1\. The change is -3\.00 to 0\.50 \(95 %\)\.",
+    ):
         fail_on_drop(labelled, 1.0)
-    with pytest.raises(FewbitFailed, match=r"agreement in class fell by 3\.00 points; --max-drop allows 2\. Labels"):
+    with pytest.raises(
+        FewbitFailed, match=r"agreement in class fell by 3\.00 points; --max-drop allows 2\. The agreement .* Labels"
+    ):
         fail_on_drop({**labelled, "float": None, "quantized": None}, 2.0)
     fail_on_drop(labelled, 1.5)
     fail_on_drop({**labelled, "float": 100 * 823 / 1000, "quantized": 100 * 822 / 1000}, 0.1)  # 0.10000000000000853

@@ -109,10 +109,17 @@ def test_the_key_has_what_decides_the_result_and_nothing_else() -> None:
     assert (key["model"], key["target"], key["recipe"], key["bits"], key["keep_float"]) == (
         "demo", "ort-x86-vnni", "mse", "8", ["head"],
     )  # fmt: skip
-    others = {"out": "x", "force": True, "threads": 7, "seconds": 1.0, "command": "c", "max_drop": 1.0}
+    others = {"out": "x", "force": True, "threads": 7, "seconds": 1.0, "command": "c"}
     assert Request(model="demo", target="ort-x86-vnni", keep_float=("head",), **others).key() == key
     assert set(key).isdisjoint({*others, "images", "score", "weights", "mean"})
-    for name, value in {"seed": 1, "bits": "w4a8", "everything": True, "labels": False, "calibration": 5}.items():
+    for name, value in {
+        "seed": 1,
+        "bits": "w4a8",
+        "everything": True,
+        "labels": False,
+        "calibration": 5,
+        "max_drop": 1.0,
+    }.items():
         assert Request(model="demo", target="ort-x86-vnni", keep_float="head", **{name: value}).key() != key, name
 
 

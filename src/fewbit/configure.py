@@ -31,7 +31,7 @@ def configured(recipe: Recipe, request: Options) -> Recipe:
     passes = recipe.passes
     for name, setting in OPTIONS.items():
         value = getattr(request, name)
-        if value is None:
+        if value is None or (name == "time" and request.drops):  # that of the walk to a file
             continue
         able = [hasattr(one, setting) for one in passes]
         if not any(able) and not (request.synthetic[0] and name != "time"):

@@ -118,7 +118,6 @@ class Options(BaseModel):
             "threads",
             "seconds",
             "command",
-            "max_drop",
         }
     )
 
@@ -268,6 +267,11 @@ class Options(BaseModel):
         return configured(recipe_named(self.recipe) if isinstance(self.recipe, str) else self.recipe, self)
 
     @property
+    def drops(self) -> bool:
+        """Whether a file is looked for that loses no more than a limit."""
+        return getattr(self, "max_drop", None) is not None
+
+    @property
     def overrides(self) -> dict[str, Any]:
         """Preprocessing fields that replace the model's own."""
         return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
@@ -299,7 +303,8 @@ class Request(Options):
     seconds: Seconds = Field(default=4.0, description="Seconds to measure each runtime and batch.")
     max_drop: Points | None = Field(
         default=None,
-        description="Fail (exit code 1) at a larger drop of accuracy (without labels: agreement), in points.",
+        description="Find the fastest file that loses no more points of accuracy (without labels: agreement): other recipes, "
+        "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
         examples=[1.0],
     )
 
@@ -318,7 +323,8 @@ class Request(Options):
         return self
 
     def key(self) -> dict[str, Any]:
-        return {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
+        key = {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
+        return key if self.drops else {name: value for name, value in key.items() if name != "max_drop"}
 
 
 class SearchRequest(Options):

@@ -95,11 +95,18 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
     """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more points than are allowed."""
-    labelled = accuracy["quantized"] is not None
-    drop = accuracy["float"] - accuracy["quantized"] if labelled else 100 - accuracy["agreement"]
+    drop, measure = drop_of(accuracy)
     if allowed is not None and drop > allowed + ROUNDING:
-        what = f"{accuracy['measure'] if labelled else accuracy['agreement_measure']} fell by {drop:.2f} points"
-        raise FewbitFailed(" ".join((f"{what}; --max-drop allows {allowed:g}.", accuracy["why"])).strip())
+        what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
+        fell = f"{measure} fell by {drop:.2f} points; --max-drop allows {allowed:g}."
+        raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
+
+
+def drop_of(accuracy: Mapping[str, Any]) -> tuple[float, str]:
+    """By how many points the measure dropped (without labels: agreement, from 100 %), and its name."""
+    if accuracy["quantized"] is not None:
+        return accuracy["float"] - accuracy["quantized"], accuracy["measure"]
+    return 100 - accuracy["agreement"], accuracy["agreement_measure"]
 
 
 class Run:
@@ -253,9 +260,12 @@ class Run:
 
 
 def _options(request: Options) -> dict[str, Any]:
-    """The request, and those of its fields that are values of a finished run as well."""
+    """What was asked, and those of its fields that are values of a finished run as well; `request` is what is carried out,
+    which stage `settle` finds where a drop has a limit.
+    """
     seconds = getattr(request, "seconds", None)
-    return {"request": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
+    values = {"asked": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
+    return values if request.drops else {**values, "request": request}
 
 
 def processor() -> str:

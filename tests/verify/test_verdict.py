@@ -23,7 +23,7 @@ from fewbit.core.record import Record
 from fewbit.core.values import Input
 from fewbit.deploy import made as entry_of
 from fewbit.deploy import stamped
-from fewbit.errors import BadFile, FewbitFailed
+from fewbit.errors import BadFile, BadModel, FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.files import read_json
 from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_metadata
@@ -299,5 +299,5 @@ def test_a_twin_whose_numbers_stand_on_a_border_is_right_and_a_wrong_one_is_not(
 
 
 def test_an_output_whose_shape_rounding_decides_is_not_compared():
-    with pytest.raises(FewbitFailed, match=r"keypoints has the shape \(1, 0, 2\) or \(1, 75, 2\)"):
+    with pytest.raises(BadModel, match=r"keypoints has the shape \(1, 0, 2\) or \(1, 75, 2\)"):
         distance(torch.zeros(1, 0, 2), torch.zeros(1, 75, 2), "keypoints")

@@ -56,6 +56,10 @@ FALLBACKS = (
     ), "The loss is the task's: 0 is the float model."),
 )
 ACCURACY = (
+    Section("How the file was found", "goal", (
+        Table(("file:index:#", "what was tried:what", "drop, points:drop:#", "within", "taken", "ms:ms:#",
+               "times as fast as float:faster:#", "in integers:share:share", "why", "seconds:seconds:#")),
+    ), "From the cheapest to the dearest, each measured on images that neither calibrated nor were scored."),
     Section("Calibration images", "calibration", (
         Facts((
             "source", "images", "ranges of two halves differ by (median over sites):range_change:share",

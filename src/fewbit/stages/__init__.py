@@ -5,7 +5,7 @@ times each stage. A finished run is read by REOPENED, in which verify, evaluate,
 """
 
 from fewbit.report.draw import draw
-from fewbit.stages import choose, curve, deploy, load, observe, prove, report
+from fewbit.stages import choose, curve, deploy, goal, load, observe, prove, report
 from fewbit.stages.stage import Stage
 from fewbit.stages.tail import TAIL
 
@@ -23,8 +23,9 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 STAGES = (
     Stage("load", load.load, ("inputs",)),
     Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
-    Stage("images", load.images, ("calibration", "scored"), (load.MADE,)),  # written only for synthetic images
+    Stage("images", load.images, ("calibration", "judged", "scored"), (load.MADE,)),  # written only for synthetic images
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
+    Stage("settle", goal.settle, ("request", "attempts"), scratch=(goal.FILE,), when=lambda values: values["asked"].drops),
     Stage(
         "equalize", observe.equalize, ("graph", "stats", "equalized"),
         (observe.EQUALIZED, observe.EQUALIZED_STATS, observe.EQUALIZATION), observe.equalized,
@@ -41,7 +42,7 @@ STAGES = (
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip
-PREPARE = STAGES[:5]  # the first stages of a search
+PREPARE = STAGES[:6]  # the first stages of a search
 
 REOPENED = (
     Stage("capture", load.reopened, ("exact", "given")),

@@ -104,48 +104,48 @@ def described(one: Input) -> dict[str, Any]:
     return {**record, "type": str(one.dtype).removeprefix("torch."), **digest, **other}
 
 
-def load(request: Options) -> Inputs:
+def load(asked: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
-    overrides = {k: v for k, v in request.overrides.items() if k == "input_size"}
-    source, score = sources_of(request)
-    each, source = ({}, source) if request.synthetic[0] else examples(source)
-    given = Given(request.inputs, each)
+    overrides = {k: v for k, v in asked.overrides.items() if k == "input_size"}
+    source, score = sources_of(asked)
+    each, source = ({}, source) if asked.synthetic[0] else examples(source)
+    given = Given(asked.inputs, each)
     loaded = load_model(
-        request.model, weights=request.weights, overrides=overrides, requantize=request.requantize, given=given,
-        dynamic_size=request.dynamic_size,
+        asked.model, weights=asked.weights, overrides=overrides, requantize=asked.requantize, given=given,
+        dynamic_size=asked.dynamic_size,
     )  # fmt: skip
-    loaded = fitted(loaded, request.hardware.file_format["opset"], request.hardware.runs_in)
-    names = read_classes(request.classes) if isinstance(request.classes, Path) else request.classes
+    loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
+    names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
     classes = names or loaded.classes or None
-    whole, (task, untold) = getattr(request, "normalize_inside", False), meaning.meant(request.task, loaded, classes or ())
-    preprocess = preprocess_of(loaded, request.overrides).replace(whole=whole)
+    whole, (task, untold) = getattr(asked, "normalize_inside", False), meaning.meant(asked.task, loaded, classes or ())
+    preprocess = preprocess_of(loaded, asked.overrides).replace(whole=whole)
     if whole:  # the integer file takes pixels, and the float one what is computed from them
         name = next(one.name for one in loaded.inputs if one.value is None)
         ports = (replace(port, type=TensorProto.FLOAT) if port.name == name else port for port in loaded.ports)
         loaded = replace(loaded, ports=tuple(ports))
     outputs = task.classes
-    if request.loss == "labels" and outputs is None:
+    if asked.loss == "labels" and outputs is None:
         raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
     if classes and outputs and len(classes) != outputs:
         raise BadImages(
             f"{len(classes)} class names for a model with {outputs} outputs; give one name per output: --classes FILE."
         )
-    if request.synthetic[0]:
-        pair: tuple[Images | Synthesis, Images] = _synthesis(request, loaded, preprocess, classes, outputs)
+    if asked.synthetic[0]:
+        pair: tuple[Images | Synthesis, Images] = _synthesis(asked, loaded, preprocess, classes, outputs)
     else:
-        if any(isinstance(one, Finetune) for one in request.method.passes):
+        if any(isinstance(one, Finetune) for one in asked.method.passes):
             refuse_without_norms(Teacher(loaded.program, loaded.inputs))
             _require_classes(outputs)
-        labels, others = request.labels and outputs is not None, tuple(one for one in loaded.inputs if one.each)
-        if others and any(isinstance(one, Finetune) for one in request.method.passes):
+        labels, others = asked.labels and outputs is not None, tuple(one for one in loaded.inputs if one.each)
+        if others and any(isinstance(one, Finetune) for one in asked.method.passes):
             raise BadImages(
-                f"recipe {request.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
+                f"recipe {asked.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
                 f"same for all, --input {others[0].name}=VALUE, or take another recipe."
             )
-        both = open_both(request, (source, score), preprocess, classes or outputs, labels=labels, others=others)
+        both = open_both(asked, (source, score), preprocess, classes or outputs, labels=labels, others=others)
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
-    pair = pair[0], meaning.annotated(pair[1], task, meaning.annotations_of(request))
-    unsaid = assumed(loaded, request.overrides)
+    pair = pair[0], meaning.annotated(pair[1], task, meaning.annotations_of(asked))
+    unsaid = assumed(loaded, asked.overrides)
     notes = (*loaded.notes, *untold, *assumptions(loaded, preprocess, unsaid))
     return Inputs(loaded, preprocess, classes, task, *pair, notes, unsaid)
 
@@ -234,18 +234,32 @@ def _require_classes(outputs: int | None) -> None:
         raise BadImages("images are synthesized for classes, but the model's output is no list of classes; give --images DIR.")
 
 
-def images(inputs: Inputs, folder: Path, progress: Progress) -> tuple[Images, Images]:
-    """The calibration images (synthesized if requested), each decoded once; and the scored images."""
+def images(inputs: Inputs, asked: Options, folder: Path, progress: Progress) -> tuple[Images, Images, Images]:
+    """The calibration images (synthesized if requested), each decoded once; those that files are chosen by, where a drop has a
+    limit; and the scored images, which are others then.
+    """
     calibration = inputs.calibration
     if isinstance(calibration, Synthesis):
         progress.begin("synthesize", calibration.total)
         teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
         made = calibration(teacher, folder / MADE, lambda text: progress.advance(1, text))
         calibration = whole_batches(made, inputs.loaded.batch)
-    return calibration.remembered(Memory(folder)), inputs.scored
+    judged, scored = halves(inputs.scored, inputs.loaded.batch or 1) if asked.drops else (inputs.scored, inputs.scored)
+    return calibration.remembered(Memory(folder)), judged, scored
 
 
-def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, ExportedProgram, Container[str]]:
+def halves(images: Images, batch: int) -> tuple[Images, Images]:
+    """Images to choose a file by, and images to score it on: every second batch. Raises BadImages where there is one."""
+    if len(images) < 2 * batch:
+        raise BadImages(
+            f"--max-drop chooses a file by some images and scores it on others, and there are only {len(images)} to score "
+            "on; give more: --score DIR."
+        )
+    first, second = (images.subset(i for i in range(len(images)) if i // batch % 2 == half) for half in (0, 1))
+    return first, second
+
+
+def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Graph, ExportedProgram, Container[str]]:
     """The graph of the model as it was loaded, the model, and the names of the sites that the target may quantize.
 
     Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
@@ -256,19 +270,19 @@ def capture(inputs: Inputs, request: Options, folder: Path) -> tuple[Graph, Expo
         count, labels = len(images), images.labels
     else:
         count, labels = images.count, torch.zeros(images.count)
-    bits = getattr(request, "widths", None)
+    bits = getattr(asked, "widths", None)
     context = Context(
-        graph, Stats({}, 0), request.hardware, bits if isinstance(bits, Bits) else Bits(), images=[torch.empty(count, 0)],
-        labels=labels, keep_float=tuple(request.keep_float), everything=getattr(request, "everything", False),
-        name=request.recipe_name,
+        graph, Stats({}, 0), asked.hardware, bits if isinstance(bits, Bits) else Bits(), images=[torch.empty(count, 0)],
+        labels=labels, keep_float=tuple(asked.keep_float), everything=getattr(asked, "everything", False),
+        name=asked.recipe_name,
     )  # fmt: skip
     quantized = frozenset(context.allowed.sites)
-    if request.keep_float and not context.allowed.integer_ops:
+    if asked.keep_float and not context.allowed.integer_ops:
         raise FewbitError(
-            f"--keep-float {' '.join(request.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
+            f"--keep-float {' '.join(asked.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
             "float. Name fewer, as in --keep-float 'head*'."
         )
-    for one_pass in request.method.passes:
+    for one_pass in asked.method.passes:
         refuse(one_pass, context)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:

@@ -25,6 +25,7 @@ from fewbit.report.rows import tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.run import FILES, processor
 from fewbit.runtimes import RUNTIMES
+from fewbit.stages.goal import said
 from fewbit.stages.load import Inputs
 from fewbit.stages.prove import MODEL, type_of
 from fewbit.verify import Latency, Load, Score
@@ -36,8 +37,8 @@ PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
 def summarize(
     exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
     timings: Sequence[Latency], loads: Sequence[Load], curve: Sequence[Mapping[str, Any]], inputs: Inputs,
-    calibration: Images, scored: Images, sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
-    progress: Progress,
+    calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]], sample: Tensor,
+    identity: Mapping[str, Any], request: Request, folder: Path, progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
     target = request.hardware
@@ -56,16 +57,18 @@ def summarize(
         "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
         "carried": list(graph.tail.nodes) if graph.tail else [],
         "curve": list(curve),
+        "goal": [dict(row) for row in attempts],
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }
     summary = {
         **_summary(graph, plan, timings, request, folder),
         **proven,
-        "notes": list(inputs.notes),
+        "notes": [*inputs.notes, *said(attempts)],
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
     }
-    seen = {**record, "calibrated_on": [pixels.hex() for pixels in calibration.pixels]}
+    chosen_by = judged.pixels if attempts else ()
+    seen = {**record, "calibrated_on": [pixels.hex() for pixels in (*calibration.pixels, *chosen_by)]}
     for name, value in (("run.json", seen), ("report.json", summary), ("tables.json", rows)):
         write_json(folder / name, value)
     return summary, plan

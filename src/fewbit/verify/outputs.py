@@ -26,7 +26,7 @@ from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Input, OutputCheck
-from fewbit.errors import FewbitFailed
+from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.runtimes import Session, open_session, read_onnx
 
@@ -105,10 +105,10 @@ def with_rounding(
 def distance(a: Tensor, b: Tensor, name: str = "an output") -> float:
     """The largest difference; equal infinities and two NaN differ by nothing. Of integers the share of unequal ones.
 
-    Raises FewbitFailed where the shapes differ: how many numbers there are follows from numbers then.
+    Raises BadModel where the shapes differ: how many numbers there are follows from numbers then.
     """
     if a.shape != b.shape:
-        raise FewbitFailed(
+        raise BadModel(
             f"{name} has the shape {tuple(a.shape)} or {tuple(b.shape)} for the same images, and rounding alone decides which, "
             "so it cannot be compared. Let the model give what stands in front of the nodes that select."
         )

@@ -1,0 +1,228 @@
+"""Settle: from what was asked, with a limit of the drop, to the request whose file is the fastest within it.
+
+Files are tried from the cheapest to the dearest: the recipe that was asked for and a better one; then modules with 8 bits, or
+in float, first those that lose most for the work that they save; then a reconstruction, where there is time for one. Each
+is a file that ran in the runtime, on images that neither calibrate nor are scored: the score of the run is of others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fewbit.capture.structure import modules
+from fewbit.choose.powell import parse_time
+from fewbit.choose.sensitivity import OutputKL
+from fewbit.core.bits import Bits
+from fewbit.core.values import Graph
+from fewbit.data.images import Images
+from fewbit.errors import FewbitError
+from fewbit.files import read_json, write_json
+from fewbit.progress import Progress
+from fewbit.report.tables import integer_share
+from fewbit.request import Options, Request
+from fewbit.run import ROUNDING, Run, drop_of
+from fewbit.stages.prove import TWIN
+from fewbit.verify import bench
+
+FILE, FOLDER = "goal.json", "goal"
+RUNGS = ("mse", "fast")  # recipes that take about a minute, the quick one first
+SLOW = "best"
+SECONDS = 1.0  # of timing each file
+FEW = 0.01  # of the loss of all modules, below which one is tried last
+Row = dict[str, Any]
+
+
+def settle(run: Run, asked: Options, folder: Path, progress: Progress) -> tuple[Options, Sequence[Row]]:
+    """The request that is carried out, and a row for each file that was tried; what was asked where it has no limit.
+
+    Where no file is within the limit the request is that of the nearest one. Rows of a killed run are reused.
+    """
+    if not isinstance(asked, Request) or asked.max_drop is None:
+        return asked, ()
+    walk = Walk(run, asked, asked.max_drop, folder, progress)
+    base = walk.recipes()
+    if not base["within"]:
+        walk.raised(base)
+    if not walk.reached and asked.time is not None and walk.has_time:
+        walk.tried(f"recipe {SLOW}", {"recipe": SLOW, "time": asked.time})
+    taken = walk.best()
+    taken["taken"] = True
+    walk.keep(taken)
+    return walk.request(taken["changes"]), walk.rows
+
+
+class Walk:
+    """The files that were tried, in order."""
+
+    def __init__(self, run: Run, asked: Request, limit: float, folder: Path, progress: Progress) -> None:
+        self.run, self.asked, self.limit, self.folder, self.progress = run, asked, limit, folder, progress
+        self.judged: Images = run["judged"]
+        path = folder / FILE
+        self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+        self.began = time.monotonic() - sum(row["seconds"] for row in self.rows)
+
+    @property
+    def reached(self) -> bool:
+        return any(row["within"] for row in self.rows)
+
+    @property
+    def has_time(self) -> bool:
+        return self.asked.time is None or time.monotonic() - self.began < parse_time(self.asked.time)
+
+    def recipes(self) -> Row:
+        """The recipe that was asked for, and a better one if that is not within the limit; the row with the smaller drop."""
+        first = self.tried(f"recipe {self.asked.recipe_name}", {})
+        if first["within"] or self.asked.recipe != RUNGS[0] or not self.has_time:
+            return first
+        second = self.tried(f"recipe {RUNGS[1]}", {"recipe": RUNGS[1]})
+        return second if second.get("drop", math.inf) < first["drop"] else first
+
+    def raised(self, base: Row) -> None:
+        """Modules with 8 bits, or in float, on top of a row: as few as will do."""
+        order, bits, changes = self.order(base), self.asked.widths, dict(base["changes"])
+        if isinstance(bits, Bits) and max(bits.weights, bits.activations) < 8:
+
+            def wide(count: int) -> bool:
+                named = [f"{op}=8" for _, ops in order[:count] for op in ops]
+                return self.tried(f"8 bits: {_names(order[:count])}", {**changes, "bits": ",".join([str(bits), *named])})[
+                    "within"
+                ]
+
+            if self.fewest(wide, len(order)):
+                return
+            changes["bits"] = "8"
+
+        def in_float(count: int) -> bool:
+            ops = [op for _, ops in order[:count] for op in ops]
+            return self.tried(f"float: {_names(order[:count])}", {**changes, "keep_float": [*self.asked.keep_float, *ops]})[
+                "within"
+            ]
+
+        self.fewest(in_float, len(order) - 1)  # something stays in integers
+
+    def fewest(self, suffices: Callable[[int], bool], most: int) -> int:
+        """The smallest of 1 to `most` that suffices, by doubling and halving; 0 where none does, or there is no time to see."""
+        least, enough = 0, min(1, most)
+        while enough and not suffices(enough):
+            least, enough = enough, min(2 * enough, most) if enough < most and self.has_time else 0
+        while enough - least > 1 and self.has_time:
+            middle = (least + enough) // 2
+            least, enough = (least, middle) if suffices(middle) else (middle, enough)
+        return enough
+
+    def order(self, base: Row) -> list[tuple[str, tuple[str, ...]]]:
+        """The modules and their integer ops: first those that lose most, alone in integers, for each multiply-accumulate."""
+        part = self.run.fork(self.folder / FOLDER / str(base["index"]), self.request(base["changes"]))
+        graph, plan, calibration = part["graph"], part["plan"], self.run["calibration"]
+        integer = set(plan.integer_ops)
+        units = [(unit, tuple(op for op in unit.ops if op in integer)) for unit in modules(graph)]
+        units = [(unit, ops) for unit, ops in units if ops]
+        some = calibration.subset(range(min(graph.at_a_time(OutputKL.images), len(calibration))))
+        batches, alone = list(some.batches(graph.at_a_time(8))), [replace(unit, ops=ops) for unit, ops in units]
+        self.progress.begin("what each module loses", len(units))
+        scores = OutputKL()(graph, alone, {0: plan}, batches, lambda name: self.progress.advance(1, name))
+        losses = [score.losses[0] for score in scores]
+        work = [sum(graph.op(op).macs for op in ops) for _, ops in units]
+        matters = [loss >= FEW * sum(losses) for loss in losses]
+        places = sorted(range(len(units)), key=lambda i: (not matters[i], -losses[i] / max(work[i], 1)))
+        return [(units[i][0].name, units[i][1]) for i in places]
+
+    def tried(self, what: str, changes: Row) -> Row:
+        """The row of a file: known from a killed run, or measured now. What is refused is a row too, but for the first."""
+        for row in self.rows:
+            if row["changes"] == changes:
+                return row
+        began, index = time.monotonic(), len(self.rows)
+        self.progress.begin(f"file {index + 1}, {what}", None)
+        row = {"index": index, "what": what, "changes": changes, "limit": self.limit, "within": False, "taken": False}
+        try:
+            row |= self.measured(index, self.request(changes))
+        except FewbitError as error:
+            if not self.rows:
+                raise
+            row["why"] = str(error)
+        self.rows.append({**row, "seconds": round(time.monotonic() - began, 1)})
+        write_json(self.folder / FILE, {"rows": self.rows})
+        self.forget()
+        return self.rows[-1]
+
+    def measured(self, index: int, request: Request) -> Row:
+        """A file, on the images that choose: how much it loses, how fast it is, what of it runs in integers."""
+        own = self.folder / FOLDER / str(index)
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+        if (self.folder / TWIN).exists():
+            os.link(self.folder / TWIN, own / TWIN)
+        part = self.run.fork(own, request)
+        accuracy = part.do("evaluate", scored=self.judged, trusted=()).to_json()
+        if not (self.folder / TWIN).exists():
+            os.link(own / TWIN, self.folder / TWIN)
+        exact: Graph = part["exact"]
+        (timed,) = bench(
+            part["twin"], part["model"], exact.inputs, runtimes=[request.hardware.runs_in], batches=[exact.in_a_file(1)],
+            threads=request.threads, seconds=min(SECONDS, request.seconds),
+        )  # fmt: skip
+        drop, measure = drop_of(accuracy)
+        return {
+            "drop": drop,
+            "measure": measure,
+            "interval": accuracy["interval"],
+            "images": len(self.judged),
+            "within": drop <= self.limit + ROUNDING,
+            "ms": timed.quantized_ms,
+            "faster": timed.ratio,
+            "share": integer_share(part["graph"], part["plan"]),
+        }
+
+    def request(self, changes: Mapping[str, Any]) -> Request:
+        """What was asked, with changes and without the limit."""
+        given = {name: getattr(self.asked, name) for name in self.asked.model_fields_set - {"max_drop", "time"}}
+        return Request(**{**given, **changes})
+
+    def best(self) -> Row:
+        """The fastest row within the limit; where there is none that with the smallest drop."""
+        measured = [row for row in self.rows if "drop" in row]
+        within = [row for row in measured if row["within"]]
+        return max(within, key=lambda row: row["faster"]) if within else min(measured, key=lambda row: row["drop"])
+
+    def forget(self) -> None:
+        """Remove the files of all rows but the best of each kind, from which the walk goes on."""
+        measured = [row for row in self.rows if "drop" in row]
+        recipes = [row for row in measured if row["what"].startswith("recipe")]
+        kept = {row["index"] for row in (self.best(), min(recipes, key=lambda row: row["drop"]))}
+        for row in self.rows:
+            if row["index"] not in kept:
+                shutil.rmtree(self.folder / FOLDER / str(row["index"]), ignore_errors=True)
+
+    def keep(self, row: Row) -> None:
+        """Give the run the files of a row, so that its stages find them done."""
+        own = self.folder / FOLDER / str(row["index"])
+        for path in sorted(own.glob("*")):
+            if path.is_file() and not (self.folder / path.name).exists():
+                os.link(path, self.folder / path.name)
+        shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
+
+
+def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """A sentence about the file that was taken, if files were tried."""
+    taken = next((row for row in rows if row["taken"]), None)
+    if taken is None:
+        return ()
+    found = "the fastest within it" if taken["within"] else "none is within it, and this is nearest"
+    return (
+        f"--max-drop {taken['limit']:g}: of {len(rows)} files, {found}: {taken['what']} ({taken['measure']} fell by "
+        f"{taken['drop']:.2f} points on the {taken['images']} images that chose).",
+    )
+
+
+def _names(order: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """Modules in words."""
+    names = [name for name, _ in order]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
