@@ -61,7 +61,8 @@ def test_the_order_of_rooms_is_that_of_the_source() -> None:
 
 
 def test_the_commands_of_the_pages_have_the_options_of_the_request() -> None:
-    from fewbit.request import Request, option
+    from fewbit.fields import option
+    from fewbit.request import Request
 
     known = {option(name) for name in Request.model_fields}
     used = set()

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+from fewbit.fields import option
 from fewbit.recipes import DEFAULT, RECIPES
-from fewbit.request import Options, Request, SearchRequest, option
+from fewbit.request import Options, Request, SearchRequest
 from fewbit.run import quantize
 
 NAN, INF = float("nan"), float("inf")

@@ -6,8 +6,6 @@ its `key` identifies a killed run. Whatever can be checked before the work start
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -18,15 +16,31 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )
 
 from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
 from fewbit.core import pixels
-from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.errors import FewbitError, UnknownName
+from fewbit.fields import (
+    Channels,
+    Count,
+    Duration,
+    Names,
+    Out,
+    Points,
+    Seconds,
+    Threads,
+    as_constants,
+    as_file,
+    as_path,
+    as_text,
+    check_time,
+    not_allowed,
+    option,
+    pixel_check,
+)
 from fewbit.refuse import refuse
 
 if TYPE_CHECKING:
@@ -36,68 +50,6 @@ if TYPE_CHECKING:
 DEMOS = "demo, demo:resnet20, demo:mobilenet, demo:detr"
 MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
-
-
-def option(name: str) -> str:
-    """The name of a field on the command line."""
-    return {"labels": "--no-labels", "inputs": "--input"}.get(name, f"--{name.replace('_', '-')}")
-
-
-def _checked(check: Callable[[Any, str], Any]) -> BeforeValidator:
-    """A check of core/pixels.py as that of a field, under the option's name."""
-
-    def validate(value: Any, info: ValidationInfo) -> Any:
-        return None if value is None else check(value, option(str(info.field_name)))
-
-    return BeforeValidator(validate)
-
-
-def _several(value: Any) -> Any:
-    """A list, or a single text, as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) else value
-
-
-def _file(value: Any, info: ValidationInfo) -> Any:
-    path = _path(value)
-    if isinstance(path, Path) and not os.path.isfile(path):
-        raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is no file; give the path of a file.")
-    return tuple(path) if isinstance(path, list) else path
-
-
-def _constants(value: Any) -> Any:
-    if not value:
-        return {}
-    from fewbit.data.constants import constants
-
-    return constants(value)
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) or (isinstance(value, int) and not isinstance(value, bool)) else value
-
-
-def _seconds(value: str | None) -> str | None:
-    from fewbit.choose.powell import parse_time
-
-    if value is not None:
-        parse_time(value)
-    return value
-
-
-Channels = tuple[float, ...]
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-Count = Annotated[int, Ge(1), Le(10**9)]
-Threads = Annotated[int, Ge(1), Le(1024)]
-Seconds = Annotated[float, Ge(0.001), Le(86_400)]
-Points = Annotated[float, Ge(0), Le(100)]
-Share = Annotated[float, Ge(0), Le(1)]
-Batches = Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], BeforeValidator(_several)]
-Out = Annotated[Path | None, BeforeValidator(_path), Field(description="The folder to write.")]
-Duration = Annotated[str | None, Field(examples=["10min"])]
 
 
 class Options(BaseModel):
@@ -139,17 +91,17 @@ class Options(BaseModel):
         "themselves; of others one list of numbers is a class.",
         examples=["segment"],
     )
-    annotations: Annotated[Path | None, BeforeValidator(_path)] = Field(
+    annotations: Annotated[Path | None, BeforeValidator(as_path)] = Field(
         default=None,
         description="What is known of the scored images: boxes (COCO .json, a folder of YOLO .txt or Pascal VOC .xml), or a "
         "folder of masks (PNG), depth maps (.npy, PNG) or target pictures, under the images' names.",
     )
-    inputs: Annotated[dict[str, Any], BeforeValidator(_constants)] = Field(
+    inputs: Annotated[dict[str, Any], BeforeValidator(as_constants)] = Field(
         default={},
         description="NAME=VALUE of an input that is no image: a number, a list of numbers or a .npy file; may be repeated.",
         examples=["size=640,480"],
     )
-    target: Annotated[str | None, BeforeValidator(_text)] = Field(
+    target: Annotated[str | None, BeforeValidator(as_text)] = Field(
         default=None, description="See `fewbit targets`; the default fits this machine."
     )
     recipe: Any = Field(default="mse", description="See `fewbit recipes`.")
@@ -173,36 +125,36 @@ class Options(BaseModel):
     steps: Count | None = Field(
         default=None, description="Iterations of image synthesis and of recipes that train (fdda).", examples=[100]
     )
-    classes: Annotated[Path | tuple[str, ...] | None, BeforeValidator(_file)] = Field(
+    classes: Annotated[Path | tuple[str, ...] | None, BeforeValidator(as_file)] = Field(
         default=None, description="File with the model's class names in output order."
     )
-    weights: Annotated[Path | None, BeforeValidator(_file)] = Field(
+    weights: Annotated[Path | None, BeforeValidator(as_file)] = Field(
         default=None, description="Weights of a timm or torchvision model: .safetensors, .pth or .pt."
     )
     requantize: bool = Field(
         default=False, description="Take the Q/DQ nodes out of an ONNX file that another tool quantized, and begin again."
     )
-    input_size: Annotated[tuple[int, int, int] | None, _checked(pixels.input_size)] = Field(
+    input_size: Annotated[tuple[int, int, int] | None, pixel_check(pixels.input_size)] = Field(
         default=None, description="channels,height,width", examples=["3,224,224"]
     )
     dynamic_size: bool = Field(
         default=False, description="The files take any height and width; calibrated is --input-size. ONNX files keep theirs."
     )
-    mean: Annotated[Channels | None, _checked(pixels.means)] = Field(
+    mean: Annotated[Channels | None, pixel_check(pixels.means)] = Field(
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )
-    std: Annotated[Channels | None, _checked(pixels.stds)] = Field(
+    std: Annotated[Channels | None, pixel_check(pixels.stds)] = Field(
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )
     interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
     resize: str | None = Field(default=None, description="squash, center, border, letterbox or corner", examples=["center"])
-    crop_pct: Annotated[float | None, _checked(pixels.crop_pct)] = Field(
+    crop_pct: Annotated[float | None, pixel_check(pixels.crop_pct)] = Field(
         default=None, description="Share of the resized image that the crop keeps.", examples=[0.9]
     )
     channel_order: str | None = Field(
         default=None, description="rgb, or bgr where blue comes first (in --mean and --std, too).", examples=["bgr"]
     )
-    fill: Annotated[float | None, _checked(pixels.fill)] = Field(
+    fill: Annotated[float | None, pixel_check(pixels.fill)] = Field(
         default=None,
         description="Grey of the borders of --resize letterbox and corner, 0 to 255; 114 unless said.",
         examples=[114],
@@ -225,7 +177,7 @@ class Options(BaseModel):
     def _is_possible(self) -> Options:
         """Check what other modules define: names of targets, recipes and tasks, files of images."""
         _ = self.hardware, self.method
-        _seconds(self.time)
+        check_time(self.time)
         refuse(self)
         return self
 
@@ -289,7 +241,7 @@ class Options(BaseModel):
 class Request(Options):
     """Options of `fewbit quantize`."""
 
-    bits: Annotated[str | None, BeforeValidator(_text)] = Field(
+    bits: Annotated[str | None, BeforeValidator(as_text)] = Field(
         default=None,
         description="8 (the default, or the most that the target has); w4a8; 4,first=8,last=8 (exceptions by op); mixed:6.0 (a "
         "width for each module).",
@@ -365,19 +317,6 @@ class SearchRequest(Options):
         return recipe
 
 
-def checked(name: str, value: Any, kind: Any) -> Any:
-    """A value in the limits of a type of this file, for what is no field of a request. Raises FewbitError with the option."""
-    try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
-    except ValidationError as error:
-        row = error.errors()[0]
-        raise FewbitError(f"{_not_allowed(option(name), row)}: give such a number, or leave it out.") from None
-
-
-def _not_allowed(flag: str, row: Any) -> str:
-    return f"{flag} {row['input']!r} is not allowed; it should be {row['msg'].removeprefix('Input should be ')}"
-
-
 def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
     """pydantic's errors as one message: the option, its value, what is allowed, what to type next."""
     messages = []
@@ -389,5 +328,5 @@ def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
         example = next(iter(field.examples or [field.default]))
         typed = flag if isinstance(example, bool) else f"{flag} {example}"
         again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
-        messages.append(f"{_not_allowed(flag, row)}: {again}.")
+        messages.append(f"{not_allowed(flag, row)}: {again}.")
     return FewbitError(" ".join(dict.fromkeys(messages)))

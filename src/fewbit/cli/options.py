@@ -13,7 +13,8 @@ import typer
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
-from fewbit.request import Options, option
+from fewbit.fields import option
+from fewbit.request import Options
 
 HIDDEN = ("command",)
 

@@ -23,10 +23,10 @@ def evaluate(
     threads: Threads = 2,
 ) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
-    from fewbit import request
+    from fewbit import fields
     from fewbit.run import Run
 
-    request.checked("threads", threads, request.Threads)
+    fields.checked("threads", threads, fields.Threads)
     with drawn() as progress:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))

@@ -17,11 +17,12 @@ from fewbit.configure import default_bits
 from fewbit.core.inputs import arrays_of, example, shape_of
 from fewbit.core.record import Record
 from fewbit.data.constants import text_of
+from fewbit.fields import option
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
-from fewbit.request import SearchRequest, option
+from fewbit.request import SearchRequest
 from fewbit.run import Run, processor
 from fewbit.runtimes import open_session
 from fewbit.search.costs import Sizes, Times, costs_of, parse_budget

@@ -34,10 +34,11 @@ from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
+from fewbit.fields import option
 from fewbit.files import read_tensors, write_atomic, write_stream
 from fewbit.observe import Stats
 from fewbit.progress import Progress
-from fewbit.request import Options, option
+from fewbit.request import Options
 from fewbit.stages import meaning
 from fewbit.stages.tail import fitted, read_tail, write_tail
 

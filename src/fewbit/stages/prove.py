@@ -24,10 +24,11 @@ from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
 from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed
+from fewbit.fields import Batches, Seconds, Threads, checked
 from fewbit.files import read_json, read_tensors, write_atomic
 from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
-from fewbit.request import Batches, Request, Seconds, Threads, checked
+from fewbit.request import Request
 from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.stages.load import AGAIN, Inputs
 from fewbit.task import task_of
