@@ -28,6 +28,8 @@ LIMITS: dict[tuple[type[Options], str], tuple[type, float, float]] = {
     **{(kind, "seed"): (int, 0, 2**32 - 1) for kind in (Request, SearchRequest)},
     **{(kind, "crop_pct"): (float, 0.1, 10) for kind in (Request, SearchRequest)},
     **{(kind, "fill"): (float, 0, 255) for kind in (Request, SearchRequest)},
+    **{(kind, "opset"): (int, 13, 23) for kind in (Request, SearchRequest)},
+    **{(kind, "ir_version"): (int, 9, 13) for kind in (Request, SearchRequest)},  # of opset 20
     (Request, "seconds"): (float, 0.001, FOREVER),
     (Request, "max_drop"): (float, 0, 100),
     (SearchRequest, "evaluations"): COUNT,

@@ -205,7 +205,9 @@ class Options(BaseModel):
 
         target = load_target(self.target or detect()).written(self.opset, self.ir_version)
         for (where, *_), message in contradictions(target):
-            raise FewbitError(f"{option(str(where))}: {message}; give another one, or leave it out.")
+            raise FewbitError(
+                f"{option(str(where))} {getattr(self, str(where))}: {message}; give another one, or leave it out."
+            )
         return target
 
     @cached_property
