@@ -107,6 +107,15 @@ def refused(place: Path, *args: object, says: tuple[str, ...]) -> None:
     assert not (place / "refused.part").exists()
 
 
+def test_the_version_and_the_short_help_are_there() -> None:
+    import fewbit
+
+    assert (run("--version")[0], run("--version")[1].strip()) == (0, f"fewbit {fewbit.__version__}")
+    assert run("-h") == run("--help")
+    assert "Post-training quantization" in run("-h")[1]
+    assert (Path(fewbit.__file__).parent / "py.typed").exists()
+
+
 @pytest.mark.parametrize("args", [("--help",), ("quantize", "--bad"), ("search", "--help")])
 def test_help_and_a_mistyped_option_are_answered_without_torch(args: tuple[str, ...]) -> None:
     code = f"import sys; from fewbit.cli import app; app({list(args)}, standalone_mode=False)"

@@ -309,3 +309,29 @@ def test_the_example_in_javascript_gives_the_runtime_the_same_numbers(
     assert json.loads(done.stdout) == ["float32", [1, 3, 8, 8], "center", "in:put"]
     given = np.fromfile(tmp_path / "given.bin", np.float32).reshape(1, 3, 8, 8)
     np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
+
+
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "squash": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}}),
+    "blue first": ("MobileViTImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+    "crop": ("BitImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_pixels_of_an_image_processor_are_those_that_fewbit_scores(pictures: dict[str, Path], kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from fewbit.capture.huggingface import record_of
+
+    name, fields = PROCESSORS[kind]
+    record = record_of("hf:x", name, getattr(transformers, name)(**fields))
+    own = Preprocess(record["input_size"], record["mean"], record["std"], processor=record["processor"])
+    predict = names_of("prepare", "processed", "pictures")
+    for file in (pictures["wide RGB"], pictures["high L"], pictures["wide CMYK"]):
+        assert same(predict, own, file), file
+        assert same(predict, own.replace(whole=True), file), file
+    columns, rows = predict.placed(480, 640, Record(own.to_json()).images(False))
+    wanted = own.placement(480, 640)
+    np.testing.assert_allclose((columns[0], rows[0]), wanted.scale, rtol=2e-3)
+    np.testing.assert_allclose((columns[1], rows[1]), wanted.shift, atol=0.2)

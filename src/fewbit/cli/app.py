@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from fewbit import __version__
 from fewbit.cli.limits import check_limits
 from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
 from fewbit.progress import Lines, Progress
@@ -43,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Post-training quantization of vision models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -80,6 +81,19 @@ TargetOption = Annotated[str | None, typer.Option(help="See `fewbit targets`; th
 AGAIN = 2.0
 
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fewbit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Post-training quantization of vision models."""
 
 
 class BarProgress(Progress):
