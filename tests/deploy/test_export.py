@@ -76,7 +76,7 @@ def test_a_format_that_gives_other_answers_is_not_written(run: Path, tmp_path: P
 def test_what_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").write_text("")
-    for to in (tmp_path / "there", tmp_path / "there" / "mine", tmp_path / "no" / "folder"):
+    for to in (tmp_path / "there", tmp_path / "there" / "mine", tmp_path / "no" / "folder", Path("/proc/x")):
         with pytest.raises(BadFile, match="--to"):
             export(run, to)
     with pytest.raises(UnknownName, match="unknown format 'tflite'"):

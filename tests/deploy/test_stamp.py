@@ -127,6 +127,13 @@ def test_another_entry_of_that_name_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_file_without_a_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_bytes(b"x\n")  # which protobuf takes for a message of an unknown field
+    for path in (tmp_path / "net.py", Path("/dev/null")):
+        with pytest.raises(BadFile, match="no graph"):
+            read(path)
+
+
 def test_a_file_that_is_made_of_one_does_not_inherit_how_that_was_made() -> None:
     record = Record({"size": [3, 8, 8]}, metadata={MADE: "{}", "own": "1"})
     assert set(record.entries()) == {"own", "fewbit.preprocess"}

@@ -63,7 +63,10 @@ def export(run: Path, to: Path, name: str = "onnx") -> Exported:
     form, task = FORMATS[name], read_json(run / FOLDER / "task.json")
     runtime = form.runtime or task["runtime"]
     _refuse(run, to, runtime, name)
-    part = Path(tempfile.mkdtemp(prefix=f".{to.name[:200]}.", dir=to.parent))
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{to.name[:200]}.", dir=to.parent))
+    except OSError as error:
+        raise BadFile(f"--to {to} cannot be written: {error.strerror}; give another folder: --to DIR.") from error
     try:
         shutil.copytree(run / FOLDER, part, dirs_exist_ok=True)
         form.make(run / MODEL, part)

@@ -81,6 +81,8 @@ def stamped(model: onnx.ModelProto, entry: Mapping[str, Json]) -> onnx.ModelProt
 def read(path: Path) -> Stamp:
     """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
     model = read_onnx(path)
+    if not model.graph.output:
+        raise BadFile(f"{path} holds no graph, so it is no ONNX file; give one, as in fewbit show run/model.onnx.")
     entries = {entry.key: _parsed(entry.value) for entry in model.metadata_props}
     try:
         said = entries[MADE]["measured"]["sha256"] if MADE in entries else None

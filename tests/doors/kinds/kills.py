@@ -38,6 +38,7 @@ STAGES = (
     "evaluate",
     "bench",
     "summarize",
+    "deploy",
     "report",
 )
 WRITES = 20

@@ -117,6 +117,14 @@ def _opened() -> Iterator[Case]:
         if "\0" not in file:
             yield Case(f"lint --json {file}", (*lint, "--json", file), refused(file or "--json"), needs=("run",))
             yield Case(f"diff --json {file}", ("diff", "run", "run", "--json", file), refused(file or "--json"), needs=("run",))
+    for file in ("nope.onnx", "flat", "net.py", "", "flat/0.png", "run/plan.safetensors", "/dev/null"):
+        yield Case(f"show {file}", ("show", file), refused(file or "show"), needs=("run",))
+    for folder in ("nope/x", "flat", "net.py", "net.py/x", "", "/dev/null", "/proc/x", "..", "run"):
+        yield Case(f"export --to {folder}", ("export", "run", "--to", folder), refused("--to"), needs=("run",))
+    for form in ("tflite", "ONNX", ""):
+        yield Case(
+            f"export --format {form}", ("export", "run", "--to", "x", "--format", form), refused("format"), needs=("run",)
+        )
     for a, b in (("nope", "run"), ("run", "nope"), ("flat", "run"), ("run", "net.py"), ("", "run"), ("run", "/dev/null")):
         yield Case(f"diff {a} {b}", ("diff", a, b), refused(next(x for x in (a, b) if x != "run") or "folder"), needs=("run",))
     for command in ("verify", "report", "bench", "evaluate"):
@@ -127,7 +135,10 @@ def _opened() -> Iterator[Case]:
 
 def _commands() -> Iterator[Case]:
     """Commands and options that do not exist, arguments that lack or are too many."""
-    for command in ("quantize", "search", "evaluate", "verify", "bench", "report", "diff", "lint", "targets", "recipes"):
+    for command in (
+        "quantize", "search", "evaluate", "verify", "bench", "report", "diff", "show", "export", "serve", "lint", "targets",
+        "recipes",
+    ):  # fmt: skip
         yield Case(f"{command} --nope", (command, "--nope"), refused("--nope"), fast=command < "d")
         if command not in ("targets", "recipes"):
             yield Case(f"{command} alone", (command,), refused("missing"))
