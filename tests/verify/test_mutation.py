@@ -3,8 +3,8 @@
 As it is, the hashes in run.json catch every change of every file. Somebody who makes the hashes fit again is caught where a
 number ships or decides what ships: model.onnx, float.onnx, plan, exported program, what run.json and report.json say of
 them. Not caught then, since nothing in the folder could say so: the images and statistics that went in (images.safetensors,
-stats.safetensors, calibration.json), measured figures (report.json, tables.json, report.html), the words of a method, and
-a key of run.json that nothing reads.
+stats.safetensors, calibration.json), measured figures but accuracy and the verdict, which model.onnx has too (report.json,
+tables.json, report.html), the words of a method, and a key of run.json that nothing reads.
 """
 
 from __future__ import annotations

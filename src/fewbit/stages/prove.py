@@ -169,9 +169,13 @@ def files(
         recorded, form, said = record["hashes"]["model"], record["file_format"], Record.from_json(record)
     except (KeyError, TypeError) as error:
         raise BadFile(f"{folder / 'run.json'} has no {error}; {AGAIN}") from error
+    try:
+        entry = made(plan, record, report)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{folder}: run.json or report.json has no {error}; {AGAIN}") from error
     if recorded != fingerprint(given):
         raise BadFile(f"{folder}: exported.pt2 is not the model that run.json is of; {AGAIN}")
-    expected = stamped(ir.to_proto(_model(graph, plan, form, said)), made(plan, record, report))
+    expected = stamped(ir.to_proto(_model(graph, plan, form, said)), entry)
     found = proofs.deviations(MODEL, read_onnx(model), expected)
     progress.advance()
     found += proofs.deviations(TWIN, read_onnx(twin), ir.to_proto(_twin(exact, form, said)))
