@@ -91,10 +91,10 @@ ACCURACY = (
     Section("Scored images", "images", (
         Gallery(("{name}", "label {label}", "float {float}", "<b>integer {quantized}</b>", "error by spread {error:.2g}"),
                 differs=("float", "quantized")),
-    ), "Images whose answer changed (in red), or whose outputs are furthest off, come first, so this is no rate."),
+    ), "Images whose answer changed (in red), or whose outputs are furthest off, come first: their share is not that of all."),
     Section("Predictions: float on the left, integer on the right", "pictures", (
         Gallery(("{name}", "apart by {error:.2g}"), wide=True),
-    ), "Those that differ most come first, so this is no rate."),
+    ), "Those that differ most come first."),
 )
 ERROR = (
     Section("Error by site", "sites", (
