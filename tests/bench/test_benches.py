@@ -16,7 +16,7 @@ from fewbit.files import read_json
 from fewbit.recipes import RECIPES
 
 BENCH = Path(__file__).parents[2] / "bench"
-LIBRARIES = {"ablations", "apart", "families", "integer_arithmetic", "module_search"}  # nothing to start
+LIBRARIES = {"ablations", "answers", "apart", "families", "packages", "integer_arithmetic", "module_search"}  # nothing to start
 NAMES = sorted(file.stem for file in BENCH.glob("*.py"))
 TINY = ["--calibration", "8", "--scored", "8", "--seeds", "0", "--threads", "1"]
 

@@ -89,6 +89,7 @@ def product(w: torch.Tensor, x: torch.Tensor) -> Product:
     return Product(x, w, Range(w.amin(1), w.amax(1), W))
 
 
+@pytest.mark.slow
 def test_a_grouped_weight_is_searched_as_the_dense_one_is():
     x = drawn(3, 40, 12) ** 3
     for m in (1, 2, 3, 6):  # 12, 6, 4 and 2 groups of 2 channels each

@@ -161,6 +161,7 @@ def values_of(executor: Executor, images, names) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_sequential_correction_takes_out_the_mean_error_of_the_whole_model_so_far(vit):
     worst = {}
     for recipe in ("liu2021", "liu2021-sequential"):

@@ -53,7 +53,7 @@ def test_winograd_and_direct_are_the_convolution(codes, c_in, c_out, height, wid
         assert np.array_equal(direct.chained(x, direct.pack(w), padding), expected)
 
 
-@pytest.mark.parametrize(("c_in", "size"), [(16, (33, 9)), (24, (5, 70)), (9, (1, 1))])
+@pytest.mark.parametrize(("c_in", "size"), [pytest.param(16, (33, 9), marks=pytest.mark.slow), (24, (5, 70)), (9, (1, 1))])
 def test_layers_of_several_blocks_are_the_convolution(c_in, size):
     x, w = drawn(3, -128, 127, c_in, 20, *size)
     expected = exact(x, w, 1)

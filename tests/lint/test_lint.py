@@ -259,8 +259,15 @@ def on(runtime: str, base: str = "ort-x86-vnni") -> object:
 
 
 @pytest.mark.parametrize("net", [pytest.param("conv_net", marks=pytest.mark.slow), "vit"])
-@pytest.mark.parametrize("made_for", ["ort-x86-vnni", "openvino-x86"])
-@pytest.mark.parametrize("runs_on", ["ort-x86-vnni", "openvino-x86"])
+@pytest.mark.parametrize(
+    ("made_for", "runs_on"),
+    [
+        ("ort-x86-vnni", "ort-x86-vnni"),
+        ("openvino-x86", "openvino-x86"),
+        pytest.param("ort-x86-vnni", "openvino-x86", marks=pytest.mark.slow),
+        pytest.param("openvino-x86", "ort-x86-vnni", marks=pytest.mark.slow),
+    ],
+)
 def test_prediction_and_truth_agree_on_files_of_fewbit(
     request: pytest.FixtureRequest, realized: Callable[..., Realized], net: str, made_for: str, runs_on: str
 ) -> None:
@@ -276,7 +283,7 @@ def test_prediction_and_truth_agree_on_files_of_fewbit(
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("net", ["realized_conv_net", "realized_vit"])
+@pytest.mark.parametrize("net", [pytest.param("realized_conv_net", marks=pytest.mark.slow), "realized_vit"])
 def test_prediction_and_truth_agree_on_files_of_onnxruntimes_own_quantizer(
     request: pytest.FixtureRequest, tmp_path: Path, net: str, signed: bool
 ) -> None:
@@ -405,7 +412,7 @@ def test_prediction_and_truth_agree_on_whole_models(tmp_path: Path, model: str, 
             assert disagreements(tmp_path / "run/model.onnx", found, target) == []
 
 
-@pytest.mark.parametrize("net", ["conv_net", "vit"])
+@pytest.mark.parametrize("net", ["conv_net", pytest.param("vit", marks=pytest.mark.slow)])
 def test_prediction_and_truth_agree_where_codes_have_fewer_bits_than_their_bytes(
     request: pytest.FixtureRequest, tmp_path: Path, net: str
 ) -> None:
@@ -419,6 +426,7 @@ def test_prediction_and_truth_agree_where_codes_have_fewer_bits_than_their_bytes
     assert disagreements(tmp_path / "model.onnx", found, target) == []
 
 
+@pytest.mark.slow
 def test_a_fused_file_has_the_multiplications_of_the_one_with_standard_nodes(vit: Captured, tmp_path: Path) -> None:
     plan = vit.plan(ORT.name, everything=False)
     found = {}

@@ -134,7 +134,10 @@ def test_three_products_as_one_give_the_same_numbers(tmp_path: Path, widest_weig
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("form", "bits"), [("parts", 8), pytest.param("parts", 5, marks=pytest.mark.slow), ("query", 8)])
+@pytest.mark.parametrize(
+    ("form", "bits"),
+    [pytest.param("parts", 8, marks=pytest.mark.slow), pytest.param("parts", 5, marks=pytest.mark.slow), ("query", 8)],
+)
 def test_layers_inside_the_kernel_of_their_attention_give_the_same_numbers(
     tmp_path: Path, widest_weights: int, form: str, bits: int
 ) -> None:

@@ -151,7 +151,7 @@ def test_onnxruntime_runs_the_graph_that_it_runs_for_int8_and_no_code_is_wrong(c
 @needs_openvino
 @pytest.mark.parametrize(
     "bits",
-    [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 3, 4, 5, 6)), 7, pytest.param(MIXED, id="mixed")],
+    [*(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 3, 4, 5, 6, 7)), pytest.param(MIXED, id="mixed")],
 )
 def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, bits):
     plan, path = plan_of(odd, "openvino-x86", bits), tmp_path / "model.onnx"
@@ -165,7 +165,7 @@ def test_openvino_runs_the_graph_that_it_runs_for_int8(odd, tmp_path, as_int8, b
 @needs_openvino
 @pytest.mark.parametrize(
     ("net", "bits"),
-    [("conv_net", 6), ("vit", 3), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("conv_net", 3), ("vit", 6)))],
+    [("conv_net", 6), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("conv_net", 3), ("vit", 3), ("vit", 6)))],
 )
 def test_openvino_gives_the_output_of_the_simulation(request, realized, net, bits):
     run = realized(request.getfixturevalue(net), "openvino-x86", recipe="mse", everything=True, bits=Bits(bits, 8))

@@ -239,6 +239,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "input": [{"size": [3, 224, 224], "mean": [0.5, 0.5, 0.5], "layout": "NCHW", "assumed": ["mean"]}],
         "runs": _runs(),
         "curve": _curve(),
+        "goal": [{"index": 0, "what": "recipe mse", "drop": 0.5, "within": True, "taken": True, "ms": 2.0, "faster": 1.5}],
         "outliers": _outliers(),
         "carried": [{"node": "nms", "operator": "NonMaxSuppression", "opset": 11, "why": "torch has no such thing"}],
         "attended": [{"name": "0000.png", "thumbnail": thumbnail(10)}],

@@ -172,7 +172,7 @@ def test_whole_nets_agree_in_codes_and_have_all_of_their_kernels(request, net, k
     assert checks.kernels["found"] == checks.kernels["expected"] == kernels
 
 
-@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), ("vit", 10)])
+@pytest.mark.parametrize(("net", "kernels"), [("conv_net", 7), pytest.param("vit", 10, marks=pytest.mark.slow)])
 def test_codes_of_fewer_bits_than_their_container_agree_and_keep_the_kernels(request, realized, net, kernels):
     run = realized(request.getfixturevalue(net), recipe="mse", everything=True, bits=Bits(4, 6))
     checks = verified(run)

@@ -62,7 +62,7 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("score", [separable, interacting])
+@pytest.mark.parametrize("score", [separable, pytest.param(interacting, marks=pytest.mark.slow)])
 def test_a_budget_is_kept_and_the_optimum_reached(name, score):
     history = found(name, BUDGET, score)
     best = history.best(BUDGET)

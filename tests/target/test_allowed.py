@@ -124,7 +124,7 @@ def test_without_a_width_a_target_has_the_widest_up_to_eight():
         check_bits(load_target("arm-int7"), Bits(8, 8))
 
 
-@pytest.mark.parametrize("net", ["conv_net", "vit"])
+@pytest.mark.parametrize("net", ["conv_net", pytest.param("vit", marks=pytest.mark.slow)])
 def test_onnxruntime_gives_the_integers_of_the_plan(net, realized, request):
     run = realized(request.getfixturevalue(net), "arm-int7", bits=Bits(7, 7))
     checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8))

@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
 AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16", "ort-x86-w4")
 LIKE_OTHERS = ("openvino-x86-avx2", "openvino-x86-w4", "ort-x86-avx2", "ort-x86-block")  # other processors and widths
+TWICE = {("wide_vit", name) for name in ("npu-int16", "float", "arm-int7")}  # of each there is a smaller net
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -76,7 +77,7 @@ def made(realized, request):
 @pytest.mark.parametrize(
     ("net", "target"),
     [
-        pytest.param(net, name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
+        pytest.param(net, name, marks=pytest.mark.slow if name in LIKE_OTHERS or (net, name) in TWICE else ())
         for net, name in itertools.product(NETS, target_names())
         if not name.endswith(("-channel", "-wide"))
     ],
@@ -206,7 +207,8 @@ def test_no_source_names_a_target():
     assert not named  # "tensorrt" is the name of a runtime as well
 
 
-@pytest.mark.parametrize("target", [pytest.param("float", marks=pytest.mark.slow), "tensorrt"])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["float", "tensorrt"])
 def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net, tmp_path):
     result = quantize(mixed_net.module, mixed_net.images, target=target, input_size=(3, 8, 8), seconds=0.01)
     stood_in = [fallback for fallback in result.plan.fallbacks if fallback.requested == "tensorrt"]
