@@ -175,6 +175,7 @@ def test_labels_that_do_not_match_the_classes_are_refused(place: Path) -> None:
     refused(place, "quantize", model, "--images", place / "flat", "--score", place / "five", says=("class", "4", "5"))
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_is_named_and_skipped_only_on_request(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "flat", tmp_path / "flat")
     (tmp_path / "flat" / "bad.png").write_bytes(b"no picture")

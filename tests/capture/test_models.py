@@ -82,7 +82,7 @@ BIG = {
     "efficientformer_l1": Case(timm_model("efficientformer_l1"), 224, attention=1),
     "resnet50": Case(timm_model("resnet50"), 224),
 }
-ALL = [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in BIG)]
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in (*BIG, "mobilevit", "levit") else ()) for name in (*CASES, *BIG)]
 
 
 @cache

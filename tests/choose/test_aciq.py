@@ -41,7 +41,7 @@ def test_the_factor_is_where_a_numeric_minimiser_of_the_integral_ends(prior, bit
     assert clipping_factor(prior, bits, one_sided) == pytest.approx(best, rel=1e-3)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prior", ["laplace", "gauss"])
 def test_the_measured_optimum_on_samples_is_within_3_percent_and_4_for_laplace_at_2_bits(prior, bits):
     generator = np.random.default_rng(0)

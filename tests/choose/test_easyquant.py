@@ -144,8 +144,9 @@ def test_a_search_of_inputs_begins_at_the_weights_that_are_given():
     assert found.weights[0] == start
 
 
-@pytest.mark.parametrize("recipe", ["easyquant", pytest.param("easyquant-onepass", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param("conv_net", marks=pytest.mark.slow), "vit"])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["easyquant", "easyquant-onepass"])
+@pytest.mark.parametrize("name", ["conv_net", "vit"])
 def test_the_recipe_runs_end_to_end_and_gains_on_its_start(request, name, recipe, tmp_path):
     net = request.getfixturevalue(name)
     bits, target = parse_bits(6), load_target("ort-x86-vnni")

@@ -404,6 +404,7 @@ def test_a_search_ends_after_so_many_evaluations_wherever_a_longer_one_was_then(
     assert kl(vit.graph, plan, vit.images) == same(record["best"])
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_has_the_time_that_was_left(vit, monkeypatch, tmp_path):
     search = quick(seconds=20)
     whole = searched(vit, search, journal=Journal(tmp_path / "whole", Clock(monkeypatch)))

@@ -103,6 +103,7 @@ def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target
         assert (after.biases[name].integer is not None) == integer
 
 
+@pytest.mark.slow
 def test_queries_and_keys_keep_more_of_the_order_with_ranking(vit):
     pairs = torch.triu_indices(16, 16, 1)
     shares = []

@@ -245,7 +245,7 @@ def mixed_plan(net, target, text="mixed:5:3,4,5,6,7,8", recipe="mse"):
 
 @pytest.mark.parametrize(
     ("net", "recipe"),
-    [("conv_net", "mse"), ("vit", "liu2021"), *(pytest.param(*more, marks=pytest.mark.slow) for more in CROSSED)],
+    [("conv_net", "mse"), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("vit", "liu2021"), *CROSSED))],
     indirect=["net"],
 )
 def test_a_mixed_model_has_the_bytes_that_its_widths_say_and_gives_the_same_codes(net, ort_target, recipe, tmp_path):
@@ -291,7 +291,7 @@ def test_widths_that_the_target_has_no_integers_for_are_refused_in_words(vit):
 
 @pytest.mark.parametrize(
     ("net", "bits"),
-    [("conv_net", "9"), ("vit", WIDE), *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_WIDE)],
+    [("conv_net", "9"), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("vit", WIDE), *MORE_WIDE))],
     indirect=["net"],
 )
 def test_widths_above_8_have_16_bit_containers_on_disk_their_true_size_and_the_same_codes(net, ort_target, tmp_path, bits):

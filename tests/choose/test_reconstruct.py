@@ -36,7 +36,7 @@ SHORT = Reconstruct(
 )
 
 
-@pytest.fixture(params=["conv_net", "vit"])
+@pytest.fixture(params=["conv_net", pytest.param("vit", marks=pytest.mark.slow)])
 def net(request):
     return request.getfixturevalue(request.param)
 

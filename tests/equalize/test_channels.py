@@ -99,6 +99,7 @@ def test_channels_without_values_and_tails_do_no_harm():
     assert tails[0] / tails[1] < 256  # a tail of 256 over a body of 1/16 does not make the step of the body
 
 
+@pytest.mark.slow
 def test_less_is_lost_and_onnxruntime_gives_the_codes_of_the_simulation(net, even, batches, tmp_path):
     wanted = torch.cat([_float(net.graph, x) for x in batches])
     errors = {}

@@ -190,7 +190,8 @@ def test_a_bias_of_another_shape_or_of_the_images_stays_an_addition(tmp_path: Pa
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "model.onnx", [images]).off) == 0
 
 
-@pytest.mark.parametrize("bits", [8, FIVE])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 5])
 def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest_weights: int, bits: int) -> None:
     graph, images = captured("parts"), torch.randn(4, 3, 32, 32)
     target, recipe = load_target("openvino-x86"), recipe_named("minmax")

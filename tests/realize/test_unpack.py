@@ -187,6 +187,7 @@ def test_the_same_plan_gives_the_same_bytes(case, tmp_path):
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_eight_bits_are_written_as_they_are(odd, tmp_path, as_int8):
     plan = odd.plan("ort-x86-vnni")
     realize(odd.graph, plan, tmp_path / "model.onnx", opset=20)

@@ -311,6 +311,7 @@ def test_numbers_that_json_has_no_word_for_do_not_reach_the_browser() -> None:
     assert not [script for script in scripts if re.search(r"\b(NaN|Infinity)\b", script)]
 
 
+@pytest.mark.slow
 def test_what_the_page_leaves_out_for_room_is_counted(whole: Reader) -> None:
     report, tables = canned()
     tables["histograms"] *= 2

@@ -164,7 +164,9 @@ def test_every_op_of_the_plan_has_become_an_integer_kernel(kind, of_kind):
     assert {name: found["ops"].get(name, 0) for name in KINDS[kind][1]} == KINDS[kind][1]
 
 
-@pytest.mark.parametrize(("net", "kernels"), [("realized_conv_net", 7), ("realized_vit", 10)])
+@pytest.mark.parametrize(
+    ("net", "kernels"), [("realized_conv_net", 7), pytest.param("realized_vit", 10, marks=pytest.mark.slow)]
+)
 def test_whole_nets_agree_in_codes_and_have_all_of_their_kernels(request, net, kernels):
     run = request.getfixturevalue(net)
     checks = verified(run)

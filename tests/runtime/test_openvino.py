@@ -38,7 +38,9 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(-1, 64, 64)).mean(1)
 
 
-@pytest.mark.parametrize(("target", "integers"), [("openvino-x86", True), ("ort-x86-vnni", False)])
+@pytest.mark.parametrize(
+    ("target", "integers"), [("openvino-x86", True), pytest.param("ort-x86-vnni", False, marks=pytest.mark.slow)]
+)
 def test_products_of_two_activations_run_in_integers_where_the_target_says_so(
     tmp_path: Path, target: str, integers: bool
 ) -> None:

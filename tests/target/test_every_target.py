@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
 AS_WRITTEN = ("tensorrt", "ort-arm64", "arm-int7", "npu-int16", "ort-x86-w4")
 LIKE_OTHERS = ("openvino-x86-avx2", "openvino-x86-w4", "ort-x86-avx2", "ort-x86-block")  # other processors and widths
-TWICE = {("wide_vit", name) for name in ("npu-int16", "float", "arm-int7")}  # of each there is a smaller net
+TWICE = {("wide_vit", name) for name in ("npu-int16", "float", "arm-int7", "tensorrt")}  # of each there is a smaller net
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
