@@ -17,7 +17,7 @@ from fewbit.realize import rendered, save
 from fewbit.realize.older import in_opset
 from fewbit.request import Request
 from fewbit.target import load_target
-from fewbit.target.spec import usual_ir
+from fewbit.target.versions import usual_ir
 
 
 def outputs(path: Path, x: np.ndarray[Any, Any]) -> list[Any]:

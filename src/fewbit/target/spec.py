@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from fewbit.capture.kinds import KINDS
 from fewbit.core.grid import Grid
 from fewbit.runtimes import AS_WRITTEN, HERE, RUNTIMES
+from fewbit.target.versions import IRS, OPSETS, least_ir, usual_ir
 
 
 def _whole(value: object) -> object:
@@ -205,24 +206,6 @@ class OpRule(Strict):
     def types(self, operand: str) -> tuple[str, ...]:
         """The names of the types of an operand; the inputs of a concatenation are numbered in an op and alike here."""
         return self.operands.get(operand.rstrip("0123456789"), ())
-
-
-OPSETS, IRS = (13, 23), (7, 13)
-
-
-def least_ir(opset: int) -> int:
-    """The IR version of the release of ONNX that an opset came with."""
-    import onnx
-
-    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
-
-
-def usual_ir(opset: int) -> int:
-    """The IR version of a file where nobody says one: 10, later where the opset needs it, and of an older opset its own, for
-    the runtimes of its time.
-    """
-    least = least_ir(opset)
-    return max(least, 10) if opset >= 20 else least
 
 
 class FileFormat(TypedDict):
