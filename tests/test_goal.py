@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.data.images import Preprocess, open_images
+from fewbit.data.images import Preprocess, halves, open_images
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
 from fewbit.run import quantize
 from fewbit.runtimes import read_onnx
 from fewbit.stages.goal import FILE, Walk
-from fewbit.stages.load import halves
 
 
 @pytest.mark.parametrize("most", range(10))
@@ -103,7 +102,7 @@ def test_the_file_is_that_of_a_run_that_was_asked_for_it(found, images: Path) ->
 def test_a_killed_walk_goes_on_from_the_files_that_it_has_measured(
     found, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once, calls = Walk.measured, list[int]()
+    once, calls = Walk.measure, list[int]()
 
     def killed(self: Walk, index: int, request: object) -> object:
         calls.append(index)
@@ -111,7 +110,7 @@ def test_a_killed_walk_goes_on_from_the_files_that_it_has_measured(
             raise KeyboardInterrupt
         return once(self, index, request)
 
-    monkeypatch.setattr(Walk, "measured", killed)
+    monkeypatch.setattr(Walk, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
         run(images, tmp_path / "run")
     again = run(images, tmp_path / "run")

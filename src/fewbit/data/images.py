@@ -269,6 +269,22 @@ def apart(calibration: Images, scored: Images, most: float = 0.5) -> Images:
     return dataclasses.replace(calibration.subset(kept), notes=(*calibration.notes, note))
 
 
+def halves(images: Images, batch: int) -> tuple[Images, Images]:
+    """Images to choose a file by, and images to score it on: every second batch. Raises BadImages where there is one."""
+    if len(images) < 2 * batch:
+        raise BadImages(
+            f"--max-drop chooses a file by some images and scores it on others, and there are only {len(images)} to score "
+            "on; give more: --score DIR."
+        )
+    return every_second(images, batch)
+
+
+def every_second(images: Images, batch: int) -> tuple[Images, Images]:
+    """Every second batch of images, the first among them, and the others."""
+    first, second = (images.subset(i for i in range(len(images)) if i // batch % 2 == half) for half in (0, 1))
+    return first, second
+
+
 def whole_batches(images: Images, batch: int | None) -> Images:
     """As many of the images as fill batches of a model that takes `batch` at a time (None: any number). Raises BadImages for
     fewer than one batch.

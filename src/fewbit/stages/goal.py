@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ class Walk:
     def has_time(self) -> bool:
         return self.asked.time is None or time.monotonic() - self.began < parse_time(self.asked.time)
 
+    @property
+    def measured(self) -> list[Row]:
+        """The rows of files that were made; others were refused."""
+        return [row for row in self.rows if "drop" in row]
+
     def recipes(self) -> Row:
         """The recipe that was asked for, and a better one if that is not within the limit; the row with the smaller drop."""
         first = self.tried(f"recipe {self.asked.recipe_name}", {})
@@ -87,24 +93,17 @@ class Walk:
     def raised(self, base: Row) -> None:
         """Modules with 8 bits, or in float, on top of a row: as few as will do."""
         order, bits, changes = self.order(base), self.asked.widths, dict(base["changes"])
+
+        def suffice(how: str, change: Callable[[list[str]], Row], count: int) -> bool:
+            ops = [op for _, ops in order[:count] for op in ops]
+            return bool(self.tried(f"{how}: {_names(order[:count])}", {**changes, **change(ops)})["within"])
+
         if isinstance(bits, Bits) and max(bits.weights, bits.activations) < 8:
-
-            def wide(count: int) -> bool:
-                named = [f"{op}=8" for _, ops in order[:count] for op in ops]
-                return self.tried(f"8 bits: {_names(order[:count])}", {**changes, "bits": ",".join([str(bits), *named])})[
-                    "within"
-                ]
-
+            wide = partial(suffice, "8 bits", lambda ops: {"bits": ",".join([str(bits), *(f"{op}=8" for op in ops)])})
             if self.fewest(wide, len(order)):
                 return
             changes["bits"] = "8"
-
-        def in_float(count: int) -> bool:
-            ops = [op for _, ops in order[:count] for op in ops]
-            return self.tried(f"float: {_names(order[:count])}", {**changes, "keep_float": [*self.asked.keep_float, *ops]})[
-                "within"
-            ]
-
+        in_float = partial(suffice, "float", lambda ops: {"keep_float": [*self.asked.keep_float, *ops]})
         self.fewest(in_float, len(order) - 1)  # something stays in integers
 
     def fewest(self, suffices: Callable[[int], bool], most: int) -> int:
@@ -143,7 +142,7 @@ class Walk:
         self.progress.begin(f"file {index + 1}, {what}", None)
         row = {"index": index, "what": what, "changes": changes, "limit": self.limit, "within": False, "taken": False}
         try:
-            row |= self.measured(index, self.request(changes))
+            row |= self.measure(index, self.request(changes))
         except FewbitError as error:
             if not self.rows:
                 raise
@@ -153,7 +152,7 @@ class Walk:
         self.forget()
         return self.rows[-1]
 
-    def measured(self, index: int, request: Request) -> Row:
+    def measure(self, index: int, request: Request) -> Row:
         """A file, on the images that choose: how much it loses, how fast it is, what of it runs in integers."""
         own = self.folder / FOLDER / str(index)
         shutil.rmtree(own, ignore_errors=True)
@@ -188,14 +187,12 @@ class Walk:
 
     def best(self) -> Row:
         """The fastest row within the limit; where there is none that with the smallest drop."""
-        measured = [row for row in self.rows if "drop" in row]
-        within = [row for row in measured if row["within"]]
-        return max(within, key=lambda row: row["faster"]) if within else min(measured, key=lambda row: row["drop"])
+        within = [row for row in self.measured if row["within"]]
+        return max(within, key=lambda row: row["faster"]) if within else min(self.measured, key=lambda row: row["drop"])
 
     def forget(self) -> None:
         """Remove the files of all rows but the best of each kind, from which the walk goes on."""
-        measured = [row for row in self.rows if "drop" in row]
-        recipes = [row for row in measured if row["what"].startswith("recipe")]
+        recipes = [row for row in self.measured if row["what"].startswith("recipe")]
         kept = {row["index"] for row in (self.best(), min(recipes, key=lambda row: row["drop"]))}
         for row in self.rows:
             if row["index"] not in kept:

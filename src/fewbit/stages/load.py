@@ -28,7 +28,7 @@ from fewbit.core.record import Record
 from fewbit.core.task import Task
 from fewbit.core.values import Graph, Input, Port
 from fewbit.data.collection import check_source, examples, is_collection
-from fewbit.data.images import Images, Memory, Preprocess, apart, open_images, read_classes, whole_batches
+from fewbit.data.images import Images, Memory, Preprocess, apart, halves, open_images, read_classes, whole_batches
 from fewbit.data.preprocess import LETTERBOXES
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
@@ -247,17 +247,6 @@ def images(inputs: Inputs, asked: Options, folder: Path, progress: Progress) -> 
         calibration = whole_batches(made, inputs.loaded.batch)
     judged, scored = halves(inputs.scored, inputs.loaded.batch or 1) if asked.drops else (inputs.scored, inputs.scored)
     return calibration.remembered(Memory(folder)), judged, scored
-
-
-def halves(images: Images, batch: int) -> tuple[Images, Images]:
-    """Images to choose a file by, and images to score it on: every second batch. Raises BadImages where there is one."""
-    if len(images) < 2 * batch:
-        raise BadImages(
-            f"--max-drop chooses a file by some images and scores it on others, and there are only {len(images)} to score "
-            "on; give more: --score DIR."
-        )
-    first, second = (images.subset(i for i in range(len(images)) if i // batch % 2 == half) for half in (0, 1))
-    return first, second
 
 
 def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Graph, ExportedProgram, Container[str]]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fewbit.choose import Bits
 from fewbit.core.values import Graph
-from fewbit.data.images import Images
+from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced
 from fewbit.files import read_json, read_tensors, write_atomic, write_json
@@ -41,8 +41,8 @@ def observe(
     """
     progress.expect(len(calibration))
     count, one, size = len(calibration), exact.at_a_time(1), exact.at_a_time(8)
-    parts = [calibration.subset(i for i in range(count) if i // one % 2 == half) for half in (0, 1)]
-    halves = [statistics_of(exact, progress.counted(part.batches(size)), quantized=quantized) for part in parts if len(part)]
+    parts = [part for part in every_second(calibration, one) if len(part)]
+    halves = [statistics_of(exact, progress.counted(part.batches(size)), quantized=quantized) for part in parts]
     change = range_change(*halves) if len(halves) == 2 else None
     some = calibration.subset(i for i in range(count) if i // one % -(-count // LOOKED_AT) == 0)
     inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs), some.batches(size))
