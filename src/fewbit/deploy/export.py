@@ -64,10 +64,12 @@ def export(run: Path, to: Path, name: str = "onnx") -> Exported:
     runtime = form.runtime or task["runtime"]
     _refuse(run, to, runtime, name)
     try:
-        part = Path(tempfile.mkdtemp(prefix=f".{to.name[:200]}.", dir=to.parent))
+        holder = Path(tempfile.mkdtemp(prefix=f".{to.name[:200]}.", dir=to.parent))  # which nobody else may read
     except OSError as error:
         raise BadFile(f"--to {to} cannot be written: {error.strerror}; give another folder: --to DIR.") from error
     try:
+        part = holder / "part"
+        part.mkdir()
         shutil.copytree(run / FOLDER, part, dirs_exist_ok=True)
         form.make(run / MODEL, part)
         task = {**task, "file": form.files[0], "runtime": runtime}
@@ -75,10 +77,9 @@ def export(run: Path, to: Path, name: str = "onnx") -> Exported:
         feeds = _feeds(run, task)
         _tell(part, task)
         exported = Exported(to, len(feeds), *_compared(run, part, task, feeds))
-        part.chmod(0o777 & ~_umask())
         os.replace(part, to)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(holder, ignore_errors=True)
     return exported
 
 
@@ -107,12 +108,6 @@ def _tell(part: Path, task: Mapping[str, Any]) -> None:
     (part / "README.md").write_text(readme.replace(f"`{MODEL}` is", f"`{task['file']}` is"), encoding="utf-8")
     if (page := part / "example.html").exists():
         page.write_text(page.read_text(encoding="utf-8").replace(MODEL, task["file"]), encoding="utf-8")
-
-
-def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
 
 
 def _compared(run: Path, part: Path, task: Mapping[str, Any], feeds: list[Arrays]) -> tuple[float, float]:

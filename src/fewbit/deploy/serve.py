@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import statistics
 import threading
 from functools import partial
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewbit.data.images import data_uri
 from fewbit.deploy.folder import FOLDER, MODEL, rendered
 from fewbit.deploy.program import loaded
 from fewbit.files import read_json
@@ -74,13 +73,6 @@ def coloured(values: NDArray[Any], *, are_classes: bool) -> Image.Image:
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         values = np.nan_to_num((values - low) / (high - low or 1.0) * 255).astype(np.uint8)
     return Image.fromarray(values)
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as a PNG inside a data URI."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def application(run: Path) -> Starlette:
