@@ -268,6 +268,18 @@ def model_pixels(picture: Path) -> Any:
     return np.array(Image.open(picture))
 
 
+def pixels_of(folder: Path, picture: Path, place: Path) -> None:
+    """Write what the examples read: the resized pixels of a picture, as predict.py has them, in p.pixels."""
+    copied = Path(shutil.copy(picture, place / "p.png"))
+    subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(copied)], check=True)
+
+
+def assert_given(inputs: Any, picture: Path, place: Path) -> None:
+    """The numbers that the stand-in for the runtime was given are those that fewbit scores."""
+    given = np.fromfile(place / "given.bin", np.float32).reshape(1, 3, 8, 8)
+    np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
+
+
 CXX = Path(__file__).parent / "stub"
 
 
@@ -277,13 +289,11 @@ def test_the_example_in_cxx_gives_the_runtime_the_same_numbers(
 ) -> None:
     """Oracle: what a stand-in for the runtime was given; its logits are made up."""
     inputs, folder = shipped
-    picture = Path(shutil.copy(pictures["wide RGB"], tmp_path / "p.png"))
-    subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(picture)], check=True)
+    pixels_of(folder, pictures["wide RGB"], tmp_path)
     command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I", str(CXX), str(folder / "example.cpp"), "-o", "example"]
     subprocess.run(command, check=True, cwd=tmp_path)
     done = subprocess.run(["./example", "model.onnx", "p.pixels"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    given = np.fromfile(tmp_path / "given.bin", np.float32).reshape(1, 3, 8, 8)
-    np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
+    assert_given(inputs, pictures["wide RGB"], tmp_path)
     assert done.stdout.split()[:1] == ["2"]  # of the logits 0, 1, 2
 
 
@@ -302,13 +312,11 @@ def test_the_example_in_javascript_gives_the_runtime_the_same_numbers(
     shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path
 ) -> None:
     inputs, folder = shipped
-    picture = Path(shutil.copy(pictures["high RGB"], tmp_path / "p.png"))
-    subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(picture)], check=True)
+    pixels_of(folder, pictures["high RGB"], tmp_path)
     (tmp_path / "try.mjs").write_text(NODE.format(module=folder / "example.mjs"))
     done = subprocess.run(["node", "try.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(done.stdout) == ["float32", [1, 3, 8, 8], "center", "in:put"]
-    given = np.fromfile(tmp_path / "given.bin", np.float32).reshape(1, 3, 8, 8)
-    np.testing.assert_array_equal(given, inputs.preprocess(Image.open(picture))[None].numpy())
+    assert_given(inputs, pictures["high RGB"], tmp_path)
 
 
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
