@@ -38,7 +38,10 @@ from fewbit.core.values import Plan
 from fewbit.execute.samples import op_samples
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
-from fewbit.report.figures import FLOAT, Axis, Points
+from fewbit.report.figures import Points
+from fewbit.report.page import of_sections
+from fewbit.report.scale import Axis
+from fewbit.report.sections import Section
 from fewbit.target import load_target
 
 SEARCHES = ("similarity", "similarity+ranking", "similarity+bias", "all three")
@@ -88,13 +91,16 @@ def picture(folder: Path, calibration: int) -> None:
             "bits": float(number),
             "bytes": float(np.mean([r["weight_bytes"] for r in found])),
             "accuracy": float(np.mean([r["top1"] for r in found])),
+            "float": found[0]["float"],
         }
         for (kind, number), found in sorted(groups.items())
     ]
-    view = Points(Axis("accuracy", "top-1, %"), Axis("bytes", "weights, MB (10⁶ bytes)", 1e-6), group="{kind}", label="{label}")
-    figure = view(rows).update_layout(margin_t=90).update_traces(mode="lines+markers", line={"width": 1})
-    figure.add_hline(y=next(iter(groups.values()))[0]["float"], line={"dash": "dot", "color": FLOAT}, annotation_text="float")
-    figure.write_html(folder / "picture.html", include_plotlyjs=True, config={"displayModeBar": False})
+    view = Points(
+        Axis("accuracy", "top-1, %"), Axis("bytes", "weights, MB (10⁶ bytes)", 1e-6), group="{kind}", line="float",
+        lines=tuple(row["kind"] for row in rows), hover="{label} bits: {accuracy:.2f} %",
+    )  # fmt: skip
+    section = Section("Top-1 against the bytes of the weights", "rows", (view,)).shown({"rows": rows})
+    (folder / "picture.html").write_text(of_sections("Liu et al. 2021", [section] if section else []), encoding="utf-8")
     print(folder / "picture.html")
 
 

@@ -168,7 +168,7 @@ def test_quantize_is_imported_without_timm_and_scipy_optimize() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "fewbit.run" in loaded
-    heavy = re.compile(r"(timm|scipy\.optimize|torchvision|transformers|plotly\.io|openvino|nncf)(\.|$)")
+    heavy = re.compile(r"(timm|scipy\.optimize|torchvision|transformers|openvino|nncf)(\.|$)")
     assert sorted(name for name in loaded if heavy.match(name) and name.count(".") < 2) == []
 
 

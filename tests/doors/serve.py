@@ -58,7 +58,6 @@ def warm(place: Path, needs: Container[str], *, whole: bool) -> None:
 def _warm_all(place: Path) -> None:
     """The modules that stages import when they run, by running them."""
     import onnxruntime  # noqa: F401
-    import plotly.graph_objects  # noqa: F401
 
     import fewbit.search  # noqa: F401
     from fewbit.request import Request

@@ -246,7 +246,9 @@ def show(report: dict[str, Any]) -> None:
     times = size["float_bytes"] / size["onnx_bytes"]
     table.add_row("Is it small and fast?", f"{size['onnx_bytes'] / 1e6:.2f} MB, {times:.2f} x smaller; {faster}")
     share = 100 * report["integer_share"]
-    table.add_row("What did we not get?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers")
+    table.add_row(
+        "What is not as requested?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers"
+    )
     out.print(table)
     warnings = (*([accuracy["why"]] if accuracy["why"] else ()), *report.get("notes", ()))
     for warning in (*warnings, *(report.get("calibration") or {}).get("warnings", ())):

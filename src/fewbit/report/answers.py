@@ -1,98 +1,112 @@
-"""The four answers at the top of a report: is it right, is it good, is it small and fast, what did we not get."""
+"""The four answers at the top of a report: is it right, is it good, is it small and fast, what is not as requested."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from fewbit.report.pieces import UNIT, Json, card, grouped, megabytes, percent, plural, share
+from fewbit.report.words import UNIT, Json, grouped, megabytes, percent, plural, share, signed, speed
 
 
-def right(report: Json, tables: Json) -> str:
+@dataclass(frozen=True)
+class Card:
+    """An answer: what is large, with small words beside it, lines below, and what one must not miss; a word for a glance."""
+
+    question: str
+    big: str
+    small: str = ""
+    lines: Sequence[str] = ()
+    loud: Sequence[str] = ()
+    word: str = ""
+    mood: str = ""
+
+
+def answers(report: Json, tables: Json) -> list[Card]:
+    return [right(report, tables), good(report), small_and_fast(report), not_as_requested(report)]
+
+
+def right(report: Json, tables: Json) -> Card:
     verify, question = report.get("verify"), "Is it right?"
     if not verify:
-        return card(question, "not verified", "No codes were compared with a runtime.", word="unknown", mood="unsure")
-    differing, compared = verify["codes_differing"], verify["codes_compared"]
-    checks, explained = tables.get("checks"), ""
-    total = sum(row["wrong"] for row in checks) if checks else None
-    unexplained = verify.get("codes_wrong", total)
-    wrong = differing if unexplained is None else unexplained
-    if unexplained is not None and differing:
-        ties = "Every difference is a tie: off by one where the simulation stands on a rounding boundary."
-        explained = f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties
-    big = f"{differing:,} <small>of {compared:,} codes differ</small>"
-    how = f"Simulation against runtime, the same codes going in, at {plural(verify['sites'], 'site')}."
-    problems = verify.get("problems") or ()
-    more = (
-        []
-        if problems or "outputs" not in verify
-        else [
-            f"{verify['stored_codes']:,} codes of weights in the file are the plan's, {plural(verify['outputs'], 'output')} "
-            "within what float32 rounding explains."
-        ]
-    )
-    worst = f"Worst site: {escape(str(verify['worst_site']))}, off by at most {verify['max_difference']}."
+        return Card(question, "not verified", lines=["No codes were compared with a runtime."], word="unknown", mood="unsure")
+    differing, problems = verify["codes_differing"], verify.get("problems") or ()
+    checks = tables.get("checks")
+    explained = verify.get("codes_wrong", sum(row["wrong"] for row in checks) if checks else None)
+    wrong = differing if explained is None else explained
+    lines = [f"The simulation and the runtime were given the same codes at {plural(verify['sites'], 'site')}."]
+    if differing:
+        lines.append(f"Worst site: {verify['worst_site']}, off by at most {verify['max_difference']}.")
+        if explained is not None:
+            ties = "Every difference is a tie: off by one where the simulation stands on a rounding boundary."
+            lines.append(f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties)
+    if not problems and "outputs" in verify:
+        lines.append(
+            f"{verify['stored_codes']:,} codes of weights in the file are those of the plan; "
+            f"{plural(verify['outputs'], 'output')} differ by no more than float32 rounding explains."
+        )
     word, mood = ("no", "bad") if wrong or problems else ("yes", "good")
-    said = (*more, *(f"<b>{escape(str(line))}.</b>" for line in problems))
-    return card(question, big, how, worst if differing else "", explained, *said, word=word, mood=mood)
+    small = f"of {verify['codes_compared']:,} codes differ"
+    return Card(question, f"{differing:,}", small, lines, [f"{line}." for line in problems], word, mood)
 
 
-def good(report: Json) -> str:
+def good(report: Json) -> Card:
     accuracy, images, question = report.get("accuracy"), report.get("images") or {}, "Is it good?"
-    exempt = "; ".join(map(escape, report.get("exemptions") or ())) or "nothing"
+    exempt = [f"Left alone on request: {'; '.join(report['exemptions'])}."] if report.get("exemptions") else []
     if not accuracy:
-        return card(question, "not evaluated", "No images were scored.", f"Exempt: {exempt}.")
-    before, after = accuracy.get("float"), accuracy.get("quantized")
-    labelled = before is not None and after is not None
-    what = escape(str(accuracy["agreement_measure"]))
-    agreement = f"{percent(accuracy['agreement'])} {what}."
-    ends, unit = accuracy.get("interval"), escape(str(accuracy.get("unit", "%")))
-    scored = f"{plural(images.get('scored', 0), 'image')} scored in {escape(str(accuracy['runtime']))}"
-    if labelled:
+        return Card(question, "not evaluated", lines=["No images were scored.", *exempt])
+    before, after, unit = accuracy.get("float"), accuracy.get("quantized"), accuracy.get("unit", "%")
+    what, ends = str(accuracy["agreement_measure"]), accuracy.get("interval")
+    agreement = percent(accuracy["agreement"])
+    if before is not None and after is not None:
         points = "points" if unit == "%" else unit
-        low, high = (f"{end:+.2f}".replace("-", "−") for end in ends)
-        change = f"{after - before:+.2f}".replace("-", "−")
-        big = f"{before:.2f} → {after:.2f}{UNIT}{unit} <small>{escape(str(accuracy['measure']))}</small>"
-        lines = [f"{change} {points}; 95{UNIT}% interval of this change {low} to {high}.", agreement]
+        low, high = map(signed, ends)
+        big, small = f"{before:.2f} → {after:.2f}{UNIT}{unit}", accuracy["measure"]
+        paired = f"Change on the same images: {signed(after - before)} {points}, 95{UNIT}% interval {low} to {high}."
+        lines = [paired, f"{agreement} {what}."]
     else:
+        big, small = agreement, what
         interval = " to ".join(map(percent, ends)) if ends else "not known"
-        big = f"{percent(accuracy['agreement'])} <small>{what}</small>"
-        lines = [f"No labels, so no accuracy; 95{UNIT}% interval {interval}."]
-    if accuracy["why"]:
-        lines.append(f"<b>{escape(str(accuracy['why']))}</b>")
+        lines = [f"95{UNIT}% interval {interval}. Without labels no accuracy is known."]
+    scored = f"{plural(images.get('scored', 0), 'image')} scored in {accuracy['runtime']}"
     calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
-    warned = [f"<b>{escape(str(warning))}</b>" for warning in warnings]
-    return card(question, big, *lines, f"{scored}{calibrated}.", f"Exempt: {exempt}.", *warned)
+    loud = [str(line) for line in (accuracy["why"], *warnings) if line]
+    return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *exempt], loud)
 
 
-def small_and_fast(report: Json) -> str:
+def small_and_fast(report: Json) -> Card:
     sizes, timings, question = report.get("size"), report.get("latency") or {}, "Is it small and fast?"
-    lines = []
+    big, small, lines, loud = "not exported", "", list[str](), list[str]()
     if sizes:
         big = f"{sizes['float_bytes'] / 1e6:.2f} → {megabytes(sizes['onnx_bytes'])}"
-        big += f" <small>{sizes['float_bytes'] / sizes['onnx_bytes']:.2f}× smaller</small>"
+        small = f"{sizes['float_bytes'] / sizes['onnx_bytes']:.2f}× smaller"
         packed = f"weights packed {megabytes(sizes['packed_bytes'])}, " if sizes.get("packed_bytes") is not None else ""
         lines.append(f"ONNX files; {packed}{sizes['average_weight_bits']:.2f} bits a weight.")
-    else:
-        big = "not exported"
     for runtime, row in timings.items():
-        lines.append(
-            f"{escape(runtime)}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, "
-            f"{'<b>slower</b>, ' if row['quantized_ms'] > row['float_ms'] else ''}{row['ratio']:.2f}× as fast."
-        )
-    return card(question, big, *lines, "" if timings else "No latency was measured.")
+        said = f"{runtime}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, {speed(row['ratio'])}."
+        (loud if row["ratio"] < 1 else lines).append(said)
+    return Card(question, big, small, lines if timings else [*lines, "No latency was measured."], loud)
 
 
-def not_got(report: Json) -> str:
-    fallbacks, integer = report.get("fallbacks") or (), report.get("integer_share")
-    big = f"{len(fallbacks):,} <small>{'fallback' if len(fallbacks) == 1 else 'fallbacks'}</small>"
+def not_as_requested(report: Json) -> Card:
+    """Fallbacks; what was left in float on purpose is told apart from them."""
+    rows, integer = report.get("fallbacks") or (), report.get("integer_share")
+    chosen, refused = chosen_and_refused(rows)
     lines = [] if integer is None else [f"{share(integer)} of multiply-accumulates run in integers."]
-    if fallbacks:
-        most = max(grouped(fallbacks, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
-        requested, actual, why = (escape(str(most[key])) for key in ("requested", "actual", "why"))
-        lines.append(f"Most often {requested} became {actual}, at {plural(len(most['site']), 'site')}: {why}.")
-    islands = {row["site"] for row in fallbacks if row["actual"] == "float"}
-    lines.append(
-        f"{plural(len(islands), 'site')} stayed float." if islands else "Every site that was requested runs in integers."
-    )
-    return card("What did we not get?", big, *lines)
+    if refused:
+        most = max(grouped(refused, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
+        places = plural(len(most["site"]), "site")
+        lines.append(f"Most often {most['requested']} became {most['actual']}, at {places}: {most['why']}.")
+    islands = {row["site"] for row in refused if row["actual"] == "float"}
+    if islands:
+        lines.append(f"{plural(len(islands), 'site')} stayed float.")
+    for group in grouped(chosen, ("why",)):
+        lines.append(f"{plural(len(group['site']), 'site')} left in float on purpose: {group['why']}.")
+    big, small = (f"{len(refused):,}", "fallback" if len(refused) == 1 else "fallbacks") if refused else ("nothing", "")
+    return Card("What is not as requested?", big, small, lines)
+
+
+def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
+    """The rows of what is in float because that is faster or was asked for, and those of what could not be had."""
+    rows = list(rows)
+    return [r for r in rows if r.get("kind") == "chosen"], [r for r in rows if r.get("kind") != "chosen"]

@@ -5,18 +5,33 @@ The four answers come first, then the sections that have something to show (sect
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+import jinja2
 
-from fewbit.report.answers import good, not_got, right, small_and_fast
-from fewbit.report.pieces import Json
+from fewbit.report.answers import answers, chosen_and_refused
 from fewbit.report.sections import PASSES, SECTIONS, passes
 from fewbit.report.tables import around
+from fewbit.report.views import Block
+from fewbit.report.words import Json, title_of
 
 APART = ("classes", "preprocess", "assumed", "metadata")  # of run.json: a section of their own, or too long for a page
+
+
+@cache
+def templates() -> jinja2.Environment:
+    """The templates of this room; every value is escaped where it is shown."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("fewbit.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def of_sections(title: str, sections: Sequence[Block]) -> str:
+    """A page of nothing but sections."""
+    return templates().get_template("sections.html.j2").render(title=title, sections=sections)
 
 
 def joined(report: Json, tables: Json) -> dict[str, Any]:
@@ -28,8 +43,10 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         score = row["quantized" if labelled else "agreement"]
         curve.append({**row, "measure": measure, "score": score, "interval": around(row)})
     run = tables.get("run") or {}
+    chosen, refused = chosen_and_refused(report.get("fallbacks") or ())
     rows = {
-        "fallbacks": report.get("fallbacks"),
+        "fallbacks": refused,
+        "chosen": chosen,
         "closeness": (report.get("accuracy") or {}).get("outputs"),
         "measures": (report.get("accuracy") or {}).get("rows"),
         "calibration": [row] if (row := report.get("calibration")) else [],
@@ -41,23 +58,12 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
 
 
 def render(report: Json, tables: Json) -> str:
-    """The whole page. User input is escaped where it enters."""
-    model, target, recipe, bits = (escape(str(report.get(k, "?"))) for k in ("model", "target", "recipe", "bits"))
+    """The whole page."""
     data = joined(report, tables)
-    parts = {name: "".join(section.html(data) for section in sections) for name, sections in SECTIONS.items()}
+    parts = {name: [section.shown(data) for section in sections] for name, sections in SECTIONS.items()}
     parts[PASSES] = passes(tables.get("log") or ())
-    filled = {name: inner for name, inner in parts.items() if inner}
-    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in filled)
-    body = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{inner}</section>' for name, inner in filled.items())
-    cards = right(report, tables) + good(report) + small_and_fast(report) + not_got(report)
-    here = files("fewbit.report")
-    css, js = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{model} on {target}: fewbit</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style></head><body>'
-        f'<header><p class="eyebrow">fewbit, post-training quantization</p><h1>{model}</h1><p class="lead">'
-        f"Target <b>{target}</b>, recipe <b>{recipe}</b>, bits <b>{bits}</b></p></header>"
-        f'<main><div class="cards">{cards}</div><nav>{links}</nav>'
-        f"<noscript><p>The figures need JavaScript; their numbers are in tables.json.</p></noscript>{body}</main>"
-        f"<script>{get_plotlyjs()}</script><script>{js}</script></body></html>\n"
-    )
+    filled = {name: shown for name, sections in parts.items() if (shown := [one for one in sections if one])}
+    about = {key: str(report.get(key, "?")) for key in ("model", "target", "recipe", "bits")}
+    return templates().get_template("report.html.j2").render(
+        about, title=title_of(about["model"]), cards=answers(report, tables), parts=filled
+    )  # fmt: skip

@@ -1,4 +1,7 @@
-"""What a section shows, each a value that says which keys of a row it shows: Table, Facts, Gallery, and Each of a figure."""
+"""What a section shows, each a value that says which keys of a row it shows: Table, Facts, Gallery, and Each of a view.
+
+A view gives a block: a mapping of plain values whose `kind` names the macro that draws it (templates/blocks.html.j2).
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
+from fewbit.report.words import UNIT, Rows, fill, grouped, interval, megabytes, number, percent, plural, share
 
-from fewbit.report.pieces import (
-    UNIT,
-    Rows,
-    fill,
-    grouped,
-    interval,
-    megabytes,
-    number,
-    percent,
-    plot,
-    plural,
-    share,
-    table,
-    text,
-    thumbnail,
-)
+Block = Mapping[str, Any]
+View = Callable[[Rows], Block | None]
 
 FOLDED = 12  # a table of more rows opens with a click
-
-
-def sites(value: Any) -> str:
-    """One name as it is, several behind their number."""
-    names = [value] if isinstance(value, str) else list(value or ())
-    if len(names) < 2:
-        return number(names)
-    return f"<details><summary>{plural(len(names), 'site')}</summary>{'<br>'.join(map(number, names))}</details>"
 
 
 def fixed(digits: int, unit: str) -> Callable[[Any], str]:
@@ -60,7 +41,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "dB": fixed(1, "dB"),
     "ms": fixed(2, "ms"),
     "s": fixed(3, "s"),
-    "sites": sites,
+    "sites": number,
     "range": interval,
 }
 
@@ -78,6 +59,14 @@ class Column:
         heading, *rest = words.split(":")
         return Column(heading, *rest) if rest else Column(heading, heading)
 
+    def cell(self, value: Any) -> Block:
+        """The text, the number by which the column is sorted, and the names where there are several."""
+        many = self.format == "sites" and isinstance(value, (list, tuple)) and len(value) > 1
+        if many:
+            return {"text": plural(len(value), "site"), "sort": len(value), "names": list(map(number, value))}
+        plain = isinstance(value, (int, float)) and math.isfinite(value)
+        return {"text": FORMATS[self.format](value), "sort": value if plain else None, "names": ()}
+
 
 def _every(rows: Rows) -> list[Column]:
     """A column for each key of the rows."""
@@ -88,28 +77,29 @@ def _every(rows: Rows) -> list[Column]:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` as in Column.of, or every key of the rows. Rows that are equal in `group` are one; with `where` only those that
-    are true there are shown; with `search` a field above filters them.
+    """`columns` as in Column.of, or every key of the rows; those that no row has are left out. Rows that are equal in `group`
+    are one; with `where` only those that are true there are shown; `least` is the key of which the smallest come first; with
+    `search` a field above filters them.
     """
 
     columns: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     where: str = ""
+    least: str = ""
     search: bool = False
 
-    def __call__(self, rows: Rows) -> str:
+    def __call__(self, rows: Rows) -> Block | None:
         rows = [row for row in rows if not self.where or row.get(self.where)]
         rows = grouped(rows, self.group) if self.group else rows
-        if not rows:
-            return ""
+        if self.least:
+            rows = sorted(rows, key=lambda row: (row.get(self.least) is None, row.get(self.least)))
         columns = [Column.of(words) for words in self.columns] or _every(rows)
-        cells = ([FORMATS[c.format](row.get(c.key)) for c in columns] for row in rows)
-        numeric = [i for i, c in enumerate(columns) if c.format not in TEXT]
-        long = len(rows) > FOLDED
-        html = table([text(c.heading) for c in columns], cells, numeric=numeric, box="box tall" if long else "box")
-        if self.search:
-            html = f'<input type="search" placeholder="filter: fc2 weight" aria-label="filter the rows">{html}'
-        return f"<details><summary>All {len(rows):,} rows</summary>{html}</details>" if long else html
+        columns = [c for c in columns if any(row.get(c.key) not in (None, "", []) for row in rows)]
+        if not rows or not columns:
+            return None
+        head = [{"text": c.heading, "right": c.format not in TEXT} for c in columns]
+        cells = [[c.cell(row.get(c.key)) for c in columns] for row in rows]
+        return {"kind": "table", "head": head, "rows": cells, "search": self.search, "folded": len(rows) > FOLDED}
 
 
 @dataclass(frozen=True)
@@ -118,13 +108,13 @@ class Facts:
 
     columns: tuple[str, ...] = ()
 
-    def __call__(self, rows: Rows) -> str:
+    def __call__(self, rows: Rows) -> Block | None:
         row: dict[str, Any] = {}
         for key, value in rows[0].items():
             row.update(value if isinstance(value, Mapping) and not self.columns else {key: value})
         columns = [Column.of(words) for words in self.columns] or [Column(str(key), key) for key in row]
-        pairs = [(c.heading, FORMATS[c.format](row[c.key])) for c in columns if row.get(c.key) not in (None, [], {})]
-        return f"<dl>{''.join(f'<dt>{text(name)}</dt><dd>{value}</dd>' for name, value in pairs)}</dl>"
+        pairs = [(c.heading, FORMATS[c.format](row[c.key])) for c in columns if row.get(c.key) not in (None, "", [], {})]
+        return {"kind": "facts", "pairs": pairs} if pairs else None
 
 
 @dataclass(frozen=True)
@@ -137,34 +127,32 @@ class Gallery:
     differs: tuple[str, str] = ("", "")
     wide: bool = False
 
-    def __call__(self, rows: Rows) -> str:
-        cells = []
+    def __call__(self, rows: Rows) -> Block | None:
+        images = []
         for row in rows:
-            mark = " differs" if row.get(self.differs[0]) != row.get(self.differs[1]) else ""
-            lines = (line for line in self.lines if all(key in row for key in KEY.findall(line)))
-            words = "<br>".join(fill(line, row) for line in lines)
-            cells.append(f'<div class="image{mark}">{thumbnail(row.get("thumbnail"))}<div>{words}</div></div>')
-        return f'<div class="images{" wide" * self.wide}">{"".join(cells)}</div>'
+            lines = [fill(line, row) for line in self.lines if all(key in row for key in KEY.findall(line))]
+            uri = row.get("thumbnail")
+            inside = uri if isinstance(uri, str) and uri.startswith("data:image/") else ""  # nothing is loaded
+            images.append({"lines": lines, "uri": inside, "differs": row.get(self.differs[0]) != row.get(self.differs[1])})
+        return {"kind": "gallery", "images": images, "wide": self.wide}
 
 
 @dataclass(frozen=True)
 class Each:
-    """A figure for each row, or for all rows that are equal in `key`, side by side unless they are `wide`; at most `most`, then
-    a line says how many more there are.
+    """A view of each row, or of all rows that are equal in `key`, side by side unless they are `wide`; at most `most`, then a
+    line says how many more there are.
     """
 
-    view: Callable[[Rows], go.Figure | None]
+    view: View
     heading: str
     key: str = ""
     most: int = 24
     wide: bool = False
 
-    def __call__(self, rows: Rows) -> str:
+    def __call__(self, rows: Rows) -> Block | None:
         groups: dict[Any, list[Any]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(row.get(self.key) if self.key else index, []).append(row)
         visible = list(groups.values())[: self.most]
-        figures = [(figure, fill(self.heading, group[0])) for group in visible if (figure := self.view(group)) is not None]
-        more = f'<p class="note">{len(groups) - self.most} more are in tables.json.</p>' if len(groups) > self.most else ""
-        box = "".join(plot(figure, head) for figure, head in figures)
-        return (f'<div class="many">{box}</div>' if box and not self.wide else box) + more
+        blocks = [{**block, "title": fill(self.heading, group[0])} for group in visible if (block := self.view(group))]
+        return {"kind": "each", "blocks": blocks, "wide": self.wide, "more": len(groups) - len(visible)} if blocks else None

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fewbit.core.colours import dark_to_bright
+
 STRENGTH = 0.55  # of the colours of classes over a picture
 
 
@@ -29,12 +31,9 @@ def overlaid(picture: Image.Image, classes: NDArray[np.int64], clear: int | None
 
 def side(values: NDArray[np.float64], size: tuple[int, int]) -> Image.Image:
     """Numbers (h, w) from dark blue (small) to yellow, as a picture of a size (width, height)."""
-    from plotly.colors import sample_colorscale
-
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     levels = np.nan_to_num((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8)
-    scale = sample_colorscale("Viridis", [i / 255 for i in range(256)], colortype="tuple")
-    palette = (255 * np.array(scale)).round().astype(np.uint8)
+    palette = np.array(dark_to_bright(), np.uint8)
     return Image.fromarray(palette[levels]).resize(size, Image.Resampling.BILINEAR)
 
 

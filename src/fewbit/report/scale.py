@@ -1,0 +1,107 @@
+"""What stands on an axis, its place in percent of the figure, and its ticks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fewbit.report.words import Json, Rows, tick
+
+MANY_TICKS = 16  # labels of blocks side by side
+TICKS = 7  # at most
+MANY_POINTS = 10  # more have no labels, which would touch
+
+Ticks = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What stands on an axis: a key of the row, or several keys with their names in the legend; the title has the unit."""
+
+    keys: str | Mapping[str, str]
+    title: str
+    scale: float = 1.0
+    log: bool = False
+
+    def series(self) -> Mapping[str, str]:
+        return {self.keys: ""} if isinstance(self.keys, str) else self.keys
+
+    def of(self, row: Json, key: str = "") -> float | None:
+        value = row.get(key or str(self.keys))
+        return value * self.scale if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def values(self, rows: Rows) -> list[float]:
+        return [value for row in rows for key in self.series() if (value := self.of(row, key)) is not None]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From `low` to `high`; `ticks` are values with their labels."""
+
+    low: float
+    high: float
+    ticks: Ticks
+    title: str = ""
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """The place of a value, in percent of the axis; what is outside stands at its end."""
+        low, high, here = (math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
+        return round(100 * min((here - low) / (high - low), 1.0), 2)
+
+
+def linear(values: Sequence[float], title: str = "", *, left: float = 0.06, right: float = 0.06) -> Scale:
+    """A scale for these values with room at its ends, ticks at 1, 2 or 5 times a power of ten; whole where all values are."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = high - low or abs(high) or 1.0
+    low, high = low - left * span, high + right * span
+    rough = (high - low) / TICKS
+    ten = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * ten for factor in (1, 2, 5, 10) if factor * ten >= rough * 0.999)
+    if all(value == int(value) for value in values):
+        step = max(step, 1.0)
+    first = math.ceil(low / step - 1e-9)
+    ticks = ((i * step, tick(round(i * step, 12))) for i in range(first, math.floor(high / step + 1e-9) + 1))
+    return Scale(low, high, tuple(ticks), title)
+
+
+def logarithmic(values: Sequence[float], title: str = "", *, few: bool = False) -> Scale:
+    """A logarithmic scale: a tick at every value that is there if they are `few`, else at decades, or at 1, 2 and 5 of each."""
+    positive = sorted({value for value in values if value > 0}) or [1.0]
+    low, high = math.log10(positive[0]), math.log10(positive[-1])
+    room = 0.06 * (high - low or 1.0)
+    low, high = low - room, high + room
+    factors = (1, 2, 5) if high - low < 3 else (1,)
+    every = max(math.ceil((high - low) / TICKS), 1) if len(factors) == 1 else 1
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    places = [factor * 10.0**power for power in decades if power % every == 0 for factor in factors]
+    shown = positive if few and len(positive) <= MANY_POINTS else [p for p in places if low <= math.log10(p) <= high]
+    return Scale(10.0**low, 10.0**high, tuple((p, tick(p)) for p in shown), title, log=True)
+
+
+def in_order(names: Sequence[str], title: str) -> Scale:
+    """The order of the graph, a place for each name, with ticks where a block starts."""
+    return Scale(-0.7, len(names) - 0.3, block_ticks(names), title)
+
+
+def block_of(name: str) -> str:
+    """A short name for the block of a site or op: `blocks.3.mlp.fc1:weight` -> `3`, `layer1.0.conv2` -> `layer1.0`."""
+    parts = name.split(":")[0].split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=None)
+    if last is None:
+        return parts[0]
+    return ".".join(part for part in parts[: last + 1] if any(map(str.isdigit, part)))
+
+
+def block_ticks(names: Sequence[str]) -> Ticks:
+    """Where a new block starts, and its short name. Where labels would touch, the longer block keeps its label."""
+    blocks = [block_of(name) for name in names]
+    starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
+    length = {start: end - start for start, end in pairwise([*starts, len(names)])}
+    ticks: list[int] = []
+    for start in sorted(starts, key=lambda start: (-length[start], start)):
+        if all(abs(start - other) * MANY_TICKS >= len(names) for other in ticks):
+            ticks.append(start)
+    return tuple((i, blocks[i]) for i in sorted(ticks))

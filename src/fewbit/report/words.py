@@ -1,0 +1,109 @@
+"""Values as text. Nothing here is markup: the templates escape what they show."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+Json = Mapping[str, Any]
+Rows = Sequence[Json]
+
+UNIT = "\u00a0"  # a unit stays on the line of its number
+FILE = re.compile(r"\.(onnx|pt2|ep|py|pt|pth|safetensors)(:\w+)?$")
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Any value of a table: floats with significant digits, {min, max} as a range, None as a dash."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"min", "max"}:
+            return f"{number(value['min'], digits)} to {number(value['max'], digits)}"
+        return ", ".join(f"{key}: {number(part, digits)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(number(part, digits) for part in value) or "–"
+    if value is None or isinstance(value, (str, bool)):
+        return ("yes" if value else "no") if isinstance(value, bool) else value or "–"
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–∞" if value < 0 else "not a number"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}{UNIT}%"
+
+
+def share(value: float | None) -> str:
+    return percent(None if value is None else 100 * value)
+
+
+def megabytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:.2f}{UNIT}MB"
+
+
+def interval(value: Sequence[Any] | None) -> str:
+    return " to ".join(map(number, value)) if value else "–"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def speed(ratio: float) -> str:
+    """How much faster or slower something is than what took `ratio` times as long: never "0.92 times faster"."""
+    if abs(ratio - 1) < 0.005:
+        return "as fast"
+    return f"{ratio:.2f}{UNIT}× faster" if ratio > 1 else f"{1 / ratio:.2f}{UNIT}× slower"
+
+
+def tick(value: float) -> str:
+    """A number beside an axis, short."""
+    size = abs(value)
+    for step, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= step:
+            return f"{value / step:g}{suffix}".replace("-", "−")
+    if 0 < size < 1e-3:
+        digits, _, power = f"{value:.1e}".partition("e")
+        ten = f"10{str(int(power)).translate(SUPERSCRIPT)}"
+        return ten if digits == "1.0" else f"{float(digits):g}·{ten}".replace("-", "−")
+    return f"{value:g}".replace("-", "−")
+
+
+def title_of(model: str) -> str:
+    """The name of a model: of a path the file's, without its folders."""
+    path, found = PurePath(model), FILE.search(model)
+    return path.name.removesuffix(".onnx").removesuffix(".pt2") if found or path.is_absolute() else model
+
+
+class _Words(string.Formatter):
+    def get_value(self, key: Any, args: Any, kwargs: Any) -> Any:
+        return kwargs.get(key)
+
+    def format_field(self, value: Any, spec: str) -> str:
+        return format(value, spec) if spec and value is not None else number(value)
+
+
+def fill(template: str, row: Json) -> str:
+    """A format string with the values of a row."""
+    return _Words().vformat(template, (), row)
+
+
+def grouped(rows: Rows, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for all rows with equal `keys`, in order of appearance: numbers are added, other values listed."""
+    groups: dict[str, list[Json]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row.get(key) for key in keys]), []).append(row)
+    sums = []
+    for members in groups.values():
+        lists = {key: [row[key] for row in members if key in row] for row in members for key in row}
+        merged = {k: sum(v) if all(isinstance(x, (int, float)) for x in v) else v for k, v in lists.items()}
+        sums.append({**merged, **{key: members[0].get(key) for key in keys}})
+    return sums
