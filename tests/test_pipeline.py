@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fewbit.core.values import Plan
+from fewbit.core.values import Fallback, Plan
+from fewbit.report.tables import latency
 from fewbit.stages.report import note_bf16
 from fewbit.verify import Latency
 
 
 def timing(runtime: str, batch: int, float_ms: float, quantized_ms: float) -> Latency:
-    return Latency(runtime, batch, 2, float_ms, quantized_ms, float_ms / quantized_ms, 9)
+    return Latency(runtime, batch, 2, float_ms, quantized_ms, float_ms / quantized_ms, 9, (1.0, 2.0), (1.0, 2.0), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,13 @@ def test_an_integer_model_slower_than_bf16_is_said_to_be(runtime: str, with_bf16
     rows += [timing("openvino-bf16", 1, 3.0, with_bf16), timing("openvino-bf16", 8, 3.0, 9.0)]
     noted = note_bf16(Plan("t", "r", "8", {}, ()), runtime, rows)
     assert [fallback.actual for fallback in noted.fallbacks] == said
+
+
+def test_only_times_of_the_targets_own_runtime_and_processor_are_in_the_verdict() -> None:
+    rows = [timing(name, batch, 8.0, 4.0) for name in ("onnxruntime", "openvino", "openvino-bf16") for batch in (1, 8)]
+    plan = Plan("t", "r", "8", {}, ())
+    assert {name: row["batch"] for name, row in latency(rows, "openvino", plan).items()} == {"openvino": 1, "openvino-bf16": 1}
+    assert list(latency(rows, "onnxruntime", plan)) == ["onnxruntime"]
+    for kind in ("runtime", "machine"):
+        away = Plan("t", "r", "8", {}, (), fallbacks=(Fallback("it", "a", "b", "c", kind=kind),))  # type: ignore[arg-type]
+        assert latency(rows, "onnxruntime", away) == {}

@@ -183,3 +183,10 @@ def test_a_word_that_nobody_reads_is_cut() -> None:
         with pytest.raises(FewbitError) as caught:
             Request(**{"model": "demo", **options})
         assert len(str(caught.value)) < 700
+
+
+def test_a_target_whose_runtime_is_not_installed_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewbit.runtimes.runtime_names", lambda: ("onnxruntime",))
+    with pytest.raises(FewbitError, match=r"^target openvino-x86 runs in openvino, which is not installed: pip install"):
+        Request(model="nothing", images="nowhere", target="openvino-x86")
+    assert Request(model="demo", target="tensorrt").hardware.runs_in == "onnxruntime"  # which never runs here

@@ -14,10 +14,23 @@ if TYPE_CHECKING:
 
 def refuse(request: Options) -> None:
     """Raise what the model, the images, their preparation or their task would raise later."""
+    check_runtime(request)
     check_preprocess(request)
     check_images(request)
     check_task(request)
     check_weights(request)
+
+
+def check_runtime(request: Options) -> None:
+    """Raises FewbitError where the target's runtime can run here and is not installed."""
+    from fewbit.runtimes import HERE, runtime_names
+
+    name = request.hardware.runtime
+    if name in HERE and name not in runtime_names():
+        raise FewbitError(
+            f"target {request.hardware.name} runs in {name}, which is not installed: pip install 'fewbit[{name}]', or give "
+            "another --target; `fewbit targets` lists them."
+        )
 
 
 def check_preprocess(request: Options) -> None:

@@ -219,7 +219,8 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "attention": [_attention(rng, block, head) for block in (2, 10) for head in range(HEADS)],
         "flips": [{"op": f"blocks.{b}.attn.scores", "head": h, "flipped_share": round(0.01 + 0.006 * b * rng.random(), 5)}
                   for b in range(BLOCKS) for h in range(HEADS)],
-        "latency": [{"runtime": r, "batch": b, "threads": 2, "float_ms": f * b, "quantized_ms": q * b, "ratio": f / q}
+        "latency": [{"runtime": r, "batch": b, "threads": 2, "float_ms": f * b, "quantized_ms": q * b, "ratio": f / q,
+                     "runs": 9, "float_spread": [f * b - 0.5, f * b + 0.5], "quantized_spread": [q * b, q * b + 1], "load": 1.5}
                     for b in (1, 8) for r, f, q in runtimes],
         "loads": [{"runtime": r, "threads": 2, "float_seconds": f / 100, "quantized_seconds": q / 100, "runs": 1,
                    "float_bytes": 151_400_000, "quantized_bytes": 98_700_000, "baseline_bytes": 61_200_000}

@@ -155,22 +155,22 @@ def test_the_same_two_dicts_give_the_same_text_and_stay_as_they_were() -> None:
 
 def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
     for said in [
-        "40 of 7,274,496 codes differ",
-        "at 148 sites",
-        "Worst site: blocks.0.attn.values:value, off by at most 1.",
+        "0 of 7,274,496 codes are wrong, at 148 sites",
+        "40 ties besides",
+        "The weights in the file are the plan's",
         "75.45 → 74.60 % top-1 accuracy",
-        "Change on the same images: −0.85 points, 95 % interval −1.55 to −0.15.",
+        "Change on the same images −0.85 points, 95 % interval −1.55 to −0.15.",
         "AP50 57.5 55.2",
         "92.35 % agreement in class with the float model.",
-        "2,000 images scored in onnxruntime; 128 for calibration.",
+        "2,000 images scored in onnxruntime, 128 others for calibration.",
         "Left alone on request: patch_embed.proj stays at 8 bits; head stays at 8 bits.",
         "Too few calibration images.",
         "22.92 → 6.10 MB 3.75× smaller",
-        "weights packed 3.36 MB, 4.31 bits a weight.",
+        "ONNX files; 4.31 bits a weight.",
         "onnxruntime: 11.84 → 6.91 ms, 1.71 × faster.",
         "37 fallbacks",
         "Most often 4 bits became 8 bits, at 24 sites: no 4-bit operand",
-        "98.73 % of multiply-accumulates run in integers.",
+        "98.73 % of the multiply-accumulates run in integers.",
         "12 sites stayed float.",
         "2 sites left in float on purpose: float attention is faster here.",
     ]:
@@ -182,6 +182,7 @@ def test_the_tables_are_the_numbers_of_their_rows(whole: Reader) -> None:
         "8 bits no 4-bit operand for a product of two activations 24 sites blocks.0.attn.scores:q",  # shares are added
         "blocks.11.attn.scores:k 5.04 %",
         "openvino, as it ships logits 0.0934 0.2 yes 0.9998712 99.60 %",
+        "openvino 8 74.96 ms 74.46 to 75.46 40.16 ms 40.16 to 41.16 1.867 9 1.5",
         "openvino 0.094 s 0.050 s 151.40 MB 98.70 MB 61.20 MB",
         "3,637,248 40 40 0",  # codes: compared, differing, ties, wrong
         "integer kernels in the runtime's optimised graph 74",
@@ -201,7 +202,7 @@ def test_without_labels_agreement_leads_and_no_accuracy_is_claimed() -> None:
     text = read(report, tables).text
     good = text[text.index("Is it good?") : text.index("Is it small and fast?")]
     assert good.startswith("Is it good? 92.35 % agreement in class with the float model")
-    assert "Without labels no accuracy is known." in good
+    assert "There are no labels, so there is no accuracy." in good
     assert "points" not in good
 
 
@@ -211,18 +212,20 @@ def test_without_labels_agreement_leads_and_no_accuracy_is_claimed() -> None:
 def test_right_means_that_no_code_is_wrong(differing: int, wrong: int, word: str) -> None:
     report, tables = canned()
     report["verify"].update(codes_differing=differing, codes_wrong=wrong)
-    assert f"Is it right? {word} {differing} of" in read(report, {}).text
+    assert f"Is it right? {word} {wrong} of 7,274,496 codes are wrong" in read(report, {}).text
     del report["verify"]["codes_wrong"]  # then the table counts
     tables["checks"] = [{**tables["checks"][0], "differing": differing, "ties": differing - wrong, "wrong": wrong}]
-    assert f"Is it right? {word} {differing} of" in read(report, tables).text
+    text = read(report, tables).text
+    assert f"Is it right? {word} {wrong} of 7,274,496 codes are wrong" in text
+    assert ("off by at most 1" in text) == bool(wrong)
 
 
 def test_without_a_table_that_explains_them_codes_that_differ_are_not_right() -> None:
     report, _ = canned()
     del report["verify"]["codes_wrong"]
     text = read(report, {}).text
-    assert "Is it right? no 40 of" in text
-    assert "is a tie:" not in text
+    assert "Is it right? no 40 of 7,274,496 codes differ" in text
+    assert "ties besides" not in text
 
 
 def test_a_model_that_became_slower_says_so() -> None:
@@ -551,3 +554,12 @@ def test_ticks_never_stand_closer_than_their_labels_are_wide() -> None:
     assert min(b - a for a, b in pairwise(places)) >= len(names) / scale.MANY_TICKS
     assert list(labels) == [scale.block_of(names[int(place)]) for place in places]
     assert "stem" not in labels
+
+
+def test_where_no_time_is_the_targets_own_the_reason_is_said() -> None:
+    report, _ = canned()
+    report["latency"] = {}
+    assert "No time of the target is known." in read(report, {}).text
+    report["fallbacks"].append({"site": "the runtime", "requested": "tensorrt", "actual": "onnxruntime", "kind": "runtime",
+                                "why": "tensorrt is not here", "macs_share": 0.0})  # fmt: skip
+    assert "No time of the target is known: tensorrt is not here." in read(report, {}).text

@@ -132,3 +132,12 @@ def test_onnxruntime_gives_the_integers_of_the_plan(net, realized, request):
     assert not checks.wrong
     codes = [c.codes for c in run.plan.choices.values() if c.role == "weight"]
     assert max(int(q.abs().max()) for q in codes) == 63
+
+
+def test_what_stays_float_on_purpose_is_told_from_what_could_not_be_had(vit):
+    target, attention = load_target("ort-x86-vnni"), [op.name for op in vit.graph.ops if op.kind == "matmul"]
+    answer = allowed(vit.graph, target, keep_float=("head",))
+    assert {r.site for r in answer.fallbacks if r.kind == "chosen"} == {"head", *attention}
+    tried = allowed(vit.graph, target, everything=True)
+    assert not [r for r in tried.fallbacks if r.kind == "chosen"]
+    assert not [r for r in allowed(vit.graph, load_target("npu-int16")).fallbacks if r.kind == "chosen"]

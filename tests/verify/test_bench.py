@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fewbit.capture.inputs import image
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import runtime_names, runtimes_for
-from fewbit.verify.bench import loads
+from fewbit.verify.bench import bench, loads
 
 MB = 2**20
 IMAGE = (image((3, 8, 8)),)
@@ -81,3 +82,17 @@ def test_a_runtime_that_cannot_load_a_file_is_not_timed(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=10), tmp_path / "a.onnx")
     assert runtimes_for(tmp_path / "a.onnx") == ("onnxruntime",)
     assert runtimes_for(model(tmp_path / "b.onnx", 1)) == runtime_names()
+
+
+def test_a_row_has_medians_the_middle_half_and_the_load_of_the_machine(tmp_path, monkeypatch):
+    module = importlib.import_module("fewbit.verify.bench")
+    rounds = [(0.001 * (1 + i), 0.0005 * (9 - i)) for i in range(9)]
+    monkeypatch.setattr(module, "paired", lambda calls, seconds: rounds)
+    monkeypatch.setattr(
+        module, "open_session", lambda name, path, threads: types.SimpleNamespace(call=print, feed=lambda *x: x)
+    )
+    monkeypatch.setattr(module.os, "getloadavg", lambda: (1.25, 9.0, 9.0))
+    (row,) = bench(tmp_path, tmp_path, IMAGE, runtimes=["onnxruntime"], batches=[1])
+    assert (row.float_ms, row.float_spread) == (5.0, (3.0, 7.0))
+    assert (row.quantized_ms, row.quantized_spread) == (2.5, (1.5, 3.5))
+    assert (row.runs, row.load, row.ratio) == (9, 1.25, 2.0)

@@ -226,33 +226,23 @@ def drawn() -> Iterator[Progress]:
         progress.close()
 
 
+PLAIN = str.maketrans({"→": "->", "×": "x", "−": "-", "\u00a0": " "})  # for a terminal that has no more than ASCII
+
+
 def show(report: dict[str, Any]) -> None:
-    """The four answers on the terminal."""
-    accuracy, size, check = report["accuracy"], report["size"], report["verify"]
+    """The four answers on the terminal, in the words of the report."""
+    from fewbit.report.answers import answers
+
     table = Table(show_header=False, title=f"{report['model']} on {report['target']}, {report['recipe']}, {report['bits']}")
-    counts = f"{check['codes_wrong']} of {check['codes_compared']:,} codes wrong at {check['sites']} sites"
-    right = f"yes: {counts} ({check['codes_differing']} ties); weights and outputs are the plan's"
-    table.add_row("Is it right?", Text("\n".join(("NO:", *check["problems"])) if check["problems"] else right))
-    low, high = accuracy["interval"]
-    if accuracy["quantized"] is not None:
-        unit = accuracy["unit"]
-        good = f"{accuracy['float']:.2f} {unit} -> {accuracy['quantized']:.2f} {unit} {accuracy['measure']} "
-        good += f"(change {low:+.2f} to {high:+.2f}), "
-    else:
-        good = ""
-    good += f"{accuracy['agreement']:.2f} % {accuracy['agreement_measure']}"
-    table.add_row("Is it good?", f"{good}, {report['images']['scored']} images in {accuracy['runtime']}")
-    faster = ", ".join(f"{name} {row['ratio']:.2f} x faster" for name, row in report["latency"].items())
-    times = size["float_bytes"] / size["onnx_bytes"]
-    table.add_row("Is it small and fast?", f"{size['onnx_bytes'] / 1e6:.2f} MB, {times:.2f} x smaller; {faster}")
-    share = 100 * report["integer_share"]
-    table.add_row(
-        "What is not as requested?", f"{len(report['fallbacks'])} fallbacks; {share:.1f} % of the work runs in integers"
-    )
+    warnings: list[str] = []
+    for card in answers(report, {}):
+        head = f"{card.word}: {card.big} {card.small}" if card.word else f"{card.big} {card.small}"
+        wrong = card.loud if card.mood == "bad" else ()
+        table.add_row(card.question, "\n".join((head.strip(), *card.lines, *wrong)).translate(PLAIN))
+        warnings += [] if wrong else card.loud
     out.print(table)
-    warnings = (*([accuracy["why"]] if accuracy["why"] else ()), *report.get("notes", ()))
-    for warning in (*warnings, *(report.get("calibration") or {}).get("warnings", ())):
-        out.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+    for warning in warnings:
+        out.print(f"Warning: {warning}".translate(PLAIN), style="yellow", soft_wrap=True)
 
 
 def fail_on_wrong(check: Mapping[str, Any], report: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from fewbit.report.words import UNIT, Json, grouped, megabytes, percent, plural, share, signed, speed
 
+ELSEWHERE = ("runtime", "machine")  # kinds of fallbacks where another runtime or processor than the target's computed
+
 
 @dataclass(frozen=True)
 class Card:
@@ -29,24 +31,20 @@ def right(report: Json, tables: Json) -> Card:
     verify, question = report.get("verify"), "Is it right?"
     if not verify:
         return Card(question, "not verified", lines=["No codes were compared with a runtime."], word="unknown", mood="unsure")
-    differing, problems = verify["codes_differing"], verify.get("problems") or ()
-    checks = tables.get("checks")
+    differing, compared, problems = verify["codes_differing"], verify["codes_compared"], verify.get("problems") or ()
+    checks, lines = tables.get("checks"), list[str]()
     explained = verify.get("codes_wrong", sum(row["wrong"] for row in checks) if checks else None)
-    wrong = differing if explained is None else explained
-    lines = [f"The simulation and the runtime were given the same codes at {plural(verify['sites'], 'site')}."]
-    if differing:
+    wrong, what = (differing, "differ") if explained is None else (explained, "are wrong")
+    if wrong:
         lines.append(f"Worst site: {verify['worst_site']}, off by at most {verify['max_difference']}.")
-        if explained is not None:
-            ties = "Every difference is a tie: off by one where the simulation stands on a rounding boundary."
-            lines.append(f"{plural(wrong, 'code')} cannot be explained by rounding." if wrong else ties)
+    if differing > wrong:
+        ties = plural(differing - wrong, "tie")
+        lines.append(f"{ties} besides: codes that are off by one where the simulation stands on a rounding boundary.")
     if not problems and "outputs" in verify:
-        lines.append(
-            f"{verify['stored_codes']:,} codes of weights in the file are those of the plan; "
-            f"{plural(verify['outputs'], 'output')} differ by no more than float32 rounding explains."
-        )
+        lines.append("The weights in the file are the plan's, and the outputs differ no more than float32 rounding explains.")
     word, mood = ("no", "bad") if wrong or problems else ("yes", "good")
-    small = f"of {verify['codes_compared']:,} codes differ"
-    return Card(question, f"{differing:,}", small, lines, [f"{line}." for line in problems], word, mood)
+    small = f"of {compared:,} codes {what}, at {plural(verify['sites'], 'site')}"
+    return Card(question, f"{wrong:,}", small, lines, [f"{line}." for line in problems], word, mood)
 
 
 def good(report: Json) -> Card:
@@ -61,14 +59,14 @@ def good(report: Json) -> Card:
         points = "points" if unit == "%" else unit
         low, high = map(signed, ends)
         big, small = f"{before:.2f} → {after:.2f}{UNIT}{unit}", accuracy["measure"]
-        paired = f"Change on the same images: {signed(after - before)} {points}, 95{UNIT}% interval {low} to {high}."
-        lines = [paired, f"{agreement} {what}."]
+        change = f"Change on the same images {signed(after - before)} {points}, 95{UNIT}% interval {low} to {high}."
+        lines = [change, f"{agreement} {what}."]
     else:
         big, small = agreement, what
         interval = " to ".join(map(percent, ends)) if ends else "not known"
-        lines = [f"95{UNIT}% interval {interval}. Without labels no accuracy is known."]
+        lines = [f"95{UNIT}% interval {interval}. There are no labels, so there is no accuracy."]
     scored = f"{plural(images.get('scored', 0), 'image')} scored in {accuracy['runtime']}"
-    calibrated = f"; {images['calibration']:,} for calibration" if "calibration" in images else ""
+    calibrated = f", {images['calibration']:,} others for calibration" if "calibration" in images else ""
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
     loud = [str(line) for line in (accuracy["why"], *warnings) if line]
     return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *exempt], loud)
@@ -80,19 +78,21 @@ def small_and_fast(report: Json) -> Card:
     if sizes:
         big = f"{sizes['float_bytes'] / 1e6:.2f} → {megabytes(sizes['onnx_bytes'])}"
         small = f"{sizes['float_bytes'] / sizes['onnx_bytes']:.2f}× smaller"
-        packed = f"weights packed {megabytes(sizes['packed_bytes'])}, " if sizes.get("packed_bytes") is not None else ""
-        lines.append(f"ONNX files; {packed}{sizes['average_weight_bits']:.2f} bits a weight.")
+        lines.append(f"ONNX files; {sizes['average_weight_bits']:.2f} bits a weight.")
     for runtime, row in timings.items():
         said = f"{runtime}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, {speed(row['ratio'])}."
         (loud if row["ratio"] < 1 else lines).append(said)
-    return Card(question, big, small, lines if timings else [*lines, "No latency was measured."], loud)
+    if not timings:
+        elsewhere = [row["why"] for row in report.get("fallbacks") or () if row.get("kind") in ELSEWHERE]
+        lines.append(f"No time of the target is known{': ' if elsewhere else ''}{'; '.join(elsewhere)}.")
+    return Card(question, big, small, lines, loud)
 
 
 def not_as_requested(report: Json) -> Card:
     """Fallbacks; what was left in float on purpose is told apart from them."""
     rows, integer = report.get("fallbacks") or (), report.get("integer_share")
     chosen, refused = chosen_and_refused(rows)
-    lines = [] if integer is None else [f"{share(integer)} of multiply-accumulates run in integers."]
+    lines = [] if integer is None else [f"{share(integer)} of the multiply-accumulates run in integers."]
     if refused:
         most = max(grouped(refused, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
         places = plural(len(most["site"]), "site")
@@ -109,4 +109,4 @@ def not_as_requested(report: Json) -> Card:
 def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
     """The rows of what is in float because that is faster or was asked for, and those of what could not be had."""
     rows = list(rows)
-    return [r for r in rows if r.get("kind") == "chosen"], [r for r in rows if r.get("kind") != "chosen"]
+    return [row for row in rows if row.get("kind") == "chosen"], [row for row in rows if row.get("kind") != "chosen"]

@@ -147,7 +147,9 @@ COST = (
                   label="{runtime}, threads: {threads}",
                   hover="float {float_ms:.3f} ms, integer {quantized_ms:.3f} ms, {runs} runs"),
              "batch of {batch}", key="batch", wide=True),
-    ), "Median time of a batch on this machine, float beside integer."),
+        Table(("runtime", "batch:batch:#", "float:float_ms:ms", "middle half, ms:float_spread:range", "integer:quantized_ms:ms",
+               "middle half, ms:quantized_spread:range", "float / integer:ratio:#", "pairs of runs:runs:#", "load:load:#")),
+    ), "Medians on this machine, in every runtime that runs the file. Load: the processes that ran meanwhile, these included."),
     Section("Loading", "loads", (
         Table(("runtime", "load, float:float_seconds:s", "load, integer:quantized_seconds:s",
                "peak memory, float:float_bytes:MB", "peak memory, integer:quantized_bytes:MB",

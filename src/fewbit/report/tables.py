@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile
+from fewbit.report.answers import ELSEWHERE
+from fewbit.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from fewbit.core.values import Checks, Graph, Plan
@@ -117,10 +119,14 @@ def fallbacks(plan: Plan) -> Rows:
     return [{field: getattr(fallback, field) for field in fields} for fallback in plan.fallbacks]
 
 
-def latency(rows: Sequence[Any]) -> dict[str, Any]:
-    """The first (smallest) batch of each runtime for report.json; milliseconds of a call."""
+def latency(rows: Sequence[Any], runtime: str, plan: Plan) -> dict[str, Any]:
+    """The first (smallest) batch in the target's own runtime (in each precision) for report.json; milliseconds of a call.
+    Nothing where another runtime or processor than the target's computed.
+    """
     first: dict[str, Any] = {}
-    for row in rows:
+    if any(fallback.kind in ELSEWHERE for fallback in plan.fallbacks):
+        return first
+    for row in (row for row in rows if row.runtime in (runtime, *RUNTIMES[runtime].variants)):
         fields = ("batch", "float_ms", "quantized_ms", "ratio")
         first.setdefault(row.runtime, {field: getattr(row, field) for field in fields})
     return first

@@ -85,7 +85,7 @@ def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Requ
         "bits": plan.bits,
         "exemptions": list(plan.exemptions),
         "size": tables.size(graph, plan, sizes),
-        "latency": tables.latency(timings),
+        "latency": tables.latency(timings, request.hardware.runtime, plan),
         "integer_share": tables.integer_share(graph, plan),
         "fallbacks": tables.fallbacks(plan),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 
 from fewbit.core.grid import Grid, safe_terms
-from fewbit.core.values import Fallback, Graph, Op, Site
+from fewbit.core.values import Fallback, FallbackKind, Graph, Op, Site
 from fewbit.errors import UnknownName
 from fewbit.target.shapes import channel_axis, misfit, shared_groups
 from fewbit.target.spec import Accumulator, OpRule, Target, Type
@@ -146,14 +146,14 @@ def _all_entries(
     fallbacks: list[Fallback] = []
     for op in graph.ops if target.op else ():
         if _matches(op, keep_float):
-            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)"))
+            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)", "chosen"))
             continue
         if op.name in apart:
             fallbacks.append(_fallback(graph, op, apart[op.name]))
             continue
-        entries[op.name], why = _entries(graph, target, op, everything=everything, site_bits=site_bits)
+        entries[op.name], why, kind = _entries(graph, target, op, everything=everything, site_bits=site_bits)
         if why and (op.macs or target.rules(op.kind)):
-            fallbacks.append(_fallback(graph, op, why))
+            fallbacks.append(_fallback(graph, op, why, kind))
     for other in graph.float_products if target.op else ():
         why, share = f"{target.name} has no integer {other.function}", other.macs / max(graph.macs, 1)
         fallbacks.append(Fallback(other.name, "integers", "float", why, share))
@@ -162,17 +162,19 @@ def _all_entries(
 
 def _entries(
     graph: Graph, target: Target, op: Op, *, everything: bool, site_bits: Mapping[str, int | None]
-) -> tuple[list[OpRule], str]:
-    """The usable entries of the target for an op, best first, and the reason if there are none."""
+) -> tuple[list[OpRule], str, FallbackKind]:
+    """The usable entries of the target for an op, best first, and the reason if there are none, with its kind."""
     usable: list[OpRule] = []
     reasons = [] if target.rules(op.kind) else [f"{target.name} has no integer {op.kind}"]
+    chosen = ""
     for rule in target.rules(op.kind):
         optional = (*OPTIONAL, "input") if rule.weight_only else OPTIONAL
         missing = [name for name in op.operands if not rule.types(name) and name not in optional]
         if missing:
             reasons.append(f"{target.name} has no integer {op.kind} with operand {', '.join(missing)}")
         elif rule.runs == "float" and not everything:
-            reasons.append(rule.why or f"{target.name} runs {op.kind} faster in float")
+            chosen = rule.why or f"{target.name} runs {op.kind} faster in float"
+            reasons.append(chosen)
         elif wrong := misfit(graph, op, rule):
             reasons.append(f"{op.kind} on {target.name}: {wrong}")
         else:
@@ -182,7 +184,8 @@ def _entries(
         wide = {name: max(target.types[t].bits for t in rule.types(name)) for name in op.operands if rule.types(name)}
         return all((site_bits[op.operands[name]] or 0) <= bits for name, bits in wide.items())
 
-    return sorted(usable, key=lambda rule: not holds(rule)), "" if usable else reasons[0]
+    why = "" if usable else reasons[0]
+    return sorted(usable, key=lambda rule: not holds(rule)), why, "chosen" if why and why == chosen else "site"
 
 
 def _fitted(
@@ -382,5 +385,6 @@ def _matches(op: Op, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
-def _fallback(graph: Graph, op: Op, why: str) -> Fallback:
-    return Fallback(op.name, requested="integers", actual="float", why=why, macs_share=op.macs / max(graph.macs, 1))
+def _fallback(graph: Graph, op: Op, why: str, kind: FallbackKind = "site") -> Fallback:
+    share = op.macs / max(graph.macs, 1)
+    return Fallback(op.name, requested="integers", actual="float", why=why, macs_share=share, kind=kind)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,11 @@ print(json.dumps([seconds, peak]))
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians in milliseconds of one call; `ratio` is the median of the pairwise ratios float / quantized."""
+    """Medians in milliseconds of one call; `ratio` is the median of the pairwise ratios float / quantized.
+
+    The spreads are those of the middle half of the calls, `load` is how many processes the machine was running meanwhile
+    (with those that measured).
+    """
 
     runtime: str
     batch: int
@@ -62,6 +67,9 @@ class Latency:
     quantized_ms: float
     ratio: float
     runs: int
+    float_spread: tuple[float, float]
+    quantized_spread: tuple[float, float]
+    load: float
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -107,9 +115,10 @@ def bench(
             noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
             arrays = arrays_of(inputs, example(inputs, noise))
             times = paired([partial(session.call, session.feed(*arrays)) for session in sessions], seconds)
-            first, second = (statistics.median(column) for column in zip(*times, strict=True))
-            ratio = statistics.median(a / b for a, b in times)
-            rows.append(Latency(runtime, batch, threads, 1e3 * first, 1e3 * second, ratio, len(times)))
+            ratio, quarters = statistics.median(a / b for a, b in times), 1e3 * np.percentile(times, [25, 50, 75], axis=0)
+            (low, low8), (first, second), (high, high8) = quarters.tolist()
+            counts = (first, second, ratio, len(times), (low, high), (low8, high8), os.getloadavg()[0])
+            rows.append(Latency(runtime, batch, threads, *counts))
     return rows
 
 
