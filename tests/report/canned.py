@@ -254,3 +254,17 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "log": _log(),
     }  # fmt: skip
     return report, tables
+
+
+def searched() -> dict[str, Any]:
+    """The report.json of a search with two points."""
+    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    row = {**measures, "point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0,
+           "faster": 2.0, "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True,
+           "searched": True, "interval": [-2.0, 0.5],
+           "command": "fewbit quantize demo --bits </script>"}  # fmt: skip
+    other = {**row, "point": "uniform 8", "ms": 1.5, "searched": False, "command": "fewbit quantize demo --bits 8"}
+    return {"model": "demo", "target": "t", "recipe": "mse", "strategy": "greedy", "budgets": (), "evaluated": 2,
+            "measure": "KL", "images": {"calibration": 1, "scored": 1}, "stopped": "", "left_float": [], "command": "c",
+            "latency_table": {"runtime": "onnxruntime", "processor": "Apollo 7", "threads": 3},
+            "points": [row, other]}  # fmt: skip

@@ -563,3 +563,13 @@ def test_where_no_time_is_the_targets_own_the_reason_is_said() -> None:
     report["fallbacks"].append({"site": "the runtime", "requested": "tensorrt", "actual": "onnxruntime", "kind": "runtime",
                                 "why": "tensorrt is not here", "macs_share": 0.0})  # fmt: skip
     assert "No time of the target is known: tensorrt is not here." in read(report, {}).text
+
+
+def test_what_is_far_out_is_drawn_at_the_end_and_told_in_words() -> None:
+    rows = [
+        {**row, "sqnr_db": value}
+        for row, value in zip(rows_of("Error by site"), (20.0, 1e6, float("inf"), float("nan")), strict=False)
+    ]
+    figure = view_of("Error by site", Bars)(rows)
+    assert sorted(heights(figure).values()) == [20.0, 80.0, 80.0]
+    assert any("1000000.0 dB" in mark.words for one in figure["series"] for mark in one.marks)

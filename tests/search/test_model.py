@@ -21,6 +21,7 @@ from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.search import problem_of
 from fewbit.target import load_target
 from planning import context_for, plan_for
+from report.canned import searched
 
 VNNI = load_target("ort-x86-vnni")
 
@@ -218,16 +219,8 @@ def test_files_of_widths_that_are_wrong(vit, tmp_path):
 
 
 def test_the_page_has_a_command_for_every_point():
-    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
-    row = {**measures, "point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0,
-           "faster": 2.0, "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True,
-           "searched": True, "interval": [-2.0, 0.5],
-           "command": "fewbit quantize demo --bits </script>"}  # fmt: skip
-    other = {**row, "point": "uniform 8", "searched": False, "command": "fewbit quantize demo --bits 8"}
-    summary = {"model": "demo", "target": "t", "recipe": "mse", "strategy": "greedy", "budgets": (), "evaluated": 2,
-               "measure": "KL", "images": {"calibration": 1, "scored": 1}, "stopped": "", "left_float": [], "command": "c",
-               "latency_table": {"runtime": "onnxruntime", "processor": "Apollo 7", "threads": 3},
-               "points": [row, other]}  # fmt: skip
+    summary = searched()
+    row, other = summary["points"]
     page = frontpage.render(summary)
     data = page.split('<script type="application/json" id="points">')[1].split("</script>")[0]
     assert [r["command"] for r in json.loads(data)] == [row["command"], other["command"]]

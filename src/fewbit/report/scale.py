@@ -18,19 +18,25 @@ Ticks = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """What stands on an axis: a key of the row, or several keys with their names in the legend; the title has the unit."""
+    """What stands on an axis: a key of the row, or several keys with their names in the legend; the title has the unit. What is
+    over `most` is drawn there.
+    """
 
     keys: str | Mapping[str, str]
     title: str
     scale: float = 1.0
     log: bool = False
+    most: float = math.inf
 
     def series(self) -> Mapping[str, str]:
         return {self.keys: ""} if isinstance(self.keys, str) else self.keys
 
     def of(self, row: Json, key: str = "") -> float | None:
         value = row.get(key or str(self.keys))
-        return value * self.scale if isinstance(value, (int, float)) and math.isfinite(value) else None
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            return None
+        drawn = min(value * self.scale, self.most)
+        return drawn if math.isfinite(drawn) else None
 
     def values(self, rows: Rows) -> list[float]:
         return [value for row in rows for key in self.series() if (value := self.of(row, key)) is not None]
@@ -104,4 +110,8 @@ def block_ticks(names: Sequence[str]) -> Ticks:
     for start in sorted(starts, key=lambda start: (-length[start], start)):
         if all(abs(start - other) * MANY_TICKS >= len(names) for other in ticks):
             ticks.append(start)
-    return tuple((i, blocks[i]) for i in sorted(ticks))
+    return tuple((i, shorten(blocks[i])) for i in sorted(ticks))
+
+
+def shorten(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

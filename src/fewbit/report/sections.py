@@ -97,9 +97,9 @@ ACCURACY = (
 )
 ERROR = (
     Section("Error by site", "sites", (
-        Bars(Axis("sqnr_db", "SQNR, dB"), along="site", group="{role}",
+        Bars(Axis("sqnr_db", "SQNR, dB", most=80.0), along="site", group="{role}",
              hover="{site}, {sqnr_db:.1f} dB, {grid}, {method}"),
-    ), "Signal to quantization noise ratio (SQNR) of each quantized tensor. A low bar is a site that loses much."),
+    ), "Signal to quantization noise ratio (SQNR) of each quantized tensor. A low bar loses much; bars end at 80 dB."),
     Section("Bits and grids", "sites", (
         Bars(Axis("bits", "bits of a code"), along="site", group="{bits} bits", varies=True,
              hover="{site}, {bits} bits, {grid}"),
@@ -109,12 +109,13 @@ ERROR = (
         Each(Histogram("range"), "{site}: {sqnr_db:.1f} dB", most=9),
     ), "Grey: how often a value occurred in calibration. Blue: the range of the grid. Values outside of it are clipped."),
     Section("Outlier channels and tokens", "outliers", (
-        Points(Axis({"channel_ratio": "largest channel", "token_ratio": "largest token"}, "ratio to the median", log=True),
-               along="site", mark="any", line="limit", hover="{site}, {y:.1f} times the median, {done}"),
+        Points(Axis({"channel_ratio": "largest channel", "token_ratio": "largest token"}, "ratio to the median", log=True,
+                    most=1000.0), along="site", mark="any", line="limit",
+               hover="{site}: channel {channel_ratio:.1f}, token {token_ratio:.1f} times the median; {done}"),
         Table(("site", "largest value:reach:#", "outlier channels:channels", "largest without them:rest_of_channels:share",
                "outlier tokens:token_share:share", "their positions:positions", "largest without:rest_of_tokens:share",
                "what was done:done"), where="any"),
-    ), "The largest channel and the largest token, relative to the median one. Diamonds are over the limit."),
+    ), "The largest channel and token, relative to the median one. Diamonds are over the limit; points end at 1,000."),
     Section("The image that the attention maps look at", "attended", (Gallery(("{name}",)),)),
     Section("Attention maps", "attention", (
         Each(Heatmap(Axis("", ""), "x", "y", panels={"float": "float", "quantized": "quantized"}),
