@@ -41,7 +41,7 @@ parent.postMessage(JSON.stringify({
     .map((one) => one.outerHTML.slice(0, 80)),
   small: shown.concat(all("svg text")).filter((one) => size(one) < 12).map((one) => one.outerHTML.slice(0, 80)),
   paper: getComputedStyle(document.body).backgroundColor, touching, sorts, wide: wide.length,
-  clipped: all(".scroll svg > text").filter((text) => box(text).right > edge(text.closest(".scroll"))).map((one) => one.outerHTML),
+  clipped: all(".scroll svg > text").filter((one) => box(one).right > edge(one.closest(".scroll"))).map((one) => one.innerHTML),
   unreachable: wide.filter((one) => one.tabIndex < 0).length, unscoped: all("th:not([scope])").length,
   picked: document.getElementById("command")?.textContent ?? null,
 }), "*");
