@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from fewbit.report.words import Json, Rows, tick
 
-MANY_TICKS = 16  # labels of blocks side by side
+CHARACTERS = 80  # that stand side by side below a figure
+LAST = 0.95  # labels right of it end at their place
 TICKS = 7  # at most
 MANY_POINTS = 10  # more have no labels, which would touch
 
@@ -51,6 +52,7 @@ class Scale:
     ticks: Ticks
     title: str = ""
     log: bool = False
+    last: float = 100 * LAST
 
     def at(self, value: float) -> float:
         """The place of a value, in percent of the axis; what is outside stands at its end."""
@@ -106,11 +108,13 @@ def block_ticks(names: Sequence[str]) -> Ticks:
     blocks = [block_of(name) for name in names]
     starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
     length = {start: end - start for start, end in pairwise([*starts, len(names)])}
-    ticks: list[int] = []
+    taken: dict[int, tuple[float, float]] = {}
     for start in sorted(starts, key=lambda start: (-length[start], start)):
-        if all(abs(start - other) * MANY_TICKS >= len(names) for other in ticks):
-            ticks.append(start)
-    return tuple((i, shorten(blocks[i])) for i in sorted(ticks))
+        place, long = CHARACTERS * start / len(names), len(shorten(blocks[start]))
+        low = place - (long if place > LAST * CHARACTERS else long / 2)  # the last labels end at their place
+        if all(low > end + 1 or low + long + 1 < begin for begin, end in taken.values()):
+            taken[start] = (low, low + long)
+    return tuple((i, shorten(blocks[i])) for i in sorted(taken))
 
 
 def shorten(name: str, most: int = 14) -> str:
