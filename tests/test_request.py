@@ -18,6 +18,7 @@ from fewbit.fields import option
 from fewbit.recipes import DEFAULT, RECIPES
 from fewbit.request import Options, Request, SearchRequest
 from fewbit.run import quantize
+from fewbit.stages.load import load
 
 NAN, INF = float("nan"), float("inf")
 
@@ -190,3 +191,26 @@ def test_a_target_whose_runtime_is_not_installed_is_refused_before_anything_is_r
     with pytest.raises(FewbitError, match=r"^target openvino-x86 runs in openvino, which is not installed: pip install"):
         Request(model="nothing", images="nowhere", target="openvino-x86")
     assert Request(model="demo", target="tensorrt").hardware.runs_in == "onnxruntime"  # which never runs here
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({}, "holds no images but no files"), ({"a.txt": b"a"}, "holds no images"), ({"a.png": b"a"}, "a.png cannot be decoded")],
+    ids=["empty", "text", "broken"],
+)
+@pytest.mark.parametrize("option", ["images", "score"])
+def test_images_are_looked_at_before_the_model_is_loaded(
+    files: dict[str, bytes], said: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+
+    def loaded(*model: object, **options: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr("fewbit.stages.load.load_model", loaded)
+    with pytest.raises(BadImages, match=said):
+        load(Request(model="demo", **{option: tmp_path}))
+    if "a.png" in files:
+        with pytest.raises(LookupError):
+            load(Request(model="demo", skip_bad=True, **{option: tmp_path}))

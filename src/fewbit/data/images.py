@@ -12,8 +12,10 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,9 @@ from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
 from fewbit.data.sources import Found, Store, find, some, spread
 from fewbit.errors import BadImages
+
+GLANCED = 8  # images of a source that are decoded before a model is loaded
+COMMON = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # which decode for any number of channels alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +211,7 @@ def open_images(
     else:
         found = find(source, preprocess, classes, labels)
     names, class_indices, description = found.names, found.labels, found.description
-    if found.unreadable and not skip_bad:
-        raise BadImages(f"in {description} {found.unreadable[0]}. Mend or remove it, or leave such out with --skip-bad.")
+    _refuse_unreadable(found, skip_bad=skip_bad)
     rows = list(range(len(names)))
     if limit is not None and limit < len(names):
         rows = spread(len(names) if class_indices is None else class_indices, limit, seed)
@@ -230,6 +234,24 @@ def open_images(
         notes=(*found.notes, *left_out),
         others=columns(others, found.beside, names, description),
     )
+
+
+def glance(source: Any, *, skip_bad: bool) -> None:
+    """Raise BadImages for a folder or parquet file without images, or of which the first few do not decode; a look before a
+    model is loaded, which may take minutes. Whoever opens the images looks at all of them.
+    """
+    if not isinstance(source, str | Path) or not (os.path.isdir(source) or Path(source).suffix == ".parquet"):
+        return
+    found = find(source, Preprocess((3, 1, 1)), None, labels=False)
+    _refuse_unreadable(found, skip_bad=skip_bad)
+    rows = range(min(GLANCED, len(found.names)))
+    common = [row for row in rows if Path(found.names[row]).suffix.lower() in COMMON]  # in others the model's channels matter
+    _looked_at(found, common, Preprocess((3, 1, 1)), skip_bad=skip_bad)
+
+
+def _refuse_unreadable(found: Found, *, skip_bad: bool) -> None:
+    if found.unreadable and not skip_bad:
+        raise BadImages(f"in {found.description} {found.unreadable[0]}. Mend or remove it, or leave such out with --skip-bad.")
 
 
 def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, skip_bad: bool) -> dict[int, bytes]:
@@ -318,6 +340,7 @@ __all__ = [
     "Preprocess",
     "apart",
     "data_uri",
+    "glance",
     "open_images",
     "read_classes",
     "spread",

@@ -28,7 +28,7 @@ from fewbit.core.record import Record
 from fewbit.core.task import Task
 from fewbit.core.values import Graph, Input, Port
 from fewbit.data.collection import check_source, examples, is_collection
-from fewbit.data.images import Images, Memory, Preprocess, apart, halves, open_images, read_classes, whole_batches
+from fewbit.data.images import Images, Memory, Preprocess, apart, glance, halves, open_images, read_classes, whole_batches
 from fewbit.data.preprocess import LETTERBOXES
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
@@ -109,6 +109,8 @@ def load(asked: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
     overrides = {k: v for k, v in asked.overrides.items() if k == "input_size"}
     source, score = sources_of(asked)
+    for one in (source, score):
+        glance(one, skip_bad=asked.skip_bad)
     each, source = ({}, source) if asked.synthetic[0] else examples(source)
     given = Given(asked.inputs, each)
     loaded = load_model(
