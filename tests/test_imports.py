@@ -31,6 +31,7 @@ ORDER = (
     "deploy",
     "pipeline",
     "search",
+    "sweep",
     "cli",
 )
 COMMON = {
@@ -40,6 +41,7 @@ COMMON = {
     "folder",
     "progress",
     "runtimes",
+    "workers",
 }  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",

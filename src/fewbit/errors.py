@@ -6,6 +6,7 @@ FewbitError                     exit code 2: the request was wrong
 ├── BadImages                   images or labels that cannot be used
 ├── BadValues                   NaN or infinite weights or activations
 ├── BadFile                     a target, plan or run file that is broken, or an output folder in the way
+│   └── InUse                   a folder that another process works in
 ├── IllegalGrid                 a grid that the target does not have
 └── Stopped                     a full disk, no memory, a file that may not be written: the request may be right
 FewbitFailed                    exit code 1: the work was done and the result is not good enough
@@ -28,6 +29,16 @@ class FewbitError(Exception):
         super().__init__(
             re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", message)
         )  # nobody reads longer ones
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as its class and message, whatever it was made from: tasks of other processes raise it, too."""
+        return _again, (type(self), str(self))
+
+
+def _again(kind: type[FewbitError], message: str) -> FewbitError:
+    error = kind.__new__(kind)
+    FewbitError.__init__(error, message)
+    return error
 
 
 class UnknownName(FewbitError):
@@ -54,6 +65,10 @@ class BadValues(FewbitError):
 
 class BadFile(FewbitError):
     """A file or folder that is broken, missing or in the way."""
+
+
+class InUse(BadFile):
+    """A folder that another process works in."""
 
 
 class IllegalGrid(FewbitError):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
-from fewbit.errors import BadFile, FewbitError
+from fewbit.errors import BadFile, FewbitError, UnknownName
 
 
 def option(name: str) -> str:
@@ -72,6 +72,15 @@ Share = Annotated[float, Ge(0), Le(1)]
 Batches = Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], BeforeValidator(as_tuple)]
 Out = Annotated[Path | None, BeforeValidator(as_path), Field(description="The folder to write.")]
 Duration = Annotated[str | None, Field(examples=["10min"])]
+WorkerCount = Annotated[
+    Count | None, Field(description="Do independent work in so many tasks of Ray on this machine at once.", examples=[2])
+]
+Address = Annotated[
+    str | None,
+    Field(
+        description="Do independent work on the cluster of Ray with this head, HOST:PORT, or auto.", examples=["10.0.0.1:6379"]
+    ),
+]
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
@@ -85,3 +94,34 @@ def checked(name: str, value: Any, kind: Any) -> Any:
 
 def not_allowed(flag: str, row: Any) -> str:
     return f"{flag} {row['input']!r} is not allowed; it should be {row['msg'].removeprefix('Input should be ')}"
+
+
+class Asked(BaseModel):
+    """The options of a command."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    def __init__(self, **options: Any) -> None:
+        """Raises FewbitError that names the option, the value and what is allowed."""
+        for name, value in options.items():
+            if isinstance(value, str) and not value:
+                raise FewbitError(f"{option(name)} '' is empty; give a value, or leave it out.")
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise _invalid(type(self), error) from None
+
+
+def _invalid(kind: type[Asked], error: ValidationError) -> FewbitError:
+    """pydantic's errors as one message: the option, its value, what is allowed, what to type next."""
+    messages = []
+    for row in error.errors():
+        name = str(row["loc"][0])
+        if row["type"] == "extra_forbidden":
+            return UnknownName("option", name, kind.model_fields, "`fewbit quantize --help` says what each is.")
+        field, flag = kind.model_fields[name], option(name)
+        example = next(iter(field.examples or [field.default]))
+        typed = flag if isinstance(example, bool) else f"{flag} {example}"
+        again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
+        messages.append(f"{not_allowed(flag, row)}: {again}.")
+    return FewbitError(" ".join(dict.fromkeys(messages)))

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fewbit.errors import BadFile, FewbitError, Stopped, stopped
+from fewbit.errors import BadFile, FewbitError, InUse, Stopped, stopped
 from fewbit.files import beside, json_text, read_json, sha256, write_json
 
-RECORDS = {"run": "run.json", "search": "search.json"}  # the file with the hashes of the others
-MARKS = {"run": "plan.json", "search": "points"}  # what stands beside it
-COMMANDS = {"run": "quantize", "search": "search"}
+RECORDS = {"run": "run.json", "search": "search.json", "sweep": "sweep.json"}  # the file with the hashes of the others
+MARKS = {"run": "plan.json", "search": "points", "sweep": "rows"}  # what stands beside it
+COMMANDS = {"run": "quantize", "search": "search", "sweep": "sweep"}
 NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
 ANOTHER = "give another folder: --out DIR."
 
@@ -218,7 +218,7 @@ def _locked(part: Path, by: str) -> int:
         except BlockingIOError as error:
             holder = os.pread(file, 1000, 0).decode(errors="replace") or "another process"
             os.close(file)
-            raise BadFile(f"{part} is in use by {holder}. Wait until it is done, or {ANOTHER}") from error
+            raise InUse(f"{part} is in use by {holder}. Wait until it is done, or {ANOTHER}") from error
         with suppress(OSError):  # its last owner may have renamed or removed it between the two calls
             if os.path.samestat(os.fstat(file), os.stat(part / LOCK)):
                 text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%H:%M:%S')}: {by[:300]}"

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
 from fewbit.core import pixels
-from fewbit.errors import FewbitError, UnknownName
+from fewbit.errors import FewbitError
 from fewbit.fields import (
+    Address,
+    Asked,
     Channels,
     Count,
     Duration,
@@ -32,16 +31,17 @@ from fewbit.fields import (
     Points,
     Seconds,
     Threads,
+    WorkerCount,
     as_constants,
     as_file,
     as_path,
     as_text,
     check_time,
-    not_allowed,
     option,
     pixel_check,
 )
 from fewbit.refuse import refuse
+from fewbit.workers import refuse as refuse_workers
 
 if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
@@ -52,10 +52,9 @@ MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
 
 
-class Options(BaseModel):
+class Options(Asked):
     """Options of quantize and search. Raises FewbitError for an invalid value, name or combination."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
         {
             "model",
@@ -162,16 +161,6 @@ class Options(BaseModel):
     threads: Threads = Field(default=2, description="Threads of the runtime.")
     force: bool = Field(default=False, description="Replace an existing folder.")
     command: str = Field(default="fewbit.quantize(...)", repr=False)
-
-    def __init__(self, **options: Any) -> None:
-        """Raises FewbitError that names the option, the value and what is allowed."""
-        for name, value in options.items():
-            if isinstance(value, str) and not value:
-                raise FewbitError(f"{option(name)} '' is empty; give a value, or leave it out.")
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise _invalid(type(self), error) from None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Options:
@@ -319,16 +308,19 @@ class SearchRequest(Options):
         return recipe
 
 
-def _invalid(kind: type[Options], error: ValidationError) -> FewbitError:
-    """pydantic's errors as one message: the option, its value, what is allowed, what to type next."""
-    messages = []
-    for row in error.errors():
-        name = str(row["loc"][0])
-        if row["type"] == "extra_forbidden":
-            return UnknownName("option", name, kind.model_fields, "`fewbit quantize --help` says what each is.")
-        field, flag = kind.model_fields[name], option(name)
-        example = next(iter(field.examples or [field.default]))
-        typed = flag if isinstance(example, bool) else f"{flag} {example}"
-        again = "leave it out" if example in (None, ()) else f"type {typed}, or leave it out"
-        messages.append(f"{not_allowed(flag, row)}: {again}.")
-    return FewbitError(" ".join(dict.fromkeys(messages)))
+class SweepRequest(Asked):
+    """Options of `fewbit sweep`."""
+
+    file: Annotated[Path, BeforeValidator(as_file)] = Field(
+        description="TOML file: lists of models, targets, recipes and bits, and a table of options for all of them."
+    )
+    out: Out = Path("sweep")
+    workers: WorkerCount = None
+    ray: Address = None
+    force: bool = Field(default=False, description="Replace an existing folder.")
+    command: str = Field(default="fewbit sweep", repr=False)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> SweepRequest:
+        refuse_workers(self.workers, self.ray)
+        return self

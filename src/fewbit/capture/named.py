@@ -22,8 +22,8 @@ DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in torc
 Made = tuple[nn.Module, Mapping[str, Any], tuple[str, ...]]  # the model, its record, what to say
 
 
-def timm_model(ref: str, weights: Path | None, others: tuple[str, ...], hint: str) -> Made:
-    """A model of timm. `others` and `hint` tell what names there are beside timm's. Raises UnknownName or BadModel."""
+def timm_name(ref: str, others: tuple[str, ...], hint: str) -> str:
+    """The name that timm has. `others` and `hint` tell what names there are beside timm's. Raises UnknownName."""
     import timm
 
     base, names = ref.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("timm/"), timm.list_models()
@@ -32,6 +32,14 @@ def timm_model(ref: str, weights: Path | None, others: tuple[str, ...], hint: st
         if near:
             raise UnknownName("model", plain, near, hint)
         raise UnknownName("model", ref, (*others, f"{len(names)} names of timm (timm.list_models())"))
+    return base
+
+
+def timm_model(ref: str, weights: Path | None, others: tuple[str, ...], hint: str) -> Made:
+    """A model of timm. Raises UnknownName or BadModel."""
+    import timm
+
+    base = timm_name(ref, others, hint)
     checkpoint = None if weights is None else read_checkpoint(weights)
     options = {} if checkpoint is None else _timm_options(checkpoint)
 
@@ -74,8 +82,8 @@ def timm_record(module: nn.Module, args: Mapping[str, Any] | None = None) -> dic
     return {k: v for k, v in record.items() if k not in ("mean", "std") or len(v) == channels}  # else those of other images
 
 
-def torchvision_model(ref: str, weights: Path | None, size: tuple[int, int, int] | None) -> Made:
-    """A model of torchvision, with the preprocessing of its weights. Raises UnknownName or BadModel."""
+def torchvision_name(ref: str) -> str:
+    """The name that torchvision has. Raises UnknownName, or BadModel for a model that is quantized."""
     from torchvision import models
 
     name, names = ref.removeprefix("torchvision:"), models.list_models()
@@ -84,6 +92,14 @@ def torchvision_model(ref: str, weights: Path | None, size: tuple[int, int, int]
         raise UnknownName("torchvision model", name, near or (f"{len(names)} names (torchvision.models.list_models())",))
     if name.startswith("quantized_"):
         raise BadModel(f"{ref} is quantized already; give the float model: torchvision:{name.removeprefix('quantized_')}.")
+    return name
+
+
+def torchvision_model(ref: str, weights: Path | None, size: tuple[int, int, int] | None) -> Made:
+    """A model of torchvision, with the preprocessing of its weights. Raises UnknownName or BadModel."""
+    from torchvision import models
+
+    name = torchvision_name(ref)
     own = models.get_model_weights(name).DEFAULT
     record, classes = _preset(ref, own.transforms()), tuple(own.meta["categories"])
     try:

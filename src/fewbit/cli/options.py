@@ -13,13 +13,12 @@ import typer
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
-from fewbit.fields import option
-from fewbit.request import Options
+from fewbit.fields import Asked, option
 
 HIDDEN = ("command",)
 
 
-def options(kind: type[Options], **defaults: Any) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+def options(kind: type[Asked], **defaults: Any) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
     """A command with an option for each field of a request class; its function gets the request. `defaults` replace those
     of the fields on the command line.
     """

@@ -1,0 +1,167 @@
+"""The TOML file of a sweep: its lists, the options of all rows, and the rows that they give."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fewbit import __version__
+from fewbit.capture.load import KINDS, MODEL
+from fewbit.capture.named import timm_name, torchvision_name
+from fewbit.demo import DEMOS
+from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.recipes import DEFAULT
+from fewbit.request import Request
+from fewbit.target import detect
+
+AXES = {"models": "model", "targets": "target", "recipes": "recipe", "bits": "bits"}
+OPTIONS = frozenset(Request.model_fields) - {*AXES.values(), "out", "force", "command"}
+MOST = 100_000  # rows
+EXAMPLE = 'models = ["demo", "net.onnx"]'
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Lists(BaseModel):
+    """What the file says. A model is its name, or a table with its name and options of its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    models: list[Text | dict[str, Any]] = Field(min_length=1)
+    targets: list[Text] = Field(default_factory=lambda: [detect()], min_length=1)
+    recipes: list[Text] = Field(default=[DEFAULT], min_length=1)
+    bits: list[Text | int | None] = Field(default=[None], min_length=1)
+    options: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: the options of its request, and the name of its folder. `refusal` says why it cannot be, where it cannot."""
+
+    options: Mapping[str, Any]
+    name: str
+    refusal: str = ""
+
+    def request(self, out: Path, command: str = "fewbit sweep") -> Request:
+        """What is asked. Raises FewbitError for a combination that cannot be."""
+        return Request(**self.options, out=out, command=command)
+
+
+def rows_of(path: Path) -> tuple[Row, ...]:
+    """The rows of a sweep, in the order of its lists.
+
+    Raises FewbitError for a file that is broken, and for what no row can use: an unknown name, an option that is not allowed. A
+    combination that cannot be is a row with its refusal.
+    """
+    lists = _read(path)
+    models = [dict(model) if isinstance(model, dict) else {"model": model} for model in lists.models]
+    _check(path, models, lists.options)
+    count = len(models) * len(lists.targets) * len(lists.recipes) * len(lists.bits)
+    if count > MOST:
+        raise BadFile(f"{path} has {count:,} rows; a sweep has at most {MOST:,}, so make several files of it.")
+    files: dict[str, Any] = {}
+    rows = []
+    for model, target, recipe, bits in product(models, lists.targets, lists.recipes, lists.bits):
+        widths = {} if bits is None else {"bits": str(bits)}
+        options = {**lists.options, **model, "target": target, "recipe": recipe, **widths}
+        files |= {text: seen(text) for text in options.values() if isinstance(text, str) and text not in files}
+        row = Row(options, _name(options, files))
+        rows.append(Row(options, row.name, refusal) if (refusal := _refusal(row)) else row)
+    _check_rows(path, rows)
+    return tuple(rows)
+
+
+def seen(text: str) -> list[tuple[str, int, int]]:
+    """Path, size and time of the file, or of every file in the folder, that an option names; nothing where it names none."""
+    path = Path(re.sub(r"(?<=\.py):\w+$", "", text.removeprefix("synthetic:")))
+    try:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    except OSError:
+        return []
+
+
+def _name(options: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """What a row is, and a digest of all that decides its result: its options and the files that they name."""
+    said = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(str(options[key]) for key in AXES.values() if key in options))
+    named = [files[text] for text in options.values() if isinstance(text, str)]
+    text = json.dumps([__version__, dict(options), named], sort_keys=True, default=str)
+    return f"{said.strip('-.')[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _refusal(row: Row) -> str:
+    try:
+        row.request(Path(row.name))
+    except FewbitError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _read(path: Path) -> _Lists:
+    try:
+        return _Lists.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValidationError as error:
+        row = error.errors()[0]
+        key = str(row["loc"][0])
+        if row["type"] == "extra_forbidden":
+            hint = "Options for all rows go below a line [options]."
+            raise UnknownName(f"key in {path}", key, _Lists.model_fields, hint) from error
+        found = "is missing" if row["type"] == "missing" else f"has {row['input']!r:.80}: {row['msg']}"
+        raise BadFile(f"{path}: {key} {found}; write a list of names, as in {EXAMPLE}.") from error
+    except (ValueError, RecursionError) as error:  # of TOML, or of its text
+        raise BadFile(f"{path} is not readable TOML ({error}); a sweep begins with {EXAMPLE}.") from error
+
+
+def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    """Raise FewbitError for options that there are not, and for models that are nowhere."""
+    for table in (options, *models):
+        for name in set(table) - OPTIONS - ({"model"} if table is not options else set()):
+            if name in AXES.values():
+                raise BadFile(f"{path}: {name} belongs into a list beside the models, and not to the options of all rows.")
+            raise UnknownName(f"option in {path}", name, OPTIONS, "`fewbit quantize --help` says what each is.")
+    for model in models:
+        if not isinstance(model.get("model"), str):
+            raise BadFile(f'{path}: a model {dict(model)!r:.80} has no name; write {{model = "NAME", ...}}.')
+        _check_model(model["model"])
+
+
+def _check_model(ref: str) -> None:
+    """Raise FewbitError for a file that does not exist, and for a name that no library knows."""
+    if file := re.fullmatch(r"(.+\.(?:onnx|pt2|py))(:\w*)?", ref):
+        if not os.path.isfile(file[1]):
+            raise BadFile(f"{file[1]} does not exist. {MODEL}")
+    elif ref.startswith("torchvision:"):
+        torchvision_name(ref)
+    elif ref not in DEMOS and not ref.startswith("hf:"):
+        timm_name(ref, (*DEMOS, *KINDS), MODEL)
+
+
+def _check_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Raise FewbitError for two rows that are the same, and for a name or width that no row can use, with its first refusal."""
+    names = [row.name for row in rows]
+    if double := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
+        raise BadFile(f"{path} has one row twice: {double}; write each model, target, recipe and width once.")
+    if all(row.refusal for row in rows):
+        raise FewbitError(f"{path}: no row can be made: {rows[0].refusal}")
+    for key, value, refusals in _by_value(rows):
+        if all(refusals):
+            raise FewbitError(f"{path}: no row can be made with {key} {value}: {refusals[0]}")
+
+
+def _by_value(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[str]]]:
+    """(list, value, refusals of its rows, empty for those that can be) of each value of the lists."""
+    for key in AXES.values():
+        values = dict.fromkeys(str(row.options[key]) for row in rows if key in row.options)
+        for value in values:
+            yield key, value, [row.refusal for row in rows if str(row.options.get(key)) == value]

@@ -1,0 +1,115 @@
+"""The whole of `fewbit sweep`: its rows as tasks, then one table of them as a page, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fewbit import __version__
+from fewbit.errors import FewbitError
+from fewbit.files import write_atomic, write_json
+from fewbit.folder import MARKS, Workplace
+from fewbit.progress import Progress
+from fewbit.report import matrix
+from fewbit.request import SweepRequest
+from fewbit.sweep.file import Row, rows_of
+from fewbit.sweep.row import Found, Place, about_of, lost, made
+from fewbit.workers import Workers, opened
+
+ROWS = MARKS["sweep"]
+THREADS = 2  # of a row that says nothing: the default of `fewbit quantize`
+
+
+def execute(request: SweepRequest, progress: Progress | None = None) -> dict[str, Any]:
+    """Make every row, each in a task with a run folder of its own, and write the folder; returns report.json.
+
+    A killed sweep goes on from `<out>.part`: rows that are done are not made again, those of another file are removed. Raises
+    FewbitError before any work for what no row can use.
+    """
+    assert request.out is not None
+    progress, rows = progress or Progress(), rows_of(request.file)
+    cpus = max(row.options.get("threads", THREADS) for row in rows)
+    with (
+        Workplace(request.out, "sweep", force=request.force, by=request.command) as place,
+        opened(request.workers, request.ray, cpus) as workers,
+    ):
+        check_workers(workers, place.part, rows)
+        place.resume({"request": "sweep"})
+        _remove_others(place.part / ROWS, rows)
+        with progress.stage("rows"):
+            found = _made(workers, rows, place.part, request.command, progress)
+        summary = {
+            "schema": 1,
+            "command": request.command,
+            "file": str(request.file),
+            "version": __version__,
+            "at once": request.ray or request.workers or 1,
+            "rows": found,
+        }
+        with progress.stage("report"):
+            _write(place.part, summary)
+        place.publish()
+    return summary
+
+
+def _made(workers: Workers, rows: Sequence[Row], part: Path, command: str, progress: Progress) -> list[Found]:
+    """A row each, in the order of the file, from tasks that end in any order."""
+    places = [Place(row, part / ROWS / row.name, command) for row in rows]
+    found = {k: {**about_of(place), "end": "refused", "why": place.row.refusal} for k, place in enumerate(places)}
+    open_ = [k for k, row in enumerate(rows) if not row.refusal]
+    progress.expect(len(open_))
+    for index, row in workers.map(made, [places[k] for k in open_], lost):
+        found[open_[index]] = row
+        progress.advance(1, row["row"])
+    return [found[k] for k in range(len(rows))]
+
+
+def check_workers(workers: Workers, part: Path, rows: Sequence[Row]) -> None:
+    """Raise FewbitError where a machine lacks the folder or a file of the sweep, or has another version of fewbit."""
+    named = {text for row in rows for text in row.options.values() if isinstance(text, str)}
+    files = [text for text in sorted(named) if os.path.exists(re.sub(r"(?<=\.py):\w+$", "", text))]
+    for machine, (version, missing) in workers.everywhere(_looked, [str(part), *files]).items():
+        if version != __version__:
+            raise FewbitError(f"{machine} has fewbit {version} and this machine {__version__}; give both the same version.")
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise FewbitError(
+                f"{machine} has no {missing[0]}{more}; every machine needs the models, the images and --out under the same "
+                "paths, as on a shared disk."
+            )
+
+
+def _looked(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """The version of fewbit on a machine, and those of the paths that it has not."""
+    return __version__, [path for path in paths if not os.path.exists(re.sub(r"(?<=\.py):\w+$", "", path))]
+
+
+def _remove_others(folder: Path, rows: Sequence[Row]) -> None:
+    """Remove what is of no row: of a file that was changed since, or of images that were."""
+    folder.mkdir(exist_ok=True)
+    names = {row.name for row in rows}
+    for path in folder.iterdir():
+        if re.sub(r"\.(part|json)$", "", path.name) not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write(part: Path, summary: Mapping[str, Any]) -> None:
+    """report.json, rows.csv and report.html."""
+    write_json(part / "report.json", summary)
+    lines = [matrix.flat(row) for row in summary["rows"]]
+    write_atomic(part / "rows.csv", partial(_write_csv, lines))
+    page = matrix.render(summary)
+    write_atomic(part / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
+
+
+def _write_csv(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for line in lines for key in line)), restval="")
+        writer.writeheader()
+        writer.writerows(lines)

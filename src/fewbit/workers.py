@@ -1,0 +1,195 @@
+"""Where independent work is done: in this process, or in tasks of Ray on this machine or on a cluster.
+
+Both kinds map a pure function over items and give the same results. Ray distributes the tasks, and does a task again whose
+worker or node was lost; without `--workers` and `--ray` it is neither needed nor imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Protocol, TypeVar
+
+from fewbit.errors import FewbitError, Stopped
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+INSTALL = 'pip install "fewbit[scale]"'
+LIMIT = 20.0  # seconds in which a cluster answers
+RETRIES = 3  # of a task whose worker or node was lost
+
+
+class Workers(Protocol):
+    """What does independent work."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        """(index, result) of each item once, as they come. `function` and the items can be pickled.
+
+        `lost` is the result of an item whose worker ended each time it was tried; without it that raises Stopped.
+        """
+        ...
+
+    def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
+        """The result on each machine, by its name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """This process, one item after the other."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        return ((index, function(item)) for index, item in enumerate(items))
+
+    def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
+        return {socket.gethostname(): function(item)}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Tasks of Ray that take `cpus` processors each, and run in the folder of this process."""
+
+    cpus: int = 1
+    retries: int = RETRIES
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        import ray
+
+        task = ray.remote(num_cpus=self.cpus, max_retries=self.retries)(_there)
+        shared = ray.put(function)
+        waiting = {task.remote(os.getcwd(), shared, item): index for index, item in enumerate(items)}
+        while waiting:
+            for done in ray.wait(list(waiting), num_returns=1)[0]:
+                index = waiting.pop(done)
+                yield index, _result(done, items[index], lost)
+
+    def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= self.cpus]
+        if not nodes:
+            raise FewbitError(f"no machine of the cluster has {self.cpus} processors for a task; give fewer: --threads 1.")
+        task, sent = ray.remote(num_cpus=0)(_there), {}
+        for node in nodes:
+            there = task.options(scheduling_strategy=On(node["NodeID"], soft=False))
+            sent[f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})"] = there.remote(os.getcwd(), function, item)
+        return {name: _result(reference, item, None) for name, reference in sent.items()}
+
+
+def refuse(workers: int | None, address: str | None) -> None:
+    """Raise FewbitError for options that cannot be, where that is known without starting anything."""
+    flag = f"--ray {address}" if workers is None else f"--workers {workers}"
+    if workers is None and address is None:
+        return
+    if workers is not None and address is not None:
+        raise FewbitError(f"--workers starts workers here and --ray joins others; leave --workers {workers} or --ray out.")
+    if address is not None and address != "auto":
+        host, _, port = address.rpartition(":")
+        if "/" in address or not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+            raise FewbitError(
+                f"--ray {address} is no address; give HOST:PORT of the cluster's head, as in --ray 10.0.0.1:6379, or auto on "
+                "a machine of the cluster."
+            )
+    if importlib.util.find_spec("ray") is None:
+        raise FewbitError(f"{flag} needs Ray, which is not installed: {INSTALL}.")
+
+
+@contextmanager
+def opened(workers: int | None, address: str | None, cpus: int = 1) -> Iterator[Workers]:
+    """The workers that the options ask for, until the end of the block. Raises FewbitError where a cluster cannot be joined."""
+    if workers is None and address is None:
+        yield Local()
+        return
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    try:
+        if address is None:
+            _start((workers or 1) * cpus, quiet)
+        else:
+            _join(address, quiet)
+        signal.signal(signal.SIGTERM, before)
+        yield Cluster(cpus)
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(cpus: int, options: dict[str, Any]) -> None:
+    """Start Ray on this machine, for tasks that take so many processors together."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    try:
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise Stopped(f"Ray cannot be started here: {why} Give the command again, without --workers to do without it.") from error
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a cluster that answers in time and has the versions of this machine."""
+    import ray
+
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    try:  # in a process of its own: Ray waits minutes for an address that answers not
+        asked = [*command, *([] if address == "auto" else ["--address", address])]
+        answers = subprocess.run(asked, capture_output=True, timeout=LIMIT, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        answers = False
+    if not answers:
+        raise FewbitError(
+            f"--ray {address}: no cluster of Ray answers there within {LIMIT:g} seconds. `ray status` on its head says whether "
+            "it runs; without --ray the work is done here."
+        )
+    try:
+        ray.init(address, **options)
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        found = " ".join(str(error).split())[:300]
+        raise FewbitError(
+            f"--ray {address}: {found} Give both the same versions; here is Ray {version('ray')}: pip install ray==VERSION."
+        ) from error
+    except ConnectionError as error:
+        raise FewbitError(f"--ray {address}: {error} Give this command on a machine of the cluster.") from error
+
+
+def _there(folder: str, function: Callable[[Item], Result], item: Item) -> Result:
+    """A task: the function, in the folder of the process that asked."""
+    os.chdir(folder)
+    return function(item)
+
+
+def _result(reference: Any, item: Item, lost: Callable[[Item, str], Result] | None) -> Result:
+    """The result of a task; what its function raised is raised here."""
+    import ray
+    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+    try:
+        return ray.get(reference)  # type: ignore[no-any-return]
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        memory = isinstance(error, OutOfMemoryError)
+        why = "its machine had no memory left" if memory else f"its worker ended each of {RETRIES + 1} times it was tried"
+        if lost is None:
+            raise Stopped(f"{item!r:.80} could not be done: {why}.") from error
+        return lost(item, why)

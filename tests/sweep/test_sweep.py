@@ -1,0 +1,202 @@
+"""A sweep of runs that are made up. Oracle: which runs were made; a sweep that was not killed; the numbers of the reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewbit.errors import BadFile, BadModel, FewbitError, Stopped
+from fewbit.files import read_json, write_json
+from fewbit.folder import checked, seal
+from fewbit.report.matrix import flat, render
+from fewbit.request import Request, SweepRequest
+from fewbit.sweep import execute, row, sweep
+from fewbit.workers import Local
+
+TEXT = 'models = ["demo", "demo:resnet20"]\ntargets = ["ort-x86-vnni", "ort-x86-w4"]\nbits = [8, 4]\n'
+
+
+def report(bits: str, problems: list[str]) -> dict[str, Any]:
+    """What a report.json has of what a row says."""
+    accuracy = {"measure": "top-1 accuracy", "unit": "%", "float": 90.0, "quantized": 89.0, "agreement": 97.0}
+    return {
+        "bits": bits,
+        "accuracy": {**accuracy, "interval": [-2.0, 0.5]},
+        "verify": {"problems": problems, "codes_wrong": len(problems), "codes_compared": 1000},
+        "size": {"onnx_bytes": 1_500_000, "float_bytes": 6_000_000},
+        "latency": {"onnxruntime": {"ratio": 2.0, "quantized_ms": 1.25}, "openvino": {"ratio": 0.5, "quantized_ms": 4.0}},
+        "integer_share": 0.75,
+        "fallbacks": [{}, {}],
+        "seconds": {"load": 1.0, "choose": 2.5},
+    }
+
+
+class Runs:
+    """In the place of fewbit.run.execute: writes such a run, or does what `instead` says of it."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.instead: Callable[[Request], list[str] | None] = lambda request: None
+
+    def __call__(self, request: Request) -> None:
+        problems = self.instead(request) or []
+        self.made.append(f"{request.model} {request.target} {request.bits}")
+        assert request.out is not None
+        write_json(request.out / "report.json", report(str(request.bits), problems))
+        write_json(request.out / "plan.json", {})
+        seal(request.out)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text(TEXT)
+    runs = Runs()
+    monkeypatch.setattr(row, "execute", runs)
+    return runs
+
+
+def swept(**options: Any) -> list[dict[str, Any]]:
+    return list(execute(SweepRequest(file=Path("a.toml"), **options))["rows"])
+
+
+def test_a_row_for_each_combination_in_the_order_of_the_file_with_the_numbers_of_its_report(runs: Runs) -> None:
+    rows = swept()
+    asked = [(m, t, b) for m in ("demo", "demo:resnet20") for t in ("ort-x86-vnni", "ort-x86-w4") for b in ("8", "4")]
+    assert [(r["model"], r["target"], r["bits"]) for r in rows] == asked
+    assert runs.made == [" ".join(a) for a in asked if a[1:] != ("ort-x86-w4", "8")]
+    assert [r["end"] for r in rows] == ["right", "right", "refused", "right"] * 2
+    assert "has no integers wider than 4 bits" in rows[2]["why"]
+    assert (rows[0]["faster"], rows[0]["bytes"], rows[0]["fallbacks"], rows[0]["seconds"]) == (
+        {"onnxruntime": 2.0, "openvino": 0.5}, 1_500_000, 2, 3.5
+    )  # fmt: skip
+    record = checked(Path("sweep"), "sweep")
+    assert sum(name.endswith("/plan.json") for name in record["files"]) == 6
+    assert read_json(Path("sweep/report.json"))["rows"] == json.loads(json.dumps(rows))
+    lines = list(csv.DictReader(Path("sweep/rows.csv").read_text().splitlines()))
+    assert [(line["model"], line["end"], line["low"], line["faster onnxruntime"]) for line in lines[1:3]] == [
+        ("demo", "right", "-2.0", "2.0"), ("demo", "refused", "", "")
+    ]  # fmt: skip
+
+
+def test_a_killed_sweep_makes_each_row_once_and_is_the_same_as_one_that_was_not(runs: Runs) -> None:
+    whole, once = swept(out=Path("whole")), list(runs.made)
+    runs.made.clear()
+
+    def kill(request: Request) -> None:
+        if len(runs.made) == 3:
+            runs.instead = lambda request: None
+            raise KeyboardInterrupt
+
+    runs.instead = kill
+    with pytest.raises(KeyboardInterrupt):
+        swept()
+    assert not Path("sweep").exists()
+    assert swept() == whole
+    assert runs.made == once
+
+
+def test_rows_of_another_file_are_made_and_those_that_are_left_are_not(runs: Runs) -> None:
+    runs.instead = lambda request: (_ for _ in ()).throw(KeyboardInterrupt) if len(runs.made) == 4 else None
+    with pytest.raises(KeyboardInterrupt):
+        swept()
+    Path("a.toml").write_text(TEXT.replace("demo:resnet20", "demo:mobilenet"))
+    runs.instead = lambda request: None
+    rows = swept()
+    assert sum(made.startswith("demo ") for made in runs.made) == 3  # not twice
+    assert {r["model"] for r in rows} == {"demo", "demo:mobilenet"}
+    assert not [path for path in Path("sweep/rows").iterdir() if "resnet20" in path.name]
+
+
+def test_what_ends_a_row_is_told_in_words_and_only_a_refusal_is_kept(runs: Runs) -> None:
+    ends = [BadModel("no such layer"), Stopped("the disk is full"), ValueError("a bug"), None, None, KeyboardInterrupt()]
+
+    def fail(request: Request) -> list[str] | None:
+        error = ends[len(seen)]
+        seen.append(request.model)
+        if error is not None:
+            raise error
+        return ["a:weight: 1 code is not the plan's"] if len(seen) == 4 else None
+
+    seen: list[str] = []
+    runs.instead = fail
+    with pytest.raises(KeyboardInterrupt):
+        swept()
+    runs.instead = lambda request: seen.append("again")  # type: ignore[assignment,return-value]
+    rows = swept()
+    assert [(r["end"], r["why"]) for r in rows if r["end"] != "right"] == [
+        ("refused", "BadModel: no such layer"),
+        ("refused", rows[2]["why"]),
+        ("wrong", "a:weight: 1 code is not the plan's"),
+        ("refused", rows[6]["why"]),
+    ]
+    assert seen[6:] == ["again"] * 3  # the two that were no fault of the row, and the one that was killed
+
+
+def test_a_row_whose_run_was_changed_is_not_taken(runs: Runs) -> None:
+    runs.instead = lambda request: (_ for _ in ()).throw(KeyboardInterrupt) if len(runs.made) == 2 else None
+    with pytest.raises(KeyboardInterrupt):
+        swept()
+    file = next(Path("sweep.part/rows").glob("*/report.json"))
+    file.write_text(file.read_text().replace("97.0", "98.0"))
+    with pytest.raises(BadFile, match=r"report.json: changed after fewbit wrote it"):
+        swept()
+
+
+def test_a_machine_that_lacks_a_file_or_has_another_version_is_refused_before_any_work(runs: Runs, monkeypatch) -> None:
+    for found, says in (
+        (
+            (sweep.__version__, ["photos", "net.onnx"]),
+            "other has no photos and 1 more; every machine needs the models, the images",
+        ),
+        (("0.0.1", []), "other has fewbit 0.0.1 and this machine"),
+    ):
+        monkeypatch.setattr(
+            Local, "everywhere", lambda self, function, item, found=found: {"here": function(item), "other": found}
+        )
+        with pytest.raises(FewbitError, match=says):
+            swept()
+        assert not runs.made
+        assert not list(Path().glob("sweep*"))
+
+
+def test_what_a_machine_lacks_is_told_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "net.py").touch()
+    paths = [str(tmp_path), f"{tmp_path}/net.py:small", f"{tmp_path}/gone.onnx", f"{tmp_path}/gone.py:small"]
+    assert sweep._looked(paths) == (sweep.__version__, paths[2:])
+
+
+def test_a_folder_that_is_something_else_is_refused(runs: Runs) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").touch()
+    with pytest.raises(BadFile, match="mine exists and is not a sweep of fewbit"):
+        swept(out=Path("mine"))
+    assert not runs.made
+
+
+def test_the_page_escapes_what_it_is_given_and_names_every_row() -> None:
+    found = {"row": "a", "model": "<b>x", "target": "t", "recipe": "mse", "bits": "w8a8", "end": "right", "why": ""}
+    found |= {"measure": "m", "float": None, "quantized": None, "agreement": 97.123, "interval": [95.0, 99.0], "codes_wrong": 0}
+    found |= {"codes_compared": 10, "bytes": 1_500_000, "faster": {"onnxruntime": 0.5}, "ms": {"onnxruntime": 2.0}}
+    found |= {"integer_share": 1.0, "fallbacks": 0, "seconds": 1.0}
+    other = {"row": "b", "model": "y", "target": "t", "recipe": "mse", "bits": None, "end": "refused", "why": "<i>no</i>"}
+    page = render({"rows": [found, other], "file": "a/b.toml", "at once": 1, "command": "fewbit sweep"})
+    assert "<b>x" not in page
+    assert "<i>no" not in page
+    for words in (
+        "Sweep: b",
+        "97.12",
+        "95 to 99",
+        "1.50",
+        "2.00\u00a0× slower in onnxruntime",
+        "&lt;i&gt;no",
+        "rows/a/report.html",
+    ):
+        assert words in page
+    assert math.isclose(flat(found)["ms onnxruntime"], 2.0)

@@ -1,0 +1,54 @@
+"""Oracle: `map` of Python; what each option says that cannot be; errors before and after they were pickled."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+
+import pytest
+
+from fewbit.errors import BadFile, FewbitError, IllegalGrid, Stopped, UnknownName
+from fewbit.request import SweepRequest
+from fewbit.workers import Local, opened, refuse
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def test_without_options_the_work_is_done_here_one_item_after_the_other() -> None:
+    with opened(None, None) as workers:
+        assert workers == Local()
+        assert list(workers.map(square, [3, 1, 2])) == [(0, 9), (1, 1), (2, 4)]
+        assert list(workers.everywhere(square, 3).values()) == [9]
+        seen = []
+        first = next(workers.map(lambda x: seen.append(x) or x, [1, 2]))
+        assert (first, seen) == ((0, 1), [1])  # a result comes before the next item is begun
+
+
+@pytest.mark.parametrize(
+    ("workers", "address", "says"),
+    [
+        (2, "auto", "--workers starts workers here and --ray joins others; leave --workers 2 or --ray out"),
+        (None, "10.0.0.1", "--ray 10.0.0.1 is no address; give HOST:PORT"),
+        (None, "10.0.0.1:99999", "--ray 10.0.0.1:99999 is no address"),
+        (None, "ray://10.0.0.1:10001", "--ray ray://10.0.0.1:10001 is no address"),
+        (2, None, r'--workers 2 needs Ray, which is not installed: pip install "fewbit\[scale\]"'),
+        (None, "auto", r'--ray auto needs Ray, which is not installed: pip install "fewbit\[scale\]"'),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_starts(monkeypatch, tmp_path, workers, address, says) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FewbitError, match=says):
+        refuse(workers, address)
+    file = tmp_path / "a.toml"
+    file.touch()
+    with pytest.raises(FewbitError, match=says):
+        SweepRequest(file=file, workers=workers, ray=address)
+
+
+def test_an_error_is_the_same_after_it_was_sent_by_another_process() -> None:
+    errors = UnknownName("recipe", "fats", ["fast"], "Hint."), IllegalGrid("a:weight", "9 bits", "8 bits", "x"), Stopped("full")
+    for error in (*errors, BadFile("a" * 300)):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.exit_code) == (type(error), str(error), 2)
