@@ -118,6 +118,7 @@ def opened(workers: int | None, address: str | None, cpus: int = 1) -> Iterator[
         return
     import ray
 
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks whose results nobody asks for any more
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
     try:
@@ -141,7 +142,7 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
         ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
-        raise Stopped(f"Ray cannot be started here: {why} Give the command again, without --workers to do without it.") from error
+        raise Stopped(f"Ray cannot be started here: {why} Give the command again, or do without: no --workers.") from error
 
 
 def _join(address: str, options: dict[str, Any]) -> None:
