@@ -49,7 +49,7 @@ HOME = {
     "__main__": "cli",
     "": "pipeline",
 }  # files beside the rooms; "" is __init__.py
-DEMO_USERS = {"capture", "data", "pipeline", "search", "cli"}
+DEMO_USERS = {"capture", "data", "pipeline", "search", "sweep", "cli"}
 
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 CLI_LIBRARIES = {"typer", "rich", "click"}
