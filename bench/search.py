@@ -32,9 +32,10 @@ from fewbit.search.costs import Sizes
 from fewbit.search.judge import artefact
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.run import run
-from fewbit.search.search import SearchProblem, problem_of, times_of
+from fewbit.search.search import SearchProblem, problem_of
 from fewbit.search.strategies import STRATEGIES
 from fewbit.target import load_target
+from fewbit.verify.times import times_of
 
 
 class Setting:
@@ -45,11 +46,11 @@ class Setting:
         bench.start(seed)
         self.scored, self.batches, graph = bench.scored, bench.batches, bench.graph
         context = Context(graph, bench.stats, target, images=self.batches, name=args.recipe)
-        self.model = Model(context, RECIPES[args.recipe], Settings(edges))
-        float_onnx(graph, args.out / "float.onnx", opset=target.opset)
-        self.problem: SearchProblem = problem_of(
-            self.model, Loss(graph, self.batches, None), times_of(self.model, args.out, args.threads, print), limits
-        )
+        self.model, twin = Model(context, RECIPES[args.recipe], Settings(edges)), args.out / "float.onnx"
+        float_onnx(graph, twin, opset=target.opset)
+        given = graph, target, self.model.base, self.model.with_floats
+        times = times_of(*given, twin, args.threads, progress=print)
+        self.problem: SearchProblem = problem_of(self.model, Loss(graph, self.batches, None), times, limits)
 
     def row(self, bits: Bits, loss: float, out: Path, threads: int) -> dict[str, Any]:
         """What the artefact of some widths is worth."""

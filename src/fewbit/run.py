@@ -7,7 +7,6 @@ run on it again. Nothing here imports torch before a stage does.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 import tempfile
@@ -266,13 +265,3 @@ def _options(request: Options) -> dict[str, Any]:
     seconds = getattr(request, "seconds", None)
     values = {"asked": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
     return values if request.drops else {**values, "request": request}
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -15,11 +15,12 @@ from fewbit.execute.simulate import simulate
 from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
 from fewbit.runtimes import OnnxRuntime
-from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
-from fewbit.search.latency import Table, Work, cache_folder, one_op, table
+from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.model import Loss, Model, Settings, scored
 from fewbit.search.search import problem_of
 from fewbit.target import load_target
+from fewbit.verify.latency import Table, Work, cache_folder, one_op, table
+from fewbit.verify.times import Times
 from planning import context_for, plan_for
 from report.canned import searched
 
@@ -100,10 +101,11 @@ def test_every_activation_edge_is_a_dimension_of_its_own(conv_net):
 
 def made_up(model, integer):
     """A table in which each op takes 2 ms as float and `integer(op)` ms as integers, and quantizers nothing."""
-    times = Times(model, Table({}), 100.0)
+    given = model.graph, model.target, model.base
+    times = Times(*given, model.with_floats, Table({}), 100.0)
     ms = {str(work): (2.0, integer(name)) for name, work in times.work.items()}
-    ms |= {str(work): (0.0, 0.0) for work in Times.works(model) if work.kind.endswith("quantize")}
-    return Times(model, Table({}, ms), 100.0)
+    ms |= {str(work): (0.0, 0.0) for work in Times.works(*given) if work.kind.endswith("quantize")}
+    return Times(*given, model.with_floats, Table({}, ms), 100.0)
 
 
 def test_an_op_that_is_slower_in_integers_stays_float_by_itself(vit):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
 from fewbit.configure import default_bits
-from fewbit.core.inputs import arrays_of, example, shape_of
 from fewbit.core.record import Record
 from fewbit.data.constants import text_of
 from fewbit.fields import option
@@ -23,11 +18,9 @@ from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest
-from fewbit.run import Run, processor
-from fewbit.runtimes import open_session
-from fewbit.search.costs import Sizes, Times, costs_of, parse_budget
+from fewbit.run import Run
+from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.judge import judge
-from fewbit.search.latency import table
 from fewbit.search.model import FLOAT, Loss, Model, Settings, scored
 from fewbit.search.run import History, pareto
 from fewbit.search.run import run as trials_of
@@ -35,7 +28,7 @@ from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
 from fewbit.stages import PREPARE
 from fewbit.stages.prove import write_model
-from fewbit.verify.bench import paired
+from fewbit.verify.times import Times, times_of
 
 JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
@@ -163,9 +156,13 @@ def _timed_problem(
     progress: Progress,
 ) -> SearchProblem:
     """The problem, with the machine's times of its ops and the bytes of its widest file."""
-    float_onnx(model.graph, part / "float.onnx", opset=request.hardware.opset)
+    twin = part / "float.onnx"
+    float_onnx(model.graph, twin, opset=request.hardware.opset)
     write_model(model.graph, model.base, part / WIDEST, request.hardware.file_format, record)
-    times = times_of(model, part, request.threads, lambda text: progress.advance(1, text))
+    times = times_of(
+        model.graph, model.target, model.base, model.with_floats, twin, request.threads,
+        progress=lambda text: progress.advance(1, text),
+    )  # fmt: skip
     widest = model.dimensions({})
     rest = (part / WIDEST).stat().st_size - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
     return problem_of(model, measure, times, limits, rest)
@@ -254,14 +251,3 @@ def pick(problem: SearchProblem, history: History, points: int) -> list[int]:
         goal = low + (high - low) * k / max(points - 1, 1)
         selection.add(min(front, key=lambda i: (abs(history.trials[i].costs["bytes"] - goal), history.trials[i].loss)))
     return sorted(selection, key=lambda i: history.trials[i].costs["bytes"])[:points]
-
-
-def times_of(model: Model, folder: Path, threads: int, progress: Callable[[str], None]) -> Times:
-    """The table of the machine for the ops of a model, and the float model's own milliseconds."""
-    runtime = model.target.runtime
-    latencies = table(Times.works(model), runtime, processor(), threads, progress=progress)
-    session = open_session(runtime, folder / "float.onnx", threads=threads)
-    inputs = model.graph.inputs
-    arrays = arrays_of(inputs, example(inputs, torch.zeros(model.graph.at_a_time(1), *shape_of(inputs))))
-    rounds = paired([partial(session.run, *arrays)], 2.0)
-    return Times(model, latencies, 1e3 * statistics.median(row[0] for row in rounds))

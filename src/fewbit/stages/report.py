@@ -23,11 +23,12 @@ from fewbit.progress import Progress
 from fewbit.report import tables
 from fewbit.report.rows import tables_of, thumbnails
 from fewbit.request import Request
-from fewbit.run import FILES, processor
+from fewbit.run import FILES
 from fewbit.runtimes import RUNTIMES
 from fewbit.stages.goal import said
 from fewbit.stages.load import Inputs
 from fewbit.stages.prove import MODEL, type_of
+from fewbit.target.load import processor
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens

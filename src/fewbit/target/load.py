@@ -221,6 +221,16 @@ def processor_flags() -> frozenset[str]:
     return frozenset(listed.group(1).split()) if listed else frozenset()
 
 
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def detect(runtime: str = AS_WRITTEN, machine: str | None = None, flags: frozenset[str] | None = None) -> str:
     """The name of the first target (best first) for this machine and runtime. Raises UnknownName where none fits."""
     machine = platform.machine() if machine is None else machine

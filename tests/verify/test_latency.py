@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from fewbit.runtimes import OnnxRuntime
-from fewbit.search.latency import Work, measured, one_op, work_of
 from fewbit.target import load_target
+from fewbit.verify.latency import Work, measured, one_op, work_of
 
 
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
@@ -52,5 +52,5 @@ def test_codes_are_joined_and_pooled_as_codes(mixed_net, tmp_path, kind, kernel)
 
 
 def test_a_time_is_measured(monkeypatch):
-    monkeypatch.setattr("fewbit.search.latency.SECONDS", 0.01)
+    monkeypatch.setattr("fewbit.verify.latency.SECONDS", 0.01)
     assert all(ms >= 0 for ms in measured(Work("concat", ((1, 2, 4, 4),) * 2, (), True), "onnxruntime", 1))
