@@ -35,7 +35,7 @@ from fewbit.search.run import run
 from fewbit.search.search import SearchProblem, problem_of
 from fewbit.search.strategies import STRATEGIES
 from fewbit.target import load_target
-from fewbit.verify.times import times_of
+from fewbit.verify.times import times_of, whole_of
 
 
 class Setting:
@@ -49,7 +49,8 @@ class Setting:
         self.model, twin = Model(context, RECIPES[args.recipe], Settings(edges)), args.out / "float.onnx"
         float_onnx(graph, twin, opset=target.opset)
         given = graph, target, self.model.base, self.model.with_floats
-        times = times_of(*given, twin, args.threads, progress=print)
+        whole = whole_of(graph, target.runtime, twin, args.threads)
+        times = times_of(*given, whole, args.threads, progress=print)
         self.problem: SearchProblem = problem_of(self.model, Loss(graph, self.batches, None), times, limits)
 
     def row(self, bits: Bits, loss: float, out: Path, threads: int) -> dict[str, Any]:

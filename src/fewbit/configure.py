@@ -76,6 +76,17 @@ def refuse_curve(recipe: Recipe, name: str) -> None:
         )
 
 
+def refuse_times(target: Target, flag: str) -> None:
+    """Raise FewbitError for an option that needs milliseconds of the target's runtime where they cannot be measured."""
+    from fewbit.target import absent
+
+    if why := absent(target):
+        raise FewbitError(
+            f"{flag} needs milliseconds that are the target's, and {why}; leave it out, or give a --target of this machine: "
+            "fewbit targets."
+        )
+
+
 def default_bits(target: Target) -> int:
     """8, or the widest that the target has."""
     return min(8, _most(target))

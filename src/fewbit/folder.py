@@ -1,4 +1,4 @@
-"""The folder that a run or a search writes: what may be replaced, who works in it, and the hashes of a finished one.
+"""The folder of a run, a search or a sensitivity: what may be replaced, who works in it, and the hashes of a finished one.
 
 The work is done in `<out>.part`, which its process has locked, and renamed to `<out>` at the end. Then a record (run.json,
 search.json) has the SHA-256 of every file, and of itself: whoever reads the folder checks them first.
@@ -22,9 +22,9 @@ from typing import Any
 from fewbit.errors import BadFile, FewbitError, InUse, Stopped, stopped
 from fewbit.files import beside, json_text, read_json, sha256, write_json
 
-RECORDS = {"run": "run.json", "search": "search.json", "sweep": "sweep.json"}  # the file with the hashes of the others
-MARKS = {"run": "plan.json", "search": "points", "sweep": "rows"}  # what stands beside it
-COMMANDS = {"run": "quantize", "search": "search", "sweep": "sweep"}
+COMMANDS = {"run": "quantize", "search": "search", "sensitivity": "sensitivity", "sweep": "sweep"}
+RECORDS = {kind: f"{kind}.json" for kind in COMMANDS}  # the file with the hashes of the others
+MARKS = {"run": "plan.json", "search": "points", "sensitivity": "sensitivity.html", "sweep": "rows"}  # what stands beside it
 NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
 ANOTHER = "give another folder: --out DIR."
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve
+from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve, refuse_times
 from fewbit.core import pixels
 from fewbit.errors import FewbitError
 from fewbit.fields import (
@@ -55,22 +55,11 @@ PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct"
 class Options(Asked):
     """Options of quantize and search. Raises FewbitError for an invalid value, name or combination."""
 
-    APART: ClassVar[frozenset[str]] = frozenset(  # options that do not decide the result, or are identified by content
-        {
-            "model",
-            "images",
-            "inputs",
-            "loader",
-            "score",
-            "annotations",
-            "weights",
-            "out",
-            "force",
-            "threads",
-            "seconds",
-            "command",
-        }
-    )
+    APART: ClassVar[frozenset[str]] = frozenset((  # options that do not decide the result, or are identified by content
+        "model", "images", "inputs", "loader", "score", "annotations", "weights", "out", "force", "threads", "seconds",
+        "command",
+    ))  # fmt: skip
+    OWN: ClassVar[tuple[str, ...]] = ()  # options that mean something else here than in quantize
 
     model: Any = Field(description=MODELS)
     images: Any = Field(
@@ -229,8 +218,8 @@ class Options(Asked):
         return {**names, **self.model_dump(mode="json", exclude=set(apart))}
 
 
-class Request(Options):
-    """Options of `fewbit quantize`."""
+class Planned(Options):
+    """Options of what makes a plan."""
 
     bits: Annotated[str | None, BeforeValidator(as_text)] = Field(
         default=None,
@@ -238,6 +227,32 @@ class Request(Options):
         "width for each module).",
     )
     everything: bool = Field(default=False, description="Also quantize ops that run faster in float on the target.")
+    only_what_pays: bool = Field(
+        default=False,
+        description="Leave float what loses time in integers by the measured milliseconds of its ops on this machine.",
+    )
+
+    @cached_property
+    def widths(self) -> Bits | Mixed:
+        """The bits, parsed; by default 8, or the widest that the target has."""
+        from fewbit.choose import parse_bits
+
+        return parse_bits(default_bits(self.hardware) if self.bits is None else self.bits)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Planned:
+        check_bits(self.hardware, self.widths)
+        if self.only_what_pays:
+            refuse_times(self.hardware, "--only-what-pays")
+        return self
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
+
+
+class Request(Planned):
+    """Options of `fewbit quantize`."""
+
     normalize_inside: bool = Field(
         default=False,
         description="The file takes pixels, uint8 (batch, height, width, channels), and normalizes them itself.",
@@ -251,29 +266,32 @@ class Request(Options):
         examples=[1.0],
     )
 
-    @cached_property
-    def widths(self) -> Bits | Mixed:
-        """The bits, parsed; by default 8, or the widest that the target has."""
-        from fewbit.choose import parse_bits
-
-        return parse_bits(default_bits(self.hardware) if self.bits is None else self.bits)
-
     @model_validator(mode="after")
-    def _fits(self) -> Request:
-        check_bits(self.hardware, self.widths)
+    def _is_answered(self) -> Request:
         if self.curve:
             refuse_curve(self.method, self.recipe_name)
         return self
 
     def key(self) -> dict[str, Any]:
-        key = {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
-        return key if self.drops else {name: value for name, value in key.items() if name != "max_drop"}
+        return {name: value for name, value in super().key().items() if self.drops or name != "max_drop"}
+
+
+class SensitivityRequest(Planned):
+    """Options of `fewbit sensitivity`."""
+
+    APART: ClassVar[frozenset[str]] = Options.APART - {"threads"}
+    OWN: ClassVar[tuple[str, ...]] = ("scored",)
+
+    out: Out = Path("sensitivity")
+    scored: Count = Field(default=32, description="Measure the loss on so many images at most, which do not calibrate.")
+    command: str = Field(default="fewbit sensitivity", repr=False)
 
 
 class SearchRequest(Options):
     """Options of `fewbit search`."""
 
     APART: ClassVar[frozenset[str]] = (Options.APART | {"time"}) - {"threads"}  # losses do not depend on the time limit
+    OWN: ClassVar[tuple[str, ...]] = ("time", "loss")
 
     out: Out = Path("search")
     recipe: Any = Field(default="mse", description="Range method: minmax, percentile, mse or kl.")

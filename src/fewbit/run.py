@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fewbit.core.values import Checks, Graph, Plan
     from fewbit.data.images import Images, Preprocess
-    from fewbit.request import Options
+    from fewbit.request import Options, SensitivityRequest
     from fewbit.stages import Stage
     from fewbit.verify import Latency, Score
 
@@ -90,6 +90,16 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
         run.finish()
     values = (run[name] for name in ("folder", "graph", "noted", "checks", "score", "timings", "summary", "keep"))
     return Result(*values)
+
+
+def sensitivity(request: SensitivityRequest, progress: Progress | None = None) -> Mapping[str, Any]:
+    """What is in sensitivity.json; its folder has that and the page."""
+    from fewbit.stages import SENSITIVITY
+
+    with Run.start(request, SENSITIVITY, progress, kind="sensitivity") as run:
+        summary: Mapping[str, Any] = run["summary"]
+        run.finish(*(file for stage in SENSITIVITY[:-1] for file in stage.files))
+    return summary
 
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:

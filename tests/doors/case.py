@@ -79,6 +79,10 @@ def search(*more: str, evaluations: str = "3") -> tuple[str, ...]:
     return ("search", "net.py:model", "--images", "flat", "--no-labels", "--out", "out", "--calibration", "4", *own, *more)
 
 
+def sensitivity(*more: str) -> tuple[str, ...]:
+    return ("sensitivity", "net.py:model", "--images", "flat", "--no-labels", "--out", "out", "--calibration", "4", *more)
+
+
 def write(name: str, content: str | bytes) -> Callable[[Path], None]:
     """Write a file of the folder."""
 

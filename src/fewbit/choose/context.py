@@ -44,7 +44,8 @@ class Context:
     their classes where known.
 
     `synthetic` are additional images for a pass that trains; `real_images` says whether `images` are photographs. `sampled`
-    are samples drawn earlier (None: drawn when a pass needs them). `journal` and `folder` store results, so that a
+    are samples drawn earlier (None: drawn when a pass needs them). `slower` are ops that stay float for the time that they
+    would lose in integers, and why. `journal` and `folder` store results, so that a
     killed run can continue, and values of all images lie in `folder` meanwhile.
     """
 
@@ -58,6 +59,7 @@ class Context:
     real_images: bool = True
     keep_float: tuple[str, ...] = ()
     everything: bool = False
+    slower: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
@@ -77,7 +79,8 @@ class Context:
         while True:
             answer = allowed(
                 self.graph, self.target, weight_bits=self.widths.weights, activation_bits=self.widths.activations,
-                widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything, apart=kept,
+                widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything,
+                slower=self.slower, apart=kept,
             )  # fmt: skip
             more = apart(self.graph, self.target, answer, self.stats)
             if not more:

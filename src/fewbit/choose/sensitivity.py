@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.capture.structure import Module, scale_behind
+from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph, Op, Plan
 from fewbit.execute.executor import Executor
-from fewbit.execute.stream import joined_values, walked
+from fewbit.execute.stream import Stream, joined_values, walked
 from fewbit.task import task_of
 
 
@@ -37,7 +38,7 @@ class Measure(ABC):
         graph: Graph,
         modules: Sequence[Module],
         plans: Mapping[int, Plan],
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         progress: Callable[[str], None] = lambda module: None,
     ) -> list[Sensitivity]:
         results = []
@@ -125,6 +126,34 @@ class OutputKL(Measure):
             return max(0.0, task.divergence(exact, quantized) / count)
 
         return divergence, None
+
+
+class Losses:
+    """The loss of outputs, as `OutputKL` has it, with some ops of a plan in integers. Calls of one object differ in no ops but
+    those that are `changed`, and what is ahead of them is computed once.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, batches: Sequence[Batch]) -> None:
+        self.graph, self.plan, self.task = graph, plan, task_of(graph)
+        self.stream = Stream(Executor(graph), batches)
+        self.exact = joined(self.stream.outputs())
+
+    def __call__(self, ops: Sequence[str], changed: Sequence[str]) -> float:
+        self.stream.overlay = Executor.of(self.graph, self.plan, ops)
+        outputs = joined(self.stream.outputs_from(self._first(changed)))
+        return max(0.0, self.task.divergence(self.exact, outputs) / len(self.exact[0]))
+
+    def _first(self, changed: Sequence[str]) -> int:
+        """The place of the first node that sees whether ops are in integers: they, and who else reads what they read."""
+        nodes, ops = self.stream.overlay.nodes, [self.graph.op(name) for name in changed]
+        tensors = {nodes[self.graph.site(site).tensor] for op in ops for site in op.operands.values()}
+        readers = {user for tensor in tensors for user in tensor.users} | {nodes[op.node] for op in ops}
+        return min(self.stream.index[reader] for reader in readers if reader in self.stream.index)
+
+
+def joined(outputs: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The outputs of all batches together."""
+    return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 
 def matrices(y: Tensor, module: Module, graph: Graph) -> Float[Tensor, "matrices rows columns"]:

@@ -10,7 +10,8 @@ sections   the sections of the page, as data over the tables, and the figures fo
 answers    the four answers that come first
 page       report.json and tables.json -> report.html, self-contained
 frontpage  the page of `fewbit search`
-templates  the markup of both pages; every value is escaped there, and nowhere else is there any
+sensitivity  the page of `fewbit sensitivity`
+templates  the markup of these pages; every value is escaped there, and nowhere else is there any
 
 A new section is an entry in `sections.SECTIONS`. A new method needs none: the rows that its pass logs become a table.
 """

@@ -96,6 +96,11 @@ ACCURACY = (
     ), "The images that differ most come first."),
 )
 ERROR = (
+    Section("Modules that lose most", "sensitivity", (
+        Table(("module", "kind", "loss alone in integers:loss:#", "of all modules' losses:loss_share:share",
+               "share of MACs:macs_share:share", "images:images:#")),
+    ), "The loss of the task (0 is the float model) where one module alone is in integers, in the simulation, on calibration "
+       "images. fewbit sensitivity has every module, its milliseconds and the commands that leave it float."),
     Section("Error by site", "sites", (
         Bars(Axis("sqnr_db", "SQNR, dB", most=80.0), along="site", group="{role}",
              hover="{site}, {sqnr_db:.1f} dB, {grid}, {method}"),

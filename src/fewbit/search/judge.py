@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +34,7 @@ Row = dict[str, Any]
 
 def judge(
     problem: SearchProblem, history: History, places: Sequence[int], images: Images, record: Record, folder: Path, final: Path,
-    again: Sequence[str], threads: int, progress: Callable[[], None],
+    again: Callable[..., str], threads: int, progress: Callable[[], None],
 ) -> list[Row]:  # fmt: skip
     """A row for each point, the smallest first, and one for the uniform plan of the most bits.
 
@@ -46,13 +45,13 @@ def judge(
     most = model.settings.most
     rows = [artefact(problem, Bits(most, most), images, record, folder, threads)]
     rows[0] |= {"point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None}
-    rows[0] |= {"command": shlex.join([*again, "--bits", str(most), "--out", f"run-{most}"]), "file": None, "searched": False}
+    rows[0] |= {"command": again("--bits", str(most), "--out", f"run-{most}"), "file": None, "searched": False}
     progress()
     for number, place in enumerate(places, 1):
         trial, name = history.trials[place], f"{number:02d}"
         path, final_path = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
         bits = problem.bits(trial.candidate, str(final_path))
-        command = shlex.join([*again, "--bits", str(final_path), "--out", f"run-{name}"])
+        command = again("--bits", str(final_path), "--out", f"run-{name}")
         row = artefact(problem, bits, images, record, folder, threads)
         row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
         row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
 from fewbit.configure import default_bits
 from fewbit.core.record import Record
-from fewbit.data.constants import text_of
-from fewbit.fields import option
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
@@ -28,7 +27,8 @@ from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
 from fewbit.stages import PREPARE
 from fewbit.stages.prove import write_model
-from fewbit.verify.times import Times, times_of
+from fewbit.typed import typed
+from fewbit.verify.times import Times, times_of, whole_of
 
 JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
@@ -133,7 +133,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
             record,
             part,
             request.out,
-            _again(request),
+            partial(typed, request),
             request.threads,
             progress.advance,
         )
@@ -159,29 +159,14 @@ def _timed_problem(
     twin = part / "float.onnx"
     float_onnx(model.graph, twin, opset=request.hardware.opset)
     write_model(model.graph, model.base, part / WIDEST, request.hardware.file_format, record)
+    whole = whole_of(model.graph, model.target.runtime, twin, request.threads)
     times = times_of(
-        model.graph, model.target, model.base, model.with_floats, twin, request.threads,
+        model.graph, model.target, model.base, model.with_floats, whole, request.threads,
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     widest = model.dimensions({})
     rest = (part / WIDEST).stat().st_size - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
     return problem_of(model, measure, times, limits, rest)
-
-
-def _again(request: SearchRequest) -> list[str]:
-    """The command that quantizes a point, without its bits and its folder."""
-    words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
-    words += ["--recipe", request.recipe_name, "--seed", str(request.seed), "--calibration", str(request.calibration)]
-    for name in ("images", "loader", "score", "opset", "ir_version"):
-        words += [] if getattr(request, name) is None else [option(name), str(getattr(request, name))]
-    words += [word for name, value in request.inputs.items() for word in ("--input", text_of(name, value))]
-    words += [word for pattern in request.keep_float for word in ("--keep-float", pattern)]
-    words += ["--skip-bad"] if request.skip_bad else []
-    words += [] if request.labels else ["--no-labels"]
-    words += [] if request.classes is None else ["--classes", str(request.classes)]
-    for name, value in request.overrides.items():
-        words += [option(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-    return words
 
 
 def _summary(

@@ -5,7 +5,7 @@ times each stage. A finished run is read by REOPENED, in which verify, evaluate,
 """
 
 from fewbit.report.draw import draw
-from fewbit.stages import choose, curve, deploy, goal, load, observe, prove, report
+from fewbit.stages import choose, curve, deploy, goal, load, observe, prove, report, sensitivity
 from fewbit.stages.stage import Stage
 from fewbit.stages.tail import TAIL
 
@@ -38,11 +38,15 @@ STAGES = (
     EVALUATE,
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
     BENCH,
+    Stage("sensitivity", sensitivity.short, ("sensitive",)),
     Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip
 PREPARE = STAGES[:6]  # the first stages of a search
+SENSITIVITY = (
+    *PREPARE, CHOOSE, Stage("sensitivity", sensitivity.measured, ("summary",), (sensitivity.FILE, sensitivity.PAGE)),
+)  # fmt: skip
 
 REOPENED = (
     Stage("capture", load.reopened, ("exact", "given")),
@@ -57,4 +61,4 @@ REOPENED = (
     REPORT,
 )
 
-__all__ = ["PREPARE", "REOPENED", "STAGES", "Stage"]
+__all__ = ["PREPARE", "REOPENED", "SENSITIVITY", "STAGES", "Stage"]

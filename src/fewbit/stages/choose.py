@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from pathlib import Path
 
-from fewbit.choose import Context, LabelledImages, allocate
+from fewbit.choose import LabelledImages, allocate
 from fewbit.choose import choose as plan_of
 from fewbit.choose.finetune import Finetune
-from fewbit.core.bits import Bits, Mixed
+from fewbit.core.bits import Mixed
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Fallback, Graph, PassLog, Plan
+from fewbit.core.values import Graph, PassLog, Plan
 from fewbit.data.images import Images
 from fewbit.data.synthesize.source import Synthesis
 from fewbit.data.synthesize.teacher import Teacher
@@ -19,11 +18,10 @@ from fewbit.files import Journal
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.realize import load_plan, save_plan
-from fewbit.request import Request
+from fewbit.request import Planned
 from fewbit.stages.load import Inputs
 from fewbit.stages.observe import Rows
-from fewbit.target import Target
-from fewbit.target.load import processor_flags
+from fewbit.stages.times import context_of, elsewhere, without_slower
 
 JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, to resume it
 UNITS = "units"  # results of a reconstruction by block, to resume it
@@ -31,22 +29,23 @@ POOL = "pool.safetensors"
 
 
 def choose(
-    graph: Graph, stats: Stats, equalized: Rows, calibration: Images, inputs: Inputs, request: Request, folder: Path,
+    graph: Graph, stats: Stats, equalized: Rows, calibration: Images, inputs: Inputs, request: Planned, folder: Path,
     progress: Progress,
 ) -> Plan:  # fmt: skip
     """The plan of a recipe on a target, with all fallbacks; also saved in the run's folder."""
     recipe, bits = request.method, request.widths
-    context = Context(
-        graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(),
+    context = context_of(
+        graph, stats, request,
         images=calibration.batches(graph.at_a_time(8)), labels=calibration.labels, real_images=not request.synthetic[0],
-        synthetic=_pool(inputs, calibration, request, folder, progress), keep_float=tuple(request.keep_float),
-        everything=request.everything, name=request.recipe_name, seed=request.seed, journal=Journal(folder / JOURNAL),
+        synthetic=_pool(inputs, calibration, request, folder, progress), journal=Journal(folder / JOURNAL),
         folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
+    if request.only_what_pays:
+        context = without_slower(context, request.threads, folder, progress)
     log: list[PassLog] = []
     if recipe.equalize is not None and equalized:
         log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
-    fallbacks = _elsewhere(request.hardware)
+    fallbacks = elsewhere(request.hardware)
     if isinstance(bits, Mixed):
         progress.begin("allocate", None)
         widths = allocate(context, bits, recipe)
@@ -66,7 +65,7 @@ def chosen(graph: Graph, folder: Path) -> Plan:
     return load_plan(graph, folder)
 
 
-def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progress: Progress) -> LabelledImages | None:
+def _pool(inputs: Inputs, images: Images, request: Planned, folder: Path, progress: Progress) -> LabelledImages | None:
     """Synthetic images beside the real ones, for a pass that trains on both."""
     training = next((one for one in request.method.passes if isinstance(one, Finetune)), None)
     if training is None or request.synthetic[0]:
@@ -77,14 +76,3 @@ def _pool(inputs: Inputs, images: Images, request: Request, folder: Path, progre
     teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
     synthetic = pool(teacher, folder / POOL, lambda text: progress.advance(1, text))
     return LabelledImages(Shelf.of(synthetic.batches(64), folder), synthetic.labels)
-
-
-def _elsewhere(target: Target) -> tuple[Fallback, ...]:
-    """Fallbacks where the target's runtime or processor is not available here."""
-    if target.runtime != target.runs_in:
-        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
-        return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
-    if not target.fits(platform.machine(), processor_flags()):
-        why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
-        return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
-    return ()

@@ -1,7 +1,7 @@
 """Settle: from what was asked, with a limit of the drop, to the request whose file is the fastest within it.
 
 Files are tried from the cheapest to the dearest: the recipe that was asked for and a better one; then modules with 8 bits, or
-in float, first those that lose most for the work that they save; then a reconstruction, where there is time for one. Each
+in float, in the order of sensitivity.py; then a reconstruction, where there is time for one. Each
 is a file that ran in the runtime, on images that neither calibrate nor are scored: the score of the run is of others.
 """
 
@@ -12,12 +12,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewbit.capture.structure import modules
 from fewbit.choose.powell import parse_time
 from fewbit.choose.sensitivity import OutputKL
 from fewbit.core.bits import Bits
@@ -30,13 +28,14 @@ from fewbit.report.tables import integer_share
 from fewbit.request import Options, Request
 from fewbit.run import ROUNDING, Run, drop_of
 from fewbit.stages.prove import TWIN
+from fewbit.stages.sensitivity import FASTER, LIGHTER, Worth, ordered, some, worths
+from fewbit.stages.times import context_of, times_here
 from fewbit.verify import bench
 
 FILE, FOLDER = "goal.json", "goal"
 RUNGS = ("mse", "fast")  # recipes that take about a minute, the quick one first
 SLOW = "best"
 SECONDS = 1.0  # of timing each file
-FEW = 0.01  # of the loss of all modules, below which one is tried last
 Row = dict[str, Any]
 
 
@@ -92,11 +91,12 @@ class Walk:
 
     def raised(self, base: Row) -> None:
         """Modules with 8 bits, or in float, on top of a row: as few as will do."""
-        order, bits, changes = self.order(base), self.asked.widths, dict(base["changes"])
+        bits, changes = self.asked.widths, dict(base["changes"])
+        order, by = self.order(base)
 
         def suffice(how: str, change: Callable[[list[str]], Row], count: int) -> bool:
-            ops = [op for _, ops in order[:count] for op in ops]
-            return bool(self.tried(f"{how}: {_names(order[:count])}", {**changes, **change(ops)})["within"])
+            ops = [op for row in order[:count] for op in row.ops]
+            return bool(self.tried(f"{how}: {_names(order[:count])}", {**changes, **change(ops)}, by)["within"])
 
         if isinstance(bits, Bits) and max(bits.weights, bits.activations) < 8:
             wide = partial(suffice, "8 bits", lambda ops: {"bits": ",".join([str(bits), *(f"{op}=8" for op in ops)])})
@@ -116,31 +116,24 @@ class Walk:
             least, enough = (least, middle) if suffices(middle) else (middle, enough)
         return enough
 
-    def order(self, base: Row) -> list[tuple[str, tuple[str, ...]]]:
-        """The modules and their integer ops: first those that lose most, alone in integers, for each multiply-accumulate."""
-        part = self.run.fork(self.folder / FOLDER / str(base["index"]), self.request(base["changes"]))
-        graph, plan, calibration = part["graph"], part["plan"], self.run["calibration"]
-        integer = set(plan.integer_ops)
-        units = [(unit, tuple(op for op in unit.ops if op in integer)) for unit in modules(graph)]
-        units = [(unit, ops) for unit, ops in units if ops]
-        some = calibration.subset(range(min(graph.at_a_time(OutputKL.images), len(calibration))))
-        batches, alone = list(some.batches(graph.at_a_time(8))), [replace(unit, ops=ops) for unit, ops in units]
-        self.progress.begin("what each module loses", len(units))
-        scores = OutputKL()(graph, alone, {0: plan}, batches, lambda name: self.progress.advance(1, name))
-        losses = [score.losses[0] for score in scores]
-        work = [sum(graph.op(op).macs for op in ops) for _, ops in units]
-        matters = [loss >= FEW * sum(losses) for loss in losses]
-        places = sorted(range(len(units)), key=lambda i: (not matters[i], -losses[i] / max(work[i], 1)))
-        return [(units[i][0].name, units[i][1]) for i in places]
+    def order(self, base: Row) -> tuple[list[Worth], str]:
+        """The modules in the order in which they are raised, and what that goes by."""
+        request = self.request(base["changes"])
+        part = self.run.fork(self.folder / FOLDER / str(base["index"]), request)
+        graph, plan = part["graph"], part["plan"]
+        context = context_of(graph, part["stats"], request)
+        times = times_here(context, plan, request.threads, self.folder, self.progress, part["twin"])
+        rows = worths(graph, plan, some(self.run["calibration"], graph, OutputKL.images), times, self.progress)
+        return ordered(rows), LIGHTER if times is None else FASTER
 
-    def tried(self, what: str, changes: Row) -> Row:
+    def tried(self, what: str, changes: Row, by: str = "") -> Row:
         """The row of a file: known from a killed run, or measured now. What is refused is a row too, but for the first."""
         for row in self.rows:
             if row["changes"] == changes:
                 return row
         began, index = time.monotonic(), len(self.rows)
         self.progress.begin(f"file {index + 1}, {what}", None)
-        row = {"index": index, "what": what, "changes": changes, "limit": self.limit, "within": False, "taken": False}
+        row = {"index": index, "what": what, "changes": changes, "limit": self.limit, "within": False, "taken": False, "by": by}
         try:
             row |= self.measure(index, self.request(changes))
         except FewbitError as error:
@@ -213,13 +206,15 @@ def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if taken is None:
         return ()
     found = "the fastest within it" if taken["within"] else "none is within it, and this is nearest"
+    by = next((row["by"] for row in rows if row["by"]), "")
+    order = f" Modules were raised in the order of {by}." if by else ""
     return (
         f"--max-drop {taken['limit']:g}: of {len(rows)} files, {found}: {taken['what']} ({taken['measure']} fell by "
-        f"{taken['drop']:.2f} points on the {taken['images']} images that chose).",
+        f"{taken['drop']:.2f} points on the {taken['images']} images that chose).{order}",
     )
 
 
-def _names(order: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+def _names(order: Sequence[Worth]) -> str:
     """Modules in words."""
-    names = [name for name, _ in order]
+    names = [row.module for row in order]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

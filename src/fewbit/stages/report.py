@@ -38,8 +38,9 @@ PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
 def summarize(
     exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
     timings: Sequence[Latency], loads: Sequence[Load], curve: Sequence[Mapping[str, Any]], inputs: Inputs,
-    calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]], sample: Tensor,
-    identity: Mapping[str, Any], request: Request, folder: Path, progress: Progress,
+    calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]],
+    sensitive: Sequence[Mapping[str, Any]], sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
+    progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
     target = request.hardware
@@ -59,6 +60,7 @@ def summarize(
         "carried": list(graph.tail.nodes) if graph.tail else [],
         "curve": list(curve),
         "goal": [dict(row) for row in attempts],
+        "sensitivity": list(sensitive),
         "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
     }
     summary = {

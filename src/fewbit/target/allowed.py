@@ -78,6 +78,7 @@ def allowed(
     widths: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
     keep_float: Sequence[str] = (),
     everything: bool = False,
+    slower: Mapping[str, str] = MappingProxyType({}),
     apart: Mapping[str, str] = MappingProxyType({}),
 ) -> Allowed:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
@@ -90,14 +91,14 @@ def allowed(
     `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
     the largest width that one of them asks for, or, where it is named itself as a site, its own.
     `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
-    run in integers and runs faster in float; `apart` are ops, by name, that numbers speak against, and why. Raises UnknownName
-    for a pattern that matches nothing.
+    run in integers and runs faster in float; `slower` are ops, by name, that lose time there, `apart` those whose numbers speak
+    against it, and why. Raises UnknownName for a pattern that matches nothing.
     """
     for pattern in keep_float:
-        if not any(_matches(op, (pattern,)) for op in graph.ops):
+        if not any(matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
     site_bits = {site.name: _site_bits(site, weight_bits, activation_bits, widths) for site in graph.sites}
-    entries, fallbacks = _all_entries(graph, target, keep_float, apart, everything=everything, site_bits=site_bits)
+    entries, fallbacks = _all_entries(graph, target, keep_float, slower, apart, everything=everything, site_bits=site_bits)
     grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for follows in (False, True):
@@ -136,6 +137,7 @@ def _all_entries(
     graph: Graph,
     target: Target,
     keep_float: Sequence[str],
+    slower: Mapping[str, str],
     apart: Mapping[str, str],
     *,
     everything: bool,
@@ -145,8 +147,11 @@ def _all_entries(
     entries: dict[str, list[OpRule]] = {}
     fallbacks: list[Fallback] = []
     for op in graph.ops if target.op else ():
-        if _matches(op, keep_float):
+        if matches(op, keep_float):
             fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)", "chosen"))
+            continue
+        if op.name in slower:
+            fallbacks.append(_fallback(graph, op, slower[op.name], "chosen"))
             continue
         if op.name in apart:
             fallbacks.append(_fallback(graph, op, apart[op.name]))
@@ -380,9 +385,9 @@ def _stored_bits(grid: Grid) -> int:
     return torch.iinfo(grid.container).bits
 
 
-def _matches(op: Op, patterns: Sequence[str]) -> bool:
+def matches(op: Op, patterns: Sequence[str]) -> bool:
     names = [op.name, *op.operands.values()]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def _fallback(graph: Graph, op: Op, why: str, kind: FallbackKind = "site") -> Fallback:

@@ -16,7 +16,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import AS_WRITTEN
+from fewbit.runtimes import AS_WRITTEN, runtime_names
+from fewbit.runtimes import HERE as RUNS_HERE
 from fewbit.target.lines import Location, line_of, syntax_error
 from fewbit.target.spec import Target, contradictions
 
@@ -229,6 +230,15 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def absent(target: Target) -> str:
+    """What of a target this machine does not have, in words; nothing where its milliseconds can be measured here."""
+    if target.runtime not in runtime_names():
+        return f"{target.runtime} is not installed" if target.runtime in RUNS_HERE else f"{target.runtime} does not run here"
+    if not target.fits(platform.machine(), processor_flags()):
+        return f"{target.name} needs {target.processor}, and this is {processor()}"
+    return ""
 
 
 def detect(runtime: str = AS_WRITTEN, machine: str | None = None, flags: frozenset[str] | None = None) -> str:

@@ -117,15 +117,19 @@ class Times:
 
 
 def times_of(
-    graph: Graph, target: Target, plan: Plan, allow: Callable[[tuple[str, ...]], Allowed], path: Path, threads: int,
+    graph: Graph, target: Target, plan: Plan, allow: Callable[[tuple[str, ...]], Allowed], whole: float, threads: int,
     **options: Any,
 ) -> Times:  # fmt: skip
-    """The times of this machine for what a plan has in integers; `path` is the float model, which is measured as a whole.
+    """The times of this machine for what a plan has in integers; `whole` is what the float model takes.
 
     `options` are those of `latency.table`: where it is stored, how an op is measured, what is told of the progress.
     """
     latencies = table(Times.works(graph, target, plan), target.runtime, processor(), threads, **options)
-    session = open_session(target.runtime, path, threads=threads)
+    return Times(graph, target, plan, allow, latencies, whole)
+
+
+def whole_of(graph: Graph, runtime: str, path: Path, threads: int) -> float:
+    """The milliseconds of one call of a graph's float model, the median of `WHOLE` seconds."""
+    session = open_session(runtime, path, threads=threads)
     arrays = arrays_of(graph.inputs, example(graph.inputs, torch.zeros(graph.at_a_time(1), *image_shape(graph.inputs))))
-    rounds = paired([partial(session.run, *arrays)], WHOLE)
-    return Times(graph, target, plan, allow, latencies, 1e3 * statistics.median(row[0] for row in rounds))
+    return 1e3 * statistics.median(row[0] for row in paired([partial(session.run, *arrays)], WHOLE))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from doors.case import Case, done, each, either, quantize, refused, search, write
+from doors.case import Case, done, each, either, quantize, refused, search, sensitivity, write
 
 HUGE = str(10**30)
 COUNTS = ("-1", "0", "1.5", "nan", "inf", "abc", "", "1e3", "0x10", "1 0")  # of things that there is at least one of
@@ -61,6 +61,13 @@ SEARCH: dict[str, tuple[str, ...]] = {
     "--time": ("", "abc", "-1s", "nan s", "0s"),
     "--recipe": ("", "fast", "best", "nope"),
 }
+SENSITIVITY: dict[str, tuple[str, ...]] = {
+    "--scored": ("-1", "0", "nan", "abc", HUGE),
+    "--bits": ("", "0", "abc", "33"),
+    "--keep-float": ("nope", "*"),
+    "--recipe": ("", "nope"),
+    "--max-drop": ("1",),
+}
 OPENED: dict[tuple[str, str], tuple[str, ...]] = {  # options of the commands on a finished run
     ("evaluate", "--runtime"): ("", "nope", "onnx"),
     ("evaluate", "--limit"): ("-1", "0", "nan", "abc"),
@@ -96,6 +103,10 @@ def _values() -> Iterator[Case]:
         for value in values:
             right = (either if (option, value) in FREE else refused)(_named(option, value))
             yield Case(f"search {option} {_short(value)}", search(option, value), right)
+    for option, values in SENSITIVITY.items():
+        for value in values:
+            yield Case(f"sensitivity {option} {_short(value)}", sensitivity(option, value), refused(_named(option, value)))
+    yield Case("sensitivity", sensitivity(), done(_has_modules))
     for few in ("1", "2"):
         yield Case(f"search --evaluations {few}", search(evaluations=few), done(_has_points))
 
@@ -136,8 +147,8 @@ def _opened() -> Iterator[Case]:
 def _commands() -> Iterator[Case]:
     """Commands and options that do not exist, arguments that lack or are too many."""
     for command in (
-        "quantize", "search", "evaluate", "verify", "bench", "report", "diff", "show", "export", "serve", "lint", "targets",
-        "recipes",
+        "quantize", "search", "sensitivity", "evaluate", "verify", "bench", "report", "diff", "show", "export", "serve", "lint",
+        "targets", "recipes",
     ):  # fmt: skip
         yield Case(f"{command} --nope", (command, "--nope"), refused("--nope"), fast=command < "d")
         if command not in ("targets", "recipes"):
@@ -148,6 +159,8 @@ def _commands() -> Iterator[Case]:
 
 
 def _combinations() -> Iterator[Case]:
+    yield Case("--only-what-pays of another processor", quantize("--only-what-pays", "--target", "ort-arm64"),
+               refused("--only-what-pays", "ort-arm64"))  # fmt: skip
     for recipe in ("best", "lapq", "fdda"):
         yield Case(f"--curve with {recipe}", quantize("--curve", "--recipe", recipe), refused(("--curve", recipe)))
     yield Case("--time without a search", quantize("--time", "10s"), refused("--time", "mse"), fast=True)
@@ -272,6 +285,11 @@ def _short(text: str) -> str:
 
 def _has_points(folder: Path) -> str:
     return "" if list((folder / "out" / "points").glob("*")) and (folder / "out" / "report.html").is_file() else "no points"
+
+
+def _has_modules(folder: Path) -> str:
+    names = sorted(path.name for path in (folder / "out").glob("*"))
+    return "" if names == ["sensitivity.html", "sensitivity.json"] else f"there are {names}"
 
 
 def _floats(folder: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from doors.case import Case, each, either, quantize, refused, search, write
+from doors.case import Case, each, either, quantize, refused, search, sensitivity, write
 from doors.kinds.images import has_run
 
 FREE = {" ", "link", "dangling", "x" * 252}  # names that may as well be written to
@@ -22,6 +22,7 @@ def cases() -> Iterator[Case]:
         right = either(says) if name in FREE else refused(says)
         yield Case(f"--out {shown}", quantize(out=name), right, before=_links, fast=name in (".", "", "net.py/x"))
         yield Case(f"search --out {shown}", (*search()[:6], name, *search()[7:]), right, before=_links)
+        yield Case(f"sensitivity --out {shown}", (*sensitivity()[:6], name, *sensitivity()[7:]), right, before=_links)
         yield Case(f"--out {shown} --force", quantize("--force", out=name), right, before=_links)
     theirs = write("precious.part/thesis.txt", "years of work")
     for more in ((), ("--force",)):

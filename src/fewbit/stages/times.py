@@ -1,0 +1,93 @@
+"""What a plan takes on this machine: the table of measured milliseconds of single ops, where the target's runtime and processor
+are here, and the ops that lose time in integers by it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fewbit.choose import Bits, Context, choose
+from fewbit.core.values import Fallback, Graph, Plan
+from fewbit.observe import Stats
+from fewbit.progress import Progress
+from fewbit.realize import float_onnx
+from fewbit.recipes import RECIPES
+from fewbit.request import Planned
+from fewbit.target import Target, absent, processor_flags
+from fewbit.target.allowed import Allowed
+from fewbit.verify.times import Times, times_of, whole_of
+
+
+def context_of(graph: Graph, stats: Stats, request: Planned, **more: Any) -> Context:
+    """What passes may read, by a request."""
+    bits = request.widths
+    return Context(
+        graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(), keep_float=tuple(request.keep_float),
+        everything=request.everything, name=request.recipe_name, seed=request.seed, **more,
+    )  # fmt: skip
+
+
+def elsewhere(target: Target) -> tuple[Fallback, ...]:
+    """Fallbacks where the target's runtime or processor is not available here."""
+    if target.runtime != target.runs_in:
+        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
+        return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
+    if not target.fits(platform.machine(), processor_flags()):
+        why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
+        return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
+    return ()
+
+
+def times_here(
+    context: Context, plan: Plan, threads: int, folder: Path, progress: Progress, twin: Path | None = None, **options: Any
+) -> Times | None:  # fmt: skip
+    """The times of this machine for what a plan has in integers; None where they are not the target's.
+
+    `twin` is the float model as a file; without one it is written in `folder` for as long as it is measured. `options` are
+    those of `verify.latency.table`.
+    """
+    graph, target = context.graph, context.target
+    if absent(target) or not plan.integer_ops:
+        return None
+    progress.begin("milliseconds of each op", None)
+    with TemporaryDirectory(dir=folder) as own:
+        path = twin or Path(own) / "float.onnx"
+        if twin is None:
+            float_onnx(graph, path, opset=target.opset)
+        whole = whole_of(graph, target.runtime, path, threads)
+    given = graph, target, plan, _allowing(context)
+    return times_of(*given, whole, threads, progress=lambda text: progress.advance(1, text), **options)
+
+
+def without_slower(context: Context, threads: int, folder: Path, progress: Progress, **options: Any) -> Context:
+    """The context in which every op that makes the model slower in integers, by the table of this machine, stays float."""
+    target, plan = context.target, choose(context, RECIPES["minmax"])  # whose ops are those of any recipe
+    times = times_here(context, plan, threads, folder, progress, **options)
+    if times is None:
+        return context
+    where = f"{target.runtime} on this machine, threads: {threads}"
+    rows = {op: times.table[times.work[op]] for op in times.slower()}
+    return replace(
+        context,
+        slower={
+            op: f"no faster in integers with what quantizes around it ({after:.3f} ms, in float {before:.3f} ms; {where})"
+            for op, (before, after) in rows.items()
+        },
+    )
+
+
+def _allowing(context: Context) -> Callable[[tuple[str, ...]], Allowed]:
+    """What runs in integers with some more ops in float."""
+
+    @cache
+    def allow(floats: tuple[str, ...]) -> Allowed:
+        bits = replace(context.bits, floats=(*context.bits.floats, *floats))
+        return replace(context, bits=bits).allowed
+
+    return allow
