@@ -21,8 +21,10 @@ from fewbit.capture.load import MODEL_NAMES
 from fewbit.cli import app
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
+from fewbit.recipes import RECIPES
 from fewbit.request import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
+from fewbit.target import detect
 from mutations import flips, mutations
 from small_net import NET
 
@@ -356,7 +358,11 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     assert code == 0, text
     changed = {row["site"] for row in json.loads((tmp_path / "diff.json").read_text())}
     assert "head:input" in changed
-    assert run("diff", finished, finished)[1].startswith("The plans are the same.")
+    assert text.index("codes that are wrong") < text.index("The plans differ")  # what came out of both is first
+    assert f"The plans differ at {len(changed)} sites: " in text
+    assert "head:input" not in text
+    assert "head:input" in run("diff", finished, tmp_path / "other", "--all")[1]
+    assert "The plans are the same." in run("diff", finished, finished)[1]
 
 
 def test_report_draws_other_runs_beside_and_keeps_them(place: Path, finished: Path, tmp_path: Path) -> None:
@@ -421,8 +427,19 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
 
 
 def test_lists_name_what_there_is() -> None:
-    assert "ort-x86-avx2" in run("targets")[1]
-    assert "percentile" in run("recipes")[1]
+    few, every = run("targets")[1], run("targets", "--all")[1]
+    assert "tensorrt" not in few
+    assert few.index(f"{detect()} (default)") < few.index(detect("openvino"))
+    assert "ort-x86-w4" not in few
+    assert "tensorrt" in every
+    assert "tensorrt does not run here" in every
+    assert "query a8" in run("targets", "ort-x86-vnni")[1]
+    few = run("recipes")[1]
+    assert [name for name in RECIPES if f" {name} " in few] == ["mse", "fast", "best"]
+    assert all(f" {name} " in run("recipes", "--all")[1] for name in RECIPES)
+    assert "Gptq(" not in few
+    assert " Gptq(" in run("recipes", "fast")[1]
+    assert run("recipes", "fats")[0] == 2
 
 
 @pytest.mark.slow
@@ -481,6 +498,4 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("fewbit", run_name="__main__")
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert "minmax" in said
-    assert "liu2021" in said
+    assert "mse (default)" in capsys.readouterr().out

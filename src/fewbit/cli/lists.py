@@ -1,48 +1,82 @@
-"""`fewbit targets` and `fewbit recipes`."""
+"""`fewbit targets` and `fewbit recipes`: which to take, and on request what else there is and what is in one."""
 
 from __future__ import annotations
 
-import platform
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 
 from fewbit.cli.app import command, out
 from fewbit.errors import UnknownName
 
+if TYPE_CHECKING:
+    from fewbit.target import Target
 
-@command
-def targets() -> None:
-    """The targets that come with fewbit."""
-    from fewbit.target import detect, load_target, target_names
-    from fewbit.target.load import processor_flags
-    from fewbit.verify import runtime_names
-
-    flags, installed = processor_flags(), runtime_names()
-    try:
-        here = detect()
-    except UnknownName:  # a machine that no target fits has no default
-        here = ""
-    table = Table("target", "runtime", "runs here", "ops in integers", "about")
-    for name in target_names():
-        target = load_target(name)
-        marks = {"integer": "", "float": " (float is faster)", "follow": ""}
-        kinds = ", ".join(dict.fromkeys(rule.kind + marks[rule.runs] for rule in target.op)) or "none"
-        if target.runtime not in installed:
-            runs = f"as written, in {target.runs_in}"
-        else:
-            runs = "yes" if target.fits(platform.machine(), flags) else f"needs {target.processor}"
-        table.add_row(f"{name} (this machine)" if name == here else name, target.runtime, runs, kinds, target.about)
-    out.print(table)
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
 @command
-def recipes() -> None:
-    """The recipes that have a name."""
-    from fewbit.recipes import DEFAULT, RECIPES, RECOMMENDED
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show what this one has.")] = None, everything: All = False
+) -> None:
+    """The target for this machine in each runtime, the default first; all with --all, one with its name."""
+    from fewbit.runtimes import runtime_names
+    from fewbit.target import absent, detect, load_target, target_names
 
-    table = Table("recipe", "about", "settings")
-    for name, recipe in RECIPES.items():
-        settings = ", then ".join(map(repr, (*filter(None, [recipe.equalize]), *recipe.passes)))
-        mark = " (default, recommended)" if name == DEFAULT else " (recommended)" if name in RECOMMENDED else ""
-        table.add_row(name + mark, recipe.about, settings)
+    if name is not None:
+        _target(load_target(name))
+        return
+    best = []
+    for runtime in runtime_names():
+        with suppress(UnknownName):  # a machine that no target of the runtime fits
+            best.append(detect(runtime))
+    table = Table("target", "about", *(["runs here"] if everything else []))
+    for other in [*best, *(one for one in target_names() if everything and one not in best)]:
+        target = load_target(other)
+        marked = f"{other} (default)" if other == best[0] else other
+        table.add_row(marked, target.about, *([absent(target) or "yes"] if everything else []))
     out.print(table)
+    rest = "" if everything else f"{len(target_names()) - len(best)} more, for other hardware and other widths: --all. "
+    out.print(f"{rest}fewbit targets NAME shows what is in integers on one.", soft_wrap=True)
+
+
+def _target(target: Target) -> None:
+    """What one has: in words, and a row for each kind of op."""
+    from fewbit.target import absent
+
+    runs = {
+        "integer": "integers",
+        "float": "float, which is faster (--everything: integers)",
+        "follow": "integers, where its inputs are",
+    }
+    out.print(
+        f"{target.name}: {target.about}. Runtime: {target.runtime}. Runs here: {absent(target) or 'yes'}.", soft_wrap=True
+    )
+    table = Table("op", "operands", "runs in")
+    for rule in target.op:
+        operands = ", ".join(f"{operand} {' or '.join(rule.types(operand))}" for operand in rule.operands)
+        table.add_row(rule.kind, operands, runs[rule.runs])
+    out.print(table if target.op else "It leaves everything in float.")
+
+
+@command
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None, everything: All = False
+) -> None:
+    """The recommended recipes; all with --all, the settings of one with its name."""
+    from fewbit.recipes import DEFAULT, RECIPES, RECOMMENDED, recipe_named
+
+    if name is not None:
+        recipe = recipe_named(name)
+        out.print(f"{name}: {recipe.about}", soft_wrap=True)
+        for one in filter(None, (recipe.equalize, *recipe.passes)):
+            out.print(f"  {one!r}", soft_wrap=True)
+        return
+    table = Table("recipe", "take it", "about")
+    for other in [*RECOMMENDED, *(other for other in RECIPES if everything and other not in RECOMMENDED)]:
+        table.add_row(f"{other} (default)" if other == DEFAULT else other, RECOMMENDED.get(other, ""), RECIPES[other].about)
+    out.print(table)
+    rest = f"{len(RECIPES) - len(RECOMMENDED)} more: --all. " if not everything else ""
+    out.print(f"{rest}fewbit recipes NAME shows the settings of one.")

@@ -1,4 +1,4 @@
-"""Commands on a finished run: evaluate, verify, bench, report, diff."""
+"""Commands on a finished run: evaluate, verify, bench, report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import Threads, command, drawn, fail_on_wrong, out
+from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
 
 
 @command
@@ -89,17 +89,19 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
 ) -> None:
     """Latency, load time, memory and size: float beside integer."""
+    from fewbit.report.words import speed
     from fewbit.run import Run
 
     with drawn() as progress:
         finished = Run.open(run, progress)
         values = {"runtimes": runtime or None, "batches": batch or [1, 8], "threads": threads, "seconds": seconds, "repeats": 3}
         rows, loading = finished.do("bench", **values)
-    table = Table("runtime", "batch", "threads", "float ms", "integer ms", "faster", "pairs")
+    table = Table("runtime", "batch", "threads", "float ms", "integer ms", "integer is", "pairs")
     for row in rows:
-        times = f"{row.float_ms:.2f}", f"{row.quantized_ms:.2f}", f"{row.ratio:.2f} x"
-        table.add_row(row.runtime, str(row.batch), str(row.threads), *times, str(row.runs))
+        times = (_spread(row.float_ms, row.float_spread), _spread(row.quantized_ms, row.quantized_spread), speed(row.ratio))
+        table.add_row(row.runtime, str(row.batch), str(row.threads), *(t.translate(PLAIN) for t in times), str(row.runs))
     out.print(table)
+    out.print(f"In brackets the middle half of the runs; the machine's load was {max(row.load for row in rows):.1f}.")
     table = Table("runtime", "load", "peak memory", "without a model", title="float -> integer")
     for load in loading:
         table.add_row(
@@ -111,6 +113,10 @@ def bench(
     out.print(table)
     for name in ("float.onnx", "model.onnx", "plan.safetensors"):
         out.print(f"{name}: {(run / name).stat().st_size / 1e6:.2f} MB")
+
+
+def _spread(middle: float, ends: tuple[float, float]) -> str:
+    return f"{middle:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
 @command
@@ -129,44 +135,3 @@ def report(
     runs = opened if beside else {}
     others = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in runs.values()}
     out.print(f"Report: {draw(run, others)}")
-
-
-@command
-def diff(
-    a: Path,
-    b: Path,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the differences to this file.")] = None,
-) -> None:
-    """The differences between two runs: choices site by site, then accuracy and size."""
-    from fewbit.files import read_json, write_json
-    from fewbit.folder import checked
-
-    for folder in (a, b):
-        checked(folder)
-    plans = [read_json(folder / "plan.json") for folder in (a, b)]
-    sites = [{choice["site"]: choice for choice in plan["choices"]} for plan in plans]
-    rows = []
-    for site in dict.fromkeys([*sites[0], *sites[1]]):
-        one, two = sites[0].get(site), sites[1].get(site)
-        fields = sorted({*(one or {}), *(two or {})} - {"site"})
-        changed = [f for f in fields if (one or {}).get(f) != (two or {}).get(f)]
-        rows += [
-            {"site": site, "field": f, "a": (one or {}).get(f, "float"), "b": (two or {}).get(f, "float")} for f in changed
-        ]
-    table = Table("site", "field", str(a), str(b))
-    for row in rows[:60]:
-        table.add_row(row["site"], row["field"], str(row["a"]), str(row["b"]))
-    out.print(table if rows else "The plans are the same.")
-    if len(rows) > 60:
-        out.print(f"... and {len(rows) - 60} more rows; --json FILE has all.")
-    reports = [read_json(folder / "report.json") for folder in (a, b)]
-    summary = Table("", str(a), str(b))
-    for name, where in (
-        ("quantized %", ("accuracy", "quantized")),
-        ("agreement %", ("accuracy", "agreement")),
-        ("bytes", ("size", "onnx_bytes")),
-    ):
-        summary.add_row(name, *(str(r[where[0]][where[1]]) for r in reports))
-    out.print(summary)
-    if json_file is not None:
-        write_json(json_file, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from fewbit.cli.app import command, drawn, out
+from fewbit.cli.app import PLAIN, command, drawn, out
 from fewbit.cli.options import options
 from fewbit.request import SearchRequest
 
@@ -17,12 +17,14 @@ def search(request: SearchRequest) -> None:
 
     with drawn() as progress:
         points = execute(request, progress)["points"]
-    table = Table("point", "accuracy", "agreement", "ms", "predicted", "faster", "MB", "bits", "front")
+    from fewbit.report.words import speed
+
+    table = Table("point", "accuracy", "agreement", "ms", "predicted", "than float", "MB", "bits", "front")
     for row in points:
         table.add_row(
             row["point"], "-" if row["quantized"] is None else f"{row['quantized']:.2f} %", f"{row['agreement']:.2f} %",
-            f"{row['ms']:.3f}", f"{row['predicted_ms']:.3f}", f"{row['faster']:.2f} x", f"{row['bytes'] / 1e6:.3f}",
-            f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
+            f"{row['ms']:.3f}", f"{row['predicted_ms']:.3f}", speed(row["faster"]).translate(PLAIN),
+            f"{row['bytes'] / 1e6:.3f}", f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
         )  # fmt: skip
     out.print(table)
     for row in points:

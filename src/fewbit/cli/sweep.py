@@ -6,7 +6,7 @@ from collections import Counter
 
 from rich.table import Table
 
-from fewbit.cli.app import command, drawn, out
+from fewbit.cli.app import PLAIN, command, drawn, out
 from fewbit.cli.options import options
 from fewbit.errors import FewbitFailed
 from fewbit.request import SweepRequest
@@ -16,11 +16,12 @@ from fewbit.request import SweepRequest
 @options(SweepRequest)
 def sweep(request: SweepRequest) -> None:
     """Models x targets x recipes x bits of a TOML file, each quantized and verified, on one page; a killed sweep goes on."""
+    from fewbit.report.words import speed
     from fewbit.sweep import execute
 
     with drawn() as progress:
         rows = execute(request, progress)["rows"]
-    table = Table("model", "target", "recipe", "bits", "end", "accuracy", "agreement", "codes wrong", "MB", "faster")
+    table = Table("model", "target", "recipe", "bits", "end", "accuracy", "agreement", "codes wrong", "MB", "than float")
     for row in rows:
         about = [str(row[key] or "") for key in ("model", "target", "recipe", "bits")]
         if "faster" not in row:
@@ -29,7 +30,7 @@ def sweep(request: SweepRequest) -> None:
         table.add_row(
             *about, row["end"], "-" if row["quantized"] is None else f"{row['quantized']:.2f} {row['unit']}",
             f"{row['agreement']:.2f} %", f"{row['codes_wrong']}", f"{row['bytes'] / 1e6:.3f}",
-            ", ".join(f"{ratio:.2f} x" for ratio in row["faster"].values()),
+            ", ".join(speed(ratio).translate(PLAIN) for ratio in row["faster"].values()),
         )  # fmt: skip
     out.print(table)
     out.print(f"Report: {request.out}/report.html")
