@@ -1,33 +1,64 @@
-"""Notes that the pipeline adds to a plan when everything has been measured."""
+"""What is said of times when everything has been measured."""
 
 from __future__ import annotations
 
 import pytest
 
 from fewbit.core.values import Fallback, Plan
-from fewbit.report.tables import latency
-from fewbit.stages.report import note_bf16
+from fewbit.errors import FewbitFailed
+from fewbit.report.answers import small_and_fast
+from fewbit.report.tables import latency, pays
+from fewbit.run import fail_on_time
 from fewbit.verify import Latency
 
 
-def timing(runtime: str, batch: int, float_ms: float, quantized_ms: float) -> Latency:
-    return Latency(runtime, batch, 2, float_ms, quantized_ms, float_ms / quantized_ms, 9, (1.0, 2.0), (1.0, 2.0), 0.5)
+def timing(runtime: str, batch: int, float_ms: float, quantized_ms: float, best: str = "", best_ms: float = 0.0) -> Latency:
+    over = (best_ms or float_ms) / quantized_ms
+    spreads = (float_ms - 1, float_ms + 1), (quantized_ms - 1, quantized_ms + 1)
+    shared = best or runtime, (over - 0.01, over, over + 0.01)
+    return Latency(runtime, batch, 2, float_ms, quantized_ms, float_ms / quantized_ms, 9, *spreads, 0.5, *shared)
 
 
 @pytest.mark.parametrize(
-    ("runtime", "with_bf16", "said"),
+    ("runtime", "with_bf16", "expected"),
     [
-        ("openvino", 2.5, []),  # the integer model is faster once the rest is bf16 as well
-        ("openvino", 3.5, ["3.50 ms, bf16 3.00 ms, batch 1"]),
-        ("openvino", 9.0, ["4.00 ms, bf16 3.00 ms, batch 1"]),  # bf16 beside integers may be the slower way
-        ("onnxruntime", 9.0, []),  # another runtime's bf16 is no answer here
+        ("openvino", 2.5, ("openvino-bf16", 2.5, 1.2, True)),  # the integer model is faster once the rest is bf16 as well
+        ("openvino", 2.95, ("openvino-bf16", 2.95, 3 / 2.95, False)),  # by less than 2 %
+        ("openvino", 9.0, ("openvino", 4.0, 0.75, False)),  # bf16 beside integers may be the slower way
+        ("onnxruntime", 9.0, ("onnxruntime", 5.0, 1.8, True)),  # another runtime's bf16 is no answer here
     ],
 )
-def test_an_integer_model_slower_than_bf16_is_said_to_be(runtime: str, with_bf16: float, said: list[str]) -> None:
-    rows = [timing("openvino", 1, 8.0, 4.0), timing("openvino", 8, 8.0, 1.0)]
-    rows += [timing("openvino-bf16", 1, 3.0, with_bf16), timing("openvino-bf16", 8, 3.0, 9.0)]
-    noted = note_bf16(Plan("t", "r", "8", {}, ()), runtime, rows)
-    assert [fallback.actual for fallback in noted.fallbacks] == said
+def test_a_file_pays_that_is_faster_than_the_fastest_float_model_of_its_runtime(
+    runtime: str, with_bf16: float, expected: tuple[str, float, float, bool]
+) -> None:
+    bf16 = "openvino-bf16", 3.0
+    rows = [timing("openvino", 1, 8.0, 4.0, *bf16), timing("openvino", 8, 8.0, 1.0, *bf16), timing("onnxruntime", 1, 9.0, 5.0)]
+    rows += [timing("openvino-bf16", 1, 3.0, with_bf16, *bf16), timing("openvino-bf16", 8, 3.0, 9.0, *bf16)]
+    paid = pays(rows, runtime, Plan("t", "r", "8", {}, ()))
+    assert paid is not None
+    assert (paid["runtime"], paid["ms"], pytest.approx(paid["ratio"]), paid["pays"]) == expected
+    assert paid["float_ms"] == (3.0 if runtime == "openvino" else 9.0)
+
+
+def test_a_file_that_does_not_pay_is_said_on_the_first_page_and_fails_where_it_must() -> None:
+    rows = [timing("openvino", 1, 8.0, 4.0, "openvino-bf16", 3.0), timing("openvino-bf16", 1, 3.0, 9.0, "openvino-bf16", 3.0)]
+    report = {"pays": pays(rows, "openvino", Plan("t", "r", "8", {}, ())), "latency": {}}
+    card = small_and_fast(report)
+    said = (
+        "Keep your float model: it takes 3.00 ms (2.00 to 4.00) in openvino-bf16, the file 4.00 ms (3.00 to 5.00) in openvino "
+        "(batch 1, threads: 2, 9 rounds). That is 1.33 × slower (ratio 0.750, 95 % interval 0.740 to 0.760); a file pays from "
+        "2 % faster."
+    )
+    assert (card.word, card.mood) == ("keep your float model", "bad")
+    assert [line.replace("\u00a0", " ") for line in card.loud] == [said]
+    with pytest.raises(FewbitFailed, match="Keep your float model"):
+        fail_on_time(report, True)
+    fail_on_time(report, False)
+    near = {**report, "pays": {**report["pays"], "ratio": 1.015, "interval": [1.0, 1.03]}}
+    assert small_and_fast(near).loud[0].endswith("measure again with fewbit bench when little else runs.")
+    paying = {**report, "pays": {**report["pays"], "pays": True}}
+    fail_on_time(paying, True)
+    assert (small_and_fast(paying).word, small_and_fast(paying).loud) == ("", [])
 
 
 def test_only_times_of_the_targets_own_runtime_and_processor_are_in_the_verdict() -> None:
@@ -38,3 +69,4 @@ def test_only_times_of_the_targets_own_runtime_and_processor_are_in_the_verdict(
     for kind in ("runtime", "machine"):
         away = Plan("t", "r", "8", {}, (), fallbacks=(Fallback("it", "a", "b", "c", kind=kind),))  # type: ignore[arg-type]
         assert latency(rows, "onnxruntime", away) == {}
+        assert pays(rows, "onnxruntime", away) is None

@@ -253,6 +253,8 @@ class Planned(Options):
 class Request(Planned):
     """Options of `fewbit quantize`."""
 
+    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay"}
+
     normalize_inside: bool = Field(
         default=False,
         description="The file takes pixels, uint8 (batch, height, width, channels), and normalizes them itself.",
@@ -265,11 +267,16 @@ class Request(Planned):
         "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
         examples=[1.0],
     )
+    must_pay: bool = Field(
+        default=False, description="Exit code 1 where the file is not 2 % faster than the fastest float model of its runtime."
+    )
 
     @model_validator(mode="after")
     def _is_answered(self) -> Request:
         if self.curve:
             refuse_curve(self.method, self.recipe_name)
+        if self.must_pay:
+            refuse_times(self.hardware, "--must-pay")
         return self
 
     def key(self) -> dict[str, Any]:

@@ -71,12 +71,14 @@ def quantize(
     `images` calibrate; `score` are other images to score on. Without `score` a quarter of the images (at most 1,000) is
     held out for it. Every option is a field of `fewbit.request.Request`, with its limits, default and help, as in
     `fewbit quantize --help`. Raises FewbitError for whatever the caller can fix, before any work where possible, and
-    FewbitFailed where accuracy drops by more than `max_drop` (the run is still written).
+    FewbitFailed where accuracy drops by more than `max_drop`, or the file is not faster where it `must_pay` (the run is
+    still written).
     """
     if progress is None and hasattr(sys, "ps1"):  # a notebook, or Python's prompt
         progress = Lines()
     result = execute(Request(model=model, images=images, **options), progress)
     fail_on_drop(result.report["accuracy"], options.get("max_drop"))
+    fail_on_time(result.report, options.get("must_pay", False))
     return result
 
 
@@ -109,6 +111,14 @@ def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
         what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
         fell = f"{measure} fell by {drop:.2f} points; --max-drop allows {allowed:g}."
         raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
+
+
+def fail_on_time(report: Mapping[str, Any], must_pay: bool) -> None:
+    """Raise FewbitFailed where the file is not faster than the runtime's fastest float model, and must be."""
+    if must_pay and not report["pays"]["pays"]:
+        from fewbit.report.answers import unpaid
+
+        raise FewbitFailed(unpaid(report["pays"]).replace("\u00a0", " "))
 
 
 def drop_of(accuracy: Mapping[str, Any]) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from fewbit.fields import option
 from fewbit.request import Options, Request
 
-HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop")
+HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay")
 
 
 def typed(request: Options, *more: str) -> str:

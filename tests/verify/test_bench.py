@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import types
 
 import numpy as np
@@ -13,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.capture.inputs import image
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import runtime_names, runtimes_for
-from fewbit.verify.bench import bench, loads
+from fewbit.runtimes import Runtime, runtime_names, runtimes_for
+from fewbit.verify.bench import around_median, bench, loads
 
 MB = 2**20
 IMAGE = (image((3, 8, 8)),)
@@ -96,3 +97,46 @@ def test_a_row_has_medians_the_middle_half_and_the_load_of_the_machine(tmp_path,
     assert (row.float_ms, row.float_spread) == (5.0, (3.0, 7.0))
     assert (row.quantized_ms, row.quantized_spread) == (2.5, (1.5, 3.5))
     assert (row.runs, row.load, row.ratio) == (9, 1.25, 2.0)
+
+
+@pytest.mark.parametrize("count", [*range(1, 60), 100, 385, 1000])
+def test_the_interval_of_a_median_covers_it_in_95_of_100(count):
+    """Two sorted values hold the median between them unless fewer than so many of all lie on one side, as a coin falls."""
+    values = list(range(count))
+    low, median, high = around_median(values[::-1])
+    assert (low, median, high) == (count - 1 - high, (count - 1) / 2, high)
+    outside = 2 * sum(math.comb(count, k) for k in range(int(low) + 1)) / 2**count
+    assert outside <= 0.05 or low == 0
+    narrower = 2 * sum(math.comb(count, k) for k in range(int(low) + 3)) / 2**count
+    assert narrower > 0.05  # and no interval that is narrower by two does, which rounds generously
+
+
+def test_precisions_of_a_runtime_share_their_rounds_and_are_beside_its_fastest_float_model(monkeypatch):
+    """Seconds by hand: in bf16 the float model takes 2, the file 4, 5, 3; in f32 6 and 3, 2, 4. Rounds are paired."""
+    seconds = {
+        ("a", "float.onnx"): [6.0, 6.0, 6.0], ("a", "model.onnx"): [3.0, 2.0, 4.0],
+        ("a-bf16", "float.onnx"): [2.0, 2.0, 2.0], ("a-bf16", "model.onnx"): [4.0, 5.0, 3.0],
+        ("b", "float.onnx"): [1.0, 1.0, 1.0], ("b", "model.onnx"): [8.0, 8.0, 8.0],
+    }  # fmt: skip
+    here, asked = importlib.import_module("fewbit.verify.bench"), []
+
+    def opened(name, path, **options):
+        session = types.SimpleNamespace(feed=lambda *arrays: [], call=None)
+        session.call = lambda arrays: (name, path)
+        return session
+
+    def paired(calls, seconds_each):
+        asked.append(seconds_each)
+        return list(zip(*(seconds[call()] for call in calls), strict=True))
+
+    monkeypatch.setattr(here, "open_session", opened)
+    monkeypatch.setattr(here, "paired", paired)
+    monkeypatch.setattr(here, "RUNTIMES", {name: Runtime(name, precisions=("bf16",)) for name in "ab"})
+    rows = bench("float.onnx", "model.onnx", IMAGE, runtimes=["a", "b", "a-bf16"], batches=[1], seconds=0.5)
+    assert asked == [1.0, 0.5]
+    assert [(row.runtime, row.float_ms, row.quantized_ms, row.ratio) for row in rows] == [
+        ("a", 6000, 3000, 2), ("a-bf16", 2000, 4000, 0.5), ("b", 1000, 8000, 0.125),
+    ]  # fmt: skip
+    assert [(row.best, row.over_best) for row in rows] == [
+        ("a-bf16", (2 / 4, 2 / 3, 2 / 2)), ("a-bf16", (2 / 5, 2 / 4, 2 / 3)), ("b", (1 / 8, 1 / 8, 1 / 8)),
+    ]  # fmt: skip

@@ -1,8 +1,8 @@
 """The app: how commands are registered, what they share, and their exit codes.
 
-Exit codes: 0 success, 1 verification or an accuracy limit failed, 2 the request was invalid or the machine stopped the work
-(disk, memory), 128 + its number for a signal (130 Ctrl-C). Libraries are imported inside the commands that need them, so that
---help and a mistyped option are answered at once.
+Exit codes: 0 success, 1 the file is not right, not good enough or does not pay, 2 the request was invalid or the machine
+stopped the work (disk, memory), 128 + its number for a signal (130 Ctrl-C). Libraries are imported inside the commands that
+need them, so that --help and a mistyped option are answered at once.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from fewbit.request import Request
 @options(Request, out=Path("run"))
 def quantize(request: Request) -> None:
     """Quantize a model, verify it in the runtime and write a run folder with its report."""
-    from fewbit.run import execute, fail_on_drop
+    from fewbit.run import execute, fail_on_drop, fail_on_time
 
     with drawn() as progress:
         result = execute(request, progress)
@@ -21,3 +21,4 @@ def quantize(request: Request) -> None:
     out.print(f"Report: {result.folder / 'report.html'}")
     fail_on_wrong(result.report["verify"], result.report)
     fail_on_drop(result.report["accuracy"], request.max_drop)
+    fail_on_time(result.report, request.must_pay)

@@ -89,6 +89,8 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
 ) -> None:
     """Latency, load time, memory and size: float beside integer."""
+    from fewbit.report.answers import unpaid
+    from fewbit.report.tables import pays
     from fewbit.report.words import speed
     from fewbit.run import Run
 
@@ -102,6 +104,9 @@ def bench(
         table.add_row(row.runtime, str(row.batch), str(row.threads), *(t.translate(PLAIN) for t in times), str(row.runs))
     out.print(table)
     out.print(f"In brackets the middle half of the runs; the machine's load was {max(row.load for row in rows):.1f}.")
+    paid = pays(rows, finished["runtime"], finished["plan"])
+    if paid is not None and not paid["pays"]:
+        out.print(unpaid(paid).translate(PLAIN), style="yellow", soft_wrap=True)
     table = Table("runtime", "load", "peak memory", "without a model", title="float -> integer")
     for load in loading:
         table.add_row(

@@ -249,7 +249,7 @@ class Bias:
         return values(self.integer.codes.to(torch.int32), self.integer.qparams, self.integer.grid)
 
 
-FallbackKind = Literal["site", "chosen", "accumulator", "calibration", "kernels", "runtime", "machine", "speed"]
+FallbackKind = Literal["site", "chosen", "accumulator", "calibration", "kernels", "runtime", "machine"]
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,8 @@ class Fallback:
     """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1).
 
     `kind` is its subject: a site or op, one that stays float on request or because that is faster (chosen: nothing was
-    refused), a narrower grid that an accumulator needs, the calibration images, kernels that were not fused, a runtime or a
-    machine that is not here, or a float model that is faster.
+    refused), a narrower grid that an accumulator needs, the calibration images, kernels that were not fused, or a
+    runtime or a machine that is not here.
     """
 
     site: str

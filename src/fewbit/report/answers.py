@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fewbit.report.words import UNIT, Json, grouped, megabytes, percent, plural, share, signed, speed
 
 ELSEWHERE = ("runtime", "machine")  # kinds of fallbacks where another runtime or processor than the target's computed
+MARGIN = 1.02  # times as fast as the runtime's fastest float model, from which an integer file pays
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,27 @@ def small_and_fast(report: Json) -> Card:
     if not timings:
         elsewhere = [row["why"] for row in report.get("fallbacks") or () if row.get("kind") in ELSEWHERE]
         lines.append(f"No time of the target is known{': ' if elsewhere else ''}{'; '.join(elsewhere)}.")
-    return Card(question, big, small, lines, loud)
+    paid = report.get("pays")
+    if paid is None or paid["pays"]:
+        return Card(question, big, small, lines, loud)
+    return Card(question, big, small, [*lines, *loud], [unpaid(paid)], "keep your float model", "bad")
+
+
+def unpaid(paid: Json) -> str:
+    """Why an integer file does not pay: both times with their spread, and whether noise may have decided."""
+
+    def time(name: str) -> str:
+        low, high = paid[f"{name}spread"]
+        return f"{paid[f'{name}ms']:.2f}{UNIT}ms ({low:.2f} to {high:.2f})"
+
+    low, high = paid["interval"]
+    where = f"batch {paid['batch']}, threads: {paid['threads']}, {plural(paid['rounds'], 'round')}"
+    before, after = f"{time('float_')} in {paid['float_runtime']}", f"{time('')} in {paid['runtime']}"
+    ratio = f"ratio {paid['ratio']:.3f}, 95{UNIT}% interval {low:.3f} to {high:.3f}"
+    words = f"Keep your float model: it takes {before}, the file {after} ({where}). That is {speed(paid['ratio'])} ({ratio}); "
+    words += f"a file pays from {100 * (MARGIN - 1):.0f}{UNIT}% faster."
+    noise = " Noise may have decided: measure again with fewbit bench when little else runs."
+    return words + noise if high >= MARGIN else words
 
 
 def not_as_requested(report: Json) -> Card:

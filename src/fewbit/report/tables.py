@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile
-from fewbit.report.answers import ELSEWHERE
+from fewbit.report.answers import ELSEWHERE, MARGIN
 from fewbit.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -130,6 +130,33 @@ def latency(rows: Sequence[Any], runtime: str, plan: Plan) -> dict[str, Any]:
         fields = ("batch", "float_ms", "quantized_ms", "ratio")
         first.setdefault(row.runtime, {field: getattr(row, field) for field in fields})
     return first
+
+
+def pays(rows: Sequence[Any], runtime: str, plan: Plan) -> dict[str, Any] | None:
+    """The fastest way to run the file in the target's own runtime, beside the fastest way to run the float model there, of the
+    smallest batch; None where nothing of the target's was measured.
+    """
+    if any(fallback.kind in ELSEWHERE for fallback in plan.fallbacks):
+        return None
+    own = [row for row in rows if row.runtime in (runtime, *RUNTIMES[runtime].variants)]
+    own = [row for row in own if row.batch == own[0].batch]
+    if not own:
+        return None
+    file = max(own, key=lambda row: row.over_best[1])
+    best = next(row for row in own if row.runtime == file.best)
+    low, ratio, high = file.over_best
+    return {
+        **{name: getattr(file, name) for name in ("runtime", "batch", "threads", "load")},
+        "ms": file.quantized_ms,
+        "spread": file.quantized_spread,
+        "float_runtime": best.runtime,
+        "float_ms": best.float_ms,
+        "float_spread": best.float_spread,
+        "rounds": file.runs,
+        "ratio": ratio,
+        "interval": [low, high],
+        "pays": ratio >= MARGIN,
+    }
 
 
 def around(score: Mapping[str, Any]) -> list[float] | None:

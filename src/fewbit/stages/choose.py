@@ -40,9 +40,10 @@ def choose(
         synthetic=_pool(inputs, calibration, request, folder, progress), journal=Journal(folder / JOURNAL),
         folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
-    if request.only_what_pays:
-        context = without_slower(context, request.threads, folder, progress)
     log: list[PassLog] = []
+    if request.only_what_pays:
+        context, slower = without_slower(context, request.threads, folder, progress)
+        log.append(slower)
     if recipe.equalize is not None and equalized:
         log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
     fallbacks = elsewhere(request.hardware)

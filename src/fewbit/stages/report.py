@@ -46,7 +46,6 @@ def summarize(
     target = request.hardware
     if RUNTIMES[target.runtime].kernels:
         plan = note_kernels(plan, checks)
-    plan = note_bf16(plan, target.runtime, timings)
     size = exact.at_a_time(8)
     standing = outliers(exact, islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1)))
     rows = tables_of(graph, plan, stats, standing, checks, timings, loads, scored, score, sample, folder, inputs.classes or ())
@@ -89,6 +88,7 @@ def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Requ
         "exemptions": list(plan.exemptions),
         "size": tables.size(graph, plan, sizes),
         "latency": tables.latency(timings, request.hardware.runtime, plan),
+        "pays": tables.pays(timings, request.hardware.runtime, plan),
         "integer_share": tables.integer_share(graph, plan),
         "fallbacks": tables.fallbacks(plan),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -103,18 +103,6 @@ def note_kernels(plan: Plan, checks: Checks) -> Plan:
     why = "onnxruntime did not fuse the others"
     lost = Fallback("the optimised graph", f"{expected} integer kernels", f"{fused}", why, kind="kernels")
     return replace(plan, fallbacks=(*plan.fallbacks, lost))
-
-
-def note_bf16(plan: Plan, runtime: str, timings: Sequence[Latency]) -> Plan:
-    """A fallback where the runtime's own bf16 float model is faster than the integer model, f32 and bf16 beside it."""
-    fallbacks = plan.fallbacks
-    for bf16 in (row for row in timings if row.runtime == f"{runtime}-bf16"):
-        own = min(row.quantized_ms for row in timings if row.runtime in (runtime, bf16.runtime) and row.batch == bf16.batch)
-        if bf16.float_ms < own:
-            actual = f"{own:.2f} ms, bf16 {bf16.float_ms:.2f} ms, batch {bf16.batch}"
-            why = f"{runtime} runs the float model in bf16 faster here"
-            fallbacks = (*fallbacks, Fallback("the whole model", "faster than bf16", actual, why, kind="speed"))
-    return replace(plan, fallbacks=fallbacks)
 
 
 def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:

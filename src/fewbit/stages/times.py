@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fewbit.choose import Bits, Context, choose
-from fewbit.core.values import Fallback, Graph, Plan
+from fewbit.core.values import Fallback, Graph, PassLog, Plan
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
@@ -65,21 +65,21 @@ def times_here(
     return times_of(*given, whole, threads, progress=lambda text: progress.advance(1, text), **options)
 
 
-def without_slower(context: Context, threads: int, folder: Path, progress: Progress, **options: Any) -> Context:
-    """The context in which every op that makes the model slower in integers, by the table of this machine, stays float."""
-    target, plan = context.target, choose(context, RECIPES["minmax"])  # whose ops are those of any recipe
+def without_slower(
+    context: Context, threads: int, folder: Path, progress: Progress, **options: Any
+) -> tuple[Context, PassLog]:  # fmt: skip
+    """The context in which every op that makes the model slower in integers, by the table of this machine, stays float; and the
+    milliseconds of those ops.
+    """
+    plan = choose(context, RECIPES["minmax"])  # whose ops are those of any recipe
     times = times_here(context, plan, threads, folder, progress, **options)
-    if times is None:
-        return context
-    where = f"{target.runtime} on this machine, threads: {threads}"
-    rows = {op: times.table[times.work[op]] for op in times.slower()}
-    return replace(
-        context,
-        slower={
-            op: f"no faster in integers with what quantizes around it ({after:.3f} ms, in float {before:.3f} ms; {where})"
-            for op, (before, after) in rows.items()
-        },
-    )
+    ops = [] if times is None else times.slower()
+    why = f"no faster in integers on this machine, with what quantizes around it ({context.target.runtime}, threads: {threads})"
+    rows = [
+        {"op": op, **dict(zip(("float_ms", "integer_ms"), times.table[times.work[op]], strict=True))} for op in ops if times
+    ]
+    log = PassLog("only what pays", f"{context.target.runtime}, threads: {threads}", tuple(rows))
+    return replace(context, slower=dict.fromkeys(ops, why)), log
 
 
 def _allowing(context: Context) -> Callable[[tuple[str, ...]], Allowed]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from fewbit.core.inputs import arrays_of, example, shape_of
 from fewbit.core.values import Input
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import HERE, open_session, runtime_names
+from fewbit.runtimes import HERE, RUNTIMES, open_session, runtime_names
 
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
 # file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
@@ -57,7 +58,8 @@ class Latency:
     """Medians in milliseconds of one call; `ratio` is the median of the pairwise ratios float / quantized.
 
     The spreads are those of the middle half of the calls, `load` is how many processes the machine was running meanwhile
-    (with those that measured).
+    (with those that measured). `best` is the session in which the same runtime has its fastest float model, and `over_best`
+    the median ratio of that one and this file in the same rounds, with its 95 % interval: (low, median, high).
     """
 
     runtime: str
@@ -70,6 +72,8 @@ class Latency:
     float_spread: tuple[float, float]
     quantized_spread: tuple[float, float]
     load: float
+    best: str
+    over_best: tuple[float, float, float]
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -106,20 +110,50 @@ def bench(
     seconds: float = 4.0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Latency]:
-    """One row per runtime and batch; about `seconds` of measuring each, at least 5 pairs, after a warm-up."""
+    """One row per runtime and batch; about `seconds` of measuring each, at least 5 rounds, after a warm-up. Sessions of one
+    runtime (its precisions) are measured in the same rounds.
+    """
     rows, shape = [], shape_of(inputs)
-    for runtime in runtimes:
-        sessions = [open_session(runtime, p, threads=threads) for p in (float_path, path)]
+    for group in _of_one_runtime(runtimes):
+        sessions = [open_session(name, p, threads=threads) for name in group for p in (float_path, path)]
         for batch in batches:
-            progress(f"{runtime}, batch {batch}")
+            for name in group:
+                progress(f"{name}, batch {batch}")
             noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
             arrays = arrays_of(inputs, example(inputs, noise))
-            times = paired([partial(session.call, session.feed(*arrays)) for session in sessions], seconds)
-            ratio, quarters = statistics.median(a / b for a, b in times), 1e3 * np.percentile(times, [25, 50, 75], axis=0)
-            (low, low8), (first, second), (high, high8) = quarters.tolist()
-            counts = (first, second, ratio, len(times), (low, high), (low8, high8), os.getloadavg()[0])
-            rows.append(Latency(runtime, batch, threads, *counts))
+            calls = [partial(session.call, session.feed(*arrays)) for session in sessions]
+            rows += _rows(group, batch, threads, np.array(paired(calls, seconds * len(group))))
     return rows
+
+
+def _of_one_runtime(names: Sequence[str]) -> list[list[str]]:
+    """The names of sessions, those of one runtime together."""
+    owner = {name: runtime.name for runtime in RUNTIMES.values() for name in (runtime.name, *runtime.variants)}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(owner.get(name, name), []).append(name)
+    return list(groups.values())
+
+
+def _rows(group: Sequence[str], batch: int, threads: int, times: NDArray[np.float64]) -> list[Latency]:
+    """The rows of sessions of one runtime; `times` are seconds (rounds, sessions times float and quantized)."""
+    floats, files, rows = times[:, ::2], times[:, 1::2], []
+    fastest = int(np.median(floats, axis=0).argmin())
+    for k, name in enumerate(group):
+        both = np.stack((floats[:, k], files[:, k]), axis=1)
+        (low, low8), (first, second), (high, high8) = (1e3 * np.percentile(both, [25, 50, 75], axis=0)).tolist()
+        ratio = float(np.median(both[:, 0] / both[:, 1]))
+        spread = (low, high), (low8, high8), os.getloadavg()[0]
+        over = around_median(floats[:, fastest] / files[:, k])
+        rows.append(Latency(name, batch, threads, first, second, ratio, len(times), *spread, group[fastest], over))
+    return rows
+
+
+def around_median(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """(low, median, high): the ends of its 95 % interval are two of the sorted values, the first and the last of few."""
+    found = sorted(map(float, values))
+    skipped = max(int((len(found) - 1 - 1.96 * math.sqrt(len(found))) / 2), 0)
+    return found[skipped], statistics.median(found), found[-1 - skipped]
 
 
 def paired(

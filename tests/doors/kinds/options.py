@@ -159,8 +159,8 @@ def _commands() -> Iterator[Case]:
 
 
 def _combinations() -> Iterator[Case]:
-    yield Case("--only-what-pays of another processor", quantize("--only-what-pays", "--target", "ort-arm64"),
-               refused("--only-what-pays", "ort-arm64"))  # fmt: skip
+    for option in ("--only-what-pays", "--must-pay"):
+        yield Case(f"{option} of another processor", quantize(option, "--target", "ort-arm64"), refused(option, "ort-arm64"))
     for recipe in ("best", "lapq", "fdda"):
         yield Case(f"--curve with {recipe}", quantize("--curve", "--recipe", recipe), refused(("--curve", recipe)))
     yield Case("--time without a search", quantize("--time", "10s"), refused("--time", "mse"), fast=True)
