@@ -15,7 +15,7 @@ from fewbit.recipes import RECIPES
 from fewbit.runtimes import OnnxRuntime
 from fewbit.target import load_target
 from fewbit.target.spec import Accumulator
-from fewbit.verify.compare import TIE
+from fewbit.verify.ties import TIE
 from planning import plan_for
 
 ACCUMULATORS = (

@@ -309,7 +309,7 @@ class Plan:
 class SiteCheck:
     """Codes of one site, simulation against runtime, the same upstream codes in both.
 
-    `ties` are off-by-one differences where the simulation stands within `TIE` of a rounding boundary; `wrong` is the rest.
+    `ties` are off-by-one differences where the simulation stands at a rounding boundary (verify/ties.py); `wrong` is the rest.
     """
 
     site: str

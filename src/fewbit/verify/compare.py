@@ -39,10 +39,7 @@ from fewbit.verify.outputs import (
     picked,
     with_rounding,
 )
-
-# How near to a rounding boundary, in codes, a value must stand for its code to count as a tie. Float32 sums of a few
-# thousand terms in another order differ by about 1e-6 of their size; a position has a size of up to 255.
-TIE = 2e-3
+from fewbit.verify.ties import checked, off_by, reach
 
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
 
@@ -111,19 +108,33 @@ def forced(
     rounded: Collection[str] = (),
 ) -> Forced:  # fmt: skip
     """Compare codes of sites, in the order of the graph, and the outputs, whose names the file has."""
-    counts = {site: SiteCheck(site, 0, 0, 0, 0, 0) for site in sites}
+    tables = list[tuple[SiteCheck, ...]]()
     pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, 0.0), disturbances(module.executor, rounded)
     for batch in images:
         values = session.run(*arrays_of(module.executor.inputs, batch))
         codes = {site: torch.from_numpy(values[site + CODES].astype(np.int32)) for site in sites}
         expected, traces = trace(module, batch, forced=codes)
-        for site in sites:
-            counts[site] = counted(counts[site], traces[site], codes[site])
+        tables.append(_checked(module, batch, sites, traces, codes))
         pairs.append((named(expected, names), picked(values, names)))
         disturbed = named(trace(module, batch, codes, noise)[0], names)
         moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
     ours, theirs = map(joined, zip(*pairs, strict=True))
-    return Forced(tuple(counts.values()), ours, theirs, moved)
+    return Forced(added(tables), ours, theirs, moved)
+
+
+def _checked(
+    module: Simulation, batch: Batch, sites: Sequence[str], traces: Mapping[str, SiteTrace], codes: Mapping[str, Tensor]
+) -> tuple[SiteCheck, ...]:
+    """The codes of the sites on one batch; where some are wrong they are looked at again with the functions of nodes off."""
+    checks = [checked(site, traces[site], codes[site]) for site in sites]
+    if not any(check.wrong for check in checks):
+        return tuple(checks)
+    others = [trace(module, batch, codes, calls)[1] for calls in off_by(module.executor)]
+    again = dict[str, SiteCheck]()
+    for site in [check.site for check in checks if check.wrong]:
+        far = reach(traces[site], [other[site] for other in others])
+        again[site] = checked(site, traces[site], codes[site], far)
+    return tuple(again.get(check.site, check) for check in checks)
 
 
 def shipped(
@@ -191,23 +202,3 @@ def added(tables: Sequence[Sequence[SiteCheck]]) -> tuple[SiteCheck, ...]:
         )
         for rows in zip(*tables, strict=True)
     )  # fmt: skip
-
-
-def counted(check: SiteCheck, ours: SiteTrace, theirs: Tensor) -> SiteCheck:
-    """A check with one more tensor of codes in it."""
-    difference = (ours.codes - theirs).abs()
-    where = difference > 0
-    differing = int(where.sum())
-    ties = 0
-    if differing:
-        position = ours.position[where]
-        near = (position - position.floor() - 0.5).abs() <= TIE
-        ties = int((near & (difference[where] == 1)).sum())
-    return SiteCheck(
-        check.site,
-        check.compared + theirs.numel(),
-        check.differing + differing,
-        check.ties + ties,
-        check.wrong + differing - ties,
-        max(check.max_difference, int(difference.max())),
-    )
