@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from fewbit.core.values import Fallback, Plan
 from fewbit.errors import FewbitFailed
+from fewbit.progress import Progress
 from fewbit.report.answers import small_and_fast
 from fewbit.report.tables import latency, pays
+from fewbit.request import Request
 from fewbit.run import fail_on_time
+from fewbit.stages import choose
 from fewbit.verify import Latency
 
 
@@ -70,3 +76,20 @@ def test_only_times_of_the_targets_own_runtime_and_processor_are_in_the_verdict(
         away = Plan("t", "r", "8", {}, (), fallbacks=(Fallback("it", "a", "b", "c", kind=kind),))  # type: ignore[arg-type]
         assert latency(rows, "onnxruntime", away) == {}
         assert pays(rows, "onnxruntime", away) is None
+
+
+@pytest.mark.parametrize(("time", "spent"), [("60s", 12.5), (None, 0.0)], ids=["a limit of the user", "none"])
+def test_a_limit_of_time_counts_what_was_before_the_plan(
+    time: str | None, spent: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "spent", 12.5)
+    journals = []
+    monkeypatch.setattr(choose, "Journal", lambda path, spent: journals.append(spent))
+    monkeypatch.setattr(choose, "context_of", lambda *_, **options: 1 / 0)
+    images = SimpleNamespace(batches=lambda size: (), labels=None)
+    with pytest.raises(ZeroDivisionError):
+        choose.choose(
+            SimpleNamespace(at_a_time=lambda n: n), None, (), images, None,  # type: ignore[arg-type]
+            Request(model="demo", recipe="best", time=time), tmp_path, Progress(),
+        )  # fmt: skip
+    assert journals == [spent]

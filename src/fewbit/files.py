@@ -196,10 +196,11 @@ class Journal:
     """Slow results in a file, one line each, in the order of the calls.
 
     A resumed run does not compute them again: the same keys in the same order return the values of the file; at the first
-    other key the rest of the file is dropped. Without a path nothing is stored. `clock` returns seconds.
+    other key the rest of the file is dropped. Without a path nothing is stored. `clock` returns seconds, `spent` are those of
+    the work before the journal began.
     """
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, spent: float = 0.0) -> None:
         self._path, self._clock = path, clock
         self._known: list[dict[str, Any]] = []
         self._place = 0  # bytes of the lines that were used
@@ -209,7 +210,7 @@ class Journal:
                     row = json.loads(line)
                     self._known.append({k: row[k] for k in ("key", "value", "seconds")} | {"bytes": len(line)})
         self._known.reverse()
-        self._before, self._began = 0.0, clock()
+        self._before, self._began = spent, clock()
 
     @property
     def replaying(self) -> bool:

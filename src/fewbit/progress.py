@@ -17,6 +17,12 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the work began: what `--time` counts."""
+        return time.monotonic() - self._began
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

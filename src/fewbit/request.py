@@ -106,7 +106,10 @@ class Options(Asked):
     keep_float: Names = Field(default=(), description="Pattern of ops or sites that stay float; may be repeated.")
     skip_bad: bool = Field(default=False, description="Skip unreadable images.")
     labels: bool = Field(default=True, description="Ignore labels.")
-    time: Duration = Field(default=None, description="Limit of a search or reconstruction (lapq, best): 90s, 10min, 1h.")
+    time: Duration = Field(
+        default=None,
+        description="Limit of lapq, best and --max-drop: 90s, 10min, 1h; of all work but the measuring at the end.",
+    )
     loss: str | None = Field(
         default=None, description="Loss of that search: kl (default) or labels, on the calibration images.", examples=["kl"]
     )
@@ -303,7 +306,9 @@ class SearchRequest(Options):
     out: Out = Path("search")
     recipe: Any = Field(default="mse", description="Range method: minmax, percentile, mse or kl.")
     calibration: Count = Field(default=64, description="Search on so many images at most.")
-    time: Duration = Field(default=None, description="Time limit of the search: 90s, 10min, 1h.")
+    time: Duration = Field(
+        default=None, description="Time limit, 90s, 10min, 1h: of everything, with measuring the points at the end."
+    )
     loss: str | None = Field(default="kl", description="kl (from the float model) or labels, on the calibration images.")
     budget: Names = Field(default=(), description="6bit, 3MB or 20ms; may be repeated, all must hold.")
     strategy: str = Field(default="greedy", description="greedy, random, annealing or tpe.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fewbit.cli import app
 from fewbit.core.record import MADE
 from fewbit.files import read_json
 from fewbit.runtimes import read_onnx, runtime_names
+from fewbit.search import search
 from fewbit.verify.bench import paired
 
 MODEL = """
@@ -74,3 +76,21 @@ def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, 
     assert {k: report["accuracy"][k] for k in ("float", "quantized", "agreement")} == {
         k: row[k] for k in ("float", "quantized", "agreement")
     }
+
+
+@pytest.mark.slow
+def test_the_time_limit_counts_what_was_before_the_search_and_the_points_behind_it(place, tmp_path, monkeypatch):
+    module, began = importlib.import_module("fewbit.search.search"), time.monotonic()
+    monkeypatch.setattr(module, "uniform", lambda *_: time.sleep(0.5))
+    found = {}
+
+    def climb(*_, seconds, journal, **options):
+        found.update(seconds=seconds, spent=journal.seconds, since=time.monotonic() - began)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "climb", climb)
+    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(KeyboardInterrupt):
+        search(f"{place / 'net.py'}:model", place / "images", out=tmp_path / "out", time="100s", points=4)
+    assert found["seconds"] == pytest.approx(100 - 4 * 0.5, abs=0.4)
+    assert found["since"] - 1 < found["spent"] <= found["since"]

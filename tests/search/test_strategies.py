@@ -251,3 +251,13 @@ def test_a_budget_that_nothing_keeps_is_refused_before_the_search(monkeypatch, n
     monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "scored", lambda *_: pytest.fail)
     with pytest.raises(FewbitError, match="no setting of the target keeps the budget"):
         climb(Scored({"bits": 3.0}), STRATEGIES[name], 300)
+
+
+def test_the_seconds_of_a_journal_begin_with_those_before_it(tmp_path):
+    clock = iter(range(100, 200))
+    journal = Journal(tmp_path / "j", clock=lambda: float(next(clock)), spent=30.0)
+    assert journal.seconds == 31.0
+    journal.value("a", lambda: 1.0)
+    again = Journal(tmp_path / "j", clock=lambda: float(next(clock)), spent=7.0)
+    again.value("a", lambda: 0.0)
+    assert again.seconds > 31.0  # those of the first run, which had spent 30

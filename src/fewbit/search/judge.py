@@ -32,21 +32,28 @@ SECONDS = 2.0  # of timing a point beside the float model
 Row = dict[str, Any]
 
 
+def uniform(
+    problem: SearchProblem, images: Images, record: Record, folder: Path, again: Callable[..., str], threads: int
+) -> Row:
+    """The row of the uniform plan of the most bits."""
+    most = problem.model.settings.most
+    return {
+        **artefact(problem, Bits(most, most), images, record, folder, threads),
+        "point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None,
+        "command": again("--bits", str(most), "--out", f"run-{most}"), "file": None, "searched": False,
+    }  # fmt: skip
+
+
 def judge(
-    problem: SearchProblem, history: History, places: Sequence[int], images: Images, record: Record, folder: Path, final: Path,
-    again: Callable[..., str], threads: int, progress: Callable[[], None],
+    first: Row, problem: SearchProblem, history: History, places: Sequence[int], images: Images, record: Record, folder: Path,
+    final: Path, again: Callable[..., str], threads: int, progress: Callable[[], None],
 ) -> list[Row]:  # fmt: skip
-    """A row for each point, the smallest first, and one for the uniform plan of the most bits.
+    """A row for each point, the smallest first, behind that of the uniform plan.
 
     Accuracy is measured on held-out images, which the search does not use; `front`: no other point is as good in
     accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted. `command` makes the run.
     """
-    model = problem.model
-    most = model.settings.most
-    rows = [artefact(problem, Bits(most, most), images, record, folder, threads)]
-    rows[0] |= {"point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None}
-    rows[0] |= {"command": again("--bits", str(most), "--out", f"run-{most}"), "file": None, "searched": False}
-    progress()
+    rows = [first]
     for number, place in enumerate(places, 1):
         trial, name = history.trials[place], f"{number:02d}"
         path, final_path = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"

@@ -19,7 +19,7 @@ from fewbit.report import frontpage
 from fewbit.request import SearchRequest
 from fewbit.run import Run
 from fewbit.search.costs import Sizes, costs_of, parse_budget
-from fewbit.search.judge import judge
+from fewbit.search.judge import judge, uniform
 from fewbit.search.model import FLOAT, Loss, Model, Settings, scored
 from fewbit.search.run import History, pareto
 from fewbit.search.run import run as trials_of
@@ -115,27 +115,23 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         measure = Loss(graph, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, record, progress)
+    again = partial(typed, request)
+    with progress.stage("judge"):
+        began = progress.spent
+        first = uniform(problem, held_out, record, part, again, request.threads)
+        reserve = request.points * (progress.spent - began)  # each point takes as long
     with progress.stage("search"):
         progress.expect(request.evaluations)
         history = climb(
             problem, build, request.evaluations, seed=request.seed,
-            seconds=None if request.time is None else parse_time(request.time), journal=Journal(part / JOURNAL),
-            progress=lambda text: progress.advance(1, text),
+            seconds=None if request.time is None else max(parse_time(request.time) - reserve, 0.0),
+            journal=Journal(part / JOURNAL, spent=progress.spent), progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
     places = pick(problem, history, request.points)
     with progress.stage("judge"):
-        progress.expect(len(places) + 1)
+        progress.expect(len(places))
         rows = judge(
-            problem,
-            history,
-            places,
-            held_out,
-            record,
-            part,
-            request.out,
-            partial(typed, request),
-            request.threads,
-            progress.advance,
+            first, problem, history, places, held_out, record, part, request.out, again, request.threads, progress.advance
         )
     summary = _summary(request, problem, history, rows, {"calibration": len(calibration), "scored": len(held_out)})
     with progress.stage("report"):

@@ -34,11 +34,13 @@ def choose(
 ) -> Plan:  # fmt: skip
     """The plan of a recipe on a target, with all fallbacks; also saved in the run's folder."""
     recipe, bits = request.method, request.widths
+    spent = progress.spent if request.time else 0.0  # a limit of a recipe's own is that of its pass
     context = context_of(
         graph, stats, request,
         images=calibration.batches(graph.at_a_time(8)), labels=calibration.labels, real_images=not request.synthetic[0],
-        synthetic=_pool(inputs, calibration, request, folder, progress), journal=Journal(folder / JOURNAL),
-        folder=folder / UNITS, progress=lambda text: progress.advance(1, text),
+        synthetic=_pool(inputs, calibration, request, folder, progress),
+        journal=Journal(folder / JOURNAL, spent=spent), folder=folder / UNITS,
+        progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     log: list[PassLog] = []
     if request.only_what_pays:

@@ -66,7 +66,7 @@ class Walk:
         self.judged: Images = run["judged"]
         path = folder / FILE
         self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
-        self.began = time.monotonic() - sum(row["seconds"] for row in self.rows)
+        self.before = sum(row["seconds"] for row in self.rows)  # in a run that was killed
 
     @property
     def reached(self) -> bool:
@@ -74,7 +74,7 @@ class Walk:
 
     @property
     def has_time(self) -> bool:
-        return self.asked.time is None or time.monotonic() - self.began < parse_time(self.asked.time)
+        return self.asked.time is None or self.before + self.progress.spent < parse_time(self.asked.time)
 
     @property
     def measured(self) -> list[Row]:
