@@ -1,0 +1,55 @@
+"""Functions that tests give to workers of other processes, which import them from here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from fewbit.errors import UnknownName
+
+Marked = tuple[int, str]  # a number, and the folder in which each try leaves a file
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def tried(item: Marked) -> int:
+    """How often the item has been tried, this one counted."""
+    number, folder = item
+    count = len(list(Path(folder).glob(f"{number}-*"))) + 1
+    (Path(folder) / f"{number}-{count}").write_text(str(os.getpid()))
+    return count
+
+
+def dies_once(item: Marked) -> int:
+    """The square of an even number; of an odd one at the second try alone."""
+    if tried(item) == 1 and item[0] % 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item[0])
+
+
+def dies(item: Marked) -> int:
+    """The square; 3 ends its process each time."""
+    tried(item)
+    if item[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item[0])
+
+
+def waits_once(item: Marked) -> int:
+    """The square, at the first try when the file `go` is there."""
+    if tried(item) == 1:
+        while not (Path(item[1]) / "go").exists():
+            time.sleep(0.05)
+    return square(item[0])
+
+
+def fails(item: int) -> int:
+    raise UnknownName("recipe", "fats", ["fast"])
+
+
+def where(item: object) -> str:
+    return os.getcwd()
