@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from fewbit.workers import Workers, opened
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fewbit[scale]"')
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
+ROOT = Path(__file__).parent.parent
 NET = """
 import torch
 from torch import nn
@@ -41,6 +44,14 @@ calibration = 16
 seconds = 0.01
 threads = 1
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path() -> Iterator[None]:
+    """Workers find the functions of tasks.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in ("tests", "src")))
+        yield
 
 
 def until(found: Callable[[], Any], seconds: float = 300.0) -> Any:
@@ -77,6 +88,13 @@ class TestHere:
     def test_what_a_task_raises_is_raised_here(self, workers: Workers) -> None:
         with pytest.raises(UnknownName, match=r"unknown recipe 'fats'\. Did you mean fast"):
             list(workers.map(tasks.fails, [1, 2]))
+
+    def test_a_worker_that_lacks_a_package_is_told_in_words(self, workers: Workers, monkeypatch) -> None:
+        nowhere = types.ModuleType("nowhere")
+        monkeypatch.setitem(sys.modules, "nowhere", nowhere)
+        exec("def square(x): return x * x", nowhere.__dict__)
+        with pytest.raises(FewbitError, match=r"a worker could not begin .*No module named 'nowhere'.*every machine needs"):
+            list(workers.map(nowhere.square, [1]))
 
     def test_a_task_whose_worker_was_killed_is_done_again_and_counted_once(self, workers: Workers, tmp_path) -> None:
         found = list(workers.map(tasks.dies_once, [(k, str(tmp_path)) for k in range(6)]))
@@ -130,8 +148,6 @@ class TestCluster:
             found = workers.map(tasks.waits_once, [(k, str(tmp_path)) for k in range(6)])
             begun = iter(lambda: next(found), None)
             results = []
-            import threading
-
             thread = threading.Thread(target=lambda: results.extend(begun), daemon=True)
             thread.start()
             until(lambda: len(list(tmp_path.glob("*-1"))) >= 2)  # one on each machine

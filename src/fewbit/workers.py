@@ -187,6 +187,9 @@ def _result(reference: Any, item: Item, lost: Callable[[Item, str], Result] | No
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
     except RayTaskError as error:
+        if isinstance(error.cause, RayError):
+            why = str(error.cause).splitlines()[0]
+            raise FewbitError(f"a worker could not begin ({why}); every machine needs this fewbit and its packages.") from error
         raise error.cause from None
     except RayError as error:
         memory = isinstance(error, OutOfMemoryError)
