@@ -72,15 +72,10 @@ Share = Annotated[float, Ge(0), Le(1)]
 Batches = Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], BeforeValidator(as_tuple)]
 Out = Annotated[Path | None, BeforeValidator(as_path), Field(description="The folder to write.")]
 Duration = Annotated[str | None, Field(examples=["10min"])]
-WorkerCount = Annotated[
-    Count | None, Field(description="Do independent work in so many tasks of Ray on this machine at once.", examples=[2])
-]
-Address = Annotated[
-    str | None,
-    Field(
-        description="Do independent work on the cluster of Ray with this head, HOST:PORT, or auto.", examples=["10.0.0.1:6379"]
-    ),
-]
+WORKERS = "Do independent work in so many tasks of Ray on this machine at once."
+RAY = "Do independent work on the cluster of Ray with this head, HOST:PORT, or auto."
+WorkerCount = Annotated[Count | None, Field(description=WORKERS, examples=[2])]
+Address = Annotated[str | None, Field(description=RAY, examples=["10.0.0.1:6379"])]
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:

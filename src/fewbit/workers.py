@@ -12,9 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
 
@@ -40,6 +41,10 @@ class Workers(Protocol):
         """
         ...
 
+    def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
+        """All that `function` gives for the indices below `count`, in their order; split, if at all, at multiples of `size`."""
+        ...
+
     def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
         """The result on each machine, by its name."""
         ...
@@ -54,8 +59,14 @@ class Local:
     ) -> Iterator[tuple[int, Result]]:
         return ((index, function(item)) for index, item in enumerate(items))
 
+    def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
+        yield from function(range(count))
+
     def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
         return {socket.gethostname(): function(item)}
+
+
+HERE = Local()
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,15 @@ class Cluster:
                 index = waiting.pop(done)
                 yield index, _result(done, items[index], lost)
 
+    def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
+        early: dict[int, list[Result]] = {}
+        parts, turn = [range(start, min(start + size, count)) for start in range(0, count, size)], 0
+        for index, found in self.map(partial(_listed, function), parts):
+            early[index] = found
+            while turn in early:
+                yield from early.pop(turn)
+                turn += 1
+
     def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
@@ -94,9 +114,9 @@ class Cluster:
 
 def refuse(workers: int | None, address: str | None) -> None:
     """Raise FewbitError for options that cannot be, where that is known without starting anything."""
-    flag = f"--ray {address}" if workers is None else f"--workers {workers}"
     if workers is None and address is None:
         return
+    flag = f"--ray {address}" if workers is None else f"--workers {workers}"
     if workers is not None and address is not None:
         raise FewbitError(f"--workers starts workers here and --ray joins others; leave --workers {workers} or --ray out.")
     if address is not None and address != "auto":
@@ -113,8 +133,9 @@ def refuse(workers: int | None, address: str | None) -> None:
 @contextmanager
 def opened(workers: int | None, address: str | None, cpus: int = 1) -> Iterator[Workers]:
     """The workers that the options ask for, until the end of the block. Raises FewbitError where a cluster cannot be joined."""
+    refuse(workers, address)
     if workers is None and address is None:
-        yield Local()
+        yield HERE
         return
     import ray
 
@@ -177,6 +198,10 @@ def _there(folder: str, function: Callable[[Item], Result], item: Item) -> Resul
     """A task: the function, in the folder of the process that asked."""
     os.chdir(folder)
     return function(item)
+
+
+def _listed(function: Callable[[range], Iterable[Result]], indices: range) -> list[Result]:
+    return list(function(indices))
 
 
 def _result(reference: Any, item: Item, lost: Callable[[Item, str], Result] | None) -> Result:

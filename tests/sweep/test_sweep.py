@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from fewbit import __version__
 from fewbit.errors import BadFile, BadModel, FewbitError, Stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked, seal
+from fewbit.machines import _looked
 from fewbit.report.matrix import flat, render
 from fewbit.request import Request, SweepRequest
-from fewbit.sweep import execute, row, sweep
+from fewbit.sweep import execute, row
 from fewbit.workers import Local
 
 TEXT = 'models = ["demo", "demo:resnet20"]\ntargets = ["ort-x86-vnni", "ort-x86-w4"]\nbits = [8, 4]\n'
@@ -152,8 +154,8 @@ def test_a_row_whose_run_was_changed_is_not_taken(runs: Runs) -> None:
 def test_a_machine_that_lacks_a_file_or_has_another_version_is_refused_before_any_work(runs: Runs, monkeypatch) -> None:
     for found, says in (
         (
-            (sweep.__version__, ["photos", "net.onnx"]),
-            "other has no photos and 1 more; every machine needs the models, the images",
+            (__version__, ["photos", "net.onnx"]),
+            "other has no photos and 1 more; every machine needs models, images",
         ),
         (("0.0.1", []), "other has fewbit 0.0.1 and this machine"),
     ):
@@ -169,7 +171,7 @@ def test_a_machine_that_lacks_a_file_or_has_another_version_is_refused_before_an
 def test_what_a_machine_lacks_is_told_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "net.py").touch()
     paths = [str(tmp_path), f"{tmp_path}/net.py:small", f"{tmp_path}/gone.onnx", f"{tmp_path}/gone.py:small"]
-    assert sweep._looked(paths) == (sweep.__version__, paths[2:])
+    assert _looked(paths) == (__version__, paths[2:])
 
 
 def test_a_folder_that_is_something_else_is_refused(runs: Runs) -> None:

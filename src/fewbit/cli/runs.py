@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from fewbit import fields
 from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
 
 
@@ -21,19 +22,23 @@ def evaluate(
     annotations: Annotated[Path | None, typer.Option(help="What is known of the images, as for quantize.")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
     threads: Threads = 2,
+    workers: Annotated[int | None, typer.Option(help=fields.WORKERS)] = None,
+    ray: Annotated[str | None, typer.Option(help=fields.RAY)] = None,
 ) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
-    from fewbit import fields
+    from fewbit.machines import refuse_missing
     from fewbit.run import Run
+    from fewbit.workers import opened
 
     fields.checked("threads", threads, fields.Threads)
-    with drawn() as progress:
+    with drawn() as progress, opened(fields.checked("workers", workers, fields.WorkerCount), ray, threads) as whoever:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
         others = finished.annotated(others, annotations)
         name = finished["runtime"] if runtime is None else runtime
         finished.do("twin", runtime=name)
-        score = finished.do("evaluate", scored=others, runtime=name, threads=threads)
+        refuse_missing(whoever, [str(run), images])
+        score = finished.do("evaluate", scored=others, runtime=name, threads=threads, workers=whoever)
     rating = score.rating
     table = Table("", "float", "quantized", "change", "agreement", "95 % interval", "images")
     top = ["-", "-", "-"]

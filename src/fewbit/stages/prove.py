@@ -33,6 +33,7 @@ from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.stages.load import AGAIN, Inputs
 from fewbit.task import task_of
 from fewbit.verify import Latency, Load, Score
+from fewbit.workers import HERE, Workers
 
 REPORT, TABLES = "report.json", "tables.json"
 MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
@@ -213,14 +214,15 @@ def stands_in(plan: Plan) -> bool:
 
 
 def evaluate(
-    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress
-) -> Score:
+    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
+    workers: Workers = HERE,
+) -> Score:  # fmt: skip
     """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration."""
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
         twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
-        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance,
+        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers,
     )  # fmt: skip
 
 

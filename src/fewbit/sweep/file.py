@@ -20,6 +20,7 @@ from fewbit.capture.load import KINDS, MODEL
 from fewbit.capture.named import timm_name, torchvision_name
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.machines import file_of
 from fewbit.recipes import DEFAULT
 from fewbit.request import Request
 from fewbit.target import detect
@@ -82,7 +83,7 @@ def rows_of(path: Path) -> tuple[Row, ...]:
 
 def seen(text: str) -> list[tuple[str, int, int]]:
     """Path, size and time of the file, or of every file in the folder, that an option names; nothing where it names none."""
-    path = Path(re.sub(r"(?<=\.py):\w+$", "", text.removeprefix("synthetic:")))
+    path = Path(file_of(text))
     try:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

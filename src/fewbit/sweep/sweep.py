@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fewbit import __version__
-from fewbit.errors import FewbitError
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MARKS, Workplace
+from fewbit.machines import file_of, refuse_missing
 from fewbit.progress import Progress
 from fewbit.report import matrix
 from fewbit.request import SweepRequest
@@ -39,7 +39,8 @@ def execute(request: SweepRequest, progress: Progress | None = None) -> dict[str
         Workplace(request.out, "sweep", force=request.force, by=request.command) as place,
         opened(request.workers, request.ray, cpus) as workers,
     ):
-        check_workers(workers, place.part, rows)
+        named = {text for row in rows for text in row.options.values() if isinstance(text, str)}
+        refuse_missing(workers, [str(place.part), *(text for text in sorted(named) if os.path.exists(file_of(text)))])
         place.resume({"request": "sweep"})
         _remove_others(place.part / ROWS, rows)
         with progress.stage("rows"):
@@ -68,26 +69,6 @@ def _made(workers: Workers, rows: Sequence[Row], part: Path, command: str, progr
         found[open_[index]] = row
         progress.advance(1, row["row"])
     return [found[k] for k in range(len(rows))]
-
-
-def check_workers(workers: Workers, part: Path, rows: Sequence[Row]) -> None:
-    """Raise FewbitError where a machine lacks the folder or a file of the sweep, or has another version of fewbit."""
-    named = {text for row in rows for text in row.options.values() if isinstance(text, str)}
-    files = [text for text in sorted(named) if os.path.exists(re.sub(r"(?<=\.py):\w+$", "", text))]
-    for machine, (version, missing) in workers.everywhere(_looked, [str(part), *files]).items():
-        if version != __version__:
-            raise FewbitError(f"{machine} has fewbit {version} and this machine {__version__}; give both the same version.")
-        if missing:
-            more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise FewbitError(
-                f"{machine} has no {missing[0]}{more}; every machine needs the models, the images and --out under the same "
-                "paths, as on a shared disk."
-            )
-
-
-def _looked(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """The version of fewbit on a machine, and those of the paths that it has not."""
-    return __version__, [path for path in paths if not os.path.exists(re.sub(r"(?<=\.py):\w+$", "", path))]
 
 
 def _remove_others(folder: Path, rows: Sequence[Row]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +21,9 @@ from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
 from fewbit.verify.outputs import given_by
 from fewbit.verify.tail import shared
+from fewbit.workers import HERE, Workers
 
+TOGETHER = 16  # batches in a task
 DRAWN = 12  # images whose predictions are drawn
 
 
@@ -73,33 +76,33 @@ def evaluate(
     batch: int = 16,
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,
+    workers: Workers = HERE,
 ) -> Score:
-    """Run both models on every image, batch by batch; predictions are stored, outputs are summed up.
+    """Run both models on every image, batch by batch; predictions are stored, outputs are summed up, here and in the order of
+    the images, whoever ran the models.
 
     `inside` are those of the outputs that the files do not give by themselves, which are not rated; `behind` are the outputs of
     a tail, of which rows are counted.
 
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
-    sessions = [open_session(runtime, p, threads=threads, outputs=inside) for p in (float_path, path)]
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     meter = task.meter(images.labels if images.truth is None else images.truth)
     names, found = [output.name for output in outputs], list[Tensor]()
     same: dict[str, list[float]] = {name: [] for name in behind}
-    compared = partial(_compared, sessions, inputs, [*names, *behind])
-    for x in images.batches(batch):
-        given = compared(x)
+    files = _Files((float_path, path), runtime, threads, tuple(inputs), (*names, *behind), tuple(inside))
+    for done, given in workers.each(partial(_run, files, images, batch), len(images), TOGETHER * batch):
         both = [values[: len(names)] for values in given]
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
         apart = meter.add(*both)
         found.append(torch.stack(each).amax(0) if apart is None else apart)
         for shares, exact, actual in zip(same.values(), *(values[len(names) :] for values in given), strict=True):
             shares.append(shared(exact, actual))
-        progress(count(x))
+        progress(done)
     chosen = [_of_rows(name, torch.tensor(shares, dtype=torch.float64)) for name, shares in same.items()]
     scores, errors = [*(one.score() for one in closeness), *chosen], torch.cat(found)
     rating = meter.rating([replace(one, agreement=None) if one.name in inside else one for one in scores])
-    pictures = _pictures(task, compared, images, errors, batch) if type(task).drawn is not Task.drawn else {}
+    pictures = _pictures(task, files, images, errors, batch) if type(task).drawn is not Task.drawn else {}
     return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
 
 
@@ -109,9 +112,34 @@ def _of_rows(name: str, shares: Tensor) -> OutputScore:
     return OutputScore(name, False, 100 * float(shares.mean()), (100 * low, 100 * high), are_rows=True)
 
 
-def _compared(sessions: Sequence[Session], inputs: Sequence[Input], names: Sequence[str], x: Batch) -> list[Outputs]:
-    """The outputs of both files for a batch."""
-    return [tuple(map(_real, given_by(session, inputs, x, names).values())) for session in sessions]
+@dataclass(frozen=True)
+class _Files:
+    """Both files, opened when a batch is first given to them; the outputs `names` of it. In another process they are opened
+    again.
+    """
+
+    paths: tuple[Path, ...]
+    runtime: str
+    threads: int
+    inputs: tuple[Input, ...]
+    names: tuple[str, ...]
+    inside: tuple[str, ...]
+
+    @cached_property
+    def sessions(self) -> list[Session]:
+        return [open_session(self.runtime, path, threads=self.threads, outputs=self.inside) for path in self.paths]
+
+    def __call__(self, x: Batch) -> list[Outputs]:
+        return [tuple(map(_real, given_by(one, self.inputs, x, self.names).values())) for one in self.sessions]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _run(files: _Files, images: Images, batch: int, indices: range) -> Iterator[tuple[int, list[Outputs]]]:
+    """(images, outputs of both files) of the images at `indices`, batch by batch."""
+    for x in images.subset(indices).batches(batch):
+        yield count(x), files(x)
 
 
 def _pictures(
