@@ -15,7 +15,7 @@ from fewbit.errors import BadFile, FewbitError, UnknownName
 
 def option(name: str) -> str:
     """The name of a field on the command line."""
-    return {"labels": "--no-labels", "inputs": "--input"}.get(name, f"--{name.replace('_', '-')}")
+    return {"labels": "--no-labels", "inputs": "--input", "file": "FILE"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def pixel_check(check: Callable[[Any, str], Any]) -> BeforeValidator:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fewbit import __version__
-from fewbit.errors import BadFile, BadModel, FewbitError, Stopped
+from fewbit.errors import BadFile, BadModel, FewbitError, InUse, Stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked, seal
 from fewbit.machines import _looked
@@ -139,6 +139,23 @@ def test_what_ends_a_row_is_told_in_words_and_only_a_refusal_is_kept(runs: Runs)
         ("refused", rows[6]["why"]),
     ]
     assert seen[6:] == ["again"] * 3  # the two that were no fault of the row, and the one that was killed
+
+
+def test_a_row_waits_for_the_end_of_who_was_at_it(runs: Runs, monkeypatch) -> None:
+    def busy(request: Request) -> None:
+        if len(waits) < 2:
+            raise InUse("in use by process 1")
+
+    waits: list[float] = []
+    monkeypatch.setattr(row.time, "sleep", waits.append)
+    runs.instead = busy
+    assert swept()[0]["end"] == "right"
+    assert len(waits) == 2
+    runs.instead = lambda request: (_ for _ in ()).throw(InUse("in use by process 1"))
+    monkeypatch.setattr(row, "PATIENCE", -1.0)
+    rows = swept(out=Path("other"))
+    assert [r["end"] for r in rows] == ["stopped", "stopped", "refused", "stopped"] * 2
+    assert not list(Path("other/rows").glob("*.json"))
 
 
 def test_a_row_whose_run_was_changed_is_not_taken(runs: Runs) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,6 +17,7 @@ from fewbit.errors import BadFile, UnknownName
 from fewbit.task import recognise
 from fewbit.task.interval import newcombe, wilson
 from fewbit.verify import evaluate, open_session
+from fewbit.workers import Local
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))
@@ -84,6 +87,24 @@ def test_progress_counts_every_image_once(realized_conv_net, pictures):
     outputs = run.net.graph.outputs
     evaluate(run.float_path, run.path, images, outputs, recognise(outputs), batch=16, threads=1, progress=seen.append)
     assert seen == [16, 16, 5]
+
+
+class Parts(Local):
+    """Parts of the images, each by what was sent to another process."""
+
+    def each(self, function, count, size):
+        for start in range(0, count, size):
+            yield from list(pickle.loads(pickle.dumps(function))(range(start, min(start + size, count))))
+
+
+def test_a_score_is_the_same_whoever_runs_the_models(realized_vit, pictures):
+    images, seen = open_images(pictures, Preprocess(size=(3, 8, 8))), []
+    outputs, paths = realized_vit.net.graph.outputs, (realized_vit.float_path, realized_vit.path)
+    options = {"batch": 1, "threads": 1, "progress": seen.append}
+    scores = [evaluate(*paths, images, outputs, recognise(outputs), workers=w, **options) for w in (Local(), Parts())]
+    one, two = (pickle.dumps((score.to_json(), score.errors.tolist())) for score in scores)
+    assert one == two
+    assert seen == [1] * 37 * 2
 
 
 def test_an_unknown_runtime_offers_those_that_there_are(tmp_path):

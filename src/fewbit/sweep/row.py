@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewbit.errors import FewbitError, FewbitFailed, Stopped, stopped
+from fewbit.errors import FewbitError, FewbitFailed, InUse, Stopped, stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked
+from fewbit.request import Request
 from fewbit.run import execute
 from fewbit.sweep.file import Row
 
+PATIENCE = 60.0  # seconds; a worker ends a few after what it works for
 Found = dict[str, Any]
 
 
@@ -37,7 +40,7 @@ def made(place: Place) -> Found:
     if place.told.exists():
         return {**about, **read_json(place.told)}
     try:
-        execute(place.row.request(place.folder, place.command))
+        _patiently(place.row.request(place.folder, place.command))
     except Exception as error:
         found = _ended(error)
         if found["end"] == "refused":
@@ -57,10 +60,23 @@ def about_of(place: Place) -> Found:
     return {"row": place.folder.name, **{key: options.get(key) for key in ("model", "target", "recipe", "bits")}}
 
 
+def _patiently(request: Request) -> None:
+    """Make a run, once the process that was at it, of a worker or a sweep that was killed, has ended."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            execute(request)
+            return
+        except InUse:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
 def _ended(error: Exception) -> Found:
     """How a row ended that has no run, and why."""
     known = stopped(error) or error
-    kinds = {Stopped: "stopped", FewbitError: "refused", FewbitFailed: "wrong", Exception: "crashed"}
+    kinds = {InUse: "stopped", Stopped: "stopped", FewbitError: "refused", FewbitFailed: "wrong", Exception: "crashed"}
     end = next(end for kind, end in kinds.items() if isinstance(known, kind))
     return {"end": end, "why": f"{type(known).__name__}: {known}"}
 
