@@ -244,8 +244,9 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "runs": _runs(),
         "curve": _curve(),
         "goal": [{"index": 0, "what": "recipe mse", "drop": 0.5, "within": True, "taken": True, "ms": 2.0, "faster": 1.5}],
-        "sensitivity": [{"module": f"blocks.{i}.mlp", "kind": "mlp", "loss": 0.1 / (i + 1), "loss_share": 0.6 / (i + 1),
-                         "macs_share": 0.1, "images": 16} for i in range(2)],
+        "sensitivity": [{"module": f"blocks.{i}.mlp", "kind": "mlp", "ops": [f"blocks.{i}.mlp.fc1", f"blocks.{i}.mlp.fc2"],
+                         "loss": 0.1 / (i + 1), "loss_share": 0.6 / (i + 1), "macs_share": 0.1, "images": 16}
+                        for i in range(2)],
         "outliers": _outliers(),
         "carried": [{"node": "nms", "operator": "NonMaxSuppression", "opset": 11, "why": "torch has no such thing"}],
         "attended": [{"name": "0000.png", "thumbnail": thumbnail(10)}],

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fewbit.report import figures, page, scale, views, words
+from fewbit.report import answers, figures, page, scale, views, words
 from fewbit.report.figures import Bars, Heatmap, Histogram, Points
 from fewbit.report.scale import Axis
 from fewbit.report.sections import LOG_VIEWS, SECTIONS, Section
@@ -577,3 +577,34 @@ def test_what_is_far_out_is_drawn_at_the_end_and_told_in_words() -> None:
     figure = view_of("Error by site", Bars)(rows)
     assert sorted(heights(figure).values()) == [20.0, 80.0, 80.0]
     assert any("1000000.0 dB" in mark.words for one in figure["series"] for mark in one.marks)
+
+
+def test_the_report_says_what_to_do() -> None:
+    report, tables = canned()
+    command = tables["run"]["command"]
+
+    def said() -> str:
+        return " ".join(part for step in answers.advice(report, tables) for part in step)
+
+    text = read(report, tables).text
+    assert f"What to do next {answers.advice(report, tables)[0][0]} {command} --max-drop 0.5 --force" in text
+    assert "fewbit sensitivity vit_tiny_patch32_224" in said()  # the interval of the change is below 0
+    report["accuracy"]["interval"] = [-1.55, 0.15]
+    assert "fewbit export RUN --to FOLDER" in said()
+    assert "--max-drop" not in said()
+    report["pays"] = {"pays": False}
+    assert f"{command} --only-what-pays --force" in said()
+    tables["run"]["command"] = "fewbit.quantize(...)"  # Python, which nobody types again
+    assert "--only-what-pays" not in said()
+    report["verify"]["problems"] = ["it is wrong"]
+    assert "Do not use this file" in said()
+    assert "export" not in said()
+
+
+def test_a_site_has_the_share_of_its_modules_loss() -> None:
+    report, tables = canned()
+    shares = {row["site"]: row["module_share"] for row in page.joined(report, tables)["sites"]}
+    assert shares["blocks.0.mlp.fc2:input"] == tables["sensitivity"][0]["loss_share"]
+    assert shares["head:weight"] is None
+    columns = [head["text"] for head in view_of("All sites", views.Table)(page.joined(report, tables)["sites"])["head"]]
+    assert columns[:3] == ["site", "SQNR", "loss of its module"]

@@ -137,7 +137,7 @@ def test_labels_on_which_the_float_model_does_not_beat_chance_are_replaced_by_ag
     assert rate(logits, logits, right).score == 100
     rating = rate(logits, logits, moved)
     assert (rating.score, rating.agreement) == (None, 100)
-    assert "right for 0 of 40 labels, no more than guessing among 4 classes" in rating.why
+    assert "right for 0 of 40 labels, no better than guessing among 4 classes" in rating.why
 
 
 def test_one_class_for_all_images_is_replaced_by_correlation():
@@ -147,7 +147,7 @@ def test_one_class_for_all_images_is_replaced_by_correlation():
         rating = rate(logits, after, labels)
         assert rating.agreement < 40
         assert rating.agreement_measure == "correlation of y with the float model's"
-        assert "one class for all of the 40" in rating.why
+        assert "all 40 scored images the same class" in rating.why
 
 
 def test_outputs_that_do_not_vary_are_refused():

@@ -51,9 +51,7 @@ def _target(target: Target) -> None:
         "float": "float, which is faster (--everything: integers)",
         "follow": "integers, where its inputs are",
     }
-    out.print(
-        f"{target.name}: {target.about}. Runtime: {target.runtime}. Runs here: {absent(target) or 'yes'}.", soft_wrap=True
-    )
+    out.print(f"{target.name}: {target.about}. Runtime: {target.runtime}. {absent(target) or 'It runs here'}.", soft_wrap=True)
     table = Table("op", "operands", "runs in")
     for rule in target.op:
         operands = ", ".join(f"{operand} {' or '.join(rule.types(operand))}" for operand in rule.operands)

@@ -131,3 +131,29 @@ def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
     """The rows of what is in float because that is faster or was asked for, and those of what could not be had."""
     rows = list(rows)
     return [row for row in rows if row.get("kind") == "chosen"], [row for row in rows if row.get("kind") != "chosen"]
+
+
+def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
+    """What to do next: sentences, each with a command or none."""
+    verify, accuracy, paid = report.get("verify"), report.get("accuracy"), report.get("pays")
+    if not verify or not accuracy:
+        return []
+    if verify.get("problems"):
+        return [
+            ("Do not use this file: it does not compute what was planned. On the target's own hardware, verify it there.", "")
+        ]
+    command = str((tables.get("run") or {}).get("command") or "")
+    again = command if command.startswith("fewbit quantize") else ""
+    steps = []
+    if paid and not paid["pays"]:
+        steps.append(("Leave float what loses time in integers.", again and f"{again} --only-what-pays --force"))
+    if accuracy.get("quantized") is not None and accuracy["interval"][1] < 0 and "--max-drop" not in again:
+        steps.append(("It loses more than chance explains. Find the fastest file within a limit, here half a point:",
+                      again and f"{again} --max-drop 0.5 --force"))  # fmt: skip
+        steps.append(("Or see which modules lose most, and leave them float.", f"fewbit sensitivity {report.get('model')}"))
+    if steps:
+        return steps
+    return [
+        ("Try it: a picture in the browser, both answers side by side.", "fewbit serve RUN"),
+        ("Take it along: the model, its preprocessing and a program without torch.", "fewbit export RUN --to FOLDER"),
+    ]

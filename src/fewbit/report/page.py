@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from fewbit.report.answers import answers, chosen_and_refused
+from fewbit.report.answers import advice, answers, chosen_and_refused
 from fewbit.report.sections import PASSES, SECTIONS, passes
 from fewbit.report.tables import around
 from fewbit.report.views import Block
@@ -44,9 +44,11 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         curve.append({**row, "measure": measure, "score": score, "interval": around(row)})
     run = tables.get("run") or {}
     chosen, refused = chosen_and_refused(report.get("fallbacks") or ())
+    losses = {op: row["loss_share"] for row in tables.get("sensitivity") or () for op in row["ops"]}
     rows = {
         "fallbacks": refused,
         "chosen": chosen,
+        "sites": [{**row, "module_share": losses.get(row["op"])} for row in tables.get("sites") or ()],
         "closeness": (report.get("accuracy") or {}).get("outputs"),
         "measures": (report.get("accuracy") or {}).get("rows"),
         "calibration": [row] if (row := report.get("calibration")) else [],
@@ -65,5 +67,6 @@ def render(report: Json, tables: Json) -> str:
     filled = {name: shown for name, sections in parts.items() if (shown := [one for one in sections if one])}
     about = {key: str(report.get(key, "?")) for key in ("model", "target", "recipe", "bits")}
     return templates().get_template("report.html.j2").render(
-        about, title=title_of(about["model"]), cards=answers(report, tables), parts=filled
+        about, title=title_of(about["model"]), cards=answers(report, tables), parts=filled,
+        advice=advice(report, tables),
     )  # fmt: skip

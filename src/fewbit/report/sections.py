@@ -98,7 +98,7 @@ ACCURACY = (
 ERROR = (
     Section("Modules that lose most", "sensitivity", (
         Table(("module", "kind", "loss alone in integers:loss:#", "of all modules' losses:loss_share:share",
-               "share of MACs:macs_share:share", "images:images:#")),
+               "share of the work:macs_share:share", "images:images:#")),
     ), "The loss of the task (0 is the float model) where one module alone is in integers, in the simulation, on calibration "
        "images. fewbit sensitivity has every module, its milliseconds and the commands that leave it float."),
     Section("Error by site", "sites", (
@@ -166,10 +166,11 @@ COST = (
 )
 DETAILS = (
     Section("All sites", "sites", (
-        Table(("site", "SQNR:sqnr_db:dB", "clipped:clipped_share:share", "bits:bits:#", "role", "kind", "grid", "method", "why",
-               "scale:scale:#", "zero point:zero:#", "range of the grid:range:range", "observed:observed:range"),
+        Table(("site", "SQNR:sqnr_db:dB", "loss of its module:module_share:share", "clipped:clipped_share:share", "bits:bits:#",
+               "role", "kind", "grid", "method", "why", "scale:scale:#", "zero point:zero:#", "range of the grid:range:range",
+               "observed:observed:range"),
               least="sqnr_db", search=True),
-    ), "The sites that lose most come first."),
+    ), "The sites with the least SQNR come first. The loss of a module is its share of the losses of all."),
     Section("Nodes that stay as they are", "carried", (Table(("node", "operator", "opset:opset:#", "why")),),
             "They stand behind the quantized part, in float, as in the file that was given."),
     Section("Inputs", "inputs", (Table(("name:input", "shape", "type", "given")),), "In the order of the file."),

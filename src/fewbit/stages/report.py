@@ -100,7 +100,7 @@ def note_kernels(plan: Plan, checks: Checks) -> Plan:
     expected, fused = int(checks.kernels["expected"]), int(checks.kernels["found"])
     if fused >= expected:
         return plan
-    why = "onnxruntime did not fuse the others"
+    why = "onnxruntime left the others as they are written"
     lost = Fallback("the optimised graph", f"{expected} integer kernels", f"{fused}", why, kind="kernels")
     return replace(plan, fallbacks=(*plan.fallbacks, lost))
 

@@ -36,10 +36,10 @@ def context_of(graph: Graph, stats: Stats, request: Planned, **more: Any) -> Con
 def elsewhere(target: Target) -> tuple[Fallback, ...]:
     """Fallbacks where the target's runtime or processor is not available here."""
     if target.runtime != target.runs_in:
-        why = f"{target.runtime} is not here: codes and accuracy are the file's as written, times are not the target's"
+        why = f"{target.runtime} cannot run here: {target.runs_in} computed the file as written, for codes and accuracy"
         return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
     if not target.fits(platform.machine(), processor_flags()):
-        why = "kernels of another processor compute here: sums of 8-bit products may saturate, times are not the target's"
+        why = "this is another processor, whose kernels may saturate sums of 8-bit products"
         return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
     return ()
 

@@ -73,12 +73,14 @@ class Answers:
         right = 0 if labels is None else int((before == labels).sum())
         if labels is not None and right * self.task.classes <= count:
             whys.append(
-                f"The float model is right for {right} of {count} labels, no more than guessing among {self.task.classes} "
-                "classes would be, so accuracy says nothing. If the labels are in another order, give it: --classes FILE."
+                f"The float model is right for {right} of {count} labels, no better than guessing among {self.task.classes} "
+                "classes, so accuracy is not used. If the labels are in another order, give it: --classes FILE."
             )
             labels = None
         if len(before.unique()) == 1:
-            whys.append(f"The float model has one class for all of the {count} scored images, so the class says nothing.")
+            whys.append(
+                f"The float model gives all {count} scored images the same class, so outputs are compared in place of classes."
+            )
             rating = rate_by_numbers([outputs[self.task.index]], " ".join(whys))
             return replace(rating, float_answers=before, answers=after)
         agree = int((before == after).sum())

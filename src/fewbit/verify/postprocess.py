@@ -15,8 +15,8 @@ from fewbit.core.values import Graph, Plan
 from fewbit.execute.executor import Executor
 from fewbit.task import task_of
 
-NO_KIND = "it has no weights, and no integer form that gains anything"
-MOVED = "it moves numbers and computes none"
+NO_KIND = "it has no weights, and integers would gain nothing"
+MOVED = "it only moves numbers"
 
 
 def nodes_behind(graph: Graph) -> list[Node]:
