@@ -33,7 +33,7 @@ FILE, PAGE = "sensitivity.json", "sensitivity.html"
 FEW = 0.01  # of the loss of all modules, below which one is left float last
 FASTER = "loss for each millisecond gained"
 LIGHTER = "loss for each multiply-accumulate"
-SHORT, LOOKED = 10, 3e11  # rows of the short form, and how many multiply-accumulates it may simulate
+SHORT, LOOKED = 10, 1e11  # rows of the short form, and how many multiply-accumulates it may simulate
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,14 @@ def measured(
     graph: Graph, stats: Stats, plan: Plan, calibration: Images, scored: Images, request: SensitivityRequest, folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
-    """sensitivity.json, and the page that is drawn of it: every module on images that did not calibrate."""
+    """sensitivity.json, and the page that is drawn of it: every module on images that did not calibrate. Raises FewbitError
+    where there is none.
+    """
+    if not units(graph, plan):
+        raise FewbitError(f"{plan.target} takes nothing of {request.ref} in integers; give another --target: fewbit targets.")
     times = times_here(context_of(graph, stats, request), plan, request.threads, folder, progress)
     batches = some(scored, graph, len(scored))
     rows, whole = with_regained(worths(graph, plan, batches, times, progress), graph, plan, batches, progress)
-    if not rows:
-        raise FewbitError(f"{plan.target} leaves nothing of {request.ref} in integers; give another --target: fewbit targets.")
     summary = {
         "schema": 1,
         **{name: getattr(plan, name) for name in ("model", "target", "recipe", "bits")},
