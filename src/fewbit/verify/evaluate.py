@@ -23,7 +23,7 @@ from fewbit.verify.outputs import given_by
 from fewbit.verify.tail import shared
 from fewbit.workers import HERE, Workers
 
-TOGETHER = 16  # batches in a task
+TOGETHER = 4  # batches in a task
 DRAWN = 12  # images whose predictions are drawn
 
 

@@ -1,0 +1,184 @@
+"""What more workers bring: measured here with none, one and two, and predicted for many from what was measured.
+
+    python bench/scale.py measure run-eff --images ../shared/data/ilsvrc_val --limit 640 --out scale.json
+    python bench/scale.py predict scale.json --runs run-eff run-vit run-resnet20 --trial 0.41
+
+The prediction plays the tasks through: the command hands them out one after the other, each goes to the worker that is free
+first, and then the command takes the results, one after the other, in the time that each of these took here. It knows no slow
+machine and no shared disk that is too slow for its readers; the network is one of 10 Gbit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import importlib
+import math
+import os
+import pickle
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fewbit import Run
+from fewbit.files import read_json, write_json
+from fewbit.verify.evaluate import TOGETHER
+from fewbit.workers import HERE, Local, Workers, opened
+
+Tasks = tuple[Sequence[float], Sequence[float]]  # seconds of each on a worker, and for its result in the command
+
+EMPTY = 500  # tasks that do nothing
+NETWORK = 1.25e9  # bytes a second into the machine of the command: 10 Gbit
+IMAGENET, MODELS, TRIALS = 50_000, 1_000, 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and bytes. `image` is what a worker needs for an image, `opening` what it needs once in a task, `taking` what the
+    command needs for the outputs of an image, `task` what it needs to hand out a task and to take its result.
+    """
+
+    start: float
+    task: float
+    opening: float
+    image: float
+    taking: float
+    image_bytes: float
+    sent_bytes: int
+    throughput: dict[str, float]
+    load: tuple[float, float]
+
+
+class Kept(Local):
+    """Keeps what was given, and gives it again."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "kept", [])
+
+    def each(self, function: Callable[[range], Iterable[Any]], count: int, size: int) -> Iterator[Any]:
+        if not self.kept:
+            self.sent = len(pickle.dumps(function))
+            self.kept.extend(function(range(count)))
+        yield from self.kept
+
+
+def nothing(item: int) -> int:
+    return item
+
+
+def warm(item: int) -> None:
+    """Import what a task imports, on each worker: one that is done sleeps until the others are."""
+    importlib.import_module("fewbit.verify")
+    time.sleep(5)
+
+
+def measure(folder: Path, source: str, limit: int, threads: int) -> Measured:
+    """Evaluate a run here, then on one and on two workers; the scores have to be the same."""
+    run = Run.open(folder)
+    images = run.unseen(run.images(source, limit=limit))
+    load = os.getloadavg()[0]
+
+    def scored(workers: Workers, images: Any = images) -> tuple[float, Any]:
+        begin = time.perf_counter()
+        score = run.do("evaluate", scored=images, threads=threads, workers=workers)
+        return time.perf_counter() - begin, score.to_json()
+
+    run.do("twin")
+    few, first = scored(HERE, images.subset(range(16)))[0], scored(HERE)
+    image = (first[0] - few) / (len(images) - 16)
+    kept = Kept()
+    scored(kept)
+    throughput, empty = {"this process": len(images) / first[0]}, []
+    for count in (1, 2):
+        begin = time.perf_counter()
+        with opened(count, None, threads) as workers:
+            list(workers.map(warm, range(count)))
+            started = time.perf_counter() - begin - 5
+            seconds, score = scored(workers)
+            assert score == first[1], "the score is another one"
+            throughput[f"{count} of Ray"] = len(images) / seconds
+            begin = time.perf_counter()
+            list(workers.map(nothing, range(EMPTY)))
+            empty.append((time.perf_counter() - begin) / EMPTY)
+    return Measured(
+        started, min(empty), max(few - 16 * image, 0.0), image, scored(kept)[0] / len(images),
+        len(pickle.dumps(kept.kept)) / len(images), kept.sent, throughput, (load, os.getloadavg()[0]),
+    )  # fmt: skip
+
+
+def played(seconds: Sequence[float], workers: int, handing: float, taking: Sequence[float]) -> tuple[float, float, float]:
+    """(time until the last result is taken, share of it that workers are busy, share that the command is) of tasks."""
+    free, clock, ends = [0.0] * workers, 0.0, []
+    for needed in seconds:
+        clock += handing
+        begin = max(heapq.heappop(free), clock)
+        heapq.heappush(free, begin + needed)
+        ends.append(begin + needed)
+    for end, work in sorted(zip(ends, taking, strict=True)):
+        clock = max(clock, end) + work
+    return clock, sum(seconds) / (workers * clock), (sum(taking) + handing * len(seconds)) / clock
+
+
+def table(title: str, what: str, tasks: Tasks, task: float) -> None:
+    """Rows for 1 to 1,000 workers."""
+    head = ["workers", what, "time", "times as fast as one", "workers busy", "command busy"]
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    seconds, taking = tasks
+    alone = played(seconds, 1, task, taking)[0]
+    for workers in (1, 2, 10, 100, 1000):
+        total, busy, command = played(seconds, workers, task, taking)
+        print(f"| {workers:,} | {len(seconds):,} | {told(total)} | {alone / total:.1f} | {busy:.0%} | {command:.0%} |")
+
+
+def told(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def predict(found: Measured, rows: Sequence[float], trial: float) -> None:
+    """The tables of docs/scale.md."""
+    each = found.taking + found.image_bytes / NETWORK
+
+    def imagenet(size: int) -> Tasks:
+        parts = [min(size, IMAGENET - k) for k in range(0, IMAGENET, size)]
+        return [found.opening + n * found.image for n in parts], [n * each for n in parts]
+
+    def some(seconds: Sequence[float], count: int) -> Tasks:
+        return [seconds[k % len(seconds)] for k in range(count)], [0.0] * count
+
+    whole, apart = 16 * TOGETHER, "that do not depend on each other"
+    for size in (whole, 16 * whole):
+        table(f"{IMAGENET:,} images, {size:,} in a task", "tasks", imagenet(size), found.task)
+    table(f"A sweep of {MODELS:,} models, {statistics.mean(rows):.0f} s each", "rows", some(rows, MODELS), found.task)
+    table(f"{TRIALS:,} trials {apart}, {trial:g} s each", "trials", some([trial], TRIALS), found.task)
+    least = each + found.task / whole
+    most = math.ceil(found.image / least)
+    print(f"\nThe command takes {1e6 * least:.0f} µs for an image, a worker {1e3 * found.image:.0f} ms: enough for {most}.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("measure")
+    one.add_argument("run", type=Path)
+    one.add_argument("--images", required=True)
+    one.add_argument("--limit", type=int, default=512)
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--out", type=Path, default=Path("scale.json"))
+    two = parts.add_parser("predict")
+    two.add_argument("found", type=Path)
+    two.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of runs, for the seconds that they took")
+    two.add_argument("--trial", type=float, default=1.0, help="seconds of a trial of a search")
+    args = parser.parse_args()
+    if args.part == "measure":
+        write_json(args.out, asdict(measure(args.run, args.images, args.limit, args.threads)))
+        print(args.out.read_text())
+    else:
+        rows = [sum(read_json(folder / "report.json")["seconds"].values()) for folder in args.runs]
+        predict(Measured(**read_json(args.found)), rows, args.trial)
+
+
+if __name__ == "__main__":
+    main()
