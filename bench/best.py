@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ablations import BLOCKS
 from rows import make
 
 from fewbit.choose import Pass, Recipe
 from fewbit.choose.gptq import Gptq
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.equalize import Equalize
-from fewbit.recipes import FAST, LEARNED, MSE, RECIPES
+from fewbit.recipes import FAST, MSE, RECIPES
 
 RANGES = Ranges(MseRange(), MinMax(), free_softmax=True)
 BIAS, GPTQ = Gptq(bias=True), Gptq(bias=True, gain=True)
@@ -26,8 +27,8 @@ def _fast(*passes: Pass, equalize: Equalize | None = None) -> Recipe:
     return Recipe("fast without a part, or with another", passes, equalize)
 
 
-def _best(**settings: object) -> Recipe:
-    return replace(FAST, passes=(*FAST.passes, replace(LEARNED, **settings)))
+def _blocks(**settings: object) -> Recipe:
+    return replace(FAST, passes=(*FAST.passes, replace(BLOCKS, **settings)))
 
 
 STEPS: Mapping[str, Recipe] = {
@@ -46,11 +47,13 @@ STEPS: Mapping[str, Recipe] = {
     "rotated": _fast(RANGES, GPTQ, equalize=Equalize(rotate=True)),
     "rotated, heads too": RECIPES["fast-rotated"],
     "best": RECIPES["best"],
-    "best, ops": _best(scope="op"),
-    "best, no drop": _best(drop=0.0),
-    "best, fisher": _best(fisher=True),
-    "best, sigmoid": _best(learn_codes=True, lr=0.03, rounding_weight=0.1),
-    "best, straight": _best(learn_codes=True, rounding="straight", lr=0.01),
+    "best-rotated": RECIPES["best-rotated"],
+    "blocks": _blocks(),
+    "blocks, ops": _blocks(scope="op"),
+    "blocks, no drop": _blocks(drop=0.0),
+    "blocks, fisher": _blocks(fisher=True),
+    "blocks, sigmoid": _blocks(learn_codes=True, lr=0.03, rounding_weight=0.1),
+    "blocks, straight": _blocks(learn_codes=True, rounding="straight", lr=0.01),
     "adaround": RECIPES["adaround"],
     "brecq": RECIPES["brecq"],
     "qdrop": RECIPES["qdrop"],

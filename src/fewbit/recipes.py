@@ -8,6 +8,7 @@ from dataclasses import replace
 from fewbit.choose.aciq import AnalyticClip
 from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import OutputBias, WeightMean
+from fewbit.choose.distill import Distill
 from fewbit.choose.entropy_range import EntropyRange
 from fewbit.choose.finetune import SHORTER
 from fewbit.choose.gptq import Gptq
@@ -42,28 +43,28 @@ FAST = Recipe(
     equalize=Equalize(),
 )
 PAPERS = Reconstruct(seconds=600.0)
-LEARNED = Reconstruct(
-    iterations=200,
-    batch=16,
-    drop=0.5,
-    learn_codes=False,  # in a few hundred iterations learning lowered no mean error below that of GPTQ's codes: bench/notes
-    learn_scales=True,
-    learn_biases=True,
-    scale_lr=5e-3,
-    seconds=600.0,
-)
+LEARNED = Distill()
+ROTATED = Equalize(rotate=True, rotate_heads=True)
 RECIPES: Mapping[str, Recipe] = {
     "mse": Recipe("the ranges with the smallest squared error of each tensor", (MSE,), equalize=CHANNELS),
     "fast": FAST,
     "best": replace(
         FAST,
-        about="fast, then scales and biases of each attention module and MLP learned for its output (slow; --time)",
+        about="fast, then codes, scales and biases of the whole model learned for the float model's answers (slow; --time)",
         passes=(*FAST.passes, LEARNED),
+        judged=True,
     ),
     "fast-rotated": replace(
         FAST,
         about="fast, behind random rotations of the residual stream and of each head: outliers of channels are spread",
-        equalize=Equalize(rotate=True, rotate_heads=True),
+        equalize=ROTATED,
+    ),
+    "best-rotated": replace(
+        FAST,
+        about="best, behind the same rotations (slow; --time)",
+        passes=(*FAST.passes, LEARNED),
+        equalize=ROTATED,
+        judged=True,
     ),
     "minmax": Recipe("the whole range that was observed", (Ranges(),)),
     "percentile": Recipe("99.99 % of the activations, all of the weights", (Ranges(Percentile(), MinMax()),)),

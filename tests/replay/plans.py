@@ -24,6 +24,7 @@ from torch import Tensor
 from fewbit.capture import capture, load_model
 from fewbit.capture.fx import constant
 from fewbit.choose import Recipe
+from fewbit.choose.distill import Distill
 from fewbit.choose.entropy_range import EntropyRange
 from fewbit.choose.finetune import Finetune
 from fewbit.choose.joint_search import JointSearch
@@ -119,6 +120,8 @@ def fewer(one: Pass) -> Pass:
         return replace(one, start=fewer(one.start), points=3, tolerance=0.1, evaluations=100, seconds=None)
     if isinstance(one, Reconstruct):
         return replace(one, iterations=8, batch=4, seconds=None, lr=0.05, scale_lr=0.01, bias_lr=0.01)
+    if isinstance(one, Distill):
+        return replace(one, steps=8, batch=4, checks=2, seconds=None)
     if isinstance(one, Finetune):
         one = one.in_steps(STEPS)
         generator = replace(one.images, channels=8, batch=8)

@@ -35,11 +35,12 @@ WRITE = os.environ.get("FEWBIT_REPLAY") == "write"
 DIGITS, SHORT = 16, 4  # of a hash, and of that of one row
 
 ORT, MIXED = "4,first=8,last=8", "mixed:5:4,6"
-UNMIXED = dict.fromkeys(("fast", "fast-rotated", "best", "liu2021-module"), "w4a8")  # need images, which mixed bits do not give
+FROM_IMAGES = ("fast", "fast-rotated", "best", "best-rotated", "blocks", "liu2021-module")  # which mixed bits do not give
+UNMIXED = dict.fromkeys(FROM_IMAGES, "w4a8")
 
 # Twice is enough for these: they learn, or vary a recipe that is there already.
 VARIANTS = tuple(name for name in ABLATIONS if name.startswith("liu2021-"))
-SLOW = ("best", "brecq", "qdrop", "lapq", "fdda-paper", "easyquant-onepass", *VARIANTS)
+SLOW = ("best", "best-rotated", "blocks", "brecq", "qdrop", "lapq", "fdda-paper", "easyquant-onepass", *VARIANTS)
 
 
 @dataclass(frozen=True)

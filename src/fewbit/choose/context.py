@@ -24,6 +24,7 @@ from fewbit.target.spec import Target
 
 BATCH = 8  # images of a batch that a stream carries
 MEMORY = 1 << 30  # bytes of the largest tensor of all images together
+EIGHTH = 8  # one of so many images is set aside for a recipe that judges what it has learned
 LEAST = 4  # batches that are used whatever their size
 
 
@@ -43,10 +44,10 @@ class Context:
     """What passes work on. `images` are the calibration batches (b, c, h, w), equally long but for the last, `labels` (n,)
     their classes where known.
 
-    `synthetic` are additional images for a pass that trains; `real_images` says whether `images` are photographs. `sampled`
-    are samples drawn earlier (None: drawn when a pass needs them). `slower` are ops that stay float for the time that they
-    would lose in integers, and why. `journal` and `folder` store results, so that a
-    killed run can continue, and values of all images lie in `folder` meanwhile.
+    `aside` are images to judge by what a pass has learned, which no pass looks at otherwise. `synthetic` are additional images
+    for a pass that trains; `real_images` says whether `images` are photographs. `sampled` are samples drawn earlier (None:
+    drawn when a pass needs them). `slower` are ops that stay float for the time that they would lose in integers, and why.
+    `journal` and `folder` store results, so that a killed run can continue, and values of all images lie in `folder` meanwhile.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Context:
     bits: Bits = Bits()
     images: Sequence[Batch] = ()
     labels: Tensor | None = None
+    aside: Sequence[Batch] = ()
     synthetic: LabelledImages | None = None
     real_images: bool = True
     keep_float: tuple[str, ...] = ()
@@ -179,6 +181,11 @@ class Context:
                 f"recipe {self.name or method!r} moves one scale for a row of weights and {self.target.name} has one for each "
                 "group; give another target, or --recipe minmax, mse or fast."
             )
+
+
+def set_aside(count: int) -> int:
+    """How many of the calibration images judge what is learned from the others; none where there are too few."""
+    return count // EIGHTH if count >= 2 * EIGHTH else 0
 
 
 def few_enough(graph: Graph, batches: Sequence[Batch]) -> Sequence[Batch]:

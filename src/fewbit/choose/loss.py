@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor
 
+from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
@@ -29,14 +30,14 @@ class Measure:
     labels: Tensor | None = None
 
     @staticmethod
-    def of(graph: Graph, batches: Sequence[Tensor], labels: Tensor | None = None) -> Measure:
+    def of(graph: Graph, batches: Sequence[Batch], labels: Tensor | None = None) -> Measure:
         """Against the outputs of the float model. Raises BadImages for labels where the model is no classifier."""
         task = task_of(graph)
         if labels is not None and not isinstance(task, Classify):
             raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
         return Measure(task, list(Stream(Executor(graph), batches).outputs()) if labels is None else (), labels)
 
-    def __call__(self, overlay: Executor, batches: Sequence[Tensor]) -> float:
+    def __call__(self, overlay: Executor, batches: Sequence[Batch]) -> float:
         """The loss of an overlay's outputs for batches of images."""
         return self.total(Stream(overlay, batches).outputs())
 
@@ -46,7 +47,7 @@ class Measure:
         for i, tensors in enumerate(outputs):
             n = len(tensors[0])
             if self.labels is None:
-                loss += self.task.divergence(self.exact[i], tensors)
+                loss += float(self.task.divergence(self.exact[i], tensors))
             else:
                 loss += cast(Classify, self.task).cross_entropy(tensors, self.labels[count : count + n])
             count += n

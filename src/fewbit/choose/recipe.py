@@ -28,10 +28,12 @@ class Checked(Protocol):
 @dataclass(frozen=True)
 class Recipe:
     """`passes` in order, the first from a plan without choices. `equalize` is the stage before them, which moves ranges between
-    tensors of the graph; `sensitivity` is what mixed precision (`--bits mixed:6.0`) adds up.
+    tensors of the graph; `sensitivity` is what mixed precision (`--bits mixed:6.0`) adds up. Where it is `judged` one of 8
+    calibration images is set aside, for a pass to judge what it has learned.
     """
 
     about: str
     passes: tuple[Pass, ...]
     equalize: Equalize | None = None
     sensitivity: Measure = field(default_factory=OutputKL)
+    judged: bool = False

@@ -123,7 +123,7 @@ class OutputKL(Measure):
         task, count = task_of(graph), len(exact[0])
 
         def divergence(quantized: Sequence[Tensor]) -> float:
-            return max(0.0, task.divergence(exact, quantized) / count)
+            return max(0.0, float(task.divergence(exact, quantized)) / count)
 
         return divergence, None
 
@@ -141,7 +141,7 @@ class Losses:
     def __call__(self, ops: Sequence[str], changed: Sequence[str]) -> float:
         self.stream.overlay = Executor.of(self.graph, self.plan, ops)
         outputs = joined(self.stream.outputs_from(self._first(changed)))
-        return max(0.0, self.task.divergence(self.exact, outputs) / len(self.exact[0]))
+        return max(0.0, float(self.task.divergence(self.exact, outputs)) / len(self.exact[0]))
 
     def _first(self, changed: Sequence[str]) -> int:
         """The place of the first node that sees whether ops are in integers: they, and who else reads what they read."""

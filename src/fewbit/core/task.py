@@ -162,8 +162,14 @@ class Task(ABC):
         """What compares two models; `truth` is what `read` gave, of a classifier the classes (n,), or None."""
 
     @abstractmethod
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
-        """How far the outputs are from exact ones, 0 or more, summed over the images of a batch: the loss of a whole model."""
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor | float:
+        """How far the outputs are from exact ones, 0 or more, summed over the images of a batch: the loss of a whole model, of
+        shape (). A tensor passes gradients on; a recipe that trains (`best`) needs one.
+        """
+
+    def softened(self, outputs: Outputs, temperature: float) -> Outputs:
+        """The outputs with logits divided by a temperature, where the divergence is one of logits."""
+        return outputs
 
     def read(self, path: Path, images: Scored) -> list[Any]:
         """What is known of each image, from a file or a folder. Raises BadImages for what it cannot be."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewbit.choose import LabelledImages, allocate
 from fewbit.choose import choose as plan_of
+from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Mixed
 from fewbit.core.shelf import Shelf
@@ -26,6 +27,7 @@ from fewbit.stages.times import context_of, elsewhere, without_slower
 JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, to resume it
 UNITS = "units"  # results of a reconstruction by block, to resume it
 POOL = "pool.safetensors"
+ASIDE = 32  # of them at a time
 
 
 def choose(
@@ -34,10 +36,12 @@ def choose(
 ) -> Plan:  # fmt: skip
     """The plan of a recipe on a target, with all fallbacks; also saved in the run's folder."""
     recipe, bits = request.method, request.widths
+    learned_on, judged_by = parted(calibration) if recipe.judged else (calibration, None)
     spent = progress.spent if request.time else 0.0  # a limit of a recipe's own is that of its pass
     context = context_of(
         graph, stats, request,
-        images=calibration.batches(graph.at_a_time(8)), labels=calibration.labels, real_images=not request.synthetic[0],
+        images=learned_on.batches(graph.at_a_time(8)), labels=learned_on.labels, real_images=not request.synthetic[0],
+        aside=() if judged_by is None else judged_by.batches(graph.at_a_time(ASIDE)),
         synthetic=_pool(inputs, calibration, request, folder, progress),
         journal=Journal(folder / JOURNAL, spent=spent), folder=folder / UNITS,
         progress=lambda text: progress.advance(1, text),
@@ -61,6 +65,12 @@ def choose(
     )
     save_plan(graph, plan, folder)
     return plan
+
+
+def parted(images: Images) -> tuple[Images, Images | None]:
+    """The images to learn from, and the last eighth, which judges; None where there are too few."""
+    most = len(images) - set_aside(len(images))
+    return images.subset(range(most)), images.subset(range(most, len(images))) if most < len(images) else None
 
 
 def chosen(graph: Graph, folder: Path) -> Plan:

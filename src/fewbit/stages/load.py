@@ -22,6 +22,7 @@ from fewbit.capture.inputs import Given
 from fewbit.capture.python_file import from_python
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
+from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
 from fewbit.core.record import Record
@@ -263,10 +264,11 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Graph, Export
     else:
         count, labels = images.count, torch.zeros(images.count)
     bits = getattr(asked, "widths", None)
+    apart = set_aside(count)
     context = Context(
         graph, Stats({}, 0), asked.hardware, bits if isinstance(bits, Bits) else Bits(), images=[torch.empty(count, 0)],
-        labels=labels, keep_float=tuple(asked.keep_float), everything=getattr(asked, "everything", False),
-        name=asked.recipe_name,
+        labels=labels, aside=[torch.empty(apart, 0)] if apart else (), keep_float=tuple(asked.keep_float),
+        everything=getattr(asked, "everything", False), name=asked.recipe_name,
     )  # fmt: skip
     quantized = frozenset(context.allowed.sites)
     if asked.keep_float and not context.allowed.integer_ops:

@@ -32,10 +32,13 @@ class Classify(Task):
             raise BadModel("one list of logits (batch, classes) is needed")
         return Classify(named[0], model.outputs[named[0]].shape[0])
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """KL divergence of the class probabilities from exact ones."""
         p, q = (y[self.index].flatten(1).double().log_softmax(1) for y in (exact, outputs))
-        return cast(float, (p.exp() * (p - q)).sum().item())
+        return (p.exp() * (p - q)).sum()
+
+    def softened(self, outputs: Outputs, temperature: float) -> Outputs:
+        return tuple(y / temperature if i == self.index else y for i, y in enumerate(outputs))
 
     def cross_entropy(self, outputs: Outputs, labels: Tensor) -> float:
         """That of the labels (b,), summed over the images of a batch."""

@@ -49,10 +49,10 @@ class Depth(Task):
         y = outputs[self.index].double().flatten(0, -3)
         return y if size is None else F.interpolate(y[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """The absolute error by the mean of the exact depths, mean over pixels."""
         x, y = self.values(exact), self.values(outputs)
-        return float(((x - y).abs().mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)).sum())
+        return ((x - y).abs().mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Map]:
         """Depth maps: .npy in the model's unit, or PNG in thousandths of it; 0 where nobody knows. Raises BadImages."""

@@ -61,19 +61,19 @@ class Detect(Task):
             raise BadModel(f"the way in which boxes are written has to be named, as in detect:yolox; {said}")
         return Detect(variant, DECODERS[variant](model), tuple(model.names))
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """How far scores and boxes are from exact ones, candidate by candidate: the KL divergence of the scores, and the
         distance of the corners by the side of the box, counted by the exact score; both by the sum of exact scores.
         """
         (boxes, p), (other, q) = (self.decoder.candidates(one) for one in (exact, outputs))
         if p.shape != q.shape:  # of a model that selects by itself
-            return float(len(p) * math.inf)
+            return torch.tensor(len(p) * math.inf)
         sure = p.amax(2)
         p, q = (t.clamp(1e-6, 1 - 1e-6) for t in (p, q))
         scores = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum((1, 2))
         side = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
         places = (F.smooth_l1_loss(other / side, boxes / side, reduction="none").mean(2) * sure).sum(1)
-        return float(((scores + places) / sure.sum(1).clamp_min(1)).sum())
+        return ((scores + places) / sure.sum(1).clamp_min(1)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Objects]:
         """Boxes from COCO's JSON, YOLO's text files, Pascal VOC's XML or parquet. Raises BadImages."""

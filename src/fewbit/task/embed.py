@@ -34,10 +34,10 @@ class Embed(Task):
             raise BadModel("one list of real numbers (batch, width) is needed")
         return Embed(lists[0])
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """1 minus the cosine similarity with the exact embedding."""
         x, y = (one[self.index].double() for one in (exact, outputs))
-        return float((1 - F.cosine_similarity(x, y)).sum())
+        return (1 - F.cosine_similarity(x, y)).sum()
 
     def meter(self, truth: None) -> Neighbours:
         return Neighbours(self.index)

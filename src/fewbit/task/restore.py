@@ -38,10 +38,10 @@ class Restore(Task):
         y = outputs[self.index].float()
         return y[:, None] if y.ndim == 3 else y
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """The squared error by the variance of the exact picture."""
         x, y = (self.values(one).double() for one in (exact, outputs))
-        return float(((x - y).square().mean((1, 2, 3)) / x.var((1, 2, 3)).clamp_min(1e-30)).sum())
+        return ((x - y).square().mean((1, 2, 3)) / x.var((1, 2, 3)).clamp_min(1e-30)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Path]:
         """What the pictures should become: pictures of the output's size. Raises BadImages."""

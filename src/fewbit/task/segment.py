@@ -69,18 +69,18 @@ class Segment(Task):
             return (y[:, 0] > self.threshold).long()
         return y.argmax(1) if y.shape[1] > 1 else y[:, 0].long()
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """KL divergence of the class probabilities, mean over pixels; of classes alone the share of pixels that differ."""
         x, y = (self._logits(one, None) for one in (exact, outputs))
         if not x.is_floating_point():
-            return float((x != y).double().mean((1, 2, 3)).sum())
+            return (x != y).double().mean((1, 2, 3)).sum()
         x, y = x.double(), y.double()
         if self.probability:
             x, y = (t.clamp(1e-6, 1 - 1e-6).logit() for t in (x, y))
         if self.threshold is not None:
             x, y = (torch.cat([torch.zeros_like(t), t], 1) for t in (x, y))
         p, q = x.log_softmax(1), y.log_softmax(1)
-        return float((p.exp() * (p - q)).sum(1).mean((1, 2)).sum())
+        return (p.exp() * (p - q)).sum(1).mean((1, 2)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Map]:
         """Masks: PNG of class numbers, 255 where a pixel does not count. Raises BadImages for other numbers or sizes."""

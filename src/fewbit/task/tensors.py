@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadImages
 
@@ -22,13 +25,13 @@ class Tensors(Task):
     def of(model: Signature, variant: str = "") -> Tensors:
         return Tensors(tuple(output.is_real for output in model.outputs))
 
-    def divergence(self, exact: Outputs, outputs: Outputs) -> float:
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """Mean over outputs of the squared error by the variance of the exact output; for integers the share that differs."""
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for x, y, is_real in zip(exact, outputs, self.is_real, strict=True):
             x, y = x.double(), y.double()
             variance = (x - x.mean()).square().mean().clamp_min(1e-30) if is_real else 1.0
-            total += float(((x - y).square().mean() if is_real else (x != y).double().mean()) / variance)
+            total = total + ((x - y).square().mean() if is_real else (x != y).double().mean()) / variance
         return len(exact[0]) * total / len(self.is_real)
 
     def meter(self, truth: None) -> Numbers:

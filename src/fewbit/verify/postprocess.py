@@ -61,7 +61,7 @@ def _cost(graph: Graph, plan: Plan, integer: set[str], sample: Batch) -> Mapping
     exact = Executor(graph)(sample)
     others = [name for name in plan.integer_ops if name not in integer]
     whole, without = (
-        task.divergence(exact, Executor.of(graph, plan, names)(sample)) / images for names in (plan.integer_ops, others)
+        float(task.divergence(exact, Executor.of(graph, plan, names)(sample))) / images for names in (plan.integer_ops, others)
     )
     share = sum(graph.op(name).macs for name in integer) / max(graph.macs, 1)
     return {"ops": len(integer), "macs_share": share, "loss": whole, "without": without, "images": images}
