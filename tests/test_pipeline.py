@@ -90,6 +90,6 @@ def test_a_limit_of_time_counts_what_was_before_the_plan(
     with pytest.raises(ZeroDivisionError):
         choose.choose(
             SimpleNamespace(at_a_time=lambda n: n), None, (), images, None,  # type: ignore[arg-type]
-            Request(model="demo", recipe="best", time=time), tmp_path, Progress(),
+            Request(model="demo", recipe="qdrop", time=time), tmp_path, Progress(),
         )  # fmt: skip
     assert journals == [spent]
