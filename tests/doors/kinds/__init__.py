@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from doors.case import Case
-from doors.kinds import faults, images, injection, kills, markup, models, mutants, options, outs, runs, same, verdict
+from doors.kinds import faults, images, injection, kills, markup, models, mutants, options, outs, runs, same, sweeps, verdict
 
 KINDS: dict[str, Callable[[], Iterator[Case]]] = {
     "options": options.cases,
@@ -13,6 +13,7 @@ KINDS: dict[str, Callable[[], Iterator[Case]]] = {
     "models": models.cases,
     "folders": outs.cases,
     "run files": runs.cases,
+    "sweeps": sweeps.cases,
     "injection": injection.cases,
     "markup": markup.cases,
     "verdict": verdict.cases,
