@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from fewbit.data.images import Preprocess, halves, open_images
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
+from fewbit.request import Request
 from fewbit.run import quantize
 from fewbit.runtimes import read_onnx
-from fewbit.stages.goal import FILE, Walk
+from fewbit.stages.goal import FILE, Walk, said
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,9 +82,50 @@ def test_the_layer_that_integers_ruin_is_left_float_and_no_other(found) -> None:
     assert found.plan.exemptions == ("b",)
     assert set(found.plan.integer_ops) == {"a", "c", "d"}
     assert 100 - found.report["accuracy"]["agreement"] <= 12
-    assert "of 2 files, the fastest within it: float: b" in found.report["notes"][-1]
-    assert found.report["notes"][-1].endswith("Modules were raised in the order of loss for each multiply-accumulate.")
+    assert second["what"] == "recipe minmax, float: b"
+    note = found.report["notes"][-1]
+    assert (
+        "2 files tried. The fastest that is within it was taken: recipe minmax, float: b. On the 12 images that chose," in note
+    )
+    assert note.endswith("Modules with the most loss for each multiply-accumulate were tried first.")
     assert not (found.folder / FILE).exists()
+
+
+def test_each_row_says_all_that_differs_from_what_was_asked() -> None:
+    walk, rows = Walk.__new__(Walk), list[tuple[str, dict]]()
+    walk.asked = Request(model="demo", bits="4,first=8", time=None, keep_float="stem")
+    walk.order = lambda base: ([SimpleNamespace(module=name, ops=(name,)) for name in ("head", "stem.1")], "loss")
+    walk.tried = lambda what, changes, by: rows.append((what, changes)) or {"within": what.endswith("float: head")}
+    walk.raised({"what": "recipe fast", "changes": {"recipe": "fast"}})
+    assert [what for what, _ in rows] == [
+        "recipe fast, 8 bits: head",
+        "recipe fast, 8 bits: head, stem.1",
+        "recipe fast, 8 bits everywhere, float: head",
+    ]
+    assert rows[1][1] == {"recipe": "fast", "bits": "w4a4,first=8,head=8,stem.1=8"}
+    assert rows[2][1] == {"recipe": "fast", "bits": "8", "keep_float": ["stem", "head"]}
+
+
+def test_the_sentence_says_which_file_was_taken_and_whether_it_is_within() -> None:
+    row = {
+        "taken": True,
+        "within": True,
+        "what": "recipe mse",
+        "limit": 0.5,
+        "measure": "accuracy",
+        "drop": -0.2,
+        "images": 50,
+        "by": "",
+    }
+    (note,) = said([row])
+    assert note == (
+        "--max-drop 0.5: 1 file tried. The fastest that is within it was taken: recipe mse. On the 50 images that chose, "
+        "accuracy rose by 0.20 points."
+    )
+    (note,) = said([{**row, "within": False, "drop": 1.0}])
+    assert "None is within it; the nearest was taken: recipe mse." in note
+    assert note.endswith("accuracy fell by 1.00 points.")
+    assert said([]) == ()
 
 
 def test_images_that_chose_are_not_scored(found, images: Path) -> None:

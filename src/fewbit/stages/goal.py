@@ -25,6 +25,7 @@ from fewbit.errors import FewbitError
 from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
 from fewbit.report.tables import integer_share
+from fewbit.report.words import plural
 from fewbit.request import Options, Request
 from fewbit.run import ROUNDING, Run, drop_of
 from fewbit.stages.prove import TWIN
@@ -91,18 +92,18 @@ class Walk:
 
     def raised(self, base: Row) -> None:
         """Modules with 8 bits, or in float, on top of a row: as few as will do."""
-        bits, changes = self.asked.widths, dict(base["changes"])
+        bits, changes, on = self.asked.widths, dict(base["changes"]), base["what"]
         order, by = self.order(base)
 
         def suffice(how: str, change: Callable[[list[str]], Row], count: int) -> bool:
             ops = [op for row in order[:count] for op in row.ops]
-            return bool(self.tried(f"{how}: {_names(order[:count])}", {**changes, **change(ops)}, by)["within"])
+            return bool(self.tried(f"{on}, {how}: {_names(order[:count])}", {**changes, **change(ops)}, by)["within"])
 
         if isinstance(bits, Bits) and max(bits.weights, bits.activations) < 8:
             wide = partial(suffice, "8 bits", lambda ops: {"bits": ",".join([str(bits), *(f"{op}=8" for op in ops)])})
             if self.fewest(wide, len(order)):
                 return
-            changes["bits"] = "8"
+            changes["bits"], on = "8", f"{on}, 8 bits everywhere"
         in_float = partial(suffice, "float", lambda ops: {"keep_float": [*self.asked.keep_float, *ops]})
         self.fewest(in_float, len(order) - 1)  # something stays in integers
 
@@ -185,7 +186,7 @@ class Walk:
 
     def forget(self) -> None:
         """Remove the files of all rows but the best of each kind, from which the walk goes on."""
-        recipes = [row for row in self.measured if row["what"].startswith("recipe")]
+        recipes = [row for row in self.measured if row["changes"].keys() <= {"recipe", "time"}]
         kept = {row["index"] for row in (self.best(), min(recipes, key=lambda row: row["drop"]))}
         for row in self.rows:
             if row["index"] not in kept:
@@ -205,12 +206,13 @@ def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     taken = next((row for row in rows if row["taken"]), None)
     if taken is None:
         return ()
-    found = "the fastest within it" if taken["within"] else "none is within it, and this is nearest"
+    found = "The fastest that is within it" if taken["within"] else "None is within it; the nearest"
     by = next((row["by"] for row in rows if row["by"]), "")
-    order = f" Modules were raised in the order of {by}." if by else ""
+    order = f" Modules with the most {by} were tried first." if by else ""
     return (
-        f"--max-drop {taken['limit']:g}: of {len(rows)} files, {found}: {taken['what']} ({taken['measure']} fell by "
-        f"{taken['drop']:.2f} points on the {taken['images']} images that chose).{order}",
+        f"--max-drop {taken['limit']:g}: {plural(len(rows), 'file')} tried. {found} was taken: {taken['what']}. On the "
+        f"{taken['images']} images that chose, {taken['measure']} {'fell' if taken['drop'] >= 0 else 'rose'} by "
+        f"{abs(taken['drop']):.2f} points.{order}",
     )
 
 
