@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
+from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset20 as op
 from onnxscript import opset21
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from fewbit.capture.fx import aten, calls
@@ -20,6 +22,7 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadModel
 from fewbit.realize.ports import BATCH, set_ports
 
+OF_SHAPES = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
 POOL = aten.adaptive_avg_pool2d.default
 
 
@@ -47,6 +50,21 @@ def _sorted(x: Any, *, stable: bool | None = None, dim: int = -1, descending: bo
     return op.TopK(x, op.Gather(op.Shape(x), place), axis=dim, largest=int(descending))
 
 
+DECOMPOSE = ExportedProgram.run_decompositions
+
+
+def _decomposed(program: ExportedProgram, table: Any = None) -> ExportedProgram:
+    """The program after `run_decompositions`, or as it is where no node needs that: it traces everything anew, in more than
+    half of torch.onnx's time.
+    """
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    others = targets.difference(overloads, OF_SHAPES)
+    if others or table is None or any(one in table or one._schema.is_mutable for one in overloads):
+        return DECOMPOSE(program, table)
+    return program
+
+
 def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     """torch.onnx's model with fixed names and without records of this machine, so that the same plan gives the same bytes."""
     pools = calls(module.graph, POOL)  # torch.onnx makes ReduceMean of them, which has no integer kernel
@@ -59,7 +77,7 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     inputs = graph.inputs
     rows: dict[int, Any] = {} if graph.batch else {0: Dim(BATCH, min=1, max=65536)}
     shapes = tuple({**(rows if one.has_batch else {}), **{1 + i: PLACES[i] for i in one.free}} for one in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), patch.object(ExportedProgram, "run_decompositions", _decomposed):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
