@@ -61,3 +61,22 @@ def test_what_torch_onnx_cannot_write_is_decomposed(capture_net, monkeypatch):
     (found,) = session.run(None, {net.graph.input_name: net.images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), net.module(net.images), rtol=1e-4, atol=1e-5)
+
+
+class Typed(nn.Module):
+    """A change of type, which torch.onnx takes apart but has in no table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.stem(x).mean((2, 3)).argmax(1, keepdim=True).to(torch.int32)
+
+
+def test_what_is_in_no_table_is_tried_again(capture_net):
+    net = capture_net(Typed())
+    session = ort.InferenceSession(ir.to_proto(rendered_float(net.graph, opset=21)).SerializeToString())
+    (found,) = session.run(None, {net.graph.input_name: net.images.numpy()})
+    with torch.no_grad():
+        assert (found == net.module(net.images).numpy()).all()

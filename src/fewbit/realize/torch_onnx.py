@@ -54,8 +54,8 @@ DECOMPOSE = ExportedProgram.run_decompositions
 
 
 def _decomposed(program: ExportedProgram, table: Any = None) -> ExportedProgram:
-    """The program after `run_decompositions`, or as it is where no node needs that: it traces everything anew, in more than
-    half of torch.onnx's time.
+    """The program after `run_decompositions`, or as it is where no node seems to need that: it traces everything anew, in more
+    than half of torch.onnx's time.
     """
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
@@ -63,6 +63,15 @@ def _decomposed(program: ExportedProgram, table: Any = None) -> ExportedProgram:
     if others or table is None or any(one in table or one._schema.is_mutable for one in overloads):
         return DECOMPOSE(program, table)
     return program
+
+
+def _exported(*args: Any, **options: Any) -> Any:
+    """`torch.onnx.export` without decompositions, and with them where it cannot write the graph as it is."""
+    try:
+        with patch.object(ExportedProgram, "run_decompositions", _decomposed):
+            return torch.onnx.export(*args, **options)
+    except torch.onnx.OnnxExporterError:
+        return torch.onnx.export(*args, **options)
 
 
 def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
@@ -77,10 +86,10 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     inputs = graph.inputs
     rows: dict[int, Any] = {} if graph.batch else {0: Dim(BATCH, min=1, max=65536)}
     shapes = tuple({**(rows if one.has_batch else {}), **{1 + i: PLACES[i] for i in one.free}} for one in inputs)
-    with warnings.catch_warnings(), torch.no_grad(), patch.object(ExportedProgram, "run_decompositions", _decomposed):
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
+            program = _exported(
                 module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
                 opset_version=opset, verbose=False, dynamic_shapes=shapes if any(shapes) else None,
                 input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
