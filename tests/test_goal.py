@@ -85,7 +85,8 @@ def test_the_layer_that_integers_ruin_is_left_float_and_no_other(found) -> None:
     assert second["what"] == "recipe minmax, float: b"
     note = found.report["notes"][-1]
     assert (
-        "2 files tried. The fastest that is within it was taken: recipe minmax, float: b. On the 12 images that chose," in note
+        "2 files tried; the fastest within the limit was taken: recipe minmax, float: b. On the 12 images that chose it,"
+        in note
     )
     assert note.endswith("Modules with the most loss for each multiply-accumulate were tried first.")
     assert not (found.folder / FILE).exists()
@@ -119,11 +120,11 @@ def test_the_sentence_says_which_file_was_taken_and_whether_it_is_within() -> No
     }
     (note,) = said([row])
     assert note == (
-        "--max-drop 0.5: 1 file tried. The fastest that is within it was taken: recipe mse. On the 50 images that chose, "
+        "--max-drop 0.5: 1 file tried; the fastest within the limit was taken: recipe mse. On the 50 images that chose it, "
         "accuracy rose by 0.20 points."
     )
     (note,) = said([{**row, "within": False, "drop": 1.0}])
-    assert "None is within it; the nearest was taken: recipe mse." in note
+    assert "none is within the limit, so the nearest was taken: recipe mse." in note
     assert note.endswith("accuracy fell by 1.00 points.")
     assert said([]) == ()
 

@@ -206,12 +206,14 @@ def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     taken = next((row for row in rows if row["taken"]), None)
     if taken is None:
         return ()
-    found = "The fastest that is within it" if taken["within"] else "None is within it; the nearest"
+    found = (
+        "the fastest within the limit was taken" if taken["within"] else "none is within the limit, so the nearest was taken"
+    )
     by = next((row["by"] for row in rows if row["by"]), "")
     order = f" Modules with the most {by} were tried first." if by else ""
     return (
-        f"--max-drop {taken['limit']:g}: {plural(len(rows), 'file')} tried. {found} was taken: {taken['what']}. On the "
-        f"{taken['images']} images that chose, {taken['measure']} {'fell' if taken['drop'] >= 0 else 'rose'} by "
+        f"--max-drop {taken['limit']:g}: {plural(len(rows), 'file')} tried; {found}: {taken['what']}. On the {taken['images']} "
+        f"images that chose it, {taken['measure']} {'fell' if taken['drop'] >= 0 else 'rose'} by "
         f"{abs(taken['drop']):.2f} points.{order}",
     )
 
