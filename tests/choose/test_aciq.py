@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import lambertw
 
 from fewbit.choose.aciq import AnalyticClip, clipping_factor
 from fewbit.choose.ranges import MinMax, Samples
@@ -56,6 +57,15 @@ def test_the_measured_optimum_on_samples_is_within_3_percent_and_4_for_laplace_a
     best = tried[np.argmin([error(a) for a in tried])]
     limit = 0.04 if (prior, bits) == ("laplace", 2) else 0.03  # a density that falls this fast is not flat in 4 bins
     assert best == pytest.approx(clipping_factor(prior, bits), rel=limit)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 16])
+def test_the_factor_is_the_root_that_scipy_finds(bits):
+    def slope(a: float) -> float:
+        return a * math.erfc(a / math.sqrt(2)) - math.sqrt(2 / math.pi) * math.exp(-a * a / 2) + a / (3 * 4**bits)
+
+    assert clipping_factor("laplace", bits) == pytest.approx(lambertw(3 * 4**bits).real, rel=1e-14)
+    assert clipping_factor("gauss", bits) == pytest.approx(brentq(slope, 1e-3, 20, xtol=1e-12), rel=1e-11)
 
 
 def test_the_factors_are_those_that_the_paper_prints():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -19,7 +20,7 @@ Prior = Literal["laplace", "gauss"]
 def clipping_factor(prior: Prior, bits: int, one_sided: bool = False) -> float:
     """α* / b for Laplace(0, b), α* / σ for Gauss(0, σ): the clip with the smallest mean squared error on 2^bits bins.
 
-    Laplace: (α/b) e^(α/b) = 3 · 4^bits, solved by Lambert's W. Gauss: the root of
+    Laplace: (α/b) e^(α/b) = 3 · 4^bits, that is α/b + ln(α/b) = ln(3 · 4^bits). Gauss: the root of
     α (1 - erf(α / √2σ)) - √(2/π) σ e^(-α²/2σ²) + α / (3 · 4^bits) (Banner et al. 2019, equations 6 to 9). With `one_sided`
     only positive values count and [0, α] has all of the bins: one bit more than the symmetric case.
     """
@@ -27,16 +28,17 @@ def clipping_factor(prior: Prior, bits: int, one_sided: bool = False) -> float:
         raise ValueError(f"1 bit at least, not {bits}")
     bins = 4.0 ** (bits + one_sided)
     if prior == "laplace":
-        from scipy.special import lambertw  # scipy takes half a second, and only this method needs it
+        return _root(lambda a: a + math.log(a / (3 * bins)))
+    return _root(
+        lambda a: a * math.erfc(a / math.sqrt(2)) - math.sqrt(2 / math.pi) * math.exp(-a * a / 2) + a / (3 * bins),
+    )
 
-        return float(lambertw(3 * bins).real)
 
-    def slope(a: float) -> float:
-        return a * math.erfc(a / math.sqrt(2)) - math.sqrt(2 / math.pi) * math.exp(-a * a / 2) + a / (3 * bins)
-
-    from scipy.optimize import brentq
-
-    return float(brentq(slope, 1e-3, 20.0, xtol=1e-12))
+def _root(f: Callable[[float], float], low: float = 1e-3, high: float = 50.0) -> float:
+    """Where a function that begins below 0 and ends above crosses it, to the last bit."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if f(middle) < 0 else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
