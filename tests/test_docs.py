@@ -79,3 +79,19 @@ def test_the_recipes_of_the_methods_page_are_those_that_have_a_name() -> None:
 
     named = {name for row in rows_of("methods.md", "recipe") for name in re.findall(r"`([\w-]+)`", row[0])}
     assert named == set(RECIPES)
+
+
+def test_each_cell_beside_other_tools_has_a_command_or_a_source() -> None:
+    text = (ROOT / "docs" / "beside-others.md").read_text(encoding="utf-8")
+    tables, _, better = text.partition("## Where the others are better")
+    for part, ours in ((tables, r"`fewbit \w+ |^the same$"), (better, r"`fewbit \w+ |^no|^PyTorch, ONNX$")):
+        rows = [
+            line.strip("| ").split(" | ")
+            for line in part.splitlines()
+            if re.match(r"\| [^|]", line) and "| fewbit |" not in line
+        ]
+        assert len(rows) > 6
+        for what, own, *others in rows:
+            assert re.search(ours, own), f"{what}: {own}"
+            assert len(others) == 5, what
+            assert [cell for cell in others if cell != "–" and "](" not in cell and "][" not in cell] == [], what
