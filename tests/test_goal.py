@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewbit.data.images import Preprocess, halves, open_images
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
+from fewbit.report.answers import good
 from fewbit.request import Request
 from fewbit.run import quantize
 from fewbit.runtimes import read_onnx
@@ -83,12 +84,13 @@ def test_the_layer_that_integers_ruin_is_left_float_and_no_other(found) -> None:
     assert set(found.plan.integer_ops) == {"a", "c", "d"}
     assert 100 - found.report["accuracy"]["agreement"] <= 12
     assert second["what"] == "recipe minmax, float: b"
-    note = found.report["notes"][-1]
+    note = found.report["goal"]
     assert (
         "2 files tried; the fastest within the limit was taken: recipe minmax, float: b. On the 12 images that chose it,"
         in note
     )
     assert note.endswith("Modules with the most loss for each multiply-accumulate were tried first.")
+    assert note in good(found.report).lines
     assert not (found.folder / FILE).exists()
 
 
@@ -118,15 +120,15 @@ def test_the_sentence_says_which_file_was_taken_and_whether_it_is_within() -> No
         "images": 50,
         "by": "",
     }
-    (note,) = said([row])
+    note = said([row])
     assert note == (
         "--max-drop 0.5: 1 file tried; the fastest within the limit was taken: recipe mse. On the 50 images that chose it, "
         "accuracy rose by 0.20 points."
     )
-    (note,) = said([{**row, "within": False, "drop": 1.0}])
+    note = said([{**row, "within": False, "drop": 1.0}])
     assert "none is within the limit, so the nearest was taken: recipe mse." in note
     assert note.endswith("accuracy fell by 1.00 points.")
-    assert said([]) == ()
+    assert said([]) == ""
 
 
 def test_images_that_chose_are_not_scored(found, images: Path) -> None:

@@ -70,7 +70,8 @@ def good(report: Json) -> Card:
     calibrated = f", {images['calibration']:,} others for calibration" if "calibration" in images else ""
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
     loud = [str(line) for line in (accuracy["why"], *warnings) if line]
-    return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *exempt], loud)
+    goal = [report["goal"]] if report.get("goal") else []
+    return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *goal, *exempt], loud)
 
 
 def small_and_fast(report: Json) -> Card:

@@ -201,11 +201,11 @@ class Walk:
         shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
 
-def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """A sentence about the file that was taken, if files were tried."""
+def said(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is to be said of the file that was taken, if files were tried."""
     taken = next((row for row in rows if row["taken"]), None)
     if taken is None:
-        return ()
+        return ""
     found = (
         "the fastest within the limit was taken" if taken["within"] else "none is within the limit, so the nearest was taken"
     )
@@ -214,7 +214,7 @@ def said(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return (
         f"--max-drop {taken['limit']:g}: {plural(len(rows), 'file')} tried; {found}: {taken['what']}. On the {taken['images']} "
         f"images that chose it, {taken['measure']} {'fell' if taken['drop'] >= 0 else 'rose'} by "
-        f"{abs(taken['drop']):.2f} points.{order}",
+        f"{abs(taken['drop']):.2f} points.{order}"
     )
 
 

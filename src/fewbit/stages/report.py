@@ -65,7 +65,8 @@ def summarize(
     summary = {
         **_summary(graph, plan, timings, request, folder),
         **proven,
-        "notes": [*inputs.notes, *said(attempts)],
+        "notes": list(inputs.notes),
+        "goal": said(attempts),
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
     }
