@@ -114,7 +114,7 @@ class Options(Asked):
         default=None, description="Loss of that search: kl (default) or labels, on the calibration images.", examples=["kl"]
     )
     steps: Count | None = Field(
-        default=None, description="Iterations of image synthesis and of recipes that train (fdda).", examples=[100]
+        default=None, description="Iterations of image synthesis and of recipes that train (best, fdda).", examples=[100]
     )
     classes: Annotated[Path | tuple[str, ...] | None, BeforeValidator(as_file)] = Field(
         default=None, description="File with the model's class names in output order."

@@ -81,7 +81,7 @@ class Cluster:
     ) -> Iterator[tuple[int, Result]]:
         import ray
 
-        task = ray.remote(num_cpus=self.cpus, max_retries=self.retries)(_there)
+        task: Any = ray.remote(num_cpus=self.cpus, max_retries=self.retries)(_there)
         shared = ray.put(function)
         waiting = {task.remote(os.getcwd(), shared, item): index for index, item in enumerate(items)}
         while waiting:
@@ -105,7 +105,8 @@ class Cluster:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= self.cpus]
         if not nodes:
             raise FewbitError(f"no machine of the cluster has {self.cpus} processors for a task; give fewer: --threads 1.")
-        task, sent = ray.remote(num_cpus=0)(_there), {}
+        task: Any = ray.remote(num_cpus=0)(_there)
+        sent = {}
         for node in nodes:
             there = task.options(scheduling_strategy=On(node["NodeID"], soft=False))
             sent[f"{node['NodeManagerHostname']} ({node['NodeID'][:6]})"] = there.remote(os.getcwd(), function, item)

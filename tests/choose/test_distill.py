@@ -14,6 +14,7 @@ from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.core.grid import Grid
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
+from fewbit.request import Request
 from fewbit.target import load_target
 from planning import context_for, numbers
 
@@ -116,3 +117,13 @@ def test_a_student_before_the_first_step_computes_what_the_plan_does(conv_net):
     expected = Executor.of(context.graph, start)(images)
     for outputs in (student(images), Executor.of(context.graph, student.quantized()[0])(images)):
         torch.testing.assert_close(outputs[0].detach(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_steps_and_time_are_those_that_are_asked_for():
+    def asked(**options):
+        return Request(model="demo", recipe="best", **options).method.passes[-1]
+
+    assert asked() == Distill()
+    assert asked(steps=600) == Distill(steps=600, seconds=None)
+    assert asked(time="2min") == Distill(seconds=120)
+    assert asked(steps=600, time="2min") == Distill(steps=600, seconds=120)

@@ -69,6 +69,10 @@ class Distill:
         if min(self.steps, self.batch, self.checks) < 1 or min(self.codes, self.scales, self.biases, self.temperature) <= 0:
             raise ValueError(f"counts of at least 1, ways and a temperature above 0 are allowed, not {self}")
 
+    def in_steps(self, steps: int) -> Distill:
+        """The same in so many steps, without the limit of time that nobody asked for."""
+        return replace(self, steps=steps, seconds=None if self.seconds == Distill.seconds else self.seconds)
+
     def check(self, context: Context) -> None:
         """Raises FewbitError where the target has groups or the model a fixed batch, BadImages where no image was set aside or
         the model's task has no gradient.
