@@ -24,7 +24,7 @@ from torch import Tensor
 from fewbit import Request, Run
 from fewbit.choose import Bits, Context, choose
 from fewbit.configure import default_bits
-from fewbit.core.values import Graph, Plan, SiteCheck
+from fewbit.core.values import Graph, Plan
 from fewbit.demo import model as demo
 from fewbit.execute.simulate import simulate, trace
 from fewbit.realize import float_onnx, realize
@@ -33,7 +33,7 @@ from fewbit.recipes import recipe_named
 from fewbit.runtimes import OnnxRuntime
 from fewbit.stages import PREPARE
 from fewbit.target import Target, load_target, target_names
-from fewbit.verify.compare import counted
+from fewbit.verify.ties import checked
 
 NOT_HERE = ("ort-x86-channel",)  # no integer products
 UNSAFE = ("npu-int16",)
@@ -115,10 +115,9 @@ def same_codes(graph: Graph, plan: Plan, target: Target, images: Tensor) -> str:
     got = {site: torch.from_numpy(found[site + CODES].astype(np.int32)) for site in sites}
     ours = Hardware(graph, plan, target).run(images, forced=got)
     _, traces = trace(simulate(graph, plan), images, forced=got)
-    check = SiteCheck("all", 0, 0, 0, 0, 0)
-    for site in sites:
-        check = counted(check, replace(traces[site], codes=ours.codes[site]), got[site])
-    return f"{'yes' if not check.wrong else f'no, {check.wrong} wrong'} ({check.compared:,} compared, {check.ties} ties)"
+    checks = [checked(site, replace(traces[site], codes=ours.codes[site]), got[site]) for site in sites]
+    wrong, compared, ties = (sum(getattr(check, name) for check in checks) for name in ("wrong", "compared", "ties"))
+    return f"{'yes' if not wrong else f'no, {wrong} wrong'} ({compared:,} compared, {ties} ties)"
 
 
 if __name__ == "__main__":

@@ -159,7 +159,11 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         ("model", ["--images", "synthetic", "--score", "{}/flat"], ("neither batch norm nor attention", "--images DIR")),
         ("model", ["--images", "synthetic:{}/flat", "--score", "{}/flat"], ("no batch norm", "--recipe mse")),
         ("model", ["--images", "{}/flat", "--recipe", "fdda"], ("no batch norm", "--recipe mse")),
-        ("model", ["--images", "{}/flat", "--steps", "5"], ("--steps", "fdda", "recipe mse has none, these have: fdda")),
+        (
+            "model",
+            ["--images", "{}/flat", "--steps", "5"],
+            ("--steps", "fdda", "recipe mse has none, these have: best,"),
+        ),
         ("model", ["--images", "{}/flat", "--curve", "--recipe", "lapq"], ("--curve", "mse")),
     ],
 )
@@ -432,7 +436,7 @@ def test_lists_name_what_there_is() -> None:
     assert few.index(f"{detect()} (default)") < few.index(detect("openvino"))
     assert "ort-x86-w4" not in few
     assert "tensorrt" in every
-    assert "tensorrt does not run here" in every
+    assert "tensorrt does not run" in every
     assert "query a8" in run("targets", "ort-x86-vnni")[1]
     few = run("recipes")[1]
     assert [name for name in RECIPES if f" {name} " in few] == ["mse", "fast", "best"]

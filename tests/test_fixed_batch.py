@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from bench.ablations import ABLATIONS
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -177,6 +178,7 @@ def test_what_draws_batches_of_its_own_is_refused(fixed: tuple[Loaded, Graph], i
     context = Context(graph, observe(graph, images.split(graph.at_a_time(1))), load_target("ort-x86-vnni"), images=[images])
     with pytest.raises(FewbitError, match="trains on batches that it draws, and the model takes"):
         check(Reconstruct(), context)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     request = Request(model=Net(1).eval(), images="synthetic", score=str(tmp_path), input_size=SIZE, out=tmp_path / "run")
     with pytest.raises(BadImages, match="takes 1 images at a time and no other batch, and images are synthesized"):
         load(request)

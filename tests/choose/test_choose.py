@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fewbit.capture.fx import constant
 from fewbit.choose import Bits, Recipe, choose, parse_bits
+from fewbit.choose.distill import Distill
 from fewbit.choose.finetune import Finetune
 from fewbit.choose.headroom import pairs_are_safe
 from fewbit.choose.joint_search import JointSearch
@@ -128,7 +129,7 @@ def test_softmax_of_fewer_bits_keeps_its_range(vit):
     assert (probs.qparams.scale.item(), probs.grid.high) == (1 / 64, 63)
 
 
-SLOW = JointSearch | Reconstruct | Finetune
+SLOW = JointSearch | Reconstruct | Finetune | Distill
 
 
 @pytest.mark.parametrize("recipe", [name for name, recipe in ABLATIONS.items() if not isinstance(recipe.passes[-1], SLOW)])

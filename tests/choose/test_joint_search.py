@@ -421,7 +421,7 @@ def test_time_and_loss_are_for_recipes_that_search_and_a_loss_is_one_of_two():
 
     assert passes("lapq", time="2min", loss="labels") == (JointSearch(MSE, seconds=120, loss="labels"),)
     assert passes("mse") == RECIPES["mse"].passes
-    with pytest.raises(FewbitError, match="recipe mse has none, these have: best, adaround, brecq, qdrop, lapq; leave it out"):
+    with pytest.raises(FewbitError, match=r"recipe mse has none, these have: best, best-rotated, .*qdrop, lapq; leave it out"):
         passes("mse", time="2min")
     with pytest.raises(FewbitError, match="recipe mse has none, these have: lapq, fdda"):
         passes("mse", loss="labels")

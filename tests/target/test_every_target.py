@@ -219,7 +219,7 @@ def test_a_run_for_a_target_that_is_not_here_says_who_stood_in(target, mixed_net
 
 @pytest.mark.parametrize("flags", [frozenset(), pytest.param(frozenset({"avx2"}), marks=pytest.mark.slow)])
 def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, monkeypatch):
-    monkeypatch.setattr("fewbit.stages.choose.processor_flags", lambda: flags)
+    monkeypatch.setattr("fewbit.stages.times.processor_flags", lambda: flags)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     options = {"input_size": (3, 8, 8), "seconds": 0.01}
     result = quantize(mixed_net.module, mixed_net.images, target="ort-x86-avx2", **options)
