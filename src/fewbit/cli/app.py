@@ -35,7 +35,9 @@ class Words(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "" in args:
             before = args[args.index("") - 1] if args.index("") else ""
-            ctx.fail(f"{before if before.startswith('-') else 'An argument'} '' is empty; give a value, or leave it out.")
+            if before.startswith("-"):
+                ctx.fail(f"{before} '' is empty; give a value, or leave it out.")
+            ctx.fail("An argument '' is empty; give the name of a model, a file or a folder in its place.")
         return super().parse_args(ctx, args)
 
 
