@@ -132,7 +132,10 @@ def test_softmax_of_fewer_bits_keeps_its_range(vit):
 SLOW = JointSearch | Reconstruct | Finetune | Distill
 
 
-@pytest.mark.parametrize("recipe", [name for name, recipe in ABLATIONS.items() if not isinstance(recipe.passes[-1], SLOW)])
+PLAIN = [name for name, recipe in ABLATIONS.items() if not isinstance(recipe.passes[-1], SLOW)]
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name not in RECIPES)) for name in PLAIN])
 def test_openvino_has_no_zero_point_on_either_side_of_a_product_of_activations(vit, recipe):
     plan = vit.plan("openvino-x86", recipe, everything=True)
     for operand in ("qk:query", "qk:key", "pv:probs", "pv:value"):

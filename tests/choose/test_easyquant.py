@@ -159,6 +159,7 @@ def test_the_recipe_runs_end_to_end_and_gains_on_its_start(request, name, recipe
     assert compare(net.graph, plan, tmp_path / "model.onnx", [net.images[:4]]).wrong == ()
 
 
+@pytest.mark.slow
 def test_the_second_pass_keeps_the_weights_of_the_first_and_widens_inputs_only(conv_net):
     context, passes = (
         conv_net.context("openvino-x86", bits=parse_bits(4), everything=False),
