@@ -188,10 +188,15 @@ def set_aside(count: int) -> int:
     return count // EIGHTH if count >= 2 * EIGHTH else 0
 
 
+def counts_of(graph: Graph) -> list[int]:
+    """How many numbers each value of a graph has for one image."""
+    metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
+    return [torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")]
+
+
 def few_enough(graph: Graph, batches: Sequence[Batch]) -> Sequence[Batch]:
     """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
-    metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
-    largest = max((torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape")), default=1)
+    largest = max(counts_of(graph), default=1)
     whole, size = count_of(batches), count(batches[0])
     fitting = max(MEMORY // (4 * largest), LEAST * size)
     return Rebatched(batches, size, whole if whole <= fitting else fitting // size * size)

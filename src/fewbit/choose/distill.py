@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.choose.builder import PlanBuilder
-from fewbit.choose.context import Context
+from fewbit.choose.context import Context, counts_of
 from fewbit.choose.finetune import cropped
 from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.loss import Measure
@@ -24,7 +24,7 @@ from fewbit.choose.soft_codes import Rounded, cosine, soft_fake
 from fewbit.core.grid import TINY, Grid, QParams
 from fewbit.core.inputs import images_of
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Choice, Graph, Json, Op, PassLog, Plan, SameAs
+from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
 from fewbit.files import write_atomic
@@ -75,7 +75,7 @@ class Distill:
 
     def check(self, context: Context) -> None:
         """Raises FewbitError where the target has groups or the model a fixed batch, BadImages where no image was set aside or
-        the model's task has no gradient.
+        something comes with each image.
         """
         context.refuse_groups(self)
         context.refuse_fixed_batch(self)
@@ -113,7 +113,7 @@ class Course:
         self.step, self.spent, self.checked = 0, 0.0, 0
         self.losses: list[float] = []
         self.short = halves_are_faster()
-        self.batch = min(settings.batch, self.images.firsts[-1], max(MEMORY // (3 * bytes_of(context.graph)), 1))
+        self.batch = min(settings.batch, self.images.firsts[-1], max(MEMORY // (3 * 4 * sum(counts_of(context.graph))), 1))
 
     @property
     def progress(self) -> float:
@@ -123,10 +123,12 @@ class Course:
 
     def run(self) -> dict[str, Json]:
         """Learn; the student has the best state afterwards."""
-        start, student = self.held(), self.student
-        best, kept = start, student.state()
+        student = self.student
         if self.file is not None and self.file.exists():
             best, kept = self.resume(self.file)
+        else:
+            best, kept = self.held(), student.state()
+        start = self.losses[0]
         while self.progress < 1:
             began = time.monotonic()
             self.advance()
@@ -329,12 +331,6 @@ class Learned(torch.autograd.Function):
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The sum of products of two tensors of one shape, float32."""
     return torch.dot(a.flatten(), b.flatten()) if a.dtype == b.dtype == torch.float32 else (a * b).sum(dtype=torch.float32)
-
-
-def bytes_of(graph: Graph) -> int:
-    """What all values of a graph take for one image, float32."""
-    metas = [node.meta.get("tensor_meta") for node in graph.module.graph.nodes if node.op == "call_function"]
-    return 4 * sum(torch.Size(meta.shape).numel() for meta in metas if hasattr(meta, "shape"))
 
 
 def halves_are_faster() -> bool:
