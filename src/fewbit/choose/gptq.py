@@ -21,7 +21,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
 
-BLOCK = 128  # columns whose later ones are corrected together
+BLOCK = 32  # columns whose later ones are corrected together: what changes at once stays in a core's cache
 TRIES = 12  # to make a matrix positive definite
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
@@ -162,10 +162,10 @@ class Gptq:
             scales.append(_by_block(w, scales, grid, moments.gram))
         scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(o) for s in scales]
         scale = torch.stack(scales)
-        target, best_error, best_codes = moments.through(w.double()), None, None
+        gram, best_error, best_codes = moments.gram.float(), None, None
         for part in scale.split(max(1, WORK // (o * m))):
             part_codes = self._gptq_codes(w, part, grid, moments)
-            error = torch.stack([moments.error(target, q * along(s, q, 0)) for q, s in zip(part_codes, part, strict=True)])
+            error = torch.stack([_error(q * along(s, q, 0) - w, gram) for q, s in zip(part_codes, part, strict=True)])
             index = error.argmin(0)
             rows = torch.arange(o)
             if best_error is None or best_codes is None:
@@ -194,8 +194,9 @@ class Gptq:
             order = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
             upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[order][:, order], self.damp)), upper=True)
             rows = parts[g].repeat(k, 1)
-            row_scale = along(group_scales[:, g].flatten(0, 1), rows, 0).expand_as(rows)
-            q = _column_codes(rows[:, order], row_scale[:, order], grid, upper.float())
+            row_scale = along(group_scales[:, g].flatten(0, 1), rows, 0)
+            row_scale = row_scale if row_scale.shape[1] == 1 else row_scale[:, order]
+            q = _column_codes(rows[:, order], row_scale, grid, upper.float())
             unordered = torch.empty_like(q)
             unordered[:, order] = q
             result[:, g * outputs : (g + 1) * outputs] = unordered.unflatten(0, (k, outputs))
@@ -207,26 +208,47 @@ class Gptq:
             return q
         groups = len(moments.gram)
         outputs = len(w) // groups
-        q = q.clone()
+        parts = []
         for g in range(groups):
             rows = slice(g * outputs, (g + 1) * outputs)
-            h, s = moments.gram[g].float(), along(scale[rows], w[rows], 0).expand_as(w[rows])
-            diagonal = h.diagonal().clamp_min(1e-12 * float(h.diagonal().max().clamp_min(1e-30)))
-            part = q[rows]
-            gradient = (part * s - w[rows]) @ h
-            for _ in range(self.sweeps):
-                changed = False
-                for j in range(w.shape[1]):
-                    better = (part[:, j] - gradient[:, j] / (diagonal[j] * s[:, j])).round_().clamp_(grid.low, grid.high)
-                    change = better - part[:, j]
-                    if bool(change.any()):
-                        gradient += (change * s[:, j])[:, None] * h[j]
-                        part[:, j] = better
-                        changed = True
-                if not changed:
-                    break
-            q[rows] = part
-        return q
+            s = along(scale[rows], w[rows], 0)
+            parts.append(_descended(w[rows], q[rows], s, grid, moments.gram[g].float(), self.sweeps))
+        return torch.cat(parts)
+
+
+def _descended(
+    w: Float[Tensor, "o m"], q: Float[Tensor, "o m"], scale: Float[Tensor, "o c"], grid: Grid, h: Float[Tensor, "m m"],
+    sweeps: int,
+) -> Float[Tensor, "o m"]:  # fmt: skip
+    """Codes of weights with one H after sweeps over their columns; `scale` is of each row (c = 1) or of each weight.
+
+    The gradient of the error follows each move within a block of columns, and each block outside of it.
+    """
+    codes = q.T.contiguous()
+    s = scale.T.contiguous().expand_as(codes)
+    diagonal = h.diagonal().clamp_min(1e-12 * float(h.diagonal().max().clamp_min(1e-30))).tolist()
+    gradient = h @ (codes * s - w.T)
+    m, moves = len(codes), codes.new_empty(BLOCK, len(q))
+    for _ in range(sweeps):
+        before = codes.clone()
+        for first in range(0, m, BLOCK):
+            last = min(first + BLOCK, m)
+            block = gradient[first:last].clone()
+            for j in range(first, last):
+                better = torch.addcdiv(codes[j], block[j - first], s[j], value=-1 / diagonal[j]).round_()
+                move = torch.mul(better.clamp_(grid.low, grid.high).sub_(codes[j]), s[j], out=moves[j - first])
+                codes[j].add_(better)
+                block[j + 1 - first :].addr_(h[j + 1 : last, j], move)
+            gradient.addmm_(h[:, first:last], moves[: last - first])
+        if bool((codes == before).all()):
+            break
+    return codes.T
+
+
+def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[Tensor, "o"]:
+    """The squared error of each output whose weights change so; in float32, since no large numbers cancel."""
+    parts = change.unflatten(0, (len(gram), -1))
+    return ((parts @ gram) * parts).sum(2).flatten()
 
 
 def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
@@ -271,23 +293,25 @@ def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Ten
 
 
 def _column_codes(
-    w: Float[Tensor, "r m"], scale: Float[Tensor, "r m"], grid: Grid, upper: Float[Tensor, "m m"]
+    w: Float[Tensor, "r m"], scale: Float[Tensor, "r c"], grid: Grid, upper: Float[Tensor, "m m"]
 ) -> Float[Tensor, "r m"]:
-    """Codes of rows, column by column, each with its scales; `upper` is the Cholesky factor of the inverse of H."""
-    w, q = w.clone(), torch.empty_like(w)
-    m = w.shape[1]
+    """Codes of rows, column by column; `scale` is of each row (c = 1) or of each weight, `upper` the Cholesky factor of the
+    inverse of H.
+
+    Transposed, so that a column lies in one piece.
+    """
+    columns = w.T.contiguous()
+    scales = scale.T.contiguous().expand_as(columns)
+    codes, errors = torch.empty_like(columns), columns.new_empty(BLOCK, len(w))
+    m, diagonal = len(columns), upper.diagonal().tolist()
     for first in range(0, m, BLOCK):
         last = min(first + BLOCK, m)
-        block, errors = w[:, first:last], torch.empty(len(w), last - first)
-        for j in range(last - first):
-            column_scale = scale[:, first + j]
-            code = (block[:, j] / column_scale).round_().clamp_(grid.low, grid.high)
-            q[:, first + j] = code
-            error = (block[:, j] - code * column_scale) / upper[first + j, first + j]
-            errors[:, j] = error
-            block[:, j + 1 :] -= error[:, None] * upper[first + j, first + j + 1 : last]
-        w[:, last:] -= errors @ upper[first:last, last:]
-    return q
+        for j in range(first, last):
+            code = torch.div(columns[j], scales[j], out=codes[j]).round_().clamp_(grid.low, grid.high)
+            error = torch.addcmul(columns[j], code, scales[j], value=-1, out=errors[j - first]).div_(diagonal[j])
+            columns[j + 1 : last].addr_(upper[j, j + 1 : last], error, alpha=-1)
+        columns[last:].addmm_(upper[first:last, last:].T, errors[: last - first], alpha=-1)
+    return codes.T
 
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
