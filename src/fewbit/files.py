@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbit.core.pages import mapped
 from fewbit.errors import FULL, BadFile, Stopped
 
 if TYPE_CHECKING:
@@ -135,6 +136,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+
+
+def mapped_tensors(path: Path) -> dict[str, Tensor]:
+    """The same, each tensor in the file's own pages. Nobody may write to the tensors, or to the file."""
+    import torch
+
+    own = read_tensors(path)  # which looks at the file, and has its types
+    pages = mapped(path)
+    size = int.from_bytes(pages[:8], "little")
+    rows = json.loads(pages[8 : 8 + size])
+    found: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        start = 8 + size + rows[name]["data_offsets"][0]
+        full = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=start) if tensor.numel() else tensor
+        found[name] = full.view(tensor.shape)
+    return found
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbit.core.pages import give_back
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.folder import Workplace, checked
 from fewbit.progress import Lines, Progress
@@ -209,7 +210,9 @@ class Run:
                 result = function(**inputs)
         else:
             result = function(**inputs)
+        del inputs
         self.values.update({stage.gives[0]: result} if len(stage.gives) == 1 else zip(stage.gives, result, strict=True))
+        give_back()
         return self._value_of(stage)
 
     def finish(self, *scratch: str) -> Run:

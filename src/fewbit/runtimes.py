@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # what is no float32
+DATA = ".data"  # of the file beside an ONNX file that has its large weights
 AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the stand-in for a runtime that is not installed
 
 
@@ -82,6 +83,11 @@ run = lambda inputs: session.run(None, inputs)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if save_optimised is not None:
             options.optimized_model_filepath = str(save_optimised)
+            if is_external(path):
+                options.add_session_config_entry(
+                    "session.optimized_model_external_initializers_file_name", save_optimised.name + DATA
+                )
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute().parent))
         model: str | bytes = with_outputs(path, outputs).SerializeToString() if outputs else str(path)
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -121,13 +127,16 @@ run = lambda inputs: request.infer(inputs)
     def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32", outputs: Sequence[str] = ()) -> None:
         import openvino as ov
 
-        core = ov.Core()
-        source = with_outputs(path, outputs).SerializeToString() if outputs else str(path)
+        core, beside = ov.Core(), outputs and is_external(path)
+        source = with_outputs(path, outputs).SerializeToString() if outputs and not beside else str(path)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            self.compiled = core.compile_model(core.read_model(source), "CPU", config)
+            model = core.read_model(source)
+            if beside:  # bytes have no folder in which their weights lie
+                model.add_outputs(list(outputs))
+            self.compiled = core.compile_model(model, "CPU", config)
         except Exception as error:
             raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
         self._request = self.compiled.create_infer_request()
@@ -223,9 +232,7 @@ def runtime_names() -> tuple[str, ...]:
 
 def runtimes_for(path: Path) -> tuple[str, ...]:
     """The installed runtimes that load a file: one alone where it has operators of that runtime's own."""
-    import onnx
-
-    domains = {opset.domain for opset in onnx.load(str(path), load_external_data=False).opset_import}
+    domains = {opset.domain for opset in read_onnx(path, data=False).opset_import}
     owners = {name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain in domains}
     return tuple(name for name in runtime_names() if owners <= {name} and _loads(name, path))
 
@@ -264,7 +271,7 @@ def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[ND
     BadFile, when it is called, for real numbers to a file of pixels that does not say how.
     """
     of_pixels = any(dtype == np.uint8 for dtype in types)
-    numbers = normalized_inside({e.key: e.value for e in read_onnx(path).metadata_props}) if of_pixels else None
+    numbers = normalized_inside({e.key: e.value for e in read_onnx(path, data=False).metadata_props}) if of_pixels else None
 
     def taken(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         if x.dtype.kind != "f":
@@ -276,12 +283,22 @@ def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[ND
     return lambda *inputs: [taken(x, dtype) for x, dtype in zip(inputs, types, strict=True)]
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file. Raises BadFile for a broken one."""
+def is_external(path: Path) -> bool:
+    """Whether weights of an ONNX file stand in a file beside it."""
+    return path.with_name(path.name + DATA).exists()
+
+
+def bytes_of(path: Path) -> int:
+    """The bytes of a file, and of the one beside it."""
+    return path.stat().st_size + (path.with_name(path.name + DATA).stat().st_size if is_external(path) else 0)
+
+
+def read_onnx(path: Path, *, data: bool = True) -> onnx.ModelProto:
+    """An ONNX file, with the weights that stand in a file beside it, or without. Raises BadFile for a broken one."""
     import onnx
 
     try:
-        return onnx.load(str(path))
+        return onnx.load(str(path), load_external_data=data)
     except Exception as error:
         raise BadFile(
             f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
@@ -292,7 +309,7 @@ def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
     """The model with additional values as outputs. Raises BadFile for a broken file."""
     import onnx
 
-    model = read_onnx(path)
+    model = read_onnx(path, data=False)
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     return model

@@ -257,3 +257,16 @@ def test_a_stream_answers_from_any_place_as_the_interpreter_and_under_its_limit(
     stream.back()
     assert stream.place == 0
     assert all(torch.equal(output, answer) for (output,), answer in zip(stream.outputs(), expected, strict=True))
+
+
+def test_large_weights_are_made_of_their_codes_in_each_run_and_kept_by_nobody(vit, ort_target, monkeypatch):
+    plan = vit.plan(ort_target)
+    kept = Executor.of(vit.graph, plan)
+    monkeypatch.setattr("fewbit.execute.executor.LARGE", 1)
+    made = Executor.of(vit.graph, plan)
+    weights = [choice.site for choice in plan.choices.values() if choice.role == "weight"]
+    held = [value for reads in made.instead.values() for value in reads.values() if isinstance(value, torch.Tensor)]
+    assert weights
+    assert not [one for one in held if one.numel() > 1]
+    for _ in range(2):
+        assert torch.equal(made(vit.images)[0], kept(vit.images)[0])

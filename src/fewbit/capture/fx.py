@@ -74,13 +74,15 @@ def constant(module: GraphModule, node: Node) -> Tensor:
 
 
 def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
-    """Register a buffer under a fresh flat name and read it just before a node."""
+    """Register a buffer under a fresh flat name and read it just before a node. It may be a view of another constant: nothing
+    writes to them.
+    """
     stem = name.replace(".", "_").replace(":", "_")
     fresh, count = stem, 0
     while hasattr(module, fresh):
         count += 1
         fresh = f"{stem}_{count}"
-    module.register_buffer(fresh, value.detach().clone().contiguous())
+    module.register_buffer(fresh, value.detach().contiguous())
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(fresh)
     return node

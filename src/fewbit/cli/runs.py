@@ -98,6 +98,7 @@ def bench(
     from fewbit.report.tables import pays
     from fewbit.report.words import speed
     from fewbit.run import Run
+    from fewbit.runtimes import bytes_of
 
     with drawn() as progress:
         finished = Run.open(run, progress)
@@ -122,7 +123,7 @@ def bench(
         )
     out.print(table)
     for name in ("float.onnx", "model.onnx", "plan.safetensors"):
-        out.print(f"{name}: {(run / name).stat().st_size / 1e6:.2f} MB")
+        out.print(f"{name}: {bytes_of(run / name) / 1e6:.2f} MB")
 
 
 def _spread(middle: float, ends: tuple[float, float]) -> str:

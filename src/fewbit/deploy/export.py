@@ -26,7 +26,7 @@ from fewbit.deploy.python.session import Run, session
 from fewbit.errors import BadFile, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked
-from fewbit.runtimes import runtime_names, runtimes_for
+from fewbit.runtimes import DATA, is_external, runtime_names, runtimes_for
 
 Arrays = Mapping[str, NDArray[Any]]
 LOADS = 5  # times that a file is loaded to time it
@@ -156,6 +156,8 @@ def _feeds(run: Path, task: Mapping[str, Any]) -> list[Arrays]:
 
 def _copy(model: Path, folder: Path) -> None:
     shutil.copyfile(model, folder / MODEL)
+    if is_external(model):
+        shutil.copyfile(model.with_name(model.name + DATA), folder / (MODEL + DATA))
 
 
 def _to_openvino(model: Path, folder: Path) -> None:

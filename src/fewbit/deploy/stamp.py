@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.core.record import MADE
 from fewbit.errors import BadFile
-from fewbit.files import write_atomic
-from fewbit.runtimes import read_onnx
+from fewbit.files import sha256, write_atomic
+from fewbit.runtimes import DATA, is_external, read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -65,13 +65,13 @@ def _short(value: Json) -> Json:
 
 def stamp(path: Path, entry: Mapping[str, Json]) -> None:
     """Write the entry into a file, in the place of one that it may have."""
-    content = stamped(read_onnx(path), entry).SerializeToString()
+    content = stamped(read_onnx(path, data=False), entry, path).SerializeToString()
     write_atomic(path, lambda part: part.write_bytes(content))
 
 
-def stamped(model: onnx.ModelProto, entry: Mapping[str, Json]) -> onnx.ModelProto:
-    """The model with the entry behind all others."""
-    digest = _without(model)
+def stamped(model: onnx.ModelProto, entry: Mapping[str, Json], path: Path | None = None) -> onnx.ModelProto:
+    """The model with the entry behind all others; `path` is its file, whose large weights may stand beside it."""
+    digest = _without(model, path)
     model.metadata_props.add(
         key=MADE, value=json.dumps({**entry, "measured": {**entry["measured"], "sha256": digest}}, allow_nan=False)
     )
@@ -80,7 +80,7 @@ def stamped(model: onnx.ModelProto, entry: Mapping[str, Json]) -> onnx.ModelProt
 
 def read(path: Path) -> Stamp:
     """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
-    model = read_onnx(path)
+    model = read_onnx(path, data=False)
     if not model.graph.output:
         raise BadFile(f"{path} holds no graph, so it is no ONNX file; give one, as in fewbit show run/model.onnx.")
     entries = {entry.key: _parsed(entry.value) for entry in model.metadata_props}
@@ -88,16 +88,19 @@ def read(path: Path) -> Stamp:
         said = entries[MADE]["measured"]["sha256"] if MADE in entries else None
     except (KeyError, TypeError) as error:
         raise BadFile(f"{path}: its metadata entry {MADE} is not as fewbit writes it; make the file again.") from error
-    return Stamp(entries, None if said is None else said == _without(model))
+    return Stamp(entries, None if said is None else said == _without(model, path))
 
 
-def _without(model: onnx.ModelProto) -> str:
-    """Take the entry out of a model, and give the SHA-256 of what is left."""
+def _without(model: onnx.ModelProto, path: Path | None) -> str:
+    """Take the entry out of a model, and give the SHA-256 of what is left, with the file beside it."""
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != MADE]
     del model.metadata_props[:]
     for key, value in kept:
         model.metadata_props.add(key=key, value=value)
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    content = hashlib.sha256(model.SerializeToString(deterministic=True))
+    if path is not None and is_external(path):
+        content.update(sha256(path.with_name(path.name + DATA)).encode())
+    return content.hexdigest()
 
 
 def _parsed(text: str) -> Json:

@@ -24,11 +24,18 @@ Env = dict[Node, Any]
 Tap = Callable[[Any], object]
 Read = Callable[[Tensor, Choice], Tensor]
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
+LARGE = 1 << 18  # numbers of a weight that are made of its codes again in each run: they take four times the bytes of codes
 
 
 def faked(x: Tensor, choice: Choice) -> Tensor:
     """An activation quantized and dequantized, as its readers see it."""
     return fake(x, choice.qparams, choice.grid)
+
+
+def real_of(choice: Choice) -> Tensor:
+    """The real numbers of the codes of a weight or bias."""
+    assert choice.codes is not None
+    return values(choice.codes.to(torch.int32), choice.qparams, choice.grid)
 
 
 def last_reads(order: Sequence[Node]) -> dict[Node, list[Node]]:
@@ -94,14 +101,15 @@ class Executor:
     def set(self, choice: Choice) -> None:
         """Let the readers of a site read the choice's numbers from now on."""
         if choice.codes is not None:
-            self.give(choice.site, values(choice.codes.to(torch.int32), choice.qparams, choice.grid))
+            large = choice.role == "weight" and choice.codes.numel() >= LARGE
+            self.give(choice.site, choice if large else real_of(choice))
             return
         tensor = self.nodes[self.graph.site(choice.site).tensor]
         for reader in readers(self.graph, choice, self._integer_ops, tensor):
             self.instead.setdefault(reader, {})[tensor] = choice
 
-    def give(self, site: str, real: Tensor) -> None:
-        """Let the readers of a weight or bias read real numbers in place of its codes'."""
+    def give(self, site: str, real: Tensor | Choice) -> None:
+        """Let the readers of a weight or bias read real numbers, or a weight's readers those of its codes."""
         place = self.graph.site(site)
         for name, _ in place.readers:
             self.instead.setdefault(self.nodes[self.graph.op(name).node], {})[self.nodes[place.tensor]] = real
@@ -229,7 +237,11 @@ class _Run:
         return self.calls.get(node, target)(*args, **kwargs)
 
     def of_codes(self, tensor: Node, choice: Choice) -> Tensor:
-        """The quantized tensor, computed for the first reader; a tensor that nobody reads otherwise is freed then."""
+        """The quantized tensor, computed for the first reader; a tensor that nobody reads otherwise is freed then. The numbers
+        of a weight's codes are kept for nobody.
+        """
+        if choice.codes is not None:
+            return real_of(choice)
         by_choice = self.quantized.setdefault(tensor, {})
         if id(choice) not in by_choice:
             by_choice[id(choice)] = self.read(self.env[tensor], choice)

@@ -47,18 +47,21 @@ Traced = tuple[tuple[Tensor, ...], dict[str, SiteTrace]]
 
 
 def trace(
-    module: Simulation, x: Batch, forced: Mapping[str, Tensor] | None = None, calls: Mapping[str, Callable[..., Any]] = NOTHING
-) -> Traced:
+    module: Simulation, x: Batch, forced: Mapping[str, Tensor] | None = None,
+    calls: Mapping[str, Callable[..., Any]] = NOTHING, seen: Callable[[str, SiteTrace], object] | None = None,
+) -> Traced:  # fmt: skip
     """The outputs of a simulation for a batch of images, and the codes of every activation site.
 
     With `forced` (site -> codes), what follows a site computes with those codes instead of its own: a difference then
     belongs to the site where it appears, and does not spread. `calls` stand for the nodes' functions, as in the executor.
+    With `seen` each site's trace goes to that function, and none is kept.
     """
     forced_codes, traces = forced or {}, dict[str, SiteTrace]()
+    keep = traces.__setitem__ if seen is None else seen
 
     def read(x: Tensor, choice: Choice) -> Tensor:
         own = codes(x, choice.qparams, choice.grid)
-        traces[choice.site] = SiteTrace(own, position(x, choice.qparams, choice.grid))
+        keep(choice.site, SiteTrace(own, position(x, choice.qparams, choice.grid)))
         return values(forced_codes.get(choice.site, own).to(torch.int32), choice.qparams, choice.grid)
 
     with torch.no_grad():

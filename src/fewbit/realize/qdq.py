@@ -35,7 +35,7 @@ from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import FewbitFailed
-from fewbit.files import write_atomic
+from fewbit.realize.beside import save
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
@@ -327,8 +327,3 @@ def _check_scale(node: ir.Node, choice: Choice) -> None:
     scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
     if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.qparams.scale.cpu().flatten()):
         raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another scale than the plan.")
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Write a model as an ONNX file, whole or not at all."""
-    write_atomic(path, lambda part: ir.save(model, part))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile
 from fewbit.report.answers import ELSEWHERE, MARGIN
-from fewbit.runtimes import RUNTIMES
+from fewbit.runtimes import RUNTIMES, bytes_of
 
 if TYPE_CHECKING:
     from fewbit.core.values import Checks, Graph, Plan
@@ -104,7 +104,7 @@ def average_weight_bits(graph: Graph, plan: Plan) -> float:
 
 def files(folder: Path) -> Rows:
     """The bytes of each file of a run that a user would ship, and of the float model."""
-    return [{"what": what, "bytes": (folder / name).stat().st_size} for name, what in WEIGHED.items()]
+    return [{"what": what, "bytes": bytes_of(folder / name)} for name, what in WEIGHED.items()]
 
 
 def integer_share(graph: Graph, plan: Plan) -> float:

@@ -18,7 +18,7 @@ from fewbit.data.images import Images
 from fewbit.files import write_json
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
-from fewbit.runtimes import open_session
+from fewbit.runtimes import DATA, bytes_of, open_session
 from fewbit.search.run import History, pareto
 from fewbit.stages.prove import write_model
 from fewbit.task import task_of
@@ -88,8 +88,9 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
     arrays = arrays_of(inputs, example(inputs, noise))
     times = paired([partial(session.run, *arrays) for session in sessions], SECONDS)
     float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    size, float_size = path.stat().st_size, twin.stat().st_size
+    size, float_size = bytes_of(path), bytes_of(twin)
     path.unlink()
+    path.with_name(path.name + DATA).unlink(missing_ok=True)
     return {
         **score.to_json(),
         "ms": ms,

@@ -18,6 +18,7 @@ from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest
 from fewbit.run import Run
+from fewbit.runtimes import bytes_of
 from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.judge import judge, uniform
 from fewbit.search.model import FLOAT, Loss, Model, Settings, scored
@@ -161,7 +162,7 @@ def _timed_problem(
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     widest = model.dimensions({})
-    rest = (part / WIDEST).stat().st_size - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
+    rest = bytes_of(part / WIDEST) - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
     return problem_of(model, measure, times, limits, rest)
 
 

@@ -22,7 +22,7 @@ REPORT = Stage("report", draw, ("page",), ("report.html",))
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("capture", load.capture, ("exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
+    Stage("capture", load.capture, ("inputs", "exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
     Stage("images", load.images, ("calibration", "judged", "scored"), (load.MADE,)),  # written only for synthetic images
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage("settle", goal.settle, ("request", "attempts"), scratch=(goal.FILE,), when=lambda values: values["asked"].drops),

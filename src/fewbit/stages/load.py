@@ -19,6 +19,7 @@ from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import batch_of, fingerprint, reason
 from fewbit.capture.inputs import Given
+from fewbit.capture.mapped import mapped
 from fewbit.capture.python_file import from_python
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
@@ -252,12 +253,16 @@ def images(inputs: Inputs, asked: Options, folder: Path, progress: Progress) -> 
     return calibration.remembered(Memory(folder)), judged, scored
 
 
-def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Graph, ExportedProgram, Container[str]]:
-    """The graph of the model as it was loaded, the model, and the names of the sites that the target may quantize.
+def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph, ExportedProgram, Container[str]]:
+    """The inputs, with the model's weights in its file; the graph of the model as it was loaded, the model, and the names of
+    the sites that the target may quantize.
 
     Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
     work on the target. The exported program is written for whoever opens the run.
     """
+    if not (folder / EXPORTED).exists():
+        write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
+    inputs = replace(inputs, loaded=replace(inputs.loaded, program=mapped(inputs.loaded.program, folder / EXPORTED)))
     graph, images = replace(graph_of(inputs.loaded), task=inputs.task), inputs.calibration
     if isinstance(images, Images):
         count, labels = len(images), images.labels
@@ -282,9 +287,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Graph, Export
     if values:
         write_atomic(folder / OTHERS, lambda file: save_file(values, file))
     write_tail(graph.tail, folder)
-    if not (folder / EXPORTED).exists():
-        write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
-    return graph, inputs.loaded.program, quantized
+    return inputs, graph, inputs.loaded.program, quantized
 
 
 def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedProgram]:
@@ -300,6 +303,7 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
     loaded = load_model(str(folder / EXPORTED), given=given, overrides=size)
+    loaded = replace(loaded, program=mapped(loaded.program, folder / EXPORTED))
     inputs = tuple(replace(one, other=other.get(one.name)) for one in loaded.inputs)
     loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs, tail=read_tail(folder))
     return replace(graph_of(loaded), task=meaning.reopened(record, loaded)), loaded.program

@@ -14,7 +14,7 @@ from fewbit.core.values import Graph
 from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced
-from fewbit.files import read_json, read_tensors, write_atomic, write_json
+from fewbit.files import mapped_tensors, read_json, read_tensors, write_atomic, write_json
 from fewbit.observe import Stats
 from fewbit.observe import observe as statistics_of
 from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
@@ -80,7 +80,7 @@ def equalize(
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
     write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})
-    return result.graph, stats, result.record
+    return reopened(exact, folder), stats, result.record
 
 
 def equalized(exact: Graph, folder: Path) -> tuple[Graph, Stats, Rows]:
@@ -92,4 +92,4 @@ def equalized(exact: Graph, folder: Path) -> tuple[Graph, Stats, Rows]:
 def reopened(exact: Graph, folder: Path) -> Graph:
     """The graph that a finished run's plan is for."""
     changed = folder / EQUALIZED
-    return replaced(exact, read_tensors(changed)) if changed.exists() else exact
+    return replaced(exact, mapped_tensors(changed)) if changed.exists() else exact

@@ -24,7 +24,7 @@ from fewbit.report import tables
 from fewbit.report.rows import tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.run import FILES
-from fewbit.runtimes import RUNTIMES
+from fewbit.runtimes import RUNTIMES, bytes_of
 from fewbit.stages.goal import said
 from fewbit.stages.load import Inputs
 from fewbit.stages.prove import MODEL, type_of
@@ -79,7 +79,7 @@ def summarize(
 
 def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Request, folder: Path) -> dict[str, Any]:
     """What report.json says of the plan and its files."""
-    sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
+    sizes = {name: bytes_of(folder / name) for name in FILES if (folder / name).exists()}
     return {
         "schema": 1,
         "model": request.ref,

@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor
 
 from fewbit.capture.kinds import KINDS
 from fewbit.core.inputs import Batch, arrays_of
+from fewbit.core.pages import give_back
 from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SiteCheck
 from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
@@ -76,29 +76,37 @@ def compare(
     `runtime`. None: as written alone, where the plan's runtime is not here. `others` are batches of images of another size, by
     what is said of it.
     """
-    module, file = simulate(graph, plan), read_onnx(path)
-    groups = {"": list(batches), **others}
+    module, groups = simulate(graph, plan), {"": list(batches), **others}
     order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
     activations = [name for name, choice in plan.choices.items() if choice.codes is None]
     sites = sorted(activations, key=lambda site: order[graph.site(site).tensor])
     names, shown = [output.name for output in graph.outputs], [*(site + CODES for site in sites), *graph.inside]
+
+    def beside(session: Session, rounded: Collection[str] = ()) -> dict[str, Forced]:
+        """For one session at a time, which is gone then."""
+        return {where: forced(module, session, sites, names, images, rounded) for where, images in groups.items()}
+
     progress("weights")
-    weights = stored_codes(graph, plan, path, file)
+    weights = stored_codes(graph, plan, path, read_onnx(path))
+    give_back()
     progress("codes as written")
-    session: Session = OnnxRuntime(path, optimise=False, outputs=shown)
-    written = {where: forced(module, session, sites, names, images) for where, images in groups.items()}
+    written = beside(OnnxRuntime(path, optimise=False, outputs=shown))
     off = added([one.sites for one in written.values()])
     outputs = [check for where, one in written.items() for check in one.judged(f"as written{where}")]
     if runtime is None:
         return Checks(off, (), tuple(outputs), kernels(plan, path), weights)
     progress(f"codes in {runtime}")
-    rounded, session = rounded_by_kernels(graph, plan), open_session(runtime, path, outputs=shown)
-    optimised = {where: forced(module, session, sites, names, images, rounded) for where, images in groups.items()}
+    give_back()
+    rounded = rounded_by_kernels(graph, plan)
+    optimised = beside(open_session(runtime, path, outputs=shown), rounded)
     outputs += [check for where, one in optimised.items() for check in one.judged(f"{runtime}, codes shown{where}")]
     progress(f"outputs in {runtime}")
+    give_back()
     session = open_session(runtime, path, outputs=graph.inside)
     for where, images in groups.items():
         outputs += shipped(module, session, optimised[where], images, rounded, where)
+    del session
+    give_back()
     on = added([one.sites for one in optimised.values()])
     return Checks(off, on, tuple(outputs), kernels(plan, path), weights)
 
@@ -111,30 +119,35 @@ def forced(
     tables = list[tuple[SiteCheck, ...]]()
     pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, 0.0), disturbances(module.executor, rounded)
     for batch in images:
-        values = session.run(*arrays_of(module.executor.inputs, batch))
-        codes = {site: torch.from_numpy(values[site + CODES].astype(np.int32)) for site in sites}
-        expected, traces = trace(module, batch, forced=codes)
-        tables.append(_checked(module, batch, sites, traces, codes))
+        values = dict(session.run(*arrays_of(module.executor.inputs, batch)))
+        codes = {site: torch.from_numpy(values.pop(site + CODES)) for site in sites}
+        expected, checks = _checked(module, batch, codes)
+        tables.append(checks)
         pairs.append((named(expected, names), picked(values, names)))
-        disturbed = named(trace(module, batch, codes, noise)[0], names)
+        disturbed = named(trace(module, batch, codes, noise, seen=lambda site, ours: None)[0], names)
         moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
     ours, theirs = map(joined, zip(*pairs, strict=True))
     return Forced(added(tables), ours, theirs, moved)
 
 
-def _checked(
-    module: Simulation, batch: Batch, sites: Sequence[str], traces: Mapping[str, SiteTrace], codes: Mapping[str, Tensor]
-) -> tuple[SiteCheck, ...]:
-    """The codes of the sites on one batch; where some are wrong they are looked at again with the functions of nodes off."""
-    checks = [checked(site, traces[site], codes[site]) for site in sites]
-    if not any(check.wrong for check in checks):
-        return tuple(checks)
-    others = [trace(module, batch, codes, calls)[1] for calls in off_by(module.executor)]
-    again = dict[str, SiteCheck]()
-    for site in [check.site for check in checks if check.wrong]:
-        far = reach(traces[site], [other[site] for other in others])
-        again[site] = checked(site, traces[site], codes[site], far)
-    return tuple(again.get(check.site, check) for check in checks)
+def _checked(module: Simulation, batch: Batch, codes: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[SiteCheck, ...]]:
+    """The outputs of a simulation that reads `codes`, and the check of each site, one at a time; where some are wrong they are
+    looked at again with the functions of nodes off.
+    """
+    checks, odd = dict[str, SiteCheck](), dict[str, SiteTrace]()
+
+    def look(site: str, ours: SiteTrace) -> None:
+        checks[site] = checked(site, ours, codes[site].to(torch.int32))
+        if checks[site].wrong:
+            odd[site] = ours
+
+    outputs, _ = trace(module, batch, codes, seen=look)
+    others: dict[str, list[SiteTrace]] = {site: [] for site in odd}
+    for calls in off_by(module.executor) if odd else ():
+        trace(module, batch, codes, calls, seen=lambda site, ours: others[site].append(ours) if site in odd else None)
+    for site, ours in odd.items():
+        checks[site] = checked(site, ours, codes[site].to(torch.int32), reach(ours, others[site]))
+    return outputs, tuple(checks[site] for site in codes)
 
 
 def shipped(

@@ -12,6 +12,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 from torch import Tensor
 
 from fewbit.core.grid import along, multiples_of, values
@@ -66,35 +67,49 @@ def _counted(site: str, ours: Tensor, theirs: Tensor) -> SiteCheck:
 
 def initializers(file: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
     """Every initializer by name. Raises BadFile for one whose bytes are not those of its type and shape."""
+    return {tensor.name: _array(tensor) for tensor in file.graph.initializer}
+
+
+def _array(tensor: onnx.TensorProto, folder: Path | None = None) -> NDArray[np.generic]:
+    """The numbers of an initializer; where they stand beside a file, of the file in `folder`."""
     try:
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
-    except (ValueError, TypeError, KeyError) as error:
+        return numpy_helper.to_array(tensor, base_dir=str(folder or ""))
+    except (ValueError, TypeError, KeyError, OSError, onnx.checker.ValidationError) as error:
         raise BadFile(
             f"the ONNX file has a broken tensor ({error}); write the run again with fewbit quantize --force."
         ) from error
 
 
-def deviations(name: str, found: onnx.ModelProto, expected: onnx.ModelProto) -> tuple[Deviation, ...]:
-    """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs, outputs, metadata."""
-    if found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True):
+def deviations(
+    name: str, found: onnx.ModelProto, expected: onnx.ModelProto, folders: tuple[Path, Path] | None = None
+) -> tuple[Deviation, ...]:
+    """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs, outputs, metadata.
+    `folders` are those of both files, where large weights may stand beside them.
+    """
+    alike = found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    if alike and not any(map(uses_external_data, found.graph.initializer)):
         return ()
-    wrong = [*_tensors(found, expected), *_nodes(found, expected), *_entries(found, expected)]
-    return tuple(Deviation(name, *pair) for pair in wrong) or (Deviation(name, "the header", "is another"),)
+    wrong = [*_tensors(found, expected, folders or (None, None)), *_nodes(found, expected), *_entries(found, expected)]
+    return tuple(Deviation(name, *pair) for pair in wrong) or (() if alike else (Deviation(name, "the header", "is another"),))
 
 
-def _tensors(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    theirs, ours, read = initializers(found), initializers(expected), _readers(expected)
+def _tensors(
+    found: onnx.ModelProto, expected: onnx.ModelProto, folders: tuple[Path | None, Path | None]
+) -> Iterator[tuple[str, str]]:
+    theirs, ours = ({tensor.name: tensor for tensor in file.graph.initializer} for file in (found, expected))
+    read = _readers(expected)
     for tensor in dict.fromkeys([*ours, *theirs]):
         label = f"{tensor} ({read[tensor]})" if tensor in read else tensor
         if tensor not in theirs or tensor not in ours:
             yield label, "is missing" if tensor in ours else "does not belong there"
-        elif (theirs[tensor].dtype, theirs[tensor].shape) != (ours[tensor].dtype, ours[tensor].shape):
-            what = f"{theirs[tensor].dtype} {theirs[tensor].shape}, not {ours[tensor].dtype} {ours[tensor].shape}"
-            yield label, f"is {what}"
-        elif theirs[tensor].tobytes() != ours[tensor].tobytes():
-            other = np.frombuffer(theirs[tensor].tobytes(), np.uint8) != np.frombuffer(ours[tensor].tobytes(), np.uint8)
-            values = int(other.reshape(max(theirs[tensor].size, 1), -1).any(1).sum())
-            yield label, f"has {values} of {theirs[tensor].size} values changed"
+            continue
+        one, other = _array(theirs[tensor], folders[0]), _array(ours[tensor], folders[1])
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            yield label, f"is {one.dtype} {one.shape}, not {other.dtype} {other.shape}"
+        elif (a := one.tobytes()) != (b := other.tobytes()):
+            differ = np.frombuffer(a, np.uint8) != np.frombuffer(b, np.uint8)
+            values = int(differ.reshape(max(one.size, 1), -1).any(1).sum())
+            yield label, f"has {values} of {one.size} values changed"
 
 
 def _readers(file: onnx.ModelProto) -> dict[str, str]:

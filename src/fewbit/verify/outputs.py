@@ -25,6 +25,7 @@ from torch.fx import Node
 from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, arrays_of
+from fewbit.core.pages import give_back
 from fewbit.core.values import Input, OutputCheck
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
@@ -146,10 +147,12 @@ def twin_checks(
     """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images; `where` ends the
     place of each check.
     """
-    names, own = [output.name for output in outputs_of(program)], {output.name for output in read_onnx(twin).graph.output}
+    names, own = [output.name for output in outputs_of(program)], {one.name for one in read_onnx(twin, data=False).graph.output}
     session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
-    executor, place = Executor(graph_module(program), inputs=inputs), f"float.onnx in {runtime}{where}"
     found = joined([given_by(session, inputs, batch, names) for batch in images])
+    del session
+    give_back()  # it has the weights, which the executor reads as well
+    executor, place = Executor(graph_module(program), inputs=inputs), f"float.onnx in {runtime}{where}"
     given, moved = with_rounding(executor, images, names)
     checks = judged(place, given, found, moved)
     if not any(check.wrong for check in checks):
