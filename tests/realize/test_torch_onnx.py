@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
-from fewbit.realize import rendered_float, torch_onnx
+from fewbit.realize import rendered, rendered_float, torch_onnx
+from fewbit.realize.program import program_of
 from fewbit.realize.torch_onnx import DECOMPOSE
 
 
@@ -80,3 +83,82 @@ def test_what_is_in_no_table_is_tried_again(capture_net):
     (found,) = session.run(None, {net.graph.input_name: net.images.numpy()})
     with torch.no_grad():
         assert (found == net.module(net.images).numpy()).all()
+
+
+class Promoted(nn.Module):
+    """A whole number and places in whole numbers beside real ones, which torch.onnx has to cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.stem(x) * 3
+        return (y + torch.arange(y.shape[-1])).mean((2, 3))
+
+
+class Sized(nn.Module):
+    """The size of what a convolution gives, read behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(torch.cat([y.new_zeros(1, 1, 4).expand(y.shape[0], -1, -1), y], 1)).mean(1)
+
+
+@pytest.mark.parametrize("name", ["conv_net", "vit", "mixed_net", Promoted, Sized])
+def test_without_another_trace_the_files_are_those_of_torch_onnx(name, request, capture_net, monkeypatch):
+    net = request.getfixturevalue(name) if isinstance(name, str) else capture_net(name())
+    plan = net.plan("ort-x86-vnni")
+
+    def files() -> list[ir.Model]:
+        return [rendered_float(net.graph, opset=21), rendered(net.graph, plan, opset=21)]
+
+    monkeypatch.setattr(torch.export, "export", only_ports := counted(torch.export.export))
+    quick = files()
+    assert [len(list(module.graph.nodes)) for module in only_ports.given] == [3, 3]  # input, copy, output
+    assert all(node.inputs[0].is_graph_input() for model in quick for node in model.graph if node.op_type == "Shape")
+    monkeypatch.setattr(torch_onnx, "program_of", lambda *args: None)
+    monkeypatch.setattr(torch_onnx, "quick", nullcontext)
+    x = net.images.numpy()
+    for ours, theirs in zip(quick, files(), strict=True):
+        assert sorted(shape_of(ours)) == sorted(shape_of(theirs))
+        assert constants_of(ours) == constants_of(theirs)
+        assert [str(port.shape) for port in ours.graph.inputs] == [str(port.shape) for port in theirs.graph.inputs]
+        found, expected = (
+            ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {net.graph.input_name: x})[0]
+            for model in (ours, theirs)
+        )
+        assert (found == expected).all()
+
+
+def counted(function):
+    """A function that keeps its first arguments."""
+
+    def kept(first, *args, **options):
+        kept.given.append(first)
+        return function(first, *args, **options)
+
+    kept.given = []
+    return kept
+
+
+def constants_of(model: ir.Model) -> list[tuple[str, bytes]]:
+    return sorted((str(value.dtype), value.const_value.numpy().tobytes()) for value in model.graph.initializers.values())
+
+
+def test_what_torch_export_has_to_trace_has_no_program():
+    module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4)))  # a call of a module
+    assert program_of(module, (torch.zeros(2, 3),), None) is None
+
+
+def test_a_size_that_the_graph_fixes_has_no_program():
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.ops.aten.view.default, (x, [2, 3])))
+    module = torch.fx.GraphModule(nn.Module(), graph)
+    assert program_of(module, (torch.zeros(2, 3, 1),), ({0: "batch"},)) is None
+    assert program_of(module, (torch.zeros(2, 3, 1),), None) is not None

@@ -21,6 +21,8 @@ from fewbit.core.inputs import PLACES, example, fed
 from fewbit.core.values import Graph
 from fewbit.errors import BadModel
 from fewbit.realize.ports import BATCH, set_ports
+from fewbit.realize.program import program_of
+from fewbit.realize.quick import quick
 
 OF_SHAPES = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
 POOL = aten.adaptive_avg_pool2d.default
@@ -65,13 +67,14 @@ def _decomposed(program: ExportedProgram, table: Any = None) -> ExportedProgram:
     return program
 
 
-def _exported(*args: Any, **options: Any) -> Any:
-    """`torch.onnx.export` without decompositions, and with them where it cannot write the graph as it is."""
+def _exported(module: GraphModule, args: tuple[Any, ...], shapes: Any, **options: Any) -> Any:
+    """`torch.onnx.export` without another trace and decompositions, and with them where it cannot write the graph as it is."""
+    program = program_of(module, args, shapes)
     try:
-        with patch.object(ExportedProgram, "run_decompositions", _decomposed):
-            return torch.onnx.export(*args, **options)
+        with patch.object(ExportedProgram, "run_decompositions", _decomposed), quick():
+            return torch.onnx.export(program or module, args, dynamic_shapes=shapes, **options)
     except torch.onnx.OnnxExporterError:
-        return torch.onnx.export(*args, **options)
+        return torch.onnx.export(module, args, dynamic_shapes=shapes, **options)
 
 
 def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
@@ -90,8 +93,8 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         warnings.simplefilter("ignore")
         try:
             program = _exported(
-                module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))), dynamo=True,
-                opset_version=opset, verbose=False, dynamic_shapes=shapes if any(shapes) else None,
+                module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))),
+                shapes if any(shapes) else None, dynamo=True, opset_version=opset, verbose=False,
                 input_names=[one.name for one in inputs], output_names=[output.name for output in graph.outputs],
                 custom_translation_table=translations,
             )  # fmt: skip
