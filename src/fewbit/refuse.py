@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 def refuse(request: Options) -> None:
     """Raise what the model, the images, their preparation or their task would raise later."""
+    check_device(request)
     check_runtime(request)
     check_preprocess(request)
     check_images(request)
     check_task(request)
     check_weights(request)
+
+
+def check_device(request: Options) -> None:
+    """Raises FewbitError for no device, and for one that is not here."""
+    _ = request.place
 
 
 def check_runtime(request: Options) -> None:

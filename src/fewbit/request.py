@@ -44,6 +44,8 @@ from fewbit.refuse import refuse
 from fewbit.workers import refuse as refuse_workers
 
 if TYPE_CHECKING:
+    import torch
+
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.target import Target
 
@@ -151,6 +153,11 @@ class Options(Asked):
         examples=[114],
     )
     threads: Threads = Field(default=2, description="Threads of the runtime.")
+    device: str = Field(
+        default="cpu",
+        description="Where torch works: cpu, cuda, cuda:1 or mps; the files are run on the processor.",
+        examples=["cuda"],
+    )
     force: bool = Field(default=False, description="Replace an existing folder.")
     command: str = Field(default="fewbit.quantize(...)", repr=False)
 
@@ -200,6 +207,13 @@ class Options(Asked):
         if not isinstance(self.recipe, str | Recipe):
             raise FewbitError(f"--recipe {self.recipe!r} is no name; give one of `fewbit recipes`, as in --recipe mse.")
         return configured(recipe_named(self.recipe) if isinstance(self.recipe, str) else self.recipe, self)
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device by its name. Raises FewbitError where it is none, or not here."""
+        from fewbit.core.device import device_named
+
+        return device_named(self.device)
 
     @property
     def drops(self) -> bool:

@@ -84,7 +84,7 @@ def observed(name: str) -> Net:
     seen = open_images(images(COUNT, 0), preprocess)
     inputs = Inputs(loaded, preprocess, None, recognise(loaded.outputs), seen, seen)
     with tempfile.TemporaryDirectory() as part:
-        stats, _ = observe_stage.observe(graph, inputs, seen, Path(part), Progress(), None)
+        stats, _ = observe_stage.observe(graph, inputs, seen, Request(model="demo"), Path(part), Progress(), None)
     return Net(inputs, graph, seen, stats)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from fewbit.choose.range_method import Samples
+from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, qparams_from_range
 
 Prior = Literal["laplace", "gauss"]
@@ -53,8 +54,8 @@ class AnalyticClip:
     prior: Prior = "laplace"
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
-        counts = samples.counts.expand_as(samples.values).double()
-        x, one_sided = samples.values.double(), bool((samples.low >= 0).all())
+        counts = wide(samples.counts.expand_as(samples.values))
+        x, one_sided = wide(samples.values), bool((samples.low >= 0).all())
         if one_sided:
             counts = counts * (x > 0)
         total = counts.sum(1, keepdim=True).clamp_min(1e-30)
@@ -64,6 +65,6 @@ class AnalyticClip:
         if self.prior == "gauss":
             spread = ((away.square() * counts).sum(1) / total[:, 0]).sqrt()
         reach = clipping_factor(self.prior, grid.bits, one_sided) * spread
-        low = samples.low if one_sided else torch.maximum(samples.low.double(), mean[:, 0] - reach)
-        high = torch.minimum(samples.high.double(), mean[:, 0] + reach)
+        low = samples.low if one_sided else torch.maximum(wide(samples.low), mean[:, 0] - reach)
+        high = torch.minimum(wide(samples.high), mean[:, 0] + reach)
         return qparams_from_range(low.float(), high.float(), grid)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import coded, codes_are_safe, headroom, weight_of
+from fewbit.core.device import on
 from fewbit.core.grid import Grid, QParams, codes, of_bias
 from fewbit.core.values import Bias, Choice, Fallback, Op, PassLog, Plan, SameAs, Site
 from fewbit.execute.executor import Executor
@@ -43,6 +44,7 @@ class PlanBuilder:
 
     def set(self, choice: Choice) -> None:
         """Take a choice; the sites that hold its codes elsewhere follow."""
+        choice = on(choice, self.graph.device)
         self.choices[choice.site] = choice
         if self.overlay is not None:
             self.overlay.set(choice)
@@ -61,7 +63,7 @@ class PlanBuilder:
 
     def correct(self, op: str, bias: Tensor) -> None:
         """Take a float bias (c_out,) from a method for an op."""
-        self.biases[op] = Bias(bias)
+        self.biases[op] = Bias(on(bias, self.graph.device))
         self.decide_bias(self.graph.op(op))
 
     def decide_bias(self, op: Op) -> Bias | None:
@@ -129,7 +131,7 @@ class PlanBuilder:
             return self.biases[op.name].values
         if "bias" in op.operands:
             return tensor_of(self.graph, self.graph.site(op.operands["bias"]))
-        return torch.zeros(self.graph.site(op.operands["weight"]).shape[0])
+        return torch.zeros(self.graph.site(op.operands["weight"]).shape[0], device=self.graph.device)
 
     def restore(self, choices: Mapping[str, Choice], biases: Mapping[str, Bias | None]) -> None:
         """Take back choices and biases as they were; a bias of None is none of a method's."""

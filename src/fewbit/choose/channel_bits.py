@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewbit.core.device import wide
+
 ROUNDS = 10  # of the correction that brings the mean width back after rounding
 SETTLED = 0.01  # bits: a smaller correction is not made
 
@@ -42,7 +44,7 @@ class ChannelBits:
 
 def shares(spread: Float[Tensor, "channels"], bits: float) -> Float[Tensor, "channels"]:
     """The codes B_i of each channel before rounding; they sum to channels times 2^bits. A channel without spread gets none."""
-    power = spread.double().clamp_min(0).pow(2 / 3)
+    power = wide(spread).clamp_min(0).pow(2 / 3)
     total = power.sum()
     if not total > 0:
         return torch.full_like(power, 2.0**bits)

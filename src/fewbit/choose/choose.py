@@ -8,11 +8,13 @@ from fewbit.choose.common_step import with_common_steps
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.recipe import Checked, Pass, Recipe
+from fewbit.core.device import CPU, on
 from fewbit.core.values import Plan
 
 
 def choose(context: Context, recipe: Recipe) -> Plan:
-    """The plan for a graph on a target: a choice for every site that is read in integers.
+    """The plan for a graph on a target: a choice for every site that is read in integers. It is made where the graph lies, and
+    itself lies on the processor.
 
     Raises UnknownName for a pattern in `keep_float` that matches nothing, BadValues where a weight is not finite, BadImages
     where a pass needs images or labels that are not there, FewbitError for a pass that the target has no room for.
@@ -24,7 +26,7 @@ def choose(context: Context, recipe: Recipe) -> Plan:
         plan = one_pass(plan, context)
     plan = with_common_steps(plan, context)
     fallbacks = (*plan.fallbacks, *overflowing(context.graph, plan, context.allowed))
-    return replace(plan, fallbacks=fallbacks)
+    return on(replace(plan, fallbacks=fallbacks), CPU)
 
 
 def check(one_pass: Pass, context: Context) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context
+from fewbit.core.device import widest
 from fewbit.core.grid import Grid, QParams
 from fewbit.core.values import Choice, Plan, SameAs
 
@@ -50,7 +51,7 @@ def is_near(part: Choice, whole: Choice) -> bool:
 def _ends(qparams: QParams, grid: Grid) -> Tensor:
     """The least and the largest number that a byte stands for."""
     byte = (-128, 127) if grid.signed else (0, 255)
-    return (torch.tensor(byte, dtype=torch.float64) - qparams.zero) * qparams.scale
+    return (torch.tensor(byte, dtype=widest(qparams.zero.device), device=qparams.zero.device) - qparams.zero) * qparams.scale
 
 
 def _own(builder: PlanBuilder, site: str) -> Choice | None:

@@ -14,6 +14,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import headroom, real_weight
 from fewbit.choose.output_scores import times
+from fewbit.core.device import wide
 from fewbit.core.grid import QParams, fake, rowwise
 from fewbit.core.values import Choice, Graph, Op, PassLog, Plan
 from fewbit.execute.samples import OpSample
@@ -58,8 +59,8 @@ class OutputBias:
         self, exact: Float[Tensor, "rows channels"], quantized: Float[Tensor, "rows channels"], bias: Float[Tensor, "channels"]
     ) -> Float[Tensor, "channels"]:
         """The bias less the mean error of each channel."""
-        error = (quantized.double() - exact.double()).mean(0)
-        return (bias.double() - error).to(bias.dtype)
+        error = (wide(quantized) - wide(exact)).mean(0)
+        return (wide(bias) - error).to(bias.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,15 @@ class WeightMean:
 
     def ratio(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
         """ξ of each channel."""
-        spread = quantized.double().std(1, unbiased=False)
+        spread = wide(quantized).std(1, unbiased=False)
         if not self.variance:
-            return torch.ones(len(exact))
-        exact_spread = exact.double().std(1, unbiased=False)
+            return torch.ones(len(exact), device=exact.device)
+        exact_spread = wide(exact).std(1, unbiased=False)
         return torch.where(spread > 0, exact_spread / spread.clamp_min(1e-30), torch.ones_like(spread)).float()
 
     def offset(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
         """The mean that each channel lost; `quantized` has been multiplied by ξ."""
-        return (exact.double().mean(1) - quantized.double().mean(1)).float()
+        return (wide(exact).mean(1) - wide(quantized).mean(1)).float()
 
     def _rescale(self, builder: PlanBuilder, op: Op, weight: Choice) -> Choice:
         w, _ = weight_and_bias(builder.graph, op)
@@ -116,4 +117,4 @@ class WeightMean:
 def weight_and_bias(graph: Graph, op: Op) -> tuple[Float[Tensor, "c_out m"], Float[Tensor, "c_out"]]:
     """The float weight of an op as rows, and its bias; zeros where it has none."""
     w = tensor_of(graph, graph.site(op.operands["weight"])).flatten(1)
-    return w, tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else torch.zeros(len(w))
+    return w, tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else w.new_zeros(len(w))

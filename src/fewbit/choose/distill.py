@@ -21,6 +21,7 @@ from fewbit.choose.finetune import cropped
 from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.loss import Measure
 from fewbit.choose.soft_codes import Rounded, cosine, soft_fake
+from fewbit.core.device import CPU, has_bfloat16, on
 from fewbit.core.grid import TINY, Grid, QParams
 from fewbit.core.inputs import images_of
 from fewbit.core.shelf import Shelf
@@ -112,7 +113,7 @@ class Course:
         self.file = None if context.folder is None else context.folder / STATE
         self.step, self.spent, self.checked = 0, 0.0, 0
         self.losses: list[float] = []
-        self.short = halves_are_faster()
+        self.short = halves_are_faster(context.graph.device)
         self.batch = min(settings.batch, self.images.firsts[-1], max(MEMORY // (3 * 4 * sum(counts_of(context.graph))), 1))
 
     @property
@@ -155,11 +156,11 @@ class Course:
         settings = self.settings
         rows = torch.randint(self.images.firsts[-1], (self.batch,), generator=self.random)
         x = cropped(self.images.rows(rows), settings.area, self.random)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.short):
+        with torch.autocast(self.exact.device.type, torch.bfloat16, enabled=self.short):
             with torch.no_grad():
                 exact = self.exact(x)
             outputs = self.student(x)
-        loss = self.task.divergence(*(self._softened(some) for some in (exact, outputs)))
+        loss = self.task.divergence(*(self._softened(on(some, CPU)) for some in (exact, outputs)))
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise BadImages(f"task {self.task.spec} has a divergence without a gradient; take --recipe fast.")
         loss = loss / len(x)
@@ -201,7 +202,7 @@ class Course:
         tensors["random"] = self.random.get_state()
         about: dict[str, Any] = {"step": self.step, "spent": self.spent, "budget": self.budget, "checked": self.checked}
         about |= {"losses": self.losses, "best": best}
-        write_atomic(file, lambda part: save_file(tensors, part, {"course": json.dumps(about)}))
+        write_atomic(file, lambda part: save_file(on(tensors, CPU), part, {"course": json.dumps(about)}))
 
     def resume(self, file: Path) -> tuple[float, list[Tensor]]:
         """Go on from there; returns the best loss and its state."""
@@ -212,7 +213,8 @@ class Course:
                 parameter.data.copy_(stored.get_tensor(f"now.{i}"))
                 kept = [name for name in ADAM if f"adam.{i}.{name}" in names]
                 if kept:
-                    self.optimizer.state[parameter] = {name: stored.get_tensor(f"adam.{i}.{name}") for name in kept}
+                    moved = {name: on(stored.get_tensor(f"adam.{i}.{name}"), parameter.device) for name in kept}
+                    self.optimizer.state[parameter] = moved
             self.random.set_state(stored.get_tensor("random"))
             best = [stored.get_tensor(f"best.{i}") for i in range(len(parameters))]
         self.step, self.spent, self.budget, self.checked = (about[n] for n in ("step", "spent", "budget", "checked"))
@@ -333,6 +335,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.flatten(), b.flatten()) if a.dtype == b.dtype == torch.float32 else (a * b).sum(dtype=torch.float32)
 
 
-def halves_are_faster() -> bool:
-    """Whether this processor has instructions for products of bfloat16."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(processor_flags()))
+def halves_are_faster(device: torch.device) -> bool:
+    """Whether this processor, or this accelerator, has instructions for products of bfloat16."""
+    return has_bfloat16(device) if device != CPU else bool({"amx_bf16", "avx512_bf16"} & set(processor_flags()))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewbit.choose.range_method import Samples
+from fewbit.core.device import CPU, on
 from fewbit.core.grid import Grid, QParams, qparams_from_range
 
 
@@ -27,12 +28,13 @@ class EntropyRange:
     bins: int = 2048
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
+        device, samples = samples.values.device, on(samples, CPU)
         reach = torch.maximum(-samples.low, samples.high).double()
         counts = samples.counts.expand_as(samples.values)
         rows = zip(samples.values.double(), counts.double(), reach, samples.low, strict=True)
         shares = torch.tensor([self._share(*row, grid) for row in rows], dtype=torch.float64)
         bound = (shares * reach).float()
-        return qparams_from_range(torch.maximum(samples.low, -bound), torch.minimum(samples.high, bound), grid)
+        return on(qparams_from_range(torch.maximum(samples.low, -bound), torch.minimum(samples.high, bound), grid), device)
 
     def _share(self, values: Tensor, counts: Tensor, reach: Tensor, low: Tensor, grid: Grid) -> float:
         """The threshold of one row as a share of its largest magnitude."""

@@ -162,7 +162,7 @@ def train(student: Student, context: Context, settings: Finetune) -> dict[str, J
         with torch.no_grad():
             teacher = exact(x)[index].flatten(1)
         classes = teacher.argmax(1) if settings.loss == "kl" else torch.cat(cast("tuple[Tensor, ...]", labels))
-        loss = settings.loss_of(teacher, student(x)[index].flatten(1), classes)
+        loss = settings.loss_of(teacher, student(x)[index].flatten(1), classes.to(teacher.device))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise BadValues(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.choose.range_method import Samples
+from fewbit.core.device import CPU, on, wide
 from fewbit.core.inputs import Batch, count, fed
 from fewbit.core.values import Graph, Input
 from fewbit.execute.executor import Executor
@@ -47,7 +48,7 @@ def weighted_samples(
             counts[site].append(weight.flatten()[indices])
     samples = {}
     for site in sites:
-        x, weight = torch.cat(values[site]), torch.cat(counts[site]).double()
+        x, weight = torch.cat(values[site]), wide(torch.cat(counts[site]))
         weight = weight / weight.mean().clamp_min(1e-300)
         samples[site] = Samples(x[None], weight.float(), x.min()[None], x.max()[None])
     return samples
@@ -84,11 +85,11 @@ def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.
     if not isinstance(task, Classify):
         reals = [y for y in outputs if y.is_floating_point()]
         spreads = [y.detach().std().clamp_min(1e-30) if len(reals) > 1 else 1.0 for y in reals]
-        noise = (torch.randn(y.shape, generator=generator) for y in reals)
+        noise = (torch.randn(y.shape, generator=generator).to(y.device) for y in reals)
         return cast(Tensor, sum((y * n).sum() / s for y, n, s in zip(reals, noise, spreads, strict=True)))
     output = outputs[task.index]
-    classes = torch.multinomial(output.detach().softmax(1), 1, generator=generator)
-    return output.log_softmax(1).gather(1, classes).sum()
+    classes = torch.multinomial(on(output.detach().softmax(1), CPU), 1, generator=generator)
+    return output.log_softmax(1).gather(1, on(classes, output.device)).sum()
 
 
 def _rank_one(squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

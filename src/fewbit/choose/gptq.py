@@ -16,6 +16,7 @@ from fewbit.choose.context import MEMORY, Context, few_enough
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
 from fewbit.choose.layer_rows import Layers, moments_of
 from fewbit.choose.moments import Moments
+from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.shelf import count_of
@@ -135,7 +136,7 @@ class Gptq:
             return Solved(result, None, ridge)
         means = whole.centred()
         missing = _product(rows, means.exact) - _product(real_weight(result), means.read) + means.residual
-        shift = missing if bias is None else bias.double() + missing
+        shift = missing if bias is None else wide(bias) + missing
         return Solved(result, shift.float(), ridge)
 
     def ridge(self, w: Float[Tensor, "o m"], fit: Moments, test: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
@@ -167,7 +168,7 @@ class Gptq:
             part_codes = self._gptq_codes(w, part, grid, moments)
             error = torch.stack([_error(q * along(s, q, 0) - w, gram) for q, s in zip(part_codes, part, strict=True)])
             index = error.argmin(0)
-            rows = torch.arange(o)
+            rows = torch.arange(o, device=w.device)
             if best_error is None or best_codes is None:
                 best_error, best_codes, best_scale = error[index, rows], part_codes[index, rows], part[index, rows]
             else:
@@ -187,11 +188,11 @@ class Gptq:
         k, groups = len(scale), len(moments.gram)
         parts = w.unflatten(0, (groups, -1))
         group_scales = scale.unflatten(1, (groups, -1))
-        result = torch.empty(k, *w.shape)
+        result = w.new_empty(k, *w.shape)
         outputs = parts.shape[1]
         for g in range(groups):
             h = moments.gram[g]
-            order = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h))
+            order = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h), device=h.device)
             upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[order][:, order], self.damp)), upper=True)
             rows = parts[g].repeat(k, 1)
             row_scale = along(group_scales[:, g].flatten(0, 1), rows, 0)
@@ -254,7 +255,7 @@ def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[
 def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
     """H with a share of the mean of its diagonal added to the diagonal; of nothing but zeros, the identity."""
     mean = float(h.diagonal().mean())
-    return h + torch.eye(len(h), dtype=h.dtype) * (share * mean if mean > 0 else 1.0)
+    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (share * mean if mean > 0 else 1.0)
 
 
 def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
@@ -286,10 +287,10 @@ def _by_block(
 
 def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
     """W*; `moments` are centred."""
-    change = moments.target(w) - moments.through(w.double())
+    change = moments.target(w) - moments.through(wide(w))
     parts = change.unflatten(0, (len(moments.gram), -1))
     solutions = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
-    return (w.double() + torch.cat(solutions)).float()
+    return (wide(w) + torch.cat(solutions)).float()
 
 
 def _column_codes(
@@ -316,7 +317,7 @@ def _column_codes(
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
     """The best factor for each output of quantized weights to match the target output; it goes into the scale."""
-    v = w.double()
+    v = wide(w)
     power = (moments.through(v) * v).sum(1)
     best = (target * v).sum(1) / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
@@ -333,4 +334,4 @@ def left_out(batches: Sequence[Batch], used: Sequence[Batch]) -> tuple[Fallback,
 
 def _product(w: Tensor, mean: Tensor) -> Tensor:
     """W times a mean row (groups, m) -> (c_out,)."""
-    return torch.einsum("gom,gm->go", w.double().unflatten(0, (len(mean), -1)), mean).flatten()
+    return torch.einsum("gom,gm->go", wide(w).unflatten(0, (len(mean), -1)), mean).flatten()

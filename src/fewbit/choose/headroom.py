@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
+from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, codes, in_multiples, rowwise, values
 from fewbit.core.values import Choice, Fallback, Graph, Plan, Site
 from fewbit.errors import BadValues
@@ -35,7 +36,7 @@ class Headroom:
     def excess(self, q: Tensor, scale: Tensor) -> Tensor:
         """How many times too large the largest sum of each channel is, (channels,), for codes (channels, ...)."""
         assert self.max_sum is not None
-        return (q.flatten(1).double().abs().sum(1) * self.largest_code + (self.bias / scale).ceil()) / self.max_sum
+        return (wide(q.flatten(1)).abs().sum(1) * self.largest_code + (self.bias / scale).ceil()) / self.max_sum
 
     def rows(self, qparams: QParams, grid: Grid) -> Tensor:
         """The smallest scales in the shape of a weight's, (), (channels, 1) or (channels,)."""

@@ -14,6 +14,7 @@ from fewbit.capture.residual import Block
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import weight_of
 from fewbit.choose.soft_codes import Soft, cosine, open_codes, soft_fake, straight
+from fewbit.core.device import wide
 from fewbit.core.grid import TINY
 from fewbit.core.shelf import Shelf
 from fewbit.core.values import Choice, SameAs
@@ -52,13 +53,13 @@ class Lesson:
         total, mean = 0.0, self._mean(images, lambda y: y)
         for part in images.split(SCORED):
             y = executor.value(self.block.nodes, self.given(part))
-            total += float(self.loss(y, part).double()) * len(part)
+            total += float(wide(self.loss(y, part))) * len(part)
         return total / len(images) / max(self._mean(images, lambda y: (y - mean).square()), TINY)
 
     def _mean(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> float:
         """The mean of a function of the float output's elements over some of the images."""
         parts = images.split(SCORED)
-        return sum(float(function(self.output.rows(part).double()).mean()) * len(part) for part in parts) / len(images)
+        return sum(float(function(wide(self.output.rows(part))).mean()) * len(part) for part in parts) / len(images)
 
     def loss(self, y: Tensor, images: Tensor) -> Tensor:
         """The mean squared error of an output for some of the images."""
@@ -90,7 +91,7 @@ class SoftRead:
             return x
         if self.drop >= 1:
             return other
-        return torch.where(torch.rand(x.shape, generator=self.generator) < self.drop, other, x)
+        return torch.where((torch.rand(x.shape, generator=self.generator) < self.drop).to(x.device), other, x)
 
 
 class Learner:

@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor
 
+from fewbit.core.device import CPU, on
 from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph
 from fewbit.errors import BadImages
@@ -35,7 +36,8 @@ class Measure:
         task = task_of(graph)
         if labels is not None and not isinstance(task, Classify):
             raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
-        return Measure(task, list(Stream(Executor(graph), batches).outputs()) if labels is None else (), labels)
+        exact = () if labels is not None else [on(one, CPU) for one in Stream(Executor(graph), batches).outputs()]
+        return Measure(task, exact, labels)
 
     def __call__(self, overlay: Executor, batches: Sequence[Batch]) -> float:
         """The loss of an overlay's outputs for batches of images."""
@@ -44,7 +46,7 @@ class Measure:
     def total(self, outputs: Iterable[Sequence[Tensor]]) -> float:
         """The loss of outputs, batch by batch; infinite where one is no number."""
         loss, count = 0.0, 0
-        for i, tensors in enumerate(outputs):
+        for i, tensors in enumerate(on(one, CPU) for one in outputs):
             n = len(tensors[0])
             if self.labels is None:
                 loss += float(self.task.divergence(self.exact[i], tensors))

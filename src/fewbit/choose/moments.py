@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewbit.core.device import wide, widest
+
 ROWS = 512  # of one product
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over `count` rows, float64. A row has `groups` parts of m elements; each part is read by its own outputs.
+    """Sums over `count` rows, in the widest floats of their device. A row has `groups` parts of m elements; each part is read
+    by its own outputs.
 
     `read` (groups, m) and `exact` (groups, m) sum the rows of the quantized and of the float model, `gram` (groups, m, m) the
     products of read with read, `cross` of exact with read. `residual` (c_out,) sums the residual error, float minus quantized
@@ -43,17 +46,17 @@ class Moments:
         total: Moments | None = None
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
-            m = q.shape[2]
-            d = residual if residual is not None else torch.zeros(1, outputs)
+            m, sums = q.shape[2], widest(q.device)
+            d = residual if residual is not None else read.new_zeros(1, outputs)
             joint = residual is not None and groups == 1
             part = Moments(
                 len(read),
-                q.sum(1, dtype=torch.float64),
-                x.sum(1, dtype=torch.float64),
+                q.sum(1, dtype=sums),
+                x.sum(1, dtype=sums),
                 _products(q, q),
                 _products(x, q),
-                d.sum(0, dtype=torch.float64),
-                _products(d[None], q)[0] if joint else torch.zeros(outputs, m, dtype=torch.float64),
+                d.sum(0, dtype=sums),
+                _products(d[None], q)[0] if joint else q.new_zeros(outputs, m, dtype=sums),
             )
             total = part if total is None else total + part
         if total is None:
@@ -75,12 +78,12 @@ class Moments:
 
     def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
         """The products of the target output, W x + residual, with the input."""
-        parts = w.double().unflatten(0, (len(self.cross), -1)) @ self.cross
+        parts = wide(w).unflatten(0, (len(self.cross), -1)) @ self.cross
         return parts.flatten(0, 1) + self.residual_read
 
     def error(self, target: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
         """The squared error of each output up to a constant that no weight changes; `target` is from the method `target`."""
-        v = w.double()
+        v = wide(w)
         return (self.through(v) * v).sum(1) - 2 * (target * v).sum(1)
 
     def through(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
@@ -95,9 +98,9 @@ def _products(a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"]) ->
     """
     a0, b0 = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
     left, right = a - a0, b - b0
-    sums = [v.sum(1, keepdim=True, dtype=torch.float64) for v in (left, right)]
-    a0, b0 = a0.double(), b0.double()
-    inner = torch.zeros(len(a), a.shape[2], b.shape[2], dtype=torch.float64)
+    sums = [v.sum(1, keepdim=True, dtype=widest(v.device)) for v in (left, right)]
+    a0, b0 = wide(a0), wide(b0)
+    inner = a0.new_zeros(len(a), a.shape[2], b.shape[2])
     for x, y in zip(left.split(ROWS, 1), right.split(ROWS, 1), strict=True):
         inner += x.mT @ y
     return inner + a0.mT @ sums[1] + sums[0].mT @ b0 + a.shape[1] * (a0.mT @ b0)

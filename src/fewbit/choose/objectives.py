@@ -100,7 +100,7 @@ class RankingLoss:
     def __call__(
         self, exact: Float[Tensor, "rows keys"], quantized: Float[Tensor, "candidates rows keys"]
     ) -> Float[Tensor, "candidates"]:
-        i, j = self._pairs(*exact.shape)
+        i, j = (places.to(exact.device) for places in self._pairs(*exact.shape))
         order = (exact.gather(1, i) - exact.gather(1, j)).sign()
         shape = (len(quantized), -1, -1)
         gaps = quantized.gather(2, i.expand(shape)) - quantized.gather(2, j.expand(shape))

@@ -62,7 +62,7 @@ class Product:
     @property
     def first(self) -> QParams:
         """The scale of the weight where the search begins."""
-        return self.start or self.range.qparams(torch.ones(self.range.low.shape))
+        return self.start or self.range.qparams(torch.ones(self.range.low.shape, device=self.range.low.device))
 
     @property
     def every(self) -> int:
@@ -159,8 +159,9 @@ class Score:
             self.one(p, pick, [candidates[k] for k in finalists] if len(candidates) > 1 else candidates, grid)
             for p, candidates in zip(products, weights, strict=True)
         ]
-        scores = torch.full((len(products), count), -torch.inf)
-        scores[:, finalists] = torch.stack(full)
+        rows = torch.stack(full)
+        scores = rows.new_full((len(products), count), -torch.inf)
+        scores[:, finalists] = rows
         return scores
 
     def one(self, p: Product, inputs: Sequence[QParams], weights: Sequence[QParams], grid: Grid) -> Tensor:

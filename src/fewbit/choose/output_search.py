@@ -117,7 +117,7 @@ class OutputSearch:
         for _ in range(self.rounds):
             improved = False
             for i, p in enumerate(products if self.sides != "inputs" else ()):
-                candidates = [p.range.qparams(f.expand(p.range.low.shape)) for f in factors]
+                candidates = [p.range.qparams(f.expand(p.range.low.shape).to(p.weight.device)) for f in factors]
                 score = self.score.many([p], [x], [candidates], grid)[0]
                 best = _best(score, factors)
                 if self.per_channel and p.range.grid.axis is not None:
@@ -162,7 +162,7 @@ class OutputSearch:
 
 def _best(score: Tensor, factors: Tensor) -> int:
     """Of the candidates with the highest score, to `GAIN`, the one whose factor is nearest to 1."""
-    distance = torch.where(score >= score.max() - GAIN, (factors - 1).abs(), torch.inf)
+    distance = torch.where(score >= score.max() - GAIN, (factors - 1).abs().to(score.device), torch.inf)
     return int(distance.argmin())
 
 
@@ -170,7 +170,7 @@ def _correct_product(p: Product, x: QParams, w: QParams, grid: Grid, correction:
     """The product with the mean error of each channel subtracted from its output."""
     exact = times(p.rows, p.weight).flatten(0, 1)
     quantized = times(fake(p.given, x, grid), fake(p.weight, w, p.range.grid)).flatten(0, 1)
-    return replace(p, shift=-correction.corrected(exact, quantized, torch.zeros(exact.shape[1])))
+    return replace(p, shift=-correction.corrected(exact, quantized, exact.new_zeros(exact.shape[1])))
 
 
 class _Walk:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams
 from fewbit.observe.stats import Histogram
 
@@ -44,12 +45,12 @@ class Samples:
             if grid.axis is not None
             else w.reshape(1, -1)
         )
-        return Samples(rows, torch.ones(rows.shape[1]), rows.amin(1), rows.amax(1))
+        return Samples(rows, torch.ones(rows.shape[1], device=w.device), rows.amin(1), rows.amax(1))
 
     @staticmethod
     def of_channels(values: Float[Tensor, "channels n"], low: Tensor, high: Tensor) -> Samples:
         """One row per channel of an activation: sampled values, and the extremes of all values."""
-        return Samples(values, torch.ones(values.shape[1]), low, high)
+        return Samples(values, torch.ones(values.shape[1], device=values.device), low, high)
 
     def rows(self, index: Tensor) -> Samples:
         """Some of the rows."""
@@ -71,8 +72,9 @@ def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
     """
     if not grid.widths:
         return method(samples, grid)
-    scale, zero = torch.ones(len(samples.low)), torch.zeros(len(samples.low), dtype=torch.int32)
-    widths = torch.tensor(grid.widths)
+    device, count = samples.low.device, len(samples.low)
+    scale, zero = torch.ones(count, device=device), torch.zeros(count, dtype=torch.int32, device=device)
+    widths = torch.tensor(grid.widths, device=device)
     for bits in sorted({b for b in grid.widths if b}):
         rows = (widths == bits).nonzero().flatten()
         qparams = method(samples.rows(rows), replace(grid, bits=bits, widths=()))
@@ -84,10 +86,10 @@ def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float, flo
     """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
     scale, zero = qparams.scale.reshape(-1, 1), qparams.zero.reshape(-1, 1)
     code = torch.round(samples.values / scale) + zero
-    low, high = (end.reshape(-1, 1) for end in grid.ends())
+    low, high = (end.reshape(-1, 1) for end in grid.ends(scale.device))
     noise = ((code.clamp(low, high) - zero) * scale - samples.values).square() * samples.counts
-    power = (samples.values.square() * samples.counts).double().sum().item()
-    outside = (((code < low) | (code > high)) * samples.counts).double().sum().item()
-    total = (samples.counts.expand_as(samples.values)).double().sum().item()
-    error = noise.double().sum().item()
+    power = wide(samples.values.square() * samples.counts).sum().item()
+    outside = wide(((code < low) | (code > high)) * samples.counts).sum().item()
+    total = wide(samples.counts.expand_as(samples.values)).sum().item()
+    error = wide(noise).sum().item()
     return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total

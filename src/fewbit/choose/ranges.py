@@ -21,6 +21,7 @@ from fewbit.choose.context import Context
 from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.headroom import coded, headroom, pairs_are_safe, weight_of
 from fewbit.choose.range_method import RangeMethod, Samples, ranged
+from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, qparams_from_range
 from fewbit.core.values import Choice, Fallback, Fixed, Graph, Plan, SameAs, SharedWith, Site
 from fewbit.observe.stats import Histogram
@@ -49,7 +50,8 @@ class Percentile:
 
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
         values, order = samples.values.sort(dim=1)
-        counts = samples.counts.expand_as(samples.values).gather(1, order).double().cumsum(1)
+        counts = samples.counts.expand_as(samples.values).gather(1, order)
+        counts = wide(counts).cumsum(1)
         total = counts[:, -1:]
         cut = (1 - self.share) / 2
         first = torch.searchsorted(counts, total * cut).clamp(max=values.shape[1] - 1)
@@ -82,11 +84,12 @@ class MseRange:
 
     def _rows(self, samples: Samples, grid: Grid) -> tuple[Tensor, Tensor]:
         """The shares of the lowest and the highest value of each row."""
-        best_low = best_high = torch.ones(len(samples.low))
+        device = samples.low.device
+        best_low = best_high = torch.ones(len(samples.low), device=device)
         reach = 1 - self.smallest
         for offsets in (
-            torch.linspace(-reach, 0, self.steps),
-            torch.linspace(-1, 1, 2 * self.steps - 1) * reach / (self.steps - 1),
+            torch.linspace(-reach, 0, self.steps, device=device),
+            torch.linspace(-1, 1, 2 * self.steps - 1, device=device) * reach / (self.steps - 1),
         ):
             if grid.symmetric:
                 pairs = torch.stack([offsets, offsets], 1)

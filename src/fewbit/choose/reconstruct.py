@@ -20,6 +20,7 @@ from fewbit.choose.fisher import output_weights
 from fewbit.choose.gptq import left_out
 from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.learn import Learner, Lesson
+from fewbit.core.device import CPU, on
 from fewbit.core.grid import QParams
 from fewbit.core.inputs import Batch
 from fewbit.core.inputs import count as count_in
@@ -145,7 +146,7 @@ class Learnt:
     def save(self, path: Path) -> None:
         groups = {"codes": self.codes, "scales": self.scales, "biases": self.biases}
         tensors = {f"{group}/{name}": t.contiguous() for group, members in groups.items() for name, t in members.items()}
-        write_atomic(path, lambda part: save_file(tensors, part, {"row": json.dumps(self.row)}))
+        write_atomic(path, lambda part: save_file(on(tensors, CPU), part, {"row": json.dumps(self.row)}))
 
     @staticmethod
     def load(path: Path) -> Learnt:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.capture.structure import Module, scale_behind
+from fewbit.core.device import CPU, on
 from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph, Op, Plan
 from fewbit.execute.executor import Executor
@@ -120,10 +121,10 @@ class OutputKL(Measure):
     def against(
         self, graph: Graph, module: Module, exact: Sequence[Tensor]
     ) -> tuple[Callable[[Sequence[Tensor]], float], float | None]:
-        task, count = task_of(graph), len(exact[0])
+        task, count, exact = task_of(graph), len(exact[0]), on(tuple(exact), CPU)
 
         def divergence(quantized: Sequence[Tensor]) -> float:
-            return max(0.0, float(task.divergence(exact, quantized)) / count)
+            return max(0.0, float(task.divergence(exact, on(tuple(quantized), CPU))) / count)
 
         return divergence, None
 
@@ -152,8 +153,8 @@ class Losses:
 
 
 def joined(outputs: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The outputs of all batches together."""
-    return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
+    """The outputs of all batches together, on the processor: a task knows no other device."""
+    return tuple(on(torch.cat(column), CPU) for column in zip(*outputs, strict=True))
 
 
 def matrices(y: Tensor, module: Module, graph: Graph) -> Float[Tensor, "matrices rows columns"]:

@@ -38,7 +38,7 @@ class Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, qparams: QParams, grid: Grid) -> Tensor:
         at = position(x, qparams, grid)
-        low, high = ((end if end.ndim == 0 else end.view(-1, *[1] * (x.ndim - 1))) for end in grid.ends())
+        low, high = ((end if end.ndim == 0 else end.view(-1, *[1] * (x.ndim - 1))) for end in grid.ends(x.device))
         ctx.save_for_backward((at >= low - 0.5) & (at <= high + 0.5))
         return fake(x, qparams, grid)
 
@@ -94,7 +94,7 @@ class Soft:
         return (self.position() - zero) * scale
 
     def rounding_loss(self, beta: float) -> Tensor:
-        return torch.zeros(())
+        return torch.zeros((), device=self.parameter.device)
 
 
 class Sigmoid(Soft):
@@ -106,7 +106,7 @@ class Sigmoid(Soft):
         self.parameter = h_inverse(start - self.below).requires_grad_()
 
     def position(self) -> Tensor:
-        low, high = (along(end, self.below, self.grid.axis) for end in self.grid.ends())
+        low, high = (along(end, self.below, self.grid.axis) for end in self.grid.ends(self.below.device))
         return (self.below + h(self.parameter)).clamp(low, high)
 
     def codes(self) -> Tensor:
@@ -125,7 +125,7 @@ class Rounded(Soft):
         self.parameter = start.clone().requires_grad_()
 
     def position(self) -> Tensor:
-        low, high = (along(end, self.parameter, self.grid.axis) for end in self.grid.ends())
+        low, high = (along(end, self.parameter, self.grid.axis) for end in self.grid.ends(self.parameter.device))
         inside = self.parameter.clamp(low - 0.5 + EDGE, high + 0.5 - EDGE)
         return inside + (saturated(inside.detach().round(), self.grid) - inside.detach())
 
@@ -137,6 +137,6 @@ def soft_fake(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """`fake` with a gradient for the input (a clamp's) and for the scale (Esser et al. 2020, equation 3)."""
     unit, shift = along(scale, x, grid.axis), along(zero, x, grid.axis)
     at = x / unit
-    low, high = (along(end, x, grid.axis) for end in grid.ends())
+    low, high = (along(end, x, grid.axis) for end in grid.ends(x.device))
     q = (at + (at.round() - at).detach() + shift).clamp(low, high)
     return (q - shift) * unit

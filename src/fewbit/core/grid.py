@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fewbit.core.device import CPU, on, wide, widest
+
 TINY = 2.0**-60  # the smallest scale: a constant tensor still has one > 0, and so has a bias behind two of them
 
 
@@ -68,12 +70,13 @@ class Grid:
         bits = self.widths[channel] if self.widths else self.bits
         return replace(self, bits=max(bits, 1), axis=None, widths=())
 
-    def ends(self) -> tuple[Tensor, Tensor]:
+    def ends(self, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
         """The lowest and the highest code: of shape (), or (channels,) where the widths of channels differ."""
         if not self.widths:
-            return torch.tensor(self.low), torch.tensor(self.high)
+            return torch.tensor(self.low, device=device), torch.tensor(self.high, device=device)
         grids = [self.of_channel(c) if bits else None for c, bits in enumerate(self.widths)]
-        return torch.tensor([g.low if g else 0 for g in grids]), torch.tensor([g.high if g else 0 for g in grids])
+        low, high = [g.low if g else 0 for g in grids], [g.high if g else 0 for g in grids]
+        return torch.tensor(low, device=device), torch.tensor(high, device=device)
 
     @property
     def container(self) -> torch.dtype:
@@ -133,6 +136,8 @@ def position(x: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Float[
 def codes(x: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Int[Tensor, "*shape"]:
     """The integer of each element: round half to even, as ONNX QuantizeLinear does, then saturate."""
     if grid.bits > 24:  # float32 has no such integers: a bias in units of input scale times weight scale
+        if widest(x.device) != torch.float64:
+            return codes(on(x, CPU), on(qparams, CPU), grid).to(x.device)
         x = x.double()
     q = torch.round(x / along(qparams.scale, x, grid.axis)) + along(qparams.zero, x, grid.axis)
     return saturated(q, grid).to(torch.int32)
@@ -142,7 +147,7 @@ def saturated(q: Tensor, grid: Grid) -> Tensor:
     """Rounded numbers held inside the codes of a grid, in place."""
     if not grid.widths:
         return q.clamp_(grid.low, grid.high)
-    low, high = (along(end, q, grid.axis) for end in grid.ends())
+    low, high = (along(end, q, grid.axis) for end in grid.ends(q.device))
     return q.clamp_(low, high)
 
 
@@ -168,7 +173,7 @@ def qparams_from_range(low: Tensor, high: Tensor, grid: Grid) -> QParams:
     if grid.symmetric:
         scale = (torch.maximum(-low, high) / (grid.high - middle(grid))).clamp_min(TINY).to(torch.float32)
         return QParams(scale, torch.full_like(scale, middle(grid), dtype=torch.int32))
-    scale = ((high.double() - low.double()) / (grid.high - grid.low)).clamp_min(TINY).to(torch.float32)
+    scale = ((wide(high) - wide(low)) / (grid.high - grid.low)).clamp_min(TINY).to(torch.float32)
     zero = torch.round(grid.low - low / scale).clamp(grid.low, grid.high)
     return QParams(scale, zero.to(torch.int32))
 
@@ -198,7 +203,7 @@ def multiples_of(scale: Float[Tensor, "... channels blocks"], grid: Grid) -> Flo
 
 def of_bias(read: QParams, weight: QParams, channels: int) -> QParams:
     """The scale of an int32 bias (channels,): that of the input times that of the weight, per channel, and zero at code 0."""
-    return QParams((read.scale * weight.scale).expand(channels).contiguous(), torch.zeros(channels, dtype=torch.int32))
+    return QParams((read.scale * weight.scale).expand(channels).contiguous(), weight.zero.new_zeros(channels))
 
 
 def middle(grid: Grid) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fewbit.core.device import CPU
 from fewbit.core.inputs import Batch, count, joined, rows
 from fewbit.errors import BadFile
 
@@ -27,6 +28,7 @@ class _Place:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def span(self) -> int:
@@ -41,9 +43,9 @@ class _Place:
 class Shelf(Sequence[Any]):
     """Values, such as a tensor for each batch of images, in a file without a name in `folder` (None: the system's own).
 
-    A value is a tensor, a number or a tuple of them. Reading gives tensors of the reader's own, with the strides that they had:
-    kernels add them up in the same order. The file's pages are the system's, which drops them when memory is short. Raises
-    BadFile where the disk is full.
+    A value is a tensor, a number or a tuple of them. Reading gives tensors of the reader's own, on the device and with the
+    strides that they had: kernels add them up in the same order. The file's pages are the system's, which drops them when
+    memory is short. Raises BadFile where the disk is full.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -87,8 +89,8 @@ class Shelf(Sequence[Any]):
         return torch.cat(rows)
 
     def _write(self, value: Tensor) -> _Place:
-        place = _Place(self._end, tuple(value.shape), value.stride(), value.dtype)
-        flat = value.detach().as_strided((place.span,), (1,), value.storage_offset())
+        place = _Place(self._end, tuple(value.shape), value.stride(), value.dtype, value.device)
+        flat = value.detach().as_strided((place.span,), (1,), value.storage_offset()).to(CPU)
         rest = flat.view(torch.uint8).numpy().data
         self._file.seek(self._end)
         try:
@@ -109,7 +111,7 @@ class Shelf(Sequence[Any]):
         self._file.seek(place.start)
         while rest:
             rest = rest[self._file.readinto(rest) :]
-        return flat.as_strided(place.shape, place.strides)
+        return flat.to(place.device).as_strided(place.shape, place.strides)
 
 
 class Rebatched(Sequence[Any]):

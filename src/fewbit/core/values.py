@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fewbit.core.device import CPU
 from fewbit.core.grid import Grid, QParams, values
 from fewbit.core.task import Output, Task
 
@@ -127,7 +128,7 @@ class Graph:
     that are no ops. `macs` counts the whole work. `module` takes the tensors of `inputs` and returns those of `outputs`: one
     alone, several as a tuple; `batch` is written in the model or in its file (None: any number of images), and `ports` are the
     inputs and outputs of the ONNX file that it was read from, with a `tail` those of the part in front of it; `task` is what
-    the outputs mean (None: what they say themselves).
+    the outputs mean (None: what they say themselves); its constants lie on `device`, where it runs.
     """
 
     module: GraphModule
@@ -140,6 +141,7 @@ class Graph:
     ports: tuple[Port, ...] = ()
     task: Task | None = None
     tail: Tail | None = None
+    device: torch.device = CPU
 
     def at_a_time(self, most: int) -> int:
         """How many images run together: so many, or the batch that is written in the model."""

@@ -21,6 +21,7 @@ from fewbit.capture.fx import MOVES, add_constant, aten, is_call
 from fewbit.capture.kinds import CLAMPS, CONCATS, MAX_POOLS, PADS
 from fewbit.capture.residual import CONVOLUTIONS
 from fewbit.capture.structure import own_weight
+from fewbit.core.device import wide
 from fewbit.core.values import Graph, Op, Site
 
 CARRIES: set[Callable[..., Any]] = {*MOVES, *PADS, *MAX_POOLS, *CLAMPS, *CONCATS}  # what gives codes on
@@ -79,11 +80,11 @@ def evened(low: Float[Tensor, "c"], high: Float[Tensor, "c"], squares: Float[Ten
     What a channel reaches counts in the middle, on a scale of logarithms, between its extremes and `REACH` times the root of
     its mean square (`squares`): most channels have long tails, and one step for all serves their bodies.
     """
-    body = REACH * squares.double().sqrt()
-    low, high = (_between(end.double(), body) for end in ((-low).clamp_min(0), high.clamp_min(0)))
+    body = REACH * wide(squares).sqrt()
+    low, high = (_between(wide(end), body) for end in ((-low).clamp_min(0), high.clamp_min(0)))
     low = -low
     if not bool((high > low).any()):
-        return torch.ones(len(low))
+        return torch.ones(len(low), device=low.device)
     best: Tensor | None = None
     for share in torch.linspace(0, 1, SHARES, dtype=torch.float64).tolist():
         if (share == 0 and bool(low.any())) or (share == 1 and bool(high.any())):

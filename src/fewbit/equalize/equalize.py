@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import constant
 from fewbit.capture.residual import conv_pairs, residual
 from fewbit.capture.structure import Heads, heads, norms
+from fewbit.core.device import with_constants
 from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.values import Graph, Json, Op
@@ -119,15 +120,8 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     sites = {site.name for site in graph.sites}
     graph = with_factors(replace(graph, module=module), {name: constants[name] for name in constants if name in sites})
-    for name, value in constants.items():
-        if name in sites:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        holder: nn.Module = module.get_submodule(owner)
-        delattr(holder, leaf)
-        holder.register_buffer(leaf, value.detach().contiguous())  # shared: nothing writes to constants
-    module.recompile()
-    return replace(graph, module=module.eval())
+    with_constants(module, {name: value for name, value in constants.items() if name not in sites})
+    return graph
 
 
 def same_function(a: Graph, b: Graph, seed: int = 0) -> float:

@@ -58,7 +58,7 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     low, high = w.amin(1), w.amax(1)
     candidates = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
     best = (candidates - w).square().sum(2).argmin(0)
-    return candidates[best, torch.arange(len(w))]
+    return candidates[best, torch.arange(len(w), device=w.device)]
 
 
 def migrated(

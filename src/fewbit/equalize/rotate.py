@@ -23,6 +23,7 @@ from torch.fx import Node
 from fewbit.capture.fx import constant
 from fewbit.capture.residual import Residual, width_of
 from fewbit.capture.structure import heads
+from fewbit.core.device import on, wide
 from fewbit.core.values import Graph, Op
 
 
@@ -48,14 +49,14 @@ def fixing_ones(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:
 def rotated(graph: Graph, stream: Residual, seed: int = 0) -> dict[str, Tensor]:
     """Constants of the graph with its residual stream rotated; scales and shifts of the norms go into the layers behind."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    q = fixing_ones(stream.width, torch.Generator().manual_seed(seed))
+    q = on(fixing_ones(stream.width, torch.Generator().manual_seed(seed)), graph.device)
     new: dict[str, Tensor] = {}
     for op in stream.writers:
         for place in (1, 2):
             if (name := _name(nodes[op.node], place)) is not None:
                 new[name] = torch.tensordot(q.T, _at(graph, nodes[op.node], place), 1).float()
     for node in stream.constants:
-        new[cast(str, node.target)] = (constant(graph.module, node).double() @ q).float()
+        new[cast(str, node.target)] = (wide(constant(graph.module, node)) @ q).float()
     for norm in stream.norms:
         scale, shift = _at(graph, norm.node, 2), _at(graph, norm.node, 3)
         new[cast(str, _name(norm.node, 2))] = torch.ones_like(scale).float()
@@ -81,7 +82,7 @@ def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, T
     for h in heads(graph):
         width = width_of(cast(Node, nodes[h.mix.node].args[1]))
         if h.value is not None and h.behind is not None:
-            q = _blocks(_at(graph, nodes[h.value.node], 1).shape[0], width, generator)
+            q = _blocks(graph, _at(graph, nodes[h.value.node], 1).shape[0], width, generator)
             behind = nodes[h.behind.node]
             if q is not None and _at(graph, behind, 1).shape[1] == len(q):
                 changes = _rotate_output(graph, nodes[h.value.node], q)
@@ -89,16 +90,16 @@ def rotated_heads(graph: Graph, seed: int = 0) -> Iterator[tuple[Op, dict[str, T
                 yield h.value, changes
         if h.query is not None and h.key is not None and h.scores is not None:
             width = width_of(cast(Node, nodes[h.scores.node].args[0]))
-            q = _blocks(_at(graph, nodes[h.query.node], 1).shape[0], width, generator)
+            q = _blocks(graph, _at(graph, nodes[h.query.node], 1).shape[0], width, generator)
             if q is not None and _at(graph, nodes[h.key.node], 1).shape[0] == len(q):
                 yield h.query, _rotate_output(graph, nodes[h.query.node], q) | _rotate_output(graph, nodes[h.key.node], q)
 
 
-def _blocks(outputs: int, width: int, generator: torch.Generator) -> Tensor | None:
+def _blocks(graph: Graph, outputs: int, width: int, generator: torch.Generator) -> Tensor | None:
     """An orthogonal matrix for each head, along the diagonal."""
     if outputs % width:
         return None
-    return torch.block_diag(*(orthogonal(width, generator) for _ in range(outputs // width)))
+    return on(torch.block_diag(*(orthogonal(width, generator) for _ in range(outputs // width))), graph.device)
 
 
 def _rotate_output(graph: Graph, node: Node, q: Tensor) -> dict[str, Tensor]:
@@ -113,4 +114,4 @@ def _name(node: Node, place: int) -> str | None:
 
 
 def _at(graph: Graph, node: Node, place: int) -> Tensor:
-    return constant(graph.module, cast(Node, node.args[place])).double()
+    return wide(constant(graph.module, cast(Node, node.args[place])))

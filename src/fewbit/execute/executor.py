@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from fewbit.capture.fx import constant, is_constant
 from fewbit.capture.sites import readers
+from fewbit.core.device import CPU, exact_products, on
 from fewbit.core.grid import fake, values
 from fewbit.core.inputs import ALONE, Batch, fed
 from fewbit.core.values import Choice, Graph, Input, Plan
@@ -55,15 +56,17 @@ class Executor:
     - an op adds the bias of `set_bias`.
 
     Gradients flow where the caller has not turned them off. Of `choices` those count whose sites an op of `integer_ops` reads.
-    A bare module (a model as it was exported) has no sites: it only runs, with its `inputs` where they are more than images.
+    It runs on the graph's device, where batches and choices are moved. A bare module (a model as it was exported) has no sites:
+    it only runs, on `device`, with its `inputs` where they are more than images.
     """
 
     def __init__(
         self, graph: Graph | GraphModule, integer_ops: Sequence[str] = (), choices: Mapping[str, Choice] = NOTHING, *,
-        read: Read = faked, inputs: Sequence[Input] = ALONE,
+        read: Read = faked, inputs: Sequence[Input] = ALONE, device: torch.device = CPU,
     ) -> None:  # fmt: skip
         self._graph = graph if isinstance(graph, Graph) else None
         self.module = graph.module if isinstance(graph, Graph) else graph
+        self.device = graph.device if isinstance(graph, Graph) else device
         self.order: list[Node] = list(self.module.graph.nodes)
         self.nodes = {node.name: node for node in self.order}
         results = self.order[-1].args[0]
@@ -100,6 +103,7 @@ class Executor:
 
     def set(self, choice: Choice) -> None:
         """Let the readers of a site read the choice's numbers from now on."""
+        choice = on(choice, self.device)
         if choice.codes is not None:
             large = choice.role == "weight" and choice.codes.numel() >= LARGE
             self.give(choice.site, choice if large else real_of(choice))
@@ -112,7 +116,7 @@ class Executor:
         """Let the readers of a weight or bias read real numbers, or a weight's readers those of its codes."""
         place = self.graph.site(site)
         for name, _ in place.readers:
-            self.instead.setdefault(self.nodes[self.graph.op(name).node], {})[self.nodes[place.tensor]] = real
+            self.instead.setdefault(self.nodes[self.graph.op(name).node], {})[self.nodes[place.tensor]] = on(real, self.device)
 
     def set_bias(self, op: str, bias: Tensor | None) -> None:
         """Let an op add a bias (c_out,) of its own; None: that of the graph, or of a choice."""
@@ -120,7 +124,7 @@ class Executor:
         if bias is None:
             self.biases.pop(node, None)
         else:
-            self.biases[node] = bias
+            self.biases[node] = on(bias, self.device)
 
     def bias(self, op: str) -> Tensor | None:
         """What an op with a weight adds now, (c_out,); None where it adds nothing."""
@@ -129,6 +133,10 @@ class Executor:
         if node in self.biases or not is_constant(stored):
             return self.biases.get(node)
         return cast(Tensor, self.instead.get(node, {}).get(cast(Node, stored), constant(self.module, cast(Node, stored))))
+
+    def fed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What each input takes of a batch, on the device."""
+        return on(fed(self.inputs, batch), self.device)
 
     def compiled(self, node: Node) -> tuple[Callable[..., Any], Any, Any, bool]:
         """What a node calls, its arguments, and whether nodes stand elsewhere among them than side by side."""
@@ -152,7 +160,7 @@ class Executor:
         """
         if self._spent is None:
             self._spent = last_reads(self.order)
-        env: Env = dict(zip(self.sources, fed(self.inputs, images), strict=True))
+        env: Env = dict(zip(self.sources, self.fed(images), strict=True))
         run = _Run(self, env, self._spent, read or self._read, taps, calls, whole=True)
         run.nodes(self.order[:-1])
         return run.outputs()
@@ -195,14 +203,15 @@ class _Run:
 
     def nodes(self, nodes: Iterable[Node]) -> None:
         env, quantized, taps, spent = self.env, self.quantized, self.taps, self.spent
-        for node in nodes:
-            if node.op == "call_function":
-                env[node] = self.call(node)
-                for read in spent.get(node, ()):
-                    env.pop(read, None)
-                    quantized.pop(read, None)
-            if node in taps:
-                taps[node](constant(self.executor.module, node) if is_constant(node) else env[node])
+        with exact_products(self.executor.device):
+            for node in nodes:
+                if node.op == "call_function":
+                    env[node] = self.call(node)
+                    for read in spent.get(node, ()):
+                        env.pop(read, None)
+                        quantized.pop(read, None)
+                if node in taps:
+                    taps[node](constant(self.executor.module, node) if is_constant(node) else env[node])
 
     def outputs(self) -> tuple[Tensor, ...]:
         """What the last node reads: values, codes' numbers where it reads codes, and constants."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.fx import between, is_constant
-from fewbit.core.inputs import Batch, fed
+from fewbit.core.inputs import Batch
 from fewbit.core.shelf import Shelf, count_of
-from fewbit.core.values import Graph, Input
+from fewbit.core.values import Graph
 from fewbit.execute.executor import Env, Executor, last_reads
 
 KEPT_BYTES = 1 << 30  # most bytes of intermediate values where `to` stops
@@ -29,7 +29,7 @@ NDArrayInt = np.ndarray[Any, np.dtype[np.int64]]
 class _Fed(Sequence[Tensor]):
     """What the input at a place takes in each batch."""
 
-    inputs: Sequence[Input]
+    executor: Executor
     batches: Sequence[Batch]
     place: int
 
@@ -37,7 +37,7 @@ class _Fed(Sequence[Tensor]):
         return len(self.batches)
 
     def __getitem__(self, i: Any) -> Any:
-        return fed(self.inputs, self.batches[i])[self.place]
+        return self.executor.fed(self.batches[i])[self.place]
 
 
 class Stream:
@@ -65,9 +65,8 @@ class Stream:
     def back(self) -> None:
         """To the images."""
         self.place = 0
-        inputs = self.overlay.inputs
         self._values: dict[Node, Sequence[Any]] = {  # by node, for each batch
-            source: _Fed(inputs, self._batches, place) for place, source in enumerate(self.overlay.sources)
+            source: _Fed(self.overlay, self._batches, place) for place, source in enumerate(self.overlay.sources)
         }
 
     def at(self, node: Node) -> Shelf:

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from fewbit.core.device import CPU, on
 from fewbit.core.inputs import Batch, count, images_of
 from fewbit.core.values import Json
 from fewbit.data.synthesize.teacher import Moments, Teacher
@@ -46,7 +47,7 @@ def inspect_images(teacher: Teacher, batches: Iterable[Batch]) -> Inspection:
     digests, duplicates = set[bytes](), 0
     with torch.no_grad():
         for batch in batches:
-            response, n = teacher(batch), count(batch)
+            response, n = on(teacher(batch), CPU), count(batch)
             for image in images_of(batch):
                 digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
                 duplicates += digest in digests or float(image.flatten(1).std(1).max()) < FLAT
@@ -59,7 +60,7 @@ def inspect_images(teacher: Teacher, batches: Iterable[Batch]) -> Inspection:
             total += n
     means = tuple(summed / total for summed, _ in sums)
     moments = Moments(means, tuple(squares / total - m.square() for (_, squares), m in zip(sums, means, strict=True)))
-    shift, spread = _distances(moments, teacher.running) if len(moments) else (None, None)
+    shift, spread = _distances(moments, on(teacher.running, CPU)) if len(moments) else (None, None)
     classes = None
     if answers:
         shares = torch.bincount(torch.cat(answers)).double() / total

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewbit.core.device import CPU, wide, widest
+
 HALF = 4096  # bins on each side of zero: 16 for each code of an 8-bit grid on the full range of one sign
 
 
@@ -53,7 +55,10 @@ class Histogram:
 
     @staticmethod
     def of(x: Tensor) -> Histogram:
-        """The histogram of one tensor of any shape; of one with NaN or infinities only the extremes (`observe` rejects it)."""
+        """The histogram of one tensor of any shape; of one with NaN or infinities only the extremes (`observe` rejects it).
+
+        It lies on the processor, wherever the tensor does.
+        """
         x = x.detach().flatten()
         if not x.numel():
             return Histogram()
@@ -66,10 +71,11 @@ class Histogram:
         if exponent is None:
             counts[HALF] = x.numel()
         else:
-            precise = x if -126 <= exponent <= 0 else x.double()  # float32 could overflow or lose the sign of what is nearly 0
+            precise = x if -126 <= exponent <= 0 else wide(x)  # float32 could overflow or lose the sign of what is nearly 0
             bins = (precise * 2.0**-exponent).floor_().add_(HALF).clamp_(0, 2 * HALF - 1).to(torch.int32)
-            counts = torch.bincount(bins, minlength=2 * HALF).to(torch.float64)
-        total, squares = x.sum(dtype=torch.float64).item(), torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
+            counts = torch.bincount(bins, minlength=2 * HALF).to(CPU, torch.float64)
+        sums = widest(x.device)
+        total, squares = x.sum(dtype=sums).item(), torch.linalg.vector_norm(x, dtype=sums).item() ** 2
         return Histogram(counts, exponent, x.numel(), low, high, total, squares)
 
     def merge(self, other: Histogram) -> Histogram:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewbit.choose import Bits, choose
+from fewbit.core.device import CPU, on
 from fewbit.core.inputs import arrays_of, example, shape_of
 from fewbit.core.record import Record
 from fewbit.data.images import Images
@@ -77,8 +78,8 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
     runtime = model.target.runtime
     path, twin = folder / "point.onnx", folder / "float.onnx"
     plan = choose(replace(model.context, bits=bits), model.recipe)
-    write_model(model.graph, plan, path, model.target.file_format, record)
-    inputs, outputs, one = model.graph.inputs, model.graph.outputs, model.graph.at_a_time(1)
+    write_model(on(model.graph, CPU), plan, path, model.target.file_format, record)
+    inputs, outputs, one = on(model.graph.inputs, CPU), model.graph.outputs, model.graph.at_a_time(1)
     score = evaluate(
         twin, path, images, outputs, task_of(model.graph), inputs=inputs, inside=model.graph.inside,
         behind=model.graph.behind, runtime=runtime, batch=model.graph.in_a_file(16), threads=threads,

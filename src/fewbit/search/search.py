@@ -11,6 +11,7 @@ from typing import Any
 from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
 from fewbit.configure import default_bits
+from fewbit.core.device import CPU, on
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.progress import Progress
@@ -108,12 +109,13 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     assert request.out is not None
     part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
     graph, stats, record = run["graph"], run["stats"], run["inputs"].record
+    placed = on(graph, request.place)
     with progress.stage("ranges"):
         context = Context(
-            graph, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
+            placed, stats, request.hardware, name=request.recipe_name, keep_float=tuple(request.keep_float), seed=request.seed
         )
         model = Model(context, request.method, settings)
-        measure = Loss(graph, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
+        measure = Loss(placed, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, record, progress)
     again = partial(typed, request)
@@ -153,12 +155,12 @@ def _timed_problem(
     progress: Progress,
 ) -> SearchProblem:
     """The problem, with the machine's times of its ops and the bytes of its widest file."""
-    twin = part / "float.onnx"
-    float_onnx(model.graph, twin, opset=request.hardware.opset)
-    write_model(model.graph, model.base, part / WIDEST, request.hardware.file_format, record)
-    whole = whole_of(model.graph, model.target.runtime, twin, request.threads)
+    twin, graph, base = part / "float.onnx", on(model.graph, CPU), on(model.base, CPU)
+    float_onnx(graph, twin, opset=request.hardware.opset)
+    write_model(graph, base, part / WIDEST, request.hardware.file_format, record)
+    whole = whole_of(graph, model.target.runtime, twin, request.threads)
     times = times_of(
-        model.graph, model.target, model.base, model.with_floats, whole, request.threads,
+        graph, model.target, base, model.with_floats, whole, request.threads,
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     widest = model.dimensions({})

@@ -10,6 +10,7 @@ from fewbit.choose import choose as plan_of
 from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Mixed
+from fewbit.core.device import on
 from fewbit.core.shelf import Shelf
 from fewbit.core.values import Graph, PassLog, Plan
 from fewbit.data.images import Images
@@ -53,6 +54,7 @@ def choose(
     if recipe.equalize is not None and equalized:
         log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
     fallbacks = elsewhere(request.hardware)
+    context = replace(context, graph=on(graph, request.place))
     if isinstance(bits, Mixed):
         progress.begin("allocate", None)
         widths = allocate(context, bits, recipe)
@@ -86,6 +88,6 @@ def _pool(inputs: Inputs, images: Images, request: Planned, folder: Path, progre
     assert inputs.task.classes is not None
     pool = Synthesis(training.images, training.pool, inputs.task.classes, images.preprocess, request.seed, images)
     progress.begin("synthesize", pool.total)
-    teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
+    teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs, request.place)
     synthetic = pool(teacher, folder / POOL, lambda text: progress.advance(1, text))
     return LabelledImages(Shelf.of(synthetic.batches(64), folder), synthetic.labels)

@@ -19,6 +19,7 @@ from typing import Any
 from fewbit.choose.powell import parse_time
 from fewbit.choose.sensitivity import OutputKL
 from fewbit.core.bits import Bits
+from fewbit.core.device import on
 from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError
@@ -92,18 +93,18 @@ class Walk:
 
     def raised(self, base: Row) -> None:
         """Modules with 8 bits, or in float, on top of a row: as few as will do."""
-        bits, changes, on = self.asked.widths, dict(base["changes"]), base["what"]
+        bits, changes, stem = self.asked.widths, dict(base["changes"]), base["what"]
         order, by = self.order(base)
 
         def suffice(how: str, change: Callable[[list[str]], Row], count: int) -> bool:
             ops = [op for row in order[:count] for op in row.ops]
-            return bool(self.tried(f"{on}, {how}: {_names(order[:count])}", {**changes, **change(ops)}, by)["within"])
+            return bool(self.tried(f"{stem}, {how}: {_names(order[:count])}", {**changes, **change(ops)}, by)["within"])
 
         if isinstance(bits, Bits) and max(bits.weights, bits.activations) < 8:
             wide = partial(suffice, "8 bits", lambda ops: {"bits": ",".join([str(bits), *(f"{op}=8" for op in ops)])})
             if self.fewest(wide, len(order)):
                 return
-            changes["bits"], on = "8", f"{on}, 8 bits everywhere"
+            changes["bits"], stem = "8", f"{stem}, 8 bits everywhere"
         in_float = partial(suffice, "float", lambda ops: {"keep_float": [*self.asked.keep_float, *ops]})
         self.fewest(in_float, len(order) - 1)  # something stays in integers
 
@@ -124,7 +125,8 @@ class Walk:
         graph, plan = part["graph"], part["plan"]
         context = context_of(graph, part["stats"], request)
         times = times_here(context, plan, request.threads, self.folder, self.progress, part["twin"])
-        rows = worths(graph, plan, some(self.run["calibration"], graph, OutputKL.images), times, self.progress)
+        placed, images = on(graph, request.place), some(self.run["calibration"], graph, OutputKL.images)
+        rows = worths(placed, plan, images, times, self.progress)
         return ordered(rows), LIGHTER if times is None else FASTER
 
     def tried(self, what: str, changes: Row, by: str = "") -> Row:

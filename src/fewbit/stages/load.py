@@ -246,7 +246,7 @@ def images(inputs: Inputs, asked: Options, folder: Path, progress: Progress) -> 
     calibration = inputs.calibration
     if isinstance(calibration, Synthesis):
         progress.begin("synthesize", calibration.total)
-        teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs)
+        teacher = Teacher(inputs.loaded.program, inputs.loaded.inputs, asked.place)
         made = calibration(teacher, folder / MADE, lambda text: progress.advance(1, text))
         calibration = whole_batches(made, inputs.loaded.batch)
     judged, scored = halves(inputs.scored, inputs.loaded.batch or 1) if asked.drops else (inputs.scored, inputs.scored)

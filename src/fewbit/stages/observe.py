@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fewbit.choose import Bits
+from fewbit.core.device import CPU, on
 from fewbit.core.values import Graph
 from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
@@ -19,7 +20,7 @@ from fewbit.observe import Stats
 from fewbit.observe import observe as statistics_of
 from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
 from fewbit.progress import Progress
-from fewbit.request import Request
+from fewbit.request import Options, Request
 from fewbit.stages.load import Inputs
 from fewbit.target.allowed import allowed
 
@@ -33,7 +34,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def observe(
-    exact: Graph, inputs: Inputs, calibration: Images, folder: Path, progress: Progress, quantized: Container[str] | None
+    exact: Graph,
+    inputs: Inputs,
+    calibration: Images,
+    asked: Options,
+    folder: Path,
+    progress: Progress,
+    quantized: Container[str] | None,
 ) -> tuple[Stats, Mapping[str, Any]]:
     """Statistics of every site, and whether the images suffice, from a comparison of two halves of them.
 
@@ -42,10 +49,11 @@ def observe(
     progress.expect(len(calibration))
     count, one, size = len(calibration), exact.at_a_time(1), exact.at_a_time(8)
     parts = [part for part in every_second(calibration, one) if len(part)]
-    halves = [statistics_of(exact, progress.counted(part.batches(size)), quantized=quantized) for part in parts]
+    placed = on(exact, asked.place)
+    halves = [statistics_of(placed, progress.counted(part.batches(size)), quantized=quantized) for part in parts]
     change = range_change(*halves) if len(halves) == 2 else None
     some = calibration.subset(i for i in range(count) if i // one % -(-count // LOOKED_AT) == 0)
-    inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs), some.batches(size))
+    inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs, asked.place), some.batches(size))
     verdict = CalibrationLimits()(replace(inspection, images=count), change)
     notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
     verdict["warnings"] = [*verdict["warnings"], *notes]
@@ -74,11 +82,11 @@ def equalize(
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
     batches = calibration.batches(exact.at_a_time(8))
-    result = method(exact, progress.counted(batches), slots.grids)
-    changed = bool(result.constants)
-    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites) if changed else observed
+    result = method(on(exact, request.place), progress.counted(batches), slots.grids)
+    constants = on(result.constants, CPU)
+    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites) if constants else observed
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
-    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(result.constants), file))
+    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})
     return reopened(exact, folder), stats, result.record
 

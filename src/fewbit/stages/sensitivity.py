@@ -14,6 +14,7 @@ from typing import Any
 
 from fewbit.capture.structure import Module, modules
 from fewbit.choose.sensitivity import Losses, OutputKL
+from fewbit.core.device import on
 from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Images
@@ -22,7 +23,7 @@ from fewbit.files import write_atomic, write_json
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.report.sensitivity import draw
-from fewbit.request import SensitivityRequest
+from fewbit.request import Planned, SensitivityRequest
 from fewbit.stages.times import context_of, times_here
 from fewbit.target import absent
 from fewbit.target.allowed import matches
@@ -136,7 +137,8 @@ def measured(
         raise FewbitError(f"{plan.target} takes nothing of {request.ref} in integers; give another --target: fewbit targets.")
     times = times_here(context_of(graph, stats, request), plan, request.threads, folder, progress)
     batches = some(scored, graph, len(scored))
-    rows, whole = with_regained(worths(graph, plan, batches, times, progress), graph, plan, batches, progress)
+    placed = on(graph, request.place)
+    rows, whole = with_regained(worths(placed, plan, batches, times, progress), placed, plan, batches, progress)
     summary = {
         "schema": 1,
         **{name: getattr(plan, name) for name in ("model", "target", "recipe", "bits")},
@@ -175,11 +177,11 @@ def _named(graph: Graph, plan: Plan, row: Worth) -> Sequence[str]:
     return (pattern,) if len(row.ops) > 1 and fits.intersection(plan.integer_ops) == set(row.ops) else row.ops
 
 
-def short(graph: Graph, plan: Plan, calibration: Images, progress: Progress) -> list[dict[str, Any]]:
+def short(graph: Graph, plan: Plan, calibration: Images, request: Planned, progress: Progress) -> list[dict[str, Any]]:
     """The modules that lose most alone in integers, on a few calibration images, fewer of a large model."""
     work = max(graph.macs * len(units(graph, plan)) // 2, 1)  # of one image: a module is simulated from its place on
     batches = some(calibration, graph, int(min(OutputKL.images, max(LOOKED // work, 1))))
-    rows = worths(graph, plan, batches, None, progress)
+    rows = worths(on(graph, request.place), plan, batches, None, progress)
     total, looked = sum(row.loss for row in rows), sum(map(count, batches))
     worst = sorted(rows, key=lambda row: -row.loss)[:SHORT]
     return [

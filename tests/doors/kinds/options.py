@@ -20,6 +20,7 @@ QUANTIZE: dict[str, tuple[str, ...]] = {
     "--steps": COUNTS,
     "--seed": ("-1", "1.5", "nan", "abc", "", HUGE, str(2**63)),
     "--threads": (*COUNTS, HUGE),
+    "--device": (*NAMES, "gpu", "CPU", "cpu:1", "cuda:", "cuda:x", f"cuda:{HUGE}", "meta", "mps:1"),
     "--seconds": (*NUMBERS, "0", HUGE),
     "--max-drop": NUMBERS,
     "--crop-pct": (*NUMBERS, "0", HUGE, "1e-30"),

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewbit.core.device import CPU, on
 from fewbit.data.synthesize.generator import ImageGenerator, generator_of
 from fewbit.data.synthesize.losses import deep_from, distance, distorted
 from fewbit.data.synthesize.teacher import Moments, Seen, Teacher, refuse_without_norms
@@ -47,7 +48,7 @@ def centres_of(teacher: Teacher, images: Iterable[Tensor], labels: Tensor | None
     counts, wrong = torch.zeros(classes), torch.zeros(classes, dtype=torch.bool)
     with torch.no_grad():
         for i, image in enumerate(images):
-            response = teacher(image)
+            response = on(teacher(image), CPU)
             answer = int(response.logits.argmax(1))
             label = answer if labels is None else int(labels[i])
             pairs = (response.moments.means, response.moments.variances)
@@ -128,7 +129,7 @@ class Fdda:
         without batch norm.
         """
         refuse_without_norms(teacher)
-        state = _State(self, size, classes, seed)
+        state, centres = _State(self, size, classes, seed, teacher.device), on(centres, teacher.device)
         if kept is not None and kept.exists():
             state.load(kept)
         for epoch in range(state.epoch, self.epochs):
@@ -152,12 +153,12 @@ class Fdda:
         first = deep_from(len(centre))
         moments, target = response.moments.from_layer(first), centre.from_layer(first)
         noisy = distorted(target, self.mean_noise, self.variance_noise, generator)
-        ce = F.cross_entropy(response.logits, torch.full((len(response.logits),), label))
+        ce = F.cross_entropy(response.logits, torch.full((len(response.logits),), label, device=response.logits.device))
         return self.ce * ce + self.distorted * distance(moments, noisy) + self.centralized * distance(moments, target)
 
     def _step(self, state: _State, teacher: Teacher, centres: Centres | None, epoch: int) -> float:
         """One step of the generator; the loss before it."""
-        labels = torch.randint(state.classes, (self.batch,), generator=state.random)
+        labels = torch.randint(state.classes, (self.batch,), generator=state.random).to(teacher.device)
         response = teacher(state.generate(labels))
         if centres is None:
             loss = self.loss(response, labels, teacher.running)
@@ -180,9 +181,10 @@ class Fdda:
 class _State:
     """Everything that changes while a generator is trained."""
 
-    def __init__(self, settings: Fdda, size: tuple[int, int, int], classes: int, seed: int) -> None:
+    def __init__(self, settings: Fdda, size: tuple[int, int, int], classes: int, seed: int, device: torch.device) -> None:
+        self.device = device
         self.settings, self.classes = settings, classes
-        self.generator: ImageGenerator = generator_of(size, classes, settings.latent, settings.channels, seed)
+        self.generator: ImageGenerator = generator_of(size, classes, settings.latent, settings.channels, seed).to(device)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.rate, settings.betas)
         self.random = torch.Generator().manual_seed(seed)
         self.epoch = 0
@@ -195,7 +197,7 @@ class _State:
 
     def generate(self, labels: Tensor) -> Tensor:
         noise = torch.randn(len(labels), self.generator.latent, generator=self.random)
-        return self.generator(noise, labels)  # type: ignore[no-any-return]
+        return self.generator(noise.to(self.device), labels.to(self.device))  # type: ignore[no-any-return]
 
     def draw(self, count: int) -> None:
         """Generate and store `count` more images, the classes in turn; surplus images of the last batch are dropped."""
@@ -204,14 +206,14 @@ class _State:
             labels = (torch.arange(batch) + len(self.labels)) % self.classes
             with torch.no_grad():
                 images = self.generate(labels)[: min(count, batch)]
-            self.images.append(images)
+            self.images.append(on(images, CPU))
             self.labels += labels[: len(images)].tolist()
             count -= len(images)
 
     def save(self, path: Path) -> None:
         state: dict[str, Any] = {
-            "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "generator": on(self.generator.state_dict(), CPU),
+            "optimizer": on(self.optimizer.state_dict(), CPU),
             "random": self.random.get_state(),
             "epoch": self.epoch,
             "images": self.images,

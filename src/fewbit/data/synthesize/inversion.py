@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fewbit.core.device import CPU, on
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.files import going_on_from, write_stream
 
@@ -92,7 +93,8 @@ class Inversion(ABC):
         self, teacher: Teacher, size: tuple[int, int, int], labels: Tensor, low: Tensor, high: Tensor,
         random: torch.Generator, progress: Callable[[str], None],
     ) -> Tensor:  # fmt: skip
-        images = photographic(len(labels), size, low, high, random).requires_grad_()
+        labels, low, high = on((labels, low, high), teacher.device)
+        images = on(photographic(len(labels), size, on(low, CPU), on(high, CPU), random), teacher.device).requires_grad_()
         optimizer = torch.optim.Adam([images], self.rate, self.betas)
         loss_of = self.held(teacher, labels, high - low, random)
         for shift in self.jitter[: self.rounds]:
@@ -110,7 +112,7 @@ class Inversion(ABC):
                 with torch.no_grad():
                     images.copy_(images.maximum(low).minimum(high))
                 progress(f"loss {float(loss.detach()):.3g}")
-        return images.detach()
+        return on(images.detach(), CPU)
 
     def _rate(self, i: int) -> float:
         if i < self.warm_up:

@@ -43,7 +43,7 @@ def distorted(moments: Moments, means: float, variances: float, generator: torch
     """The statistics of a class with Gaussian noise of these standard deviations, for L_D (FDDA, equation 6)."""
 
     def noisy(x: Tensor, deviation: float) -> Tensor:
-        return x + deviation * torch.randn(x.shape, generator=generator)
+        return x + deviation * torch.randn(x.shape, generator=generator).to(x.device)
 
     return Moments(
         tuple(noisy(m, means) for m in moments.means),
@@ -63,12 +63,12 @@ def density(x: Float[Tensor, "rows n"], points: int, bandwidth: float) -> tuple[
     to the spacing squared, in time that does not grow with points times numbers, and differentiable in the numbers.
     """
     margin = 4 * bandwidth
-    places = torch.linspace(-1 - margin, 1 + margin, points)
+    places = torch.linspace(-1 - margin, 1 + margin, points, device=x.device)
     spacing = float(places[1] - places[0])
     position = ((x - places[0]) / spacing).clamp(0, points - 1.001)
     below = position.detach().floor()
     upper = position - below
-    shares = torch.zeros(len(x), points)
+    shares = x.new_zeros(len(x), points)
     shares = shares.scatter_add(1, below.long(), 1 - upper).scatter_add(1, below.long() + 1, upper)
     kernel = torch.exp(-0.5 * ((places[:, None] - places) / bandwidth) ** 2) / (bandwidth * math.sqrt(2 * math.pi))
     return places, shares @ kernel / x.shape[1]
@@ -84,7 +84,7 @@ def patch_entropy(
     """
     patches = F.normalize(attention.mean(1)[:, prefix:], dim=-1)
     count = patches.shape[1]
-    above = torch.ones(count, count, dtype=torch.bool).triu(1)
+    above = torch.ones(count, count, dtype=torch.bool, device=patches.device).triu(1)
     similar = (patches @ patches.transpose(1, 2))[:, above]
     places, heights = density(similar, points, bandwidth)
     inside = torch.special.entr(heights.clamp_min(0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -20,6 +21,7 @@ from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import calls, constant, is_call, is_constant
 from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
+from fewbit.core.device import CPU, on
 from fewbit.core.inputs import ALONE, Batch
 from fewbit.core.values import Input
 from fewbit.errors import BadModel
@@ -65,16 +67,17 @@ class Seen:
 
 class Teacher:
     """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms, `eps`
-    what each adds to a variance; `classes` is None for a model that is no classifier.
+    what each adds to a variance; `classes` is None for a model that is no classifier. It runs on `device`.
     """
 
-    def __init__(self, program: ExportedProgram, inputs: Sequence[Input] = ALONE) -> None:
-        module = graph_module(program)
+    def __init__(self, program: ExportedProgram, inputs: Sequence[Input] = ALONE, device: torch.device = CPU) -> None:
+        module, self.device = graph_module(program), device
         task = recognise(outputs_of(program))
         self.classes, self._index = task.classes, task.index if isinstance(task, Classify) else 0
         opened(module)
         module.graph.eliminate_dead_code()
-        self._executor = Executor(module, inputs=inputs)
+        module = on(module, device)
+        self._executor = Executor(module, inputs=on(tuple(inputs), device), device=device)
         norms = [node for node in calls(module.graph, BATCH_NORM) if _is_fixed(node)]
         self._inputs = [cast(Node, node.args[0]) for node in norms]
         self._mixes = [n for n in calls(module.graph, MATMUL, SDPA) if is_call(n, SDPA) or softmax_behind(n.args[0])]
