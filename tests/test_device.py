@@ -39,7 +39,7 @@ from fewbit.search.search import search
 from fewbit.target import load_target
 from pretend import PRETEND, Pretended
 from replay import plans
-from replay.nets import CLASSES, SIZE
+from replay.nets import CLASSES, SIZE, images, net
 
 LONG = ("liu2021", "easyquant", "brecq", "adaround", "qdrop", "lapq", "fdda", "fast-rotated", "best", "best-rotated")
 BITS = "4,first=8,last=8"
@@ -225,7 +225,7 @@ def test_images_are_synthesized_there(net: str, method: Any) -> None:
 def test_a_generator_is_trained_there(tmp_path: Path) -> None:
     found = []
     for teacher in teachers("conv"):
-        centres = centres_of(teacher, plans.images(4, 1).split(1), torch.arange(4), CLASSES)
+        centres = centres_of(teacher, images(4, 1).split(1), torch.arange(4), CLASSES)
         method = Fdda(epochs=2, iterations=2, warm_up=0, batch=4, channels=8, latent=8)
         state = tmp_path / f"{teacher.device}.pt"
         found.append(method(teacher, SIZE, CLASSES, 6, centres, kept=state)[0])
@@ -244,28 +244,29 @@ def test_a_search_has_the_same_losses_there() -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
-def test_a_run_and_a_search_write_the_same_files_there(tmp_path: Path) -> None:
-    from replay.nets import images, net
+OPTIONS: dict[str, Any] = {"target": "ort-x86-vnni", "input_size": SIZE, "score": images(16, 1).numpy()}
 
-    files = []
-    for device in ("cpu", pretend.NAME):
-        options: dict[str, Any] = {
-            "score": images(16, 1).numpy(), "target": "ort-x86-vnni", "input_size": SIZE, "device": device, "seconds": 0.01,
-        }  # fmt: skip
-        given = images(32, 0).numpy()
-        result = quantize(net("mixed"), given, recipe="fast", out=tmp_path / device, **options)
-        found = search(
-            net("mixed"), given, out=tmp_path / f"search {device}", points=1, evaluations=3,
-            **{name: value for name, value in options.items() if name != "seconds"},
-        )  # fmt: skip
-        digest = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in result.folder.iterdir()
-            if path.suffix in (".onnx", ".safetensors")
-        }
-        files.append((digest, [row["loss"] for row in found["trials"]]))
-    assert files[0] == files[1]
+
+@pytest.mark.slow
+def test_a_run_writes_the_same_files_there(tmp_path: Path) -> None:
+    digests = []
+    for name in ("cpu", pretend.NAME):
+        run = quantize(
+            net("mixed"), images(32, 0).numpy(), recipe="fast", device=name, seconds=0.01, out=tmp_path / name, **OPTIONS
+        )
+        files = [path for path in run.folder.iterdir() if path.suffix in (".onnx", ".safetensors")]
+        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    assert digests[0] == digests[1]
+    assert {"model.onnx", "plan.safetensors", "stats.safetensors"} <= digests[0].keys()
+
+
+@pytest.mark.slow
+def test_a_search_is_made_there(tmp_path: Path) -> None:
+    """Which losses it looks at follows from times as well, so they are not compared; its files are measured on the processor."""
+    given = images(32, 0).numpy()
+    found = search(net("conv"), given, points=1, evaluations=3, device=pretend.NAME, out=tmp_path / "search", **OPTIONS)
+    assert found["evaluated"] == 3
+    assert all(row["bytes"] > 0 for row in found["points"])
 
 
 # The request.
