@@ -270,7 +270,7 @@ class Planned(Options):
 class Request(Planned):
     """Options of `fewbit quantize`."""
 
-    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay"}
+    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay", "quick"}
 
     normalize_inside: bool = Field(
         default=False,
@@ -284,6 +284,10 @@ class Request(Planned):
         "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
         examples=[1.0],
     )
+    quick: bool = Field(
+        default=False,
+        description="Only the files, their proof and their score; no times, sensitivity, outliers, attention or pictures.",
+    )
     must_pay: bool = Field(
         default=False, description="Exit code 1 where the file is not 2 % faster than the fastest float model of its runtime."
     )
@@ -292,6 +296,9 @@ class Request(Planned):
     def _is_answered(self) -> Request:
         if self.curve:
             refuse_curve(self.method, self.recipe_name)
+        for flag, asked in (("--must-pay", self.must_pay), ("--only-what-pays", self.only_what_pays)):
+            if asked and self.quick:
+                raise FewbitError(f"{flag} needs times, and --quick measures none; leave one of them out.")
         if self.must_pay:
             refuse_times(self.hardware, "--must-pay")
         return self

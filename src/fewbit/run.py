@@ -202,10 +202,14 @@ class Run:
         stage = self._stages()[name]
         if not overrides and all(value in self.values for value in stage.gives):
             return self._value_of(stage)
+        wanted = stage.when is None or stage.when(self.values)
+        if stage.instead is not None and not wanted:
+            self.values.update(zip(stage.gives, stage.instead, strict=True))
+            return self._value_of(stage)
         ready = stage.load is not None and not overrides and all((self.folder / file).exists() for file in stage.files)
         function = stage.load if ready and stage.load is not None else stage.run
         inputs = {key: overrides[key] if key in overrides else self[key] for key in stage.takes(function, overrides)}
-        if function is stage.run and (stage.when is None or stage.when(self.values)):
+        if function is stage.run and wanted:
             with self.progress.stage(stage.name):
                 result = function(**inputs)
         else:

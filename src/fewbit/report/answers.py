@@ -84,7 +84,9 @@ def small_and_fast(report: Json) -> Card:
     for runtime, row in timings.items():
         said = f"{runtime}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, {speed(row['ratio'])}."
         (loud if row["ratio"] < 1 else lines).append(said)
-    if not timings:
+    if not timings and report.get("skipped"):
+        lines.append("Times were not measured (--quick); fewbit bench RUN measures them.")
+    elif not timings:
         elsewhere = [row["why"] for row in report.get("fallbacks") or () if row.get("kind") in ELSEWHERE]
         lines.append(f"No time of the target is known{': ' if elsewhere else ''}{'; '.join(elsewhere)}.")
     paid = report.get("pays")
@@ -119,6 +121,8 @@ def not_as_requested(report: Json) -> Card:
         most = max(grouped(refused, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
         places = plural(len(most["site"]), "site")
         lines.append(f"Most often {most['requested']} became {most['actual']}, at {places}: {most['why']}.")
+    if report.get("skipped"):
+        lines.append(f"Left out on request (--quick): {', '.join(report['skipped'])}.")
     islands = {row["site"] for row in refused if row["actual"] == "float"}
     if islands:
         lines.append(f"{plural(len(islands), 'site')} stayed float.")

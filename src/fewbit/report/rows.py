@@ -32,10 +32,10 @@ PIXELS, GAP = 256, 6  # the longest side of a prediction, and the space between 
 
 def tables_of(
     graph: Graph, plan: Plan, stats: Stats, standing_out: Sequence[Outliers], checks: Checks, timings: Sequence[Latency],
-    loading: Sequence[Load], images: Images, score: Score, sample: Batch, folder: Path, classes: Sequence[str] = (),
+    loading: Sequence[Load], sample: Batch, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """tables.json without what the pipeline itself knows (run, curve, synthetic). `sample` are the first of `images`, which
-    were scored; `standing_out` are the outliers of the user's model, `classes` the names of its answers.
+    """tables.json without `looked_at` and what the pipeline itself knows (run, curve, synthetic). `sample` are a few scored
+    images; `standing_out` are the outliers of the user's model.
     """
     axes = {c.site: c.grid.axis for c in plan.choices.values() if c.codes is None and c.grid.axis is not None}
     whole = count(sample)
@@ -55,25 +55,36 @@ def tables_of(
             samples = Samples.of_channels(channels.values, channels.low, channels.high)
         rows.append(_site(graph, choice, samples))
     observed = {row["site"]: row["observed"] for row in rows}
-    maps, flips = attention_tables(graph, plan, rows_of(sample, slice(0, graph.at_a_time(4))))
     return {
         "sites": rows,
         "histograms": tables.histograms(rows, counts),
         "inputs": taken(graph),
         "outliers": outliers(graph, plan, standing_out, observed),
-        "attended": [{"name": images.names[0], "thumbnail": data_uri(_first(sample, images))}] if maps else [],
-        "attention": [row for op in maps for row in attention(op)],
-        "flips": flips,
-        **postprocessing(graph, plan, rows_of(sample, slice(0, graph.at_a_time(4)))),
         "latency": [row.to_json() for row in timings],
         "loads": [row.to_json() for row in loading],
         "size": tables.files(folder),
         "checks": tables.checks(checks),
         "outputs": tables.outputs(checks),
         "kernels": checks.kernels,
+        "log": [asdict(entry) for entry in plan.log],
+    }
+
+
+def looked_at(
+    graph: Graph, plan: Plan, images: Images, score: Score, sample: Batch, classes: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """Attention, what stands behind the last layers, and scored images. `sample` are the first of `images`, `classes` the names
+    of the model's answers.
+    """
+    few = rows_of(sample, slice(0, graph.at_a_time(4)))
+    maps, flips = attention_tables(graph, plan, few)
+    return {
+        "attended": [{"name": images.names[0], "thumbnail": data_uri(_first(sample, images))}] if maps else [],
+        "attention": [row for op in maps for row in attention(op)],
+        "flips": flips,
+        **postprocessing(graph, plan, few),
         "images": [] if score.pictures else scored_images(images, score, classes),
         "pictures": predictions(images, score),
-        "log": [asdict(entry) for entry in plan.log],
     }
 
 

@@ -4,6 +4,9 @@
 times each stage. A finished run is read by REOPENED, in which verify, evaluate, bench and report are the same functions.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from fewbit.report.draw import draw
 from fewbit.stages import choose, curve, deploy, goal, load, observe, prove, report, sensitivity
 from fewbit.stages.stage import Stage
@@ -20,6 +23,12 @@ EVALUATE = Stage("evaluate", prove.evaluate, ("score",))
 BENCH = Stage("bench", prove.bench, ("timings", "loads"))
 REPORT = Stage("report", draw, ("page",), ("report.html",))
 
+
+def thorough(values: Mapping[str, Any]) -> bool:
+    """Whether more is asked for than the files, their proof and their score."""
+    return not values["asked"].quick
+
+
 STAGES = (
     Stage("load", load.load, ("inputs",)),
     Stage("capture", load.capture, ("inputs", "exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
@@ -35,10 +44,10 @@ STAGES = (
     REALIZE,
     TWIN,
     VERIFY,
-    EVALUATE,
+    Stage("evaluate", prove.scored_as_asked, ("score",)),
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
-    BENCH,
-    Stage("sensitivity", sensitivity.short, ("sensitive",)),
+    Stage("bench", prove.bench, ("timings", "loads"), when=thorough, instead=((), ())),
+    Stage("sensitivity", sensitivity.short, ("sensitive",), when=thorough, instead=((),)),
     Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,

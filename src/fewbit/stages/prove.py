@@ -220,15 +220,23 @@ def stands_in(plan: Plan) -> bool:
 
 def evaluate(
     exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
-    workers: Workers = HERE,
+    workers: Workers = HERE, drawn: bool = True,
 ) -> Score:  # fmt: skip
     """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration."""
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
         twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
-        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers,
+        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers, drawn=drawn,
     )  # fmt: skip
+
+
+def scored_as_asked(
+    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
+    asked: Request,
+) -> Score:  # fmt: skip
+    """The same, without pictures of predictions where a request is for a quick run."""
+    return evaluate(exact, model, twin, trusted, scored, runtime, threads, progress, drawn=not asked.quick)
 
 
 def bench(

@@ -21,7 +21,7 @@ from fewbit.observe import Stats
 from fewbit.observe.outliers import outliers
 from fewbit.progress import Progress
 from fewbit.report import tables
-from fewbit.report.rows import tables_of, thumbnails
+from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.run import FILES
 from fewbit.runtimes import RUNTIMES, bytes_of
@@ -32,6 +32,7 @@ from fewbit.target.load import processor
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
+SKIPPED = ("times", "sensitivity of modules", "outliers", "attention", "pictures")  # of a quick run
 PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
 
 
@@ -47,8 +48,10 @@ def summarize(
     if RUNTIMES[target.runtime].kernels:
         plan = note_kernels(plan, checks)
     size = exact.at_a_time(8)
-    standing = outliers(exact, islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1)))
-    rows = tables_of(graph, plan, stats, standing, checks, timings, loads, scored, score, sample, folder, inputs.classes or ())
+    few = islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1))
+    standing = () if request.quick else outliers(exact, few)
+    rows = tables_of(graph, plan, stats, standing, checks, timings, loads, sample, folder)
+    rows |= {} if request.quick else looked_at(graph, plan, scored, score, sample, inputs.classes or ())
     record = _record(request, identity, inputs)
     counts = {"calibration": len(calibration), "scored": score.images}
     proven = {"verify": tables.verify(checks), "accuracy": score.to_json(), "images": counts}
@@ -60,13 +63,14 @@ def summarize(
         "curve": list(curve),
         "goal": [dict(row) for row in attempts],
         "sensitivity": list(sensitive),
-        "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] else [],
+        "synthetic": thumbnails(calibration, inputs.classes or ()) if request.synthetic[0] and not request.quick else [],
     }
     summary = {
         **_summary(graph, plan, timings, request, folder),
         **proven,
         "notes": list(inputs.notes),
         "goal": said(attempts),
+        "skipped": list(SKIPPED) if request.quick else [],
         "calibration": {"source": calibration.source, **verdict},
         "seconds": dict(progress.seconds),
     }

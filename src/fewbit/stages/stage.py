@@ -13,7 +13,7 @@ class Stage:
     """`run` takes the values that its parameters name (those with a default only where they are given) and gives the values
     `gives`, a tuple where there are several. `files` lie in the run's folder behind it; where all of them are there `load`, if
     there is one, gives the same from them. `scratch` are files that only serve to go on from, and go when the run is done.
-    Where `when` says no the stage passes values on and is not shown.
+    Where `when` says no the stage passes values on, or gives `instead` without being run, and is not shown.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Stage:
     load: Callable[..., Any] | None = None
     scratch: tuple[str, ...] = ()
     when: Callable[[Mapping[str, Any]], bool] | None = None
+    instead: tuple[Any, ...] | None = None
 
     @staticmethod
     def takes(function: Callable[..., Any], overrides: Iterable[str] = ()) -> list[str]:

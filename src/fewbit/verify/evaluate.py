@@ -77,12 +77,13 @@ def evaluate(
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,
     workers: Workers = HERE,
+    drawn: bool = True,
 ) -> Score:
     """Run both models on every image, batch by batch; predictions are stored, outputs are summed up, here and in the order of
     the images, whoever ran the models.
 
     `inside` are those of the outputs that the files do not give by themselves, which are not rated; `behind` are the outputs of
-    a tail, of which rows are counted.
+    a tail, of which rows are counted. Predictions are `drawn` where the task does that.
 
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
@@ -102,7 +103,7 @@ def evaluate(
     chosen = [_of_rows(name, torch.tensor(shares, dtype=torch.float64)) for name, shares in same.items()]
     scores, errors = [*(one.score() for one in closeness), *chosen], torch.cat(found)
     rating = meter.rating([replace(one, agreement=None) if one.name in inside else one for one in scores])
-    pictures = _pictures(task, files, images, errors, batch) if type(task).drawn is not Task.drawn else {}
+    pictures = _pictures(task, files, images, errors, batch) if drawn and type(task).drawn is not Task.drawn else {}
     return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
 
 
