@@ -79,6 +79,15 @@ def test_without_correlation_every_weight_goes_to_the_nearest_code(sweeps, order
     assert torch.equal(step.scale, qparams.scale)
 
 
+@pytest.mark.parametrize("alive", [0, 6])
+def test_inputs_that_are_always_zero_keep_the_nearest_codes(alive):
+    w, qparams = weight()
+    x = rows()
+    x[:, alive:] = 0
+    q, _ = Gptq(ridges=(), shares=(1.0,)).solve(w, qparams, GRID, moments(x).centred(), ZERO)
+    assert torch.equal(q[:, alive:], codes(w, qparams, GRID)[:, alive:])
+
+
 def test_groups_are_solved_each_on_its_own_part():
     w, _ = weight(6, 4)
     qparams = qparams_from_range(w.amin(1), w.amax(1), GRID)

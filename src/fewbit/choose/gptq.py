@@ -24,6 +24,7 @@ from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
 
 BLOCK = 32  # columns whose later ones are corrected together: what changes at once stays in a core's cache
 TRIES = 12  # to make a matrix positive definite
+TINY = torch.finfo(torch.float32).tiny
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
 
@@ -227,7 +228,7 @@ def _descended(
     """
     codes = q.T.contiguous()
     s = scale.T.contiguous().expand_as(codes)
-    diagonal = h.diagonal().clamp_min(1e-12 * float(h.diagonal().max().clamp_min(1e-30))).tolist()
+    diagonal = h.diagonal().clamp_min(max(1e-12 * float(h.diagonal().max()), TINY)).tolist()
     gradient = h @ (codes * s - w.T)
     m, moves = len(codes), codes.new_empty(BLOCK, len(q))
     for _ in range(sweeps):
