@@ -262,7 +262,7 @@ def test_a_run_writes_the_same_files_there(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_is_made_there(tmp_path: Path) -> None:
-    """Which losses it looks at follows from times as well, so they are not compared; its files are measured on the processor."""
+    """Which losses it looks at follows from times as well, so they are not compared."""
     given = images(32, 0).numpy()
     found = search(net("conv"), given, points=1, evaluations=3, device=pretend.NAME, out=tmp_path / "search", **OPTIONS)
     assert found["evaluated"] == 3
