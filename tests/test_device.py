@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 import pretend
 from fewbit import quantize
 from fewbit.choose import Bits, Context, choose, gptq
+from fewbit.choose.distill import Course, Distill, Student
 from fewbit.choose.sensitivity import Losses
 from fewbit.cli import app
 from fewbit.core import device as room
-from fewbit.core.device import CPU, device_named, on, wide
+from fewbit.core.device import CPU, device_named, exact_products, on, wide
 from fewbit.core.grid import Grid, QParams, codes
 from fewbit.core.shelf import Shelf
 from fewbit.core.values import Graph, Plan
@@ -142,6 +143,19 @@ def test_without_float64_sums_are_float32_and_wide_codes_are_exact(narrow: None)
     assert on(x.double(), PRETEND).dtype == torch.float32
 
 
+def test_convolutions_keep_their_digits_and_settings_come_back() -> None:
+    def settings() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic
+
+    before = settings()
+    with exact_products(PRETEND):
+        assert settings() == (before[0], False, True)
+    assert settings() == before
+    with exact_products(CPU):
+        assert settings() == before
+
+
 # Stages.
 
 
@@ -163,6 +177,25 @@ def test_every_recipe_makes_the_same_plan_there(recipe: str) -> None:
     there = plan_on(PRETEND, "conv", recipe)
     assert plans.decisions(*there) == plans.decisions(*plan_on(CPU, "conv", recipe))
     assert on(there[1], CPU) is there[1]
+
+
+def test_learning_that_was_killed_goes_on_there(conv_net: Any, tmp_path: Path) -> None:
+    context = Context(
+        on(conv_net.graph, PRETEND), conv_net.stats, load_target("ort-x86-vnni"), images=[conv_net.images],
+        aside=[conv_net.images[:4]], everything=True, folder=tmp_path,
+    )  # fmt: skip
+    plan, settings = on(choose(context, RECIPES["mse"]), PRETEND), Distill(steps=4, batch=4, checks=2, seconds=None)
+    first = Course(Student(plan, context), context, settings)
+    first.advance()
+    first.save(tmp_path / "state", 1.0, first.student.state())
+    again = Course(Student(plan, context), context, settings)
+    again.resume(tmp_path / "state")
+    for course in (first, again):
+        course.advance()
+    pairs = zip(first.student.parameters(), again.student.parameters(), strict=True)
+    assert all(torch.equal(a, b) and b.device == PRETEND for a, b in pairs)
+    states = [again.optimizer.state[p] for p in again.student.parameters()]
+    assert {s["step"].device for s in states if s} == {CPU}
 
 
 @pytest.mark.slow

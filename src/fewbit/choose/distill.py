@@ -213,7 +213,8 @@ class Course:
                 parameter.data.copy_(stored.get_tensor(f"now.{i}"))
                 kept = [name for name in ADAM if f"adam.{i}.{name}" in names]
                 if kept:
-                    moved = {name: on(stored.get_tensor(f"adam.{i}.{name}"), parameter.device) for name in kept}
+                    state = {name: stored.get_tensor(f"adam.{i}.{name}") for name in kept}
+                    moved = {n: x if n == "step" else on(x, parameter.device) for n, x in state.items()}  # counted here
                     self.optimizer.state[parameter] = moved
             self.random.set_state(stored.get_tensor("random"))
             best = [stored.get_tensor(f"best.{i}") for i in range(len(parameters))]

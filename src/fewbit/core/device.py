@@ -119,5 +119,5 @@ def exact_products(device: torch.device) -> Iterator[None]:
     if device == CPU:
         yield
         return
-    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+    with torch.backends.cudnn.flags(torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False):
         yield
