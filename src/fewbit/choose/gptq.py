@@ -19,6 +19,7 @@ from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
 from fewbit.core.inputs import Batch
+from fewbit.core.pages import give_back
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
 
@@ -98,6 +99,7 @@ class Gptq:
                     builder.correct(op.name, result.bias)
                 else:
                     builder.decide_bias(op)
+                give_back()
         return builder.plan(PassLog("gptq", repr(self), tuple(rows)))
 
     def _solve_layer(self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder) -> Solved | None:
@@ -110,48 +112,49 @@ class Gptq:
         w = weight_of(graph, site)
         groups = argument(layers.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         fit, outside = moments_of(pieces, groups, len(w))
+        whole = fit if outside is None else fit + outside
+        ridge = None if outside is None else self.ridge(w.flatten(1), fit.centre(), outside.centre())
+        del fit, outside
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
-        result = self.layer(choice, w, bias, fit, outside, min_scale)
+        result = self.layer(choice, w, bias, whole, ridge, min_scale)
         return result if sums_are_safe(graph, result.choice, builder.choices, grids) else None
 
     def layer(
-        self, choice: Choice, w: Tensor, bias: Tensor | None, fit: Moments, outside: Moments | None, min_scale: Tensor
+        self, choice: Choice, w: Tensor, bias: Tensor | None, whole: Moments, ridge: float | None, min_scale: Tensor
     ) -> Solved:
         """The codes of a weight w (c_out, ...), its scale and its bias (c_out,); `choice` has the scale that covers its range.
 
-        `fit` are moments of the rows that it is fitted to, `outside` of those that select the ridge; no scale is below
-        `min_scale`.
+        `whole` are the moments of all rows, which are gone then, `ridge` is λ; no scale is below `min_scale`.
         """
-        rows, whole = w.flatten(1), fit if outside is None else fit + outside
-        centred = whole.centred() if self.bias else replace(whole, count=1)
-        real, ridge = self.ridge(rows, fit, outside)
-        new_codes, qparams = self.solve(real, choice.qparams, choice.grid, centred, min_scale)
+        rows, (read, exact, residual) = w.flatten(1), whole.means()
+        real, fitted = rows, replace(whole, count=1)
+        if self.bias:
+            fitted = whole.centre()
+        if ridge is not None:
+            real = regressed(rows, fitted if self.bias else whole.centred(), ridge)
+        new_codes, qparams = self.solve(real, choice.qparams, choice.grid, fitted, min_scale)
         integers = new_codes.view_as(w).to(choice.grid.container)
         result = replace(choice, qparams=qparams, codes=integers, method=repr(self))
         if self.gain and choice.grid.axis is not None:
-            factor = gain(real_weight(result), centred.target(rows), centred)
+            factor = gain(real_weight(result), fitted.target(rows), fitted)
             scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(min_scale)
             result = replace(result, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
         if not self.bias:
             return Solved(result, None, ridge)
-        means = whole.centred()
-        missing = _product(rows, means.exact) - _product(real_weight(result), means.read) + means.residual
+        missing = _product(rows, exact) - _product(real_weight(result), read) + residual
         shift = missing if bias is None else wide(bias) + missing
         return Solved(result, shift.float(), ridge)
 
-    def ridge(self, w: Float[Tensor, "o m"], fit: Moments, test: Moments | None) -> tuple[Float[Tensor, "o m"], float | None]:
-        """W* and its λ (None: W itself), selected on held-out moments; `fit` and `test` are sums."""
-        if test is None or not self.ridges:
-            return w, None
-        inside, outside = fit.centred(), test.centred()
+    def ridge(self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments) -> float | None:
+        """The λ of W* (None: W itself is better), selected on held-out moments; both are centred."""
         target = outside.target(w)
         best, best_share = float(outside.error(target, w).sum()), None
         for share in self.ridges:
-            error = float(outside.error(target, _ridge(w, inside, share)).sum())
+            error = float(outside.error(target, regressed(w, inside, share)).sum())
             if error < best:
                 best, best_share = error, share
-        return (w, None) if best_share is None else (_ridge(w, (fit + test).centred(), best_share), best_share)
+        return best_share
 
     def solve(
         self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, floor: Tensor
@@ -256,7 +259,9 @@ def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[
 def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
     """H with a share of the mean of its diagonal added to the diagonal; of nothing but zeros, the identity."""
     mean = float(h.diagonal().mean())
-    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (share * mean if mean > 0 else 1.0)
+    result = h.clone()
+    result.diagonal().add_(share * mean if mean > 0 else 1.0)
+    return result
 
 
 def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
@@ -286,7 +291,7 @@ def _by_block(
     return torch.stack(list(candidates)).gather(0, best[None])[0]
 
 
-def _ridge(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
+def regressed(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
     """W*; `moments` are centred."""
     change = moments.target(w) - moments.through(wide(w))
     parts = change.unflatten(0, (len(moments.gram), -1))

@@ -56,9 +56,10 @@ def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Mome
     for i, piece in enumerate(pieces):
         part = Moments.of([piece], groups, outputs)
         if i % HELD_OUT == HELD_OUT - 1:
-            outside = part if outside is None else outside + part
+            outside = part if outside is None else outside.add(part)
         else:
-            fit = part if fit is None else fit + part
+            fit = part if fit is None else fit.add(part)
+        del part
     if fit is None:
         raise ValueError("no rows")
     return fit, outside

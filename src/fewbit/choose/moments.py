@@ -15,6 +15,7 @@ from torch import Tensor
 from fewbit.core.device import wide, widest
 
 ROWS = 512  # of one product
+SUMS = ("read", "exact", "gram", "cross", "residual", "residual_read")
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,32 @@ class Moments:
                 d.sum(0, dtype=sums),
                 _products(d[None], q)[0] if joint else q.new_zeros(outputs, m, dtype=sums),
             )
-            total = part if total is None else total + part
+            total = part if total is None else total.add(part)
         if total is None:
             raise ValueError("no rows")
         return total
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both."""
-        names = ("read", "exact", "gram", "cross", "residual", "residual_read")
-        return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in names))
+        return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in SUMS))
+
+    def add(self, other: Moments) -> Moments:
+        """The same, in the place of these: of wide rows a matrix of products is hundreds of megabytes."""
+        return Moments(self.count + other.count, *(getattr(self, n).add_(getattr(other, n)) for n in SUMS))
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of what is read, of the exact rows and of the residual error."""
+        return self.read / self.count, self.exact / self.count, self.residual / self.count
 
     def centred(self) -> Moments:
         """Means in place of sums, and covariances in place of products: the error after the bias absorbs its mean."""
-        n, groups = self.count, len(self.read)
-        q, x, d = self.read / n, self.exact / n, self.residual / n
-        behind = torch.zeros_like(self.residual_read) if groups > 1 else self.residual_read / n - d[:, None] * q[0]
-        gram, cross = self.gram / n - q[:, :, None] * q[:, None], self.cross / n - x[:, :, None] * q[:, None]
+        return Moments(self.count, *(getattr(self, n).clone() for n in SUMS)).centre()
+
+    def centre(self) -> Moments:
+        """The same in the place of these, which are gone then."""
+        n, (q, x, d) = self.count, self.means()
+        behind = torch.zeros_like(self.residual_read) if len(q) > 1 else self.residual_read / n - d[:, None] * q[0]
+        gram, cross = _less(self.gram.div_(n), q, q), _less(self.cross.div_(n), x, q)
         return Moments(1, q, x, gram, cross, d, behind)
 
     def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
@@ -103,4 +114,13 @@ def _products(a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"]) ->
     inner = a0.new_zeros(len(a), a.shape[2], b.shape[2])
     for x, y in zip(left.split(ROWS, 1), right.split(ROWS, 1), strict=True):
         inner += x.mT @ y
-    return inner + a0.mT @ sums[1] + sums[0].mT @ b0 + a.shape[1] * (a0.mT @ b0)
+    for term in (lambda: a0.mT @ sums[1], lambda: sums[0].mT @ b0, lambda: (a0.mT @ b0).mul_(a.shape[1])):
+        inner += term()
+    return inner
+
+
+def _less(sums: Float[Tensor, "groups n m"], a: Float[Tensor, "groups n"], b: Float[Tensor, "groups m"]) -> Tensor:
+    """Products without those of means, in place, a few rows at a time."""
+    for part, rows in zip(sums.split(ROWS, 1), a.split(ROWS, 1), strict=True):
+        part -= rows[:, :, None] * b[:, None]
+    return sums

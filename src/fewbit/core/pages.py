@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
+APART = 4 << 20
+
 _MAPPED: WeakSet[mmap.mmap] = WeakSet()
 
 
@@ -17,6 +20,14 @@ def mapped(path: Path) -> mmap.mmap:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what is read-only
     _MAPPED.add(pages)
     return pages
+
+
+def large_apart() -> None:
+    """Let each tensor above `APART` bytes be memory of its own, which goes back when it is freed. Among smaller ones that stay,
+    glibc would keep the holes, half a gigabyte of a vision transformer's activations; it costs time to get fresh pages.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, APART)
 
 
 def give_back() -> None:

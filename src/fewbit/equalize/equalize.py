@@ -17,6 +17,7 @@ from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.device import with_constants
 from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
+from fewbit.core.pages import give_back
 from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.channels import evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced
@@ -268,6 +269,7 @@ class _Work:
                 self.output = output
             else:
                 moved = False
+            give_back()
         after = move.after if moved else move.before
         self.record.append({**row, "shift": moved and bool(move.shift.any()), "moved": moved, "after": after})
 

@@ -13,6 +13,7 @@ from fewbit.core.grid import Grid, fake, qparams_from_range
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range; the one with the smallest squared error wins
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+WORK = 1 << 22  # numbers of all candidates that are held at a time
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     if grid.group_size:
         alone = replace(grid, group_size=0, multiples=0)
         return rows_of(w.unflatten(1, (-1, grid.group_size)).flatten(0, 1), alone).view_as(w)
+    return torch.cat([_rows_alone(part, grid) for part in w.split(max(1, WORK // (len(SHARES) * w.shape[1])))])
+
+
+def _rows_alone(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     low, high = w.amin(1), w.amax(1)
     candidates = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
     best = (candidates - w).square().sum(2).argmin(0)

@@ -47,7 +47,7 @@ def inspect_images(teacher: Teacher, batches: Iterable[Batch]) -> Inspection:
     digests, duplicates = set[bytes](), 0
     with torch.no_grad():
         for batch in batches:
-            response, n = on(teacher(batch), CPU), count(batch)
+            response, n = on(teacher(batch, attention_too=False), CPU), count(batch)
             for image in images_of(batch):
                 digest = hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
                 duplicates += digest in digests or float(image.flatten(1).std(1).max()) < FLAT

@@ -89,10 +89,10 @@ class Teacher:
     def has_attention(self) -> bool:
         return bool(self._mixes)
 
-    def __call__(self, images: Batch) -> Seen:
-        """Run a batch of normalized images."""
+    def __call__(self, images: Batch, *, attention_too: bool = True) -> Seen:
+        """Run a batch of normalized images; the outputs of its attention are kept where they are wanted."""
         attention, by_norm = dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
-        mixes, inputs = ([node.name for node in nodes] for nodes in (self._mixes, self._inputs))
+        mixes, inputs = ([node.name for node in nodes] for nodes in (self._mixes if attention_too else (), self._inputs))
 
         def record(name: str, value: Tensor) -> None:
             if name in mixes:
