@@ -9,16 +9,20 @@ from pathlib import Path
 from weakref import WeakSet
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
-APART = 4 << 20
+APART, LARGE = 4 << 20, 256 << 20
 
 _MAPPED: WeakSet[mmap.mmap] = WeakSet()
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A file as memory that nobody writes to: a page is read when it is first needed, and the system may drop it."""
+    """A file as memory that nobody writes to: a page is read when it is first needed, and the system may drop it. From the first
+    file above `LARGE` bytes on, large tensors are memory of their own as well (`large_apart`).
+    """
     with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what is read-only
     _MAPPED.add(pages)
+    if len(pages) >= LARGE:
+        large_apart()
     return pages
 
 
