@@ -14,16 +14,17 @@ import importlib.util
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-from torch import Tensor
 
 from fewbit import Run
-from fewbit.data.images import Images
 from fewbit.files import write_json
-from fewbit.task.task import recognise
-from fewbit.verify import evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewbit.data.images import Images
 
 
 def stock(float_path: Path, batches: Iterable[Tensor], out: Path, *, method: str, linear_only: bool = False) -> None:
@@ -74,6 +75,9 @@ def with_nncf(float_path: Path, images: Images, out: Path, *, transformer: bool)
 
 
 def main() -> None:
+    from fewbit.task.task import recognise
+    from fewbit.verify import evaluate
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", required=True)

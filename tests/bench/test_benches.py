@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -86,3 +88,22 @@ def test_a_row_is_what_quantize_ships(of_demo: bool, tmp_path: Path, monkeypatch
     request = bench.quantized(RECIPES["best"], "8", 0)["request"]
     assert [getattr(one, "seconds", None) for one in request.method.passes] == [None, None, 7.0]
     assert bench.quantized(RECIPES["mse"], "8", 0)["request"].time is None
+
+
+def test_the_cost_of_a_command_is_that_of_its_process() -> None:
+    said = [f"time.sleep(0.3); print('{stage}: 0.3 s', file=sys.stderr, flush=True)" for stage in ("realize", "verify")]
+    program = "; ".join(["import sys, time; x = bytearray(b'1') * 300_000_000", *said, "time.sleep(0.3)"])
+    command = f"[sys.executable, '-c', {program!r}]"
+    measures = f"import json, sys; from cost import measured; print(json.dumps(vars(measured('row', {command}, 1))))"
+    small = [sys.executable, "-c", measures]  # a process starts with the peak of the one that started it
+    cost = json.loads(subprocess.run(small, cwd=BENCH, capture_output=True, check=True).stdout)
+    assert 0.3 < cost["written"] < cost["verified"] - 0.25 < cost["whole"] - 0.5
+    assert 300e6 < cost["memory"] < 400e6
+    assert cost["processor"] < cost["whole"]
+
+
+def test_a_command_that_fails_is_no_row() -> None:
+    from bench.cost import measured
+
+    with pytest.raises(SystemExit, match="row ended with 3: no"):
+        measured("row", [sys.executable, "-c", "import sys; print('no', file=sys.stderr); sys.exit(3)"], 1)
