@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fewbit.choose.aciq import AnalyticClip
+from fewbit.choose.attention_steps import AttentionSteps
 from fewbit.choose.channel_bits import ChannelBits
 from fewbit.choose.correct import OutputBias, WeightMean
 from fewbit.choose.distill import Distill
@@ -39,7 +40,7 @@ LIU2021 = Recipe(
 )
 FAST = Recipe(
     "closed form: equalized, ranges by squared error, GPTQ on what the quantized model reads, bias and gain",
-    (Ranges(MseRange(), MinMax(), free_softmax=True), Gptq(bias=True, gain=True)),
+    (Ranges(MseRange(), MinMax(), free_softmax=True), AttentionSteps(), Gptq(bias=True, gain=True)),
     equalize=Equalize(),
 )
 PAPERS = Reconstruct(seconds=600.0)

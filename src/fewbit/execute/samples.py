@@ -90,12 +90,13 @@ class PairSample:
 
 
 def op_samples(
-    graph: Graph, batches: Iterable[Batch], ops: Iterable[str], tokens: int = 16, seed: int = 0
-) -> Mapping[str, OpSample | PairSample]:
+    graph: Graph, batches: Iterable[Batch], ops: Iterable[str], tokens: int = 16, seed: int = 0,
+    ranked: int = RANKED_IMAGES,
+) -> Mapping[str, OpSample | PairSample]:  # fmt: skip
     """Samples of the ops' inputs from one pass of the float graph over batches of images.
 
     `tokens` rows of each image are drawn with `seed` and the image's number; of inputs with fewer rows, all, and of very wide
-    patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on a few images;
+    patches fewer. Linear layers, 2-d convolutions and products of two activations are sampled, the last on `ranked` images;
     other ops have no entry. Ops that read the same tensor share it.
     """
     ops = list(ops)
@@ -113,9 +114,9 @@ def op_samples(
         for key, parts in rows.items():
             if key[0] == name:
                 parts.append(sampled(value, key, images, kept_rows(value, key, tokens), seed))
-        if name in whole and images.start < RANKED_IMAGES:
+        if name in whole and images.start < ranked:
             share = len(value) // len(images)
-            whole[name].append(value[: (RANKED_IMAGES - images.start) * share].clone())
+            whole[name].append(value[: (ranked - images.start) * share].clone())
 
     watch(graph, batches, {name: partial(record, name) for name in {*whole, *(key[0] for key in rows)}})
     joined = {key: torch.cat(parts) for key, parts in rows.items()}

@@ -1,0 +1,120 @@
+"""Attention's scales: of probabilities, queries and keys, searched for what attention gives, not for the tensors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewbit.capture.structure import heads
+from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.context import BATCH, Context
+from fewbit.core.grid import QParams, fake
+from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
+from fewbit.execute.samples import PairSample, op_samples
+
+Factors = tuple[float, ...]  # of scales
+
+
+@dataclass(frozen=True)
+class AttentionSteps:
+    """The scales with which the result of attention is closest to the float one, first of probabilities P, then of queries and
+    keys together:
+
+        min over s_P         E ||P̂ V̂ - P V||²
+        min over s_Q, s_K    E ||δP V||²        δP = P (δ - Σ P δ), δ the error of the logits s Q Kᵀ
+
+    δP is the softmax's derivative, so masks and position biases count without being known. Most probabilities are near zero and
+    a few near one: a scale by their own squared error keeps the few, though the many decide the sum (the reason for AdaLog's
+    and PTQ4ViT's grids; here the grid stays uniform, so that the kernel stays an ordinary one). Candidates are `finer` and
+    `coarser` factors of the scale so far, `images` and their sampled queries decide.
+    """
+
+    finer: tuple[float, ...] = tuple(2 ** (k / 8) for k in range(1, -21, -1))
+    around: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
+    images: int = 32
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        """The plan with the scales that are free and belong to one product alone."""
+        graph, builder = context.graph, PlanBuilder(plan, context)
+        mixes = {op.name: op for op in graph.ops if _free(builder, op, "probs")}
+        scores = {h.mix.name: h.scores for h in heads(graph) if h.scores and _free(builder, h.scores, "query", "key")}
+        wanted = {*mixes, *scores, *(op.name for op in scores.values())}
+        if not wanted or not context.images:
+            return plan
+        batches = context.batched(BATCH, self.images)
+        samples = op_samples(graph, batches, wanted, seed=context.seed, ranked=self.images)
+        rows: list[dict[str, Json]] = []
+        for name in wanted:
+            op, sample = graph.op(name), samples.get(name)
+            if not isinstance(sample, PairSample):
+                continue
+            context.progress(name)
+            if name in mixes:
+                rows.append(self._probabilities(builder, op, sample))
+            below, seen = scores.get(name), samples.get(scores[name].name) if name in scores else None
+            if below is not None and isinstance(seen, PairSample) and _fits(seen, sample):
+                rows.append(self._keys(builder, below, seen, sample))
+        return builder.plan(PassLog("attention steps", repr(self), tuple(rows)))
+
+    def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample) -> dict[str, Json]:
+        choice, values = builder.choices[op.operands["probs"]], builder.choices.get(op.operands["value"])
+        right = sample.right if values is None else fake(sample.right, values.qparams, values.grid)
+        exact = sample.left @ sample.right
+
+        def error(factors: Factors) -> float:
+            return _power(fake(sample.left, _times(choice, *factors), choice.grid) @ right - exact)
+
+        factors, row = _best(error, [(factor,) for factor in self.finer])
+        builder.set(replace(choice, qparams=_times(choice, *factors), method=repr(self)))
+        return {"op": op.name, "what": "probabilities", **row}
+
+    def _keys(self, builder: PlanBuilder, op: Op, seen: PairSample, mixed: PairSample) -> dict[str, Json]:
+        query, key = (builder.choices[op.operands[side]] for side in ("query", "key"))
+        exact, probs = seen.left @ seen.right, mixed.left
+
+        def error(factors: Factors) -> float:
+            left, right = (
+                fake(x, _times(choice, factor), choice.grid)
+                for x, choice, factor in zip((seen.left, seen.right), (query, key), factors, strict=True)
+            )
+            off = (left @ right - exact) * seen.scale
+            return _power(probs * (off - (probs * off).sum(-1, keepdim=True)) @ mixed.right)
+
+        factors, row = _best(error, list(product(self.around, repeat=2)))
+        for choice, factor in zip((query, key), factors, strict=True):
+            builder.set(replace(choice, qparams=_times(choice, factor), method=repr(self)))
+        return {"op": op.name, "what": "queries and keys", **row}
+
+
+def _free(builder: PlanBuilder, op: Op, *operands: str) -> bool:
+    """Whether these operands of an op have one scale each that is theirs and nobody else's."""
+    choices = builder.choices
+    shared = {choice.source.site for choice in choices.values() if isinstance(choice.source, SameAs)}
+    found = [choices.get(op.operands.get(name, "")) for name in operands]
+    return all(c is not None and c.is_free and c.qparams.scale.ndim == 0 and c.site not in shared for c in found)
+
+
+def _fits(scores: PairSample, mixed: PairSample) -> bool:
+    """Whether the sampled rows of the scores are those of the probabilities behind them."""
+    shape = (*scores.left.shape[:-1], scores.right.shape[-1])
+    return shape == tuple(mixed.left.shape) and torch.equal(scores.rows, mixed.rows)
+
+
+def _times(choice: Choice, factor: float) -> QParams:
+    return replace(choice.qparams, scale=choice.qparams.scale * factor)
+
+
+def _power(error: Float[Tensor, "..."]) -> float:
+    return float(error.square().sum(dtype=torch.float64))
+
+
+def _best(error: Callable[[Factors], float], candidates: Sequence[Factors]) -> tuple[Factors, dict[str, Json]]:
+    """The candidate with the smallest error, the first of equal ones, and its error as a share of that of factors of 1."""
+    errors = {one: error(one) for one in candidates}
+    best = min(errors, key=errors.__getitem__)
+    return best, {"factors": list(best), "error": errors[best] / max(errors[(1.0,) * len(best)], 1e-300)}
