@@ -13,9 +13,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from fewbit.cli import app
+from fewbit.configure import DEFAULT
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 from fewbit.fields import option
-from fewbit.recipes import DEFAULT, RECIPES
+from fewbit.recipes import RECIPES, RECOMMENDED
 from fewbit.request import Options, Request, SearchRequest
 from fewbit.run import quantize
 from fewbit.stages.load import load
@@ -102,8 +103,19 @@ def test_two_mistakes_are_both_said() -> None:
         Request(model="demo", calibration=0, threads=0)
 
 
-def test_the_default_recipe_is_that_of_the_list() -> None:
-    assert Request.model_fields["recipe"].default == DEFAULT
+@pytest.mark.parametrize(
+    ("bits", "recipe"),
+    [
+        (None, "mse"), ("8", "mse"), ("8,first=4", "mse"), ("w4a8", "fast"), ("6", "fast"), ("w8a4", "fast-rotated"),
+        ("4,first=w4a8", "fast-rotated"), ("mixed:6.0", "fast"),
+    ],
+)  # fmt: skip
+def test_the_recipe_that_nobody_named_follows_the_bits(bits, recipe) -> None:
+    request = Request(model="demo", bits=bits, target="ort-x86-vnni")
+    assert (request.recipe, request.method.passes) == (recipe, RECIPES[recipe].passes)
+    assert request.key()["recipe"] == recipe
+    assert Request(model="demo", bits=bits, recipe="minmax").recipe == "minmax"
+    assert {recipe, DEFAULT} <= {*RECOMMENDED, "fast-rotated"}
 
 
 def test_the_key_has_what_decides_the_result_and_nothing_else() -> None:
@@ -157,8 +169,9 @@ def test_limits_are_those_of_the_command_line(command: str, name: str, least: in
 def test_the_fields_cover_what_the_house_asks_of_a_default() -> None:
     """Every default is itself allowed: an empty request is one that can be."""
     request = Request(model="demo")
-    assert request.model_dump(exclude={"model"}) == {
-        name: field.default for name, field in Request.model_fields.items() if name != "model"
+    followed = {"model", "recipe"}  # the recipe follows the bits
+    assert request.model_dump(exclude=followed) == {
+        name: field.default for name, field in Request.model_fields.items() if name not in followed
     }
 
 

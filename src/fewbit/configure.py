@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import FewbitError
 
+DEFAULT = "mse"  # recipe, at 8 bits
+ROTATED = 6  # bits of activations below which rotations bring something
+
 if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.request import Options
@@ -85,6 +88,17 @@ def refuse_times(target: Target, flag: str) -> None:
             f"{flag} needs milliseconds that are the target's, and {why}; leave it out, or give a --target of this machine: "
             "fewbit targets."
         )
+
+
+def recipe_for(bits: Bits | Mixed) -> str:
+    """The recipe where none was asked for: the quickest that keeps what the width can, by the tables of bench/README.md."""
+    from fewbit.core.bits import Bits
+
+    if not isinstance(bits, Bits):
+        return "fast"
+    if bits.activations < ROTATED:
+        return "fast-rotated"
+    return DEFAULT if min(bits.weights, bits.activations) >= 8 else "fast"
 
 
 def default_bits(target: Target) -> int:

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from fewbit.configure import LOSSES, check_bits, configured, default_bits, refuse_curve, refuse_times
+from fewbit.configure import DEFAULT, LOSSES, check_bits, configured, default_bits, recipe_for, refuse_curve, refuse_times
 from fewbit.core import pixels
 from fewbit.errors import FewbitError
 from fewbit.fields import (
@@ -94,7 +94,12 @@ class Options(Asked):
     target: Annotated[str | None, BeforeValidator(as_text)] = Field(
         default=None, description="See `fewbit targets`; the default fits this machine."
     )
-    recipe: Any = Field(default="mse", description="See `fewbit recipes`.")
+    recipe: Any = Field(
+        default=None,
+        description="See `fewbit recipes`; the default is mse at 8 bits, fast below, and fast-rotated where activations have "
+        "fewer than 6.",
+        examples=["fast"],
+    )
     opset: Annotated[int, Ge(13), Le(23)] | None = Field(
         default=None, description="Of the files, for an older runtime or a newer one; the target's unless said.", examples=[17]
     )
@@ -164,10 +169,16 @@ class Options(Asked):
     @model_validator(mode="after")
     def _is_possible(self) -> Options:
         """Check what other modules define: names of targets, recipes and tasks, files of images."""
+        if self.recipe is None:
+            self.__dict__["recipe"] = self._usual_recipe()  # the options stay frozen for everybody else
         _ = self.hardware, self.method
         check_time(self.time)
         refuse(self)
         return self
+
+    def _usual_recipe(self) -> str:
+        """Where none was asked for."""
+        return DEFAULT
 
     @property
     def ref(self) -> str:
@@ -255,6 +266,9 @@ class Planned(Options):
         from fewbit.choose import parse_bits
 
         return parse_bits(default_bits(self.hardware) if self.bits is None else self.bits)
+
+    def _usual_recipe(self) -> str:
+        return recipe_for(self.widths)
 
     @model_validator(mode="after")
     def _fits(self) -> Planned:

@@ -64,7 +64,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None, everything: All = False
 ) -> None:
     """The recommended recipes; all with --all, the settings of one with its name."""
-    from fewbit.recipes import DEFAULT, RECIPES, RECOMMENDED, recipe_named
+    from fewbit.recipes import RECIPES, RECOMMENDED, recipe_named
 
     if name is not None:
         recipe = recipe_named(name)
@@ -74,7 +74,7 @@ def recipes(
         return
     table = Table("recipe", "take it", "about")
     for other in [*RECOMMENDED, *(other for other in RECIPES if everything and other not in RECOMMENDED)]:
-        table.add_row(f"{other} (default)" if other == DEFAULT else other, RECOMMENDED.get(other, ""), RECIPES[other].about)
+        table.add_row(other, RECOMMENDED.get(other, ""), RECIPES[other].about)
     out.print(table)
     rest = f"{len(RECIPES) - len(RECOMMENDED)} more: --all. " if not everything else ""
     out.print(f"{rest}fewbit recipes NAME shows the settings of one.")
