@@ -15,8 +15,9 @@ _MAPPED: WeakSet[mmap.mmap] = WeakSet()
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A file as memory that nobody writes to: a page is read when it is first needed, and the system may drop it. From the first
-    file above `LARGE` bytes on, large tensors are memory of their own as well (`large_apart`).
+    """A file as memory that nobody writes to: a page is read when it is first needed, and the system may drop it.
+
+    From the first file above `LARGE` bytes on, large tensors are memory of their own as well (`large_apart`).
     """
     with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what is read-only
