@@ -150,6 +150,22 @@ def constants_of(model: ir.Model) -> list[tuple[str, bytes]]:
     return sorted((str(value.dtype), value.const_value.numpy().tobytes()) for value in model.graph.initializers.values())
 
 
+def test_where_the_quick_way_fails_torch_onnx_goes_its_own(conv_net, monkeypatch):
+    quick = rendered_float(conv_net.graph, opset=21)
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no program")
+
+    monkeypatch.setattr(torch_onnx, "program_of", fail)
+    own = rendered_float(conv_net.graph, opset=21)
+    assert shape_of(own) == shape_of(quick)
+    found, expected = (
+        ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {"images": conv_net.images.numpy()})[0]
+        for model in (own, quick)
+    )
+    assert (found == expected).all()
+
+
 def test_what_torch_export_has_to_trace_has_no_program():
     module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4)))  # a call of a module
     assert program_of(module, (torch.zeros(2, 3),), None) is None

@@ -68,12 +68,12 @@ def _decomposed(program: ExportedProgram, table: Any = None) -> ExportedProgram:
 
 
 def _exported(module: GraphModule, args: tuple[Any, ...], shapes: Any, **options: Any) -> Any:
-    """`torch.onnx.export` without another trace and decompositions, and with them where it cannot write the graph as it is."""
-    program = program_of(module, args, shapes)
+    """`torch.onnx.export` without another trace and decompositions; as it is where that fails, to say what is wrong."""
     try:
         with patch.object(ExportedProgram, "run_decompositions", _decomposed), quick():
-            return torch.onnx.export(program or module, args, dynamic_shapes=shapes, **options)
-    except torch.onnx.OnnxExporterError:
+            program = program_of(module, args, shapes) or module
+            return torch.onnx.export(program, args, dynamic_shapes=shapes, **options)
+    except Exception:
         return torch.onnx.export(module, args, dynamic_shapes=shapes, **options)
 
 
