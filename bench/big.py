@@ -1,7 +1,7 @@
 """Memory of every stage of `fewbit quantize` on big vision transformers of random weights.
 
     python bench/big.py row build/big vit_large_patch14_clip_224 --images 64
-    python bench/big.py row build/big 1024x4 --images 8 --size 112
+    python bench/big.py row build/big 512x4 --images 8 --size 112 --quick
     python bench/big.py show build/big
 
 `row` quantizes in this process and writes what each stage held at its peak, as the system counts it every 20 ms:
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--memory", default=None)
+    parser.add_argument("--quick", action="store_true", help="without the bench")
     args = parser.parse_args()
     if args.what == "row":
         name = f"{args.model} {args.recipe} {args.images} {args.size}" + (f" {args.memory}" if args.memory else "")
@@ -72,7 +73,7 @@ def row(args: argparse.Namespace) -> dict[str, object]:
     run = args.folder / "run"
     quantize(
         f"{folder / 'nets.py'}:net", folder / "images", score=folder / "scored", labels=False, calibration=args.images,
-        recipe=args.recipe, threads=1, seconds=0.01, progress=watch, out=run, force=True, **options,
+        recipe=args.recipe, quick=args.quick, threads=1, seconds=0.01, progress=watch, out=run, force=True, **options,
     )  # fmt: skip
     files = {p.name: p.stat().st_size / 2**20 for p in sorted(run.iterdir()) if p.is_file() and p.stat().st_size > 2**20}
     model = sum(size for name, size in files.items() if name.startswith("float.onnx"))

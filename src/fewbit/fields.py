@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
+from fewbit.core.limit import parse
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
 
@@ -60,6 +61,12 @@ def check_time(value: str | None) -> None:
 
     if value is not None:
         parse_time(value)
+
+
+def check_memory(value: str | None) -> str | None:
+    if value is not None:
+        parse(value)
+    return value
 
 
 Channels = tuple[float, ...]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     model_validator,
@@ -36,6 +37,7 @@ from fewbit.fields import (
     as_file,
     as_path,
     as_text,
+    check_memory,
     check_time,
     option,
     pixel_check,
@@ -284,7 +286,7 @@ class Planned(Options):
 class Request(Planned):
     """Options of `fewbit quantize`."""
 
-    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay", "quick"}
+    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay", "quick", "memory"}
 
     normalize_inside: bool = Field(
         default=False,
@@ -297,6 +299,12 @@ class Request(Planned):
         description="Find the fastest file that loses no more points of accuracy (without labels: agreement): other recipes, "
         "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
         examples=[1.0],
+    )
+    memory: Annotated[str | None, AfterValidator(check_memory)] = Field(
+        default=None,
+        description="What this process may hold, 4GB or 1500MB. Refused where that is likely to be too little; a run that "
+        "holds more is stopped behind the stage that did.",
+        examples=["4GB"],
     )
     quick: bool = Field(
         default=False,

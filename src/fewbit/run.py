@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.folder import Workplace, checked
@@ -157,6 +158,8 @@ class Run:
         place = Workplace(final, kind, force=request.force, by=request.command, lasting=keep is None)
         run = cls(place.part, stages, {**_options(request), "keep": keep}, progress)
         run.place = place
+        if run._limit is not None:
+            begin()
         with ExitStack() as failing:
             failing.push(run)
             run.values["identity"] = run["inputs"].identity(request)
@@ -217,6 +220,8 @@ class Run:
         del inputs
         self.values.update({stage.gives[0]: result} if len(stage.gives) == 1 else zip(stage.gives, result, strict=True))
         give_back()
+        if (limit := self._limit) is not None:
+            check(limit, name)
         return self._value_of(stage)
 
     def finish(self, *scratch: str) -> Run:
@@ -271,6 +276,11 @@ class Run:
 
         sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
         return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
+
+    @property
+    def _limit(self) -> str | None:
+        """What was asked for with `--memory`."""
+        return getattr(self.values.get("asked"), "memory", None)
 
     def _stages(self) -> Mapping[str, Stage]:
         """The stages; those of a finished run (and torch) are imported on first use."""

@@ -42,6 +42,7 @@ from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options
 from fewbit.stages import meaning
+from fewbit.stages.limit import refuse as refuse_limit
 from fewbit.stages.tail import fitted, read_tail, write_tail
 
 EXPORTED = "exported.pt2"
@@ -268,6 +269,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
         count, labels = len(images), images.labels
     else:
         count, labels = images.count, torch.zeros(images.count)
+    refuse_limit(getattr(asked, "memory", None), inputs.loaded.program, graph, asked.method)
     bits = getattr(asked, "widths", None)
     apart = set_aside(count)
     context = Context(

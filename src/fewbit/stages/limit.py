@@ -1,0 +1,30 @@
+"""Whether `--memory` is likely to be enough for a model and a recipe."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fewbit.choose import Recipe
+from fewbit.choose.gptq import Gptq
+from fewbit.core.limit import needed, parse, shown
+from fewbit.core.values import Graph
+from fewbit.errors import FewbitError
+
+
+def refuse(limit: str | None, program: ExportedProgram, graph: Graph, recipe: Recipe) -> None:
+    """Raise FewbitError that names the smallest limit that is likely to work, where the one given is below it."""
+    if limit is None:
+        return
+    weights = sum(t.numel() * t.itemsize for t in program.state_dict.values() if isinstance(t, Tensor))
+    solved = any(isinstance(one, Gptq) for one in recipe.passes)
+    widest = max((math.prod(site.shape[1:]) for site in graph.sites if site.role == "weight"), default=0) if solved else 0
+    least = needed(weights, widest)
+    if parse(limit) < least:
+        layer = f" and {widest:,} inputs to a layer" if solved else ""
+        raise FewbitError(
+            f"--memory {limit} is too small: a model with {weights / 1e6:,.0f} MB of float weights{layer} takes about "
+            f"{shown(least)}; type --memory {shown(least)}."
+        )
