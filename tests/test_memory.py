@@ -87,6 +87,6 @@ def test_a_limit_below_the_libraries_is_refused_and_units_are_decimal():
 @pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="Linux alone counts so")
 def test_a_model_of_150_megabytes_stays_below_its_limit(tmp_path):
-    command = [sys.executable, "-c", BIG, str(tmp_path / "run"), "1.5GB"]
+    command = [sys.executable, "-c", BIG, str(tmp_path / "run"), "1.9GB"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.8e9 < int(ended.stdout.split()[-1]) * 1024 < 1.5e9
+    assert 0.8e9 < int(ended.stdout.split()[-1]) * 1024 < 1.9e9

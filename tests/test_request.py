@@ -201,7 +201,7 @@ def test_a_word_that_nobody_reads_is_cut() -> None:
 
 def test_a_search_takes_every_option_about_the_model_and_its_images() -> None:
     of_the_file = {"bits", "everything", "only_what_pays", "normalize_inside", "curve", "seconds", "max_drop"}
-    assert set(Request.model_fields) - set(SearchRequest.model_fields) == {*of_the_file, "must_pay", "quick"}
+    assert set(Request.model_fields) - set(SearchRequest.model_fields) == {*of_the_file, "must_pay", "quick", "memory"}
 
 
 def test_a_target_whose_runtime_is_not_installed_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

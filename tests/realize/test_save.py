@@ -22,6 +22,7 @@ from fewbit.runtimes import bytes_of, open_session, runtime_names
 def small(monkeypatch):
     """Every file has more weights than it may."""
     monkeypatch.setattr("fewbit.realize.beside.INSIDE", 0)
+    monkeypatch.setattr("fewbit.realize.beside.TWIN", 0)
 
 
 @pytest.mark.parametrize("runtime", runtime_names())

@@ -18,6 +18,7 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LIBRARIES = 1.1e9  # bytes, with a batch of a small model
 MODEL = 2.2  # bytes held for each byte of float weights; bench/big.py
+INSIDE, SMALL = 4.4, 128 << 20  # the same of the first bytes, which stand in one file
 MATRICES = 9  # of float64 products of all inputs of a layer with each other, where codes are solved
 BESIDE = 0.6  # bytes held for each byte of weights meanwhile
 
@@ -45,7 +46,8 @@ def needed(weights: int, widest: int) -> float:
     """The bytes that a run is likely to hold: of the float weights, and of the number of inputs of its widest layer whose codes
     are solved (0: none is).
     """
-    return LIBRARIES + max(MODEL * weights, BESIDE * weights + 8.0 * MATRICES * widest**2)
+    whole = max(MODEL * weights, INSIDE * min(weights, SMALL))
+    return LIBRARIES + max(whole, BESIDE * weights + 8.0 * MATRICES * widest**2)
 
 
 def begin() -> None:

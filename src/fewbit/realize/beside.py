@@ -11,15 +11,16 @@ import onnx_ir as ir
 from fewbit.files import beside, write_atomic
 from fewbit.runtimes import DATA
 
-INSIDE = 1 << 30  # bytes of weights that stay in the file itself: runtimes hold those twice while they load it
+INSIDE = 1 << 30  # bytes of weights that stay in the file itself: they are held twice while it is written, or loaded
+TWIN = 128 << 20  # the same for the float twin, which nobody ships
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write a model as an ONNX file, whole or not at all. With more than `INSIDE` bytes of weights they stand in
-    `<path>.data`, which is there before the file is.
+def save(model: ir.Model, path: Path, *, twin: bool = False) -> None:
+    """Write a model as an ONNX file, whole or not at all. With more than `INSIDE` bytes of weights (a `twin`: `TWIN`) they
+    stand in `<path>.data`, which is there before the file is.
     """
     stored = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    large = sum(tensor.nbytes for tensor in stored) > INSIDE
+    large = sum(tensor.nbytes for tensor in stored) > (TWIN if twin else INSIDE)
     write_atomic(path, lambda part: _with_data(model, part, path) if large else ir.save(model, part))
 
 

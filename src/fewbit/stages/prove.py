@@ -51,7 +51,7 @@ def realize(
         write_model(graph, plan, model, form, inputs.record)
     progress.advance()
     if not twin.exists():
-        save(_twin(exact, form, inputs.record), twin)
+        save(_twin(exact, form, inputs.record), twin, twin=True)
     progress.advance()
     sample = sample_of(exact, scored)
     columns = sample if isinstance(sample, tuple) else (sample,)
@@ -183,7 +183,7 @@ def files(
         expected = stamped(read_onnx(again / MODEL, data=False), entry, again / MODEL)
         found = proofs.deviations(MODEL, read_onnx(model, data=False), expected, folders)
         progress.advance()
-        save(_twin(exact, form, said), again / TWIN)
+        save(_twin(exact, form, said), again / TWIN, twin=True)
         found += proofs.deviations(TWIN, read_onnx(twin, data=False), read_onnx(again / TWIN, data=False), folders)
         progress.advance()
     return found
