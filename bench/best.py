@@ -14,6 +14,7 @@ from ablations import BLOCKS
 from rows import make
 
 from fewbit.choose import Pass, Recipe
+from fewbit.choose.fisher import Importance
 from fewbit.choose.gptq import Gptq
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.equalize import Equalize
@@ -46,6 +47,8 @@ STEPS: Mapping[str, Recipe] = {
     "gradients": _fast(replace(RANGES, gradients=True), GPTQ, equalize=Equalize()),
     "rotated": _fast(RANGES, GPTQ, equalize=Equalize(rotate=True)),
     "rotated, heads too": RECIPES["fast-rotated"],
+    "weighted": replace(FAST, passes=(*FAST.passes[:2], replace(GPTQ, importance=Importance()))),
+    "weighted, rotated": replace(RECIPES["fast-rotated"], passes=(*FAST.passes[:2], replace(GPTQ, importance=Importance()))),
     "best": RECIPES["best"],
     "best-rotated": RECIPES["best-rotated"],
     "blocks": _blocks(),

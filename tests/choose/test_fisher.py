@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fewbit.choose import Recipe, choose, parse_bits
-from fewbit.choose.fisher import weighted_samples
+from fewbit.choose.fisher import Importance, position_weights, weighted_samples
 from fewbit.choose.ranges import MseRange, Ranges
 
 
@@ -37,6 +37,27 @@ def test_importance_is_the_fisher_information_by_channel(capture_net):
     ratio = torch.stack(measured) / expected
     torch.testing.assert_close(ratio / ratio.mean(), torch.ones(5), rtol=0.15, atol=0)
     assert torch.isclose(found.counts.mean(), torch.tensor(1.0), atol=1e-4)
+
+
+class FirstToken(torch.nn.Module):
+    """A layer on each of 4 places of an image, of which the answers see the first twice and the second once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 5), torch.nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(2).transpose(1, 2))
+        return self.b(2 * y[:, 0] + y[:, 1])
+
+
+def test_a_position_matters_by_the_square_of_what_the_answers_see_of_it(capture_net):
+    torch.manual_seed(0)
+    net = capture_net(FirstToken())
+    op = net.graph.op("a")
+    for even in (0.0, 0.5):
+        found = position_weights(net.graph, [op], net.images.split(8), Importance(even))["a"]
+        torch.testing.assert_close(found, even + (1 - even) * torch.tensor([3.2, 0.8, 0.0, 0.0]))
 
 
 def test_a_recipe_with_gradients_has_ranges_of_its_own_and_gradients_stay_out_of_the_graph(vit):

@@ -9,8 +9,8 @@ import torch
 
 from fewbit.choose import parse_bits
 from fewbit.choose.gptq import Gptq, factor, gain, regressed
-from fewbit.choose.layer_rows import joined
-from fewbit.choose.moments import Moments
+from fewbit.choose.layer_rows import Layers, joined
+from fewbit.choose.moments import SUMS, Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
@@ -45,6 +45,42 @@ def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
     torch.testing.assert_close(found.gram[0], both[12:24, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.residual_read, both[24:, 12:24], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.read[0], q.double().mean(0))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_row_of_weight_three_counts_as_three_rows(groups):
+    x, q, drift = rows(), rows(seed=1), rows(c=6, seed=2)
+    weight = torch.arange(len(x)) % 4
+    residual = drift if groups == 1 else None
+    found = Moments.of([(q, x, residual)], groups, 6, weight.float())
+    several = [v.repeat_interleave(weight, 0) for v in (q, x, drift)]
+    expected = Moments.of([(several[0], several[1], several[2] if groups == 1 else None)], groups, 6)
+    for one in (Moments.centred, lambda moments: moments):
+        assert one(found).count == one(expected).count
+        for name in SUMS:
+            torch.testing.assert_close(getattr(one(found), name), getattr(one(expected), name), rtol=1e-4, atol=1e-3)
+
+
+def test_weights_of_positions_are_spread_over_the_rows_that_are_cut(conv_net):
+    op = conv_net.graph.op("depth")  # 4 x 4 outputs
+    layers = Layers(conv_net.graph, (), conv_net.images.split(8), None)
+    positions = torch.arange(16.0)
+    for places in (16, 5):
+        pieces = list(layers.rows(op, None, places, residual=False, positions=positions))
+        for read, _, _, weights in pieces:
+            assert weights.shape == read.shape[:1]
+        at = torch.cat([weights for *_, weights in pieces]).long()
+        first = torch.nn.functional.unfold(depth_input(conv_net), 3, stride=2).transpose(1, 2)
+        image = torch.arange(len(conv_net.images)).repeat_interleave(places)
+        assert torch.equal(torch.cat([read for read, *_ in pieces]), first[image, at])
+        layers = Layers(conv_net.graph, (), conv_net.images.split(8), None)
+
+
+def depth_input(net):
+    """What the depthwise convolution of ConvNet reads, by its own layers."""
+    with torch.no_grad():
+        x = torch.nn.functional.relu6(net.module.stem(net.images))
+    return torch.nn.functional.pad(x, (0, 1, 0, 1))
 
 
 def test_covariances_keep_their_digits_where_rows_hardly_move():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -12,13 +12,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.choose.range_method import Samples
-from fewbit.core.device import CPU, on, wide
+from fewbit.core.device import CPU, on, wide, widest
 from fewbit.core.inputs import Batch, count, fed
-from fewbit.core.values import Graph, Input
+from fewbit.core.values import Graph, Input, Op
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, task_of
 
 VALUES = 1 << 15  # of each site, over all images
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Rows weighed by position: a share `even` of the weight is the same everywhere, the rest goes by the squared gradient of
+    the answers with logits over `temperature`. Only with a share are there enough rows where all but one token lead nowhere.
+    """
+
+    even: float = 0.5
+    temperature: float = 1.0
 
 
 def weighted_samples(
@@ -66,20 +76,20 @@ def _leaves(inputs: Sequence[Input], batch: Batch) -> Batch:
 
 
 def _backward(
-    executor: Executor, tensors: Sequence[str], batch: Batch, generator: torch.Generator
+    executor: Executor, tensors: Sequence[str], batch: Batch, generator: torch.Generator, temperature: float = 1.0
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The value of each node for a batch, and its gradient; None where the answers do not depend on it."""
     values: dict[str, Tensor] = {}
     taps = {name: partial(values.__setitem__, name) for name in tensors}
     with torch.enable_grad():
-        loss = _sampled_log_prob(executor.graph, executor(batch, taps), generator)
+        loss = _sampled_log_prob(executor.graph, executor(batch, taps), generator, temperature)
         differ = [name for name in tensors if values[name].requires_grad]  # what integers alone decide has no gradient
         gradients = torch.autograd.grad(loss, [values[name] for name in differ], allow_unused=True)
     found = dict(zip(differ, gradients, strict=True))
     return {name: (values[name].detach(), found.get(name)) for name in tensors}
 
 
-def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
     """log p of an answer drawn from the model's own, summed over a batch; of tensors a projection of each on noise."""
     task = task_of(graph)
     if not isinstance(task, Classify):
@@ -87,7 +97,7 @@ def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.
         spreads = [y.detach().std().clamp_min(1e-30) if len(reals) > 1 else 1.0 for y in reals]
         noise = (torch.randn(y.shape, generator=generator).to(y.device) for y in reals)
         return cast(Tensor, sum((y * n).sum() / s for y, n, s in zip(reals, noise, spreads, strict=True)))
-    output = outputs[task.index]
+    output = outputs[task.index] / temperature
     classes = torch.multinomial(on(output.detach().softmax(1), CPU), 1, generator=generator)
     return output.log_softmax(1).gather(1, on(classes, output.device)).sum()
 
@@ -122,6 +132,27 @@ def output_weights(
         row, column = torch.cat(rows[name]), torch.stack(columns[name]).mean(0)
         weights[name] = row / row.mean().clamp_min(1e-38), column / column.mean().clamp_min(1e-38)
     return weights
+
+
+def position_weights(
+    graph: Graph, ops: Sequence[Op], batches: Iterable[Batch], importance: Importance, seed: int = 0
+) -> dict[str, Float[Tensor, "positions"]]:
+    """How much an error at each position of the output of ops matters, by op: tokens, or places of a map; 1 in the mean.
+
+    The mean over channels and images of the squares of `weighted_samples`.
+    """
+    sums: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    executor = Executor(_open(graph))
+    for batch in batches:
+        found = _backward(executor, [op.node for op in ops], _leaves(graph.inputs, batch), generator, importance.temperature)
+        for op in ops:
+            x, g = found[op.node]
+            squares = torch.ones_like(x) if g is None else g.square()
+            here = squares.mean(_axes(x)[0]).reshape(count(batch), -1).sum(0, dtype=widest(x.device))
+            sums[op.name] = here if op.name not in sums else sums[op.name] + here
+    even = importance.even
+    return {name: (even + (1 - even) * s / s.mean().clamp_min(1e-38)).float() for name, s in sums.items()}
 
 
 def _axes(x: Tensor) -> tuple[int, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from fewbit.capture.fx import argument
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import MEMORY, Context, few_enough
+from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
 from fewbit.choose.layer_rows import Layers, moments_of
 from fewbit.choose.moments import Moments
@@ -67,6 +68,7 @@ class Gptq:
     places: int = 256
     bias: bool = False
     gain: bool = False
+    importance: Importance | None = None
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
@@ -82,6 +84,7 @@ class Gptq:
         layers = Layers(graph, plan.integer_ops, batches, context.folder)
         builder = PlanBuilder(plan, context, layers.quantized.overlay)
         builder.fallbacks += left_out(context.batches, batches)
+        weights = self._weights(plan, context, batches)
         rows: list[dict[str, Json]] = []
         for site in graph.sites:
             choice = builder.choices.get(site.name)
@@ -91,7 +94,7 @@ class Gptq:
             if site.role == "weight":
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
-                result = self._solve_layer(layers, op, choice, builder)
+                result = self._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
                     rows.append({"op": op.name, "ridge": result.ridge})
@@ -102,11 +105,23 @@ class Gptq:
                 give_back()
         return builder.plan(PassLog("gptq", repr(self), tuple(rows)))
 
-    def _solve_layer(self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder) -> Solved | None:
+    def _weights(self, plan: Plan, context: Context, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+        """Those of the positions of each op's output; none without `importance`."""
+        if self.importance is None:
+            return {}
+        graph = context.graph
+        sites = [site for site in graph.sites if site.role == "weight" and site.name in plan.choices]
+        ops = [graph.op(site.readers[0][0]) for site in sites]
+        return position_weights(graph, ops, batches, self.importance, context.seed)
+
+    def _solve_layer(
+        self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
+    ) -> Solved | None:
         """The codes of a weight whose range is chosen; None where the op's rows cannot be cut, or no codes are safe."""
         graph, grids = layers.graph, builder.allowed.sites[choice.site]
         site = graph.site(choice.site)
-        pieces = layers.rows(op, builder.choices.get(op.operands["input"]), self.places, residual=self.residual)
+        activation = builder.choices.get(op.operands["input"])
+        pieces = layers.rows(op, activation, self.places, residual=self.residual, positions=positions)
         if pieces is None or choice.grid.widths:
             return None
         w = weight_of(graph, site)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fewbit.capture.residual import joined
@@ -13,11 +15,12 @@ from fewbit.core.grid import fake
 from fewbit.core.inputs import Batch
 from fewbit.core.values import Choice, Graph, Op
 from fewbit.execute.executor import Executor
+from fewbit.execute.rows import places_of
 from fewbit.execute.samples import op_rows
 from fewbit.execute.stream import Stream
 
 HELD_OUT = 4  # one of so many batches is held out to select the ridge
-Piece = tuple[Tensor, Tensor, Tensor | None]  # rows (quantized, float, residual error) of one batch
+Piece = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # rows (quantized, float, residual error) of a batch, their weights
 
 
 class Layers:
@@ -28,11 +31,14 @@ class Layers:
         self.quantized, self.exact = (Stream(Executor(graph, ops), batches, folder=folder) for ops in (integer_ops, ()))
         self.nodes = self.exact.overlay.nodes
 
-    def rows(self, op: Op, activation: Choice | None, places: int, *, residual: bool) -> Iterator[Piece] | None:
-        """(quantized, float, residual error) of each batch, one batch at a time; None where rows cannot be cut.
+    def rows(
+        self, op: Op, activation: Choice | None, places: int, *, residual: bool, positions: Tensor | None = None
+    ) -> Iterator[Piece] | None:
+        """(quantized, float, residual error, weights) of each batch, one batch at a time; None where rows cannot be cut.
 
         `activation` is the choice of the op's input (None: it reads real numbers), `places` the patches of an image that a
-        convolution takes, and `residual` asks for the error so far of the other branch of the addition after the layer.
+        convolution takes, `residual` asks for the error so far of the other branch of the addition after the layer, and
+        `positions` weighs the positions of its output in an image.
         """
         tensor = self.graph.site(op.operands["input"]).tensor
         inputs, float_inputs = (stream.at(self.nodes[tensor]) for stream in (self.quantized, self.exact))
@@ -46,15 +52,32 @@ class Layers:
         if other is not None:
             pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
             residuals = ((x - q).reshape(-1, x.shape[-1]) for x, q in pairs)
-        return zip(rows, exact, residuals, strict=True)
+        weights: Iterator[Tensor] | list[None] = [None] * len(inputs)
+        if positions is not None:
+            rows, seen = tee(rows)
+            weights = _spread(positions, seen, map(len, inputs))
+        return zip(rows, exact, residuals, weights, strict=True)
+
+
+def _spread(positions: Tensor, rows: Iterable[Tensor], images: Iterable[int]) -> Iterator[Tensor]:
+    """The weight of each row of the batches: of the positions that `op_rows` takes of each image."""
+    first = 0
+    for batch, count in zip(rows, images, strict=True):
+        whole, rest = divmod(len(batch), len(positions))
+        if rest or whole < count:
+            each = len(batch) // count
+            yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, first + count)])
+        else:
+            yield positions.repeat(whole)
+        first += count
 
 
 def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
     """The moments of the batches that weights are fitted to, and of those held out to select the ridge."""
     fit: Moments | None = None
     outside: Moments | None = None
-    for i, piece in enumerate(pieces):
-        part = Moments.of([piece], groups, outputs)
+    for i, (read, exact, error, weight) in enumerate(pieces):
+        part = Moments.of([(read, exact, error)], groups, outputs, weight)
         if i % HELD_OUT == HELD_OUT - 1:
             outside = part if outside is None else outside.add(part)
         else:

@@ -15,13 +15,14 @@ from torch import Tensor
 from fewbit.core.device import wide, widest
 
 ROWS = 512  # of one product
+TINY = torch.finfo(torch.float32).tiny
 SUMS = ("read", "exact", "gram", "cross", "residual", "residual_read")
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over `count` rows, in the widest floats of their device. A row has `groups` parts of m elements; each part is read
-    by its own outputs.
+    """Sums over rows, in the widest floats of their device, each row times its weight (1 unless said), whose sum is `count`.
+    A row has `groups` parts of m elements; each part is read by its own outputs.
 
     `read` (groups, m) and `exact` (groups, m) sum the rows of the quantized and of the float model, `gram` (groups, m, m) the
     products of read with read, `cross` of exact with read. `residual` (c_out,) sums the residual error, float minus quantized
@@ -29,7 +30,7 @@ class Moments:
     such a branch.
     """
 
-    count: int
+    count: float
     read: Tensor
     exact: Tensor
     gram: Tensor
@@ -42,22 +43,23 @@ class Moments:
         rows: Iterable[tuple[Float[Tensor, "n c"], Float[Tensor, "n c"], Float[Tensor, "n o"] | None]],
         groups: int,
         outputs: int,
+        weight: Float[Tensor, "n"] | None = None,
     ) -> Moments:
-        """The moments of pieces (read, exact, residual)."""
+        """The moments of pieces (read, exact, residual); `weight` is of the rows of each piece."""
         total: Moments | None = None
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
-            m, sums = q.shape[2], widest(q.device)
-            d = residual if residual is not None else read.new_zeros(1, outputs)
+            m = q.shape[2]
+            d = residual if residual is not None else read.new_zeros(len(read), outputs)
             joint = residual is not None and groups == 1
             part = Moments(
-                len(read),
-                q.sum(1, dtype=sums),
-                x.sum(1, dtype=sums),
-                _products(q, q),
-                _products(x, q),
-                d.sum(0, dtype=sums),
-                _products(d[None], q)[0] if joint else q.new_zeros(outputs, m, dtype=sums),
+                len(read) if weight is None else float(wide(weight).sum()),
+                _sum(q, weight),
+                _sum(x, weight),
+                _products(q, q, weight),
+                _products(x, q, weight),
+                _sum(d, weight),
+                _products(d[None], q, weight)[0] if joint else q.new_zeros(outputs, m, dtype=widest(q.device)),
             )
             total = part if total is None else total.add(part)
         if total is None:
@@ -102,19 +104,35 @@ class Moments:
         return (w.unflatten(0, (len(self.gram), -1)) @ self.gram).flatten(0, 1)
 
 
-def _products(a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"]) -> Float[Tensor, "groups o m"]:
+def _sum(x: Float[Tensor, "*g n m"], weight: Float[Tensor, "n"] | None) -> Float[Tensor, "*g m"]:
+    """The sum of rows in the widest floats, each times its weight."""
+    return x.sum(-2, dtype=widest(x.device)) if weight is None else wide(weight) @ wide(x)
+
+
+def _mean(x: Float[Tensor, "*g n m"], weight: Float[Tensor, "n"] | None) -> Float[Tensor, "*g 1 m"]:
+    if weight is None:
+        return x.mean(-2, keepdim=True)
+    return (weight @ x / weight.sum().clamp_min(TINY)).unsqueeze(-2)
+
+
+def _products(
+    a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"], weight: Float[Tensor, "n"] | None
+) -> Float[Tensor, "groups o m"]:
     """aᵀ b in float64, from products of float32 numbers around their means: covariances keep the digits of the rows.
 
-    A few rows at a time, so that no product is split along the rows and the sums are the same with any number of threads.
+    Each row counts by its weight. A few rows at a time, so that no product is split along the rows and the sums are the same
+    with any number of threads.
     """
-    a0, b0 = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+    a0, b0 = _mean(a, weight), _mean(b, weight)
     left, right = a - a0, b - b0
-    sums = [v.sum(1, keepdim=True, dtype=widest(v.device)) for v in (left, right)]
+    sums = [_sum(v, weight).unsqueeze(1) for v in (left, right)]
+    left = left if weight is None else left * weight[:, None]
+    count = a.shape[1] if weight is None else float(wide(weight).sum())
     a0, b0 = wide(a0), wide(b0)
     inner = a0.new_zeros(len(a), a.shape[2], b.shape[2])
     for x, y in zip(left.split(ROWS, 1), right.split(ROWS, 1), strict=True):
         inner += x.mT @ y
-    for term in (lambda: a0.mT @ sums[1], lambda: sums[0].mT @ b0, lambda: (a0.mT @ b0).mul_(a.shape[1])):
+    for term in (lambda: a0.mT @ sums[1], lambda: sums[0].mT @ b0, lambda: (a0.mT @ b0).mul_(count)):
         inner += term()
     return inner
 
