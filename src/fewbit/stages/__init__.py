@@ -44,7 +44,7 @@ STAGES = (
     REALIZE,
     TWIN,
     VERIFY,
-    Stage("evaluate", prove.scored_as_asked, ("score",)),
+    EVALUATE,
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
     Stage("bench", prove.bench, ("timings", "loads"), when=thorough, instead=((), ())),
     Stage("sensitivity", sensitivity.short, ("sensitive",), when=thorough, instead=((),)),

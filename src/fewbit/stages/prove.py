@@ -220,23 +220,19 @@ def stands_in(plan: Plan) -> bool:
 
 def evaluate(
     exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
-    workers: Workers = HERE, drawn: bool = True,
+    workers: Workers = HERE, asked: Request | None = None,
 ) -> Score:  # fmt: skip
-    """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration."""
+    """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration.
+
+    A quick run has no pictures of predictions.
+    """
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
         twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
-        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers, drawn=drawn,
+        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers,
+        drawn=asked is None or not asked.quick,
     )  # fmt: skip
-
-
-def scored_as_asked(
-    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
-    asked: Request,
-) -> Score:  # fmt: skip
-    """The same, without pictures of predictions where a request is for a quick run."""
-    return evaluate(exact, model, twin, trusted, scored, runtime, threads, progress, drawn=not asked.quick)
 
 
 def bench(
