@@ -181,7 +181,10 @@ def test_a_command_asks_for_what_was_asked(asked, tmp_path) -> None:
 
 def test_the_defaults_of_another_command_are_typed(tmp_path) -> None:
     words = shlex.split(typed(SearchRequest(model="demo", images=str(tmp_path), target="ort-x86-vnni", loss="kl", time="5s")))
-    assert words == ["fewbit", "quantize", "demo", "--target", "ort-x86-vnni", "--images", str(tmp_path), "--calibration", "64"]
+    assert words == [
+        "fewbit", "quantize", "demo", "--target", "ort-x86-vnni", "--images", str(tmp_path), "--recipe", "mse",
+        "--calibration", "64",
+    ]  # fmt: skip
 
 
 def test_commands_are_cumulative_and_a_module_is_its_pattern_where_that_is_no_more(vit) -> None:

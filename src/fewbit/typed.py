@@ -14,7 +14,10 @@ HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_d
 
 
 def typed(request: Options, *more: str) -> str:
-    """The command with every option of a request that is not the default of `fewbit quantize`, and with more words."""
+    """The command with every option of a request that is not the default of `fewbit quantize`, and with more words.
+
+    The recipe is always said: where it is not it follows the bits, which may be among the words.
+    """
     words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
     for name, field in Request.model_fields.items():
         value = getattr(request, name, field.default)

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fewbit import __version__
 from fewbit.cli.limits import check_limits
@@ -29,7 +29,19 @@ from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
 from fewbit.progress import Lines, Progress
 
 
-class Words(TyperGroup):
+class Advised:
+    """A command whose errors all know which command they are of, so that each says how to get help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # typer's parser of options knows none
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+
+class Words(Advised, TyperGroup):
     """The group of all commands, which takes no empty word: where a path is asked for it would be this folder."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -39,6 +51,10 @@ class Words(TyperGroup):
                 ctx.fail(f"{before} '' is empty; give a value, or leave it out.")
             ctx.fail("An argument '' is empty; give the name of a model, a file or a folder in its place.")
         return super().parse_args(ctx, args)
+
+
+class Single(Advised, TyperCommand):
+    """One command."""
 
 
 app = typer.Typer(
@@ -137,7 +153,7 @@ class BarProgress(Progress):
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command: what a user can mend, or has stopped, gives one message and an exit code, not a traceback."""
 
-    @app.command()
+    @app.command(cls=Single)
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         with ending():
