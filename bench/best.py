@@ -14,6 +14,7 @@ from ablations import BLOCKS
 from rows import make
 
 from fewbit.choose import Pass, Recipe
+from fewbit.choose.attention_steps import AttentionSteps
 from fewbit.choose.fisher import Importance
 from fewbit.choose.gptq import Gptq
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
@@ -21,7 +22,7 @@ from fewbit.equalize import Equalize
 from fewbit.recipes import FAST, MSE, RECIPES
 
 RANGES = Ranges(MseRange(), MinMax(), free_softmax=True)
-BIAS, GPTQ = Gptq(bias=True), Gptq(bias=True, gain=True)
+ATTENTION, BIAS, GPTQ = AttentionSteps(), Gptq(bias=True), Gptq(bias=True, gain=True)
 
 
 def _fast(*passes: Pass, equalize: Equalize | None = None) -> Recipe:
@@ -42,13 +43,14 @@ STEPS: Mapping[str, Recipe] = {
     "gain": _fast(RANGES, GPTQ),
     "norms": _fast(RANGES, GPTQ, equalize=Equalize(values=False, keys=False, convolutions=False)),
     "values": _fast(RANGES, GPTQ, equalize=Equalize(keys=False, convolutions=False)),
-    "fast": FAST,
-    "fast, no residual": _fast(RANGES, replace(GPTQ, residual=False), equalize=Equalize()),
-    "gradients": _fast(replace(RANGES, gradients=True), GPTQ, equalize=Equalize()),
-    "rotated": _fast(RANGES, GPTQ, equalize=Equalize(rotate=True)),
+    "keys": _fast(RANGES, GPTQ, equalize=Equalize()),
+    "fast": FAST,  # and attention's scales
+    "fast, no residual": _fast(RANGES, ATTENTION, replace(GPTQ, residual=False), equalize=Equalize()),
+    "gradients": _fast(replace(RANGES, gradients=True), ATTENTION, GPTQ, equalize=Equalize()),
+    "rotated": replace(FAST, equalize=Equalize(rotate=True)),
     "rotated, heads too": RECIPES["fast-rotated"],
-    "weighted": replace(FAST, passes=(*FAST.passes[:2], replace(GPTQ, importance=Importance()))),
-    "weighted, rotated": replace(RECIPES["fast-rotated"], passes=(*FAST.passes[:2], replace(GPTQ, importance=Importance()))),
+    "weighted": replace(FAST, passes=(RANGES, ATTENTION, replace(GPTQ, importance=Importance()))),
+    "weighted, rotated": replace(RECIPES["fast-rotated"], passes=(RANGES, ATTENTION, replace(GPTQ, importance=Importance()))),
     "best": RECIPES["best"],
     "best-rotated": RECIPES["best-rotated"],
     "blocks": _blocks(),

@@ -85,6 +85,18 @@ def test_queries_and_keys_have_the_pair_whose_softmax_moves_the_result_least(pla
         assert float(after.choices[choice.site].qparams.scale) == pytest.approx(factor * float(choice.qparams.scale))
 
 
+def test_blocks_are_recorded_in_the_order_of_the_graph(vit, capture_net, ort_target):
+    """In one that no hash of a name decides: plans are files, and the same run writes the same bytes."""
+    net = copy.deepcopy(vit.module)
+    net.blocks = torch.nn.Sequential(*(copy.deepcopy(net.blocks[0]) for _ in range(4)))
+    deep = capture_net(net)
+    plan = choose(deep.context(ort_target, bits=Bits(4, 4), sampled=None), Recipe("", (RANGES, SEARCH)))
+    rows = next(entry.rows for entry in plan.log if entry.name == "attention steps")
+    mixes = [op.name for op in deep.graph.ops if "probs" in op.operands]
+    assert len(mixes) == 4
+    assert [row["op"] for row in rows if row["what"] == "probabilities"] == mixes
+
+
 def test_scales_that_a_target_fixes_stay_and_a_net_without_attention_is_left_alone(vit, conv_net, ort_target):
     context = vit.context(ort_target, bits=Bits(4, 4))
     fixed = choose(context, Recipe("", (Ranges(), SEARCH)))  # the softmax's scale is the target's convention here

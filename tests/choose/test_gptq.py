@@ -76,6 +76,14 @@ def test_weights_of_positions_are_spread_over_the_rows_that_are_cut(conv_net):
         layers = Layers(conv_net.graph, (), conv_net.images.split(8), None)
 
 
+def test_every_token_of_a_linear_layer_has_the_weight_of_its_position(vit):
+    layers = Layers(vit.graph, (), vit.images.split(8), None)
+    op = next(op for op in vit.graph.ops if op.kind == "linear" and "fc1" in op.name)
+    positions = torch.arange(16.0)
+    for read, _, _, weights in layers.rows(op, None, 5, residual=False, positions=positions):
+        assert torch.equal(weights, positions.repeat(len(read) // 16))
+
+
 def depth_input(net):
     """What the depthwise convolution of ConvNet reads, by its own layers."""
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewbit.capture.structure import heads
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import BATCH, Context
+from fewbit.core.device import widest
 from fewbit.core.grid import QParams, fake
 from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
 from fewbit.execute.samples import PairSample, op_samples
@@ -30,8 +31,8 @@ class AttentionSteps:
 
     δP is the softmax's derivative, so masks and position biases count without being known. Most probabilities are near zero and
     a few near one: a scale by their own squared error keeps the few, though the many decide the sum (the reason for AdaLog's
-    and PTQ4ViT's grids; here the grid stays uniform, so that the kernel stays an ordinary one). Candidates are `finer` and
-    `coarser` factors of the scale so far, `images` and their sampled queries decide.
+    and PTQ4ViT's grids; here the grid stays uniform, so that the kernel stays an ordinary one). Candidates are factors of the
+    scale so far, `finer` of probabilities and `around` of queries and keys; sampled queries of `images` decide.
     """
 
     finer: tuple[float, ...] = tuple(2 ** (k / 8) for k in range(1, -21, -1))
@@ -41,24 +42,24 @@ class AttentionSteps:
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan with the scales that are free and belong to one product alone."""
         graph, builder = context.graph, PlanBuilder(plan, context)
-        mixes = {op.name: op for op in graph.ops if _free(builder, op, "probs")}
         scores = {h.mix.name: h.scores for h in heads(graph) if h.scores and _free(builder, h.scores, "query", "key")}
-        wanted = {*mixes, *scores, *(op.name for op in scores.values())}
-        if not wanted or not context.images:
+        mixes = [op for op in graph.ops if op.name in scores or _free(builder, op, "probs")]
+        if not mixes or not context.images:
             return plan
-        batches = context.batched(BATCH, self.images)
-        samples = op_samples(graph, batches, wanted, seed=context.seed, ranked=self.images)
+        wanted = [op.name for op in (*mixes, *scores.values())]
+        samples = op_samples(graph, context.batched(BATCH, self.images), wanted, seed=context.seed, ranked=self.images)
         rows: list[dict[str, Json]] = []
-        for name in wanted:
-            op, sample = graph.op(name), samples.get(name)
+        for op in mixes:
+            sample = samples.get(op.name)
             if not isinstance(sample, PairSample):
                 continue
-            context.progress(name)
-            if name in mixes:
+            context.progress(op.name)
+            if _free(builder, op, "probs"):
                 rows.append(self._probabilities(builder, op, sample))
-            below, seen = scores.get(name), samples.get(scores[name].name) if name in scores else None
-            if below is not None and isinstance(seen, PairSample) and _fits(seen, sample):
-                rows.append(self._keys(builder, below, seen, sample))
+            if (below := scores.get(op.name)) is not None:
+                seen = samples.get(below.name)
+                if isinstance(seen, PairSample) and _fits(seen, sample):
+                    rows.append(self._keys(builder, below, seen, sample))
         return builder.plan(PassLog("attention steps", repr(self), tuple(rows)))
 
     def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample) -> dict[str, Json]:
@@ -110,7 +111,7 @@ def _times(choice: Choice, factor: float) -> QParams:
 
 
 def _power(error: Float[Tensor, "..."]) -> float:
-    return float(error.square().sum(dtype=torch.float64))
+    return float(error.square().sum(dtype=widest(error.device)))
 
 
 def _best(error: Callable[[Factors], float], candidates: Sequence[Factors]) -> tuple[Factors, dict[str, Json]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
+from itertools import pairwise, tee
 from pathlib import Path
 
 import torch
@@ -55,21 +55,19 @@ class Layers:
         weights: Iterator[Tensor] | list[None] = [None] * len(inputs)
         if positions is not None:
             rows, seen = tee(rows)
-            weights = _spread(positions, seen, map(len, inputs))
+            every = op.kind == "linear"  # row is taken, of windows as well
+            whole = (positions.repeat(len(x) // len(positions)) for x in seen)
+            weights = whole if every else _sampled(positions, seen, inputs.firsts)
         return zip(rows, exact, residuals, weights, strict=True)
 
 
-def _spread(positions: Tensor, rows: Iterable[Tensor], images: Iterable[int]) -> Iterator[Tensor]:
-    """The weight of each row of the batches: of the positions that `op_rows` takes of each image."""
-    first = 0
-    for batch, count in zip(rows, images, strict=True):
-        whole, rest = divmod(len(batch), len(positions))
-        if rest or whole < count:
-            each = len(batch) // count
-            yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, first + count)])
-        else:
-            yield positions.repeat(whole)
-        first += count
+def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -> Iterator[Tensor]:
+    """The weight of each row of the batches of a convolution: of the places that `op_rows` takes of an image. `firsts` are the
+    numbers of the batches' first images, and that of all images.
+    """
+    for batch, (first, behind) in zip(rows, pairwise(firsts), strict=True):
+        each = len(batch) // (behind - first)
+        yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, behind)])
 
 
 def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
