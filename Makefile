@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow doors breadth zoo check lint format docs clean .venv
+.PHONY: help demo test slow wheel doors breadth zoo check lint format docs clean .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## (.*)/\1	\2/' | expand -t 10
@@ -18,6 +18,9 @@ test: lint  ## lint, then the fast tests, a process for each core
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+wheel: $(STAMP)  ## the wheel in a virtual environment of its own, in an empty folder, and the tutorial with it
+	$(BIN)/pytest -m slow tests/test_wheel.py
 
 doors: $(STAMP)  ## bad inputs of every kind, killed runs and mutated files: a line for each that is answered wrong
 	PYTHONPATH=src:tests $(BIN)/python -m doors --log build/doors.jsonl

@@ -49,7 +49,8 @@ class Words(Advised, TyperGroup):
             before = args[args.index("") - 1] if args.index("") else ""
             if before.startswith("-"):
                 ctx.fail(f"{before} '' is empty; give a value, or leave it out.")
-            ctx.fail("An argument '' is empty; give the name of a model, a file or a folder in its place.")
+            behind = f" behind {before}" if before else ""
+            ctx.fail(f"The argument ''{behind} is empty; give the name of a model, a file or a folder in its place.")
         return super().parse_args(ctx, args)
 
 
