@@ -69,6 +69,11 @@ def test_a_float_file_of_fewbit_has_its_preprocessing_with_it(made):
         ("[1]", "is no record of preprocessing (it is a list)"),
         ('{"mean": "0.5"}', "mean is '0.5'"),
         ('{"mean": [0.5, 0.5, 99]}', f"metadata entry {ENTRY}: mean [0.5, 0.5, 99] is not allowed"),
+        ('{"mean": [0.5, 0.5]}', f"metadata entry {ENTRY}: mean has 2 numbers and the model 3 channels"),
+        (
+            '{"std": [1, 1]}',
+            "std has 2 numbers and the model 3 channels; give 3 or one for all, as in --std 0.5. The input size",
+        ),
         ('{"crop_pct": 1e9}', "crop_pct 1000000000.0 is not allowed"),
     ],
 )

@@ -250,6 +250,7 @@ def test_a_sidecar_that_is_no_json_is_refused(tmp_path):
         ('{"mean": "grey"}', BadModel, "mean grey is not allowed"),
         ('{"std": [0, 0, 0]}', BadModel, "std .* is not allowed"),
         ('{"classes": 5}', BadModel, "classes is 5; a list of names"),
+        ('{"mean": [1, 2]}', BadModel, "mean has 2 numbers and the model 3 channels"),
     ],
 )
 def test_a_sidecar_with_anything_else_is_refused(text, error, message, tmp_path):
@@ -339,6 +340,11 @@ def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
         *(
             (f"INPUT_SIZE = (3, 8, 8)\nMEAN = {mean}", "MEAN .* is not allowed")
             for mean in ("'grey'", "(0, 0, float('nan'))", "11")
+        ),
+        ("INPUT_SIZE = (3, 8, 8)\nSTD = (0.5, 0.5)", r"STD has 2 numbers and the model 3 channels; .* as in --std 0\.5"),
+        (
+            "INPUT_SIZE = (1, 8, 8)\nCHANNEL_ORDER = 'bgr'",
+            r"CHANNEL_ORDER bgr needs 3 channels, .* The input size is \(1, 8, 8\)",
         ),
         ("INPUT_SIZE = (3, 8, 8)\nCLASSES = 5", "CLASSES is 5; a list of names is needed"),
     ],

@@ -272,6 +272,7 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given) -> 
     loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given)
     if size not in (None, loaded.input_shape):
         raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
+    checked({**fields, "input_size": loaded.input_shape}, str(sidecar))
     return loaded
 
 
@@ -288,13 +289,13 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, re
     )
     any_batch, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if any_batch else (file.batch,)
-    record, notes = _entry(file), (*file.notes, *notes)
+    record, notes = _entry(file, size), (*file.notes, *notes)
     loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, file.free)
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
 
 
-def _entry(file: OnnxFile) -> dict[str, Any]:
-    """The record that fewbit left in the metadata of a file, the size apart, which its input has."""
+def _entry(file: OnnxFile, size: Any) -> dict[str, Any]:
+    """The record that fewbit left in the metadata of a file, with the size that its input has."""
     where = f"{file.path}, metadata entry {ENTRY}"
     try:
         record = read_entry(file.metadata)
@@ -303,7 +304,7 @@ def _entry(file: OnnxFile) -> dict[str, Any]:
             f"{where} is no record of preprocessing ({error}); remove it, and say how images are made: --mean, --std, ..."
         ) from error
     record.pop("size", None)
-    return checked(record, where)
+    return checked({**record, "input_size": size} if record else {}, where)
 
 
 def _from_file(spec: str, overrides: Mapping[str, Any] | None, given: Given, *, ref: str, free: tuple[int, ...]) -> Loaded:

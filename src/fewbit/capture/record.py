@@ -7,7 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewbit.core.pixels import channel_order, crop_pct, fill, input_size, interpolation, means, resize, stds
+from fewbit.core.pixels import (
+    channel_order,
+    crop_pct,
+    fill,
+    for_channels,
+    input_size,
+    interpolation,
+    means,
+    order_for_channels,
+    resize,
+    stds,
+)
 from fewbit.errors import BadFile, BadImages, BadModel, UnknownName
 
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
@@ -34,7 +45,9 @@ def beside(path: Path) -> dict[str, Any]:
 
 
 def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A record whose fields are what they have to be; `names` is what they are called there. Raises BadModel."""
+    """A record whose fields are what they have to be, for the channels of its input_size, if that is said; `names` is what they
+    are called there. Raises BadModel.
+    """
     checks: dict[str, Callable[[Any, str], Any]] = {
         "input_size": input_size,
         "mean": means,
@@ -48,10 +61,26 @@ def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | No
         "classes": _class_names,
     }
     known = {field: value for field, value in record.items() if value is not None}
+    called = {field: (names or {}).get(field, field) for field in known}
     try:
-        return {k: checks[k](v, (names or {}).get(k, k)) if k in checks else v for k, v in known.items()}
+        found = {k: checks[k](v, called[k]) if k in checks else v for k, v in known.items()}
+        if "input_size" in found:
+            _check_channels(found, called)
+        return found
     except (BadImages, UnknownName) as error:
         raise BadModel(f"{where}: {error}") from error
+
+
+def _check_channels(record: Mapping[str, Any], called: Mapping[str, str]) -> None:
+    channels = record["input_size"][0]
+    try:
+        for field in ("mean", "std"):
+            if field in record:
+                for_channels(record[field], channels, called[field])
+        if "channel_order" in record:
+            order_for_channels(record["channel_order"], channels, called["channel_order"])
+    except BadImages as error:
+        raise BadImages(f"{error} The input size is {record['input_size']}.") from error
 
 
 def _task(value: Any, name: str) -> str:

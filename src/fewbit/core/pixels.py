@@ -72,9 +72,15 @@ def for_channels(values: tuple[float, ...], channels: int, name: str) -> tuple[f
     if len(values) not in (1, channels):
         raise BadImages(
             f"{name} has {len(values)} numbers and the model {channels} channel{'s' * (channels > 1)}; "
-            f"give {channels} or one for all, as in --{name} 0.5."
+            f"give {channels} or one for all, as in --{name.lower()} 0.5."
         )
     return values if len(values) == channels else values * channels
+
+
+def order_for_channels(order: str, channels: int, name: str = "channel_order") -> None:
+    """Raise BadImages where an order is not for so many channels."""
+    if order == "bgr" and channels != 3:
+        raise BadImages(f"{name} bgr needs 3 channels, and the input has {channels}; leave it out.")
 
 
 def crop_pct(value: Any, name: str = "crop_pct") -> float:

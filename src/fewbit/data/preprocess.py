@@ -78,8 +78,7 @@ class Preprocess:
                 raise BadImages(
                     f"fill {self.fill:g} is for the borders of --resize letterbox or corner; leave one of them out."
                 )
-        if self.channel_order == "bgr" and self.size[0] != 3:
-            raise BadImages(f"channel_order bgr needs 3 channels, and the input has {self.size[0]}; leave it out.")
+        pixels.order_for_channels(self.channel_order, self.size[0])
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocess:

@@ -255,7 +255,7 @@ def _python() -> Iterator[Case]:
         ({"nope": 1}, "nope"), ({"bits": 8.5}, "bits"), ({"bits": []}, "bits"), ({"bits": True}, "bits"),
         ({"seed": True}, "seed"),
         ({"seed": "1"}, "seed"), ({"calibration": None}, "calibration"), ({"calibration": float("nan")}, "calibration"),
-        ({"threads": 1.0}, "threads"), ({"recipe": 3}, "recipe"), ({"recipe": None}, "recipe"), ({"target": 3}, "target"),
+        ({"threads": 1.0}, "threads"), ({"recipe": 3}, "recipe"), ({"target": 3}, "target"),
         ({"keep_float": 3}, "keep-float"), ({"keep_float": [3]}, "keep-float"), ({"labels": "no"}, "labels"),
         ({"out": 3}, "out"), ({"mean": (0.5, 0.5)}, "mean"), ({"mean": "x"}, "mean"), ({"std": (0.0, 0.0, 0.0)}, "std"),
         ({"input_size": (3, 16.5, 16)}, "input-size"), ({"input_size": 16}, "input-size"), ({"classes": 3}, "classes"),
