@@ -2,9 +2,10 @@
 
     python bench/breadth.py --targets ort-x86-vnni --out build/breadth        # every row that is not there yet, then the table
     python bench/breadth.py --rows "timm.*vit*" --out build/breadth
+    python bench/breadth.py --recipe fast --bits w4a8 --targets ort-x86-vnni --out build/breadth-fast
 
-A row is what `fewbit quantize` does up to evaluate, with recipe `mse`, on 16 images that are drawn here; bench/apart.py says
-how it may end.
+A row is what `fewbit quantize` does up to evaluate, with recipe `mse` or another one, on 16 images that are drawn here;
+bench/apart.py says how it may end.
 
 The weights are seeded: each library's own initial ones, with parameters that it leaves constant (gains of 1, layer scales of
 1e-6, biases of 0) moved, small weights scaled to keep the variance, and batch norms given the statistics of the images. Rows
@@ -79,7 +80,7 @@ def settle(net: nn.Module, x: Tensor, seed: int = 0) -> None:
     net.eval()
 
 
-def quantized(row: Row, target: str, threads: int) -> Callable[[Found], Found]:
+def quantized(row: Row, target: str, threads: int, **options: Any) -> Callable[[Found], Found]:
     """Make a row, in the process that it is called in."""
 
     def work(found: Found) -> Found:
@@ -88,7 +89,10 @@ def quantized(row: Row, target: str, threads: int) -> Callable[[Found], Found]:
         x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
         if "detection" not in row.name or "backbone" in row.name:
             settle(net, x)
-        with TemporaryDirectory() as out, Run.start(asked(net, images, row.size, target, threads, out), STAGES) as run:
+        with (
+            TemporaryDirectory() as out,
+            Run.start(asked(net, images, row.size, target, threads, out, **options), STAGES) as run,
+        ):
             return verified(run, found)
 
     return work
@@ -106,10 +110,13 @@ def warm() -> None:
         run["model"]
 
 
-def asked(net: nn.Module, images: np.ndarray, size: int, target: str, threads: int, out: str) -> Request:
+def asked(
+    net: nn.Module, images: np.ndarray, size: int, target: str, threads: int, out: str, recipe: str = "mse",
+    bits: str | None = None,
+) -> Request:  # fmt: skip
     """What `fewbit quantize` would be told."""
     return Request(
-        model=net, images=images, labels=False, target=target, recipe="mse", threads=threads, mean=GRAY, std=GRAY,
+        model=net, images=images, labels=False, target=target, recipe=recipe, bits=bits, threads=threads, mean=GRAY, std=GRAY,
         input_size=(images.shape[3], size, size), interpolation="bilinear", resize="squash", crop_pct=1.0,
         out=Path(out) / "run",
     )  # fmt: skip
@@ -147,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["ort-x86-vnni", "openvino-x86"])
     parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of library.name")
-    parser.add_argument("--out", type=Path, default=Path("build/breadth"))
+    parser.add_argument("--recipe", default="mse")
+    parser.add_argument("--bits", help="what the target has where nothing is said")
+    parser.add_argument("--out", type=Path, default=Path("build/breadth"), help="a folder of its own for each recipe and bits")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of work for a row")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="make no rows, print those that are there")
@@ -161,7 +170,13 @@ def main() -> None:
             file = file_of(row, target, args.out)
             if not file.exists():
                 about = {"library": row.library, "name": row.label, "size": row.size, "target": target}
-                made(quantized(row, target, args.threads), about, file, args.limit, args.threads)
+                made(
+                    quantized(row, target, args.threads, recipe=args.recipe, bits=args.bits),
+                    about,
+                    file,
+                    args.limit,
+                    args.threads,
+                )
                 found = read_json(file)
                 said = told(found) if found["end"] != "right" else f"{found['correlation']}"
                 print(

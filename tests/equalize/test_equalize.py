@@ -81,6 +81,29 @@ def test_the_float_function_is_the_same_and_something_has_moved(name, request):
     assert same_function(found.graph, again) == 0
 
 
+class ChannelsLast(nn.Module):
+    """Blocks of maps with channels last, as Swin's and ConvNeXt's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return (x + self.fc2(F.gelu(self.fc1(self.norm(x))))).mean((1, 2))
+
+
+def test_maps_with_channels_last_have_their_norms_equalized(capture_net):
+    torch.manual_seed(2)
+    given = capture_net(uneven(ChannelsLast()))
+    found = Equalize()(given.graph, given.images.split(8), grids(given))
+    (row,) = [row for row in found.record if row["kind"] == "norm"]
+    assert row["moved"]
+    assert row["after"] < row["before"]
+    assert same_function(given.graph, found.graph, seed=7) < 1e-4
+
+
 def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
     assert [[op.name for op in norm.layers] for norm in norms(net.graph)] == [
         ["blocks.0.qkv.3", "blocks.0.qkv.2", "blocks.0.qkv.1"],

@@ -72,10 +72,10 @@ class Equalize:
         base = self._rotate(graph)
         work = _Work(base.graph, grids, self.strengths)
         graph, work.new, work.record = base.graph, dict(base.constants), [dict(row) for row in base.record]
-        watched = work.watched(self)
-        if not watched:
+        watched, maps = work.watched(self), work.maps(self)
+        if not watched and not maps:
             return work.result()
-        work.samples = sample_tensors(graph, batches, watched, self.rows)
+        work.samples = sample_tensors(graph, batches, watched, self.rows, maps)
         work.output = _output(graph)
         for flag, rewrite in (
             (self.channels, work.channels),
@@ -158,13 +158,17 @@ class _Work:
         self.evened: set[str] = set()  # sites whose channels have had their factors
 
     def watched(self, settings: Equalize) -> set[str]:
-        """The nodes whose values are sampled."""
+        """The nodes of which rows are sampled."""
         names = {norm.node.name for norm in norms(self.graph)} if settings.norms else set()
-        names |= {place.site.tensor for place in self.places} if settings.channels else set()
         for h in self.heads if settings.values else ():
             names |= {op.node for op in (h.value,) if op} | ({self._input(h.behind).name} if h.behind else set())
         for h in self.heads if settings.keys else ():
             names |= {op.node for op in (h.query, h.key) if op}
+        return names
+
+    def maps(self, settings: Equalize) -> set[str]:
+        """The nodes whose channels are looked at."""
+        names = {place.site.tensor for place in self.places} if settings.channels else set()
         return names | ({p.between.name for p in conv_pairs(self.graph)} if settings.convolutions else set())
 
     def channels(self) -> None:

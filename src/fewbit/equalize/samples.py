@@ -15,24 +15,27 @@ from fewbit.errors import BadImages
 from fewbit.execute.watch import watch
 
 
-def sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], rows: int) -> dict[str, Tensor]:
-    """Rows (n, channels) of tensors with channels last, extremes among them; of maps (b, c, h, w) the low, the high and the
-    mean square of each channel (3, c)."""
+def sample_tensors(
+    graph: Graph, batches: Collection[Tensor], names: Collection[str], rows: int, maps: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Rows (n, channels) of the tensors in `names`, which have channels last; of those in `maps` (b, c, h, w) the low, the high
+    and the mean square of each channel (3, c).
+    """
     samples: dict[str, Tensor] = {}  # made at once: small tensors that stay between large ones that go leave holes in the heap
     filled = Counter[str]()
-    maps: dict[str, list[Any]] = {}
+    channels: dict[str, list[Any]] = {}
     if not batches:
         raise BadImages("no calibration images; a few dozen are needed: --images DIR.")
     each = max(4, rows // len(batches))
     generator = torch.Generator().manual_seed(0)
 
+    def see_map(name: str, value: Tensor, images: range) -> None:
+        part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
+        last = channels.get(name)
+        join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
+        channels[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
+
     def see(name: str, value: Tensor, images: range) -> None:
-        if value.ndim == 4:
-            part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
-            last = maps.get(name)
-            join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
-            maps[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
-            return
         flat = value.reshape(-1, value.shape[-1])
         drawn = flat[torch.randperm(len(flat), generator=generator)[:each]]
         if name not in samples:
@@ -40,6 +43,7 @@ def sample_tensors(graph: Graph, batches: Collection[Tensor], names: set[str], r
         samples[name][filled[name] : filled[name] + len(drawn)] = drawn
         filled[name] += len(drawn)
 
-    watch(graph, batches, {name: partial(see, name) for name in names})
+    watch(graph, batches, {name: partial(see_map if name in maps else see, name) for name in {*names, *maps}})
     result = {name: rows[: filled[name]] for name, rows in samples.items()}
-    return result | {name: torch.stack([low, high, squares / len(batches)]) for name, (low, high, squares) in maps.items()}
+    ends = channels.items()
+    return result | {name: torch.stack([low, high, squares / len(batches)]) for name, (low, high, squares) in ends}
