@@ -26,6 +26,7 @@ COMMANDS = {"run": "quantize", "search": "search", "sensitivity": "sensitivity",
 RECORDS = {kind: f"{kind}.json" for kind in COMMANDS}  # the file with the hashes of the others
 MARKS = {"run": "plan.json", "search": "points", "sensitivity": "sensitivity.html", "sweep": "rows"}  # what stands beside it
 NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
+SCRATCH = "scratch-"  # folders for a moment
 ANOTHER = "give another folder: --out DIR."
 
 
@@ -103,6 +104,15 @@ def refuse(out: Path, kind: str, *, force: bool) -> None:
         raise BadFile(f"{out} holds files that are not fewbit's, as {others[0]}; move them away, or {ANOTHER}")
 
 
+def scratch(near: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for a moment: in the `.part` where a run works at `near`, so that the next start clears what a killed one left;
+    elsewhere in the system's folder for such.
+    """
+    above = () if near is None else (near, *near.absolute().parents)
+    places = (folder for folder in above if (folder / NOTE).is_file())
+    return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=next(places, None))
+
+
 class Workplace:
     """`<out>.part`, locked: the place of one run or search until it is published as `out`.
 
@@ -137,6 +147,8 @@ class Workplace:
                 if path.name != LOCK:
                     _remove(path)
             write_json(note, identity)
+        for left in list(self.part.glob(f"{SCRATCH}*")):
+            _remove(left)
         self.ours = True
 
     def publish(self, scratch: Iterable[str] = ()) -> Path:

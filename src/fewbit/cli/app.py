@@ -215,13 +215,20 @@ def _signals() -> Iterator[None]:
         raise KeyboardInterrupt if came == signal.SIGINT else Signalled(came)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
-    default = (signal.SIG_DFL, signal.default_int_handler)
+    hook, default = sys.unraisablehook, (signal.SIG_DFL, signal.default_int_handler)
+
+    def told(missed: Any) -> None:  # raised where Python cannot pass it on: it comes again
+        if not isinstance(missed.exc_value, KeyboardInterrupt | Signalled):
+            hook(missed)
+
     handled = [number for number, handler in before.items() if handler in default]  # nohup ignores SIGHUP
     for number in handled:
         signal.signal(number, end)
+    sys.unraisablehook = told
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in handled:
             signal.signal(number, before[number])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -27,6 +26,7 @@ from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.fields import Batches, Seconds, Threads, checked
 from fewbit.files import read_json, read_tensors, write_atomic
+from fewbit.folder import scratch
 from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
 from fewbit.request import Request
@@ -177,7 +177,7 @@ def files(
         raise BadFile(f"{folder}: run.json or report.json has no {error}; {AGAIN}") from error
     if recorded != fingerprint(given):
         raise BadFile(f"{folder}: exported.pt2 is not the model that run.json is of; {AGAIN}")
-    with TemporaryDirectory(prefix="fewbit-") as place:
+    with scratch(folder) as place:
         again, folders = Path(place), (folder, Path(place))
         write_model(graph, plan, again / MODEL, form, said)
         expected = stamped(read_onnx(again / MODEL, data=False), entry, again / MODEL)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from fewbit.choose import Bits, Context, choose
 from fewbit.core.values import Fallback, Graph, PassLog, Plan
+from fewbit.folder import scratch
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
@@ -56,7 +56,7 @@ def times_here(
     if absent(target) or not plan.integer_ops:
         return None
     progress.begin("milliseconds of each op", None)
-    with TemporaryDirectory(dir=folder) as own:
+    with scratch(folder) as own:
         path = twin or Path(own) / "float.onnx"
         if twin is None:
             float_onnx(graph, path, opset=target.opset)

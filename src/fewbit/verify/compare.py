@@ -8,7 +8,6 @@ simulation's by float rounding behind the last codes, and by nothing else (outpu
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fewbit.core.pages import give_back
 from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SiteCheck
 from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
+from fewbit.folder import scratch
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session, read_onnx
 from fewbit.verify.file import stored_codes
@@ -186,7 +186,7 @@ def rounded_by_kernels(graph: Graph, plan: Plan) -> list[str]:
 
 def kernels(plan: Plan, path: Path) -> dict[str, object]:
     """The integer kernels in onnxruntime's optimised graph, beside how many the plan expects."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch(path.parent) as folder:
         optimised = Path(folder) / "optimised.onnx"
         OnnxRuntime(path, save_optimised=optimised)
         nodes = onnx.load(str(optimised), load_external_data=False).graph.node

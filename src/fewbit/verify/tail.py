@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.values import Graph, OutputCheck, Tail
+from fewbit.folder import scratch
 from fewbit.runtimes import OnnxRuntime, Session, open_session
 from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, distance
 
@@ -29,9 +29,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @contextmanager
-def written(tail: Tail) -> Iterator[Path]:
-    """A tail as a file."""
-    with TemporaryDirectory() as folder:
+def written(tail: Tail, near: Path | None = None) -> Iterator[Path]:
+    """A tail as a file, for a moment; `near` is the folder of the file in front of it, if there is one."""
+    with scratch(near) as folder:
         path = Path(folder) / "tail.onnx"
         path.write_bytes(tail.model)
         yield path
@@ -43,7 +43,7 @@ def tail_checks(
     """The outputs of a written file behind its tail, as written and, if there is a `runtime`, as it ships."""
     if graph.tail is None:
         return ()
-    with written(graph.tail) as file:
+    with written(graph.tail, path.parent) as file:
         alone = OnnxRuntime(file, optimise=False)
     sessions: dict[str, Session] = {"as written": OnnxRuntime(path, optimise=False, outputs=graph.inside)}
     if runtime is not None:
