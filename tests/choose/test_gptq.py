@@ -228,6 +228,34 @@ def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_
     ]
 
 
+class Branches(torch.nn.Module):
+    """Two branches that are added: the first layer is done before the layers of the other one have read what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Linear(16, 16) for _ in range(3))
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(x.flatten(1)[:, :16])
+        first = self.a(x)
+        return self.head(first + self.c(torch.relu(self.b(x))))
+
+
+def test_only_the_last_of_two_branches_sees_what_is_lost_in_the_other(capture_net):
+    torch.manual_seed(4)
+    graph, batches = (net := capture_net(Branches())).graph, net.images.split(4)
+    layers = Layers(graph, (), batches, None)
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    assert joined(nodes[graph.op("a").node]) is nodes[graph.op("c").node]
+    seen, linear = {}, [op for op in graph.ops if op.kind == "linear"]
+    for op in linear:
+        seen[op.name] = [error for _, _, error, _ in layers.rows(op, None, 5, residual=True)]
+    assert [op.name for op in linear] == ["a", "b", "c", "head"]
+    assert all(error is None for name in "ab" for error in seen[name])
+    assert all(error is not None and not error.any() for error in seen["c"])  # nothing is quantized here
+
+
 def test_rows_of_a_convolution_are_its_patches(conv_net):
     op = conv_net.graph.op("stem")
     tensor = conv_net.graph.site(op.operands["input"]).tensor

@@ -81,6 +81,16 @@ def test_the_float_function_is_the_same_and_something_has_moved(name, request):
     assert same_function(found.graph, again) == 0
 
 
+def test_values_that_are_the_same_everywhere_are_left_alone(capture_net, vit):
+    """As in a detector's first attention, which reads queries of zeros: only its bias is left."""
+    module = uneven(copy.deepcopy(vit.module))
+    with torch.no_grad():
+        module.blocks[0].qkv.weight[32:] = 0
+    given = capture_net(module)
+    found = Equalize()(given.graph, given.images.split(8), grids(given))
+    assert {row["kind"] for row in found.record} == {"norm", "key"}
+
+
 class ChannelsLast(nn.Module):
     """Blocks of maps with channels last, as Swin's and ConvNeXt's are."""
 

@@ -21,7 +21,7 @@ from fewbit.core.pages import give_back
 from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.channels import evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced
-from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales
+from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
@@ -206,6 +206,8 @@ class _Work:
             w = torch.cat([self._constant(op, 1) for op in norm.layers])
             biased = all("bias" in op.operands for op in norm.layers)
             x = self.samples[norm.node.name]
+            if not varies(x):
+                continue
             move = migrated(x, w, activation, others[0], self.strengths, shift=biased)
             changes = {self._name(norm.node, 2): self._at(norm.node, 2) / move.scale}
             changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - move.shift) / move.scale
@@ -221,7 +223,7 @@ class _Work:
             if activation is None or weight is None or activation.axis is not None:
                 continue
             values, mixed = self.samples[h.value.node], self.samples[self._input(h.behind).name]
-            if values.shape[1] != mixed.shape[1]:
+            if values.shape[1] != mixed.shape[1] or not varies(values):
                 continue
             middle, _ = middle_and_reach(values)
             move = migrated(mixed - middle, self._constant(h.behind, 1), activation, weight, self.strengths, shift=False)
@@ -236,7 +238,7 @@ class _Work:
             if any(self.grids.get(h.scores.operands[side]) is None for side in ("query", "key")):
                 continue
             q, k = self.samples[h.query.node], self.samples[h.key.node]
-            if q.shape[1] != k.shape[1]:
+            if q.shape[1] != k.shape[1] or not varies(k):
                 continue
             middle, _ = middle_and_reach(k)
             move = _balance_keys(q, k - middle, (None, *self.strengths))

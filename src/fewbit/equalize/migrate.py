@@ -13,6 +13,7 @@ from fewbit.core.grid import Grid, fake, qparams_from_range
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range; the one with the smallest squared error wins
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+NOISE = 1e-5  # of a tensor's largest number; what varies by less is rounding
 WORK = 1 << 22  # numbers of all candidates that are held at a time
 
 
@@ -35,6 +36,14 @@ def middle_and_reach(x: Float[Tensor, "rows c"]) -> tuple[Float[Tensor, "c"], Fl
     low, high = x.amin(0), x.amax(0)
     reach = (high - low) / 2
     return (low + high) / 2, reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
+
+
+def varies(x: Float[Tensor, "rows c"]) -> bool:
+    """Whether more than rounding is left of a tensor without the middle of each channel. The values in a detector's first
+    attention are the same for every image and query: moved by their middle they would be noise, on codes of its size.
+    """
+    middle, _ = middle_and_reach(x)
+    return float((x - middle).abs().max()) > NOISE * float(x.abs().max())
 
 
 def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
