@@ -63,6 +63,7 @@ class Preprocess:
             raise BadImages(f"{self.interpolation} needs antialias; without it there are: {', '.join(SHARP)}.")
         for field, checked in (("size", input_size), ("crop_pct", crop_pct)):
             object.__setattr__(self, field, checked(getattr(self, field)))
+        pixels.order_for_channels(self.channel_order, self.size[0])
         for field, numbers in (("mean", means), ("std", stds)):
             given = getattr(self, field)
             unsaid = isinstance(given, tuple) and not given
@@ -78,7 +79,6 @@ class Preprocess:
                 raise BadImages(
                     f"fill {self.fill:g} is for the borders of --resize letterbox or corner; leave one of them out."
                 )
-        pixels.order_for_channels(self.channel_order, self.size[0])
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> Preprocess:
