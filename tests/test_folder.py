@@ -14,7 +14,7 @@ import pytest
 
 from fewbit.errors import BadFile, BadImages, Stopped, stopped
 from fewbit.files import read_json, write_json, write_stream
-from fewbit.folder import Workplace, check_beside, checked, seal
+from fewbit.folder import Workplace, check_beside, checked, scratch, seal
 
 RUN = {"plan.json": b'{"choices": []}\n', "model.onnx": bytes(range(256)), "deep/er.json": b"[]"}
 
@@ -350,3 +350,21 @@ def test_a_kill_before_the_note_is_written_leaves_a_folder_that_is_ours(tmp_path
     with Workplace(tmp_path / "run") as place:
         place.resume({"request": 1})
         assert sorted(path.name for path in part.iterdir()) == ["lock", "request.json"]
+
+
+def test_a_scratch_folder_lies_in_the_part_at_work_and_nowhere_else_of_anybody(tmp_path: Path) -> None:
+    for name in ("theirs", "theirs.part"):  # a note that is not fewbit's
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "request.json").write_text("{}")
+        with scratch(tmp_path / name / "deep") as folder:
+            assert not Path(folder).is_relative_to(tmp_path / name)
+    identity = {"request": {"seed": 0}}
+    with Workplace(tmp_path / "out") as place:
+        place.resume(identity)
+        (place.part / "goal").mkdir()
+        with scratch(place.part / "goal") as folder:
+            assert Path(folder).parent == place.part
+        (place.part / "scratch-left").mkdir()
+    with Workplace(tmp_path / "out") as place:
+        place.resume(identity)
+        assert sorted(path.name for path in place.part.iterdir()) == ["goal", "lock", "request.json"]

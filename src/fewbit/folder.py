@@ -109,7 +109,7 @@ def scratch(near: Path | None) -> tempfile.TemporaryDirectory[str]:
     elsewhere in the system's folder for such.
     """
     above = () if near is None else (near, *near.absolute().parents)
-    places = (folder for folder in above if (folder / NOTE).is_file())
+    places = (folder for folder in above if folder.suffix == ".part" and _is_ours(folder))
     return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=next(places, None))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.files import read_json, write_json
+from fewbit.folder import scratch
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.run import Run
@@ -38,7 +38,7 @@ def curve(
     progress.expect(len(counts))
     for n in counts:
         if n not in {row["images"] for row in rows}:
-            with tempfile.TemporaryDirectory(dir=folder) as own:
+            with scratch(folder) as own:
                 os.link(twin, Path(own) / TWIN)
                 part = run.fork(Path(own), calibration=calibration.subset(sorted(order[:n])))
                 change = part["verdict"]["range_change"]
