@@ -23,6 +23,7 @@ from fewbit.recipes import FAST, MSE, RECIPES
 
 RANGES = Ranges(MseRange(), MinMax(), free_softmax=True)
 ATTENTION, BIAS, GPTQ = AttentionSteps(), Gptq(bias=True), Gptq(bias=True, gain=True)
+WEIGHTED = (RANGES, ATTENTION, replace(GPTQ, importance=Importance()))
 
 
 def _fast(*passes: Pass, equalize: Equalize | None = None) -> Recipe:
@@ -49,8 +50,8 @@ STEPS: Mapping[str, Recipe] = {
     "gradients": _fast(replace(RANGES, gradients=True), ATTENTION, GPTQ, equalize=Equalize()),
     "rotated": replace(FAST, equalize=Equalize(rotate=True)),
     "rotated, heads too": RECIPES["fast-rotated"],
-    "weighted": replace(FAST, passes=(RANGES, ATTENTION, replace(GPTQ, importance=Importance()))),
-    "weighted, rotated": replace(RECIPES["fast-rotated"], passes=(RANGES, ATTENTION, replace(GPTQ, importance=Importance()))),
+    "weighted": replace(FAST, passes=WEIGHTED),
+    "weighted, rotated": replace(RECIPES["fast-rotated"], passes=WEIGHTED),
     "best": RECIPES["best"],
     "best-rotated": RECIPES["best-rotated"],
     "blocks": _blocks(),

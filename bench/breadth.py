@@ -170,13 +170,8 @@ def main() -> None:
             file = file_of(row, target, args.out)
             if not file.exists():
                 about = {"library": row.library, "name": row.label, "size": row.size, "target": target}
-                made(
-                    quantized(row, target, args.threads, recipe=args.recipe, bits=args.bits),
-                    about,
-                    file,
-                    args.limit,
-                    args.threads,
-                )
+                work = quantized(row, target, args.threads, recipe=args.recipe, bits=args.bits)
+                made(work, about, file, args.limit, args.threads)
                 found = read_json(file)
                 said = told(found) if found["end"] != "right" else f"{found['correlation']}"
                 print(

@@ -74,23 +74,34 @@ def table(folder: Path) -> Iterator[str]:
     rows = [read_json(file) for file in sorted(folder.glob("*.json"))]
     for found in sorted(rows, key=lambda one: (one["model"], one["target"], RECIPES.index(one["recipe"]))):
         score, took = found["accuracy"], found["seconds"]
-        low, high = score["interval"]
         chooses = sum(took.get(stage, 0.0) for stage in CHOOSING)
         whole = sum(took.values()) - sum(took.get(stage, 0.0) for stage in TIMING)
         yield " | ".join((
             f"| {found['model']}, {found['target']}", f"{found['images']['scored']:,}", f"`{found['recipe']}`",
-            f"{score['float']:.2f}", f"{score['quantized']:.2f}",
-            f"{score['float'] - score['quantized']:+.2f} ({-high:+.2f} to {-low:+.2f})", f"{score['agreement']:.2f} %",
+            *change(score),
             str(found["wrong"]), f"{chooses:.0f} s", f"{whole:.0f} s", f"{found['peak_bytes'] / 1e9:.1f} GB |",
         ))  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def change(score: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a score: float, quantized, the drop with its interval, agreement."""
+    low, high = score["interval"]
+    drop = f"{score['float'] - score['quantized']:+.2f} ({-high:+.2f} to {-low:+.2f})"
+    return f"{score['float']:.2f}", f"{score['quantized']:.2f}", drop, f"{score['agreement']:.2f} %"
+
+
+def parser_of(about: str | None, row: str) -> argparse.ArgumentParser:
+    """The command line of a table whose rows `make` makes in processes of their own."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "show", "row"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("row", nargs="*", help="of `row`, which `make` starts: model, recipe, target")
+    parser.add_argument("row", nargs="*", help=f"of `row`, which `make` starts: {row}")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, "model, recipe, target")
     parser.add_argument("--targets", nargs="+", default=["ort-x86-vnni"])
     parser.add_argument("--models", nargs="+")
     args = parser.parse_args()

@@ -10,7 +10,6 @@ to calibrate and to choose by; the file that it gives is scored on the others.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,15 +18,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.default_recipe import models
+from bench.default_recipe import change, models, parser_of
+from bench.peers import has_attention, pixels
 
 from fewbit import Run
 from fewbit.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from fewbit.data.images import Images
 
 LIMIT = 0.5  # points
 FEWBIT, NNCF = "fewbit", "NNCF"
@@ -77,13 +75,12 @@ def theirs(folder: Path, name: str, target: str, shared: Path) -> dict[str, Any]
         hits = [float(int(model(x)[0].argmax()) == label) for x, label in items]
         return sum(hits) / len(hits), hits
 
-    items = list(zip(_pixels(judged), judged.labels.tolist(), strict=True))
-    transformer = "ViT" in name
+    items = list(zip(pixels(judged), judged.labels.tolist(), strict=True))
     began = time.monotonic()
     made = nncf.quantize_with_accuracy_control(
-        ov.Core().read_model(str(source)), nncf.Dataset(_pixels(calibration)), nncf.Dataset(items), right,
+        ov.Core().read_model(str(source)), nncf.Dataset(pixels(calibration)), nncf.Dataset(items), right,
         max_drop=LIMIT / 100, drop_type=nncf.DropType.ABSOLUTE, subset_size=len(calibration),
-        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        model_type=nncf.ModelType.TRANSFORMER if has_attention(source) else None,
     )  # fmt: skip
     took = time.monotonic() - began
     ov.save_model(made, str(path), compress_to_fp16=False)
@@ -92,10 +89,6 @@ def theirs(folder: Path, name: str, target: str, shared: Path) -> dict[str, Any]
         "found": f"{_quantizers(made)} FakeQuantize nodes", "tried": None, "chosen_by": None, "seconds": took, "faster": None,
         "exit": None, "images": score.images, **score.to_json(),
     }  # fmt: skip
-
-
-def _pixels(images: Images) -> list[np.ndarray]:
-    return [batch.numpy() for batch in images.batches(1)]
 
 
 def _quantizers(model: Any) -> int:
@@ -111,11 +104,9 @@ def table(folder: Path) -> Iterator[str]:
         if not path.exists():
             continue
         row = read_json(path)
-        low, high = row["interval"]
         yield " | ".join((
             f"| {name}, `{target}`", by, row["found"], str(row["tried"] or ""),
-            f"{row['float']:.2f}", f"{row['quantized']:.2f}",
-            f"{row['float'] - row['quantized']:+.2f} ({-high:+.2f} to {-low:+.2f})", f"{row['agreement']:.2f} %",
+            *change(row),
             f"{row['images']:,}", "" if row["faster"] is None else f"{row['faster']:.2f}", f"{row['seconds']:.0f} s |",
         ))  # fmt: skip
 
@@ -125,12 +116,7 @@ def file_of(folder: Path, *row: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "show", "row"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("row", nargs="*", help="of `row`, which `make` starts: by whom, model, target")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    args = parser.parse_args()
+    args = parser_of(__doc__, "by whom, model, target").parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "row":
         by, name, target = args.row

@@ -22,6 +22,7 @@ from fewbit import Run
 from fewbit.files import write_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fewbit.data.images import Images
@@ -63,12 +64,22 @@ def stock(float_path: Path, batches: Iterable[Tensor], out: Path, *, method: str
         )
 
 
+def has_attention(float_path: Path) -> bool:
+    """Whether a float file is a transformer's, for which NNCF has options of its own."""
+    return any(node.op_type == "Softmax" for node in onnx.load(str(float_path)).graph.node)
+
+
+def pixels(images: Images) -> list[NDArray[Any]]:
+    """What the model takes, an image at a time."""
+    return [batch.numpy() for batch in images.batches(1)]
+
+
 def with_nncf(float_path: Path, images: Images, out: Path, *, transformer: bool) -> None:
     """nncf.quantize with its defaults; the model is an openvino file."""
     import nncf
     import openvino as ov
 
-    dataset = nncf.Dataset([batch.numpy() for batch in images.batches(1)])
+    dataset = nncf.Dataset(pixels(images))
     kind = nncf.ModelType.TRANSFORMER if transformer else None
     model = nncf.quantize(ov.Core().read_model(str(float_path)), dataset, model_type=kind, subset_size=len(images))
     ov.save_model(model, str(out), compress_to_fp16=False)
@@ -90,7 +101,7 @@ def main() -> None:
     images = run.images(args.images, limit=run.record["request"]["calibration"], labels=False)
     scored = run.images(args.score, limit=args.scored)
     source, outputs = args.run / "float.onnx", run["exact"].outputs
-    attention = any(node.op_type == "Softmax" for node in onnx.load(str(source)).graph.node)
+    attention = has_attention(source)
     made: list[tuple[str, Path, str]] = [("fewbit", args.run / "model.onnx", "onnxruntime")]
     for method in ("minmax", "percentile"):
         path = args.out / f"onnxruntime_{method}.onnx"

@@ -252,6 +252,7 @@ def test_only_the_last_of_two_branches_sees_what_is_lost_in_the_other(capture_ne
     for op in linear:
         seen[op.name] = [error for _, _, error, _ in layers.rows(op, None, 5, residual=True)]
     assert [op.name for op in linear] == ["a", "b", "c", "head"]
+    assert {len(errors) for errors in seen.values()} == {len(batches)}
     assert all(error is None for name in "ab" for error in seen[name])
     assert all(error is not None and not error.any() for error in seen["c"])  # nothing is quantized here
 
