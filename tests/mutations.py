@@ -139,7 +139,7 @@ def _plan(folder: Path) -> Iterator[Mutation]:
         ("an integer op renamed", lambda plan: plan["integer_ops"].append("other"), "plan"),
         ("the bits", lambda plan: plan.update(bits="w4a4"), "bits"),
         ("the target", lambda plan: plan.update(target="arm-int7"), "target"),
-        ("the recipe", lambda plan: plan.update(recipe="fast"), "recipe"),
+        ("the recipe", lambda plan: plan.update(recipe="minmax"), "recipe"),
         ("the model's name", lambda plan: plan.update(model="another"), "model"),
         ("the schema", lambda plan: plan.update(schema=99), "schema"),
         ("a key more", lambda plan: plan.update(extra=None), "extra"),
@@ -159,7 +159,10 @@ def _tensor(name: str) -> Change:
 
 def _tensors(folder: Path) -> Iterator[Mutation]:
     names = sorted(load_file(folder / "plan.safetensors"))
-    for kind in (":weight.codes", ":weight.scale", ":input.scale", ":input.zero", ".bias", "float."):
+    kinds = [":weight.codes", ":weight.scale", ":input.scale", ":input.zero", ".bias"]
+    if any(name.startswith("float.") for name in names):  # a plan may leave no constant as it was
+        kinds.append("float.")
+    for kind in kinds:
         name = next(name for name in names if name.startswith(kind) or name.endswith(kind))
         yield Mutation("plan.safetensors", name, _tensor(name), name.removeprefix("float.").rsplit(".", 1)[0].split(":")[0])
 

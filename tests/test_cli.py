@@ -162,7 +162,7 @@ def test_help_names_the_models_that_can_be_loaded() -> None:
         (
             "model",
             ["--images", "{}/flat", "--steps", "5"],
-            ("--steps", "fdda", "recipe mse has none, these have: best,"),
+            ("--steps", "fdda", "recipe fast has none, these have: best,"),
         ),
         ("model", ["--images", "{}/flat", "--curve", "--recipe", "lapq"], ("--curve", "mse")),
     ],
@@ -378,7 +378,7 @@ def test_report_draws_other_runs_beside_and_keeps_them(place: Path, finished: Pa
     code, text = run("report", tmp_path / "run", "--beside", tmp_path / "other", "--beside", tmp_path / "run")
     assert code == 0, text
     rows = json.loads((tmp_path / "run" / "tables.json").read_text())["runs"]
-    assert [row["kind"] for row in rows] == ["mse, one width", "another, mixed precision"]
+    assert [row["kind"] for row in rows] == ["fast, one width", "another, mixed precision"]
     assert [row["accuracy"] for row in rows] == [report["accuracy"]["agreement"]] * 2
     checked(tmp_path / "run")
     drawn = (tmp_path / "run" / "report.html").read_bytes()

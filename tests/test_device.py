@@ -97,8 +97,8 @@ def test_the_device_computes_what_the_processor_does() -> None:
 
 
 def test_a_forgotten_device_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(h: torch.Tensor, share: float) -> torch.Tensor:
-        return h + torch.eye(len(h), dtype=h.dtype) * share
+    def forgetful(h: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        return h + torch.eye(h.shape[-1], dtype=h.dtype)
 
     monkeypatch.setattr(gptq, "damped", forgetful)
     with pytest.raises(RuntimeError, match=r"pretend and one of shape \(27, 27\)"):

@@ -34,14 +34,14 @@ NAN, INF = float("nan"), float("inf")
         ({"bits": "w9a8"}, FewbitError, "has no integers wider than 8 bits; allowed are 2 to 8"),
         ({"bits": "eight"}, FewbitError, "--bits eight is not understood"),
         ({"bits": 8.0}, FewbitError, "--bits 8.0 is not allowed; it should be a valid string: leave it out."),
-        ({"time": "2min"}, FewbitError, "recipe mse has none, these have: "),
+        ({"time": "2min"}, FewbitError, "recipe fast has none, these have: "),
         ({"time": "2min", "recipe": "fast"}, FewbitError, "recipe fast has none"),
         ({"time": "soon", "recipe": "lapq"}, FewbitError, "--time soon is not understood"),
         ({"time": 90, "recipe": "lapq"}, FewbitError, "--time 90 .*a valid string: type --time 10min"),
-        ({"loss": "kl"}, FewbitError, "recipe mse has none, these have: "),
+        ({"loss": "kl"}, FewbitError, "recipe fast has none, these have: "),
         ({"loss": "mse", "recipe": "lapq"}, FewbitError, "allowed are kl .* and labels"),
         ({"loss": "mse", "images": "synthetic"}, FewbitError, "allowed are kl .* and labels"),
-        ({"steps": 5}, FewbitError, "--steps .*recipe mse has none"),
+        ({"steps": 5}, FewbitError, "--steps .*recipe fast has none"),
         ({"steps": 0, "recipe": "fdda"}, FewbitError, "--steps 0 .*greater than or equal to 1: type --steps 100"),
         ({"curve": True, "recipe": "lapq"}, FewbitError, "--curve runs the recipe again .*recipe lapq is slow"),
         ({"curve": True, "recipe": "best"}, FewbitError, "use one of mse, fast"),
@@ -106,7 +106,7 @@ def test_two_mistakes_are_both_said() -> None:
 @pytest.mark.parametrize(
     ("bits", "recipe"),
     [
-        (None, "mse"), ("8", "mse"), ("8,first=4", "mse"), ("w4a8", "fast"), ("6", "fast"), ("w8a4", "fast-rotated"),
+        (None, "fast"), ("8", "fast"), ("8,first=4", "fast"), ("w4a8", "fast"), ("6", "fast"), ("w8a4", "fast-rotated"),
         ("4,first=w4a8", "fast-rotated"), ("mixed:6.0", "fast"),
     ],
 )  # fmt: skip
@@ -121,7 +121,7 @@ def test_the_recipe_that_nobody_named_follows_the_bits(bits, recipe) -> None:
 def test_the_key_has_what_decides_the_result_and_nothing_else() -> None:
     key = Request(model="demo", target="ort-x86-vnni", keep_float="head").key()
     assert (key["model"], key["target"], key["recipe"], key["bits"], key["keep_float"]) == (
-        "demo", "ort-x86-vnni", "mse", "8", ["head"],
+        "demo", "ort-x86-vnni", "fast", "8", ["head"],
     )  # fmt: skip
     others = {"out": "x", "force": True, "threads": 7, "seconds": 1.0, "command": "c"}
     assert Request(model="demo", target="ort-x86-vnni", keep_float=("head",), **others).key() == key

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import FewbitError
 
-DEFAULT = "mse"  # recipe, at 8 bits
+DEFAULT = "fast"  # recipe
 ROTATED = 6  # bits of activations below which rotations bring something
 
 if TYPE_CHECKING:
@@ -91,14 +91,10 @@ def refuse_times(target: Target, flag: str) -> None:
 
 
 def recipe_for(bits: Bits | Mixed) -> str:
-    """The recipe where none was asked for: the quickest that keeps what the width can, by the tables of bench/README.md."""
+    """The recipe where none was asked for: the best that takes about a minute, by bench/notes/accuracy-8-bits.md."""
     from fewbit.core.bits import Bits
 
-    if not isinstance(bits, Bits):
-        return "fast"
-    if bits.activations < ROTATED:
-        return "fast-rotated"
-    return DEFAULT if min(bits.weights, bits.activations) >= 8 else "fast"
+    return "fast-rotated" if isinstance(bits, Bits) and bits.activations < ROTATED else DEFAULT
 
 
 def default_bits(target: Target) -> int:

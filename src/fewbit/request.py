@@ -98,9 +98,8 @@ class Options(Asked):
     )
     recipe: Any = Field(
         default=None,
-        description="See `fewbit recipes`; the default is mse at 8 bits, fast below, and fast-rotated where activations have "
-        "fewer than 6.",
-        examples=["fast"],
+        description="See `fewbit recipes`; the default is fast, and fast-rotated where activations have fewer than 6 bits.",
+        examples=["mse"],
     )
     opset: Annotated[int, Ge(13), Le(23)] | None = Field(
         default=None, description="Of the files, for an older runtime or a newer one; the target's unless said.", examples=[17]

@@ -9,9 +9,10 @@ import torch
 
 from fewbit.choose import parse_bits
 from fewbit.choose.gptq import Gptq, factor, gain, regressed
-from fewbit.choose.layer_rows import Layers, joined
+from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
+from fewbit.core.values import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 
@@ -280,3 +281,53 @@ def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeyp
     assert [r.requested for r in plan.fallbacks if r.site == "calibration images"] == ["40 for the codes of weights"] * len(
         left
     )
+
+
+def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_them():
+    x = rows(2000, mix=0.4)
+    w, _ = weight()
+    grid = Grid(8, narrow=True, axis=0)
+    whole = moments(x).centred()
+    choice = Choice("w", "weight", grid, qparams_from_range(w.amin(1), w.amax(1), grid), "max")
+    errors = []
+    for light in (8, 9):
+        method = Gptq(light=light)._for(choice, None)
+        assert bool(method.ridges) == (light == 9)
+        q, qparams = method.solve(w, choice.qparams, grid, whole, ZERO)
+        errors.append(whole.error(torch.zeros_like(w), values(q, qparams, grid) - w).sum())
+    nearest = whole.error(torch.zeros_like(w), values(codes(w, choice.qparams, grid), choice.qparams, grid) - w).sum()
+    assert errors[0] < 1.5 * errors[1]
+    assert errors[0] < 0.7 * nearest
+
+
+def test_layers_that_read_the_same_share_its_moments_and_find_their_own(vit):
+    batches = vit.images.split(4)
+    together, ops = Layers(vit.graph, (), batches, None), [op for op in vit.graph.ops if op.kind == "linear"]
+    shared, before = 0, None
+    for op in ops:
+        outputs = vit.graph.site(op.operands["weight"]).shape[0]
+        found = together.moments(op, None, 5, outputs, residual=True)
+        alone = Layers(vit.graph, (), batches, None).moments(op, None, 5, outputs, residual=True)
+        assert found is not None
+        assert alone is not None
+        for ours, theirs in zip(found, alone, strict=True):
+            assert (ours is None) == (theirs is None)
+            for name in SUMS if ours is not None else ():
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+            if ours is not None:
+                ours.centre()  # in place: the next layer must not see it
+        shared += op.operands["input"] == before
+        before = op.operands["input"]
+    assert shared
+
+
+def test_some_rows_of_a_batch_are_the_same_rows_of_every_part():
+    read = torch.arange(60.0).view(20, 3)
+    found = _drawn((read, read + 100, read + 200, read[:, 0]), 7, 5)
+    assert len(found[0]) == 7 == len(found[0].unique(dim=0))
+    for part, shift in zip(found[1:3], (100, 200), strict=True):
+        assert part is not None
+        assert torch.equal(part, found[0] + shift)
+    assert found[3] is not None
+    assert torch.equal(found[3], found[0][:, 0])
+    assert _drawn((read, read, None, None), 20, 5)[0] is read

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from fewbit.capture.sites import readers
+from fewbit.capture.sites import readers, tensor_of
 from fewbit.choose.finetune import Student
 from fewbit.choose.soft_codes import Straight
 from fewbit.core.grid import fake, values
 from fewbit.core.values import Choice, Graph, Plan
+from fewbit.equalize.equalize import replaced
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.execute.watch import watch
@@ -270,3 +271,18 @@ def test_large_weights_are_made_of_their_codes_in_each_run_and_kept_by_nobody(vi
     assert not [one for one in held if one.numel() > 1]
     for _ in range(2):
         assert torch.equal(made(vit.images)[0], kept(vit.images)[0])
+
+
+def test_nodes_read_other_values_of_constants_before_and_after_the_first_run(vit):
+    op = next(op for op in vit.graph.ops if op.kind == "linear")
+    site = vit.graph.site(op.operands["weight"])
+    name = next(node.target for node in vit.graph.module.graph.nodes if node.name == site.tensor)
+    changed = {name: 2 * tensor_of(vit.graph, site)}
+    expected = Executor(replaced(vit.graph, changed))(vit.images)
+    early, late = Executor(vit.graph), Executor(vit.graph)
+    before = late(vit.images)
+    early.replace(changed), late.replace(changed)
+    assert not torch.equal(before[0], expected[0])
+    assert torch.equal(early(vit.images)[0], expected[0])
+    assert torch.equal(late(vit.images)[0], expected[0])
+    assert torch.equal(Executor(vit.graph)(vit.images)[0], before[0])

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fewbit.capture.fx import argument
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import MEMORY, Context, few_enough
 from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
-from fewbit.choose.layer_rows import Layers, moments_of
+from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
@@ -57,6 +56,9 @@ class Gptq:
     diagonal. Then `sweeps` of coordinate descent over the codes: each moves to its best value with all others fixed.
     With `bias` the mean error of each output on all rows goes into its bias, and the fit is of the rest; with `gain` each
     output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
+
+    Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself gives the same
+    answers in a part of the time, on `some` rows of each image (bench/notes/accuracy-8-bits.md).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -69,6 +71,9 @@ class Gptq:
     bias: bool = False
     gain: bool = False
     importance: Importance | None = None
+    light: int = 8
+    some: int = 64
+    tokens: int | None = None  # of an image, of a linear layer; None: all
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
@@ -94,7 +99,8 @@ class Gptq:
             if site.role == "weight":
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
-                result = self._solve_layer(layers, op, choice, builder, weights.get(op.name))
+                method = self._for(choice, builder.choices.get(op.operands["input"]))
+                result = method._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
                     rows.append({"op": op.name, "ridge": result.ridge})
@@ -114,6 +120,12 @@ class Gptq:
         ops = [graph.op(site.readers[0][0]) for site in sites]
         return position_weights(graph, ops, batches, self.importance, context.seed)
 
+    def _for(self, weight: Choice, activation: Choice | None) -> Gptq:
+        """The settings for a weight and what it multiplies (None: real numbers)."""
+        if min(one.grid.bits for one in (weight, activation) if one is not None) < self.light:
+            return self
+        return replace(self, ridges=(), shares=self.shares[:1], sweeps=0, gain=False, places=self.some, tokens=self.some)
+
     def _solve_layer(
         self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
     ) -> Solved | None:
@@ -121,14 +133,18 @@ class Gptq:
         graph, grids = layers.graph, builder.allowed.sites[choice.site]
         site = graph.site(choice.site)
         activation = builder.choices.get(op.operands["input"])
-        pieces = layers.rows(op, activation, self.places, residual=self.residual, positions=positions)
-        if pieces is None or choice.grid.widths:
+        if choice.grid.widths:
             return None
         w = weight_of(graph, site)
-        groups = argument(layers.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
-        fit, outside = moments_of(pieces, groups, len(w))
+        found = layers.moments(
+            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions,
+            cross=self.gain or bool(self.ridges),
+        )  # fmt: skip
+        if found is None:
+            return None
+        fit, outside = found
         whole = fit if outside is None else fit + outside
-        ridge = None if outside is None else self.ridge(w.flatten(1), fit.centre(), outside.centre())
+        ridge = None if outside is None or not self.ridges else self.ridge(w.flatten(1), fit.centre(), outside.centre())
         del fit, outside
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
@@ -163,10 +179,10 @@ class Gptq:
 
     def ridge(self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments) -> float | None:
         """The λ of W* (None: W itself is better), selected on held-out moments; both are centred."""
-        target = outside.target(w)
-        best, best_share = float(outside.error(target, w).sum()), None
+        lacking, held_out = inside.lacking(w), outside.lacking(w)
+        best, best_share = 0.0, None
         for share in self.ridges:
-            error = float(outside.error(target, regressed(w, inside, share)).sum())
+            error = float(outside.error(held_out, _solved(lacking, inside, share)).sum())
             if error < best:
                 best, best_share = error, share
         return best_share
@@ -204,65 +220,64 @@ class Gptq:
         self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
     ) -> Float[Tensor, "k o m"]:
         """GPTQ's codes of all groups for several scales of each channel, or of each of its groups."""
-        k, groups = len(scale), len(moments.gram)
-        parts = w.unflatten(0, (groups, -1))
-        group_scales = scale.unflatten(1, (groups, -1))
-        result = w.new_empty(k, *w.shape)
-        outputs = parts.shape[1]
-        for g in range(groups):
-            h = moments.gram[g]
-            order = h.diagonal().argsort(descending=True) if self.order else torch.arange(len(h), device=h.device)
-            upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h[order][:, order], self.damp)), upper=True)
-            rows = parts[g].repeat(k, 1)
-            row_scale = along(group_scales[:, g].flatten(0, 1), rows, 0)
-            row_scale = row_scale if row_scale.shape[1] == 1 else row_scale[:, order]
-            q = _column_codes(rows[:, order], row_scale, grid, upper.float())
-            unordered = torch.empty_like(q)
-            unordered[:, order] = q
-            result[:, g * outputs : (g + 1) * outputs] = unordered.unflatten(0, (k, outputs))
-        return result
+        k, groups, h = len(scale), len(moments.gram), moments.gram
+        order = h.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
+        if not self.order:
+            order = torch.arange(h.shape[1], device=h.device).expand_as(order)
+        h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
+        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h, self.damp)), upper=True).float()
+        rows = w.unflatten(0, (groups, -1)).repeat(1, k, 1)
+        row_scale = _by_row(scale.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2), rows)
+        place = order[:, None].expand_as(rows)
+        if row_scale.shape[2] > 1:
+            row_scale = row_scale.gather(2, place)
+        q = _column_codes(rows.gather(2, place), row_scale, grid, upper)
+        unordered = torch.empty_like(rows).scatter_(2, place, q)
+        return unordered.unflatten(1, (k, -1)).transpose(0, 1).flatten(1, 2)
 
     def _coordinate_descent(self, w: Tensor, q: Tensor, scale: Tensor, grid: Grid, moments: Moments) -> Tensor:
         """The codes after `sweeps` of coordinate descent on the error, each output on its own."""
         if not self.sweeps:
             return q
-        groups = len(moments.gram)
-        outputs = len(w) // groups
-        parts = []
-        for g in range(groups):
-            rows = slice(g * outputs, (g + 1) * outputs)
-            s = along(scale[rows], w[rows], 0)
-            parts.append(_descended(w[rows], q[rows], s, grid, moments.gram[g].float(), self.sweeps))
-        return torch.cat(parts)
+        h = moments.gram.float()
+        w, q, scale = (v.expand(len(w), *v.shape[1:]).unflatten(0, (len(h), -1)) for v in (w, q, scale))
+        return _descended(w, q, _by_row(scale, w), grid, h, self.sweeps).flatten(0, 1).contiguous()
+
+
+def _by_row(scale: Float[Tensor, "g r ..."], rows: Float[Tensor, "g r m"]) -> Float[Tensor, "g r c"]:
+    """Scales of each row (c = 1) or of each of its weights."""
+    return scale.unsqueeze(2) if scale.ndim == 2 else scale.repeat_interleave(rows.shape[2] // scale.shape[2], 2)
 
 
 def _descended(
-    w: Float[Tensor, "o m"], q: Float[Tensor, "o m"], scale: Float[Tensor, "o c"], grid: Grid, h: Float[Tensor, "m m"],
-    sweeps: int,
-) -> Float[Tensor, "o m"]:  # fmt: skip
-    """Codes of weights with one H after sweeps over their columns; `scale` is of each row (c = 1) or of each weight.
+    w: Float[Tensor, "g o m"], q: Float[Tensor, "g o m"], scale: Float[Tensor, "g o c"], grid: Grid,
+    h: Float[Tensor, "g m m"], sweeps: int,
+) -> Float[Tensor, "g o m"]:  # fmt: skip
+    """Codes of weights after sweeps over their columns, each group with its H; `scale` is of each row (c = 1) or each weight.
 
     The gradient of the error follows each move within a block of columns, and each block outside of it.
     """
-    codes = q.T.contiguous()
-    s = scale.T.contiguous().expand_as(codes)
-    diagonal = h.diagonal().clamp_min(max(1e-12 * float(h.diagonal().max()), TINY)).tolist()
-    gradient = h @ (codes * s - w.T)
-    m, moves = len(codes), codes.new_empty(BLOCK, len(q))
+    codes, exact = (v.permute(2, 0, 1).contiguous() for v in (q, w))  # a column lies in one piece
+    s = scale.permute(2, 0, 1).contiguous().expand_as(codes)
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    inverse = -1 / diagonal.maximum((1e-12 * diagonal.amax(1, keepdim=True)).clamp_min(TINY)).T.unsqueeze(2)
+    steps = h.permute(1, 2, 0).unsqueeze(3)
+    gradient = (h @ (codes * s - exact).transpose(0, 1)).transpose(0, 1).contiguous()
+    m, moves = len(codes), codes.new_empty(BLOCK, *codes.shape[1:])
     for _ in range(sweeps):
         before = codes.clone()
         for first in range(0, m, BLOCK):
             last = min(first + BLOCK, m)
             block = gradient[first:last].clone()
             for j in range(first, last):
-                better = torch.addcdiv(codes[j], block[j - first], s[j], value=-1 / diagonal[j]).round_()
+                better = torch.div(block[j - first], s[j]).mul_(inverse[j]).add_(codes[j]).round_()
                 move = torch.mul(better.clamp_(grid.low, grid.high).sub_(codes[j]), s[j], out=moves[j - first])
                 codes[j].add_(better)
-                block[j + 1 - first :].addr_(h[j + 1 : last, j], move)
-            gradient.addmm_(h[:, first:last], moves[: last - first])
+                block[j + 1 - first :].addcmul_(steps[j + 1 : last, j], move)
+            gradient.transpose(0, 1).baddbmm_(h[:, :, first:last], moves[: last - first].transpose(0, 1))
         if bool((codes == before).all()):
             break
-    return codes.T
+    return codes.permute(1, 2, 0)
 
 
 def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[Tensor, "o"]:
@@ -271,24 +286,25 @@ def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[
     return ((parts @ gram) * parts).sum(2).flatten()
 
 
-def damped(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
+def damped(h: Float[Tensor, "*g m m"], share: Float[Tensor, "*g"]) -> Float[Tensor, "*g m m"]:
     """H with a share of the mean of its diagonal added to the diagonal; of nothing but zeros, the identity."""
-    mean = float(h.diagonal().mean())
+    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)
     result = h.clone()
-    result.diagonal().add_(share * mean if mean > 0 else 1.0)
+    result.diagonal(dim1=-2, dim2=-1).add_(torch.where(mean > 0, share * mean, torch.ones_like(mean)).unsqueeze(-1))
     return result
 
 
-def factor(h: Float[Tensor, "m m"], share: float) -> Float[Tensor, "m m"]:
+def factor(h: Float[Tensor, "*g m m"], share: float) -> Float[Tensor, "*g m m"]:
     """The lower Cholesky factor of H with a share of its diagonal's mean added, ten times more until it succeeds: for inputs
     that are nearly constant, H is only rounding noise.
     """
+    shares = h.new_full(h.shape[:-2], share)
     for _ in range(TRIES):
-        lower, failed = torch.linalg.cholesky_ex(damped(h, share))
-        if not bool(failed):
+        lower, failed = torch.linalg.cholesky_ex(damped(h, shares))
+        if not bool(failed.any()):
             return lower
-        share *= 10
-    return torch.linalg.cholesky(damped(h, share))
+        shares = torch.where(failed > 0, 10 * shares, shares)
+    return torch.linalg.cholesky(damped(h, shares))
 
 
 def _by_block(
@@ -308,32 +324,36 @@ def _by_block(
 
 def regressed(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
     """W*; `moments` are centred."""
-    change = moments.target(w) - moments.through(wide(w))
-    parts = change.unflatten(0, (len(moments.gram), -1))
-    solutions = [torch.cholesky_solve(c.T, factor(h, share)).T for c, h in zip(parts, moments.gram, strict=True)]
-    return (wide(w) + torch.cat(solutions)).float()
+    return (wide(w) + _solved(moments.lacking(w), moments, share)).float()
+
+
+def _solved(lacking: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
+    """W* - W, of what W lacks."""
+    parts = lacking.unflatten(0, (len(moments.gram), -1))
+    return torch.cholesky_solve(parts.mT, factor(moments.gram, share)).mT.flatten(0, 1)
 
 
 def _column_codes(
-    w: Float[Tensor, "r m"], scale: Float[Tensor, "r c"], grid: Grid, upper: Float[Tensor, "m m"]
-) -> Float[Tensor, "r m"]:
+    w: Float[Tensor, "g r m"], scale: Float[Tensor, "g r c"], grid: Grid, upper: Float[Tensor, "g m m"]
+) -> Float[Tensor, "g r m"]:
     """Codes of rows, column by column; `scale` is of each row (c = 1) or of each weight, `upper` the Cholesky factor of the
-    inverse of H.
-
-    Transposed, so that a column lies in one piece.
+    inverse of each group's H.
     """
-    columns = w.T.contiguous()
-    scales = scale.T.contiguous().expand_as(columns)
-    codes, errors = torch.empty_like(columns), columns.new_empty(BLOCK, len(w))
-    m, diagonal = len(columns), upper.diagonal().tolist()
+    columns = w.permute(2, 0, 1).contiguous()  # a column lies in one piece
+    scales = scale.permute(2, 0, 1).contiguous().expand_as(columns)
+    codes, errors = torch.empty_like(columns), columns.new_empty(BLOCK, *columns.shape[1:])
+    shares = upper.permute(1, 2, 0).contiguous().unsqueeze(3)
+    m, diagonal = len(columns), upper.diagonal(dim1=1, dim2=2).T.unsqueeze(2)
     for first in range(0, m, BLOCK):
         last = min(first + BLOCK, m)
         for j in range(first, last):
             code = torch.div(columns[j], scales[j], out=codes[j]).round_().clamp_(grid.low, grid.high)
             error = torch.addcmul(columns[j], code, scales[j], value=-1, out=errors[j - first]).div_(diagonal[j])
-            columns[j + 1 : last].addr_(upper[j, j + 1 : last], error, alpha=-1)
-        columns[last:].addmm_(upper[first:last, last:].T, errors[: last - first], alpha=-1)
-    return codes.T
+            columns[j + 1 : last].addcmul_(shares[j, j + 1 : last], error, value=-1)
+        columns[last:].transpose(0, 1).baddbmm_(
+            upper[:, first:last, last:].mT, errors[: last - first].transpose(0, 1), alpha=-1
+        )
+    return codes.permute(1, 2, 0)
 
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
+from fewbit.capture.fx import argument
 from fewbit.capture.residual import joined
 from fewbit.choose.moments import Moments
 from fewbit.core.grid import fake
-from fewbit.core.inputs import Batch
+from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Choice, Graph, Op
 from fewbit.execute.executor import Executor
 from fewbit.execute.rows import places_of
@@ -20,6 +22,7 @@ from fewbit.execute.samples import op_rows
 from fewbit.execute.stream import Stream
 
 HELD_OUT = 4  # one of so many batches is held out to select the ridge
+Fit = tuple[Moments, Moments | None]  # of the batches that weights are fitted to, and of those held out
 Piece = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # rows (quantized, float, residual error) of a batch, their weights
 
 
@@ -27,9 +30,36 @@ class Layers:
     """The images on their way through the quantized model and the float one, side by side."""
 
     def __init__(self, graph: Graph, integer_ops: Sequence[str], batches: Sequence[Batch], folder: Path | None) -> None:
-        self.graph = graph
+        self.graph, self.images = graph, count(batches[0]) if batches else 0  # of a batch; the last may have fewer
         self.quantized, self.exact = (Stream(Executor(graph, ops), batches, folder=folder) for ops in (integer_ops, ()))
         self.nodes = self.exact.overlay.nodes
+        self._shared: tuple[tuple[object, ...], Fit] | None = None  # of what was read last, where more layers read it
+
+    def moments(
+        self, op: Op, activation: Choice | None, places: int, outputs: int, *, residual: bool, tokens: int | None = None,
+        positions: Tensor | None = None, cross: bool = True,
+    ) -> Fit | None:  # fmt: skip
+        """The moments of what an op reads (`rows`), of `tokens` rows an image of a linear layer (None: of all).
+
+        Layers that read the same, such as those of queries, keys and values, share them. `cross`: Moments.of.
+        """
+        groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
+        tensor = self.graph.site(op.operands["input"]).tensor
+        alone = op.kind != "linear" or positions is not None or (residual and self._other(op) is not None)
+        key = (tensor, id(activation), tokens, cross)
+        if not alone and self._shared is not None and self._shared[0] == key:
+            fit, outside = self._shared[1]
+            return fit.copied(outputs), None if outside is None else outside.copied(outputs)
+        self._shared = None
+        pieces = self.rows(op, activation, places, residual=residual, positions=positions)
+        if pieces is None:
+            return None
+        if tokens is not None and op.kind == "linear":
+            pieces = (_drawn(piece, tokens * self.images, i) for i, piece in enumerate(pieces))
+        found = fit, outside = moments_of(pieces, groups, outputs, cross=cross)
+        if not alone and sum(user.target == self.nodes[op.node].target for user in self.nodes[tensor].users) > 1:
+            self._shared = key, (fit.copied(), None if outside is None else outside.copied())
+        return found
 
     def rows(
         self, op: Op, activation: Choice | None, places: int, *, residual: bool, positions: Tensor | None = None
@@ -47,9 +77,7 @@ class Layers:
         exact = op_rows(self.graph, op, tensor, float_inputs, places)
         if rows is None or exact is None:
             return None
-        other = joined(self.nodes[op.node]) if residual and op.kind == "linear" else None
-        if other is not None and self.exact.index.get(other, -1) > self.exact.index[self.nodes[op.node]]:
-            other = None  # layers on its way have no codes yet; the last of them sees the error of this one
+        other = self._other(op) if residual else None
         residuals: Iterator[Tensor | None] | list[None] = [None] * len(inputs)
         if other is not None:
             pairs = zip(self.exact.at(other), self.quantized.at(other), strict=True)
@@ -62,6 +90,25 @@ class Layers:
             weights = whole if every else _sampled(positions, seen, inputs.firsts)
         return zip(rows, exact, residuals, weights, strict=True)
 
+    def _other(self, op: Op) -> Node | None:
+        """The other branch of the addition behind a linear layer; None while layers on its way have no codes: the last of them
+        sees the error of this one.
+        """
+        other = joined(self.nodes[op.node]) if op.kind == "linear" else None
+        ready = other is not None and self.exact.index.get(other, -1) <= self.exact.index[self.nodes[op.node]]
+        return other if ready else None
+
+
+def _drawn(piece: Piece, most: int, number: int) -> Piece:
+    """At most so many of the rows of the batch with a number, the same of each part."""
+    rows = len(piece[0])
+    if rows <= most:
+        return piece
+    some = places_of(rows, most, number, 0)
+    read, exact, *others = piece
+    error, weight = (None if one is None else one[some] for one in others)
+    return read[some], exact[some], error, weight
+
 
 def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -> Iterator[Tensor]:
     """The weight of each row of the batches of a convolution: of the places that `op_rows` takes of an image. `firsts` are the
@@ -72,17 +119,15 @@ def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -
         yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, behind)])
 
 
-def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> tuple[Moments, Moments | None]:
-    """The moments of the batches that weights are fitted to, and of those held out to select the ridge."""
+def moments_of(pieces: Iterable[Piece], groups: int, outputs: int, *, cross: bool = True) -> Fit:
+    """The moments of the batches that weights are fitted to, and of those held out to select the ridge; `cross`: Moments.of."""
     fit: Moments | None = None
     outside: Moments | None = None
     for i, (read, exact, error, weight) in enumerate(pieces):
-        part = Moments.of([(read, exact, error)], groups, outputs, weight)
         if i % HELD_OUT == HELD_OUT - 1:
-            outside = part if outside is None else outside.add(part)
+            outside = Moments.of([(read, exact, error)], groups, outputs, weight, outside, cross=cross)
         else:
-            fit = part if fit is None else fit.add(part)
-        del part
+            fit = Moments.of([(read, exact, error)], groups, outputs, weight, fit, cross=cross)
     if fit is None:
         raise ValueError("no rows")
     return fit, outside

@@ -6,7 +6,7 @@ A layer is linear, so the error of its output, whatever its weights are, is a qu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -44,43 +44,64 @@ class Moments:
         groups: int,
         outputs: int,
         weight: Float[Tensor, "n"] | None = None,
+        total: Moments | None = None,
+        *,
+        cross: bool = True,
     ) -> Moments:
-        """The moments of pieces (read, exact, residual); `weight` is of the rows of each piece."""
-        total: Moments | None = None
+        """The moments of pieces (read, exact, residual), in the place of those of `total`, which they are added to; `weight` is
+        of the rows of each piece. Without `cross` the products of unlike parts, which a target takes, stay zeros.
+        """
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
-            m = q.shape[2]
-            d = residual if residual is not None else read.new_zeros(len(read), outputs)
-            joint = residual is not None and groups == 1
-            part = Moments(
-                len(read) if weight is None else float(wide(weight).sum()),
-                _sum(q, weight),
-                _sum(x, weight),
-                _products(q, q, weight),
-                _products(x, q, weight),
-                _sum(d, weight),
-                _products(d[None], q, weight)[0] if joint else q.new_zeros(outputs, m, dtype=widest(q.device)),
-            )
-            total = part if total is None else total.add(part)
+            if total is None:
+                total = Moments._none(q, outputs)
+            count = len(read) if weight is None else float(wide(weight).sum())
+            q, x = _Centred.of(q, weight, count), _Centred.of(x, weight, count)
+            _add_products(total.gram, q, q, weight, count)
+            if cross:
+                _add_products(total.cross, x, q, weight, count)
+            total.read.add_(q.sums), total.exact.add_(x.sums)
+            if residual is not None:
+                d = _Centred.of(residual[None], weight, count)
+                total.residual.add_(d.sums[0])
+                if groups == 1 and cross:
+                    _add_products(total.residual_read[None], d, q, weight, count)
+            total = replace(total, count=total.count + count)
         if total is None:
             raise ValueError("no rows")
         return total
+
+    @staticmethod
+    def _none(rows: Float[Tensor, "groups n m"], outputs: int) -> Moments:
+        """Those of no rows, to which rows like these are to be added."""
+        groups, _, m = rows.shape
+
+        def zeros(*shape: int) -> Tensor:
+            return rows.new_zeros(shape, dtype=widest(rows.device))
+
+        return Moments(
+            0, zeros(groups, m), zeros(groups, m), zeros(groups, m, m), zeros(groups, m, m), zeros(outputs), zeros(outputs, m)
+        )
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both."""
         return Moments(self.count + other.count, *(getattr(self, n) + getattr(other, n) for n in SUMS))
 
-    def add(self, other: Moments) -> Moments:
-        """The same, in the place of these: of wide rows a matrix of products is hundreds of megabytes."""
-        return Moments(self.count + other.count, *(getattr(self, n).add_(getattr(other, n)) for n in SUMS))
-
     def means(self) -> tuple[Tensor, Tensor, Tensor]:
         """Those of what is read, of the exact rows and of the residual error."""
         return self.read / self.count, self.exact / self.count, self.residual / self.count
 
+    def copied(self, outputs: int | None = None) -> Moments:
+        """The same numbers in memory of their own; with `outputs` for so many of them, without a residual error."""
+        copies = Moments(self.count, *(getattr(self, n).clone() for n in SUMS))
+        if outputs is None:
+            return copies
+        zeros = self.residual.new_zeros(outputs), self.residual.new_zeros(outputs, self.residual_read.shape[1])
+        return replace(copies, residual=zeros[0], residual_read=zeros[1])
+
     def centred(self) -> Moments:
         """Means in place of sums, and covariances in place of products: the error after the bias absorbs its mean."""
-        return Moments(self.count, *(getattr(self, n).clone() for n in SUMS)).centre()
+        return self.copied().centre()
 
     def centre(self) -> Moments:
         """The same in the place of these, which are gone then."""
@@ -94,6 +115,10 @@ class Moments:
         parts = wide(w).unflatten(0, (len(self.cross), -1)) @ self.cross
         return parts.flatten(0, 1) + self.residual_read
 
+    def lacking(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
+        """The products of the error that weights leave with the input: the target of what is to be added to them."""
+        return self.target(w) - self.through(wide(w))
+
     def error(self, target: Float[Tensor, "o m"], w: Float[Tensor, "o m"]) -> Float[Tensor, "o"]:
         """The squared error of each output up to a constant that no weight changes; `target` is from the method `target`."""
         v = wide(w)
@@ -104,37 +129,36 @@ class Moments:
         return (w.unflatten(0, (len(self.gram), -1)) @ self.gram).flatten(0, 1)
 
 
-def _sum(x: Float[Tensor, "*g n m"], weight: Float[Tensor, "n"] | None) -> Float[Tensor, "*g m"]:
-    """The sum of rows in the widest floats, each times its weight."""
-    return x.sum(-2, dtype=widest(x.device)) if weight is None else wide(weight) @ wide(x)
+@dataclass(frozen=True)
+class _Centred:
+    """Rows (groups, n, m) around their mean (groups, m), and the sums of those and of the rows, each row times its weight."""
+
+    rows: Tensor
+    mean: Tensor
+    left: Tensor  # by rounding the mean
+    sums: Tensor
+
+    @staticmethod
+    def of(x: Float[Tensor, "groups n m"], weight: Float[Tensor, "n"] | None, count: float) -> _Centred:
+        mean = x.mean(-2) if weight is None else weight @ x / weight.sum().clamp_min(TINY)
+        rows = x - mean.unsqueeze(-2)
+        left = rows.sum(-2, dtype=widest(x.device)) if weight is None else wide(weight) @ wide(rows)
+        return _Centred(rows, wide(mean), left, left + count * wide(mean))
 
 
-def _mean(x: Float[Tensor, "*g n m"], weight: Float[Tensor, "n"] | None) -> Float[Tensor, "*g 1 m"]:
-    if weight is None:
-        return x.mean(-2, keepdim=True)
-    return (weight @ x / weight.sum().clamp_min(TINY)).unsqueeze(-2)
+def _add_products(
+    total: Float[Tensor, "groups o m"], a: _Centred, b: _Centred, weight: Float[Tensor, "n"] | None, count: float
+) -> None:
+    """Add aᵀ b, in float64, from products of float32 numbers around their means: covariances keep the digits of the rows.
 
-
-def _products(
-    a: Float[Tensor, "groups n o"], b: Float[Tensor, "groups n m"], weight: Float[Tensor, "n"] | None
-) -> Float[Tensor, "groups o m"]:
-    """aᵀ b in float64, from products of float32 numbers around their means: covariances keep the digits of the rows.
-
-    Each row counts by its weight. A few rows at a time, so that no product is split along the rows and the sums are the same
-    with any number of threads.
+    Each row counts by its weight. About `ROWS` rows at a time, so that no product is split along the rows and the sums are the
+    same with any number of threads.
     """
-    a0, b0 = _mean(a, weight), _mean(b, weight)
-    left, right = a - a0, b - b0
-    sums = [_sum(v, weight).unsqueeze(1) for v in (left, right)]
-    left = left if weight is None else left * weight[:, None]
-    count = a.shape[1] if weight is None else float(wide(weight).sum())
-    a0, b0 = wide(a0), wide(b0)
-    inner = a0.new_zeros(len(a), a.shape[2], b.shape[2])
-    for x, y in zip(left.split(ROWS, 1), right.split(ROWS, 1), strict=True):
-        inner += x.mT @ y
-    for term in (lambda: a0.mT @ sums[1], lambda: sums[0].mT @ b0, lambda: (a0.mT @ b0).mul_(count)):
-        inner += term()
-    return inner
+    left = a.rows if weight is None else a.rows * weight[:, None]
+    pieces = max(1, round(left.shape[1] / ROWS))
+    for x, y in zip(left.chunk(pieces, 1), b.rows.chunk(pieces, 1), strict=True):
+        total += x.mT @ y
+    total.baddbmm_(torch.stack([a.mean, a.left], 2), torch.stack([b.sums, b.mean], 1))
 
 
 def _less(sums: Float[Tensor, "groups n m"], a: Float[Tensor, "groups n"], b: Float[Tensor, "groups m"]) -> Tensor:

@@ -160,7 +160,7 @@ def fake(x: Float[Tensor, "*shape"], qparams: QParams, grid: Grid) -> Float[Tens
     """Quantize and dequantize in float32: `values(codes(x))` without the integer tensor in between."""
     zero = along(qparams.zero, x, grid.axis)
     scale = along(qparams.scale, x, grid.axis)
-    return (saturated(torch.round(x / scale) + zero, grid) - zero) * scale
+    return saturated((x / scale).round_().add_(zero), grid).sub_(zero).mul_(scale)
 
 
 def qparams_from_range(low: Tensor, high: Tensor, grid: Grid) -> QParams:

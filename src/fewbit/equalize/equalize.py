@@ -132,9 +132,14 @@ def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
 
 def _output(graph: Graph, seed: int = 0) -> tuple[Tensor, ...]:
     """What a graph gives for two random images."""
+    return _given(Executor(graph), seed)
+
+
+def _given(executor: Executor, seed: int = 0) -> tuple[Tensor, ...]:
+    graph = executor.graph
     x = torch.randn(graph.at_a_time(2), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return Executor(graph)(example(graph.inputs, x))
+        return executor(example(graph.inputs, x))
 
 
 def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -151,6 +156,7 @@ class _Work:
         self.nodes: dict[str, Node] = {node.name: node for node in graph.module.graph.nodes}
         self.new: dict[str, Tensor] = {}
         self.output: tuple[Tensor, ...] = ()  # with the constants that have changed so far
+        self.running: Executor | None = None  # with them as well
         self.record: list[dict[str, Json]] = []
         self.samples: dict[str, Tensor] = {}
         self.heads: list[Heads] = heads(graph)
@@ -268,16 +274,24 @@ class _Work:
         row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": move.strength, "before": move.before}
         moved = move.strength is not None or bool(move.shift.any())
         if moved:
-            output = _output(replaced(self.graph, {**self.new, **changes}))
+            output = self._tried(changes)
             row["difference"] = difference = _difference(self.output, output)
             if difference <= TOLERANCE:
                 self.new |= changes
                 self.output = output
             else:
                 moved = False
+                self.running = None
             give_back()
         after = move.after if moved else move.before
         self.record.append({**row, "shift": moved and bool(move.shift.any()), "moved": moved, "after": after})
+
+    def _tried(self, changes: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the graph gives with more constants changed."""
+        if self.running is None:
+            self.running = Executor(replaced(self.graph, self.new))
+        self.running.replace(changes)
+        return _given(self.running)
 
     def _divide(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """The weight and bias of a layer whose output is to be (y - shift) / scale."""

@@ -14,7 +14,7 @@ from fewbit.core.grid import Grid, fake, qparams_from_range
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range; the one with the smallest squared error wins
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 NOISE = 1e-5  # of a tensor's largest number; what varies by less is rounding
-WORK = 1 << 22  # numbers of all candidates that are held at a time
+WORK = 1 << 18  # numbers of a weight that are tried at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
 
 def step_of(x: Tensor, grid: Grid) -> Tensor:
     """x quantized with the share of its range that has the smallest squared error."""
-    candidates = [fake(x, qparams_from_range(x.amin() * s, x.amax() * s, grid), grid) for s in SHARES]
-    return min(candidates, key=lambda q: float((q - x).square().sum()))
+    low, high = x.amin(), x.amax()
+    candidates = [fake(x, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES]
+    return min(candidates, key=lambda q: float((q - x).square_().sum()))
 
 
 def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
@@ -65,14 +66,18 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     if grid.group_size:
         alone = replace(grid, group_size=0, multiples=0)
         return rows_of(w.unflatten(1, (-1, grid.group_size)).flatten(0, 1), alone).view_as(w)
-    return torch.cat([_rows_alone(part, grid) for part in w.split(max(1, WORK // (len(SHARES) * w.shape[1])))])
+    return torch.cat([_rows_alone(part, grid) for part in w.split(max(1, WORK // w.shape[1]))])
 
 
 def _rows_alone(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     low, high = w.amin(1), w.amax(1)
-    candidates = torch.stack([fake(w, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES])
-    best = (candidates - w).square().sum(2).argmin(0)
-    return candidates[best, torch.arange(len(w), device=w.device)]
+    best, least = w, torch.full_like(low, torch.inf)
+    for share in SHARES:
+        candidate = fake(w, qparams_from_range(low * share, high * share, grid), grid)
+        error = (candidate - w).square_().sum(1)
+        best = torch.where((error < least)[:, None], candidate, best)
+        least = torch.minimum(error, least)
+    return best
 
 
 def migrated(
@@ -98,10 +103,13 @@ def migrated(
     candidates += [(0.0, one, move)] if shift else []
     candidates += [(strength, scales(reach, strength), move) for strength in strengths]
 
+    centred = x - x.mean(0)  # the product with the mean, and what the shift takes from it, are the bias's
+    exact = centred @ w.T
+
     def error(scale: Tensor, offset: Tensor) -> float:
         lower, heavier = (x - offset) / scale, w * scale
-        difference = step_of(lower, activation) @ rows_of(heavier, weight).T - lower @ heavier.T
-        return float((difference - difference.mean(0)).square().mean())
+        difference = (step_of(lower, activation) @ rows_of(heavier, weight).T).sub_(exact)
+        return float(difference.sub_(difference.mean(0)).square_().mean())
 
     errors = [error(scale, offset) for _, scale, offset in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)

@@ -118,6 +118,12 @@ class Executor:
         for name, _ in place.readers:
             self.instead.setdefault(self.nodes[self.graph.op(name).node], {})[self.nodes[place.tensor]] = on(real, self.device)
 
+    def replace(self, constants: Mapping[str, Tensor]) -> None:
+        """Let all nodes read other values of some of the module's constants, by name."""
+        for node in self.order:
+            if is_constant(node) and node.target in constants:
+                self.constants[node] = on(constants[cast(str, node.target)], self.device)
+
     def set_bias(self, op: str, bias: Tensor | None) -> None:
         """Let an op add a bias (c_out,) of its own; None: that of the graph, or of a choice."""
         node = self.nodes[self.graph.op(op).node]
@@ -141,7 +147,8 @@ class Executor:
     def compiled(self, node: Node) -> tuple[Callable[..., Any], Any, Any, bool]:
         """What a node calls, its arguments, and whether nodes stand elsewhere among them than side by side."""
         if node not in self._compiled:
-            self.constants |= {read: constant(self.module, read) for read in node.all_input_nodes if is_constant(read)}
+            new = [read for read in node.all_input_nodes if is_constant(read) and read not in self.constants]
+            self.constants |= {read: constant(self.module, read) for read in new}
             side_by_side = sum(isinstance(arg, Node) for arg in node.args)
             reads: list[Node] = []
             torch.fx.node.map_arg((node.args, node.kwargs), reads.append)

@@ -63,7 +63,7 @@ def sampled(value: Tensor, key: tuple[Any, ...], images: range, tokens: int, see
         rows = value.reshape(len(images), -1, value.shape[-1])
         return torch.stack([x[places_of(len(x), tokens, i, seed)] for i, x in zip(images, rows, strict=True)])
     _, (kh, kw), (sh, sw), (ph, pw), (dh, dw) = key
-    padded = torch.nn.functional.pad(value, (pw, pw, ph, ph))
+    padded = torch.nn.functional.pad(value, (pw, pw, ph, ph)) if ph or pw else value
     windows = padded.unfold(2, (kh - 1) * dh + 1, sh).unfold(3, (kw - 1) * dw + 1, sw)[..., ::dh, ::dw]  # a view
     height, width = windows.shape[2:4]
     patches = []

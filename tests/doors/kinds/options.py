@@ -164,9 +164,9 @@ def _combinations() -> Iterator[Case]:
         yield Case(f"{option} of another processor", quantize(option, "--target", "ort-arm64"), refused(option, "ort-arm64"))
     for recipe in ("best", "lapq", "fdda"):
         yield Case(f"--curve with {recipe}", quantize("--curve", "--recipe", recipe), refused(("--curve", recipe)))
-    yield Case("--time without a search", quantize("--time", "10s"), refused("--time", "mse"), fast=True)
-    yield Case("--steps without training", quantize("--steps", "5"), refused("--steps", "mse"))
-    yield Case("--loss without a search", quantize("--loss", "kl"), refused("--loss", "mse"))
+    yield Case("--time without a search", quantize("--time", "10s"), refused("--time", "recipe fast has none"), fast=True)
+    yield Case("--steps without training", quantize("--steps", "5"), refused("--steps", "recipe fast has none"))
+    yield Case("--loss without a search", quantize("--loss", "kl"), refused("--loss", "recipe fast has none"))
     yield Case("--loss labels without labels", quantize("--recipe", "lapq", "--loss", "labels"), refused("labels"))
     yield Case("no images", quantize(images=""), refused("--images"), fast=True)
     yield Case("--weights for a file", quantize("--weights", "weights.safetensors"), refused("--weights"),
