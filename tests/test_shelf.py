@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,11 @@ def test_rows_are_those_of_all_batches(turned: bool) -> None:
 @pytest.mark.parametrize("own", [1, 3, 4, 11])
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("count", [None, 1, 7, 100])
-def test_batches_of_another_size_are_those_of_all_images(own: int, size: int, count: int | None) -> None:
+def test_batches_of_another_size_are_those_of_all_images_or_of_some_all_along(own: int, size: int, count: int | None) -> None:
     x = torch.randn(11, 2)
+    some = x if count in (None, 100) else x[[math.floor(11 * k / count) for k in range(count)]]
     assert count_of(x.split(own)) == 11
-    found, expected = list(Rebatched(x.split(own), size, count)), list(x[:count].split(size))
+    found, expected = list(Rebatched(x.split(own), size, count)), list(some.split(size))
     assert len(found) == len(Rebatched(x.split(own), size, count)) == len(expected)
     assert all(map(torch.equal, found, expected))
 

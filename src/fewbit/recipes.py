@@ -37,13 +37,15 @@ LIU2021 = Recipe(
     (Ranges(), OutputSearch(ranking=RankingLoss(), correction=OutputBias())),
     sensitivity=NuclearNorm(),
 )
+CLOSED = (Ranges(MseRange(), MinMax(), free_softmax=True), AttentionSteps())
+GPTQ = Gptq(bias=True, gain=True)
 FAST = Recipe(
     "closed form: equalized, ranges by squared error, GPTQ on what the quantized model reads, bias and gain",
-    (Ranges(MseRange(), MinMax(), free_softmax=True), AttentionSteps(), Gptq(bias=True, gain=True)),
+    (*CLOSED, GPTQ),
     equalize=Equalize(),
 )
 PAPERS = Reconstruct(seconds=600.0)
-LEARNED = Distill()
+LEARNED = (*CLOSED, replace(GPTQ, images=512), Distill())  # thousands of images are for what learns
 ROTATED = Equalize(rotate=True, rotate_heads=True)
 RECIPES: Mapping[str, Recipe] = {
     "mse": Recipe("the ranges with the smallest squared error of each tensor", (MSE,), equalize=CHANNELS),
@@ -51,7 +53,7 @@ RECIPES: Mapping[str, Recipe] = {
     "best": replace(
         FAST,
         about="fast, then codes, scales and biases of the whole model learned for the float model's answers (slow; --time)",
-        passes=(*FAST.passes, LEARNED),
+        passes=LEARNED,
         judged=True,
     ),
     "fast-rotated": replace(
@@ -62,7 +64,7 @@ RECIPES: Mapping[str, Recipe] = {
     "best-rotated": replace(
         FAST,
         about="best, behind the same rotations (slow; --time)",
-        passes=(*FAST.passes, LEARNED),
+        passes=LEARNED,
         equalize=ROTATED,
         judged=True,
     ),

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from fewbit.choose import parse_bits
+from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.gptq import Gptq, factor, gain, regressed
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
@@ -15,6 +15,7 @@ from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
 from fewbit.core.values import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
+from fewbit.recipes import RECIPES
 
 GRID = Grid(3, narrow=True, axis=0)
 PLAIN = Gptq(ridges=(), shares=(1.0,), sweeps=0)
@@ -331,3 +332,13 @@ def test_some_rows_of_a_batch_are_the_same_rows_of_every_part():
     assert found[3] is not None
     assert torch.equal(found[3], found[0][:, 0])
     assert _drawn((read, read, None, None), 20, 5)[0] is read
+
+
+def test_some_of_the_images_are_every_so_many(conv_net):
+    images = torch.randn(24, *conv_net.images.shape[1:], generator=torch.Generator().manual_seed(5))
+    recipe = Recipe("some of them", (RECIPES["mse"].passes[0], Gptq(images=6)))
+    parts = (images.split(8), images[::4].split(6), images[:6].split(6))
+    found, expected, other = (choose(conv_net.context("ort-x86-vnni", images=part), recipe) for part in parts)
+    codes = [[c.codes for c in plan.choices.values() if c.codes is not None] for plan in (found, expected, other)]
+    assert all(map(torch.equal, codes[0], codes[1]))
+    assert not all(map(torch.equal, codes[0], codes[2]))

@@ -195,7 +195,7 @@ def counts_of(graph: Graph) -> list[int]:
 
 
 def few_enough(graph: Graph, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """As many of the batches as keep the largest tensor of all images within `MEMORY`; four batches at least."""
+    """As many of the images as keep the largest tensor of all of them within `MEMORY`, evenly spread; four batches at least."""
     largest = max(counts_of(graph), default=1)
     whole, size = count_of(batches), count(batches[0])
     fitting = max(MEMORY // (4 * largest), LEAST * size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
-from fewbit.choose.context import MEMORY, Context, few_enough
+from fewbit.choose.context import BATCH, MEMORY, Context, few_enough
 from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
 from fewbit.choose.layer_rows import Layers
@@ -74,6 +74,7 @@ class Gptq:
     light: int = 8
     some: int = 64
     tokens: int | None = None  # of an image, of a linear layer; None: all
+    images: int | None = None  # at most, evenly spread over all of them; None: all
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
@@ -85,10 +86,11 @@ class Gptq:
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan with each weight's codes solved in graph order, on inputs from the model quantized so far."""
-        graph, batches = context.graph, few_enough(context.graph, context.batches)
+        graph, wanted = context.graph, context.batched(BATCH, self.images)
+        batches = few_enough(graph, wanted)
         layers = Layers(graph, plan.integer_ops, batches, context.folder)
         builder = PlanBuilder(plan, context, layers.quantized.overlay)
-        builder.fallbacks += left_out(context.batches, batches)
+        builder.fallbacks += left_out(wanted, batches)
         weights = self._weights(plan, context, batches)
         rows: list[dict[str, Json]] = []
         for site in graph.sites:

@@ -8,6 +8,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,15 @@ class Shelf(Sequence[Any]):
 
 
 class Rebatched(Sequence[Any]):
-    """The first `most` images of batches that are equally long (the last may be shorter) in batches of another size, each made
-    when it is read.
+    """`most` of the images of batches that are equally long (the last may be shorter), in batches of another size, each made
+    when it is read. They are spread evenly over all images: those of a class lie side by side.
     """
 
     def __init__(self, batches: Sequence[Batch], size: int, most: int | None = None) -> None:
         self.batches, self.size = batches, size
         self.own = count(batches[0]) if batches else 1
-        whole = count_of(batches)
-        self.total = whole if most is None else min(most, whole)
+        self.whole = count_of(batches)
+        self.total = self.whole if most is None else min(most, self.whole)
 
     def __len__(self) -> int:
         return -(-self.total // self.size)
@@ -132,10 +133,9 @@ class Rebatched(Sequence[Any]):
         if isinstance(i, slice):
             return [self[k] for k in range(len(self))[i]]
         first = range(0, self.total, self.size)[i]
-        last = min(first + self.size, self.total)
-        parts = [self.batches[k] for k in range(first // self.own, -(-last // self.own))]
-        start = first % self.own
-        return rows(joined(parts), slice(start, start + last - first))
+        places = [k * self.whole // self.total for k in range(first, min(first + self.size, self.total))]
+        found = groupby(places, lambda place: place // self.own)
+        return joined([rows(self.batches[k], torch.tensor([place % self.own for place in some])) for k, some in found])
 
 
 def count_of(batches: Sequence[Batch]) -> int:
