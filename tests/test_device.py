@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import pretend
 from fewbit import quantize
-from fewbit.choose import Bits, Context, choose, gptq
+from fewbit.choose import Bits, Context, choose, columns
 from fewbit.choose.distill import Course, Distill, Student
 from fewbit.choose.sensitivity import Losses
 from fewbit.cli import app
@@ -100,7 +100,7 @@ def test_a_forgotten_device_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(h: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         return h + torch.eye(h.shape[-1], dtype=h.dtype)
 
-    monkeypatch.setattr(gptq, "damped", forgetful)
+    monkeypatch.setattr(columns, "damped", forgetful)
     with pytest.raises(RuntimeError, match=r"pretend and one of shape \(27, 27\)"):
         plan_on(PRETEND, "conv", "fast")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fewbit.choose import Recipe, choose, parse_bits
-from fewbit.choose.gptq import Gptq, factor, gain, regressed
+from fewbit.choose.columns import factor
+from fewbit.choose.gptq import Gptq, gain, regressed
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values

@@ -11,21 +11,19 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
+from fewbit.choose.columns import block_scales, by_row, column_codes, descended, errors_of, factor
 from fewbit.choose.context import BATCH, MEMORY, Context, few_enough
 from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
-from fewbit.core.grid import Grid, QParams, along, fake, in_multiples, rowwise
+from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
 
-BLOCK = 32  # columns whose later ones are corrected together: what changes at once stays in a core's cache
-TRIES = 12  # to make a matrix positive definite
-TINY = torch.finfo(torch.float32).tiny
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
 
@@ -197,13 +195,13 @@ class Gptq:
         shares = self.shares if grid.axis is not None else self.shares[:1]
         scales = [qparams.scale * share for share in torch.tensor(shares)]
         if grid.group_size:
-            scales.append(_by_block(w, scales, grid, moments.gram))
+            scales.append(block_scales(w, scales, grid, moments.gram))
         scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(o) for s in scales]
         scale = torch.stack(scales)
         gram, best_error, best_codes = moments.gram.float(), None, None
         for part in scale.split(max(1, WORK // (o * m))):
             part_codes = self._gptq_codes(w, part, grid, moments)
-            error = torch.stack([_error(q * along(s, q, 0) - w, gram) for q, s in zip(part_codes, part, strict=True)])
+            error = torch.stack([errors_of(q * along(s, q, 0) - w, gram) for q, s in zip(part_codes, part, strict=True)])
             index = error.argmin(0)
             rows = torch.arange(o, device=w.device)
             if best_error is None or best_codes is None:
@@ -229,11 +227,11 @@ class Gptq:
         h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
         upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h, self.damp)), upper=True).float()
         rows = w.unflatten(0, (groups, -1)).repeat(1, k, 1)
-        row_scale = _by_row(scale.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2), rows)
+        row_scale = by_row(scale.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2), rows)
         place = order[:, None].expand_as(rows)
         if row_scale.shape[2] > 1:
             row_scale = row_scale.gather(2, place)
-        q = _column_codes(rows.gather(2, place), row_scale, grid, upper)
+        q = column_codes(rows.gather(2, place), row_scale, grid, upper)
         unordered = torch.empty_like(rows).scatter_(2, place, q)
         return unordered.unflatten(1, (k, -1)).transpose(0, 1).flatten(1, 2)
 
@@ -243,85 +241,7 @@ class Gptq:
             return q
         h = moments.gram.float()
         w, q, scale = (v.expand(len(w), *v.shape[1:]).unflatten(0, (len(h), -1)) for v in (w, q, scale))
-        return _descended(w, q, _by_row(scale, w), grid, h, self.sweeps).flatten(0, 1).contiguous()
-
-
-def _by_row(scale: Float[Tensor, "g r ..."], rows: Float[Tensor, "g r m"]) -> Float[Tensor, "g r c"]:
-    """Scales of each row (c = 1) or of each of its weights."""
-    return scale.unsqueeze(2) if scale.ndim == 2 else scale.repeat_interleave(rows.shape[2] // scale.shape[2], 2)
-
-
-def _descended(
-    w: Float[Tensor, "g o m"], q: Float[Tensor, "g o m"], scale: Float[Tensor, "g o c"], grid: Grid,
-    h: Float[Tensor, "g m m"], sweeps: int,
-) -> Float[Tensor, "g o m"]:  # fmt: skip
-    """Codes of weights after sweeps over their columns, each group with its H; `scale` is of each row (c = 1) or each weight.
-
-    The gradient of the error follows each move within a block of columns, and each block outside of it.
-    """
-    codes, exact = (v.permute(2, 0, 1).contiguous() for v in (q, w))  # a column lies in one piece
-    s = scale.permute(2, 0, 1).contiguous().expand_as(codes)
-    diagonal = h.diagonal(dim1=1, dim2=2)
-    inverse = -1 / diagonal.maximum((1e-12 * diagonal.amax(1, keepdim=True)).clamp_min(TINY)).T.unsqueeze(2)
-    steps = h.permute(1, 2, 0).unsqueeze(3)
-    gradient = (h @ (codes * s - exact).transpose(0, 1)).transpose(0, 1).contiguous()
-    m, moves = len(codes), codes.new_empty(BLOCK, *codes.shape[1:])
-    for _ in range(sweeps):
-        before = codes.clone()
-        for first in range(0, m, BLOCK):
-            last = min(first + BLOCK, m)
-            block = gradient[first:last].clone()
-            for j in range(first, last):
-                better = torch.div(block[j - first], s[j]).mul_(inverse[j]).add_(codes[j]).round_()
-                move = torch.mul(better.clamp_(grid.low, grid.high).sub_(codes[j]), s[j], out=moves[j - first])
-                codes[j].add_(better)
-                block[j + 1 - first :].addcmul_(steps[j + 1 : last, j], move)
-            gradient.transpose(0, 1).baddbmm_(h[:, :, first:last], moves[: last - first].transpose(0, 1))
-        if bool((codes == before).all()):
-            break
-    return codes.permute(1, 2, 0)
-
-
-def _error(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Float[Tensor, "o"]:
-    """The squared error of each output whose weights change so; in float32, since no large numbers cancel."""
-    parts = change.unflatten(0, (len(gram), -1))
-    return ((parts @ gram) * parts).sum(2).flatten()
-
-
-def damped(h: Float[Tensor, "*g m m"], share: Float[Tensor, "*g"]) -> Float[Tensor, "*g m m"]:
-    """H with a share of the mean of its diagonal added to the diagonal; of nothing but zeros, the identity."""
-    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)
-    result = h.clone()
-    result.diagonal(dim1=-2, dim2=-1).add_(torch.where(mean > 0, share * mean, torch.ones_like(mean)).unsqueeze(-1))
-    return result
-
-
-def factor(h: Float[Tensor, "*g m m"], share: float) -> Float[Tensor, "*g m m"]:
-    """The lower Cholesky factor of H with a share of its diagonal's mean added, ten times more until it succeeds: for inputs
-    that are nearly constant, H is only rounding noise.
-    """
-    shares = h.new_full(h.shape[:-2], share)
-    for _ in range(TRIES):
-        lower, failed = torch.linalg.cholesky_ex(damped(h, shares))
-        if not bool(failed.any()):
-            return lower
-        shares = torch.where(failed > 0, 10 * shares, shares)
-    return torch.linalg.cholesky(damped(h, shares))
-
-
-def _by_block(
-    w: Float[Tensor, "o m"], candidates: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
-) -> Float[Tensor, "o b"]:
-    """For each group the candidate scale with the smallest squared error of its weights rounded to the nearest code, each
-    weighted with the power of its input: the output error where inputs are not correlated.
-    """
-    candidate_qparams = [QParams(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in candidates]
-    errors = [
-        ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.group_size)).sum(2)
-        for a in candidate_qparams
-    ]
-    best = torch.stack(errors).argmin(0)
-    return torch.stack(list(candidates)).gather(0, best[None])[0]
+        return descended(w, q, by_row(scale, w), grid, h, self.sweeps).flatten(0, 1).contiguous()
 
 
 def regressed(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
@@ -333,29 +253,6 @@ def _solved(lacking: Float[Tensor, "o m"], moments: Moments, share: float) -> Fl
     """W* - W, of what W lacks."""
     parts = lacking.unflatten(0, (len(moments.gram), -1))
     return torch.cholesky_solve(parts.mT, factor(moments.gram, share)).mT.flatten(0, 1)
-
-
-def _column_codes(
-    w: Float[Tensor, "g r m"], scale: Float[Tensor, "g r c"], grid: Grid, upper: Float[Tensor, "g m m"]
-) -> Float[Tensor, "g r m"]:
-    """Codes of rows, column by column; `scale` is of each row (c = 1) or of each weight, `upper` the Cholesky factor of the
-    inverse of each group's H.
-    """
-    columns = w.permute(2, 0, 1).contiguous()  # a column lies in one piece
-    scales = scale.permute(2, 0, 1).contiguous().expand_as(columns)
-    codes, errors = torch.empty_like(columns), columns.new_empty(BLOCK, *columns.shape[1:])
-    shares = upper.permute(1, 2, 0).contiguous().unsqueeze(3)
-    m, diagonal = len(columns), upper.diagonal(dim1=1, dim2=2).T.unsqueeze(2)
-    for first in range(0, m, BLOCK):
-        last = min(first + BLOCK, m)
-        for j in range(first, last):
-            code = torch.div(columns[j], scales[j], out=codes[j]).round_().clamp_(grid.low, grid.high)
-            error = torch.addcmul(columns[j], code, scales[j], value=-1, out=errors[j - first]).div_(diagonal[j])
-            columns[j + 1 : last].addcmul_(shares[j, j + 1 : last], error, value=-1)
-        columns[last:].transpose(0, 1).baddbmm_(
-            upper[:, first:last, last:].mT, errors[: last - first].transpose(0, 1), alpha=-1
-        )
-    return codes.permute(1, 2, 0)
 
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
