@@ -4,7 +4,7 @@
         --score ../shared/data/tiny200/val --out cost
 
 Wall seconds to the written file, to the verified file and to the end, processor seconds (user and system) and peak memory (of
-the largest process) of `fewbit quantize` by default, with --quick and with --recipe fast, and of onnxruntime's static
+the largest process) of `fewbit quantize` by default, with --quick and with --recipe mse, and of onnxruntime's static
 quantizer, NNCF (pip install nncf) and torchao's x86 flow through Inductor (pip install torchao), which end with the file, or
 with one answer of the compiled model, and verify and score nothing. Run it when nothing else runs: the ViT-S takes about four
 minutes on two cores. `--rows` names some of the rows.
@@ -27,7 +27,7 @@ from typing import Any
 FEWBIT = {
     "fewbit": [],
     "fewbit --quick": ["--quick"],
-    "fewbit --recipe fast --quick": ["--recipe", "fast", "--quick"],
+    "fewbit --recipe mse --quick": ["--recipe", "mse", "--quick"],
 }
 PEERS = {"onnxruntime static": "onnxruntime", "NNCF": "nncf", "torchao, Inductor": "torchao"}  # row -> what it needs
 EIGHT = 8  # images at a time

@@ -56,7 +56,7 @@ class Gptq:
     output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
 
     Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself gives the same
-    answers in a part of the time, on `some` rows of each image (bench/notes/accuracy-8-bits.md).
+    answers in a part of the time, with `few` tokens of each image (bench/notes/accuracy-8-bits.md).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -70,7 +70,7 @@ class Gptq:
     gain: bool = False
     importance: Importance | None = None
     light: int = 8
-    some: int = 64
+    few: int = 64
     tokens: int | None = None  # of an image, of a linear layer; None: all
     images: int | None = None  # at most, evenly spread over all of them; None: all
 
@@ -124,7 +124,7 @@ class Gptq:
         """The settings for a weight and what it multiplies (None: real numbers)."""
         if min(one.grid.bits for one in (weight, activation) if one is not None) < self.light:
             return self
-        return replace(self, ridges=(), shares=self.shares[:1], sweeps=0, gain=False, places=self.some, tokens=self.some)
+        return replace(self, ridges=(), shares=self.shares[:1], sweeps=0, tokens=self.few)
 
     def _solve_layer(
         self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
