@@ -502,4 +502,4 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("fewbit", run_name="__main__")
     assert ended.value.code == 0
-    assert "(the default)" in " ".join(capsys.readouterr().out.split())
+    assert "the default: " in " ".join(capsys.readouterr().out.split())
