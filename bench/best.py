@@ -14,15 +14,14 @@ from ablations import BLOCKS
 from rows import make
 
 from fewbit.choose import Pass, Recipe
-from fewbit.choose.attention_steps import AttentionSteps
 from fewbit.choose.fisher import Importance
-from fewbit.choose.gptq import Gptq
-from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.equalize import Equalize
-from fewbit.recipes import FAST, MSE, RECIPES
+from fewbit.recipes import CLOSED, FAST, MSE, RECIPES
+from fewbit.recipes import GPTQ as WHOLE
 
-RANGES = Ranges(MseRange(), MinMax(), free_softmax=True)
-ATTENTION, BIAS, GPTQ = AttentionSteps(), Gptq(bias=True), Gptq(bias=True, gain=True)
+RANGES, ATTENTION = CLOSED
+GPTQ = replace(WHOLE, light=33)  # at 8 bits as well, so that each part counts
+BIAS = replace(GPTQ, gain=False)
 WEIGHTED = (RANGES, ATTENTION, replace(GPTQ, importance=Importance()))
 
 

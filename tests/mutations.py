@@ -159,10 +159,7 @@ def _tensor(name: str) -> Change:
 
 def _tensors(folder: Path) -> Iterator[Mutation]:
     names = sorted(load_file(folder / "plan.safetensors"))
-    kinds = [":weight.codes", ":weight.scale", ":input.scale", ":input.zero", ".bias"]
-    if any(name.startswith("float.") for name in names):  # a plan may leave no constant as it was
-        kinds.append("float.")
-    for kind in kinds:
+    for kind in (":weight.codes", ":weight.scale", ":input.scale", ":input.zero", ".bias", "float."):
         name = next(name for name in names if name.startswith(kind) or name.endswith(kind))
         yield Mutation("plan.safetensors", name, _tensor(name), name.removeprefix("float.").rsplit(".", 1)[0].split(":")[0])
 

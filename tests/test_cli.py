@@ -334,9 +334,11 @@ def test_verify_catches_a_changed_scale_and_names_its_site(finished: Path, tmp_p
     assert "head:input, scale is " in " ".join(text.split())
 
 
-def test_a_change_of_any_number_or_bit_of_a_run_is_caught_and_its_file_is_named(finished: Path, tmp_path: Path) -> None:
-    for mutation in (*mutations(finished), *flips(finished, 8)):
-        copy = shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+def test_a_change_of_any_number_or_bit_of_a_run_is_caught_and_its_file_is_named(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    quantize(f"{place / 'net.py'}:model", place / "flat", out=folder, keep_float="head", seconds=0.01)  # constants of each kind
+    for mutation in (*mutations(folder), *flips(folder, 8)):
+        copy = shutil.copytree(folder, tmp_path / "run", dirs_exist_ok=True)
         mutation.change(copy / mutation.file)
         code, text = run("verify", copy)
         assert code == 2, mutation
@@ -502,4 +504,4 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("fewbit", run_name="__main__")
     assert ended.value.code == 0
-    assert "the default: " in " ".join(capsys.readouterr().out.split())
+    assert "(the default)" in " ".join(capsys.readouterr().out.split())

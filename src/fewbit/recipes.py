@@ -24,7 +24,7 @@ from fewbit.equalize import Equalize
 from fewbit.errors import FewbitError, UnknownName
 
 RECOMMENDED = {  # shown first, with when to take them
-    "fast": "the default: about a minute (fast-rotated below 6 bits of activations)",
+    "fast": "(the default): about a minute; rotated below 6 bits of activations",
     "mse": "at 8 bits, where seconds count more than a point of agreement",
     "best": "where fast loses too much, with an hour",
 }

@@ -298,29 +298,27 @@ def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_th
         q, qparams = method.solve(w, choice.qparams, grid, whole, ZERO)
         errors.append(whole.error(torch.zeros_like(w), values(q, qparams, grid) - w).sum())
     nearest = whole.error(torch.zeros_like(w), values(codes(w, choice.qparams, grid), choice.qparams, grid) - w).sum()
-    assert errors[0] < 1.5 * errors[1]
+    assert errors[0] < 1.01 * errors[1]
     assert errors[0] < 0.7 * nearest
 
 
-def test_layers_that_read_the_same_share_its_moments_and_find_their_own(vit):
-    batches = vit.images.split(4)
+def test_layers_that_read_the_same_share_its_moments_and_find_their_own(vit, monkeypatch):
+    batches, read = vit.images.split(4), []
     together, ops = Layers(vit.graph, (), batches, None), [op for op in vit.graph.ops if op.kind == "linear"]
-    shared, before = 0, None
+    every = together.rows
+    monkeypatch.setattr(together, "rows", lambda op, *args, **kwargs: (read.append(op), every(op, *args, **kwargs))[1])
     for op in ops:
         outputs = vit.graph.site(op.operands["weight"]).shape[0]
         found = together.moments(op, None, 5, outputs, residual=True)
         alone = Layers(vit.graph, (), batches, None).moments(op, None, 5, outputs, residual=True)
-        assert found is not None
-        assert alone is not None
         for ours, theirs in zip(found, alone, strict=True):
             assert (ours is None) == (theirs is None)
             for name in SUMS if ours is not None else ():
                 assert torch.equal(getattr(ours, name), getattr(theirs, name))
             if ours is not None:
                 ours.centre()  # in place: the next layer must not see it
-        shared += op.operands["input"] == before
-        before = op.operands["input"]
-    assert shared
+    tensors = [vit.graph.site(op.operands["input"]).tensor for op in ops]
+    assert len(read) == len(set(tensors)) < len(ops)  # queries, keys and values together
 
 
 def test_some_rows_of_a_batch_are_the_same_rows_of_every_part():
@@ -328,9 +326,7 @@ def test_some_rows_of_a_batch_are_the_same_rows_of_every_part():
     found = _drawn((read, read + 100, read + 200, read[:, 0]), 7, 5)
     assert len(found[0]) == 7 == len(found[0].unique(dim=0))
     for part, shift in zip(found[1:3], (100, 200), strict=True):
-        assert part is not None
         assert torch.equal(part, found[0] + shift)
-    assert found[3] is not None
     assert torch.equal(found[3], found[0][:, 0])
     assert _drawn((read, read, None, None), 20, 5)[0] is read
 

@@ -137,9 +137,8 @@ class Gptq:
             return None
         w = weight_of(graph, site)
         found = layers.moments(
-            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions,
-            cross=self.gain or bool(self.ridges),
-        )  # fmt: skip
+            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions
+        )
         if found is None:
             return None
         fit, outside = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, tee
 from pathlib import Path
 
@@ -33,32 +34,30 @@ class Layers:
         self.graph, self.images = graph, count(batches[0]) if batches else 0  # of a batch; the last may have fewer
         self.quantized, self.exact = (Stream(Executor(graph, ops), batches, folder=folder) for ops in (integer_ops, ()))
         self.nodes = self.exact.overlay.nodes
-        self._shared: tuple[tuple[object, ...], Fit] | None = None  # of what was read last, where more layers read it
+        self._last: _Read | None = None  # where more layers read it
 
     def moments(
         self, op: Op, activation: Choice | None, places: int, outputs: int, *, residual: bool, tokens: int | None = None,
-        positions: Tensor | None = None, cross: bool = True,
+        positions: Tensor | None = None,
     ) -> Fit | None:  # fmt: skip
         """The moments of what an op reads (`rows`), of `tokens` rows an image of a linear layer (None: of all).
 
-        Layers that read the same, such as those of queries, keys and values, share them. `cross`: Moments.of.
+        Layers that read the same, such as those of queries, keys and values, share them.
         """
         groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         tensor = self.graph.site(op.operands["input"]).tensor
         alone = op.kind != "linear" or positions is not None or (residual and self._other(op) is not None)
-        key = (tensor, id(activation), tokens, cross)
-        if not alone and self._shared is not None and self._shared[0] == key:
-            fit, outside = self._shared[1]
-            return fit.copied(outputs), None if outside is None else outside.copied(outputs)
-        self._shared = None
+        if not alone and self._last is not None and self._last.is_of(tensor, activation, tokens):
+            return self._last.of_outputs(outputs)
+        self._last = None
         pieces = self.rows(op, activation, places, residual=residual, positions=positions)
         if pieces is None:
             return None
         if tokens is not None and op.kind == "linear":
             pieces = (_drawn(piece, tokens * self.images, i) for i, piece in enumerate(pieces))
-        found = fit, outside = moments_of(pieces, groups, outputs, cross=cross)
+        found = fit, outside = moments_of(pieces, groups, outputs)
         if not alone and sum(user.target == self.nodes[op.node].target for user in self.nodes[tensor].users) > 1:
-            self._shared = key, (fit.copied(), None if outside is None else outside.copied())
+            self._last = _Read(tensor, activation, tokens, fit.copied(), None if outside is None else outside.copied())
         return found
 
     def rows(
@@ -99,6 +98,24 @@ class Layers:
         return other if ready else None
 
 
+@dataclass(frozen=True)
+class _Read:
+    """The moments of a tensor that was read as one choice, of so many rows an image."""
+
+    tensor: str
+    activation: Choice | None
+    tokens: int | None
+    fit: Moments
+    outside: Moments | None
+
+    def is_of(self, tensor: str, activation: Choice | None, tokens: int | None) -> bool:
+        return self.tensor == tensor and self.activation is activation and self.tokens == tokens
+
+    def of_outputs(self, outputs: int) -> Fit:
+        """For another layer that reads the same."""
+        return self.fit.of_outputs(outputs), None if self.outside is None else self.outside.of_outputs(outputs)
+
+
 def _drawn(piece: Piece, most: int, number: int) -> Piece:
     """At most so many of the rows of the batch with a number, the same of each part."""
     rows = len(piece[0])
@@ -119,15 +136,15 @@ def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -
         yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, behind)])
 
 
-def moments_of(pieces: Iterable[Piece], groups: int, outputs: int, *, cross: bool = True) -> Fit:
-    """The moments of the batches that weights are fitted to, and of those held out to select the ridge; `cross`: Moments.of."""
+def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> Fit:
+    """The moments of the batches that weights are fitted to, and of those held out to select the ridge."""
     fit: Moments | None = None
     outside: Moments | None = None
     for i, (read, exact, error, weight) in enumerate(pieces):
         if i % HELD_OUT == HELD_OUT - 1:
-            outside = Moments.of([(read, exact, error)], groups, outputs, weight, outside, cross=cross)
+            outside = Moments.of([(read, exact, error)], groups, outputs, weight, outside)
         else:
-            fit = Moments.of([(read, exact, error)], groups, outputs, weight, fit, cross=cross)
+            fit = Moments.of([(read, exact, error)], groups, outputs, weight, fit)
     if fit is None:
         raise ValueError("no rows")
     return fit, outside

@@ -45,11 +45,9 @@ class Moments:
         outputs: int,
         weight: Float[Tensor, "n"] | None = None,
         total: Moments | None = None,
-        *,
-        cross: bool = True,
     ) -> Moments:
         """The moments of pieces (read, exact, residual), in the place of those of `total`, which they are added to; `weight` is
-        of the rows of each piece. Without `cross` the products of unlike parts, which a target takes, stay zeros.
+        of the rows of each piece.
         """
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
@@ -58,13 +56,12 @@ class Moments:
             count = len(read) if weight is None else float(wide(weight).sum())
             q, x = _Centred.of(q, weight, count), _Centred.of(x, weight, count)
             _add_products(total.gram, q, q, weight, count)
-            if cross:
-                _add_products(total.cross, x, q, weight, count)
+            _add_products(total.cross, x, q, weight, count)
             total.read.add_(q.sums), total.exact.add_(x.sums)
             if residual is not None:
                 d = _Centred.of(residual[None], weight, count)
                 total.residual.add_(d.sums[0])
-                if groups == 1 and cross:
+                if groups == 1:
                     _add_products(total.residual_read[None], d, q, weight, count)
             total = replace(total, count=total.count + count)
         if total is None:
@@ -91,13 +88,14 @@ class Moments:
         """Those of what is read, of the exact rows and of the residual error."""
         return self.read / self.count, self.exact / self.count, self.residual / self.count
 
-    def copied(self, outputs: int | None = None) -> Moments:
-        """The same numbers in memory of their own; with `outputs` for so many of them, without a residual error."""
-        copies = Moments(self.count, *(getattr(self, n).clone() for n in SUMS))
-        if outputs is None:
-            return copies
+    def copied(self) -> Moments:
+        """The same numbers in memory of their own."""
+        return Moments(self.count, *(getattr(self, n).clone() for n in SUMS))
+
+    def of_outputs(self, outputs: int) -> Moments:
+        """The same numbers in memory of their own, for a layer of so many outputs, without a residual error."""
         zeros = self.residual.new_zeros(outputs), self.residual.new_zeros(outputs, self.residual_read.shape[1])
-        return replace(copies, residual=zeros[0], residual_read=zeros[1])
+        return replace(self.copied(), residual=zeros[0], residual_read=zeros[1])
 
     def centred(self) -> Moments:
         """Means in place of sums, and covariances in place of products: the error after the bias absorbs its mean."""

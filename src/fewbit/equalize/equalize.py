@@ -76,7 +76,7 @@ class Equalize:
         if not watched and not maps:
             return work.result()
         work.samples = sample_tensors(graph, batches, watched, self.rows, maps)
-        work.output = _output(graph)
+        work.output = _output(Executor(graph))
         for flag, rewrite in (
             (self.channels, work.channels),
             (self.norms, work.layer_norms),
@@ -127,15 +127,11 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
 
 def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
     """The largest difference of two graphs' outputs on random images, as a share of the largest output."""
-    return _difference(_output(a, seed), _output(b, seed))
+    return _difference(_output(Executor(a), seed), _output(Executor(b), seed))
 
 
-def _output(graph: Graph, seed: int = 0) -> tuple[Tensor, ...]:
+def _output(executor: Executor, seed: int = 0) -> tuple[Tensor, ...]:
     """What a graph gives for two random images."""
-    return _given(Executor(graph), seed)
-
-
-def _given(executor: Executor, seed: int = 0) -> tuple[Tensor, ...]:
     graph = executor.graph
     x = torch.randn(graph.at_a_time(2), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -197,7 +193,7 @@ class _Work:
             rows.append({"kind": "channels", "op": op.name, "strength": None, **gain})
         if not rows:
             return
-        output = _output(replaced(self.graph, self.new))
+        output = _output(Executor(replaced(self.graph, self.new)))
         difference = _difference(self.output, output)
         moved = difference <= TOLERANCE
         self.new, self.output = (self.new, output) if moved else (before, self.output)
@@ -291,7 +287,7 @@ class _Work:
         if self.running is None:
             self.running = Executor(replaced(self.graph, self.new))
         self.running.replace(changes)
-        return _given(self.running)
+        return _output(self.running)
 
     def _divide(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """The weight and bias of a layer whose output is to be (y - shift) / scale."""
