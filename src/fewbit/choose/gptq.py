@@ -190,13 +190,23 @@ class Gptq:
         self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, floor: Tensor
     ) -> tuple[Int[Tensor, "o m"], QParams]:
         """Codes and scales for real weights on centred moments; `qparams` covers the whole range, no scale is below `floor`."""
-        o, m = w.shape
         shares = self.shares if grid.axis is not None else self.shares[:1]
         scales = [qparams.scale * share for share in torch.tensor(shares)]
         if grid.group_size:
             scales.append(block_scales(w, scales, grid, moments.gram))
-        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(o) for s in scales]
-        scale = torch.stack(scales)
+        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(len(w)) for s in scales]
+        best_codes, best_scale = self._best(w, torch.stack(scales), grid, moments)
+        q = self._coordinate_descent(w, best_codes, best_scale, grid, moments)
+        final_scale = best_scale if grid.axis is not None else qparams.scale
+        return q.to(torch.int32), replace(qparams, scale=final_scale.float().contiguous())
+
+    def _best(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
+    ) -> tuple[Float[Tensor, "o m"], Float[Tensor, "o ..."]]:
+        """GPTQ's codes of each output with the one of its scales that has the smallest error, and that scale."""
+        if len(scale) == 1:
+            return self._gptq_codes(w, scale, grid, moments)[0], scale[0]
+        o, m = w.shape
         gram, best_error, best_codes = moments.gram.float(), None, None
         for part in scale.split(max(1, WORK // (o * m))):
             part_codes = self._gptq_codes(w, part, grid, moments)
@@ -211,9 +221,7 @@ class Gptq:
                 best_codes = torch.where(better[:, None], part_codes[index, rows], best_codes)
                 best_scale = torch.where(better if best_scale.ndim == 1 else better[:, None], part[index, rows], best_scale)
         assert best_codes is not None
-        q = self._coordinate_descent(w, best_codes, best_scale, grid, moments)
-        final_scale = best_scale if grid.axis is not None else qparams.scale
-        return q.to(torch.int32), replace(qparams, scale=final_scale.float().contiguous())
+        return best_codes, best_scale
 
     def _gptq_codes(
         self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments

@@ -26,7 +26,7 @@ from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
 
-TOLERANCE = 1e-4  # of the largest output, on random images
+TOLERANCE = 1e-4  # of the largest output, on a random image
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
 
 
 def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
-    """The largest difference of two graphs' outputs on random images, as a share of the largest output."""
+    """The largest difference of two graphs' outputs on a random image, as a share of the largest output."""
     return _difference(_output(Executor(a), seed), _output(Executor(b), seed))
 
 
 def _output(executor: Executor, seed: int = 0) -> tuple[Tensor, ...]:
-    """What a graph gives for two random images."""
+    """What a graph gives for a random image."""
     graph = executor.graph
-    x = torch.randn(graph.at_a_time(2), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(graph.at_a_time(1), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return executor(example(graph.inputs, x))
 
