@@ -5,8 +5,8 @@
 
 `make` writes nets of random weights (vision transformers at 64 px) and 2,064 random images into the folder, quantizes in a
 process of its own for each row, and keeps its peak (VmHWM: files that are mapped into memory count while they are); rows that
-are there already are not made again. About 20 minutes on one core. `show` prints the tables. `best` learns each block for 20
-iterations in place of 200, which hold the same values in memory.
+are there already are not made again. About 20 minutes on one core. `show` prints the tables. `best` learns for 40
+steps, which hold the same values in memory as more of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from fewbit import quantize
-from fewbit.choose.reconstruct import Reconstruct
+from fewbit.choose.distill import Distill
 from fewbit.files import read_json, write_json
 from fewbit.recipes import recipe_named
 
@@ -80,7 +80,7 @@ def row(folder: Path, net: str, recipe: str, count: int) -> dict[str, float]:
     """Megabytes at the peak of this process, of the weights, and of the process before it has a model."""
     before = megabytes("VmHWM")
     method = recipe_named(recipe)
-    short = tuple(replace(one, iterations=20) if isinstance(one, Reconstruct) else one for one in method.passes)
+    short = tuple(one.in_steps(40) if isinstance(one, Distill) else one for one in method.passes)
     result = quantize(
         f"{folder / 'nets.py'}:{net}", folder / "images", score=folder / "scored", labels=False, calibration=count,
         recipe=replace(method, passes=short), threads=1, seconds=0.01,

@@ -71,8 +71,8 @@ def _disks() -> Iterator[Case]:
     for count in (8, 12, 20):
         yield Case(
             f"{count} open files at most",
-            limited(resource.RLIMIT_NOFILE, count, quantize()),
-            Right((0, 2)),
+            limited(resource.RLIMIT_NOFILE, count, quantize(), fresh=True),
+            refused(("ulimit",)) if count < 20 else Right((0, 2)),
             keeps=("out.part",),
         )
 
@@ -104,12 +104,16 @@ def on_a_disk(
     return call
 
 
-def limited(what: int, value: int, command: tuple[str, ...]) -> Callable[[], None]:
-    """A command under a limit of the system; a file that grows over it is an error, not a signal."""
+def limited(what: int, value: int, command: tuple[str, ...], *, fresh: bool = False) -> Callable[[], None]:
+    """A command under a limit of the system; a file that grows over it is an error, not a signal. `fresh`: in an interpreter
+    of its own, which has not opened or imported anything.
+    """
 
     def call() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
+        if fresh:
+            os.execv(sys.executable, [sys.executable, "-m", "fewbit", *command])
         typed(command)
 
     return call
