@@ -169,7 +169,7 @@ def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, li
 
 def request(model: Model, source: Path, target: str, given: argparse.Namespace, out: Path) -> Request:
     """What fewbit is asked for; images of a kind are drawn apart for calibration and for scores."""
-    options = {"calibration": given.calibration, "scored": given.scored, **model.options}
+    options = {"recipe": "mse", "calibration": given.calibration, "scored": given.scored, **model.options}
     images: list[Any] = [given.images, given.score]
     if model.pictures:
         counts = options["calibration"], options["scored"]
