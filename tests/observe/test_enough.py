@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fewbit.capture import capture, load_model
 from fewbit.core.values import Graph
-from fewbit.data.images import open_images
+from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.observe import Stats, observe
 from fewbit.observe.calibration_check import CalibrationLimits, Inspection, inspect_images, range_change
 from fewbit.observe.stats import Histogram
 from fewbit.stages.load import preprocess_of
+from fewbit.stages.observe import spread
 
 GOOD = Inspection(64, 0.05, 0.1, 8.0, 0.0)
 
@@ -101,3 +104,18 @@ def test_each_number_has_its_warning(found: Inspection, change: float | None, wo
     said = CalibrationLimits()(found, change)["warnings"]
     assert len(said) == (word is not None)
     assert word is None or word in said[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "together", "expected"),
+    [
+        (10, 10, 1, range(10)),
+        (4000, 512, 1, range(0, 4000, 8)),
+        (11, 4, 1, [0, 3, 6, 9]),
+        (12, 4, 2, [0, 1, 6, 7]),  # whole batches of a model that takes two
+    ],
+)
+def test_some_of_many_images_are_from_all_over_them(count: int, most: int, together: int, expected: Iterable[int]) -> None:
+    images = open_images(np.zeros((count, 1, 1, 3), np.uint8), Preprocess((3, 1, 1), (0.0,) * 3, (1.0,) * 3), labels=False)
+    found = spread(images, most, together)
+    assert list(found.names) == [images.names[i] for i in expected]

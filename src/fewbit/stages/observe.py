@@ -30,6 +30,7 @@ EQUALIZED = "equalized.safetensors"  # the constants that equalize has changed, 
 EQUALIZATION = "equalization.json"  # the factors, while the run works
 EQUALIZED_STATS = "equalized-stats.safetensors"
 LOOKED_AT = 64  # images to check with the float model
+SAMPLED = 512  # images of which equalization sees rows
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -52,7 +53,7 @@ def observe(
     placed = on(exact, asked.place)
     halves = [statistics_of(placed, progress.counted(part.batches(size)), quantized=quantized) for part in parts]
     change = range_change(*halves) if len(halves) == 2 else None
-    some = calibration.subset(i for i in range(count) if i // one % -(-count // LOOKED_AT) == 0)
+    some = spread(calibration, LOOKED_AT, one)
     inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs, asked.place), some.batches(size))
     verdict = CalibrationLimits()(replace(inspection, images=count), change)
     notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
@@ -61,6 +62,12 @@ def observe(
     write_json(folder / CALIBRATION, verdict)
     write_atomic(folder / STATS, lambda file: save_file(stats.tensors(), file))
     return stats, verdict
+
+
+def spread(images: Images, most: int, together: int) -> Images:
+    """At most so many images, and one batch, from all over them; those of a batch of the model stay `together`."""
+    step = -(-len(images) // most)
+    return images.subset(i for i in range(len(images)) if i // together % step == 0)
 
 
 def observed(folder: Path) -> tuple[Stats, Mapping[str, Any]]:
@@ -75,16 +82,18 @@ def equalize(
     method, bits = request.method.equalize, request.widths
     if method is None:
         return exact, observed, ()
-    progress.expect(2 * len(calibration))
+    some = spread(calibration, SAMPLED, exact.at_a_time(1))
+    progress.expect(len(some) + len(calibration))
     widths = bits.of(exact) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
     slots = allowed(
         exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
-    batches = calibration.batches(exact.at_a_time(8))
-    result = method(on(exact, request.place), progress.counted(batches), slots.grids)
+    size = exact.at_a_time(8)
+    result = method(on(exact, request.place), progress.counted(some.batches(size)), slots.grids)
     constants = on(result.constants, CPU)
-    stats = statistics_of(result.graph, progress.counted(batches), quantized=slots.sites) if constants else observed
+    batches = progress.counted(calibration.batches(size))
+    stats = statistics_of(result.graph, batches, quantized=slots.sites) if constants else observed
     write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
     write_atomic(folder / EQUALIZED, lambda file: save_file(dict(constants), file))
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})
