@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.fields import option
-from fewbit.request import Options, Request
+from fewbit.request import Options, Request, SensitivityRequest
 
 HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay")
 
@@ -24,6 +24,20 @@ def typed(request: Options, *more: str) -> str:
         if name not in HERE and name not in request.OWN and not _is(value, field.default):
             words += _words(name, value)
     return shlex.join([*words, *more])
+
+
+def of_sensitivity(command: str) -> str:
+    """The `fewbit sensitivity` of the same model and images as a `fewbit quantize`, in the options that mean the same; nothing
+    of another command.
+    """
+    if not command.startswith("fewbit quantize "):
+        return ""
+    words, kept, taken = shlex.split(command), ["fewbit", "sensitivity"], True
+    known = {option(name) for name in SensitivityRequest.model_fields} - {"--out", "--force", "--scored"}
+    for word in words[2:]:
+        taken = word in known if word.startswith("--") else taken
+        kept += [word] if taken else []
+    return shlex.join(kept)
 
 
 def _is(value: Any, default: Any) -> bool:

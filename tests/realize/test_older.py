@@ -63,8 +63,11 @@ def test_what_an_older_opset_cannot_say_is_refused_by_name() -> None:
     with pytest.raises(BadModel, match=r"LayerNormalization \(norm\), which is in opset 17 and later; give --opset 17"):
         in_opset(model(norm, w=np.ones(4, np.float32)), 16, 8)
     zero = helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat", allowzero=1)
-    with pytest.raises(BadModel, match=r"Reshape \(flat\) with attribute allowzero, which opset 13 does not have"):
+    with pytest.raises(BadModel, match=r"Reshape \(flat\) with attribute allowzero, which is in opset 14 and later"):
         in_opset(model(zero, shape=[0, 16]), 13, 8)
+    both = helper.make_node("LayerNormalization", ["y", "w"], ["z"], name="norm")
+    with pytest.raises(BadModel, match="give --opset 17"):  # the least that all of them are in, not that of the first
+        in_opset(model(zero, both, shape=[0, 16], w=np.ones(4, np.float32)), 13, 8)
     assert "allowzero" not in in_opset(model(zero, shape=[1, 16]), 13, 8).graph[0].attributes
     split = helper.make_node("Split", ["x"], ["y", "z"], name="halves", axis=1, num_outputs=2)
     with pytest.raises(BadModel, match="num_outputs"):

@@ -21,6 +21,7 @@ from fewbit.report import answers, figures, page, scale, views, words
 from fewbit.report.figures import Bars, Heatmap, Histogram, Points
 from fewbit.report.scale import Axis
 from fewbit.report.sections import LOG_VIEWS, SECTIONS, Section
+from fewbit.typed import of_sensitivity
 from report.canned import canned
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -588,9 +589,12 @@ def test_the_report_says_what_to_do() -> None:
 
     text = read(report, tables).text
     assert f"What to do next {answers.advice(report, tables)[0][0]} {command} --max-drop 0.5 --force" in text
-    assert "fewbit sensitivity vit_tiny_patch32_224" in said()  # the interval of the change is below 0
+    assert "fewbit sensitivity vit_tiny_patch32_224" in said()  # an older run says no more
+    whole = "fewbit quantize net.onnx --images a --scored 9 --quick --mean 0 --out far"
+    tables["next"] = {"sensitivity": of_sensitivity(whole), "folder": "far"}
+    assert said().endswith("fewbit sensitivity net.onnx --images a --mean 0")  # the interval is below 0
     report["accuracy"]["interval"] = [-1.55, 0.15]
-    assert "fewbit export RUN --to FOLDER" in said()
+    assert "fewbit export far --to FOLDER" in said()
     assert "--max-drop" not in said()
     report["pays"] = {"pays": False}
     assert f"{command} --only-what-pays --force" in said()
@@ -608,3 +612,21 @@ def test_a_site_has_the_share_of_its_modules_loss() -> None:
     assert shares["head:weight"] is None
     columns = [head["text"] for head in view_of("All sites", views.Table)(page.joined(report, tables)["sites"])["head"]]
     assert columns[:3] == ["site", "SQNR", "loss of its module"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio", "said"),
+    [
+        (1.0, 0.5, 2.0, "2.00\u00a0× faster"),
+        (0.29, 0.28, 1.27, "1.27\u00a0× faster in paired rounds, and 1.04\u00a0× faster by these two medians: noise"),
+        (0.51, 0.53, 1.07, "1.07\u00a0× faster in paired rounds, and 1.04\u00a0× slower by these two medians: noise"),
+    ],
+)
+def test_a_ratio_of_pairs_that_the_two_medians_do_not_show_is_told_apart(
+    before: float, after: float, ratio: float, said: str
+) -> None:
+    assert words.paired_speed(before, after, ratio) == said
+
+
+def test_a_file_that_is_larger_is_not_called_smaller() -> None:
+    assert [words.size(1.10, after) for after in (0.55, 1.10, 1.13)] == ["2.00× smaller", "as large", "1.03× larger"]

@@ -96,7 +96,7 @@ def bench(
     """Latency, load time, memory and size: float beside integer."""
     from fewbit.report.answers import unpaid
     from fewbit.report.tables import pays
-    from fewbit.report.words import speed
+    from fewbit.report.words import paired_speed
     from fewbit.run import Run
     from fewbit.runtimes import bytes_of
 
@@ -106,7 +106,11 @@ def bench(
         rows, loading = finished.do("bench", **values)
     table = Table("runtime", "batch", "threads", "float ms", "integer ms", "integer is", "pairs")
     for row in rows:
-        times = (_spread(row.float_ms, row.float_spread), _spread(row.quantized_ms, row.quantized_spread), speed(row.ratio))
+        times = (
+            _spread(row.float_ms, row.float_spread),
+            _spread(row.quantized_ms, row.quantized_spread),
+            paired_speed(row.float_ms, row.quantized_ms, row.ratio),
+        )
         table.add_row(row.runtime, str(row.batch), str(row.threads), *(t.translate(PLAIN) for t in times), str(row.runs))
     out.print(table)
     out.print(f"In brackets the middle half of the runs; the machine's load was {max(row.load for row in rows):.1f}.")

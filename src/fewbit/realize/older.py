@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import onnx
+import onnx.helper
 import onnx_ir as ir
 from onnx.defs import OpSchema, SchemaError, get_schema
 
@@ -20,46 +20,65 @@ REDUCES = "Reduce"  # how operators are called whose axes, the second input, wer
 
 
 def in_opset(model: ir.Model, opset: int, ir_version: int) -> ir.Model:
-    """The model in an opset and an IR version, in place. Raises BadModel that names the operator that it lacks."""
+    """The model in an opset and an IR version, in place. Raises BadModel that names the oldest opset that it can be in, and the
+    operator that needs it.
+    """
     written = model.opset_imports[""]
     if opset < written:
-        for node in model.graph:
-            if node.domain == "":
-                _rewrite(model, node, written, opset)
+        nodes = [node for node in model.graph if node.domain == ""]
+        needs = [(_least(node, written, opset), node) for node in nodes]
+        least, node = max(needs, key=lambda pair: pair[0], default=(opset, None))
+        if node is not None and least > opset:
+            lack = _lack(node, written, least - 1)
+            raise BadModel(
+                f"the file needs {node.op_type} ({node.name}){lack}, which is in opset {least} and later; give "
+                f"--opset {least} or more, or leave it out."
+            )
+        for node in nodes:
+            _rewrite(model, node, written, opset)
         model.opset_imports[""] = opset
     model.ir_version = ir_version
     return model
 
 
-def _rewrite(model: ir.Model, node: ir.Node, written: int, opset: int) -> None:
+def _least(node: ir.Node, written: int, opset: int) -> int:
+    """The oldest opset, from `opset` on, that can say what a node does."""
+    return next((older for older in range(opset, written) if _lack(node, written, older) is None), written)
+
+
+def _lack(node: ir.Node, written: int, opset: int) -> str | None:
+    """What of a node an opset lacks: nothing (None), the operator ("") or a part of it."""
     try:
         old, new = (get_schema(node.op_type, version, "") for version in (opset, written))
-    except SchemaError as error:
-        since = min(s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.name == node.op_type)
-        raise BadModel(
-            f"the file needs {node.op_type} ({node.name}), which is in opset {since} and later; give --opset {since} or more, "
-            "or leave it out."
-        ) from error
+    except SchemaError:
+        return ""
+    as_attribute = node.op_type.startswith(REDUCES) and "axes" in old.attributes and _axes(node) is not None
+    inputs, names = len(node.inputs) - as_attribute, [name for name in node.attributes if name not in old.attributes]
+    lacking = [name for name in names if not _says_nothing(node, new, name, node.attributes[name].value)]
+    if lacking:
+        return f" with attribute {lacking[0]}"
+    return f" with {inputs} inputs" if inputs > old.max_input else None
+
+
+def _rewrite(model: ir.Model, node: ir.Node, written: int, opset: int) -> None:
+    old = get_schema(node.op_type, opset, "")
     if node.op_type.startswith(REDUCES) and "axes" in old.attributes:
         _axes_as_attribute(model, node)
-    for name, value in list(node.attributes.items()):
-        if name not in old.attributes and _says_nothing(node, new, name, value.value):
-            del node.attributes[name]
-    lacks = [f"attribute {name}" for name in node.attributes if name not in old.attributes]
-    lacks += [f"{len(node.inputs)} inputs"] * (len(node.inputs) > old.max_input)
-    if lacks:
-        raise BadModel(
-            f"the file needs {node.op_type} ({node.name}) with {lacks[0]}, which opset {opset} does not have; give a "
-            f"later one, up to --opset {new.since_version}, or leave it out."
-        )
+    for name in [name for name in node.attributes if name not in old.attributes]:
+        del node.attributes[name]  # its default
+
+
+def _axes(node: ir.Node) -> ir.TensorProtocol | None:
+    """The axes of a node, where they are a constant input."""
+    return ir.convenience.get_const_tensor(cast(ir.Value, node.inputs[1])) if len(node.inputs) == 2 else None
 
 
 def _axes_as_attribute(model: ir.Model, node: ir.Node) -> None:
     """Make axes that are a constant an attribute, and drop the constant where nobody else reads it."""
-    source = node.inputs[1] if len(node.inputs) == 2 else None
-    axes = None if source is None else ir.convenience.get_const_tensor(source)
-    if source is None or axes is None:
+    axes = _axes(node)
+    if axes is None:
         return
+    source = cast(ir.Value, node.inputs[1])
     node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())
     node.resize_inputs(1)
     if source.is_initializer() and not source.consumers():

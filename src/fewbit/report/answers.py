@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fewbit.report.words import UNIT, Json, grouped, megabytes, percent, plural, share, signed, speed
+from fewbit.report.words import UNIT, Json, grouped, megabytes, paired_speed, percent, plural, share, signed, size, speed
 
 ELSEWHERE = ("runtime", "machine")  # kinds of fallbacks where another runtime or processor than the target's computed
 MARGIN = 1.02  # times as fast as the runtime's fastest float model, from which an integer file pays
@@ -79,10 +79,11 @@ def small_and_fast(report: Json) -> Card:
     big, small, lines, loud = "not exported", "", list[str](), list[str]()
     if sizes:
         big = f"{sizes['float_bytes'] / 1e6:.2f} → {megabytes(sizes['onnx_bytes'])}"
-        small = f"{sizes['float_bytes'] / sizes['onnx_bytes']:.2f}× smaller"
+        small = size(sizes["float_bytes"], sizes["onnx_bytes"])
         lines.append(f"ONNX files; {sizes['average_weight_bits']:.2f} bits a weight.")
     for runtime, row in timings.items():
-        said = f"{runtime}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, {speed(row['ratio'])}."
+        faster = paired_speed(row["float_ms"], row["quantized_ms"], row["ratio"])
+        said = f"{runtime}: {row['float_ms']:.2f} → {row['quantized_ms']:.2f} ms, {faster}."
         (loud if row["ratio"] < 1 else lines).append(said)
     if not timings and report.get("skipped"):
         lines.append("Times were not measured (--quick); fewbit bench RUN measures them.")
@@ -117,8 +118,11 @@ def not_as_requested(report: Json) -> Card:
     rows, integer = report.get("fallbacks") or (), report.get("integer_share")
     chosen, refused = chosen_and_refused(rows)
     lines = [] if integer is None else [f"{share(integer)} of the multiply-accumulates run in integers."]
-    if refused:
-        most = max(grouped(refused, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
+    for group in grouped([row for row in refused if row.get("kind") in ELSEWHERE], ("requested", "actual", "why")):
+        lines.append(f"{group['actual']} took the place of {group['requested']}: {group['why']}.")
+    inside = [row for row in refused if row.get("kind") not in ELSEWHERE]
+    if inside:
+        most = max(grouped(inside, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
         places = plural(len(most["site"]), "site")
         lines.append(f"Most often {most['requested']} became {most['actual']}, at {places}: {most['why']}.")
     if report.get("skipped"):
@@ -149,16 +153,26 @@ def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
         ]
     command = str((tables.get("run") or {}).get("command") or "")
     again = command if command.startswith("fewbit quantize") else ""
+    more = tables.get("next") or {}
+    folder, modules = more.get("folder", "RUN"), more.get("sensitivity") or f"fewbit sensitivity {report.get('model')}"
     steps = []
     if paid and not paid["pays"]:
         steps.append(("Leave float what loses time in integers.", again and f"{again} --only-what-pays --force"))
     if accuracy.get("quantized") is not None and accuracy["interval"][1] < 0 and "--max-drop" not in again:
         steps.append(("It loses more than chance explains. Find the fastest file within a limit, here half a point:",
                       again and f"{again} --max-drop 0.5 --force"))  # fmt: skip
-        steps.append(("Or see which modules lose most, and leave them float.", f"fewbit sensitivity {report.get('model')}"))
+        steps.append(
+            (
+                "Or see which modules lose most, and leave them float.",
+                modules,
+            )
+        )
     if steps:
         return steps
     return [
-        ("Try it: a picture in the browser, both answers side by side.", "fewbit serve RUN"),
-        ("Take it along: the model, its preprocessing and a program without torch.", "fewbit export RUN --to FOLDER"),
+        ("Try it: a picture in the browser, both answers side by side.", f"fewbit serve {folder}"),
+        (
+            "Take it along: the model, its preprocessing and a program without torch.",
+            f"fewbit export {folder} --to FOLDER",
+        ),
     ]

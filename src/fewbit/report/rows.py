@@ -206,7 +206,8 @@ def scored_images(images: Images, score: Score, classes: Sequence[str] = ()) -> 
     if before is None or after is None:
         worst = score.errors.argsort(descending=True)[:IMAGES].tolist()
         return [{"name": images.names[i], "thumbnail": images.data_uri(i, 96), "error": float(score.errors[i])} for i in worst]
-    changed, same = ((before != after).nonzero().flatten().tolist(), (before == after).nonzero().flatten().tolist())
+    order = score.errors.argsort(descending=True, stable=True)
+    changed, same = (order[part[order]].tolist() for part in (before != after, before == after))
     rows = []
     for i in (changed[: IMAGES - 4] + same)[:IMAGES]:
         label = None if images.labels is None else int(images.labels[i])

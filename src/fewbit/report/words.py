@@ -14,6 +14,7 @@ Json = Mapping[str, Any]
 Rows = Sequence[Json]
 
 UNIT = "\u00a0"  # a unit stays on the line of its number
+NEAR = 0.03  # of a ratio, within which two ways to count it say the same
 FILE = re.compile(r"\.(onnx|pt2|ep|py|pt|pth|safetensors)(:\w+)?$")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -62,6 +63,21 @@ def speed(ratio: float) -> str:
     if abs(ratio - 1) < 0.005:
         return "as fast"
     return f"{ratio:.2f}{UNIT}× faster" if ratio > 1 else f"{1 / ratio:.2f}{UNIT}× slower"
+
+
+def paired_speed(before: float, after: float, ratio: float) -> str:
+    """How much faster a file is by the median of paired rounds; what the two medians alone say where that is not the same."""
+    alone = before / after
+    said = speed(ratio)
+    return said if abs(alone / ratio - 1) < NEAR else f"{said} in paired rounds, and {speed(alone)} by these two medians: noise"
+
+
+def size(before: float, after: float) -> str:
+    """How much smaller or larger a file is than one before."""
+    ratio = before / after
+    if abs(ratio - 1) < 0.005:
+        return "as large"
+    return f"{ratio:.2f}× smaller" if ratio > 1 else f"{1 / ratio:.2f}× larger"
 
 
 def tick(value: float) -> str:

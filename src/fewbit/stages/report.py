@@ -29,6 +29,7 @@ from fewbit.stages.goal import said
 from fewbit.stages.load import Inputs
 from fewbit.stages.prove import MODEL, type_of
 from fewbit.target.load import processor
+from fewbit.typed import of_sensitivity
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
@@ -58,6 +59,7 @@ def summarize(
     stamp(folder / MODEL, made(plan, record, proven))
     rows |= {
         "run": record,
+        "next": {"sensitivity": of_sensitivity(request.command), "folder": str(request.out or "RUN")},
         "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
         "carried": list(graph.tail.nodes) if graph.tail else [],
         "curve": list(curve),
