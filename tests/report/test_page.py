@@ -416,9 +416,10 @@ def test_without_labels_the_curve_is_that_of_the_agreement() -> None:
 
 def test_series_are_drawn_side_by_side_and_what_is_over_the_limit_is_a_diamond() -> None:
     rows, view = rows_of("Outlier channels and tokens"), view_of("Outlier channels and tokens", Points)
-    figure = view([*rows, {**rows[0], "token_ratio": None}])
+    figure = view([*rows, {**rows[0], "channel_ratio": 12.0, "token_ratio": None, "over": ["channel_ratio"]}])
     channels, tokens = figure["series"]
-    assert [mark.y for mark in channels.marks if mark.diamond] == [42.0]
+    assert [mark.y for mark in channels.marks if mark.diamond] == [42.0, 12.0]
+    assert [mark.y for mark in tokens.marks if mark.diamond] == [14.8]  # each series for itself
     assert [mark.y for mark in tokens.marks] == [row["token_ratio"] for row in rows]  # what is not there is left out
     assert figure["across"] == (10.0, "limit")
     losses = rows_of("Loss of each evaluation", "joint search")
@@ -542,7 +543,8 @@ def test_rows_that_are_equal_in_some_keys_are_one_and_their_numbers_add_up() -> 
     ("name", "block"),
     [
         ("blocks.3.mlp.fc1:weight", "3"), ("layers.2.blocks.5.attn.qkv", "2.5"), ("layer1.0.conv2:input", "layer1.0"),
-        ("patch_embed.proj:weight", "patch_embed"), ("head", "head"),
+        ("patch_embed.proj:weight", "patch_embed"), ("head", "head"), ("stem.0", "stem.0"), ("blocks.1.add.1:output", "1"),
+        ("model.decoder.layers.2.fc1", "decoder.2"), ("model.backbone.model.layer1.0.conv1", "layer1.0"),
     ],
 )  # fmt: skip
 def test_the_name_of_a_block_is_short(name: str, block: str) -> None:

@@ -103,7 +103,7 @@ class Gptq:
                 result = method._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
-                    rows.append({"op": op.name, "ridge": result.ridge})
+                    rows += [{"op": op.name, "ridge": result.ridge}] if method.ridges else []
                 if result is not None and result.bias is not None:
                     builder.correct(op.name, result.bias)
                 else:

@@ -21,7 +21,8 @@ def export(
 
     made = exported_to(run, to, form)
     out.print(f"{made.folder}: python {made.folder / 'predict.py'} PICTURE", soft_wrap=True)
-    times = f"{1e3 * made.seconds:.1f} ms to load, the run's own file {1e3 * made.own_seconds:.1f} ms"
-    out.print(f"Its outputs are those of the run's own file on {made.images} images; {times}.", soft_wrap=True)
+    times = f"; {1e3 * made.seconds:.1f} ms to load, the run's own file {1e3 * made.own_seconds:.1f} ms"
+    more = "" if form == "onnx" else times  # the same bytes
+    out.print(f"Its outputs are those of the run's own file on {made.images} images{more}.", soft_wrap=True)
     if form == "ort" and made.seconds > made.own_seconds:
         out.print("Warning: it loads no faster than the ONNX file here; --format onnx runs on any processor.", style="yellow")

@@ -94,7 +94,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
 ) -> None:
     """Latency, load time, memory and size: float beside integer."""
-    from fewbit.report.answers import unpaid
+    from fewbit.report.answers import ELSEWHERE, unpaid
     from fewbit.report.tables import pays
     from fewbit.report.words import paired_speed
     from fewbit.run import Run
@@ -113,6 +113,9 @@ def bench(
         )
         table.add_row(row.runtime, str(row.batch), str(row.threads), *(t.translate(PLAIN) for t in times), str(row.runs))
     out.print(table)
+    for one in finished["plan"].fallbacks:
+        if one.kind in ELSEWHERE:
+            out.print(f"These are not times of {one.requested}: {one.why}.", style="yellow", soft_wrap=True)
     out.print(f"In brackets the middle half of the runs; the machine's load was {max(row.load for row in rows):.1f}.")
     paid = pays(rows, finished["runtime"], finished["plan"])
     if paid is not None and not paid["pays"]:

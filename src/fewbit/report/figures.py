@@ -175,7 +175,8 @@ class Points:
             x, y = index if self.along else self.x.of(row), self.y.of(row, key)
             if x is None or y is None:
                 continue
-            pair, marked = row.get(self.interval), bool(row.get(self.mark))
+            pair, mark = row.get(self.interval), row.get(self.mark)
+            marked = key in mark if isinstance(mark, (list, tuple)) else bool(mark)
             ends = (pair[0] * self.y.scale, pair[1] * self.y.scale) if pair else None
             size = 7.0 if marked else 2.0 if len(members) > 10 * MANY_POINTS else 4.0
             label = fill(self.label, row) if few else ""

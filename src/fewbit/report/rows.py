@@ -166,7 +166,8 @@ def outliers(graph: Graph, plan: Plan, standing_out: Sequence[Outliers], observe
     for one in standing_out:
         after = max(map(abs, observed.get(one.site, (one.reach,))))
         remedy = _remedy(plan.choices.get(one.site), one, after, factors)
-        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "done": remedy})
+        over = [name for name in ("channel_ratio", "token_ratio") if (getattr(one, name) or 0.0) > LIMIT]
+        rows.append({**one.to_json(), "any": one.any, "limit": LIMIT, "over": over, "done": remedy})
     return rows
 
 

@@ -12,6 +12,7 @@ from fewbit.report.words import Json, Rows, tick
 CHARACTERS = 80  # that stand side by side below a figure
 LAST = 0.95  # labels right of it end at their place
 TICKS = 7  # at most
+COMMON = {"model", "module", "net", "blocks", "block", "layers", "layer", "stages", "features"}  # which say nothing of a place
 MANY_POINTS = 10  # more have no labels, which would touch
 
 Ticks = tuple[tuple[float, str], ...]
@@ -95,12 +96,19 @@ def in_order(names: Sequence[str], title: str) -> Scale:
 
 
 def block_of(name: str) -> str:
-    """A short name for the block of a site or op: `blocks.3.mlp.fc1:weight` -> `3`, `layer1.0.conv2` -> `layer1.0`."""
+    """A short name for the block of a site or op: `blocks.3.mlp.fc1:weight` -> `3`, `layer1.0.conv2` -> `layer1.0`,
+    `model.decoder.layers.2.fc1` -> `decoder.2`.
+    """
     parts = name.split(":")[0].split(".")
-    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=None)
-    if last is None:
-        return parts[0]
-    return ".".join(part for part in parts[: last + 1] if any(map(str.isdigit, part)))
+    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+    said = [part for part in parts[:first] if part not in COMMON]
+    said = said[-1:] if first < len(parts) else said[:1]
+    for here, part in enumerate(parts[first:], first):
+        if part.isdigit():
+            said.append(part)
+        elif part not in COMMON or not parts[min(here + 1, len(parts) - 1)].isdigit():
+            break
+    return ".".join(said) or parts[0]
 
 
 def block_ticks(names: Sequence[str]) -> Ticks:

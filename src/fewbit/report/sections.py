@@ -115,7 +115,7 @@ ERROR = (
     ), "Grey: how often a value occurred in calibration. Blue: the range of the grid. Values outside of it are clipped."),
     Section("Outlier channels and tokens", "outliers", (
         Points(Axis({"channel_ratio": "largest channel", "token_ratio": "largest token"}, "ratio to the median", log=True,
-                    most=1000.0), along="site", mark="any", line="limit",
+                    most=1000.0), along="site", mark="over", line="limit",
                hover="{site}: channel {channel_ratio:.1f}, token {token_ratio:.1f} times the median; {done}"),
         Table(("site", "largest value:reach:#", "outlier channels:channels", "largest without them:rest_of_channels:share",
                "outlier tokens:token_share:share", "their positions:positions", "largest without:rest_of_tokens:share",
