@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 Rows = Sequence[Json]
 
 UNIT = "\u00a0"  # a unit stays on the line of its number
-NEAR = 0.03  # of a ratio, within which two ways to count it say the same
+NEAR = 0.05  # of a ratio, within which two ways to count it say the same
 FILE = re.compile(r"\.(onnx|pt2|ep|py|pt|pth|safetensors)(:\w+)?$")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
