@@ -297,6 +297,8 @@ def read_onnx(path: Path, *, data: bool = True) -> onnx.ModelProto:
     """An ONNX file, with the weights that stand in a file beside it, or without. Raises BadFile for a broken one."""
     import onnx
 
+    if not path.exists():
+        raise BadFile(f"{path} is not there; give an ONNX file or the folder of a finished run, as in run/model.onnx or run.")
     try:
         return onnx.load(str(path), load_external_data=data)
     except Exception as error:

@@ -145,6 +145,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    distance: ClassVar[str] = "the task's own"  # what `divergence` is, with its unit
     classes: int | None = None  # how many classes the label of an image may name; None for a task without such labels
     names: tuple[str, ...] = ()  # of the classes, if known
 

@@ -58,7 +58,16 @@ def lead(summary: Json) -> str:
 
 
 def note(summary: Json) -> str:
-    """What is to be known of the milliseconds."""
+    """What is to be known of the losses and the milliseconds."""
+    distance = summary.get("distance") or "the task's"
+    losses = (
+        f"Loss: {distance}, an image, from the float model. Alone: with this module alone in integers. Regained: how much "
+        "of the whole plan's loss goes where all but it are. "
+    )
+    return losses + _of_times(summary)
+
+
+def _of_times(summary: Json) -> str:
     if summary["milliseconds"] is None:
         return (
             f"No milliseconds: {summary['why'] or 'nothing was timed'}. Times of another runtime or processor would not hold."

@@ -27,6 +27,7 @@ from fewbit.request import Planned, SensitivityRequest
 from fewbit.stages.times import context_of, times_here
 from fewbit.target import absent
 from fewbit.target.allowed import matches
+from fewbit.task import task_of
 from fewbit.typed import typed
 from fewbit.verify.times import NOISE, Times
 
@@ -145,6 +146,7 @@ def measured(
         "command": request.command,
         "images": {"calibration": len(calibration), "measured": sum(map(count, batches))},
         "loss": whole,
+        "distance": task_of(graph).distance,
         "by": LIGHTER if times is None else FASTER,
         "why": absent(request.hardware),
         "milliseconds": None if times is None else {"float": times.float_ms, "integers": times(())},

@@ -22,6 +22,7 @@ class Classify(Task):
     index: int
     classes: int
     name: ClassVar[str] = "classify"
+    distance: ClassVar[str] = "KL divergence, nats"
 
     @staticmethod
     def of(model: Signature, variant: str = "") -> Classify:

@@ -33,6 +33,7 @@ class Depth(Task):
     index: int
     relative: bool = False
     name: ClassVar[str] = "depth"
+    distance: ClassVar[str] = "relative error"
     classes = None
 
     @property

@@ -40,6 +40,7 @@ class Detect(Task):
     decoder: Decoder
     names: tuple[str, ...] = ()
     name: ClassVar[str] = "detect"
+    distance: ClassVar[str] = "KL divergence of scores and distance of corners"
     classes = None
 
     @property

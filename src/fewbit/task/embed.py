@@ -24,6 +24,7 @@ class Embed(Task):
 
     index: int
     name: ClassVar[str] = "embed"
+    distance: ClassVar[str] = "1 minus cosine similarity"
     classes = None
 
     @staticmethod

@@ -26,6 +26,7 @@ class Restore(Task):
 
     index: int
     name: ClassVar[str] = "restore"
+    distance: ClassVar[str] = "squared error by variance"
     classes = None
 
     @staticmethod

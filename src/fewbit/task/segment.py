@@ -36,6 +36,7 @@ class Segment(Task):
     probability: bool = False
     names: tuple[str, ...] = ()
     name: ClassVar[str] = "segment"
+    distance: ClassVar[str] = "KL divergence by pixel, nats"
     classes = None
 
     @property

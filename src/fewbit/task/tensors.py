@@ -19,6 +19,7 @@ class Tensors(Task):
 
     is_real: tuple[bool, ...]
     name: ClassVar[str] = "tensors"
+    distance: ClassVar[str] = "squared error by variance"
     classes = None
 
     @staticmethod

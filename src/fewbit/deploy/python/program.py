@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     files = [Path(word) for word in words if "=" not in word and word != "--pixels"]
-    if not files:
+    if not files or {"-h", "--help"}.intersection(words):
         print("python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]", file=sys.stderr)
         return 2
     model = Model()
