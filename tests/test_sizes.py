@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from bench.ablations import ABLATIONS
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -21,14 +24,16 @@ from fewbit.errors import BadModel
 from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
+from fewbit.request import Request
 from fewbit.stages import prove
-from fewbit.stages.load import EXPORTED, described, reopened
+from fewbit.stages.load import EXPORTED, Inputs, described, load, reopened
 from fewbit.target import load_target
 from fewbit.verify import compare, twin_checks
 from onnx_reader.test_microsoft import drawn
 
 WAYS = ("as written", "onnxruntime, codes shown", "onnxruntime, as it ships")
-SIZE, OTHER = (3, 16, 24), (3, 48, 88)  # 17 x 27 is no size that the net takes
+SIZE = (3, 16, 24)
+OTHERS = ((3, 20, 20), (3, 24, 48), (3, 32, 16), (3, 48, 88))  # 17 x 27 is no size that the net takes, nor 14 x 26
 
 
 def segmenter(folder: Path) -> Path:
@@ -93,7 +98,7 @@ def plan(graph: Graph, folder: Path, ort_target: str) -> Plan:
 
 def compared(graph: Graph, plan: Plan, path: Path) -> Checks:
     sample = torch.from_numpy(drawn(2, *SIZE))
-    return compare(graph, plan, path, sample.split(1), others=prove.at_another_size(graph, sample))
+    return compare(graph, plan, path, sample.split(1), others=prove.at_other_sizes(graph, sample))
 
 
 def ports(path: Path) -> list[tuple[str, str, list[object]]]:
@@ -115,15 +120,16 @@ def test_the_float_file_gives_what_the_file_that_went_in_gives_at_any_size(
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_codes_and_outputs_are_compared_at_another_size(loaded: Loaded, graph: Graph, plan: Plan, folder: Path) -> None:
+def test_codes_and_outputs_are_compared_at_other_sizes(loaded: Loaded, graph: Graph, plan: Plan, folder: Path) -> None:
     (image,) = graph.inputs
-    assert (image.other, image.free) == (OTHER, (1, 2))
+    assert (image.others, image.free) == (OTHERS, (1, 2))
     checks = compared(graph, plan, folder / "model.onnx")
     assert (checks.wrong, checks.wrong_outputs) == ((), ())
-    assert [check.place for check in checks.outputs].count("as written, 48 x 88") == 2
+    places = [check.place for check in checks.outputs]
+    assert [places.count(f"as written, {high} x {wide}") for _, high, wide in OTHERS] == [2] * 4
     stem = next(check for check in checks.off if check.site == "stem:input")
-    assert stem.compared == 2 * 3 * 16 * 24 + 3 * 48 * 88
-    (where,), (batches,) = zip(*prove.at_another_size(graph, torch.from_numpy(drawn(2, *SIZE))).items(), strict=True)
+    assert stem.compared == 2 * 3 * 16 * 24 + sum(math.prod(other) for other in OTHERS)
+    *_, (where, batches) = prove.at_other_sizes(graph, torch.from_numpy(drawn(2, *SIZE))).items()
     outputs = twin_checks(loaded.program, graph.inputs, folder / "float.onnx", "onnxruntime", batches, where)
     assert [(check.place, check.wrong) for check in outputs] == [("float.onnx in onnxruntime, 48 x 88", False)] * 2
 
@@ -136,9 +142,7 @@ def test_a_file_that_is_wrong_at_another_size_alone_is_found(graph: Graph, plan:
             node.input[-1] = "fixed"
     onnx.save(model, folder / "fixed.onnx")
     wrong = {(check.place, check.output) for check in compared(graph, plan, folder / "fixed.onnx").wrong_outputs}
-    assert wrong == {
-        (f"{way}, 48 x 88", "mask") for way in ("as written", "onnxruntime, codes shown", "onnxruntime, as it ships")
-    }
+    assert wrong == {(f"{way}, {high} x {wide}", "mask") for way in WAYS for _, high, wide in OTHERS}
 
 
 def test_a_run_is_opened_with_its_sizes(loaded: Loaded, tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_a_run_is_opened_with_its_sizes(loaded: Loaded, tmp_path: Path) -> None:
         "ports": [[port.name, port.type, list(port.dims)] for port in loaded.ports],
     }  # fmt: skip
     graph, _ = reopened(tmp_path, record)
-    assert [(one.shape, one.other) for one in graph.inputs] == [(SIZE, OTHER)]
+    assert [(one.shape, one.others) for one in graph.inputs] == [(SIZE, OTHERS)]
 
 
 class Wide(nn.Module):
@@ -179,7 +183,9 @@ class Remainder(nn.Module):
 def test_a_module_has_any_size_where_it_is_asked_for(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     loaded = load_model(net, overrides={"input_size": SIZE}, dynamic_size=True)
-    assert loaded.notes[0].endswith("any height and width, and 16 x 24 and 17 x 27 are compared.")
+    assert loaded.notes[0].endswith(
+        "any height and width: 16 x 24, 17 x 27, 14 x 26, 20 x 20, 24 x 48, 32 x 16, 48 x 88 are compared."
+    )
     float_onnx(capture(loaded), tmp_path / "float.onnx", opset=20)
     assert ports(tmp_path / "float.onnx")[0][2] == ["batch", 3, "height", "width"]
     images = drawn(2, 3, 31, 9)
@@ -189,12 +195,86 @@ def test_a_module_has_any_size_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_module_has_those_sizes_free_that_it_can() -> None:
     (image,) = load_model(Wide().eval(), overrides={"input_size": SIZE}, dynamic_size=True).inputs
-    assert (image.free, image.other) == ((2,), (3, 16, 27))
+    assert (image.free, image.others[:2]) == ((2,), ((3, 16, 27), (3, 16, 26)))
 
 
 def test_a_size_that_is_written_in_the_model_is_refused() -> None:
     with pytest.raises(BadModel, match=r"^Remainder takes images of 16 x 24 alone: others .* Leave --dynamic-size out\.$"):
         load_model(Remainder().eval(), overrides={"input_size": SIZE}, dynamic_size=True)
+
+
+class Pooled(nn.Module):
+    """A pooling behind a stride of 2: adaptive to 3 x 3, or with sizes rounded up, whose numbers torch.onnx writes."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.stem, self.kind = nn.Conv2d(3, 4, 3, 2, 1), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return F.adaptive_avg_pool2d(y, 3) if self.kind == "adaptive" else F.avg_pool2d(y, 2, ceil_mode=True)
+
+
+def asked(model: Any, size: int, **options: Any) -> Inputs:
+    return load(Request(model=model, images=list(torch.rand(4, 3, size, size)), input_size=(3, size, size), **options))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("adaptive", 18), ("adaptive", 24), ("rounded up", 24)])
+def test_sizes_are_refused_where_torch_onnx_writes_the_windows_of_one(kind: str, size: int) -> None:
+    with pytest.raises(
+        BadModel, match=rf"^Pooled takes images of {size} x {size} alone: others .* Leave --dynamic-size out\.$"
+    ):
+        asked(Pooled(kind).eval(), size, dynamic_size=True)
+
+
+def with_windows(folder: Path, op: str, **options: Any) -> Path:
+    """An ONNX file for any size: a convolution with a stride of 2, and behind it one or a pooling with these options."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "stem", strides=[2, 2], pads=[1] * 4),
+        helper.make_node(op, ["a", "v"] if op == "Conv" else ["a"], ["y"], "window", **options),
+    ]
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, f"{n}h", f"{n}w"]) for n, c in (("x", 3), ("y", 4))]
+    stored = [numpy_helper.from_array(drawn(*shape), name) for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4, 3, 3)))]
+    graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), folder / "windows.onnx")
+    return folder / "windows.onnx"
+
+
+@pytest.mark.parametrize("size", [26, 29])
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        ("MaxPool", {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 3], "strides": [2, 2]}),
+        ("AveragePool", {"ceil_mode": 1, "kernel_shape": [3, 3], "strides": [2, 2]}),
+    ],
+)  # fmt: skip
+def test_a_file_of_any_size_is_right_at_the_sizes_that_are_left_free_or_keeps_the_one(
+    tmp_path: Path, op: str, options: dict[str, Any], size: int
+) -> None:
+    given = with_windows(tmp_path, op, **options)
+    loaded = asked(str(given), size).loaded
+    float_onnx(capture(loaded), tmp_path / "float.onnx", opset=20)
+    sizes = [(size, size)]
+    if loaded.inputs[0].free:
+        sizes += [(40, 56), (36, 37), (23, 28)]
+    else:
+        assert f"the files that come out take {size} x {size} alone" in loaded.notes[-1]
+        assert ports(tmp_path / "float.onnx")[0][2] == ["N", 3, size, size]
+    for high, wide in sizes:
+        images = {"x": drawn(2, 3, high, wide)}
+        want, got = (onnxruntime.InferenceSession(path).run(None, images)[0] for path in (given, tmp_path / "float.onnx"))
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_whose_sizes_were_not_looked_at_is_opened_with_the_one_that_it_was_made_for() -> None:
+    free = {0: Dim("batch"), 2: Dim("h", min=8), 3: Dim("w", min=8)}
+    program = torch.export.export(Pooled("adaptive").eval(), (torch.zeros(2, 3, 18, 18),), dynamic_shapes=(free,))
+    loaded = asked(program, 24).loaded
+    assert (loaded.inputs[0].shape, loaded.inputs[0].others) == ((3, 24, 24), ())
+    assert loaded.notes[-1].endswith(
+        "the files that come out take 24 x 24 alone: others cannot be exported, or give other numbers."
+    )
 
 
 def test_a_program_of_any_size_is_told_one() -> None:
@@ -203,7 +283,7 @@ def test_a_program_of_any_size_is_told_one() -> None:
     with pytest.raises(BadModel, match=r"was exported for any height and width\. Say one size: --input-size"):
         load_model(program)
     (image,) = load_model(program, overrides={"input_size": (3, 12, 12)}).inputs
-    assert (image.shape, image.other) == ((3, 12, 12), (3, 13, 15))
+    assert (image.shape, image.others[:2]) == ((3, 12, 12), ((3, 13, 15), (3, 10, 14)))
 
 
 def resizing(mode: str, where: str, rounding: str, given: str) -> onnx.ModelProto:

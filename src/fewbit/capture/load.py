@@ -46,7 +46,7 @@ from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
-from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_another_size
+from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
 from fewbit.core.inputs import flat, shape_of
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Input, Output, Port, Tail
@@ -100,15 +100,16 @@ def load_model(
     requantize: bool = False,
     given: Given = ALONE,
     dynamic_size: bool = False,
+    one_size: bool = False,
 ) -> Loaded:
     """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
 
     `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...); `requantize`
     takes the quantization out of an ONNX file; `given` are the inputs beside the image. With `dynamic_size` images may have any
-    height and width; BadModel says where they may not.
+    height and width; BadModel says where they may not. With `one_size` they have the given one, whatever the model takes.
     """
-    loaded = _loaded(ref, weights, overrides, requantize, given, (1, 2) if dynamic_size else ())
-    if dynamic_size and all(one.other is None for one in loaded.inputs):
+    loaded = _loaded(ref, weights, overrides, requantize, given, (1, 2) if dynamic_size else (), one_size)
+    if dynamic_size and not any(one.others for one in loaded.inputs):
         size = " x ".join(map(str, shape_of(loaded.inputs)[1:]))
         raise BadModel(f"{loaded.ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
     return loaded
@@ -116,11 +117,13 @@ def load_model(
 
 def _loaded(
     ref: str | nn.Module | ExportedProgram, weights: Path | None, overrides: Mapping[str, Any] | None, requantize: bool,
-    given: Given, free: tuple[int, ...],
+    given: Given, free: tuple[int, ...], one_size: bool,
 ) -> Loaded:  # fmt: skip
-    """`free`: the sizes that are to stay free where the model is a module."""
+    """`free`: the sizes that are to stay free where the model is a module; with `one_size` no file's and no program's do."""
+    if one_size:
+        free = ()
     if isinstance(ref, ExportedProgram):
-        return _from_program(ref, "exported program", overrides, given)
+        return _from_program(ref, "exported program", overrides, given, one_size)
     if isinstance(ref, nn.Module):
         net = unwrapped(ref)
         return _from_module(net, type(net).__name__, overrides, given, free=free)
@@ -131,9 +134,9 @@ def _loaded(
     if ref in DEMOS:
         return _from_file(DEMOS[ref].spec, overrides, given, ref=ref, free=free)
     if ref.endswith(".pt2"):
-        return _from_pt2(Path(ref), overrides, given)
+        return _from_pt2(Path(ref), overrides, given, one_size)
     if ref.endswith(".onnx"):
-        return _from_onnx(Path(ref), overrides, given, requantize)
+        return _from_onnx(Path(ref), overrides, given, requantize, one_size)
     if re.search(r"\.py(:[^:]*)?$", ref):
         return _from_file(ref, overrides, given, ref=ref, free=free)
     if ref.startswith("hf:"):
@@ -197,7 +200,9 @@ def _numbers(module: nn.Module) -> Iterator[Tensor]:
             yield tensor
 
 
-def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
+def _from_program(
+    program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None, given: Given, one_size: bool
+) -> Loaded:  # fmt: skip
     values = input_values(program)
     if other := [name for name, value in values.items() if not isinstance(value, Tensor)]:
         raise BadModel(f"{ref} takes {', '.join(other)}, which is no tensor; export it with a fixed number there.")
@@ -212,8 +217,8 @@ def _from_program(program: ExportedProgram, ref: str, overrides: Mapping[str, An
         raise BadModel(f"{ref} was exported in {' and '.join(sorted(kinds))}; export it in float32: model.float().")
     shape, free = size_of(image, (overrides or {}).get("input_size"), ref), free_sizes(image)
     inputs = tuple(replace(one, shape=shape) if one.value is None else one for one in inputs)
-    if free:
-        inputs = with_another_size(by_guards(program, inputs), program, inputs) or inputs
+    if free and not one_size:
+        inputs = with_other_sizes(by_guards(program, inputs), program, inputs) or inputs
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program)
     record = {**(overrides or {}), "input_size": shape}
@@ -262,21 +267,23 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
             )
 
 
-def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given) -> Loaded:
+def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given, one_size: bool) -> Loaded:
     if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
     sidecar = path.with_suffix(".json")
     fields = beside(sidecar)
     size = fields.pop("input_size", None)
-    loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given)
+    loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given, one_size)
     if size not in (None, loaded.input_shape):
         raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
     checked({**fields, "input_size": loaded.input_shape}, str(sidecar))
     return loaded
 
 
-def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool) -> Loaded:
+def _from_onnx(
+    path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool, one_size: bool
+) -> Loaded:  # fmt: skip
     file = read_onnx(path, {*given.constants, *flat(given.each)}, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
@@ -290,7 +297,10 @@ def _from_onnx(path: Path, overrides: Mapping[str, Any] | None, given: Given, re
     any_batch, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if any_batch else (file.batch,)
     record, notes = _entry(file, size), (*file.notes, *notes)
-    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, file.free)
+    if one_size:
+        notes = (*notes, *about_sizes(str(path), inputs, file.free))
+    free = () if one_size else file.free
+    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, free)
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
 
 

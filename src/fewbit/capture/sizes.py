@@ -1,4 +1,4 @@
-"""Images of other sizes: a program that leaves height and width free, and a size that it was looked at with."""
+"""Images of other sizes: a program that leaves height and width free, and the sizes that it was looked at with."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ from fewbit.core.values import Input
 from fewbit.errors import BadModel
 
 OTHERS = "cannot be exported, or give other numbers"
+# What is added to height and width: 1, 2, 4, 8, 16 and 32, as behind strides of 1, 2, 4, ... padding and windows depend on the
+# remainder, which such a step changes whatever the window is. Some are smaller, none keeps the sides' proportion.
+STEPS = ((1, 3), (-2, 2), (4, -4), (8, 24), (-16, 16), (16, -8), (32, 64), (-32, 32))
+LAST = ((14, 28),)  # and twice the sides
 Called = Callable[[Tensor], Any]  # what a model gives for images
 
 
@@ -61,16 +65,18 @@ def _with_free_sizes(
         return None
     called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
     with evaluating(called):
-        looked = with_another_size(lambda images: called.result(tensors_of(inputs, images)), program, inputs)
+        looked = with_other_sizes(lambda images: called.result(tensors_of(inputs, images)), program, inputs)
     return None if looked is None else (program, looked)
 
 
-def with_another_size(model: Called, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[Input, ...] | None:
-    """The inputs, the image with another size for which the model runs; None where there is none, or where the program gives
+def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[Input, ...] | None:
+    """The inputs, the image with the other sizes for which the model runs; None where there is none, or where the program gives
     something else than the model for one of those that are tried.
     """
     run, found = graph_module(program), list[tuple[int, ...]]()
-    for other in _others(shape_of(inputs), free_sizes(_image(program, inputs))):
+    for other, last in _others(shape_of(inputs), free_sizes(_image(program, inputs))):
+        if last and found:
+            break
         images = noise_of(batch_of(program) or 1, other)
         with torch.no_grad():
             try:
@@ -85,7 +91,7 @@ def with_another_size(model: Called, program: ExportedProgram, inputs: Sequence[
         if not all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
             return None
         found.append(other)
-    return tuple(replace(one, other=found[0]) if one.value is None else one for one in inputs) if found else None
+    return tuple(replace(one, others=tuple(found)) if one.value is None else one for one in inputs) if found else None
 
 
 def _image(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
@@ -116,19 +122,20 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
         return ()
     image = next(one for one in inputs if one.value is None)
     takes, size = f"{ref} takes images of any {named_places(free)}", " x ".join(map(str, image.shape[1:]))
-    if image.other is None:
+    if not image.others:
         return (f"{takes}; the files that come out take {size} alone: others {OTHERS}.",)
-    other = " x ".join(map(str, image.other[1:]))
-    return (f"{takes}; so do the files that come out, any {named_places(image.free)}, and {size} and {other} are compared.",)
+    compared = ", ".join(" x ".join(map(str, other[1:])) for other in image.others)
+    return (f"{takes}; so do the files that come out, any {named_places(image.free)}: {size}, {compared} are compared.",)
 
 
-def _others(shape: tuple[int, ...], free: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Sizes to try: odd ones, as padding and windows depend on the remainder, then some that divide as the given one does."""
+def _others(shape: tuple[int, ...], free: Sequence[int]) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Sizes to try, and whether each is one of the `LAST`, which are for models that take no size before them."""
     high, wide = shape[1:]
-    for sides in ((high + 1, wide + 3), (high + 32, wide + 64), (2 * high, 2 * wide)):
-        other = tuple(n if i in free else shape[i] for i, n in enumerate((shape[0], *sides)))
-        if other != shape:
-            yield other
+    steps = [(pair, False) for pair in STEPS] + [(pair, True) for pair in (*LAST, (high, wide))]
+    for (higher, wider), last in steps:
+        other = tuple(n if i in free else shape[i] for i, n in enumerate((shape[0], high + higher, wide + wider)))
+        if other != shape and min(other) > 0:
+            yield other, last
 
 
 def by_guards(program: ExportedProgram, inputs: Sequence[Input]) -> Called:

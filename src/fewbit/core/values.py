@@ -74,8 +74,8 @@ class FloatProduct:
 class Input:
     """A tensor that a model takes: its name in the file, its shape for one image (without the batch where it `has_batch`) and
     its type. Of the images `value` is None; of any other input it is the constant (with a batch of 1 where it has one), or,
-    where a value comes with `each` image, an example. `other` is set where images may have other sizes than `shape`: one more
-    with which the model was looked at, another in every size that is free.
+    where a value comes with `each` image, an example. `others` are there where images may have other sizes than `shape`: those
+    at which the files are compared, each another in every size that is free.
     """
 
     name: str
@@ -84,12 +84,12 @@ class Input:
     has_batch: bool = True
     value: Tensor | None = None
     each: bool = False
-    other: tuple[int, ...] | None = None
+    others: tuple[tuple[int, ...], ...] = ()
 
     @property
     def free(self) -> tuple[int, ...]:
         """The places of `shape` where other sizes are possible."""
-        return tuple(i for i, n in enumerate(self.other or ()) if n != self.shape[i])
+        return tuple(i for i, n in enumerate(self.others[0] if self.others else ()) if n != self.shape[i])
 
     def __str__(self) -> str:
         sizes = ["batch"] * self.has_batch + ["?" if n < 0 else str(n) for n in self.shape]

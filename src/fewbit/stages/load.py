@@ -43,6 +43,7 @@ from fewbit.progress import Progress
 from fewbit.request import Options
 from fewbit.stages import meaning
 from fewbit.stages.limit import refuse as refuse_limit
+from fewbit.stages.sizes import holds_at_other_sizes
 from fewbit.stages.tail import fitted, read_tail, write_tail
 
 EXPORTED = "exported.pt2"
@@ -104,8 +105,8 @@ def described(one: Input) -> dict[str, Any]:
     kind = "image" if one.value is None else "each image" if one.each else "constant"
     record = {"name": one.name, "shape": list(one.shape), "batch": one.has_batch, "kind": kind}
     digest = {"sha256": hashlib.sha256(one.value.numpy().tobytes()).hexdigest()} if kind == "constant" else {}  # type: ignore[union-attr]
-    other = {} if one.other is None else {"other": list(one.other)}  # where sizes are free
-    return {**record, "type": str(one.dtype).removeprefix("torch."), **digest, **other}
+    others = {"others": [list(other) for other in one.others]} if one.others else {}  # where sizes are free
+    return {**record, "type": str(one.dtype).removeprefix("torch."), **digest, **others}
 
 
 def load(asked: Options) -> Inputs:
@@ -116,10 +117,13 @@ def load(asked: Options) -> Inputs:
         glance(one, skip_bad=asked.skip_bad)
     each, source = ({}, source) if asked.synthetic[0] else examples(source)
     given = Given(asked.inputs, each)
-    loaded = load_model(
-        asked.model, weights=asked.weights, overrides=overrides, requantize=asked.requantize, given=given,
-        dynamic_size=asked.dynamic_size,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "weights": asked.weights, "overrides": overrides, "requantize": asked.requantize, "given": given,
+        "dynamic_size": asked.dynamic_size,
+    }  # fmt: skip
+    loaded = load_model(asked.model, **options)
+    if not holds_at_other_sizes(loaded, asked.hardware.file_format):
+        loaded = load_model(asked.model, one_size=True, **options)
     loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
     names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
     classes = names or loaded.classes or None
@@ -300,13 +304,13 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
         given = Given({n: v for n, v in values.items() if n not in each}, {n: values[n][0] for n in each})
         ports = tuple(Port(str(name), int(kind), tuple(dims)) for name, kind, dims in record["ports"])
         batch = record["batch"]
-        other = {one["name"]: tuple(one["other"]) for one in record["inputs"] if "other" in one}
-        size = {"input_size": tuple(record["preprocess"]["size"])} if other else {}
+        others = {one["name"]: tuple(map(tuple, one["others"])) for one in record["inputs"] if "others" in one}
+        size = {"input_size": tuple(record["preprocess"]["size"])}
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
-    loaded = load_model(str(folder / EXPORTED), given=given, overrides=size)
+    loaded = load_model(str(folder / EXPORTED), given=given, overrides=size, one_size=True)
     loaded = replace(loaded, program=mapped(loaded.program, folder / EXPORTED))
-    inputs = tuple(replace(one, other=other.get(one.name)) for one in loaded.inputs)
+    inputs = tuple(replace(one, others=others.get(one.name, ())) for one in loaded.inputs)
     loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs, tail=read_tail(folder))
     return replace(graph_of(loaded), task=meaning.reopened(record, loaded)), loaded.program
 

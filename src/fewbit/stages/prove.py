@@ -102,17 +102,16 @@ def sample_of(graph: Graph, images: Images) -> Batch:
     return pytree.tree_map(lambda x: x.half().float() if x.is_floating_point() else x, sample)  # type: ignore[no-any-return]
 
 
-def at_another_size(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
-    """A few images of another size, where a model takes any, by what is said of them; their numbers are some of the sample's,
-    so that a file that takes pixels or float16 can hold them.
+def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
+    """An image of each other size, where a model takes any, by what is said of it; their numbers are some of the sample's, so
+    that a file that takes pixels or float16 can hold them.
     """
-    image = next(one for one in graph.inputs if one.value is None)
-    if image.other is None:
-        return {}
-    few = rows(sample, slice(graph.in_a_file(2)))
-    images = interpolate(images_of(few), image.other[1:], mode="nearest")
-    where = f", {image.other[1]} x {image.other[2]}"
-    return {where: [(images, *few[1:]) if isinstance(few, tuple) else images]}
+    image, few = next(one for one in graph.inputs if one.value is None), rows(sample, slice(graph.in_a_file(1)))
+    groups = dict[str, list[Batch]]()
+    for _, *sides in image.others:
+        images = interpolate(images_of(few), tuple(sides), mode="nearest")
+        groups[", {} x {}".format(*sides)] = [(images, *few[1:]) if isinstance(few, tuple) else images]
+    return groups
 
 
 def type_of(graph: Graph) -> str:
@@ -126,7 +125,7 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    groups = {"": parts(sample, exact.in_a_file(4)), **at_another_size(exact, sample)}
+    groups = {"": parts(sample, exact.in_a_file(4)), **at_other_sizes(exact, sample)}
 
     def checked_in(name: str) -> tuple[OutputCheck, ...]:
         sizes = (proofs.twin_checks(given, exact.inputs, twin, name, batches, where) for where, batches in groups.items())
@@ -202,7 +201,7 @@ def verify(
     try:
         checks = proofs.compare(
             graph, plan, model, batches, runtime=place,
-            others=at_another_size(graph, sample), progress=lambda text: progress.advance(1, text),
+            others=at_other_sizes(graph, sample), progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
         behind = proofs.tail_checks(graph, model, place, batches)
     except (LookupError, RuntimeError, ValueError) as error:
