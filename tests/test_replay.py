@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.nn import functional as F
 
+from fewbit.capture import capture, load_model
 from fewbit.errors import BadImages
 from fewbit.execute.samples import OpSample, op_samples
 
@@ -59,6 +61,30 @@ def test_stride_padding_and_dilation_of_a_convolution_are_kept(capture_net):
     net = capture_net(Strided())
     patches = F.unfold(net.images, (3, 2), dilation=(1, 2), padding=(1, 2), stride=(2, 1)).transpose(1, 2)
     assert torch.equal(everything(net)["conv"].rows, patches)
+
+
+class Growing(nn.Module):
+    """Two convolutions whose zeros grow with the image: an operator of its own before one, the other's own argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x):
+        high, wide = x.shape[2:]
+        own = F.conv2d(x, self.weight, None, 1, [high // 8, wide // 6])
+        return self.a(F.pad(x, (wide // 4, wide // 6, high // 8, high // 4))).mean((2, 3)) + own.mean((2, 3))
+
+
+def test_zeros_that_are_computed_from_the_size_of_the_image_are_in_the_patches():
+    torch.manual_seed(0)
+    free, images = {0: Dim("batch"), 2: Dim("h", min=8, max=64), 3: Dim("w", min=8, max=64)}, torch.randn(6, 3, 16, 12)
+    program = torch.export.export(Growing().eval(), (torch.zeros(2, 3, 16, 12),), dynamic_shapes=(free,))
+    graph = capture(load_model(program, overrides={"input_size": (3, 16, 12)}, one_size=True))
+    found = op_samples(graph, images.split(4), [op.name for op in graph.ops], 10_000)
+    (one, two) = (sample.rows for sample in found.values())
+    assert torch.equal(one, F.unfold(images, 3, padding=2).transpose(1, 2))
+    assert torch.equal(two, F.unfold(F.pad(images, (3, 2, 2, 4)), 3).transpose(1, 2))
 
 
 @pytest.mark.parametrize("net", ["vit", "conv_net"])

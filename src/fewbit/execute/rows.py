@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fewbit.capture.canonicalize import LINEAR
 from fewbit.capture.fx import argument, aten, constant, is_call
@@ -49,7 +51,7 @@ def row_key(graph: Graph, op: Op, nodes: Mapping[str, Node]) -> tuple[Any, ...] 
         return None
     kernel = tuple(constant(graph.module, cast(Node, node.args[1])).shape[2:])
     geometry = (argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1))
-    return (source, kernel, *(_pair(v) for v in geometry))
+    return (source, kernel, *(_pair(map_arg(v, partial(_number, images=1))) for v in geometry))
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -86,9 +88,18 @@ def places_of(count: int, tokens: int, image: int, seed: int) -> Tensor:
 
 
 def applied(node: Node, value: Any, images: int) -> Any:
-    """One node of a path, with the number of images in place of what its shapes are computed from, or of a batch in them."""
-    arguments = cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args[1:], lambda _: images))
+    """One node of a path for this number of images: what its shapes are computed from, or a batch in them, is theirs."""
+    arguments = cast("tuple[Any, ...]", map_arg(node.args[1:], partial(_number, images=images)))
     sizes = node.args[1] if is_call(node, aten.view.default, aten.reshape.default) else ()
     if isinstance(sizes, list | tuple) and sizes and isinstance(sizes[0], int) and sizes[0] > 0:
         arguments = ([shape_for_one(node)[0] * images, *arguments[0][1:]],)
     return cast(Any, node.target)(value, *arguments, **dict(node.kwargs))
+
+
+def _number(node: Node, images: int) -> Any:
+    """What a node that computes with sizes gives for this number of images of the size that the graph was looked at with."""
+    if is_call(node, aten.sym_size.int):
+        source, axis = cast("tuple[Node, int]", node.args)
+        size = shape_for_one(source)[axis]
+        return size * images if axis == 0 else size
+    return cast(Any, node.target)(*map_arg(node.args, partial(_number, images=images)), **dict(node.kwargs))
