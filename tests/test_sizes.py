@@ -231,10 +231,11 @@ def with_windows(folder: Path, op: str, **options: Any) -> Path:
     """An ONNX file for any size: a convolution with a stride of 2, and behind it one or a pooling with these options."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "stem", strides=[2, 2], pads=[1] * 4),
-        helper.make_node(op, ["a", "v"] if op == "Conv" else ["a"], ["y"], "window", **options),
+        helper.make_node(op, ["a", *{"Conv": ["v"], "Pad": ["ends"]}.get(op, [])], ["y"], "window", **options),
     ]
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, f"{n}h", f"{n}w"]) for n, c in (("x", 3), ("y", 4))]
     stored = [numpy_helper.from_array(drawn(*shape), name) for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4, 3, 3)))]
+    stored += [numpy_helper.from_array(np.int64([0, 0, 1, 2, 0, 0, 2, -1]), "ends")]
     graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), folder / "windows.onnx")
     return folder / "windows.onnx"
@@ -263,6 +264,18 @@ def test_a_file_of_any_size_is_right_at_the_sizes_that_are_left_free_or_keeps_th
         assert ports(tmp_path / "float.onnx")[0][2] == ["N", 3, size, size]
     for high, wide in sizes:
         images = {"x": drawn(2, 3, high, wide)}
+        want, got = (onnxruntime.InferenceSession(path).run(None, images)[0] for path in (given, tmp_path / "float.onnx"))
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+def test_a_file_that_pads_with_the_image_takes_any_batch_and_size(tmp_path: Path, mode: str) -> None:
+    given = with_windows(tmp_path, "Pad", mode=mode)
+    loaded = asked(str(given), 16).loaded
+    assert (loaded.batch, loaded.inputs[0].free, len(loaded.notes)) == (None, (1, 2), 1)
+    float_onnx(capture(loaded), tmp_path / "float.onnx", opset=20)
+    for shape in ((1, 3, 16, 16), (5, 3, 31, 18)):
+        images = {"x": drawn(*shape)}
         want, got = (onnxruntime.InferenceSession(path).run(None, images)[0] for path in (given, tmp_path / "float.onnx"))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 

@@ -191,13 +191,15 @@ def pad(node: Node, x: Value, pads: Value = None, value: Value = None, axes: Val
 
 
 def _pad_by_index(x: Tensor, axis: int, low: int, high: int, mode: str) -> Tensor:
+    if not low and not high:
+        return x
     n = x.shape[axis]
-    places = range(-low, n + high)
     if low < 0 or high < 0:
         x = x.narrow(axis, max(-low, 0), n + min(low, 0) + min(high, 0))
         return _pad_by_index(x, axis, max(low, 0), max(high, 0), mode)
-    if not low and not high:
-        return x
+    if not isinstance(n, int) and x.ndim == 4 and axis > 1:  # of any size, for which there are no numbers
+        return F.pad(x, (low, high, 0, 0) if axis == 3 else (0, 0, low, high), mode)
+    places = range(-low, n + high)
     if mode == "replicate":
         rows = [min(max(i, 0), n - 1) for i in places]
     elif mode == "circular":
