@@ -346,6 +346,13 @@ def test_scales_that_follow_each_other_are_all_folded():
     assert found["add"] == 1
 
 
+def test_a_product_of_a_constant_and_turned_rows_is_what_it_was():
+    """Its channels are the rows of the constant: an ONNX Gemm with transA, and the Transpose behind it."""
+    left, shift = torch.randn(3, 5), torch.randn(5, 1)
+    net = Net(lambda net, x: (F.linear(net.left.t(), x.mean((2, 3))) + net.shift).t(), left=left, shift=shift)
+    same(net)
+
+
 def test_folding_leaves_the_tensors_of_the_module_alone():
     net = Net(lambda net, x: net.bn(net.conv(x)), conv=nn.Conv2d(3, 6, 3), bn=nn.BatchNorm2d(6))
     before = {k: v.clone() for k, v in randomize(net, SIZE).state_dict().items()}

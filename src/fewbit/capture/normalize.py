@@ -264,14 +264,16 @@ def _product_before(module: GraphModule, x: Node, *, channels: int, axis: int | 
 
 
 def _axis_behind(view: Node, behind: Node, axis: int) -> int | None:
-    """Which dimension of `behind` is dimension `axis` of a view of it; None where it was cut or merged."""
+    """Which dimension of `behind` is dimension `axis` of a view; None where it was cut or merged, or its shape is unknown."""
     after, before = shape_of(view), shape_of(behind)
-    if is_call(view, *TURNS):
-        order = list(range(len(before)))
+    if not after:
+        return None
+    if is_call(view, *TURNS):  # which keep the number of dimensions, also of what a rewrite left no shape
+        order = list(range(len(after)))
         if is_call(view, aten.permute.default):
-            order = [d % len(before) for d in cast("list[int]", view.args[1])]
+            order = [d % len(after) for d in cast("list[int]", view.args[1])]
         else:
-            a, b = (cast(int, d) % len(before) for d in view.args[1:3])
+            a, b = (cast(int, d) % len(after) for d in view.args[1:3])
             order[a], order[b] = order[b], order[a]
         return order[axis]
     for place in range(len(before)):  # the same size, and as many elements between two steps along it
