@@ -10,12 +10,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.capture import capture, load_model
+from fewbit.capture.export import graph_module
 from fewbit.errors import BadFile, BadModel, FewbitError
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx
+from fewbit.request import Request
+from fewbit.stages.load import load
 from onnx_reader.test_microsoft import drawn
 
 SIZE = (3, 8, 8)
@@ -115,6 +119,27 @@ def test_a_free_size_is_given_and_a_fixed_one_is_not(tmp_path: Path) -> None:
         load_model(str(path), overrides={"input_size": (3, 16, 16)})
 
 
+@pytest.mark.parametrize(("size", "wanted"), [((8, 8, 3), None), (("H", "W", 3), None), (("H", "W", 3), (3, 8, 9))])
+def test_a_file_whose_channels_seem_to_be_last_is_told_so(
+    tmp_path: Path, size: tuple[object, ...], wanted: tuple[int, ...] | None
+) -> None:
+    """As tf2onnx writes it: read as it says, floats in its order are its images, and pictures are not."""
+    model = net(size=size)
+    model.graph.node[0].input[0] = "turned_image"
+    model.graph.node.insert(0, helper.make_node("Transpose", ["in:put"], ["turned_image"], perm=[0, 3, 1, 2]))
+    path = str(written(model, tmp_path))
+    shape = ", ".join(map(str, size))
+    said = rf"The model takes \({shape}\), so its channels seem to be last; .* --inputs-as-nchw NAME` does, or give floats"
+    pictures = list(np.zeros((4, 9, 9, 3), np.uint8))
+    with pytest.raises(FewbitError, match=said) as refused:
+        load(Request(model=path, images=pictures, **({} if wanted is None else {"input_size": wanted})))
+    assert wanted is None or "give one that fits: --input-size 8,9,3." in str(refused.value)
+    given = drawn(4, 8, 8, 3)
+    read = load(Request(model=path, images=list(given), input_size=(8, 8, 3) if "H" in size else None)).loaded
+    (got,) = pytree.tree_leaves(graph_module(read.program)(torch.from_numpy(given)))
+    np.testing.assert_allclose(got.detach(), of_runtime(Path(path), given), rtol=1e-4, atol=1e-5)
+
+
 def halved(model: onnx.ModelProto) -> None:
     """All real numbers in float16."""
     for one in model.graph.initializer:
@@ -210,6 +235,22 @@ def in_a_circle(model: onnx.ModelProto) -> None:
     model.graph.node[1].input[0] = model.graph.node[-1].output[0]
 
 
+def of_tomorrow(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 99
+
+
+def name_of_two(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = "maps"
+
+
+def name_of_input(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = "in:put"
+
+
+def passed_on(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.input[0])
+
+
 def by_image(model: onnx.ModelProto) -> None:
     """A shape that is computed from the pixels."""
     model.graph.node.extend([
@@ -228,6 +269,13 @@ BAD: dict[str, tuple[Edit, str]] = {
     "custom": (with_node("Magic", "my.own"), r"not taken, in front of its layers: my\.own\.Magic '/first/Magic' \(opset 3\)"),
     "damaged": (misspelt, "reads 'nobody', which nothing before it writes"),
     "circle": (in_a_circle, "reads '926', which nothing before it writes"),
+    "of tomorrow": (of_tomorrow, r"is of opset 99, whose operators nobody here knows; 7 to \d+ are taken\. Export it again"),
+    "name of two": (name_of_two, "two values of .* are called 'maps', and no runtime loads it"),
+    "name of input": (name_of_input, "two values of .* are called 'in:put', and no runtime loads it"),
+    "passed on": (
+        passed_on,
+        r"output 'in:put' of .* is its input, as it comes; .*extract_model.*, 'without\.onnx', \['in:put'\], \['926'\]\)",
+    ),
     "by image": (
         by_image,
         r"node Reshape '/by_image/Reshape' \(opset 17\) cannot be run: its shape is computed from the image",

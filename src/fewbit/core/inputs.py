@@ -17,6 +17,7 @@ Batch = (
     Tensor | tuple[Tensor, ...]
 )  # images (b, c, h, w); or these, and a tensor with a row for each of them of every such input
 
+FEW = (1, 3, 4)  # channels that a picture may have
 PLACES = ("channels", "height", "width")  # of the shape of an image
 ALONE = (Input("images", ()),)  # of a model that takes nothing but images
 
@@ -34,6 +35,19 @@ def shape_of(inputs: Sequence[Input]) -> tuple[int, ...]:
 def named_places(free: Sequence[int]) -> str:
     """Places of the shape of an image in words."""
     return " and ".join(PLACES[i] for i in free)
+
+
+def advice_on_channels(dims: Sequence[int | str | None]) -> str:
+    """What to do where the channels of an image (its dimensions without the batch) seem to stand behind height and width, in a
+    sentence that begins with a space; empty where they do not.
+    """
+    if dims[-1] not in FEW or any(one in FEW for one in dims[:-1]):
+        return ""
+    shape = ", ".join(str(one) for one in dims)
+    return (
+        f" The model takes ({shape}), so its channels seem to be last; here they are first. Export it with channels first, "
+        "as `python -m tf2onnx.convert --inputs-as-nchw NAME` does, or give floats in its own order, in .npy files or arrays."
+    )
 
 
 def count(batch: Batch) -> int:

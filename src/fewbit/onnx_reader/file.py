@@ -39,6 +39,7 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
         raise BadFile(f"{path} holds no graph of nodes; it is empty or no ONNX file. Export it again with torch.onnx.export.")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    refuse_names(model.graph, path)
     put_in_order(model.graph)
     model = change(model, path)
     refuse_codes(model, path)
@@ -60,13 +61,36 @@ def put_in_order(graph: GraphProto) -> None:
     graph.node.extend(nodes)
 
 
+def refuse_names(graph: GraphProto, path: Path) -> None:
+    """Raise BadModel where a name is that of two values, or an output is an input itself."""
+    inputs, stored = [one.name for one in graph.input], {one.name for one in graph.initializer}
+    seen = set[str]()
+    for name in (*inputs, *(stored - {*inputs}), *(name for node in graph.node for name in node.output if name)):
+        if name in seen:
+            raise BadModel(
+                f"two values of {path} are called '{name}', and no runtime loads it; each needs its own name. Export it again."
+            )
+        seen.add(name)
+    if passed := [one.name for one in graph.output if one.name in inputs]:
+        ends = [[one for one in inputs if one not in stored], [one.name for one in graph.output if one.name not in passed]]
+        raise BadModel(
+            f"output '{passed[0]}' of {path} is its input, as it comes; an output has to be computed. Leave it out: "
+            f"onnx.utils.extract_model({str(path)!r}, 'without.onnx', {ends[0]}, {ends[1]})."
+        )
+
+
 def opsets(model: ModelProto) -> dict[str, int]:
     return {"" if one.domain in STANDARD_NAMES else one.domain: one.version for one in model.opset_import}
 
 
 def lifted(model: ModelProto, path: Path) -> ModelProto:
     """The model in an opset whose operators are taken."""
-    version = opsets(model).get("", 0)
+    version, newest = opsets(model).get("", 0), onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise BadModel(
+            f"{path} is of opset {version}, whose operators nobody here knows; {OLDEST} to {newest} are taken. Export it again "
+            "with such an opset: torch.onnx.export(..., opset_version=18)."
+        )
     if version >= OLDEST or not version:
         return model
     try:

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from fewbit.core.inputs import example, fed, shape_of, the_image
+from fewbit.core.inputs import advice_on_channels, example, fed, shape_of, the_image
 from fewbit.core.values import Input, Port, Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.cut import cut
@@ -73,13 +73,16 @@ class OnnxFile:
 
     def input_size(self, wanted: Sequence[int] | None) -> tuple[int, int, int]:
         """(channels, height, width): what the file fixes, and what is wanted for the rest."""
-        if wanted is None and not all(isinstance(d, int) for d in self.image.dims[1:]):
-            raise BadModel(f"input {self.image} of {self.path} has no fixed size. Give it: --input-size 3,224,224.")
-        size = tuple(
-            d if isinstance(d, int) else n for d, n in zip(self.image.dims[1:], wanted or self.image.dims[1:], strict=True)
-        )
+        dims = self.image.dims[1:]
+        free, advice = not all(isinstance(d, int) for d in dims), advice_on_channels(dims)
+        if wanted is None and free:
+            ask = "224,224,3" if advice else "3,224,224"
+            raise BadModel(f"input {self.image} of {self.path} has no fixed size. Give it: --input-size {ask}.{advice}")
+        size = tuple(d if isinstance(d, int) else n for d, n in zip(dims, wanted or dims, strict=True))
         if wanted is not None and size != tuple(wanted):
-            raise BadModel(f"input {self.image} of {self.path} has a fixed size, not {tuple(wanted)}; leave --input-size out.")
+            fits = ",".join(map(str, (*wanted[1:], dims[-1]) if advice else size))
+            do = f"give one that fits: --input-size {fits}" if free else "leave --input-size out"
+            raise BadModel(f"input {self.image} of {self.path} has a fixed size, not {tuple(wanted)}; {do}.{advice}")
         return size  # type: ignore[return-value]
 
 

@@ -26,6 +26,7 @@ from fewbit.choose.choose import check as refuse
 from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
+from fewbit.core.inputs import advice_on_channels
 from fewbit.core.record import Record
 from fewbit.core.task import Task
 from fewbit.core.values import Graph, Input, Port
@@ -152,7 +153,10 @@ def load(asked: Options) -> Inputs:
                 f"recipe {asked.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
                 f"same for all, --input {others[0].name}=VALUE, or take another recipe."
             )
-        both = open_both(asked, (source, score), preprocess, classes or outputs, labels=labels, others=others)
+        try:
+            both = open_both(asked, (source, score), preprocess, classes or outputs, labels=labels, others=others)
+        except BadImages as error:
+            raise BadImages(f"{error}{advice_on_channels(loaded.input_shape)}") from error
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
     pair = pair[0], meaning.annotated(pair[1], task, meaning.annotations_of(asked))
     unsaid = assumed(loaded, asked.overrides)
