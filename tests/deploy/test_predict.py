@@ -24,11 +24,11 @@ from fewbit.core.record import Record
 from fewbit.core.task import Output, Signature
 from fewbit.data.decode import decode
 from fewbit.data.preprocess import Preprocess
-from fewbit.deploy.folder import About, decoded, write
+from fewbit.deploy.folder import About, decoded, rendered, write
 from fewbit.deploy.program import program
 from fewbit.request import Request
 from fewbit.stages.load import load
-from fewbit.task import Depth, Detect, Restore, Segment, Task
+from fewbit.task import Classify, Depth, Detect, Restore, Segment, Task
 from fewbit.task.decode import DECODERS, select
 from fewbit.task.detect import SURE
 from onnx_reader.test_files import net, written
@@ -174,6 +174,16 @@ def piece_of(task: Task) -> Any:
     pieces, fields = decoded(SimpleNamespace(task=task, tail=None))  # type: ignore[arg-type]
     predict = names_of(*pieces)
     return lambda outputs, more, placed=None: predict.answer(outputs, {**json.loads(json.dumps(fields)), **more}, placed)
+
+
+@pytest.mark.parametrize("tail", [None, SimpleNamespace(gives=("z",))])
+def test_examples_show_classes_where_the_file_gives_them_and_outputs_behind_a_tail(tail: Any) -> None:
+    pieces, fields = decoded(SimpleNamespace(task=Classify(0, 5), tail=tail))  # type: ignore[arg-type]
+    task = {**fields, "pieces": pieces, "input": "x", "outputs": ["z"], "batch": 1, "classes": None}
+    images = {"size": [3, 8, 8], "mean": [0.0] * 3, "std": [1.0] * 3, "normalize": "outside"}
+    text = rendered("example.cpp", {"name": "net", "task": task, "images": images})
+    assert ("logits[a] > logits[b]" in text, "GetShape" in text) == (tail is None, tail is not None)
+    assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", {"name": "net", "task": task, "images": images})
 
 
 @pytest.mark.parametrize("shape", [(5, 12, 16), (1, 12, 16), (12, 16)])
