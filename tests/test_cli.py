@@ -428,6 +428,8 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
     ):
         fail_on_drop({**labelled, "float": None, "quantized": None}, 2.0)
     fail_on_drop(labelled, 1.5)
+    with pytest.raises(FewbitFailed, match="top-1 accuracy is no number for the integer model"):
+        fail_on_drop({**labelled, "quantized": float("nan")}, 1.5)
     fail_on_drop({**labelled, "float": 100 * 823 / 1000, "quantized": 100 * 822 / 1000}, 0.1)  # 0.10000000000000853
     fail_on_drop(labelled, None)
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from fewbit.core.task import Output, Placement, Signature
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadImages, BadModel
-from fewbit.task import task_named
+from fewbit.task import Closeness, task_named
 from fewbit.task.depth import errors_of_depth
 from fewbit.task.embed import recall
 from fewbit.task.maps import Map
@@ -191,6 +191,76 @@ def test_the_psnr_of_a_picture_is_torchmetrics(tmp_path):
         assert found == pytest.approx(np.mean(expected), abs=1e-3)
     assert rating.unit == "dB"
     assert rating.agreement < 100
+
+
+def rated(task, x, y, truth=None):
+    """The rating of two models that give x and y, in two batches, with how near the numbers are."""
+    meter, near = task.meter(truth), Closeness("y", True)
+    for a, b in zip(x.split(4), y.split(4), strict=True):
+        meter.add([a], [b])
+        near.add(a, b)
+    return meter.rating([near.score()])
+
+
+ALONE = {  # of each task: its output, what makes outputs of noise that say nothing
+    "segment": ((3, 16, 16), lambda t: 0 * t + torch.tensor([0.0, 9, 1])[:, None, None]),
+    "depth": ((1, 16, 16), lambda t: t * 1e-9 + 3),
+    "restore": ((3, 16, 16), lambda t: 0 * t + 0.5),
+    "embed": ((8,), lambda t: t * 1e-9 + 1),
+}
+
+
+@pytest.mark.parametrize("spec", ALONE)
+def test_a_model_that_gives_the_same_for_every_image_is_not_called_right(spec):
+    shape, same = ALONE[spec]
+    task, x = named(spec, ("y", shape)), noise(6, *shape)
+    assert rated(task, x, x).agreement == pytest.approx(100)
+    with pytest.raises(BadImages, match="the same numbers for every scored image"):
+        rated(task, same(x), same(x))
+
+
+def test_one_class_or_one_direction_is_replaced_by_the_correlation_of_the_numbers():
+    x, y = noise(6, 3, 16, 16), noise(6, 3, 16, 16, seed=1)
+    sky = torch.tensor([90.0, 0, 0])[:, None, None]  # another model, and the same class
+    rating = rated(named("segment", ("y", (3, 16, 16))), x + sky, y + sky)
+    expected = np.mean([np.corrcoef(x[:, c].flatten(), y[:, c].flatten())[0, 1] for c in range(3)])
+    assert rating.agreement == pytest.approx(100 * max(expected, 0), abs=1e-4)
+    assert rating.agreement_measure == "correlation of y with the float model's"
+    assert "every pixel of all 6 scored images the same class" in rating.why
+    lengths = 1 + torch.arange(6.0)[:, None] * torch.ones(8)
+    rating = rated(named("embed", ("y", (8,))), lengths, lengths.flip(0))
+    assert (rating.agreement, "the same direction" in rating.why) == (0, True)
+
+
+def test_a_measure_that_is_0_for_the_float_model_is_replaced_by_agreement(tmp_path):
+    pictures, seen = masks(tmp_path)
+    task = named("segment", ("logits", (3, *SIZE)))
+    wrong = 9.0 * torch.nn.functional.one_hot((seen.clamp_max(2) + 1) % 3, 3).permute(0, 3, 1, 2)
+    after = wrong.clone()
+    after[:, :, 12:] = wrong[:, :, 12:].roll(1, 1)  # the lower half of each picture
+    rating = rated(task, wrong, after, task.read(tmp_path, pictures))
+    assert (rating.measure, rating.score, rating.agreement) == ("", None, 50)
+    assert rating.interval == (50, 50)
+    assert "mIoU of the float model is 0.00, which cannot fall" in rating.why
+    for i in range(6):
+        np.save(tmp_path / f"{i}.npy", np.ones((48, 64), np.float32))
+        (tmp_path / f"{i}.png").unlink()
+    task, below = named("depth", ("y", SIZE)), noise(6, *SIZE) - 90
+    rating = rated(task, below, below + 90, task.read(tmp_path, pictures))
+    assert (rating.score, rating.agreement, "δ1 of the float model is 0.00" in rating.why) == (None, 0, True)
+
+
+def test_pictures_outside_of_0_to_1_have_no_psnr_that_could_fall(tmp_path):
+    task, x = named("restore", ("y", (3, 16, 16))), 2 + noise(2, 3, 16, 16).abs()
+    for i in range(2):
+        Image.new("RGB", (16, 16), (9, 99, 199)).save(tmp_path / f"{i}.png")
+    rating = rated(task, x, x.flip(2), task.read(tmp_path, Pictures(("0.jpg", "1.jpg"))))
+    assert rating.score is None
+    assert rating.agreement < 50
+    assert "so PSNR is not used" in rating.why
+    broken = x.clone()
+    broken[:, :, 3] = torch.nan
+    assert rated(task, x, broken).agreement == 0
 
 
 def test_an_output_that_fits_no_task_is_said_with_its_shape():

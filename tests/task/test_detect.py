@@ -204,6 +204,28 @@ def test_the_same_boxes_are_nothing_apart_and_agree():
     assert task.divergence(outputs, outputs) == pytest.approx(0, abs=1e-12)
 
 
+def test_the_same_boxes_on_every_image_are_not_called_right():
+    task, outputs = detr_task(), [one[:1].expand(5, -1, -1) for one in detr_outputs()]
+    meter = task.meter(None)
+    meter.add(outputs, outputs)
+    with pytest.raises(BadImages, match="the same boxes for every scored image"):
+        meter.rating(())
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_a_precision_of_0_or_of_nothing_is_replaced_by_agreement(crowd):
+    task, outputs = detr_task(), detr_outputs()
+    box, label = torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64), torch.tensor([0])
+    truth = [Objects(box, label, torch.tensor([crowd]), torch.ones(1, dtype=torch.float64), STILL)] * 5
+    meter = task.meter(truth)
+    meter.add(outputs, [outputs[0], outputs[1].flip(0)])
+    rating, alone = meter.rating(()), task.meter(None)
+    alone.add(outputs, [outputs[0], outputs[1].flip(0)])
+    assert (rating.measure, rating.score, rating.agreement) == ("", None, alone.rating(()).agreement)
+    assert rating.interval == alone.rating(()).interval
+    assert ("nothing of which AP could be taken" if crowd else "AP of the float model is 0.00") in rating.why
+
+
 def test_the_loss_grows_with_moved_boxes_and_with_changed_scores():
     task, (logits, boxes) = detr_task(), detr_outputs()
     moved = [task.divergence([logits, boxes], [logits, boxes + d]) for d in (0.01, 0.03, 0.1)]

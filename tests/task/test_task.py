@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,18 @@ def test_one_class_for_all_images_is_replaced_by_correlation():
         assert rating.agreement < 40
         assert rating.agreement_measure == "correlation of y with the float model's"
         assert "all 40 scored images the same class" in rating.why
+
+
+def test_what_a_tail_reads_is_compared_where_all_classes_are_the_same():
+    logits, after = (noise(40, 4, seed=s) + torch.tensor([100.0, 0, 0, 0]) for s in (0, 1))
+    meter = Classify(0, 4).meter(None)
+    meter.add([logits], [after])
+    read = replace(closeness(logits, after), inside=True)
+    rows = OutputScore("z", False, 70.0, (60.0, 80.0), are_rows=True)
+    rating = meter.rating([read, rows])
+    assert (rating.agreement, rating.interval) == (read.agreement, read.interval)
+    assert meter.rating([replace(read, agreement=None), rows]).agreement == 70
+    assert Tensors((True,)).meter(None).rating([read, rows]).agreement == 70  # which the files do not give
 
 
 def test_outputs_that_do_not_vary_are_refused():

@@ -17,6 +17,7 @@ from fewbit.errors import BadFile, UnknownName
 from fewbit.task import recognise
 from fewbit.task.interval import newcombe, wilson
 from fewbit.verify import evaluate, open_session
+from fewbit.verify.evaluate import _Rows
 from fewbit.workers import Local
 
 
@@ -105,6 +106,19 @@ def test_a_score_is_the_same_whoever_runs_the_models(realized_vit, pictures):
     one, two = (pickle.dumps((score.to_json(), score.errors.tolist())) for score in scores)
     assert one == two
     assert seen == [1] * 37 * 2
+
+
+def test_rows_that_are_the_same_for_every_image_say_nothing():
+    boxes = torch.arange(12.0).view(3, 4)
+    for shown, agreement in (([boxes, boxes], None), ([boxes[:0], boxes[:0]], None), ([boxes[:0]], None), ([boxes], 100)):
+        rows = _Rows("boxes")
+        for one in shown:
+            rows.add(one, one)
+        assert rows.score().agreement == agreement
+    rows = _Rows("boxes")
+    rows.add(boxes, boxes)
+    rows.add(boxes[:1], boxes[2:])
+    assert rows.score().agreement == 50
 
 
 def test_an_unknown_runtime_offers_those_that_there_are(tmp_path):

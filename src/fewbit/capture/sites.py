@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
@@ -25,34 +25,38 @@ def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
     count_costs(module, loaded.inputs, loaded.batch or 1)
-    ops, sites = find(module, _without_batch(module, loaded.inputs))
+    behind = {node: {node, *reached(node, lambda _: True)} for node in module.graph.find_nodes(op="placeholder")}
+    computed = set[Node]().union(*behind.values())
+    ops, sites = find(module, computed, _without_batch(behind, loaded.inputs))
     if not ops:
         raise BadModel(
             f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
         )
-    others = _float_products(module, {op.node for op in ops})
+    taken = {op.node for op in ops}
+    others = _float_products(node for node in module.graph.nodes if node in computed and node.name not in taken)
     return Graph(
         module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, others, loaded.batch, loaded.ports,
         tail=loaded.tail,
     )  # fmt: skip
 
 
-def _without_batch(module: GraphModule, inputs: Sequence[Input]) -> set[Node]:
-    """The nodes that depend on inputs without a batch and on no others; what reads them is left float."""
-    sources = dict(zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True))
-    behind = {source: {source, *reached(source, lambda node: True)} for source in sources}
+def _without_batch(behind: Mapping[Node, set[Node]], inputs: Sequence[Input]) -> set[Node]:
+    """The nodes that depend on inputs without a batch and on no others, from those `behind` each input; what reads them is left
+    float.
+    """
     alone, others = (
-        set[Node]().union(*(nodes for source, nodes in behind.items() if sources[source].has_batch is batch))
+        set[Node]().union(*(nodes for nodes, one in zip(behind.values(), inputs, strict=True) if one.has_batch is batch))
         for batch in (False, True)
     )
     return alone - others
 
 
-def find(module: GraphModule, floats: Collection[Node] = ()) -> tuple[list[Op], list[Site]]:
+def find(module: GraphModule, computed: Collection[Node], floats: Collection[Node] = ()) -> tuple[list[Op], list[Site]]:
     """Ops in graph order and the sites that they read; a tensor that two ops read is one site. Those that read one of `floats`,
-    or integers, are no ops.
+    or integers, are no ops, nor is what stands outside of `computed`: it depends on no input (the attention of learned queries
+    to each other), so it is the same number for every image and is computed once.
     """
-    names = _op_names(module, floats)
+    names = _op_names(module, computed, floats)
     ops: list[Op] = []
     readers: dict[str, list[tuple[str, str]]] = {}
     first: dict[str, tuple[str, str, Node]] = {}
@@ -72,9 +76,9 @@ def find(module: GraphModule, floats: Collection[Node] = ()) -> tuple[list[Op], 
     return ops, sites
 
 
-def _float_products(module: GraphModule, op_nodes: set[str]) -> tuple[FloatProduct, ...]:
-    """Every node with products that is no op."""
-    nodes = [node for node in module.graph.nodes if node.meta.get("macs") and node.name not in op_nodes]
+def _float_products(others: Iterable[Node]) -> tuple[FloatProduct, ...]:
+    """Those of the nodes that are no ops that have products."""
+    nodes = [node for node in others if node.meta.get("macs")]
     called = [str(node.target).split(".")[1:2] or [node.name] for node in nodes]  # aten.conv_transpose2d.input
     return tuple(
         FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, (name,) in zip(nodes, called, strict=True)
@@ -88,12 +92,16 @@ def path_of(node: Node) -> str:
     return "" if path.startswith("_empty") else path.removeprefix(WRAPPER).removeprefix(".")
 
 
-def _op_names(module: GraphModule, floats: Collection[Node]) -> Mapping[Node, tuple[str, OpKind]]:
+def _op_names(module: GraphModule, computed: Collection[Node], floats: Collection[Node]) -> Mapping[Node, tuple[str, OpKind]]:
     """A unique name and a kind for every node that can run in integers."""
     candidates: list[tuple[Node, str, OpKind]] = []
     for node in module.graph.nodes:
         kind = kind_of(module, node)
-        if kind is None or any(read in floats or not _is_real(read) for read in kind.reads(node).values()):
+        if (
+            kind is None
+            or node not in computed
+            or any(read in floats or not _is_real(read) for read in kind.reads(node).values())
+        ):
             continue
         suffix = {"query": "qk", "probs": "pv"}.get(next(iter(kind.reads(node))), kind.name)
         path = [part for part in (path_of(node), "" if kind.weighted else suffix) if part]

@@ -49,7 +49,8 @@ class OutputScore:
     `agreement` is in percent, with its 95 % `interval`: the correlation (mean over channels, 0 where it is negative) of real
     numbers, equal elements of integers; None where the float model's output is the same everywhere, so that nothing can be
     said. `relative_error` is the root mean square error by the standard deviation of the float output, mean over channels;
-    None for integers. `are_rows`: of an output behind a tail, the rows that both files give, mean over images.
+    None for integers. `are_rows`: of an output behind a tail, the rows that both files give, mean over images. `inside`: the
+    files do not give it by themselves, since a tail reads it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class OutputScore:
     interval: tuple[float, float] | None = None
     relative_error: float | None = None
     are_rows: bool = False
+    inside: bool = False
 
     @property
     def measure(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadModel
 from fewbit.task.interval import newcombe, wilson
-from fewbit.task.tensors import rate_by_numbers
+from fewbit.task.tensors import rate_by_output
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Answers:
             whys.append(
                 f"The float model gives all {count} scored images the same class, so outputs are compared in place of classes."
             )
-            rating = rate_by_numbers([outputs[self.task.index]], " ".join(whys))
+            rating = rate_by_output(outputs, self.task.index, " ".join(whys))
             return replace(rating, float_answers=before, answers=after)
         agree = int((before == after).sum())
         hits = None if labels is None else (before == labels, after == labels)

@@ -19,6 +19,8 @@ from fewbit.task.folder import read_array
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import Map, maps, one_map
 from fewbit.task.paint import side
+from fewbit.task.telling import Range, by_truth
+from fewbit.task.tensors import rate_by_output
 
 NEAR = 0.05  # of the range of depths in an image: how near two are that agree
 DELTA = 1.25  # the ratio of two depths up to which they count as equal (Eigen et al. 2014)
@@ -81,9 +83,11 @@ class Depths:
     near: list[float] = field(default_factory=list)
     apart: list[float] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)  # delta1 and absolute relative error of float, then of integer
+    given: Range = field(default_factory=Range)  # of the float model's depths
 
     def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
         start, x, y = len(self.near), self.task.values(exact), self.task.values(outputs)
+        self.given.add(x)
         error, spread = (x - y).abs(), (x.amax((1, 2)) - x.amin((1, 2))).clamp_min(1e-30)
         self.near += (error <= NEAR * spread[:, None, None]).double().mean((1, 2)).tolist()
         apart = error.mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)
@@ -98,20 +102,24 @@ class Depths:
         return apart
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        """δ1, the share of pixels within 25 % of the truth, mean over images; without truth those near the float model's."""
+        """δ1, the share of pixels within 25 % of the truth, mean over images; without truth those near the float model's.
+        Raises BadImages where the float model gives one depth alone.
+        """
+        if self.given.is_one:
+            every = f"The float model gives every pixel of all {len(self.near)} scored images the same depth"
+            return rate_by_output(outputs, self.task.index, f"{every}, so outputs are compared.")
         near, apart = (torch.tensor(v, dtype=torch.float64) for v in (self.near, self.apart))
         measure = f"pixels within {NEAR:.0%} of the float model's range of depths"
         rows = [{"what": "relative error from the float model", "error": float(apart.mean())}]
+        low, high = of_mean(near)
+        agreed = Rating("", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows))
         if not self.scores:
-            low, high = of_mean(near)
-            return Rating("", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows))
+            return agreed
         scores = torch.tensor(self.scores, dtype=torch.float64)
         delta, absrel, delta_after, absrel_after = scores.mean(0).tolist()
-        rows.append({"what": "AbsRel (less is better)", "float": absrel, "quantized": absrel_after})
+        error = {"what": "AbsRel (less is better)", "float": absrel, "quantized": absrel_after}
         low, high = of_mean(scores[:, 2] - scores[:, 0])
-        return Rating(
-            "δ1", measure, 100 * delta, 100 * delta_after, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows)
-        )
+        return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[error])
 
 
 def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, float]:

@@ -18,11 +18,13 @@ from torchvision.ops import box_area, box_iou
 from fewbit.core.task import Json, Outputs, OutputScore, Placement, Rating, Scored, Signature, Task
 from fewbit.errors import BadModel
 from fewbit.task import objects
+from fewbit.task.closeness import SPREAD
 from fewbit.task.decode import DECODERS, Decoder, Found, select
 from fewbit.task.interval import bootstrap
 from fewbit.task.objects import Objects
 from fewbit.task.paint import boxed
 from fewbit.task.precision import Matched, matched
+from fewbit.task.telling import NOTHING, by_truth, silent
 from fewbit.task.tensors import rate_by_numbers
 
 SURE = 0.3  # score from which a box of the float model counts as an object, and from which boxes are drawn
@@ -108,10 +110,31 @@ class Boxes:
         return torch.tensor([apart(x, y) for x, y in zip(before, after, strict=True)])
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        """AP with annotations; always that of the integer model's boxes against the float model's of `SURE` and more."""
+        """AP with annotations; always that of the integer model's boxes against the float model's of `SURE` and more, or where
+        there are none a comparison of outputs. Raises BadImages where the float model finds the same boxes on every image.
+        """
+        if _all_same(self.before):
+            raise silent("boxes")
+        truth = self.truth
+        if truth is None:
+            return self._agreed(outputs)
+        in_pictures = (
+            [_in_picture(f, t.placement) for f, t in zip(found, truth, strict=True)] for found in (self.before, self.after)
+        )
+        one, two = (matched(found, truth) for found in in_pictures)
+
+        def change(drawn: Tensor) -> float:
+            return two.ap(drawn.numpy()) - one.ap(drawn.numpy())
+
+        agreed = self._agreed(outputs, judged=not one.ap() >= NOTHING)
+        interval = bootstrap(change, len(truth), rounds=ROUNDS)
+        return by_truth(agreed, "AP", one.ap(), two.ap(), interval, rows=_rows(self.task, one, two))
+
+    def _agreed(self, outputs: Sequence[OutputScore], judged: bool = True) -> Rating:
+        """Without annotations; of what is not judged the interval is not looked for, which takes long."""
         sure = [_as_objects(found) for found in self.before]
         measure = f"AP against the float model's boxes of score {SURE:g} and more"
-        if not any(len(one.labels) for one in sure) and self.truth is None:
+        if not any(len(one.labels) for one in sure):
             why = f"The float model finds no object of score {SURE:g} or more on any scored image, so outputs are compared."
             return rate_by_numbers(outputs, why)
         against = matched(self.after, sure, ("all",))
@@ -119,20 +142,20 @@ class Boxes:
         rows: list[Mapping[str, Json]] = [
             {"what": "AP50 against the float model's boxes", "agreement": against.ap(thresholds=slice(1))}
         ]
-        if self.truth is None:
-            interval = bootstrap(lambda drawn: against.ap(drawn.numpy()), against.images, rounds=ROUNDS)
-            return Rating("", measure, None, None, float(agreement), interval, rows=tuple(rows))
-        in_pictures = (
-            [_in_picture(f, t.placement) for f, t in zip(found, self.truth, strict=True)] for found in (self.before, self.after)
-        )
-        one, two = (matched(found, self.truth) for found in in_pictures)
+        rounds = ROUNDS if judged else 0
+        interval = bootstrap(lambda drawn: against.ap(drawn.numpy()), against.images, rounds=rounds)
+        return Rating("", measure, None, None, float(agreement), interval, rows=tuple(rows))
 
-        def change(drawn: Tensor) -> float:
-            return two.ap(drawn.numpy()) - one.ap(drawn.numpy())
 
-        interval = bootstrap(change, len(self.truth), rounds=ROUNDS)
-        rows += _rows(self.task, one, two)
-        return Rating("AP", measure, one.ap(), two.ap(), float(agreement), interval, rows=tuple(rows))
+def _all_same(found: Sequence[Found]) -> bool:
+    """Whether the same boxes, one or more, were found on each of two or more images."""
+    first, *others = found
+    return bool(len(first.labels) and others) and all(
+        torch.equal(first.labels, one.labels)
+        and torch.allclose(first.boxes, one.boxes, rtol=SPREAD)
+        and torch.allclose(first.scores, one.scores, rtol=SPREAD)
+        for one in others
+    )
 
 
 def _rows(task: Detect, one: Matched, two: Matched) -> list[Mapping[str, Json]]:

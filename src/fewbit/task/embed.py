@@ -13,8 +13,11 @@ from torch import Tensor
 from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadImages, BadModel
 from fewbit.task.interval import of_mean
+from fewbit.task.telling import same_rows
+from fewbit.task.tensors import rate_by_output
 
 FIRST, MORE = 1, 10  # neighbours
+APART = 4e-4  # of two embeddings of length 1, up to which their cosine is 1 in float32, so that no neighbour is nearer
 ROWS = 1024  # images that are compared with all others at a time
 
 
@@ -60,11 +63,17 @@ class Neighbours:
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
         """Recall at 1: the share of images whose nearest neighbour among the others is the float model's; rows have that at 10,
-        and the cosine similarity of the embeddings. Raises BadImages for fewer than three images.
+        and the cosine similarity of the embeddings. Where all embeddings of the float model have one direction, their numbers
+        are compared. Raises BadImages for fewer than three images, and where all embeddings are the same.
         """
         x, y = torch.cat(self.before), torch.cat(self.after)
         if len(x) < FIRST + 2:
             raise BadImages(f"{len(x)} images have no neighbours to compare; score at least {FIRST + 2}: --score DIR.")
+        if same_rows(x, APART):
+            why = (
+                f"The float model's embeddings of all {len(x)} scored images have the same direction, so outputs are compared."
+            )
+            return rate_by_output(outputs, self.index, why)
         first, more = (recall(x, y, min(k, len(x) - 1)) for k in (FIRST, MORE))
         cosine = (x * y).sum(1).nan_to_num().double()
         rows = (

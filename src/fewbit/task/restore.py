@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,8 @@ from fewbit.errors import BadImages
 from fewbit.task.folder import beside, read_array
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import one_map
+from fewbit.task.telling import Range, by_truth
+from fewbit.task.tensors import rate_by_output
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,13 @@ class Likeness:
     truth: list[Path] | None
     float_like: list[tuple[float, float]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    given: Range = field(default_factory=Range)  # of the float model's pictures
+    shown: Range = field(default_factory=Range)  # of what a screen shows of them, which is in [0, 1]
 
     def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
         start, x, y = len(self.float_like), self.task.values(exact), self.task.values(outputs)
+        self.given.add(x)
+        self.shown.add(x.clamp(0, 1))
         for k in range(len(x)):
             peak = float(x[k].max() - x[k].min()) or 1.0
             self.float_like.append(likeness(y[k], x[k], peak))
@@ -87,20 +93,33 @@ class Likeness:
         return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / (255 if array.dtype == np.uint8 else 65535)
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        """PSNR in dB against the truth, mean over images; without it SSIM against the float model's picture."""
+        """PSNR in dB against the truth, mean over images; without it SSIM against the float model's picture.
+        Raises BadImages where the float model gives one number alone.
+        """
+        if self.given.is_one:
+            count = len(self.float_like)
+            why = f"The float model gives every pixel of all {count} scored images the same number, so outputs are compared."
+            return rate_by_output(outputs, self.task.index, why)
         like = torch.tensor(self.float_like, dtype=torch.float64)
         measure, rows = "SSIM with the float model's picture", [
             {"what": "PSNR of the integer model's picture against the float model's, dB", "agreement": float(like[:, 1].mean())}
         ]  # fmt: skip
         agreement = 100 * max(float(like[:, 0].mean()), 0.0)
+        low, high = of_mean(like[:, 0])
+        agreed = Rating("", measure, None, None, agreement, (100 * low, 100 * high), rows=tuple(rows))
         if not self.scores:
-            low, high = of_mean(like[:, 0])
-            return Rating("", measure, None, None, agreement, (100 * low, 100 * high), rows=tuple(rows))
+            return agreed
+        if self.shown.is_one:
+            why = (
+                f"The float model's pictures have numbers from {self.given.low:.3g} to {self.given.high:.3g}, and those of "
+                "pictures are from 0 to 1, so PSNR is not used. Let the model give such."
+            )
+            return replace(agreed, why=why)
         scores = torch.tensor(self.scores, dtype=torch.float64)
         ssim, psnr, ssim_after, psnr_after = scores.mean(0).tolist()
-        rows.append({"what": "SSIM", "float": 100 * ssim, "quantized": 100 * ssim_after})
         interval = of_mean(scores[:, 3] - scores[:, 1])
-        return Rating("PSNR", measure, psnr, psnr_after, agreement, interval, unit="dB", rows=tuple(rows))
+        more = [{"what": "SSIM", "float": 100 * ssim, "quantized": 100 * ssim_after}]
+        return by_truth(agreed, "PSNR", psnr, psnr_after, interval, unit="dB", rows=more)
 
 
 def likeness(y: Tensor, x: Tensor, peak: float) -> tuple[float, float]:
@@ -110,4 +129,6 @@ def likeness(y: Tensor, x: Tensor, peak: float) -> tuple[float, float]:
     squared = float((y.double() - x.double()).square().mean())
     decibel = min(10 * math.log10(peak * peak / squared), 100.0) if squared else 100.0
     value: Any = ssim(y[None], x[None], data_range=peak)
+    if not math.isfinite(float(value)):  # of a picture that has numbers which are none
+        return 0.0, 0.0
     return float(value), decibel

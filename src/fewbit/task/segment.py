@@ -19,6 +19,8 @@ from fewbit.task.folder import read_array
 from fewbit.task.interval import bootstrap, of_mean
 from fewbit.task.maps import Map, maps, one_map
 from fewbit.task.paint import overlaid
+from fewbit.task.telling import Range, by_truth
+from fewbit.task.tensors import rate_by_output
 
 IGNORED = 255  # the class of pixels that do not count
 BACKGROUNDS = ("background", "__background__", "unlabeled", "void", "n/a")
@@ -113,12 +115,14 @@ class Pixels:
     truth: list[Map] | None
     same: list[float] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)  # (2 models, 3, classes)
+    given: Range = field(default_factory=Range)  # of the float model's classes
 
     def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
         start = len(self.same)
         before, after = (self.task.predict(one) for one in (exact, outputs))
         same = (before == after).double().mean((1, 2))
         self.same += same.tolist()
+        self.given.add(before)
         if self.truth is not None:
             size = self.truth[start].placement.size
             both = [self.task.predict(one, size) for one in (exact, outputs)]
@@ -128,12 +132,18 @@ class Pixels:
         return 1 - same
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        """Mean IoU over the classes that occur, of all images together; without masks the share of pixels of the same class."""
+        """Mean IoU over the classes that occur, of all images together; without masks the share of pixels of the same class.
+        Where the float model gives one class alone, outputs are compared.
+        """
+        if self.given.is_one:
+            every = f"The float model gives every pixel of all {len(self.same)} scored images the same class"
+            return rate_by_output(outputs, self.task.index, f"{every}, so outputs are compared.")
         same = torch.tensor(self.same, dtype=torch.float64)
         agreement, measure = 100 * float(same.mean()), "pixels in the class of the float model"
+        low, high = of_mean(same)
+        agreed = Rating("", measure, None, None, agreement, (100 * low, 100 * high))
         if not self.counts:
-            low, high = of_mean(same)
-            return Rating("", measure, None, None, agreement, (100 * low, 100 * high))
+            return agreed
         counts = torch.stack(self.counts).double()  # (n, 2, 3, classes)
         flat = counts.flatten(1)
 
@@ -148,7 +158,7 @@ class Pixels:
         rows = tuple(
             {"what": f"IoU of {self.task.called(c)}", "float": float(each[0, c]), "quantized": float(each[1, c])} for c in seen
         )
-        return Rating("mIoU", measure, before, after, agreement, bootstrap(change, len(flat)), rows=rows)
+        return by_truth(agreed, "mIoU", before, after, bootstrap(change, len(flat)), rows=rows)
 
 
 def _counts(given: Tensor, truth: Tensor, classes: int) -> Tensor:

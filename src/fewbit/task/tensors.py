@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
-from fewbit.errors import BadImages
+from fewbit.task.telling import silent
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,24 @@ class Numbers:
 
 
 def rate_by_numbers(outputs: Sequence[OutputScore], why: str = "") -> Rating:
-    """The rating by the output that has become worst. Raises BadImages where no output varies, so that nothing can be said."""
-    rated = [output for output in outputs if output.agreement is not None]
+    """The rating by the output that has become worst, of those that the files give. Raises BadImages where no output varies,
+    so that nothing can be said.
+    """
+    rated = [output for output in outputs if output.agreement is not None and not output.inside]
     if not rated:
-        raise BadImages(
-            "the float model gives the same numbers for every scored image, so nothing can be compared; "
-            "give other images: --score DIR (and look whether the model and --mean, --std are right)."
-        )
-    worst = min(rated, key=lambda output: output.agreement or 0.0)
-    return Rating("", worst.measure, None, None, worst.agreement or 0.0, worst.interval or (0.0, 0.0), why)
+        raise silent("numbers")
+    return _rated(min(rated, key=lambda output: output.agreement or 0.0), why)
+
+
+def rate_by_output(outputs: Sequence[OutputScore], index: int, why: str) -> Rating:
+    """The rating by the numbers of output `index`, also where a tail reads it and the files do not give it; where that one is
+    the same for every image, by what the tail makes of it. Raises BadImages where that says nothing either.
+    """
+    read = outputs[index]
+    if read.agreement is not None:
+        return _rated(read, why)
+    return rate_by_numbers(outputs if read.inside else [read], why)
+
+
+def _rated(one: OutputScore, why: str) -> Rating:
+    return Rating("", one.measure, None, None, one.agreement or 0.0, one.interval or (0.0, 0.0), why)

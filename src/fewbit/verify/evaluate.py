@@ -90,27 +90,44 @@ def evaluate(
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     meter = task.meter(images.labels if images.truth is None else images.truth)
     names, found = [output.name for output in outputs], list[Tensor]()
-    same: dict[str, list[float]] = {name: [] for name in behind}
+    same = {name: _Rows(name) for name in behind}
     files = _Files((float_path, path), runtime, threads, tuple(inputs), (*names, *behind), tuple(inside))
     for done, given in workers.each(partial(_run, files, images, batch), len(images), TOGETHER * batch):
         both = [values[: len(names)] for values in given]
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
         apart = meter.add(*both)
         found.append(torch.stack(each).amax(0) if apart is None else apart)
-        for shares, exact, actual in zip(same.values(), *(values[len(names) :] for values in given), strict=True):
-            shares.append(shared(exact, actual))
+        for rows, exact, actual in zip(same.values(), *(values[len(names) :] for values in given), strict=True):
+            rows.add(exact, actual)
         progress(done)
-    chosen = [_of_rows(name, torch.tensor(shares, dtype=torch.float64)) for name, shares in same.items()]
-    scores, errors = [*(one.score() for one in closeness), *chosen], torch.cat(found)
-    rating = meter.rating([replace(one, agreement=None) if one.name in inside else one for one in scores])
+    scores, errors = [*(one.score() for one in closeness), *(one.score() for one in same.values())], torch.cat(found)
+    rating = meter.rating([replace(one, inside=one.name in inside) for one in scores])
     pictures = _pictures(task, files, images, errors, batch) if drawn and type(task).drawn is not Task.drawn else {}
     return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
 
 
-def _of_rows(name: str, shares: Tensor) -> OutputScore:
-    """The score of an output of which each image has a share of rows that both models give."""
-    low, high = of_mean(shares)
-    return OutputScore(name, False, 100 * float(shares.mean()), (100 * low, 100 * high), are_rows=True)
+@dataclass
+class _Rows:
+    """An output of which each image has a share of rows that both models give."""
+
+    name: str
+    shares: list[float] = field(default_factory=list)
+    first: Tensor | None = None  # of the float model
+    varies: bool = False
+
+    def add(self, exact: Tensor, actual: Tensor) -> None:
+        self.shares.append(shared(exact, actual))
+        self.varies |= self.first is not None and not torch.equal(self.first, exact)
+        self.first = exact if self.first is None else self.first
+
+    def score(self) -> OutputScore:
+        """Of all images so far; where the float model gives the same rows for several, or none for one, that says nothing."""
+        assert self.first is not None
+        if not self.varies and (len(self.shares) > 1 or not self.first.numel()):
+            return OutputScore(self.name, False, None, are_rows=True)
+        shares = torch.tensor(self.shares, dtype=torch.float64)
+        low, high = of_mean(shares)
+        return OutputScore(self.name, False, 100 * float(shares.mean()), (100 * low, 100 * high), are_rows=True)
 
 
 @dataclass(frozen=True)
