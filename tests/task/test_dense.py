@@ -70,6 +70,36 @@ def test_miou_is_torchmetrics(tmp_path):
     assert [row["what"] for row in rating.rows] == ["IoU of sky", "IoU of road", "IoU of tree"]
 
 
+@pytest.mark.parametrize("shape", [(1, *SIZE), (2, *SIZE)])
+def test_masks_of_0_and_255_alone_are_those_of_two_classes(tmp_path, shape):
+    x = noise(6, *shape)
+    task, ratings = named("segment", ("y", shape)), []
+    for written in (1, 255):
+        pictures, seen = masks(tmp_path, classes=2)
+        seen[seen == IGNORED] = 0
+        for i, mask in enumerate(seen.numpy()):
+            Image.fromarray((written * mask).astype(np.uint8).repeat(2, 0).repeat(2, 1)).save(tmp_path / f"{i}.png")
+        ratings.append(rated(task, x, x.flip(2), task.read(tmp_path, pictures)))
+    one, two = ratings
+    assert (one.float_score, one.score, one.why) == (two.float_score, two.score, "")
+    assert 0 < one.score < 50
+    assert "255 is taken for class 1" in two.why
+    Image.fromarray(np.eye(48, 64, dtype=np.uint8)).save(tmp_path / "0.png")  # where there is a 1, 255 is no class
+    assert task.read(tmp_path, pictures)[1].one is None
+
+
+def test_masks_that_say_nothing_are_refused(tmp_path):
+    pictures, _ = masks(tmp_path)
+    for values, outputs, message in (
+        ([255], ("y", (3, *SIZE)), "every pixel of the masks of all 6 scored images is 255, which is no class"),
+        ([0, 255], ("y", SIZE, False), "the masks have 0 and 255 alone.* Write 1 where 255 is the foreground"),
+    ):
+        for i in range(6):
+            Image.fromarray(np.resize(np.uint8(values), (48, 64))).save(tmp_path / f"{i}.png")
+        with pytest.raises(BadImages, match=message):
+            named("segment", outputs).read(tmp_path, pictures)
+
+
 def test_a_small_map_is_enlarged_before_it_meets_the_mask(tmp_path):
     task = named("segment", ("logits", (2, 6, 8)))
     Image.fromarray(np.repeat(np.arange(2, dtype=np.uint8), 32)[None].repeat(48, 0)).save(tmp_path / "a.png")

@@ -17,14 +17,17 @@ from fewbit.task.folder import beside, read_array, same_size
 
 @dataclass(frozen=True)
 class Map:
-    """A map of numbers in a file, and where its picture lies in the model's input."""
+    """A map of numbers in a file, and where its picture lies in the model's input. `one` is a number that is written for 1."""
 
     path: Path
     placement: Placement
+    one: int | None = None
 
     def placed(self, size: tuple[int, int], outside: float) -> Tensor:
         """The map as the model's input sees it, (h, w) of `size`: nearest pixels, `outside` where the picture is not."""
         array = torch.from_numpy(np.ascontiguousarray(read_array(self.path)).astype(np.float64))
+        if self.one is not None:
+            array = torch.where(array == self.one, 1.0, array)
         rows, columns = (
             (((torch.arange(n) + 0.5) * whole / n - shift) / scale).floor().long()
             for n, whole, scale, shift in zip(

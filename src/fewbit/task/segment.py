@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,16 +86,29 @@ class Segment(Task):
         return (p.exp() * (p - q)).sum(1).mean((1, 2)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Map]:
-        """Masks: PNG of class numbers, 255 where a pixel does not count. Raises BadImages for other numbers or sizes."""
-        found = maps(path, images, (".png",), "masks")
+        """Masks: PNG of class numbers, 255 where a pixel does not count; of a model of two classes 0 and 255 alone are 0 and 1.
+        Raises BadImages for other numbers or sizes, and where no pixel counts.
+        """
+        found, seen = maps(path, images, (".png",), "masks"), set[int]()
         for one in found:
             values = np.unique(read_array(one.path))
+            seen |= {int(v) for v in values}
             if wrong := [int(v) for v in values if v != IGNORED and not 0 <= v < self.many]:
                 raise BadImages(
                     f"{one.path} has class {wrong[0]}; the model has classes 0 to {self.many - 1}, and {IGNORED} is no class. "
                     "Write the masks in the model's classes."
                 )
-        return found
+        if seen == {IGNORED}:
+            raise BadImages(
+                f"--annotations {path}: every pixel of the masks of all {len(found)} scored images is {IGNORED}, which is no "
+                "class. Write the masks in the model's classes, or leave --annotations out."
+            )
+        if seen == {0, IGNORED} and self.many == IGNORED:  # nobody knows how many classes there are
+            raise BadImages(
+                f"--annotations {path}: the masks have 0 and {IGNORED} alone, and {IGNORED} is no class, so one class would be "
+                f"compared. Write 1 where {IGNORED} is the foreground, or leave --annotations out."
+            )
+        return [replace(one, one=IGNORED) for one in found] if seen == {0, IGNORED} and self.many == 2 else found
 
     def meter(self, truth: list[Map] | None) -> Pixels:
         return Pixels(self, truth)
@@ -141,7 +154,7 @@ class Pixels:
         same = torch.tensor(self.same, dtype=torch.float64)
         agreement, measure = 100 * float(same.mean()), "pixels in the class of the float model"
         low, high = of_mean(same)
-        agreed = Rating("", measure, None, None, agreement, (100 * low, 100 * high))
+        agreed = Rating("", measure, None, None, agreement, (100 * low, 100 * high), self._said())
         if not self.counts:
             return agreed
         counts = torch.stack(self.counts).double()  # (n, 2, 3, classes)
@@ -159,6 +172,15 @@ class Pixels:
             {"what": f"IoU of {self.task.called(c)}", "float": float(each[0, c]), "quantized": float(each[1, c])} for c in seen
         )
         return by_truth(agreed, "mIoU", before, after, bootstrap(change, len(flat)), rows=rows)
+
+    def _said(self) -> str:
+        if not self.truth or self.truth[0].one is None:
+            return ""
+        called = self.task.called(1)
+        return (
+            f"The masks have 0 and {IGNORED} alone, and the model two classes, so {IGNORED} is taken for {called}. Where it "
+            "means that a pixel does not count, leave --annotations out: there is no pixel of that class."
+        )
 
 
 def _counts(given: Tensor, truth: Tensor, classes: int) -> Tensor:
