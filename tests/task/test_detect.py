@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -282,6 +284,11 @@ def one(category: int, *box: float) -> dict:
     return {"annotations": [{"id": 9, "image_id": 0, "category_id": category, "bbox": box}]}
 
 
+def with_field(**fields) -> dict:
+    """A right annotation but for these fields."""
+    return {"annotations": [{**one(7, 5, 0, 3, 10)["annotations"][0], **fields}]}
+
+
 def coco(path, **changes):
     file = {
         "images": [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(NAMES)],
@@ -340,6 +347,27 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
         ({"images": [{"id": 0, "file_name": "a.jpg", "width": 50, "height": 40}]}, "says that a.jpg is 50 x 40 pixels"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "caat"}]}, "unknown category 'caat'. Did you mean cat"),
         ({"annotations": 7}, "is not in COCO's format"),
+        ({"annotations": [None]}, "is not in COCO's format"),
+        (one(7, 5, 0, 3), r"annotation 9 has bbox \[5, 0, 3\]; four numbers are needed: x, y, width, height in pixels"),
+        (one(7, 5, 0, 3, 10, 10), "four numbers"),
+        (one(7, 5, 0, "3", 10), r"bbox \[5, 0, '3', 10\]"),
+        (one(7, 5, 0, None, 10), "four numbers"),
+        (one(7, [5], 0, 3, 10), "four numbers"),
+        (one(7, 5, 0, True, 10), "four numbers"),
+        (one(7, 5, 0, 10**400, 10), "four numbers"),
+        (one(7, 5, 0, float("nan"), 10), "boxes have to lie inside"),
+        (one(7, 5, 0, float("inf"), 10), "boxes have to lie inside"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": None}]}, r"annotation \? has bbox None"),
+        ({"annotations": [{"image_id": 0, "category_id": 7}]}, "is not in COCO's format: KeyError"),
+        (one(True, 5, 0, 3, 10), "has category_id True"),
+        (one("7", 5, 0, 3, 10), "has category_id '7', and the file's categories are 3 to 7"),
+        (one([7], 5, 0, 3, 10), r"has category_id \[7\]"),
+        ({"categories": []}, "has category_id 7, and the file's categories are none"),
+        ({"categories": [{"id": "x", "name": "dog"}]}, "has category 'x'; a whole number is needed"),
+        ({"categories": [{"id": float("inf"), "name": "dog"}]}, "has category inf; a whole number is needed"),
+        ({"images": [{"id": 0, "file_name": "a.jpg", "height": None}]}, "says that a.jpg is 100 x None pixels"),
+        *((with_field(area=v), "has area .*; a number of square pixels") for v in ("9", -1, float("inf"), [9], 10**400)),
+        *((with_field(iscrowd=v), "has iscrowd .*; 0 and 1 are allowed") for v in ("0", 2, [1], float("nan"))),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_an_annotation_is_named(tmp_path, changes, message):
@@ -360,6 +388,23 @@ def test_a_wrong_line_of_a_text_file_is_named(tmp_path, text, message):
     (yolo(tmp_path) / "a.txt").write_text(text)
     with pytest.raises(BadImages, match=message):
         read(tmp_path, Pictures(), (), 2)
+
+
+@pytest.mark.parametrize(
+    ("box", "label", "message"),
+    [
+        (["1", "2", "3", "4"], 0, r"row 0: has bbox \['1'"),
+        ([1.0, 2.0, 3.0], 0, "four numbers"),
+        (None, 0, "has bbox None"),
+        ([1.0, 2.0, 3.0, 4.0], float("inf"), "has category inf; a whole number"),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, "has category 0.5; a whole number"),
+    ],
+)
+def test_a_wrong_row_of_parquet_is_named(tmp_path, box, label, message):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"objects": [{"bbox": [box], "category": [label]}]}), path)
+    with pytest.raises(BadImages, match=message):
+        read(path, Pictures(("x.parquet:0",), ((80, 100),)), (), 2)
 
 
 def test_an_image_without_annotation_is_named(tmp_path):

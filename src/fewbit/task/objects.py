@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from fewbit.core.task import Placement, Scored
 from fewbit.errors import BadImages, UnknownName
 from fewbit.task.folder import beside
 
+LARGEST = sys.float_info.max
 OUTSIDE = 1.0  # pixels that a box may reach over the border, by rounding
 KINDS = "COCO's .json, a folder of YOLO's .txt or Pascal VOC's .xml files, or .parquet with objects {bbox, category}"
 
@@ -105,7 +107,7 @@ def _coco(
     file = _json(path)
     try:
         listed = {str(one["file_name"]): one for one in file["images"]}
-        categories = {int(one["id"]): str(one["name"]) for one in file["categories"]}
+        categories = {_whole(path, "category", one["id"]): str(one["name"]) for one in file["categories"]}
         by_image: dict[Any, list[Any]] = {}
         for one in file["annotations"]:
             by_image.setdefault(one["image_id"], []).append(one)
@@ -116,10 +118,11 @@ def _coco(
             image = listed.get(name) or whole.get(PurePosixPath(name).name)
             if image is None:
                 raise BadImages(f"{path} lists no image {name}; every scored image has to be in it, also one without objects.")
-            if (image.get("height", high), image.get("width", wide)) != (high, wide):
+            said = image.get("width", wide), image.get("height", high)
+            if said != (wide, high):
                 raise BadImages(
-                    f"{path} says that {name} is {image['width']} x {image['height']} pixels, and it is {wide} x {high}; give "
-                    "the annotations of these very pictures."
+                    f"{path} says that {name} is {said[0]} x {said[1]} pixels, and it is {wide} x {high}; give the annotations "
+                    "of these very pictures."
                 )
             rows.append([_coco_row(path, one, index) for one in by_image.get(image["id"], [])])
     except (KeyError, TypeError, AttributeError) as error:
@@ -128,14 +131,39 @@ def _coco(
 
 
 def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
-    x, y, w, h = (float(v) for v in one["bbox"])
-    where = f"{path}: annotation {one.get('id', '?')}"
-    if one["category_id"] not in index:
-        known = sorted(index)
+    where = f"{path}: annotation {one.get('id', '?')!s:.40}"
+    x, y, w, h = _four(where, one["bbox"])
+    category, crowd, area = one["category_id"], one.get("iscrowd"), one.get("area")
+    if not _is_number(category) or category not in index:
+        known = f"are {min(index)} to {max(index)}" if index else "are none"
+        raise BadImages(f"{where} has category_id {category!r:.40}, and the file's categories {known}; mend it.")
+    if crowd not in (None, 0, 1):
+        raise BadImages(f"{where} has iscrowd {crowd!r:.40}; 0 and 1 are allowed. Mend it.")
+    if area is not None and (not _is_number(area) or not 0 <= area < math.inf):
         raise BadImages(
-            f"{where} has category_id {one['category_id']}, and the file's categories are {known[0]} to {known[-1]}; mend it."
+            f"{where} has area {area!r:.40}; a number of square pixels, 0 or more, is needed. Mend it or leave it out."
         )
-    return Row(where, (x, y, x + w, y + h), index[one["category_id"]], bool(one.get("iscrowd")), one.get("area"))
+    return Row(where, (x, y, x + w, y + h), index[category], bool(crowd), area)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value that was read is a number that a float holds; NaN is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not LARGEST < abs(value) < math.inf
+
+
+def _four(where: str, box: Any) -> tuple[float, float, float, float]:
+    """x, y, width and height in pixels as they were read. Raises BadImages for what is no list of four numbers."""
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
+        raise BadImages(f"{where} has bbox {box!r:.60}; four numbers are needed: x, y, width, height in pixels. Mend it.")
+    x, y, w, h = map(float, box)
+    return x, y, w, h
+
+
+def _whole(path: Path, what: str, number: Any) -> int:
+    """The number of a class or category as it was read. Raises BadImages for what is no whole number."""
+    if not _is_number(number) or not float(number).is_integer():
+        raise BadImages(f"{path} has {what} {number!r:.40}; a whole number is needed. Mend it.")
+    return int(number)
 
 
 def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count: int) -> dict[int, int]:
@@ -215,8 +243,11 @@ def _parquet(path: Path, names: Sequence[str]) -> list[list[Row]]:
         for name in names:
             place = int(name.rpartition(":")[2])
             one, where = column[place], f"{path}, row {place}:"
-            pairs = zip(one["bbox"], one["category"], strict=True)
-            rows.append([Row(where, (x, y, x + w, y + h), int(label)) for (x, y, w, h), label in pairs])
+            some = []
+            for box, label in zip(one["bbox"], one["category"], strict=True):
+                x, y, w, h = _four(where, box)
+                some.append(Row(where, (x, y, x + w, y + h), _whole(path, "category", label)))
+            rows.append(some)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise BadImages(f"{path} has no objects {{bbox, category}} for the scored images: {error}. Give {KINDS}.") from error
     return rows
