@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from fewbit.core.task import Output
 from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.request import Request
 from fewbit.stages.meaning import meant, reopened
-from fewbit.task import Classify, Segment, Tensors
+from fewbit.task import Classify, Rating, Segment, Task, Tensors, own
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
 
@@ -57,6 +60,94 @@ def test_what_is_no_task_is_refused_by_name(mine, name, message):
         meant(f"{mine}:{name}", model(Output("y", (1,))), ())
     with pytest.raises(FewbitError, match="Did you mean Angle"):
         meant(f"{mine}:Angel", model(Output("y", (1,))), ())
+
+
+class Bad(Task):
+    """A task that gives what it is told to, or raises it."""
+
+    name = "bad"
+
+    def __init__(self, **gives):
+        self.gives = gives
+
+    def given(self, method, otherwise=None):
+        if isinstance(what := self.gives.get(method, otherwise), BaseException):
+            raise what
+        return what
+
+    def meter(self, truth):
+        rating = Rating("", "near", None, None, 90.0, (80.0, 95.0))
+        meter = SimpleNamespace(add=lambda a, b: self.given("add"), rating=lambda outputs: self.given("rating", rating))
+        return self.given("meter", meter)
+
+    def divergence(self, exact, outputs):
+        return self.given("divergence", 0.5)
+
+    def read(self, path, images):
+        return self.given("read")
+
+    def drawn(self, picture, outputs):
+        return self.given("drawn")
+
+
+RATING = Rating("", "near", None, None, 90.0, (80.0, 95.0))
+CALLS = {
+    "meter": lambda task: own.meter(task, None),
+    "add": lambda task: own.meter(task, None).add([torch.zeros(4, 2)], [torch.zeros(4, 2)]),
+    "rating": lambda task: own.meter(task, None).rating(()),
+    "divergence": lambda task: own.divergence(task, [torch.zeros(4, 2)], [torch.zeros(4, 2)]),
+    "read": lambda task: own.read(task, Path("x"), SimpleNamespace(names=("a", "b"))),
+    "drawn": lambda task: own.drawn(task, Image.new("RGB", (4, 4)), [torch.zeros(1, 2)]),
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(3), KeyError("k")])
+def test_what_a_users_method_raises_is_said_with_file_and_method(method, error):
+    said = rf"--task .*test_own\.py:Bad: \w+\.{method} raised {type(error).__name__}: .+, at line \d+\. Mend it\."
+    with pytest.raises(BadModel, match=said):
+        CALLS[method](Bad(**{method: error}))
+    refused = BadImages("own words")
+    with pytest.raises(BadImages, match=r"^own words$"):
+        CALLS[method](Bad(**{method: refused}))
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "message"),
+    [
+        ("meter", 3, "gave 3; an object with the methods add and rating is needed"),
+        ("add", torch.zeros(3, 5), r"gave a tensor of shape \(3, 5\); None, or a tensor of shape \(4,\)"),
+        ("add", 2.0, "gave 2.0; None, or a tensor"),
+        ("rating", 3, "gave 3; a fewbit.Rating is needed"),
+        ("rating", replace(RATING, agreement=math.nan), "gave nan as agreement; a number of percent, 0 to 100"),
+        ("rating", replace(RATING, agreement=400.0), "gave 400.0 as agreement"),
+        ("rating", replace(RATING, agreement="90"), "gave '90' as agreement"),
+        ("rating", replace(RATING, interval=(1.0, math.inf)), "as interval; two finite numbers"),
+        ("rating", replace(RATING, interval=None), "gave None as interval"),
+        ("rating", replace(RATING, float_score=3.0), r"gave \(3.0, None\) as float_score and score"),
+        ("rating", replace(RATING, agreement_measure=None), "gave None as agreement_measure; a text"),
+        ("rating", replace(RATING, rows=({"float": 3},)), "as rows"),
+        ("divergence", "x", "gave 'x'; a number, or a tensor of shape"),
+        ("divergence", torch.zeros(4), r"gave a tensor of shape \(4,\)"),
+        ("divergence", None, "gave None"),
+        ("read", [1], r"gave \[1\]; a list of what is known of each of the 2 images"),
+        ("drawn", 7, "gave 7; a picture of PIL"),
+    ],
+)
+def test_what_a_users_method_gives_and_may_not_is_said(method, gives, message):
+    with pytest.raises(BadModel, match=rf"--task .*test_own\.py:Bad: \w+\.{method} .*{message}"):
+        CALLS[method](Bad(**{method: gives}))
+    right = Bad(read=["a", "b"])
+    assert CALLS["rating"](right) == RATING
+    assert (CALLS["add"](right), CALLS["divergence"](right), CALLS["drawn"](right)) == (None, 0.5, None)
+
+
+def test_a_users_task_without_a_name_is_refused():
+    for gives, message in (({"name": None}, "Bad.name gave None; a text"), ({"classes": "3"}, "Bad.classes gave '3'")):
+        task = Bad()
+        vars(task).update(gives)
+        with pytest.raises(BadModel, match=message):
+            meant(task, model(Output("y", (1,))), ())
 
 
 def test_what_a_model_says_counts_and_what_the_user_says_counts_more():

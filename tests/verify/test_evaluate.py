@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from fewbit.choose.loss import Measure
 from fewbit.data.images import Preprocess, open_images
-from fewbit.errors import BadFile, UnknownName
-from fewbit.task import recognise
+from fewbit.errors import BadFile, BadModel, UnknownName
+from fewbit.task import Task, recognise
 from fewbit.task.interval import newcombe, wilson
 from fewbit.verify import evaluate, open_session
 from fewbit.verify.evaluate import _Rows
@@ -80,6 +81,35 @@ def test_without_labels_there_is_agreement_and_no_accuracy(realized_conv_net, pi
     agree = round(score.rating.agreement * 37 / 100)
     assert score.rating.interval == wilson(agree, 37)
     assert score.to_json()["interval"] == list(wilson(agree, 37))
+
+
+class Failing(Task):
+    """A user's task that fails at one place."""
+
+    name = "failing"
+
+    def meter(self, truth):
+        return self
+
+    def add(self, exact, outputs):
+        raise ValueError("no angle")
+
+    def divergence(self, exact, outputs):
+        return "far"
+
+
+def test_a_users_task_that_fails_is_named(realized_conv_net, pictures):
+    run = realized_conv_net
+    images, outputs = open_images(pictures, Preprocess(size=(3, 8, 8))), run.net.graph.outputs
+    with pytest.raises(
+        BadModel, match=r"test_evaluate\.py:Failing: Failing\.meter gave .*; an object with the methods add and rating"
+    ):
+        evaluate(run.float_path, run.path, images, outputs, Failing(), threads=1)
+    Failing.rating = lambda self, outputs: None
+    with pytest.raises(BadModel, match=r"Failing\.add raised ValueError: no angle"):
+        evaluate(run.float_path, run.path, images, outputs, Failing(), threads=1)
+    with pytest.raises(BadModel, match=r"Failing\.divergence gave 'far'"):
+        Measure(Failing(), [[torch.zeros(2, 3)]]).total([[torch.zeros(2, 3)]])
 
 
 def test_progress_counts_every_image_once(realized_conv_net, pictures):

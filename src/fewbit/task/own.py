@@ -1,0 +1,155 @@
+"""A task of a user's own, in code that nobody has tested: what its methods raise and give is looked at where it is called.
+
+What is wrong is BadModel, which names the file, the method, and what it raised or gave. The tasks of fewbit are not looked at:
+their faults are fewbit's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from fewbit.core.task import Meter, Outputs, OutputScore, Rating, Scored, Task
+from fewbit.errors import BadModel, FewbitError, stopped
+
+
+def is_own(task: Task) -> bool:
+    """Whether a task is a user's, and not one of fewbit's."""
+    return not type(task).__module__.startswith("fewbit.")
+
+
+def check_task(task: Task) -> None:
+    """Raise BadModel where a user's task has no name, or a number of classes that is none."""
+    spec, classes = _asked(task, task, "spec"), _asked(task, task, "classes")
+    if not isinstance(spec, str) or not spec:
+        raise _wrong(task, task, "name", spec, "a text")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 2):
+        raise _wrong(task, task, "classes", classes, "None, or a whole number of 2 or more")
+
+
+def divergence(task: Task, exact: Outputs, outputs: Outputs) -> Tensor | float:
+    """`task.divergence`. Raises BadModel where a user's task fails, or gives no single number."""
+    if not is_own(task):
+        return task.divergence(exact, outputs)
+    found: Tensor | float = _asked(task, task, "divergence", exact, outputs)
+    single = isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex()
+    if not single and (not isinstance(found, Real) or isinstance(found, bool)):
+        raise _wrong(task, task, "divergence", found, "a number, or a tensor of shape ()")
+    return found
+
+
+def read(task: Task, path: Path, images: Scored) -> list[Any]:
+    """`task.read`. Raises BadModel where a user's task fails, or gives something else than one thing for each image."""
+    if not is_own(task):
+        return task.read(path, images)
+    found, count = _asked(task, task, "read", path, images), len(images.names)
+    if not isinstance(found, Sequence) or len(found) != count:
+        raise _wrong(task, task, "read", found, f"a list of what is known of each of the {count} images")
+    return list(found)
+
+
+def drawn(task: Task, picture: Image.Image, outputs: Outputs) -> Image.Image | None:
+    """`task.drawn`. Raises BadModel where a user's task fails, or gives no picture."""
+    if not is_own(task):
+        return task.drawn(picture, outputs)
+    found = _asked(task, task, "drawn", picture, outputs)
+    if found is not None and not isinstance(found, Image.Image):
+        raise _wrong(task, task, "drawn", found, "a picture of PIL, or None")
+    return found
+
+
+def meter(task: Task, truth: Any) -> Meter:
+    """`task.meter`; that of a user's task is watched, too. Raises BadModel where it fails, or is none."""
+    if not is_own(task):
+        return task.meter(truth)
+    found = _asked(task, task, "meter", truth)
+    if not all(callable(getattr(found, name, None)) for name in ("add", "rating")):
+        raise _wrong(task, task, "meter", found, "an object with the methods add and rating")
+    return _Watched(task, found)
+
+
+@dataclass
+class _Watched:
+    """A meter of a user's task."""
+
+    task: Task
+    meter: Meter
+
+    def add(self, exact: Outputs, outputs: Outputs) -> Tensor | None:
+        found, count = _asked(self.task, self.meter, "add", exact, outputs), len(exact[0])
+        if found is not None and (not isinstance(found, Tensor) or tuple(found.shape) != (count,) or found.is_complex()):
+            raise _wrong(self.task, self.meter, "add", found, f"None, or a tensor of shape ({count},), a number for each image")
+        return found
+
+    def rating(self, outputs: Sequence[OutputScore]) -> Rating:
+        found = _asked(self.task, self.meter, "rating", outputs)
+        if not isinstance(found, Rating):
+            raise _wrong(self.task, self.meter, "rating", found, "a fewbit.Rating")
+        for name, value, right, allowed in _parts(found):
+            if not right:
+                raise _wrong(self.task, self.meter, "rating", value, allowed, f" as {name}")
+        return found
+
+
+def _parts(rating: Rating) -> list[tuple[str, Any, bool, str]]:
+    """The fields of a rating: name, value, whether it may be, and what may."""
+    scores, percent = (rating.float_score, rating.score), "a number of percent, 0 to 100"
+    both = scores == (None, None) or all(map(_is_finite, scores))
+    pair = isinstance(rating.interval, tuple | list) and len(rating.interval) == 2
+    texts = [(name, getattr(rating, name)) for name in ("measure", "agreement_measure", "why", "unit")]
+    rows = isinstance(rating.rows, tuple | list) and all(isinstance(row, Mapping) and "what" in row for row in rating.rows)
+    return [
+        *((name, text, isinstance(text, str), "a text") for name, text in texts),
+        ("agreement", rating.agreement, _is_finite(rating.agreement) and -1e-6 <= rating.agreement <= 100 + 1e-6, percent),
+        ("interval", rating.interval, pair and all(map(_is_finite, rating.interval)), "two finite numbers"),
+        ("float_score and score", scores, both, "two finite numbers, or twice None"),
+        ("rows", rating.rows, rows, "a tuple of dictionaries that have a `what`"),
+    ]  # fmt: skip
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _asked(task: Task, of: object, name: str, *given: Any) -> Any:
+    """What a method of a user's object gives, or an attribute is where nothing is given to it."""
+    try:
+        found = getattr(of, name)
+        return found(*given) if given else found
+    except FewbitError:
+        raise
+    except (Exception, SystemExit) as error:
+        if stopped(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300].rstrip(". ")
+        file = _file(task)
+        numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f", at line {numbers[-1]}" if numbers else ""
+        raise BadModel(f"{_called(task, of, name)} raised {what}{where}. Mend it.") from error
+
+
+def _wrong(task: Task, of: object, name: str, found: Any, allowed: str, part: str = "") -> BadModel:
+    shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
+    return BadModel(f"{_called(task, of, name)} gave {shown}{part}; {allowed} is needed. Mend it.")
+
+
+def _called(task: Task, of: object, name: str) -> str:
+    return f"--task {_file(task)}:{type(task).__name__}: {type(of).__name__}.{name}"
+
+
+def _file(task: Task) -> str:
+    """The file of a task's class, or its module where there is none, as in a notebook."""
+    try:
+        return inspect.getsourcefile(type(task)) or type(task).__module__
+    except (TypeError, OSError):
+        return type(task).__module__
