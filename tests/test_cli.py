@@ -434,6 +434,12 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
     fail_on_drop(labelled, None)
 
 
+def test_annotations_that_are_not_to_be_read_are_refused_before_a_run_is_opened(tmp_path: Path) -> None:
+    code, text = run("evaluate", tmp_path / "none", "--images", tmp_path, "--annotations", "x.json", "--no-labels")
+    assert code == 2
+    assert "--annotations x.json says what is known of the images, and --no-labels ignores it; leave one out." in text
+
+
 def test_lists_name_what_there_is() -> None:
     few, every = run("targets")[1], run("targets", "--all")[1]
     assert "tensorrt" not in few

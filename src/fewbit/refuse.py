@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from fewbit.errors import BadImages, FewbitError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fewbit.request import Options
 
 
@@ -76,7 +78,7 @@ def check_loader(request: Options, loader: str) -> None:
 
 
 def check_task(request: Options) -> None:
-    """Raises UnknownName for no task, BadImages for annotations that are not there."""
+    """Raises UnknownName for no task, BadImages for annotations that are not there or are not to be read."""
     from fewbit.core.task import Task
     from fewbit.task import check_name
 
@@ -86,6 +88,13 @@ def check_task(request: Options) -> None:
         raise FewbitError(f"--task {request.task!r:.80} is neither a name nor a fewbit.Task; give one, as in --task segment.")
     if request.annotations is not None and not os.path.exists(request.annotations):
         raise BadImages(f"--annotations {request.annotations} does not exist; give the file or folder that says what is known.")
+    check_annotations(request.annotations, request.labels)
+
+
+def check_annotations(path: Path | None, labels: bool) -> None:
+    """Raises BadImages for annotations beside a wish to read nothing of what is known."""
+    if path is not None and not labels:
+        raise BadImages(f"--annotations {path} says what is known of the images, and --no-labels ignores it; leave one out.")
 
 
 def check_weights(request: Options) -> None:

@@ -181,6 +181,7 @@ def test_a_finished_run_does_not_run_a_users_file_again(mine):
         ({"task": "detect:yolo3"}, "unknown kind of task detect 'yolo3'"),
         ({"task": 3}, "--task 3 is neither a name nor a fewbit.Task"),
         ({"annotations": "nowhere.json"}, "--annotations nowhere.json does not exist"),
+        ({"annotations": PAGE, "labels": False}, "tasks.md says what is known of the images, and"),
         ({"fill": 114.0, "resize": "squash"}, "fill 114 is for the borders of --resize letterbox or corner"),
         ({"channel_order": "bgr", "input_size": (4, 8, 8)}, "channel_order bgr needs 3 channels, and the input has 4"),
         ({"channel_order": "grb"}, "unknown channel_order 'grb'. Did you mean rgb"),

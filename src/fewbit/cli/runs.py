@@ -27,10 +27,12 @@ def evaluate(
 ) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
     from fewbit.machines import refuse_missing
+    from fewbit.refuse import check_annotations
     from fewbit.run import Run
     from fewbit.workers import opened
 
     fields.checked("threads", threads, fields.Threads)
+    check_annotations(annotations, not no_labels)
     with drawn() as progress, opened(fields.checked("workers", workers, fields.WorkerCount), ray, threads) as whoever:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
