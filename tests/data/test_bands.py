@@ -246,6 +246,16 @@ def test_arrays_of_other_bands_say_how_many_are_needed() -> None:
         open_images([RGB], plain(1))
 
 
+def test_arrays_beside_pictures_are_left_out_and_it_is_said(tmp_path: Path) -> None:
+    for i in range(5):
+        pixels = np.full((8, 8, 3), i, np.uint8)
+        np.save(tmp_path / f"{i}.npy", pixels) if i < 2 else Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    images = open_images(tmp_path, Preprocess(size=(3, 8, 8)))
+    assert images.names == ("2.png", "3.png", "4.png")
+    (note,) = images.notes
+    assert "holds .npy files (2: 0.npy, 1.npy) beside pictures (3), and the pictures alone are taken" in note
+
+
 def test_a_folder_may_hold_an_array_of_pixels_for_each_image(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x" / "0.npy", DEEP8)

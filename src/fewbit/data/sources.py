@@ -183,7 +183,13 @@ def _walk(root: Path) -> tuple[list[Path], list[str]]:
 
 def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Found:
     files, unreadable = _walk(path)
-    images = [f for f in files if f.suffix.lower() in KNOWN] or [f for f in files if f.suffix == ".npy"]
+    pictures, arrays = [f for f in files if f.suffix.lower() in KNOWN], [f for f in files if f.suffix == ".npy"]
+    images, notes = pictures or arrays, tuple[str, ...]()
+    if pictures and arrays:
+        notes = (
+            f"{path} holds .npy files ({len(arrays)}: {some([f.as_posix() for f in arrays])}) beside pictures ({len(pictures)}), "
+            "and the pictures alone are taken. If the others are images too, give a folder of one kind.",
+        )
     if tables := [f for f in files if f.suffix == ".parquet"]:
         if images:
             raise BadImages(f"{path} holds images ({images[0]}) and parquet ({tables[0]}). Give a folder of one kind.")
@@ -200,7 +206,7 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
     store, names = Files(tuple(path / f for f in images)), tuple(f.as_posix() for f in images)
     unsorted = [f.name for f in images if len(f.parts) == 1]
     if not labels or len(unsorted) == len(images):
-        return Found(names, None, store, f"folder {path}", tuple(unreadable))
+        return Found(names, None, store, f"folder {path}", tuple(unreadable), notes)
     if unsorted:
         sorted_images = [f.as_posix() for f in images if len(f.parts) > 1]
         raise BadImages(
@@ -210,7 +216,7 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
     folders = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     index = _class_index(path, folders, classes)
     indices = np.array([index[f.parts[0]] for f in images], np.int64)
-    return Found(names, indices, store, f"folder {path}", tuple(unreadable))
+    return Found(names, indices, store, f"folder {path}", tuple(unreadable), notes)
 
 
 def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | None) -> dict[str, int]:
