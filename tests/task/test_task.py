@@ -96,6 +96,21 @@ def test_a_single_image_is_judged_over_all_its_numbers():
     assert closeness(x, x + y).agreement == pytest.approx(100 * np.corrcoef(x[0], (x + y)[0])[0, 1], abs=1e-5)
 
 
+def test_two_numbers_correlate_whatever_they_are_and_say_nothing():
+    x, y = noise(2, 12), noise(2, 12, seed=1)
+    both = [t.flatten() for t in (x, x + y)]  # not channel by channel, where each has two
+    assert closeness(x, x + y).agreement == pytest.approx(100 * np.corrcoef(*both)[0, 1], abs=1e-5)
+    maps = [t.view(2, 3, 4) for t in (x, x + y)]  # four places of two images are eight numbers of a channel
+    each = [np.corrcoef(*(t[:, c].flatten() for t in maps))[0, 1] for c in range(3)]
+    assert closeness(*maps).agreement == pytest.approx(100 * np.mean(each), abs=1e-5)
+    for shape in ((2, 1), (1, 2), (1, 1)):
+        score = closeness(noise(*shape), noise(*shape, seed=1))
+        assert (score.agreement, score.few) == (None, shape != (1, 1))
+    assert closeness(x[:1].repeat(2, 1), y).agreement is None  # the same for both images, and not from channel to channel
+    with pytest.raises(BadImages, match="score at least three images: --score DIR"):
+        Tensors((True,)).meter(None).rating([closeness(noise(2, 1), noise(2, 1, seed=1))])
+
+
 def test_numbers_that_are_none_are_not_near_anything():
     x = noise(8, 3)
     broken = x.clone()

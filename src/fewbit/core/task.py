@@ -50,7 +50,8 @@ class OutputScore:
     numbers, equal elements of integers; None where the float model's output is the same everywhere, so that nothing can be
     said. `relative_error` is the root mean square error by the standard deviation of the float output, mean over channels;
     None for integers. `are_rows`: of an output behind a tail, the rows that both files give, mean over images. `inside`: the
-    files do not give it by themselves, since a tail reads it.
+    files do not give it by themselves, since a tail reads it. `few`: nothing is said, since one or two numbers correlate
+    whatever they are.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OutputScore:
     relative_error: float | None = None
     are_rows: bool = False
     inside: bool = False
+    few: bool = False
 
     @property
     def measure(self) -> str:

@@ -187,8 +187,8 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
     images, notes = pictures or arrays, tuple[str, ...]()
     if pictures and arrays:
         notes = (
-            f"{path} holds .npy files ({len(arrays)}: {some([f.as_posix() for f in arrays])}) beside pictures ({len(pictures)}), "
-            "and the pictures alone are taken. If the others are images too, give a folder of one kind.",
+            f"{path} holds .npy files ({len(arrays)}: {some([f.as_posix() for f in arrays])}) beside pictures "
+            f"({len(pictures)}), and the pictures alone are taken. If the others are images too, give a folder of one kind.",
         )
     if tables := [f for f in files if f.suffix == ".parquet"]:
         if images:

@@ -18,6 +18,7 @@ from fewbit.core.task import OutputScore
 from fewbit.errors import BadValues
 
 GROUPS = 32  # of images, for the interval
+FEW = 2  # numbers, whose correlation is 1 or -1 whatever they are
 SPREAD = 1e-6  # standard deviation of a channel, as a share of its largest number, up to which it counts as constant
 
 
@@ -80,18 +81,28 @@ class Closeness:
             return OutputScore(
                 self.name, False, *self._with_interval(self.sums, lambda s: float(s[:, 1].sum() / s[:, 0].sum()))
             )
-        sums = self._all_alike() if self.images == 1 else self.sums
-        total = sums.sum(0)
-        n, x, _, xx, yy, xy = total.unbind(-1)
-        variance = (xx - x * x / n).clamp_min(0)
-        varies = variance > n * (SPREAD * max(-low, high)) ** 2
+        few, sums = float(self.sums[..., 0].sum(0).max()) <= FEW, self.sums
+        if self.images > 1 and not bool(self._variance(sums)[1].any()):
+            return OutputScore(self.name, True, None)
+        sums = self._all_alike() if self.images == 1 or few else sums
+        n, _, _, xx, yy, xy = sums.sum(0).unbind(-1)
+        if float(n.max()) <= FEW:
+            return OutputScore(self.name, True, None, few=True)
+        variance, varies = self._variance(sums)
         if not bool(varies.any()):
             return OutputScore(self.name, True, None)
         error = float(((xx + yy - 2 * xy) / variance)[varies].clamp_min(0).sqrt().mean())
         return OutputScore(self.name, True, *self._with_interval(sums[:, varies], _correlation), error)
 
+    def _variance(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """That of each channel of the float model's numbers, times their count, and whether it is more than rounding."""
+        low, high = self.extremes
+        n, x, _, xx, _, _ = sums.sum(0).unbind(-1)
+        variance = (xx - x * x / n).clamp_min(0)
+        return variance, variance > n * (SPREAD * max(-low, high)) ** 2
+
     def _all_alike(self) -> Tensor:
-        """The sums with all channels as one, which is all that a single image has to say."""
+        """The sums with all channels as one, which is all that a single image has to say, or two of one place."""
         assert self.sums is not None
         middle = self.middle[:, 0] - self.middle.mean()
         n, x, y, xx, yy, xy = self.sums.unbind(-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
+from fewbit.errors import BadImages
 from fewbit.task.telling import silent
 
 
@@ -50,10 +51,15 @@ class Numbers:
 
 
 def rate_by_numbers(outputs: Sequence[OutputScore], why: str = "") -> Rating:
-    """The rating by the output that has become worst, of those that the files give. Raises BadImages where no output varies,
-    so that nothing can be said.
+    """The rating by the output that has become worst, of those that the files give. Raises BadImages where no output varies
+    or there are too few numbers, so that nothing can be said.
     """
     rated = [output for output in outputs if output.agreement is not None and not output.inside]
+    if not rated and any(output.few for output in outputs):
+        raise BadImages(
+            "the scored images give one or two numbers, which correlate whatever they are, so nothing can be compared; "
+            "score at least three images: --score DIR."
+        )
     if not rated:
         raise silent("numbers")
     return _rated(min(rated, key=lambda output: output.agreement or 0.0), why)
