@@ -16,6 +16,7 @@ from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.equalize import same_function
 from fewbit.equalize.migrate import migrated, scales
+from fewbit.equalize.samples import sample_tensors
 from fewbit.observe import observe
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
@@ -79,6 +80,46 @@ def test_the_float_function_is_the_same_and_something_has_moved(name, request):
     assert found.constants
     again = replaced(given.graph, found.constants)
     assert same_function(found.graph, again) == 0
+
+
+class Sequences(nn.Module):
+    """Two convolutions of one dimension with a ReLU between, and a depthwise one behind another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3, groups=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(x.flatten(2))))))
+
+
+def test_convolutions_of_one_dimension_are_equalized_too(capture_net):
+    torch.manual_seed(1)
+    module = Sequences()
+    with torch.no_grad():
+        for layer in (module.a, module.b):
+            layer.weight.mul_(torch.logspace(-1, 1, 8).view(-1, 1, 1))
+    given = capture_net(module)
+    found = Equalize()(given.graph, given.images.split(8), grids(given))
+    assert [row["op"] for row in found.record if row["moved"]] == ["a", "b"]
+    assert same_function(given.graph, found.graph, seed=7) < 1e-4
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_extremes_and_mean_squares_are_those_of_each_channel_whatever_the_number_of_dimensions(capture_net, dims):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = (nn.Conv1d, nn.Conv2d)[dims - 1](3, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(2) if dims == 1 else x)
+
+    given = capture_net(Net())
+    with torch.no_grad():
+        rows = given.module(given.images).transpose(0, 1).flatten(1)
+    seen = sample_tensors(given.graph, given.images.split(4), [], 8, [given.graph.ops[0].node])[given.graph.ops[0].node]
+    torch.testing.assert_close(seen, torch.stack([rows.amin(1), rows.amax(1), rows.square().mean(1)]))
 
 
 def test_values_that_are_the_same_everywhere_are_left_alone(capture_net, vit):

@@ -16,23 +16,32 @@ from fewbit.core.grid import Grid
 from fewbit.equalize.migrate import STRENGTHS, Migration, scales
 
 
+def per_channel_between(w: Tensor, channels: int) -> tuple[int, ...]:
+    """The view of a factor for each of the `channels` between two convolutions that multiplies w (c_out, c_in, *kernel), the
+    weight of the second: along c_out where it is depthwise, else along c_in.
+    """
+    kernel = [1] * (w.ndim - 2)
+    return (-1, 1, *kernel) if w.shape[1] == 1 and w.shape[0] == channels else (1, -1, *kernel)
+
+
 def balanced(
     low: Float[Tensor, "c"], high: Float[Tensor, "c"], squares: Float[Tensor, "c"], w: Tensor, activation: Grid, weight: Grid
 ) -> Migration:
     """The strength with the smallest expected squared error of the second convolution's output.
 
-    `low`, `high` and `squares` (mean of squares) are those of the channels between, w is (c_out, c_in, kh, kw). Rounding errors
-    are assumed uniform: scale² / 12 for each element that an output sums.
+    `low`, `high` and `squares` (mean of squares) are those of the channels between, w is (c_out, c_in, *kernel). Rounding
+    errors are assumed uniform: scale² / 12 for each element that an output sums.
     """
     reach = torch.maximum(-low, high)
     reach = reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
-    depthwise = w.shape[1] == 1 and w.shape[0] == len(low)
+    along = per_channel_between(w, len(low))
+    depthwise = along[0] == -1
 
     def error(scale: Tensor) -> float:
         activation_scale = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
             activation.high - activation.low
         )
-        heavier = w * scale.view(-1, 1, 1, 1) if depthwise else w * scale.view(1, -1, 1, 1)
+        heavier = w * scale.view(along)
         through = activation_scale**2 * float(heavier.square().sum())
         weight_scales = heavier.flatten(1).abs().amax(1) / weight.high
         kernel = math.prod(w.shape[2:])

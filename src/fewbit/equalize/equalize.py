@@ -20,7 +20,7 @@ from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
 from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.channels import evened, places, steps, with_factors
-from fewbit.equalize.cross_layer import balanced
+from fewbit.equalize.cross_layer import balanced, per_channel_between
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.equalize.samples import sample_tensors
@@ -257,7 +257,7 @@ class _Work:
             low, high, squares = self.samples[pair.between.name]
             w = self._constant(op, 1)
             move = balanced(low, high, squares, w, activation, weight)
-            along = (-1, 1, 1, 1) if w.shape[1] == 1 and w.shape[0] == len(low) else (1, -1, 1, 1)
+            along = per_channel_between(w, len(low))
             changes = self._divide(pair.first, move.scale, torch.zeros_like(low))
             changes[self._name(self.nodes[op.node], 1)] = w * move.scale.view(along)
             self._change("convolution", pair.first, move, changes)

@@ -18,7 +18,7 @@ from fewbit.execute.watch import watch
 def sample_tensors(
     graph: Graph, batches: Collection[Tensor], names: Collection[str], rows: int, maps: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Rows (n, channels) of the tensors in `names`, which have channels last; of those in `maps` (b, c, h, w) the low, the high
+    """Rows (n, channels) of the tensors in `names`, which have channels last; of those in `maps` (b, c, ...) the low, the high
     and the mean square of each channel (3, c).
     """
     samples: dict[str, Tensor] = {}  # made at once: small tensors that stay between large ones that go leave holes in the heap
@@ -30,7 +30,8 @@ def sample_tensors(
     generator = torch.Generator().manual_seed(0)
 
     def see_map(name: str, value: Tensor, images: range) -> None:
-        part = [value.amin((0, 2, 3)), value.amax((0, 2, 3)), value.square().mean((0, 2, 3))]
+        others = (0, *range(2, value.ndim))
+        part = [value.amin(others), value.amax(others), value.square().mean(others)]
         last = channels.get(name)
         join: tuple[Callable[..., Tensor], ...] = (torch.minimum, torch.maximum, torch.add)
         channels[name] = part if last is None else [f(a, b) for f, a, b in zip(join, last, part, strict=True)]
