@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fewbit.core.grid import Grid
 from fewbit.errors import BadFile, Stopped
-from fewbit.files import pack, read_json, sha256, unpack, write_atomic, write_json
+from fewbit.files import mapped_tensors, pack, read_json, read_tensors, sha256, unpack, write_atomic, write_json, write_tensors
 
 
 @st.composite
@@ -152,3 +152,16 @@ def test_a_file_may_be_read_by_whom_the_umask_says_whichever_library_wrote_it(tm
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_tensors_of_any_layout_and_in_the_same_memory_are_read_as_they_were(tmp_path: Path) -> None:
+    whole = torch.arange(120.0).view(2, 3, 4, 5)
+    given = {
+        "whole": whole, "same": whole, "part": whole[:, 1:2], "last": whole.contiguous(memory_format=torch.channels_last),
+        "turned": whole[0, 0].t(), "spread": torch.tensor([3.0]).expand(4), "empty": whole[:0], "nothing": torch.zeros(0),
+    }  # fmt: skip
+    write_tensors(tmp_path / "a", given)
+    for read in (read_tensors, mapped_tensors):
+        assert {name: value.tolist() for name, value in read(tmp_path / "a").items()} == {
+            name: value.tolist() for name, value in given.items()
+        }

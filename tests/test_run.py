@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fewbit import Run
 from fewbit.data import images as decoded
@@ -210,3 +211,15 @@ def test_remembered_images_are_those_that_are_decoded(tmp_path: Path, folder_is_
     images.batches(2)[0].zero_()  # a batch is the reader's own
     assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_channels_last_in_memory_gets_the_plan_of_the_same_model_without(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(2)).eval()
+    with torch.no_grad():
+        net[0].weight.mul_(torch.logspace(-1, 1, 8).view(-1, 1, 1, 1))  # so that equalization changes constants
+    images = torch.randn(8, 3, 8, 8)
+    for name, form in (("plain", torch.contiguous_format), ("last", torch.channels_last)):
+        net = net.to(memory_format=form)  # type: ignore[call-overload]
+        quantize(net, images, out=tmp_path / name, recipe="fast", input_size=(3, 8, 8), quick=True, scored=4)
+    assert (tmp_path / "last/plan.safetensors").read_bytes() == (tmp_path / "plain/plan.safetensors").read_bytes()

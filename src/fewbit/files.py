@@ -12,7 +12,7 @@ import pickle
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -136,6 +136,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whatever layout the tensors have in memory and whatever memory they share. Raises Stopped where
+    it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    alone: dict[str, Tensor] = {}
+    taken = set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        place = own.untyped_storage().data_ptr()
+        alone[name] = own.clone() if place in taken else own
+        taken.add(place)
+    write_atomic(path, lambda part: save_file(alone, part, None if about is None else dict(about)))
 
 
 def mapped_tensors(path: Path) -> dict[str, Tensor]:

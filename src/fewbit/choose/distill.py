@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.choose.builder import PlanBuilder
@@ -28,7 +27,7 @@ from fewbit.core.shelf import Shelf
 from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
-from fewbit.files import write_atomic
+from fewbit.files import write_tensors
 from fewbit.target.load import processor_flags
 from fewbit.task import own, task_of
 
@@ -202,7 +201,7 @@ class Course:
         tensors["random"] = self.random.get_state()
         about: dict[str, Any] = {"step": self.step, "spent": self.spent, "budget": self.budget, "checked": self.checked}
         about |= {"losses": self.losses, "best": best}
-        write_atomic(file, lambda part: save_file(on(tensors, CPU), part, {"course": json.dumps(about)}))
+        write_tensors(file, on(tensors, CPU), {"course": json.dumps(about)})
 
     def resume(self, file: Path) -> tuple[float, list[Tensor]]:
         """Go on from there; returns the best loss and its state."""

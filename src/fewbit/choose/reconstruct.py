@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.capture.residual import Block, blocks
@@ -29,7 +28,7 @@ from fewbit.core.values import Bias, Choice, Json, PassLog, Plan
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.files import Journal, write_atomic
+from fewbit.files import Journal, write_tensors
 
 HELD_OUT = 4  # one of so many images is held out to evaluate a block
 
@@ -145,8 +144,8 @@ class Learnt:
 
     def save(self, path: Path) -> None:
         groups = {"codes": self.codes, "scales": self.scales, "biases": self.biases}
-        tensors = {f"{group}/{name}": t.contiguous() for group, members in groups.items() for name, t in members.items()}
-        write_atomic(path, lambda part: save_file(on(tensors, CPU), part, {"row": json.dumps(self.row)}))
+        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
+        write_tensors(path, on(tensors, CPU), {"row": json.dumps(self.row)})
 
     @staticmethod
     def load(path: Path) -> Learnt:

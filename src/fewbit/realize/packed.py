@@ -40,9 +40,9 @@ def plan_tensors(graph: Graph, plan: Plan) -> dict[str, Tensor]:
     for choice in plan.choices.values():
         if choice.codes is not None:
             tensors[f"{choice.site}.codes"] = _encode(choice.codes, choice.grid)
-        tensors[f"{choice.site}.scale"] = choice.qparams.scale.clone()
+        tensors[f"{choice.site}.scale"] = choice.qparams.scale.contiguous().clone()
         if bool((choice.qparams.zero != choice.qparams.zero.flatten()[0]).any()) or choice.codes is None:
-            tensors[f"{choice.site}.zero"] = choice.qparams.zero.clone()
+            tensors[f"{choice.site}.zero"] = choice.qparams.zero.contiguous().clone()
     for name, bias in plan.biases.items():  # the scale of an integer bias is the product of two that are there
         tensor = bias.real if bias.integer is None else bias.integer.codes
         assert tensor is not None

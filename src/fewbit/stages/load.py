@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from onnx import TensorProto
-from safetensors.torch import save_file
 from torch.export import ExportedProgram
 
 from fewbit import __version__
@@ -38,7 +37,7 @@ from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
 from fewbit.fields import option
-from fewbit.files import read_tensors, write_atomic, write_stream
+from fewbit.files import read_tensors, write_stream, write_tensors
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Options
@@ -295,7 +294,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
         refuse(one_pass, context)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:
-        write_atomic(folder / OTHERS, lambda file: save_file(values, file))
+        write_tensors(folder / OTHERS, values)
     write_tail(graph.tail, folder)
     return inputs, graph, inputs.loaded.program, quantized
 

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from fewbit.choose import Bits
 from fewbit.core.device import CPU, on
 from fewbit.core.values import Graph
 from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced
-from fewbit.files import mapped_tensors, read_json, read_tensors, write_atomic, write_json
+from fewbit.files import mapped_tensors, read_json, read_tensors, write_json, write_tensors
 from fewbit.observe import Stats
 from fewbit.observe import observe as statistics_of
 from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
@@ -60,7 +58,7 @@ def observe(
     verdict["warnings"] = [*verdict["warnings"], *notes]
     stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
     write_json(folder / CALIBRATION, verdict)
-    write_atomic(folder / STATS, lambda file: save_file(stats.tensors(), file))
+    write_tensors(folder / STATS, stats.tensors())
     return stats, verdict
 
 
@@ -94,8 +92,8 @@ def equalize(
     constants = on(result.constants, CPU)
     batches = progress.counted(calibration.batches(size))
     stats = statistics_of(result.graph, batches, quantized=slots.sites) if constants else observed
-    write_atomic(folder / EQUALIZED_STATS, lambda file: save_file(stats.tensors(), file))
-    write_atomic(folder / EQUALIZED, lambda file: save_file(dict(constants), file))
+    write_tensors(folder / EQUALIZED_STATS, stats.tensors())
+    write_tensors(folder / EQUALIZED, constants)
     write_json(folder / EQUALIZATION, {"places": [dict(row) for row in result.record]})
     return reopened(exact, folder), stats, result.record
 

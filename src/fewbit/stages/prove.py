@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 import torch.utils._pytree as pytree
 from onnx import TensorProto
-from safetensors.torch import save_file
 from torch.export import ExportedProgram
 from torch.nn.functional import interpolate
 
@@ -25,7 +24,7 @@ from fewbit.data.images import Images, whole_batches
 from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed
 from fewbit.fields import Batches, Seconds, Threads, checked
-from fewbit.files import read_json, read_tensors, write_atomic
+from fewbit.files import read_json, read_tensors, write_tensors
 from fewbit.folder import scratch
 from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
@@ -56,7 +55,7 @@ def realize(
     sample = sample_of(exact, scored)
     columns = sample if isinstance(sample, tuple) else (sample,)
     tensors = dict(zip(_columns(exact), columns, strict=True))
-    write_atomic(folder / SAMPLE, lambda file: save_file(tensors, file))
+    write_tensors(folder / SAMPLE, tensors)
     return model, twin, sample
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbit.data.images import Images, open_images
@@ -18,7 +17,7 @@ from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadModel, FewbitError
-from fewbit.files import read_tensors, write_atomic
+from fewbit.files import read_tensors, write_tensors
 
 WORD = "synthetic"
 STATE = "synthesize.pt"  # a generator while it is trained, or the images that are ready
@@ -104,7 +103,7 @@ class Synthesis:
         """The images from `file`; if it does not exist they are made and saved there, with unfinished work beside it."""
         if not file.exists():
             images, labels = self._generate(teacher, file.with_name(STATE), progress)
-            write_atomic(file, lambda part: save_file({"images": images.contiguous(), "labels": labels}, part))
+            write_tensors(file, {"images": images, "labels": labels})
             file.with_name(STATE).unlink(missing_ok=True)
         tensors = read_tensors(file)
         opened = open_images((tensors["images"], tensors["labels"]), self.preprocess, classes=self.classes)
