@@ -109,9 +109,10 @@ def sensitivity(request: SensitivityRequest, progress: Progress | None = None) -
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
     """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more points than are allowed."""
     drop, measure = drop_of(accuracy)
-    if allowed is not None and drop > allowed + ROUNDING:
+    if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is no number
         what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
-        fell = f"{measure} fell by {drop:.2f} points; --max-drop allows {allowed:g}."
+        fell = f"fell by {drop:.2f} points" if drop == drop else "is no number for the integer model or the float one"
+        fell = f"{measure} {fell}; --max-drop allows {allowed:g}."
         raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
 
 

@@ -187,3 +187,17 @@ def test_a_product_that_is_no_op_counts_among_the_whole_work(net, function, macs
     assert graph.macs == macs + sum(op.macs for op in graph.ops)
     (fallback,) = (f for f in allowed(graph, load_target("ort-x86-vnni")).fallbacks if function in f.why)
     assert fallback.macs_share == macs / graph.macs
+
+
+def learnt_queries(net: Net, x: torch.Tensor) -> torch.Tensor:
+    asked = net.first(F.scaled_dot_product_attention(net.queries, net.queries, net.queries))  # of no image
+    return net.second(asked @ net.conv(x).flatten(2))
+
+
+def test_what_no_input_reaches_is_no_op_and_no_work():
+    """As the attention of a detector's learned queries to each other: the same for every image."""
+    parts = {"queries": torch.randn(1, 4, 4), "first": nn.Linear(4, 4), "second": nn.Linear(36, 5), "conv": nn.Conv2d(3, 4, 3)}
+    graph = graph_of(Net(learnt_queries, **parts))
+    assert [op.name for op in graph.ops] == ["conv", "matmul", "second"]
+    assert not graph.float_products
+    assert graph.macs == 4 * 36 * 27 + 4 * 36 * 4 + 4 * 36 * 5

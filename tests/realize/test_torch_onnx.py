@@ -8,11 +8,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fewbit.realize import rendered, rendered_float, torch_onnx
 from fewbit.realize.program import program_of
 from fewbit.realize.torch_onnx import DECOMPOSE
+from fewbit.target import load_target
 
 
 class Bits(nn.Module):
@@ -178,3 +180,24 @@ def test_a_size_that_the_graph_fixes_has_no_program():
     module = torch.fx.GraphModule(nn.Module(), graph)
     assert program_of(module, (torch.zeros(2, 3, 1),), ({0: "batch"},)) is None
     assert program_of(module, (torch.zeros(2, 3, 1),), None) is not None
+
+
+class Asked(nn.Module):
+    """What learned queries see of an image; torch.onnx computes the queries while it writes the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.conv = nn.Parameter(torch.randn(1, 4, 8)), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = F.scaled_dot_product_attention(self.queries, self.queries, self.queries)
+        return asked @ self.conv(x).flatten(2)
+
+
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
+def test_the_codes_of_what_is_computed_from_constants_have_the_name_of_their_site(capture_net, target):
+    net = capture_net(Asked())
+    plan = net.plan(target)
+    model = rendered(net.graph, plan, **load_target(target).file_format)
+    written = {node.outputs[0].name for node in model.graph if node.op_type == "QuantizeLinear"}
+    assert {f"{name}.codes" for name, choice in plan.choices.items() if choice.codes is None} == written

@@ -8,7 +8,7 @@ QuantizeLinear writes a value called `<site>.codes`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +66,8 @@ def rendered(
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
     model = to_onnx(module, graph, max(opset, OLDEST))
-    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _of_constant(node)]
+    weights = {flat_name(name) for name, choice in plan.choices.items() if choice.codes is not None}
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _reads(node, weights)]
     if len(quantizers) != len(order):
         raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
     for node, site in zip(quantizers, order, strict=True):
@@ -76,7 +77,7 @@ def rendered(
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
         (clips[0] if clips else node).outputs[0].name = site + CODES
         node.name = f"{site}.QuantizeLinear"
-    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _of_constant(node)]:
+    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _reads(node, weights)]:
         _without_clip(model, node)
     if not float_weights:
         pack_weights(model, plan)
@@ -290,9 +291,10 @@ def _without_clip(model: ir.Model, quantizer: ir.Node) -> None:
         model.graph.remove(clip, safe=True)
 
 
-def _of_constant(node: ir.Node) -> bool:
+def _reads(node: ir.Node, constants: Collection[str]) -> bool:
+    """Whether a node reads one of the constants; what torch.onnx has computed from constants is none of them."""
     source = node.inputs[0]
-    return source is not None and source.is_initializer()
+    return source is not None and source.is_initializer() and source.name in constants
 
 
 def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:

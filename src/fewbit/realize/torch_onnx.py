@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any, cast
 from unittest.mock import patch
@@ -16,6 +15,7 @@ from onnxscript import opset21
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from fewbit.capture.export import quiet
 from fewbit.capture.fx import aten, calls
 from fewbit.core.inputs import PLACES, example, fed
 from fewbit.core.values import Graph
@@ -89,8 +89,7 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     inputs = graph.inputs
     rows: dict[int, Any] = {} if graph.batch else {0: Dim(BATCH, min=1, max=65536)}
     shapes = tuple({**(rows if one.has_batch else {}), **{1 + i: PLACES[i] for i in one.free}} for one in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         try:
             program = _exported(
                 module, fed(inputs, example(inputs, torch.zeros(graph.at_a_time(2), *graph.input_shape))),
