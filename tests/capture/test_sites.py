@@ -169,6 +169,19 @@ def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
             "bilinear",
             3 * 5 * 64,
         ),
+        (
+            Net(
+                lambda net, x: net.lstm(x.mean(2).transpose(1, 2))[0].mean() + net.conv(x),
+                lstm=nn.LSTM(3, 5, 2, batch_first=True, bidirectional=True),
+            ),
+            "lstm",
+            8 * 2 * 20 * (3 + 5 + 10 + 5),
+        ),
+        (
+            Net(lambda net, x: net.gru(x.mean(2).transpose(1, 2))[0].mean() + net.conv(x), gru=nn.GRU(3, 5, batch_first=True)),
+            "gru",
+            8 * 15 * (3 + 5),
+        ),
         (Net(attend, unseen=torch.zeros(16, 16, dtype=torch.bool)), "scaled_dot_product_attention", 2 * 2 * 16 * 16 * 6),
         (
             Net(

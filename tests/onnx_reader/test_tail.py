@@ -292,6 +292,26 @@ def test_a_file_with_an_operator_of_onnxruntime_is_carried_there(tmp_path: Path)
     assert "2 nodes stay, com.microsoft.CDist '/distances' (opset 1) and those about it, in float behind" in loaded.notes[-1]
 
 
+def constant_node(name: str, *shape: int) -> NodeProto:
+    return node("Constant", [], [name], value=numpy_helper.from_array(drawn(*shape), name))
+
+
+@pytest.mark.parametrize("batch", [1, 4, "batch"])
+def test_products_of_a_tail_count_as_float_work_of_one_image(tmp_path: Path, batch: object) -> None:
+    """An LSTM over 16 places with 2 inputs and 3 hidden numbers, and a product with a matrix behind it, in closed form."""
+    nodes = [
+        constant_node("gates", 1, 12, 2), constant_node("own", 1, 12, 3), node("Transpose", ["scores"], ["s"], perm=[2, 0, 1]),
+        node("LSTM", ["s", "gates", "own"], ["all", "last of all"], "/lstm", hidden_size=3),
+        node("Transpose", ["all"], ["rows"], perm=[2, 1, 0, 3]), node("Transpose", ["all"], ["columns"], perm=[2, 1, 3, 0]),
+        node("MatMul", ["rows", "columns"], ["all rows"], "/rows"),
+    ]  # fmt: skip
+    given = file(tmp_path, nodes, [("scores", FLOAT, ["batch", 2, 16]), ("all rows", FLOAT, ["batch", 1, 16, 16])], batch=batch)
+    graph = capture(loaded_of(given))
+    found = {one.function: one.macs for one in graph.float_products}
+    assert found == {"LSTM": 16 * (12 * 2 + 12 * 3), "MatMul": 16 * 16 * 3}
+    assert graph.macs == sum(found.values()) + sum(op.macs for op in graph.ops)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
 def test_a_run_of_a_detector_is_right_and_opens_again(tmp_path: Path, target: str) -> None:

@@ -57,6 +57,7 @@ def _beside() -> dict[Any, Callable[..., int]]:
         aten.mv: lambda a, b, **kwargs: 2 * math.prod(a),
         aten.dot: lambda a, b, **kwargs: 2 * math.prod(a),
         aten._trilinear: _trilinear,
+        aten.mkldnn_rnn_layer: _lstm,
     }
     if hasattr(torch.ops.torchvision, "deform_conv2d"):  # there once a model has imported torchvision
         formulas[torch.ops.torchvision.deform_conv2d] = _deformable
@@ -65,6 +66,13 @@ def _beside() -> dict[Any, Callable[..., int]]:
 
 def _deformable(x: Shape, weight: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _lstm(x: Shape, inner: Shape, outer: Shape, *args: Any, **kwargs: Any) -> int:
+    """What torch makes of a layer of an LSTM in one direction on a processor: x (time, batch, inputs), and the weights of its
+    gates (4 hidden, inputs) and (4 hidden, hidden).
+    """
+    return 2 * math.prod(x[:-1]) * (math.prod(inner) + math.prod(outer))
 
 
 def _trilinear(a: Shape, b: Shape, c: Shape, *new: Any, **kwargs: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor
@@ -25,17 +26,19 @@ def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
     count_costs(module, loaded.inputs, loaded.batch or 1)
-    behind = {node: {node, *reached(node, lambda _: True)} for node in module.graph.find_nodes(op="placeholder")}
-    computed = set[Node]().union(*behind.values())
-    ops, sites = find(module, computed, _without_batch(behind, loaded.inputs))
+    depend = {node: {node, *reached(node, lambda _: True)} for node in module.graph.find_nodes(op="placeholder")}
+    computed = set[Node]().union(*depend.values())
+    ops, sites = find(module, computed, _without_batch(depend, loaded.inputs))
     if not ops:
         raise BadModel(
             f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
         )
     taken = {op.node for op in ops}
     others = _float_products(node for node in module.graph.nodes if node in computed and node.name not in taken)
+    many = loaded.batch or 1
+    behind = (replace(one, macs=one.macs // many) for one in (loaded.tail.products if loaded.tail else ()))
     return Graph(
-        module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, others, loaded.batch, loaded.ports,
+        module, tuple(ops), tuple(sites), loaded.inputs, loaded.outputs, (*others, *behind), loaded.batch, loaded.ports,
         tail=loaded.tail,
     )  # fmt: skip
 

@@ -61,7 +61,7 @@ class Op:
 
 @dataclass(frozen=True)
 class FloatProduct:
-    """Sums of products that no kind of op describes (a transposed or deformable convolution, an einsum that stays one): where
+    """Sums of products that no kind of op describes (a transposed or deformable convolution, an LSTM behind the layers): where
     they stand, the name of the function, and the multiply-accumulates for one image.
     """
 
@@ -113,13 +113,15 @@ class Tail:
     """What stands behind the layers of an ONNX file and torch cannot express: it stays as it is, in float.
 
     `model` is an ONNX file of its own. It `reads` outputs of the layers and inputs of the file, and `gives` every output of
-    the file, in order, those of the layers among them. `nodes` are the carried ones, as rows for people.
+    the file, in order, those of the layers among them. `nodes` are the carried ones, as rows for people; `products` are their
+    sums of products, where shapes say how many: in float, as all of the tail.
     """
 
     model: bytes
     reads: tuple[str, ...]
     gives: tuple[str, ...]
     nodes: tuple[Mapping[str, Json], ...]
+    products: tuple[FloatProduct, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opsets, raw_array, reads, title
 from fewbit.onnx_reader.module import WEIGHTED
 from fewbit.onnx_reader.operators import CONTROL, OPERATORS
+from fewbit.onnx_reader.work import products
 
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
 CHOOSES = ("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK")
@@ -213,7 +214,7 @@ def tail_of(model: ModelProto) -> Tail:
         if n.op_type != "Constant"
     )
     reads, gives = (tuple(one.name for one in ports) for ports in (model.graph.input, model.graph.output))
-    return Tail(model.SerializeToString(deterministic=True), reads, gives, tuple(rows))
+    return Tail(model.SerializeToString(deterministic=True), reads, gives, tuple(rows), tuple(products(model)))
 
 
 def first_of(tail: Tail) -> str:
