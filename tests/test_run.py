@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from fewbit import Run
 from fewbit.data import images as decoded
 from fewbit.data.images import Memory, open_images
 from fewbit.data.preprocess import Preprocess
+from fewbit.errors import BadValues
 from fewbit.files import write_json
 from fewbit.run import quantize
 from fewbit.stages import REOPENED, STAGES, Stage
@@ -223,3 +225,29 @@ def test_a_model_with_channels_last_in_memory_gets_the_plan_of_the_same_model_wi
         net = net.to(memory_format=form)  # type: ignore[call-overload]
         quantize(net, images, out=tmp_path / name, recipe="fast", input_size=(3, 8, 8), quick=True, scored=4)
     assert (tmp_path / "last/plan.safetensors").read_bytes() == (tmp_path / "plain/plan.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("gains", "named"),
+    [
+        ((1e20, 1e-20, 1), ["0:weight", "1:weight"]),
+        ((1e-30, 1e30, 1), ["0:weight", "1:weight"]),
+        ((1, 1e10, 1e10), ["2:output"]),
+    ],
+)
+def test_numbers_whose_squares_leave_float32_are_refused_by_name_and_kept_float_on_request(
+    gains: tuple[float, ...], named: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(n, 4, 1, bias=False) for n in (3, 4, 4)), nn.Flatten(2)).eval()
+    with torch.no_grad():
+        for layer, gain in zip(net, gains, strict=False):
+            layer.weight.mul_(gain)
+    images, asked = torch.randn(8, 3, 8, 8), list[str]()
+    options: dict[str, Any] = {"recipe": "fast", "input_size": (3, 8, 8), "quick": True, "scored": 4, "out": tmp_path / "run"}
+    while asked != named:
+        with pytest.raises(BadValues, match="^the largest number of .* leave float32") as found:
+            quantize(net, images, keep_float=asked, **options)
+        asked += re.findall(r"--keep-float '([^']+)'", str(found.value))
+        assert asked == named[: len(asked)]
+    assert quantize(net, images, keep_float=asked, **options).report["verify"]["problems"] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -13,6 +13,8 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.watch import watch
 from fewbit.observe.stats import Histogram, Stats
+
+LEAST, MOST = 1e-16, 1e16  # the largest magnitude of a tensor whose errors can be squared and summed in float32
 
 
 def observe(
@@ -50,6 +52,20 @@ def observe(
     }
     count = watch(graph, looked_at(), {**of_sites, **{name: partial(answered, name) for name in answers}})
     return Stats({s.name: histograms[s.name] for s in graph.sites if s.name in histograms.keys() - set(broken)}, count)
+
+
+def refuse_extremes(largest: Mapping[str, float]) -> None:
+    """Raise BadValues where the largest magnitude of a site, by name, is so far from 1 that squares of its rounding errors, which
+    every method compares, leave float32. Zeros alone are no such site.
+    """
+    far = [name for name, number in largest.items() if number and not LEAST <= number <= MOST]
+    if far:
+        floats = " ".join(f"--keep-float '{site}'" for site in far)
+        raise BadValues(
+            f"the largest number of {far[0]} is {largest[far[0]]:.2g}: squares of its rounding errors leave float32, so integers "
+            f"cannot be chosen for it; {LEAST:g} to {MOST:g} can be. Scale the layers of the model that write and read it, or keep "
+            f"it float: {floats}."
+        )
 
 
 def _refuse_answers(broken: Sequence[str]) -> None:

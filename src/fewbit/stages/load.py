@@ -20,6 +20,7 @@ from fewbit.capture.export import batch_of, fingerprint, reason
 from fewbit.capture.inputs import Given
 from fewbit.capture.mapped import mapped
 from fewbit.capture.python_file import from_python
+from fewbit.capture.sites import tensor_of
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.context import set_aside
@@ -38,7 +39,7 @@ from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
 from fewbit.fields import option
 from fewbit.files import read_tensors, write_stream, write_tensors
-from fewbit.observe import Stats
+from fewbit.observe import Stats, refuse_extremes
 from fewbit.progress import Progress
 from fewbit.request import Options
 from fewbit.stages import meaning
@@ -290,6 +291,8 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
             f"--keep-float {' '.join(asked.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
             "float. Name fewer, as in --keep-float 'head*'."
         )
+    weights = [site for site in graph.sites if site.role == "weight" and site.name in quantized]
+    refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
     for one_pass in asked.method.passes:
         refuse(one_pass, context)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}

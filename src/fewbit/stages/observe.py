@@ -14,7 +14,7 @@ from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced
 from fewbit.files import mapped_tensors, read_json, read_tensors, write_json, write_tensors
-from fewbit.observe import Stats
+from fewbit.observe import Stats, refuse_extremes
 from fewbit.observe import observe as statistics_of
 from fewbit.observe.calibration_check import CalibrationLimits, inspect_images, range_change
 from fewbit.progress import Progress
@@ -51,12 +51,14 @@ def observe(
     placed = on(exact, asked.place)
     halves = [statistics_of(placed, progress.counted(part.batches(size)), quantized=quantized) for part in parts]
     change = range_change(*halves) if len(halves) == 2 else None
+    stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
+    ends = {name: max(abs(seen.low), abs(seen.high)) for name, seen in stats.sites.items()}
+    refuse_extremes({name: end for name, end in ends.items() if quantized is None or name in quantized})
     some = spread(calibration, LOOKED_AT, one)
     inspection = inspect_images(Teacher(inputs.loaded.program, inputs.loaded.inputs, asked.place), some.batches(size))
     verdict = CalibrationLimits()(replace(inspection, images=count), change)
     notes = dict.fromkeys([*calibration.notes, *inputs.scored.notes])
     verdict["warnings"] = [*verdict["warnings"], *notes]
-    stats = halves[0] if len(halves) == 1 else halves[0].merge(halves[1])
     write_json(folder / CALIBRATION, verdict)
     write_tensors(folder / STATS, stats.tensors())
     return stats, verdict
