@@ -246,7 +246,7 @@ def test_numbers_whose_squares_leave_float32_are_refused_by_name_and_kept_float_
     images, asked = torch.randn(8, 3, 8, 8), list[str]()
     options: dict[str, Any] = {"recipe": "fast", "input_size": (3, 8, 8), "quick": True, "scored": 4, "out": tmp_path / "run"}
     while asked != named:
-        with pytest.raises(BadValues, match="^the largest number of .* leave float32") as found:
+        with pytest.raises(BadValues, match=r"^the largest number of .* leave float32") as found:
             quantize(net, images, keep_float=asked, **options)
         asked += re.findall(r"--keep-float '([^']+)'", str(found.value))
         assert asked == named[: len(asked)]

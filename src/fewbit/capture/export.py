@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def _exported(
     rows = {} if batch else {0: Dim("batch", min=1, max=65536)}
     with quiet(), evaluating(called), torch.no_grad():
         noise = noise_of(batch, shape_of(inputs))
-        out = _same_again(partial(called.result, tensors_of(inputs, noise)), type(module).__name__)
+        out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
         shapes = {_key(one.name): {**(rows if one.has_batch else {}), **(sizes if one.value is None else {})} for one in inputs}
@@ -145,9 +144,9 @@ def noise_of(batch: int | None, input_shape: Sequence[int]) -> Tensor:
 
 
 def tensors_of(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:
-    """Images and examples of the other inputs, as NamedPorts takes them."""
+    """Images and examples of the other inputs, as NamedPorts takes them; copies: a model may write into them."""
     values = fed(inputs, example(inputs, images))
-    return {_key(one.name): value for one, value in zip(inputs, values, strict=True)}
+    return {_key(one.name): value.clone() for one, value in zip(inputs, values, strict=True)}
 
 
 def _same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:
@@ -178,17 +177,21 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     values = fed(inputs, example(inputs, noise))
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
-            _same_again(partial(graph_module(program), *values), ref, PASSES)
+            _same_again(lambda: graph_module(program)(*_copies(values)), ref, PASSES)
     if batch is None or batch < 2:
         return
     turned = fed(inputs, example(inputs, noise.roll(1, 0)))
     with torch.no_grad():
-        here, there = (pytree.tree_leaves(graph_module(program)(*given)) for given in (values, turned))
+        here, there = (pytree.tree_leaves(graph_module(program)(*_copies(given))) for given in (values, turned))
     if not all(alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
         raise BadModel(
             f"{ref} has a batch of {batch} written in it, and its images depend on each other: what one gives is another in "
             "another place of the batch. Export it for one image, or with a dynamic batch."
         )
+
+
+def _copies(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (value.clone() for value in values)
 
 
 def _draws(node: Node) -> bool:

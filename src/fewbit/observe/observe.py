@@ -55,16 +55,16 @@ def observe(
 
 
 def refuse_extremes(largest: Mapping[str, float]) -> None:
-    """Raise BadValues where the largest magnitude of a site, by name, is so far from 1 that squares of its rounding errors, which
-    every method compares, leave float32. Zeros alone are no such site.
+    """Raise BadValues where the largest magnitude of a site, by name, is so far from 1 that squares of its rounding errors
+    leave float32, where methods compare them. Zeros alone are no such site.
     """
     far = [name for name, number in largest.items() if number and not LEAST <= number <= MOST]
     if far:
         floats = " ".join(f"--keep-float '{site}'" for site in far)
         raise BadValues(
-            f"the largest number of {far[0]} is {largest[far[0]]:.2g}: squares of its rounding errors leave float32, so integers "
-            f"cannot be chosen for it; {LEAST:g} to {MOST:g} can be. Scale the layers of the model that write and read it, or keep "
-            f"it float: {floats}."
+            f"the largest number of {far[0]} is {largest[far[0]]:.2g}: squares of its rounding errors leave float32, so no "
+            f"integers can be chosen for it; it may be {LEAST:g} to {MOST:g}. Scale the layers of the model that write and "
+            f"read it, or keep it float: {floats}."
         )
 
 
