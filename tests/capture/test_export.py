@@ -16,7 +16,7 @@ from torch.export import Dim
 from capture.nets import assert_same_function, images
 from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import fingerprint
-from fewbit.capture.inputs import image
+from fewbit.capture.inputs import Given, image
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
 SIZE = (3, 8, 8)
@@ -526,3 +526,28 @@ class Waves(nn.Module):
 def test_complex_outputs_are_refused_with_what_to_return():
     with pytest.raises(BadModel, match=r"gives output in complex numbers.* write torch\.view_as_real"):
         load_model(Waves(), overrides={"input_size": (3, 8, 8)})
+
+
+class InPlace(nn.Module):
+    """Normalizes its images where they lie, and scales another input there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        x -= 0.5
+        gain *= 2
+        return self.conv(x) * gain
+
+
+@pytest.mark.parametrize("as_program", [False, True])
+def test_a_model_that_writes_into_its_inputs_is_not_called_random(as_program):
+    torch.manual_seed(0)
+    net, x, gain = InPlace().eval(), torch.rand(1, *SIZE), torch.rand(4, 1, 1)
+    expected = net(x.clone(), gain.clone())
+    model = torch.export.export(net, (x.clone(), gain.clone())) if as_program else net
+    given = Given({"gain": gain.clone()})
+    loaded = load_model(model, overrides={} if as_program else {"input_size": SIZE}, given=given)
+    torch.testing.assert_close(capture(loaded).module(x.clone(), gain.clone()), expected)
+    assert torch.equal(given.constants["gain"], gain)
