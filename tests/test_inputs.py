@@ -32,6 +32,7 @@ from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.files import read_json
 from fewbit.observe import observe
+from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES, recipe_named
 from fewbit.run import Run
 from fewbit.runtimes import open_session
@@ -330,6 +331,51 @@ def test_shapes_and_types_of_a_file_are_kept(tmp_path) -> None:
     ):
         with pytest.raises(FewbitError, match=says):
             loaded(str(path), given)
+
+
+class Behind(nn.Module):
+    """A mask of no image, which stands in front of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, mask: Tensor, image: Tensor) -> Tensor:
+        return self.conv(image) * mask
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_the_image_says_what_the_batch_is_though_another_map_stands_in_front_of_it(suffix: str, tmp_path: Path) -> None:
+    net, mask, path = Behind().eval(), torch.rand(1, 1, 12, 12), tmp_path / f"net{suffix}"
+    shapes = ({}, {0: Dim("rows", min=1, max=64)})
+    if suffix == ".onnx":
+        torch.onnx.export(
+            net, (mask, images(2)), path, dynamo=True, verbose=False, input_names=["mask", "image"], output_names=["y"],
+            dynamic_shapes=shapes,
+        )  # fmt: skip
+    else:
+        torch.export.save(torch.export.export(net, (mask, images(2)), dynamic_shapes=shapes), path)
+    model = loaded(str(path), {"mask": mask})
+    assert [str(one) for one in model.inputs] == ["mask (1, 1, 12, 12) float32", "image (batch, 3, 12, 12) float32"]
+    assert model.batch is None
+    graph = capture(model)
+    torch.testing.assert_close(Executor(graph)(images(5))[0], net(mask, images(5)))
+    float_onnx(graph, tmp_path / "out.onnx", opset=20)
+    file = ort.InferenceSession(tmp_path / "out.onnx")
+    dims = [file.get_inputs()[1].shape[0], file.get_outputs()[0].shape[0]]
+    assert dims == (["rows", "rows"] if suffix == ".onnx" else ["batch", "batch"])
+    found = file.run(None, {"mask": mask.numpy(), "image": images(3).numpy()})[0]
+    np.testing.assert_allclose(found, net(mask, images(3)).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_in_colours_is_rather_the_image_and_a_name_nearly_right_is_named(tmp_path: Path) -> None:
+    path, rows = tmp_path / "net.pt2", {0: Dim("rows", min=1, max=64)}
+    example = torch.rand(2, 1, 12, 12), images(2)
+    torch.export.save(torch.export.export(Behind().eval(), example, dynamic_shapes=(rows, rows)), path)
+    with pytest.raises(FewbitError, match=r"One is the image; mask must be given as well: --input mask=VALUE"):
+        loaded(str(path), {})
+    with pytest.raises(FewbitError, match=r"unknown input of .* 'msk'. Did you mean mask\?"):
+        loaded(str(path), {"msk": torch.rand(1, 1, 12, 12)})
 
 
 def items(count: int) -> list[dict[str, Any]]:

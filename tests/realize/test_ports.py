@@ -146,6 +146,7 @@ def test_a_finished_run_has_the_ports_in_its_record(made: Made, tmp_path: Path) 
     torch.export.save(loaded.program, tmp_path / EXPORTED)
     ports = [[port.name, port.type, list(port.dims)] for port in loaded.ports]
     record = {"inputs": [], "batch": loaded.batch, "ports": ports, "task": "tensors", "classes": None}
+    record["preprocess"] = {"size": list(loaded.input_shape)}
     again, _ = reopened(tmp_path, record)
     assert (again.batch, again.ports) == (graph.batch, graph.ports)
     with pytest.raises(BadFile, match=r"run\.json: its ports cannot be read"):

@@ -173,7 +173,8 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     depend on each other.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
-    batch, noise = batch_of(program), noise_of(batch_of(program), shape_of(inputs))
+    batch = batch_of(program, inputs)
+    noise = noise_of(batch, shape_of(inputs))
     values = fed(inputs, example(inputs, noise))
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
@@ -221,16 +222,16 @@ def input_values(program: ExportedProgram) -> dict[str, Any]:
     return dict(zip(names, values.values(), strict=True))
 
 
-def batch_of(program: ExportedProgram) -> int | None:
-    """The batch that is written in a program; None where it is dynamic."""
-    batch = first_map(program).shape[0]
+def batch_of(program: ExportedProgram, inputs: Sequence[Input]) -> int | None:
+    """The batch that is written in a program with these inputs; None where it is dynamic."""
+    batch = image_of(program, inputs).shape[0]
     return batch if isinstance(batch, int) else None
 
 
-def first_map(program: ExportedProgram) -> Tensor:
-    """The fake tensor of the first input that may be an image: its first dimension is the batch."""
-    values = [value for value in input_values(program).values() if isinstance(value, Tensor)]
-    return next(value for value in values if value.ndim == 4 and value.is_floating_point())
+def image_of(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
+    """The fake tensor that stands for the image, which is the one of the inputs without a value."""
+    image: Tensor = input_values(program)[next(one.name for one in inputs if one.value is None)]
+    return image
 
 
 def output_values(program: ExportedProgram) -> dict[str, Tensor]:

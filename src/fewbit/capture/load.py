@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
 from fewbit.capture.export import (
     batch_of,
-    first_map,
+    image_of,
     input_values,
     output_values,
     outputs_of,
@@ -179,14 +179,14 @@ def _from_module(
         fields.setdefault("task", said)
     program, inputs = exported(module, inputs, arguments, batches, free)
     refuse_random(program, inputs, ref)
-    _check_outputs(ref, program)
-    notes = (*notes, *_about_batch(ref, program), *about_sizes(ref, inputs, free))
-    return Loaded(ref, program, fields, classes, notes, batch=batch_of(program), inputs=inputs)
+    _check_outputs(ref, program, inputs)
+    notes = (*notes, *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
+    return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
 
-def _about_batch(ref: str, program: ExportedProgram) -> tuple[str, ...]:
+def _about_batch(ref: str, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[str, ...]:
     """A sentence about a batch that is written in a model."""
-    batch = batch_of(program)
+    batch = batch_of(program, inputs)
     if batch is None:
         return ()
     many = "one image" if batch == 1 else f"{batch} images"
@@ -206,8 +206,9 @@ def _from_program(
     values = input_values(program)
     if other := [name for name, value in values.items() if not isinstance(value, Tensor)]:
         raise BadModel(f"{ref} takes {', '.join(other)}, which is no tensor; export it with a fixed number there.")
-    maps = [value for value in values.values() if value.ndim == 4 and value.is_floating_point()]
-    batch = str(maps[0].shape[0]) if maps else "batch"
+    known = {*given.constants, *flat(given.each)}
+    maps = {name: value for name, value in values.items() if value.ndim == 4 and value.is_floating_point()}
+    batch = next((str(maps[name].shape[0]) for name in sorted(maps, key=known.__contains__)), "batch")  # of the image, if any
     inputs = of_ports([_port(name, value, batch) for name, value in values.items()], given, ref)
     image = next(values[one.name] for one in inputs if one.value is None)
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
@@ -220,11 +221,11 @@ def _from_program(
     if free and not one_size:
         inputs = with_other_sizes(by_guards(program, inputs), program, inputs) or inputs
     refuse_random(program, inputs, ref)
-    _check_outputs(ref, program)
+    _check_outputs(ref, program, inputs)
     record = {**(overrides or {}), "input_size": shape}
-    notes = (*_about_batch(ref, program), *about_sizes(ref, inputs, free))
+    notes = (*_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     classes = tuple(record.pop("classes", ()))
-    return Loaded(ref, program, record, classes, notes, batch=batch_of(program), inputs=inputs)
+    return Loaded(ref, program, record, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
 
 def _port(name: str, value: Tensor, batch: str) -> Input:
@@ -234,9 +235,9 @@ def _port(name: str, value: Tensor, batch: str) -> Input:
     return Input(name, tuple(n if isinstance(n, int) else -1 for n in sizes), value.dtype, has_batch)
 
 
-def _check_outputs(ref: str, program: ExportedProgram) -> None:
+def _check_outputs(ref: str, program: ExportedProgram, inputs: Sequence[Input]) -> None:
     """Raise BadModel where an output has no batch or no numbers."""
-    batch = str(first_map(program).shape[0])
+    batch = str(image_of(program, inputs).shape[0])
     for name, value in output_values(program).items():
         shape = [str(n) for n in value.shape]
         if not shape or shape[0] != batch:

@@ -18,7 +18,7 @@ from fewbit.capture.export import (
     evaluating,
     export,
     graph_module,
-    input_values,
+    image_of,
     noise_of,
     tensors_of,
 )
@@ -46,7 +46,8 @@ def exported(
     if found is not None:
         return found
     program = export(module, inputs, arguments, batches)
-    if batch_of(program) != batches[0] and (found := _with_free_sizes(module, inputs, arguments, batch_of(program), free)):
+    batch = batch_of(program, inputs)
+    if batch != batches[0] and (found := _with_free_sizes(module, inputs, arguments, batch, free)):
         return found
     return program, tuple(inputs)
 
@@ -58,7 +59,7 @@ def _with_free_sizes(
         return None
     try:
         program = export(module, inputs, arguments, (batch,), free)
-        left = free_sizes(_image(program, inputs))
+        left = free_sizes(image_of(program, inputs))
         if left != tuple(free):  # written in the model, which the program has as a symbol of one value
             return _with_free_sizes(module, inputs, arguments, batch, left)
     except BadModel:
@@ -74,10 +75,10 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
     something else than the model for one of those that are tried.
     """
     run, found = graph_module(program), list[tuple[int, ...]]()
-    for other, last in _others(shape_of(inputs), free_sizes(_image(program, inputs))):
+    for other, last in _others(shape_of(inputs), free_sizes(image_of(program, inputs))):
         if last and found:
             break
-        images = noise_of(batch_of(program) or 1, other)
+        images = noise_of(batch_of(program, inputs) or 1, other)
         with torch.no_grad():
             try:
                 want = pytree.tree_leaves(model(images))
@@ -92,12 +93,6 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
             return None
         found.append(other)
     return tuple(replace(one, others=tuple(found)) if one.value is None else one for one in inputs) if found else None
-
-
-def _image(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
-    """The fake tensor that stands for the image."""
-    image: Tensor = input_values(program)[next(one.name for one in inputs if one.value is None)]
-    return image
 
 
 def free_sizes(image: Tensor) -> tuple[int, ...]:

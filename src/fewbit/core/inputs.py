@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewbit.core.values import Input
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, UnknownName
 
 Batch = (
     Tensor | tuple[Tensor, ...]
 )  # images (b, c, h, w); or these, and a tensor with a row for each of them of every such input
 
 FEW = (1, 3, 4)  # channels that a picture may have
+CHANNELS = (3, 4)  # of an image in colours, rather than a mask, where nothing says which is which
 PLACES = ("channels", "height", "width")  # of the shape of an image
 ALONE = (Input("images", ()),)  # of a model that takes nothing but images
 
@@ -106,8 +108,10 @@ def _spread(one: Input, images: int) -> Tensor:
     return one.value.expand(images, *one.shape).contiguous() if one.has_batch else one.value
 
 
-def the_image(ports: Sequence[Input], given: Container[str], ref: str) -> Input:
-    """The one input that may be an image and is not `given` anything. Raises BadModel where that is none or several."""
+def the_image(ports: Sequence[Input], given: Collection[str], ref: str) -> Input:
+    """The one input that may be an image and is not `given` anything. Raises BadModel where that is none or several,
+    UnknownName where a name that is given is nearly one of them.
+    """
     maps = [port for port in ports if len(port.shape) == 3 and port.has_batch and port.dtype.is_floating_point]
     images = [port for port in maps if port.name not in given]
     if len(images) == 1:
@@ -115,7 +119,12 @@ def the_image(ports: Sequence[Input], given: Container[str], ref: str) -> Input:
     takes = f"{ref} takes {', '.join(map(str, ports)) or 'nothing'}"
     if not images:
         raise BadModel(f"{takes}; one has to be an image in floats: (batch, channels, height, width).")
-    raise incomplete(ref, map(str, ports), [port.name for port in images[1:]])
+    names = [port.name for port in ports]
+    for name in sorted({*given} - {*names}):
+        if difflib.get_close_matches(name, names, cutoff=0.5):
+            raise UnknownName(f"input of {ref}", name, names)
+    likely = next((port for port in images if port.shape[0] in CHANNELS), images[0])
+    raise incomplete(ref, map(str, ports), [port.name for port in images if port is not likely])
 
 
 def incomplete(ref: str, takes: Iterable[str], missing: Sequence[str]) -> BadModel:

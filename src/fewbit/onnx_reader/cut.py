@@ -148,7 +148,8 @@ def _shapes(model: ModelProto) -> Shapes:
 
 def _with_whole_batches(flow: Flow, tail: set[int], shapes: Shapes) -> set[int]:
     """The tail from where values are known to have the batch in front; what depends on no number of the image is in it."""
-    batch = next((dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4), None)
+    firsts = [dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4]
+    batch = next((first for first in sorted(firsts, key=lambda first: isinstance(first, int))), None)  # rather one with a name
     while True:
         more = {
             flow.maker[name] for i in tail for name in flow.reads[i]

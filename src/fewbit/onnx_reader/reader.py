@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +86,13 @@ class OnnxFile:
         return size  # type: ignore[return-value]
 
 
-def read_onnx(path: Path, given: Container[str] = (), *, requantize: bool = False) -> OnnxFile:
+def read_onnx(path: Path, given: Collection[str] = (), *, requantize: bool = False) -> OnnxFile:
     """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
     anything. Raises BadFile or BadModel that name the file, the node or the tensor.
     """
     model, tail = cut(lifted(read_proto(path, stripped) if requantize else read_proto(path), path), path)
     ports = _ports(model)
-    inputs = _inputs(ports, path)
+    inputs = _inputs(ports, given, path)
     image = ports[inputs.index(the_image(inputs, given, str(path)))]
     batch = image.dims[0] if isinstance(image.dims[0], int) else None
     nodes, constants = split_constants(nodes_of(model.graph, opsets(model), path.parent, batch))
@@ -127,9 +127,12 @@ def _ports(model: ModelProto) -> tuple[Port, ...]:
     return tuple(_port(info) for info in model.graph.input if info.name not in stored)
 
 
-def _inputs(ports: Sequence[Port], path: Path) -> tuple[Input, ...]:
-    """The inputs of a file without values; -1 stands for a free size. The first map in floats says what the batch is called."""
-    batch = next((port.dims[0] for port in ports if len(port.dims) == 4 and port.type in FLOATS), 0)
+def _inputs(ports: Sequence[Port], given: Collection[str], path: Path) -> tuple[Input, ...]:
+    """The inputs of a file without values; -1 stands for a free size. What the batch is called says the first map in floats
+    that is not `given` anything, and may so be the image; where there is none, the first one.
+    """
+    maps = [port for port in ports if len(port.dims) == 4 and port.type in FLOATS]
+    batch = next((port.dims[0] for port in sorted(maps, key=lambda port: port.name in given)), 0)
     return tuple(_input(port, batch, path) for port in ports)
 
 

@@ -12,14 +12,15 @@ from fewbit.core.values import Port
 BATCH = "batch"  # what torch.onnx calls the batch; sizes that are free are called as in PLACES
 
 
-def set_ports(graph: ir.Graph, ports: Sequence[Port]) -> None:
-    """Give inputs and outputs the types and the names of dimensions of `ports`, in place.
+def set_ports(graph: ir.Graph, ports: Sequence[Port], image: str) -> None:
+    """Give inputs and outputs the types and the names of dimensions of `ports`, in place; the input `image` says what
+    the batch is called.
 
     A Cast stands where a type is not what the graph computes in. Sizes that the graph has fixed stay, and numbers that would be
     bfloat16, which onnxruntime and openvino take from no numpy array, are float32.
     """
     types = {port.name: port.type for port in ports if port.type != ir.DataType.BFLOAT16}
-    images = next((port for port in ports if len(port.dims) == 4), None)  # the first map says what the batch is called
+    images = next((port for port in ports if port.name == image), None)
     if images is None:
         return
     names: dict[str | None, int | str | None] = dict(zip((BATCH, *PLACES), images.dims, strict=True))

@@ -120,5 +120,5 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
                 value.name = f"{value.name}_inside"
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
-    set_ports(model.graph, graph.ports)
+    set_ports(model.graph, graph.ports, graph.input_name)
     return model

@@ -222,7 +222,7 @@ def _synthesis(
     """The images to synthesize from the model, optionally with real ones, and the real ones to score on."""
     _require_classes(outputs)
     assert outputs is not None
-    if batch_of(loaded.program) is not None:
+    if batch_of(loaded.program, loaded.inputs) is not None:
         raise BadImages(
             f"{loaded.ref} takes {loaded.batch} images at a time and no other batch, and images are synthesized in batches of "
             "many sizes; give real ones: --images DIR."
