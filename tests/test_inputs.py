@@ -333,6 +333,27 @@ def test_shapes_and_types_of_a_file_are_kept(tmp_path) -> None:
             loaded(str(path), given)
 
 
+class Anything(nn.Module):
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0]
+
+
+class Keywords(nn.Module):
+    def forward(self, **named: Tensor) -> Tensor:
+        return named["x"]
+
+
+class Nothing(nn.Module):
+    def forward(self) -> Tensor:
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize("net", [Anything, Keywords, Nothing])
+def test_a_module_whose_forward_names_no_input_is_told_so(net: type[nn.Module]) -> None:
+    with pytest.raises(FewbitError, match=rf"^{net.__name__} names no input: its forward\(.*\) has none\. The image needs one"):
+        loaded(net(), {}, input_size=SIZE)
+
+
 class Behind(nn.Module):
     """A mask of no image, which stands in front of the image."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -119,6 +121,31 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"w": torch.zeros(2), "seen": np.float64(3)}, r"it holds numpy\S+scalar, which is no tensor\. Write them with"),
+        ({"w": torch.zeros(2), "from": Path("x")}, r"it holds pathlib\.\w+, which is no tensor\. Write them with"),
+        (None, r"it is a pickle that torch\.save has not written\. Write them with"),
+        (0.5, r"is cut off: its end is missing\. Copy or download it again\.$"),
+    ],
+    ids=["numpy", "path", "pickle", "cut"],
+)
+def test_a_file_that_holds_more_than_tensors_or_less_is_refused_without_advice_to_run_it(content, says, tmp_path):
+    path = tmp_path / "a.pth"
+    if isinstance(content, dict):
+        torch.save(content, path)
+    elif content is None:
+        path.write_bytes(pickle.dumps({"w": [1.0]}))
+    else:
+        torch.save({"w": torch.zeros(500)}, path)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * content)])
+    with pytest.raises(BadFile, match=says) as found:
+        read_checkpoint(path)
+    assert "weights_only" not in str(found.value)
+    assert "\x1b" not in str(found.value)
+
+
 def test_torchscript_is_refused_in_words(tmp_path):
     traced = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8))
     traced.save(str(tmp_path / "w.pt"))

@@ -7,6 +7,7 @@ are taken out, compared with the model name by name and shape by shape, and the 
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -49,8 +50,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with quiet():
             found = _loaded(path)
     except Exception as error:
+        if path.suffix != ".safetensors" and not zipfile.is_zipfile(path) and _begins_as_zip(path):
+            raise BadFile(f"{path} is cut off: its end is missing. Copy or download it again.") from error
         raise BadFile(
-            f"{path} holds no weights that can be read without running code: {reason(error)} "
+            f"{path} holds no weights that can be read without running code: {_why(error)} "
             "Write them with safetensors, or with torch.save(model.state_dict(), FILE)."
         ) from error
     args = found.get("args") if isinstance(found, Mapping) else None
@@ -59,6 +62,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if half:
         notes = (*notes, f"{path} holds {' and '.join(sorted(half))}; it is computed in float32.")
     return Checkpoint(path, state, vars(args) if isinstance(args, argparse.Namespace) else {}, notes)
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def _why(error: Exception) -> str:
+    """What a file holds that is no data, without torch's advice to run it all the same."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return reason(error)
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it holds {found[1]}, which is no tensor." if found else "it is a pickle that torch.save has not written."
 
 
 def _is_traced(path: Path) -> bool:

@@ -57,6 +57,12 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         raise UnknownName(f"input of {ref}", unknown[0], names)
     own = any(leaf is None for tree in trees.values() for leaf in pytree.tree_leaves(tree))
     free = [name for name in needed or names if name not in trees]
+    if not own and not names:
+        takes = ", ".join(map(str, kinds))
+        raise BadModel(
+            f"{ref} names no input: its forward({takes}) has none. The image needs one: give a module whose forward has it, as "
+            "in def forward(self, image)."
+        )
     if not own and not free:
         raise BadModel(f"{ref} takes {', '.join(names)}, and all of them are given; leave out the one that is the image.")
     if not own:
