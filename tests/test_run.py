@@ -18,7 +18,7 @@ from fewbit import Run
 from fewbit.data import images as decoded
 from fewbit.data.images import Memory, open_images
 from fewbit.data.preprocess import Preprocess
-from fewbit.errors import BadValues
+from fewbit.errors import BadValues, FewbitError
 from fewbit.files import write_json
 from fewbit.run import quantize
 from fewbit.stages import REOPENED, STAGES, Stage
@@ -251,3 +251,11 @@ def test_numbers_whose_squares_leave_float32_are_refused_by_name_and_kept_float_
         asked += re.findall(r"--keep-float '([^']+)'", str(found.value))
         assert asked == named[: len(asked)]
     assert quantize(net, images, keep_float=asked, **options).report["verify"]["problems"] == []
+
+
+def test_a_run_that_would_quantize_nothing_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(2)).eval()
+    says = r"^tensorrt would leave all 2 ops of Sequential float, .* \(0: conv on tensorrt: inputs is 3, the kernel needs"
+    with pytest.raises(FewbitError, match=says):
+        quantize(net, torch.randn(8, 3, 8, 8), out=tmp_path / "run", target="tensorrt", input_size=(3, 8, 8), quick=True)
+    assert not list(tmp_path.glob("run*"))

@@ -291,6 +291,12 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
             f"--keep-float {' '.join(asked.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
             "float. Name fewer, as in --keep-float 'head*'."
         )
+    if not context.allowed.integer_ops:
+        reasons = dict.fromkeys(f"{one.site}: {one.why}" for one in context.allowed.fallbacks)
+        raise FewbitError(
+            f"{asked.hardware.name} would leave all {len(graph.ops)} ops of {inputs.loaded.ref} float, so there is nothing to "
+            f"quantize ({'; '.join([*reasons][:3])}). Choose another target: fewbit targets."
+        )
     weights = [site for site in graph.sites if site.role == "weight" and site.name in quantized]
     refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
     for one_pass in asked.method.passes:
