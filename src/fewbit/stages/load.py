@@ -292,10 +292,10 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
             "float. Name fewer, as in --keep-float 'head*'."
         )
     if not context.allowed.integer_ops:
-        reasons = dict.fromkeys(f"{one.site}: {one.why}" for one in context.allowed.fallbacks)
+        reasons = "; ".join([*dict.fromkeys(f"{one.site}: {one.why}" for one in context.allowed.fallbacks)][:3])
         raise FewbitError(
             f"{asked.hardware.name} would leave all {len(graph.ops)} ops of {inputs.loaded.ref} float, so there is nothing to "
-            f"quantize ({'; '.join([*reasons][:3])}). Choose another target: fewbit targets."
+            f"quantize{f' ({reasons})' if reasons else ''}. Choose another target: fewbit targets."
         )
     weights = [site for site in graph.sites if site.role == "weight" and site.name in quantized]
     refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
