@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from fewbit.errors import BadFile
+from fewbit.onnx_reader.work import multiplied
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 MOVES = {
@@ -173,12 +174,8 @@ class Graph:
             return 0
         if node.op == "MultiHeadAttention":  # (b, s, d) and (b, t, d): scores, and the mean of values that they weigh
             return 2 * math.prod(left) * right[1]
-        if node.op == "Conv":
-            return self.size(node.outputs[0]) * math.prod(right[1:])
-        if node.op == "ConvTranspose":
-            return math.prod(left) * math.prod(right[1:])
-        inner = left[0] if node.attributes.get("transA") else left[-1]
-        return self.size(node.outputs[0]) * inner
+        turned = bool(node.attributes.get("transA"))
+        return multiplied(node.op, (left, right), self.size(node.outputs[0]), turned=turned)
 
     def float_macs(self, node: Node) -> int:
         """Float multiply-accumulates of a node with an integer kernel: the attention inside QAttention."""

@@ -38,16 +38,20 @@ def _count(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     """The products of one node; 0 for one without, or of unknown shapes."""
     weights = 3 if node.op_type in RECURRENT else 2
     read = [shapes[name] for name in node.input[:weights] if name in shapes]
-    written = math.prod(shapes.get(node.output[0], (0,)))
     if len(read) < weights or not all(read):
         return 0
-    if node.op_type in RECURRENT:  # (time, batch, inputs), (directions, gates, inputs) and (directions, gates, hidden)
-        return math.prod(read[0][:2]) * (math.prod(read[1]) + math.prod(read[2]))
-    if node.op_type == "Conv":
-        return written * math.prod(read[1][1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(read[0]) * math.prod(read[1][1:])
-    if node.op_type == "MatMul":
-        return written * read[0][-1]
     turned = any(one.name == "transA" and one.i for one in node.attribute)
-    return written * read[0][0 if turned else -1] if node.op_type == "Gemm" else 0
+    return multiplied(node.op_type, read, math.prod(shapes.get(node.output[0], (0,))), turned=turned)
+
+
+def multiplied(op: str, read: Sequence[Shape], written: int, *, turned: bool = False) -> int:
+    """The products that a standard operator sums: `read` are the shapes of its operands, `written` is how many numbers it
+    writes, and `turned` is transA of a Gemm. 0 for an operator without.
+    """
+    if op in RECURRENT:  # (time, batch, inputs), (directions, gates, inputs) and (directions, gates, hidden)
+        return math.prod(read[0][:2]) * (math.prod(read[1]) + math.prod(read[2]))
+    if op == "Conv":
+        return written * math.prod(read[1][1:])
+    if op == "ConvTranspose":
+        return math.prod(read[0]) * math.prod(read[1][1:])
+    return written * read[0][0 if turned else -1] if op in ("MatMul", "Gemm") else 0
