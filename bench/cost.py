@@ -153,18 +153,11 @@ def with_nncf(source: Path, batches: list[Any], out: Path) -> None:
 def inductor(model: Any, batches: list[Any]) -> None:
     """torchao's post-training quantization for x86, compiled for a batch of eight, and one answer."""
     import torch
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    from peers import with_torchao
 
-    program = torch.export.export(model, (batches[0],))
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(program.module(), quantizer)
+    quantized = with_torchao(torch.export.export(model, (batches[0],)), batches)
     with torch.no_grad():
-        for batch in batches:
-            if len(batch) == EIGHT:
-                prepared(batch)
-        compiled = torch.compile(convert_pt2e(prepared))
-        compiled(batches[0])
+        torch.compile(quantized)(batches[0])
 
 
 def table(found: list[Cost]) -> str:

@@ -24,6 +24,7 @@ from fewbit.files import write_json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+    from torch.export import ExportedProgram
 
     from fewbit.data.images import Images
 
@@ -83,6 +84,24 @@ def with_nncf(float_path: Path, images: Images, out: Path, *, transformer: bool)
     kind = nncf.ModelType.TRANSFORMER if transformer else None
     model = nncf.quantize(ov.Core().read_model(str(float_path)), dataset, model_type=kind, subset_size=len(images))
     ov.save_model(model, str(out), compress_to_fp16=False)
+
+
+def with_torchao(program: ExportedProgram, batches: Iterable[Tensor]) -> Any:
+    """torchao's post-training quantization for x86, as its documentation has it, for Inductor to compile; of the batches those
+    of the program's size calibrate.
+    """
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    size = len(program.example_inputs[0][0])
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    with torch.no_grad():
+        prepared = prepare_pt2e(program.module(), quantizer)
+        for images in batches:
+            if len(images) == size:
+                prepared(images)
+        return convert_pt2e(prepared)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from fewbit.stages import STAGES
 from fewbit.verify.bench import paired
 
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds only its own folder
-from bench.peers import has_attention, pixels, stock, with_nncf
+from bench.peers import has_attention, pixels, stock, with_nncf, with_torchao
 from bench.yolox import PIXELS
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -140,8 +140,6 @@ def in_inductor(folder: Path, x: torch.Tensor) -> Calls:
     if importlib.util.find_spec("torchao") is None:
         return {}
     import torch._inductor.config
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     torch._inductor.config.freezing = True
     module = torch.export.load(folder / "onnxruntime" / "exported.pt2").module()
@@ -150,13 +148,10 @@ def in_inductor(folder: Path, x: torch.Tensor) -> Calls:
     except Exception as error:  # of torch.export
         print(f"{folder.name}: not in Inductor, as torch.export cannot export it again: {error!s:.200}", file=sys.stderr)
         return {}
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    with torch.no_grad():
-        prepared = prepare_pt2e(program.module(), quantizer)
-        for images in torch.from_numpy(np.load(folder / IMAGES)).split(len(x)):
-            if len(images) == len(x):
-                prepared(images)
-        models = {BASE: program.module(), "torchao": convert_pt2e(prepared)}
+    models = {
+        BASE: program.module(),
+        "torchao": with_torchao(program, torch.from_numpy(np.load(folder / IMAGES)).split(len(x))),
+    }
     torch._dynamo.reset()
     return {("Inductor", name): partial(answer, torch.compile(model), x) for name, model in models.items()}
 
