@@ -195,7 +195,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         Runtime(
             "onnxruntime",
             OnnxRuntime,
-            fusions=("matmul_bias", "multi_head_attention", "joint_qkv", "qattention"),
+            fusions=("matmul_bias", "multi_head_attention", "joint_qkv", "qattention", "quick_gelu", "factors_in_rows"),
             domain="com.microsoft",
             kernels=True,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -152,6 +153,46 @@ def test_only_products_by_channel_with_powers_of_two_become_scales():
 def _run(model, x):
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
+
+
+def test_a_product_by_channel_must_bring_a_bit_and_what_costs_nothing_need_not(capture_net, batches):
+    torch.manual_seed(0)
+    net = Uneven().eval()
+    with torch.no_grad():  # channels of the ReLU's map 3 times apart, all others alike: squared steps 1 to 4 times smaller
+        for conv, apart in ((net.a, 1.0), (net.b, 1.0), (net.c, 3.0)):
+            flat = conv.weight.flatten(1)
+            size = torch.linspace(1, apart, len(flat)).log().exp()
+            conv.weight.copy_((flat / flat.abs().sum(1, keepdim=True) * size.view(-1, 1)).view_as(conv.weight))
+            conv.bias.zero_()
+    graph = capture_net(net).graph
+    even = CHANNELS(graph, batches, allowed(graph, TARGET).grids)
+    assert {row["op"] for row in even.record} == {"c"}
+    assert float(even.record[0]["before"] / even.record[0]["after"]) < 4
+    assert not any(node.name.startswith("mul") for node in even.graph.module.graph.nodes)
+
+
+def test_silu_of_codes_and_factors_in_rows_give_the_same_numbers_in_fewer_nodes(net, even, batches, tmp_path):
+    found, nodes = {}, {}
+    for name, graph in (("plain", net.graph), ("even", even.graph)):
+        plan = choose(Context(graph, observe(graph, batches), TARGET, images=batches), RECIPES["mse"])
+        for forms in ((), ("quick_gelu", "factors_in_rows")):
+            place = tmp_path / f"{name}{len(forms)}.onnx"
+            realize(graph, plan, place, **(TARGET.file_format | {"fuse": forms}))
+            options = ort.SessionOptions()
+            options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+            session = ort.InferenceSession(place, options, providers=["CPUExecutionProvider"])
+            found[name, len(forms)] = session.run(None, {session.get_inputs()[0].name: batches[0].numpy()})[0]
+            optimized = ir.load(tmp_path / "optimized.onnx").graph
+            nodes[name, len(forms)] = Counter(node.op_type for node in optimized)
+            sizes = {tuple(x.const_value.shape) for n in optimized if n.op_type == "Mul" for x in n.inputs if x.const_value}
+            assert {size[2] for size in sizes} == (
+                {8} if forms else {1}
+            ) or name == "plain"  # channels last: (1, 1, width, channels)
+        np.testing.assert_array_equal(found[name, 2], found[name, 0])
+    assert nodes["plain", 0]["QuickGelu"] == 0  # onnxruntime by itself
+    assert nodes["plain", 0]["DequantizeLinear"] == nodes["plain", 2]["DequantizeLinear"] + 2
+    assert nodes["plain", 2]["QuickGelu"] == nodes["even", 2]["QuickGelu"] == 2
+    assert nodes["even", 2]["Expand"] == 0  # made when the file is loaded
 
 
 def test_a_recipe_that_leaves_channels_alone_leaves_the_graph_alone(net, batches):

@@ -27,6 +27,7 @@ from fewbit.core.values import Graph, Op, Site
 CARRIES: set[Callable[..., Any]] = {*MOVES, *PADS, *MAX_POOLS, *CLAMPS, *CONCATS}  # what gives codes on
 SHARES = 17  # of the codes that are below zero, tried
 REACH = 8.0  # of the root of the mean square; in between is where YOLOX-nano loses least (docs/zoo.md)
+WORTH = 4.0  # times smaller squared steps, one bit, are worth a product by channel in each call
 LEAST = 2.0**-10  # of the widest channel; a narrower one counts as so wide
 
 

@@ -19,7 +19,7 @@ from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
 from fewbit.core.values import Graph, Json, Op
-from fewbit.equalize.channels import evened, places, steps, with_factors
+from fewbit.equalize.channels import WORTH, evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced, per_channel_between
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
@@ -180,13 +180,14 @@ class _Work:
             low, high, squares = self.samples[place.site.tensor]
             scale = evened(low, high, squares)
             gain = steps(low, high, scale)
-            if gain["after"] >= gain["before"]:
+            multiplied = place.writer is None or not place.readers
+            if gain["after"] * (WORTH if multiplied else 1.0) >= gain["before"]:
                 continue
             if place.writer is not None:
                 self.new |= self._divide(place.writer, scale, torch.zeros_like(scale))
             for op in place.readers:
                 self.new[self._name(self.nodes[op.node], 1)] = self._constant(op, 1) * scale.view(-1, 1, 1, 1)
-            if place.writer is None or not place.readers:
+            if multiplied:
                 self.new[place.site.name] = 1 / scale if place.writer is None else scale
             self.evened.add(place.site.name)
             op = place.writer or place.readers[0]

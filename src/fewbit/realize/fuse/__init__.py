@@ -17,6 +17,8 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "multi_head_attention": onnxruntime.attention,
     "joint_qkv": onnxruntime.joint_products,
     "qattention": onnxruntime.projected_attention,
+    "quick_gelu": onnxruntime.quick_gelu,
+    "factors_in_rows": onnxruntime.factors_in_rows,
     "scale_by_channel": steps.by_channel,
     "quantize_before_reshape": openvino.early_codes,
     "quantize_before_concat": openvino.codes_of_parts,

@@ -1,9 +1,12 @@
-"""Fused operators of onnxruntime's domain com.microsoft: a file with them runs there and nowhere else.
+"""Forms for onnxruntime; a file with operators of its domain com.microsoft runs there and nowhere else.
 
 matmul_bias           DequantizeLinear x 2, MatMul, Add  ->  MatMulIntegerToFloat with the bias in the kernel
 multi_head_attention  Reshape, Transpose x 3, MatMul, Softmax, MatMul, Transpose, Reshape, all float  ->  MultiHeadAttention
 joint_qkv             the three products in front of one attention, if they read the same codes: one product, Split behind it
 qattention            this product, the Split and the attention  ->  QAttention: multiplies in integers, attends in float
+quick_gelu            Sigmoid and Mul of dequantized codes (SiLU)  ->  QuickGelu, which it else makes only of float values
+factors_in_rows       a product by channel beside codes  ->  its factors repeated along the width (Expand, made when the file is
+                      loaded): channels are last there, and a row of a map is multiplied at once in place of one pixel
 """
 
 from __future__ import annotations
@@ -151,6 +154,39 @@ def projected_attention(graph: ir.Graph, node: ir.Node) -> bool:
     inputs = [x, weight, bias, scale, weight_scale, None, zero, weight_zero]
     fused = ir.node("QAttention", inputs, {"num_heads": heads}, domain=DOMAIN, num_outputs=1)
     put(graph, node, fused, node.outputs[0])
+    return True
+
+
+def quick_gelu(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a sigmoid of dequantized codes that only the product with them reads, and this product."""
+    users = list(node.outputs[0].consumers()) if node.op_type == "Sigmoid" and not node.outputs[0].is_graph_output() else []
+    if len(users) != 1 or users[0].op_type != "Mul" or made_by(node.inputs[0]) != "DequantizeLinear":
+        return False
+    if {id(x) for x in users[0].inputs} != {id(node.inputs[0]), id(node.outputs[0])}:
+        return False
+    fused = ir.node("QuickGelu", [node.inputs[0]], {"alpha": 1.0}, domain=DOMAIN, num_outputs=1)
+    put(graph, users[0], fused, users[0].outputs[0])
+    return True
+
+
+def factors_in_rows(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a product of a map of known width, behind DequantizeLinear or in front of QuantizeLinear, by channel."""
+    if node.op_type != "Mul" or len(sizes := dims(node.outputs[0])) != 4 or sizes[3] is None:
+        return False
+    users = list(node.outputs[0].consumers())
+    place = next(
+        (i for i, x in enumerate(node.inputs) if (c := constant(x)) is not None and c.shape == (1, c.size, 1, 1)), None
+    )
+    if place is None or constant(node.inputs[place]).size == 1:  # type: ignore[union-attr]
+        return False
+    if made_by(node.inputs[1 - place]) != "DequantizeLinear" and not all(user.op_type == "QuantizeLinear" for user in users):
+        return False
+    name = f"{node.outputs[0].name}_row"
+    shape = ir.Value(name=name, const_value=ir.tensor(np.array([1, sizes[1], 1, sizes[3]], np.int64), name=name))
+    graph.register_initializer(shape)
+    row = ir.node("Expand", [node.inputs[place], shape], num_outputs=1)
+    graph.insert_before(node, row)
+    node.replace_input_with(place, row.outputs[0])
     return True
 
 
