@@ -137,6 +137,13 @@ def test_the_key_has_what_decides_the_result_and_nothing_else() -> None:
         assert Request(model="demo", target="ort-x86-vnni", keep_float="head", **{name: value}).key() != key, name
 
 
+def test_a_path_of_python_is_a_model_as_its_text_is(tmp_path: Path) -> None:
+    with pytest.raises(FewbitError, match=r"here\.onnx"):
+        load(Request(model=tmp_path / "here.onnx", images=tmp_path))
+    path, text = (Request(model=kind("here.onnx"), images=tmp_path, target="ort-x86-vnni") for kind in (Path, str))
+    assert (path.ref, path.key()) == (text.ref, text.key()) == ("here.onnx", text.key())
+
+
 def test_a_module_and_arrays_are_values_of_a_request() -> None:
     request = Request(model=torch.nn.ReLU(), images=torch.zeros(2, 3, 8, 8), input_size=[3, 8, 8])
     assert (request.key()["model"], request.input_size) == ("ReLU", (3, 8, 8))

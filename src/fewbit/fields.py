@@ -52,8 +52,12 @@ def as_constants(value: Any) -> Any:
     return constants(value)
 
 
+def path_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 def as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) or (isinstance(value, int) and not isinstance(value, bool)) else value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else path_as_text(value)
 
 
 def check_time(value: str | None) -> None:

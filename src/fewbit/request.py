@@ -40,6 +40,7 @@ from fewbit.fields import (
     check_memory,
     check_time,
     option,
+    path_as_text,
     pixel_check,
 )
 from fewbit.refuse import refuse
@@ -65,7 +66,7 @@ class Options(Asked):
     ))  # fmt: skip
     OWN: ClassVar[tuple[str, ...]] = ()  # options that mean something else here than in quantize
 
-    model: Any = Field(description=MODELS)
+    model: Annotated[Any, BeforeValidator(path_as_text)] = Field(description=MODELS)
     images: Any = Field(
         default=None,
         description="Folder (class sub-folders or flat), parquet, .npy or .npz; synthetic (made from the model) or "
