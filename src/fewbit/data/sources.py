@@ -199,10 +199,11 @@ def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Fo
             raise BadImages(f"{path} holds the splits {content}. Give the file or folder of one, e.g. {path / tables[0]}.")
         return replace(_parquet(path, tuple(path / f for f in tables), classes, labels), unreadable=tuple(unreadable))
     if not images:
-        content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else some(unreadable) or "no files"
+        content = f"{len(files)} other files ({some([str(f) for f in files])})" if files else some(unreadable)
         allowed = ", ".join(formats())
         kinds = f"images ({allowed}), a .npy file of pixels each, or .parquet files"
-        raise BadImages(f"{path} holds no images but {content}. Give a folder with {kinds}.")
+        found = f"holds no images but {content}" if content else "is empty"
+        raise BadImages(f"{path} {found}. Give a folder with {kinds}.")
     store, names = Files(tuple(path / f for f in images)), tuple(f.as_posix() for f in images)
     unsorted = [f.name for f in images if len(f.parts) == 1]
     if not labels or len(unsorted) == len(images):
