@@ -220,7 +220,7 @@ def test_a_target_whose_runtime_is_not_installed_is_refused_before_anything_is_r
 
 @pytest.mark.parametrize(
     ("files", "said"),
-    [({}, "holds no images but no files"), ({"a.txt": b"a"}, "holds no images"), ({"a.png": b"a"}, "a.png cannot be decoded")],
+    [({}, "is empty"), ({"a.txt": b"a"}, "holds no images"), ({"a.png": b"a"}, "a.png cannot be decoded")],
     ids=["empty", "text", "broken"],
 )
 @pytest.mark.parametrize("option", ["images", "score"])

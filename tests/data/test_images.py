@@ -460,7 +460,7 @@ def test_sources_without_images_say_what_they_are(tmp_path: Path) -> None:
     parquet(folder(tmp_path / "both", flat=1) / "x.parquet", 1)
     for name, words in {
         "nowhere": "does not exist",
-        "empty": "holds no images but no files",
+        "empty": "is empty",
         "notes.txt": "is a '.txt' file",
         "x.parquet": "not a readable parquet file",
         "x.npy": "no readable NumPy file",
