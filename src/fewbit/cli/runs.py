@@ -64,6 +64,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     """Integer codes of the simulation against those of the runtime, site by site."""
     from fewbit.files import read_json
     from fewbit.report import tables
+    from fewbit.report.answers import near_ties
     from fewbit.run import Run
 
     with drawn() as progress:
@@ -84,7 +85,10 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     for check in checks.outputs:
         explained = f"{check.limit:.2g} explained by rounding, cosine {check.cosine:.6f}"
         out.print(f"{check.output}, {check.place}: largest difference {check.difference:.3g} ({explained})")
-    fail_on_wrong(tables.verify(checks), read_json(run / "report.json"))
+    found = tables.verify(checks)
+    if said := near_ties(found):
+        out.print(said, soft_wrap=True)
+    fail_on_wrong(found, read_json(run / "report.json"))
 
 
 @command

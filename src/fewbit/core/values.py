@@ -325,6 +325,23 @@ class SiteCheck:
 
 
 @dataclass(frozen=True)
+class SelectionCheck:
+    """What a node that selects (top-k, sorting, the place of the largest) chose in a runtime, by the simulation's own scores.
+
+    Of `compared` rows `near` are chosen otherwise than by the simulation, among scores that float32 rounding may order either
+    way (verify/selections.py); `wrong` are those that it does not explain. There a score misses its place by `difference`,
+    where `limit` is explained; 0 where a place is chosen twice.
+    """
+
+    node: str
+    compared: int
+    near: int
+    wrong: int
+    difference: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class OutputCheck:
     """One output of a file in a runtime (`place` says which and where), against what it should be.
 
@@ -356,6 +373,7 @@ class Deviation:
 class Checks:
     """Verify's tables: the file's own codes of weights and biases, codes of activations as written (off) and optimised as
     the file ships (on), and outputs. `file` is what differs from the same plan realized again; None: not looked at.
+    `selections` are what the runtime chose by comparing scores, off and on.
     """
 
     off: tuple[SiteCheck, ...]
@@ -364,6 +382,7 @@ class Checks:
     kernels: Mapping[str, Json] = field(default_factory=dict)
     weights: tuple[SiteCheck, ...] = ()
     file: tuple[Deviation, ...] | None = None
+    selections: tuple[tuple[SelectionCheck, ...], tuple[SelectionCheck, ...]] = ((), ())
 
     @property
     def codes(self) -> tuple[SiteCheck, ...]:

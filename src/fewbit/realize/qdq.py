@@ -2,7 +2,8 @@
 
 The same graph serves onnxruntime, openvino and every other runtime that reads QuantizeLinear and DequantizeLinear.
 Weights are int8 initializers; below 8 bits they are packed, with nodes that unpack them (unpack.py). Each activation's
-QuantizeLinear writes a value called `<site>.codes`.
+QuantizeLinear writes a value called `<site>.codes`, a node that selects (top-k, the place of the largest) its places as
+`<node>.chosen`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fewbit.capture.fx import (
     reached,
 )
 from fewbit.capture.normalize import CONVS
+from fewbit.capture.selections import OPERATORS, SELECTORS, selectors
 from fewbit.capture.sites import readers
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
@@ -47,7 +49,7 @@ from fewbit.realize.unpack import pack_weights
 
 qd = torch.ops.quantized_decomposed
 READS = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
-CODES = ".codes"
+CODES, CHOSEN = ".codes", ".chosen"
 
 
 def realize(graph: Graph, plan: Plan, path: Path, **form: Any) -> None:
@@ -79,6 +81,7 @@ def rendered(
         node.name = f"{site}.QuantizeLinear"
     for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _reads(node, weights)]:
         _without_clip(model, node)
+    _name_chosen(model, module)
     if not float_weights:
         pack_weights(model, plan)
     fuse_nodes(model, fuse)
@@ -86,6 +89,18 @@ def rendered(
         keep_products(model.graph)
     shield(model)
     return with_tail(in_opset(model, opset, ir_version), graph.tail)
+
+
+def _name_chosen(model: ir.Model, module: GraphModule) -> None:
+    """Name what nodes that select have chosen, but for what is an output of the file. Nothing is named where torch.onnx has
+    written others than those of the graph (one for two that are alike): verify then has none of them to read.
+    """
+    nodes, written = selectors(module.graph), [node for node in model.graph if node.op_type in OPERATORS]
+    if [SELECTORS[node.target].operator for node in nodes] != [node.op_type for node in written]:
+        return
+    for node, places in ((node, found.outputs[-1]) for node, found in zip(nodes, written, strict=True)):
+        if not places.is_graph_output():
+            places.name = node.name + CHOSEN
 
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:

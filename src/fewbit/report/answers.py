@@ -41,11 +41,24 @@ def right(report: Json, tables: Json) -> Card:
     if differing > wrong:
         ties = plural(differing - wrong, "tie")
         lines.append(f"{ties} besides: codes that are off by one where the simulation stands on a rounding boundary.")
+    lines += filter(None, [near_ties(verify)])
     if not problems and "outputs" in verify:
         lines.append("The weights in the file are the plan's, and the outputs differ no more than float32 rounding explains.")
     word, mood = ("no", "bad") if wrong or problems else ("yes", "good")
     small = f"of {compared:,} codes {what}, at {plural(verify['sites'], 'site')}"
     return Card(question, f"{wrong:,}", small, lines, [f"{line}." for line in problems], word, mood)
+
+
+def near_ties(verify: Json) -> str:
+    """What is said where nearly equal scores were selected among; "" where none were, or where nobody has looked."""
+    near, rows = verify.get("near_ties", 0), verify.get("selections", 0)
+    if not near:
+        return ""
+    what = plural(near, "selection") + " was a near tie" if near == 1 else plural(near, "selection") + " were near ties"
+    return (
+        f"{what}, of {rows:,} (top-k, sorting, the largest): scores that float32 rounding may order either way. What the "
+        "runtime selected was taken, and all codes behind it were compared."
+    )
 
 
 def good(report: Json) -> Card:

@@ -13,7 +13,7 @@ from fewbit.report.answers import ELSEWHERE, MARGIN
 from fewbit.runtimes import RUNTIMES, bytes_of
 
 if TYPE_CHECKING:
-    from fewbit.core.values import Checks, Graph, Plan
+    from fewbit.core.values import Checks, Graph, Plan, SelectionCheck
 
 Rows = list[dict[str, Any]]
 WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
@@ -48,6 +48,8 @@ def verify(result: Checks) -> dict[str, Any]:
         "worst_site": worst.site if worst is not None and worst.differing else None,
         "stored_codes": sum(check.compared for check in result.weights),
         "outputs": len(result.outputs),
+        "selections": sum(check.compared for table in result.selections for check in table),
+        "near_ties": sum(check.near for table in result.selections for check in table),
         "problems": problems(result),
     }
 
@@ -66,7 +68,9 @@ def problems(result: Checks, most: int = 5) -> list[str]:
         for check in result.weights
         if check.wrong
     ]
-    for name, table in (("as written", result.off), ("as it ships", result.on)):
+    places, chosen = ("as written", "as it ships"), result.selections
+    for name, table, selections in zip(places, (result.off, result.on), chosen, strict=True):
+        lines += [f"{check.node} selects wrongly ({name}): {_selects(check)}" for check in selections if check.wrong]
         wrong = [check for check in table if check.wrong]
         if wrong:
             total = sum(check.wrong for check in wrong)
@@ -78,6 +82,15 @@ def problems(result: Checks, most: int = 5) -> list[str]:
         where = f"output {each.output} ({each.place})"
         lines.append(f"{where} differs by {each.difference:.3g}, where float32 rounding explains {each.limit:.2g}")
     return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
+
+
+def _selects(check: SelectionCheck) -> str:
+    rows = f"in {check.wrong:,} of {check.compared:,} rows"
+    if check.difference == 0:
+        return f"{rows} one place twice"
+    if math.isinf(check.difference):
+        return f"{rows} places that are none or have no score"
+    return f"{rows} by up to {check.difference:.3g} from the best scores, where float32 rounding explains {check.limit:.2g}"
 
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 The comparison is forced: each site of the simulation computes from the runtime's codes upstream. A float sum in another
 order changes a value by about a millionth, so a code may differ only where the value lies on a rounding boundary; any
-other difference is a bug at the site where it appears. The last outputs are forced in the same way: they differ from the
-simulation's by float rounding behind the last codes, and by nothing else (outputs.py).
+other difference is a bug at the site where it appears. Where nearly equal scores are selected among, the runtime's choice is
+checked and taken (selections.py), so that all codes behind it are compared as always. The last outputs are forced in the same
+way: they differ from the simulation's by float rounding behind the last codes, and by nothing else (outputs.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from fewbit.capture.kinds import KINDS
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.pages import give_back
-from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SiteCheck
+from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SelectionCheck, SiteCheck
 from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.folder import scratch
@@ -39,6 +41,7 @@ from fewbit.verify.outputs import (
     picked,
     with_rounding,
 )
+from fewbit.verify.selections import Selected, shown_places
 from fewbit.verify.ties import checked, off_by, reach
 
 INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kernel in kind.kernels))
@@ -46,11 +49,12 @@ INTEGER_KERNELS = tuple(dict.fromkeys(kernel for kind in KINDS.values() for kern
 
 @dataclass(frozen=True)
 class Forced:
-    """What a session computed beside a simulation that reads its codes: a check of every site, the outputs of both, and how
-    far rounding moves each of them.
+    """What a session computed beside a simulation that reads its codes: a check of every site and of every selection, the
+    outputs of both, and how far rounding moves each of them.
     """
 
     sites: tuple[SiteCheck, ...]
+    selections: tuple[SelectionCheck, ...]
     expected: Outputs
     found: Outputs
     moved: Mapping[str, float]
@@ -80,21 +84,25 @@ def compare(
     order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
     activations = [name for name, choice in plan.choices.items() if choice.codes is None]
     sites = sorted(activations, key=lambda site: order[graph.site(site).tensor])
-    names, shown = [output.name for output in graph.outputs], [*(site + CODES for site in sites), *graph.inside]
+    names, file = [output.name for output in graph.outputs], read_onnx(path)
+    places = shown_places(module.executor, names, {name for node in file.graph.node for name in node.output})
+    added_names = [name for name in places.values() if name not in {output.name for output in file.graph.output}]
+    shown = list(dict.fromkeys([*(site + CODES for site in sites), *graph.inside, *added_names]))
 
     def beside(session: Session, rounded: Collection[str] = ()) -> dict[str, Forced]:
         """For one session at a time, which is gone then."""
-        return {where: forced(module, session, sites, names, images, rounded) for where, images in groups.items()}
+        return {where: forced(module, session, sites, names, images, rounded, places) for where, images in groups.items()}
 
     progress("weights")
-    weights = stored_codes(graph, plan, path, read_onnx(path))
+    weights = stored_codes(graph, plan, path, file)
+    del file
     give_back()
     progress("codes as written")
     written = beside(OnnxRuntime(path, optimise=False, outputs=shown))
-    off = added([one.sites for one in written.values()])
+    off, chosen = added([one.sites for one in written.values()]), of_all([one.selections for one in written.values()])
     outputs = [check for where, one in written.items() for check in one.judged(f"as written{where}")]
     if runtime is None:
-        return Checks(off, (), tuple(outputs), kernels(plan, path), weights)
+        return Checks(off, (), tuple(outputs), kernels(plan, path), weights, selections=(chosen, ()))
     progress(f"codes in {runtime}")
     give_back()
     rounded = rounded_by_kernels(graph, plan)
@@ -108,31 +116,59 @@ def compare(
     del session
     give_back()
     on = added([one.sites for one in optimised.values()])
-    return Checks(off, on, tuple(outputs), kernels(plan, path), weights)
+    selections = chosen, of_all([one.selections for one in optimised.values()])
+    return Checks(off, on, tuple(outputs), kernels(plan, path), weights, selections=selections)
 
 
 def forced(
     module: Simulation, session: Session, sites: Sequence[str], names: Sequence[str], images: Sequence[Batch],
-    rounded: Collection[str] = (),
+    rounded: Collection[str] = (), places: Mapping[str, str] = NOTHING,
 ) -> Forced:  # fmt: skip
-    """Compare codes of sites, in the order of the graph, and the outputs, whose names the file has."""
-    tables = list[tuple[SiteCheck, ...]]()
+    """Compare codes of sites, in the order of the graph, and the outputs, whose names the file has. `places`: by node that
+    selects, the value of the session that has its places.
+    """
+    tables, chosen = list[tuple[SiteCheck, ...]](), list[tuple[SelectionCheck, ...]]()
     pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, 0.0), disturbances(module.executor, rounded)
     for batch in images:
         values = dict(session.run(*arrays_of(module.executor.inputs, batch)))
         codes = {site: torch.from_numpy(values.pop(site + CODES)) for site in sites}
-        expected, checks = _checked(module, batch, codes)
+        selected = Selected(module.executor, {node: torch.from_numpy(values[name]) for node, name in places.items()})
+        expected, checks = _checked(module, batch, codes, selected.calls)
         tables.append(checks)
         pairs.append((named(expected, names), picked(values, names)))
-        disturbed = named(trace(module, batch, codes, noise, seen=lambda site, ours: None)[0], names)
+        disturbed = named(_disturbed(module, batch, codes, {**noise, **selected.calls}), names)
         moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
+        chosen.append(_selections(module, batch, codes, selected, rounded))
     ours, theirs = map(joined, zip(*pairs, strict=True))
-    return Forced(added(tables), ours, theirs, moved)
+    return Forced(added(tables), of_all(chosen), ours, theirs, moved)
 
 
-def _checked(module: Simulation, batch: Batch, codes: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[SiteCheck, ...]]:
-    """The outputs of a simulation that reads `codes`, and the check of each site, one at a time; where some are wrong they are
-    looked at again with the functions of nodes off.
+def _disturbed(
+    module: Simulation, batch: Batch, codes: Mapping[str, Tensor], calls: Mapping[str, Callable[..., Any]]
+) -> tuple[Tensor, ...]:
+    """The outputs of a simulation that reads `codes`, with other functions of nodes."""
+    return trace(module, batch, codes, calls, seen=lambda site, ours: None)[0]
+
+
+def _selections(
+    module: Simulation, batch: Batch, codes: Mapping[str, Tensor], selected: Selected, rounded: Collection[str]
+) -> tuple[SelectionCheck, ...]:
+    """The check of each selection, after a run of the simulation and one that was disturbed; where some are wrong they are
+    looked at again with more disturbances and with the functions of nodes off.
+    """
+    checks, executor = selected.checks(), module.executor
+    if not any(check.wrong for check in checks):
+        return checks
+    for calls in (*(disturbances(executor, rounded, seed) for seed in range(1, DISTURBANCES)), *off_by(executor)):
+        _disturbed(module, batch, codes, {**calls, **selected.calls})
+    return selected.checks()
+
+
+def _checked(
+    module: Simulation, batch: Batch, codes: Mapping[str, Tensor], chosen: Mapping[str, Callable[..., Any]]
+) -> tuple[tuple[Tensor, ...], tuple[SiteCheck, ...]]:
+    """The outputs of a simulation that reads `codes` and selects by `chosen`, and the check of each site, one at a time; where
+    some are wrong they are looked at again with the functions of nodes off.
     """
     checks, odd = dict[str, SiteCheck](), dict[str, SiteTrace]()
 
@@ -141,9 +177,10 @@ def _checked(module: Simulation, batch: Batch, codes: Mapping[str, Tensor]) -> t
         if checks[site].wrong:
             odd[site] = ours
 
-    outputs, _ = trace(module, batch, codes, seen=look)
+    outputs, _ = trace(module, batch, codes, chosen, seen=look)
     others: dict[str, list[SiteTrace]] = {site: [] for site in odd}
-    for calls in off_by(module.executor) if odd else ():
+    for off in off_by(module.executor) if odd else ():
+        calls = {**off, **chosen}
         trace(module, batch, codes, calls, seen=lambda site, ours: others[site].append(ours) if site in odd else None)
     for site, ours in odd.items():
         checks[site] = checked(site, ours, codes[site].to(torch.int32), reach(ours, others[site]))
@@ -215,3 +252,13 @@ def added(tables: Sequence[Sequence[SiteCheck]]) -> tuple[SiteCheck, ...]:
         )
         for rows in zip(*tables, strict=True)
     )  # fmt: skip
+
+
+def of_all(tables: Sequence[Sequence[SelectionCheck]]) -> tuple[SelectionCheck, ...]:
+    """The checks of the same selections in several tables as one table, with the difference that is furthest from explained."""
+    groups = list(zip(*tables, strict=True))
+    worst = [max(rows, key=lambda one: (one.wrong > 0, one.difference - one.limit)) for rows in groups]
+    return tuple(
+        replace(one, **{name: sum(getattr(row, name) for row in rows) for name in ("compared", "near", "wrong")})
+        for one, rows in zip(worst, groups, strict=True)
+    )
