@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
-from fewbit.choose import Bits
+from fewbit.choose import Bits, choose
+from fewbit.choose.builder import PlanBuilder
 from fewbit.core.values import Checks, Plan
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
@@ -19,7 +20,7 @@ from fewbit.recipes import recipe_named
 from fewbit.runtimes import OpenVino
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
-from planning import plan_for
+from planning import context_for, plan_for
 
 pytest.importorskip("openvino")
 
@@ -85,6 +86,22 @@ def test_every_channel_has_its_own_bias(tmp_path: Path, openvino_target: str, ke
         expected = simulate(graph, plan)(images)
     found = torch.from_numpy(OpenVino(tmp_path / "model.onnx", threads=1).run(images.numpy())["logits"])
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_every_channel_has_its_own_bias_where_it_was_corrected(tmp_path: Path, openvino_target: str) -> None:
+    torch.manual_seed(0)
+    net = ClassToken().eval()
+    with torch.no_grad():
+        net.a.bias.normal_()
+    graph, images = capture(load_model(net, overrides={"input_size": (3, 32, 32)})), torch.randn(8, 3, 32, 32)
+    target, stats = load_target(openvino_target), observe(graph, [images])
+    context = context_for(graph, stats, target)
+    builder = PlanBuilder(choose(context, recipe_named("minmax")), context)
+    builder.correct("a", net.a.bias.detach() + 0.01)
+    plan = builder.plan()
+    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
+    checks = compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino")
+    assert (checks.wrong, checks.wrong_outputs) == ((), ())
 
 
 class Shared(nn.Module):

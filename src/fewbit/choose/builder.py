@@ -96,7 +96,7 @@ class PlanBuilder:
                 self.allowed.sites[site].grids[0],
             )
             return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(real_bias, qparams, grid))
-        if real is not None and op.operands.get("output", "") in self.allowed.sites:  # this kernel adds in int32
+        if real is not None and op.name in self.allowed.integer_results:  # this kernel adds in int32
             grid = Grid(32, axis=0)
             return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(real, qparams, grid))
         return None

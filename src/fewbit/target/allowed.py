@@ -49,12 +49,17 @@ class AllowedGrids:
 
 @dataclass(frozen=True)
 class Allowed:
-    """Grids by site name, the ops that run in integers, the fallbacks of the others, and sites that share one scale."""
+    """Grids by site name, the ops that run in integers, the fallbacks of the others, and sites that share one scale.
+
+    `integer_results` are the ops whose own kernel makes the codes of their result: where a reader alone asks for the codes,
+    the kernel gives real numbers.
+    """
 
     sites: Mapping[str, AllowedGrids]
     integer_ops: tuple[str, ...]
     fallbacks: tuple[Fallback, ...]
     shared: tuple[tuple[str, ...], ...] = ()
+    integer_results: frozenset[str] = frozenset()
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -119,7 +124,9 @@ def allowed(
                 fallbacks += [_fallback(graph, op, why) for why in reasons[:1]]
     groups = shared_groups(graph, rules, [name for name, site_grids in grids.items() if site_grids.all_readers])
     shared = [group for group in groups if _one_grid(grids, group, fallbacks)]
-    return Allowed(grids, tuple(op.name for op in graph.ops if op.name in rules), tuple(fallbacks), tuple(shared))
+    integer = [op for op in graph.ops if op.name in rules]
+    results = frozenset(op.name for op in integer if rules[op.name].types("output") and op.operands.get("output") in grids)
+    return Allowed(grids, tuple(op.name for op in integer), tuple(fallbacks), tuple(shared), results)
 
 
 def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> OpRule | None:
