@@ -28,7 +28,6 @@ SELECTORS: Mapping[Any, Selector] = {
     aten.sort.default: Selector("TopK"),
     aten.sort.stable: Selector("TopK"),
     aten.argsort.default: Selector("TopK"),
-    aten.argsort.stable: Selector("TopK"),
     aten.argmax.default: Selector("ArgMax", largest=True, single=True),
     aten.argmin.default: Selector("ArgMin", largest=False, single=True),
     aten.max.dim: Selector("ArgMax", largest=True, single=True),
@@ -39,7 +38,7 @@ OPERATORS = {selector.operator for selector in SELECTORS.values()}
 
 def places_of(node: Node) -> Node | None:
     """The node whose value is the places that a selector has chosen; None where nothing reads them."""
-    if node.target in (aten.argsort.default, aten.argsort.stable, aten.argmax.default, aten.argmin.default):
+    if node.target in (aten.argsort.default, aten.argmax.default, aten.argmin.default):
         return node if node.users else None
     return next((user for user in node.users if is_call(user, operator.getitem) and user.args[1] == 1 and user.users), None)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -40,17 +41,53 @@ def shown_places(executor: Executor, outputs: Sequence[str], values: Collection[
     return {node: name for node, name in names.items() if name in values}
 
 
-@dataclass
-class _Seen:
-    """Scores (rows, n) that a node read in each run, the places (rows, k) that it chooses by itself and those of the runtime;
-    None where these are no places among so many.
+@dataclass(frozen=True)
+class _Asked:
+    """What a node was asked to select from: numbers, the dimension that is selected along (None: all of them), whether the
+    largest come first, and whether there is an order at all.
     """
 
+    x: Tensor
+    dim: int | None
+    largest: bool
+    ordered: bool
+
+    @staticmethod
+    def of(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Asked:
+        arguments, kind = cast(Any, node.target)._schema.arguments, SELECTORS[node.target]
+        given: dict[str, Any] = {argument.name: argument.default_value for argument in arguments}
+        given |= {**dict(zip(given, args, strict=False)), **kwargs}
+        largest = given.get("largest", given.get("descending")) if kind.largest is None else kind.largest
+        x = given["self"]
+        return _Asked(x, given["dim"] if x.ndim else None, bool(largest), given.get("sorted", True))
+
+    def rows(self, y: Tensor) -> Tensor:
+        """Numbers or places (rows, n), each row a selection of its own."""
+        if self.dim is None:
+            return y.reshape(1, -1)
+        last = self.wide(y).movedim(self.dim, -1)
+        return last.reshape(-1, last.shape[-1])
+
+    def wide(self, places: Tensor) -> Tensor:
+        """Places with the dimension that a single one goes without."""
+        return places if self.dim is None or places.ndim == self.x.ndim else places.unsqueeze(self.dim)
+
+    def has(self, places: Tensor) -> bool:
+        """Whether there are such places."""
+        count = self.x.numel() if self.dim is None else self.x.shape[self.dim]
+        return bool(((places >= 0) & (places < count)).all())
+
+
+@dataclass
+class _Seen:
+    """What was asked first, the scores (rows, n) that a node read in each run, and the places (rows, k) that it chooses by
+    itself and those of the runtime; None where these are no places among so many.
+    """
+
+    asked: _Asked
     scores: list[Tensor]
     own: Tensor
     theirs: Tensor | None
-    largest: bool
-    ordered: bool
 
 
 class Selected:
@@ -62,43 +99,22 @@ class Selected:
     def __init__(self, executor: Executor, places: Mapping[str, Tensor]) -> None:
         self._nodes = [executor.nodes[name] for name in places]
         self._places, self._seen = places, dict[str, _Seen]()
-        self.calls: Mapping[str, Callable[..., Any]] = {node.name: self._call(node) for node in self._nodes}
+        self.calls: Mapping[str, Callable[..., Any]] = {node.name: partial(self._call, node) for node in self._nodes}
 
-    def _call(self, node: Node) -> Callable[..., Any]:
-        target, kind = cast(Any, node.target), SELECTORS[node.target]
-        arguments = target._schema.arguments
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            asked = {a.name: a.default_value for a in arguments} | dict(zip((a.name for a in arguments), args, strict=False))
-            asked |= kwargs
-            x, dim, own = asked["self"], asked["dim"], target(*args, **kwargs)
-            own_places = own if isinstance(own, Tensor) else own[1]
-            theirs = self._places[node.name]
-            usable = theirs.numel() == own_places.numel()
-            theirs = theirs.reshape(own_places.shape).to(own_places.dtype) if usable else own_places
-            count = x.numel() if dim is None or not x.ndim else x.shape[dim]
-            usable = usable and bool(((theirs >= 0) & (theirs < count)).all())
-
-            def wide(places: Tensor) -> Tensor:
-                return places.unsqueeze(dim) if dim is not None and places.ndim < x.ndim else places
-
-            def rows(y: Tensor) -> Tensor:
-                return y.reshape(1, -1) if dim is None or not y.ndim else y.movedim(dim, -1).reshape(-1, y.shape[dim])
-
-            if node.name in self._seen:
-                self._seen[node.name].scores.append(rows(x))
-            else:
-                largest = asked.get("largest", asked.get("descending")) if kind.largest is None else kind.largest
-                shown = rows(wide(theirs)) if usable else None
-                seen = _Seen([rows(x)], rows(wide(own_places)), shown, bool(largest), asked.get("sorted", True))
-                self._seen[node.name] = seen
-            if not usable:
-                return own
-            if isinstance(own, Tensor):
-                return theirs
-            return x.gather(dim, wide(theirs)).reshape(own[0].shape), theirs
-
-        return call
+    def _call(self, node: Node, *args: Any, **kwargs: Any) -> Any:
+        asked, own = _Asked.of(node, args, kwargs), cast(Any, node.target)(*args, **kwargs)
+        own_places, theirs = own if isinstance(own, Tensor) else own[1], self._places[node.name]
+        usable = theirs.numel() == own_places.numel() and asked.has(theirs)
+        theirs = theirs.reshape(own_places.shape).to(own_places) if usable else own_places
+        if node.name in self._seen:
+            self._seen[node.name].scores.append(asked.rows(asked.x))
+        else:
+            shown = asked.rows(theirs) if usable else None
+            self._seen[node.name] = _Seen(asked, [asked.rows(asked.x)], asked.rows(own_places), shown)
+        if isinstance(own, Tensor):
+            return theirs
+        values = own[0] if asked.dim is None else asked.x.gather(asked.dim, asked.wide(theirs)).reshape(own[0].shape)
+        return values, theirs
 
     def checks(self) -> tuple[SelectionCheck, ...]:
         """The check of each node, after two runs with `calls` or more."""
@@ -110,10 +126,10 @@ def _checked(node: Node, seen: _Seen) -> SelectionCheck:
     name = ".".join(part for part in (path_of(node), node.name) if part)
     if theirs is None:
         return SelectionCheck(name, len(own), 0, len(own), float("inf"), 0.0)
-    best = scores.sort(1, descending=seen.largest).values[:, : own.shape[1]]
+    best = scores.sort(1, descending=seen.asked.largest).values[:, : own.shape[1]]
     found = scores.gather(1, theirs)
-    if not seen.ordered:
-        found, theirs, own = found.sort(1, descending=seen.largest).values, theirs.sort(1).values, own.sort(1).values
+    if not seen.asked.ordered:
+        found, theirs, own = found.sort(1, descending=seen.asked.largest).values, theirs.sort(1).values, own.sort(1).values
     apart = torch.where((found == best) | (found.isnan() & best.isnan()), 0.0, (found - best).abs())
     limit = torch.zeros_like(apart)
     if seen.scores[0].is_floating_point():
