@@ -86,18 +86,22 @@ class Bad(Task):
     def read(self, path, images):
         return self.given("read")
 
+    def softened(self, outputs, temperature):
+        return self.given("softened", outputs)
+
     def drawn(self, picture, outputs):
         return self.given("drawn")
 
 
 RATING = Rating("", "near", None, None, 90.0, (80.0, 95.0))
 CALLS = {
-    "meter": lambda task: own.meter(task, None),
-    "add": lambda task: own.meter(task, None).add([torch.zeros(4, 2)], [torch.zeros(4, 2)]),
-    "rating": lambda task: own.meter(task, None).rating(()),
-    "divergence": lambda task: own.divergence(task, [torch.zeros(4, 2)], [torch.zeros(4, 2)]),
-    "read": lambda task: own.read(task, Path("x"), SimpleNamespace(names=("a", "b"))),
-    "drawn": lambda task: own.drawn(task, Image.new("RGB", (4, 4)), [torch.zeros(1, 2)]),
+    "meter": lambda task: own.watched(task).meter(None),
+    "add": lambda task: own.watched(task).meter(None).add([torch.zeros(4, 2)], [torch.zeros(4, 2)]),
+    "rating": lambda task: own.watched(task).meter(None).rating(()),
+    "divergence": lambda task: own.watched(task).divergence([torch.zeros(4, 2)], [torch.zeros(4, 2)]),
+    "softened": lambda task: own.watched(task).softened([torch.zeros(4, 2)], 2.0),
+    "read": lambda task: own.watched(task).read(Path("x"), SimpleNamespace(names=("a", "b"))),
+    "drawn": lambda task: own.watched(task).drawn(Image.new("RGB", (4, 4)), [torch.zeros(1, 2)]),
 }
 
 
@@ -130,6 +134,8 @@ def test_what_a_users_method_raises_is_said_with_file_and_method(method, error):
         ("divergence", "x", "gave 'x'; a number, or a tensor of shape"),
         ("divergence", torch.zeros(4), r"gave a tensor of shape \(4,\)"),
         ("divergence", None, "gave None"),
+        ("softened", [], r"gave \[\]; a list of 1 tensors, one for each output, is needed"),
+        ("softened", torch.zeros(4, 2), r"gave a tensor of shape \(4, 2\); a list of 1 tensors"),
         ("read", [1], r"gave \[1\]; a list of what is known of each of the 2 images"),
         ("drawn", 7, "gave 7; a picture of PIL"),
     ],
@@ -140,6 +146,24 @@ def test_what_a_users_method_gives_and_may_not_is_said(method, gives, message):
     right = Bad(read=["a", "b"])
     assert CALLS["rating"](right) == RATING
     assert (CALLS["add"](right), CALLS["divergence"](right), CALLS["drawn"](right)) == (None, 0.5, None)
+
+
+class Upside(Classify):
+    """A user's own classifier, with a divergence that fails."""
+
+    def divergence(self, exact, outputs):
+        return super().divergence(exact, outputs) + outputs[3].sum()
+
+
+def test_a_task_is_looked_at_from_where_it_is_named_on():
+    given = Upside(0, 5)
+    task, _ = meant(given, model(Output("y", (5,))), ())
+    assert isinstance(task, Upside)  # and so a classifier, whose classes are those of the images
+    assert (task.index, task.classes, type(task).drawn is Task.drawn, type(given)) == (0, 5, True, Upside)
+    with pytest.raises(BadModel, match=r"test_own\.py:Upside: Upside\.divergence raised IndexError: .*, at line \d+\. Mend it"):
+        task.divergence([torch.zeros(4, 5)], [torch.zeros(4, 5)])
+    ours = Classify(0, 5)
+    assert own.watched(ours) is ours
 
 
 def test_a_users_task_without_a_name_is_refused():

@@ -17,6 +17,7 @@ from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile, BadModel, UnknownName
 from fewbit.task import Task, recognise
 from fewbit.task.interval import newcombe, wilson
+from fewbit.task.own import watched
 from fewbit.verify import evaluate, open_session
 from fewbit.verify.evaluate import _Rows
 from fewbit.workers import Local
@@ -104,12 +105,12 @@ def test_a_users_task_that_fails_is_named(realized_conv_net, pictures):
     with pytest.raises(
         BadModel, match=r"test_evaluate\.py:Failing: Failing\.meter gave .*; an object with the methods add and rating"
     ):
-        evaluate(run.float_path, run.path, images, outputs, Failing(), threads=1)
+        evaluate(run.float_path, run.path, images, outputs, watched(Failing()), threads=1)
     Failing.rating = lambda self, outputs: None
     with pytest.raises(BadModel, match=r"Failing\.add raised ValueError: no angle"):
-        evaluate(run.float_path, run.path, images, outputs, Failing(), threads=1)
+        evaluate(run.float_path, run.path, images, outputs, watched(Failing()), threads=1)
     with pytest.raises(BadModel, match=r"Failing\.divergence gave 'far'"):
-        Measure(Failing(), [[torch.zeros(2, 3)]]).total([[torch.zeros(2, 3)]])
+        Measure(watched(Failing()), [[torch.zeros(2, 3)]]).total([[torch.zeros(2, 3)]])
 
 
 def test_progress_counts_every_image_once(realized_conv_net, pictures):

@@ -29,7 +29,7 @@ from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
 from fewbit.files import write_tensors
 from fewbit.target.load import processor_flags
-from fewbit.task import own, task_of
+from fewbit.task import task_of
 
 STATE = "distill.safetensors"
 MEMORY = 2 << 30  # bytes of the activations of a step, of which each is kept for about three gradients
@@ -159,7 +159,7 @@ class Course:
             with torch.no_grad():
                 exact = self.exact(x)
             outputs = self.student(x)
-        loss = own.divergence(self.task, *(self._softened(on(some, CPU)) for some in (exact, outputs)))
+        loss = self.task.divergence(*(self._softened(on(some, CPU)) for some in (exact, outputs)))
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise BadImages(f"task {self.task.spec} has a divergence without a gradient; take --recipe fast.")
         loss = loss / len(x)

@@ -15,7 +15,7 @@ from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.task import Classify, Task, own, task_of
+from fewbit.task import Classify, Task, task_of
 
 BATCH = 32
 
@@ -49,7 +49,7 @@ class Measure:
         for i, tensors in enumerate(on(one, CPU) for one in outputs):
             n = len(tensors[0])
             if self.labels is None:
-                loss += float(own.divergence(self.task, self.exact[i], tensors))
+                loss += float(self.task.divergence(self.exact[i], tensors))
             else:
                 loss += cast(Classify, self.task).cross_entropy(tensors, self.labels[count : count + n])
             count += n

@@ -17,7 +17,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.values import Graph, Op, Plan
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream, joined_values, walked
-from fewbit.task import own, task_of
+from fewbit.task import task_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class OutputKL(Measure):
         task, count, exact = task_of(graph), len(exact[0]), on(tuple(exact), CPU)
 
         def divergence(quantized: Sequence[Tensor]) -> float:
-            return max(0.0, float(own.divergence(task, exact, on(tuple(quantized), CPU))) / count)
+            return max(0.0, float(task.divergence(exact, on(tuple(quantized), CPU))) / count)
 
         return divergence, None
 
@@ -142,7 +142,7 @@ class Losses:
     def __call__(self, ops: Sequence[str], changed: Sequence[str]) -> float:
         self.stream.overlay = Executor.of(self.graph, self.plan, ops)
         outputs = joined(self.stream.outputs_from(self._first(changed)))
-        return max(0.0, float(own.divergence(self.task, self.exact, outputs)) / len(self.exact[0]))
+        return max(0.0, float(self.task.divergence(self.exact, outputs)) / len(self.exact[0]))
 
     def _first(self, changed: Sequence[str]) -> int:
         """The place of the first node that sees whether ops are in integers: they, and who else reads what they read."""

@@ -16,7 +16,8 @@ from fewbit.data.images import Images
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadImages, BadModel
 from fewbit.request import Options
-from fewbit.task import OWN, Tensors, own, recognise, task_named
+from fewbit.task import OWN, Tensors, recognise, task_named
+from fewbit.task.own import watched
 
 ASK = "say what they mean with --task, see `fewbit quantize --help`."
 
@@ -28,8 +29,7 @@ def meant(named: Any, loaded: Loaded, names: Sequence[str]) -> tuple[Task, tuple
     """
     outputs, model = loaded.outputs, Signature(loaded.outputs, loaded.input_shape[1:], names)
     if isinstance(named, Task):
-        own.check_task(named)
-        return named, ()
+        return watched(named), ()
     if named is not None:
         return (_of_file(named) if OWN in named else task_named(named, model)), ()
     said = loaded.record.get("task")
@@ -54,8 +54,7 @@ def _of_file(spec: str) -> Task:
         raise BadModel(f"--task {spec}: {name}() of {path} failed: {reason(error)} Mend it.") from error
     if not isinstance(task, Task):
         raise BadModel(f"--task {spec}: {name} of {path} is a {type(task).__name__}; a fewbit.Task is needed.")
-    own.check_task(task)
-    return task
+    return watched(task)
 
 
 def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:
@@ -75,7 +74,7 @@ def annotations_of(request: Options) -> Path | None:
 
 def annotated(images: Images, task: Task, path: Path | None) -> Images:
     """The scored images with what is known of them. Raises BadImages for what it cannot be."""
-    return images if path is None else replace(images, truth=own.read(task, path, images))
+    return images if path is None else replace(images, truth=task.read(path, images))
 
 
 def digest(path: Path) -> str:

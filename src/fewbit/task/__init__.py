@@ -12,7 +12,7 @@ restore    a picture for a picture
 maps       outputs and files with a number for each pixel
 embed      an embedding for an image
 tensors    outputs whose meaning is not known, compared as numbers
-own        a task of a user, whose methods are looked at
+own        a task of a user, each of whose methods is looked at when it is called
 closeness  how near one output is to another: correlation, relative error, equal elements
 telling    measures that could have become worse; one that could not is replaced, and the report says why
 interval   95 % intervals of shares, of differences, and by bootstrap over images

@@ -1,16 +1,18 @@
-"""A task of a user's own, in code that nobody has tested: what its methods raise and give is looked at where it is called.
+"""A task of a user's own, in code that nobody has tested: what its methods raise and give is looked at when they are called.
 
-What is wrong is BadModel, which names the file, the method, and what it raised or gave. The tasks of fewbit are not looked at:
-their faults are fewbit's.
+`watched` is called once, where the task is named; whoever has the task need not know. What is wrong is BadModel, which names
+the file, the method, and what it raised or gave. The tasks of fewbit are not looked at: their faults are fewbit's.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, wraps
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,59 +24,80 @@ from fewbit.core.task import Meter, Outputs, OutputScore, Rating, Scored, Task
 from fewbit.errors import BadModel, FewbitError, stopped
 
 
-def is_own(task: Task) -> bool:
-    """Whether a task is a user's, and not one of fewbit's."""
-    return not type(task).__module__.startswith("fewbit.")
+def watched(task: Task) -> Task:
+    """A user's task, each of whose own methods is looked at whenever it is called, its meters as well; one of fewbit as it is.
 
-
-def check_task(task: Task) -> None:
-    """Raise BadModel where a user's task has no name, or a number of classes that is none."""
-    spec, classes = _asked(task, task, "spec"), _asked(task, task, "classes")
+    Raises BadModel where it has no name, or a number of classes that is none.
+    """
+    kind = type(task)
+    if kind.__module__.startswith("fewbit."):
+        return task
+    spec, classes = (_asked(task, task, name, partial(getattr, task, name)) for name in ("spec", "classes"))
     if not isinstance(spec, str) or not spec:
         raise _wrong(task, task, "name", spec, "a text")
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 2):
         raise _wrong(task, task, "classes", classes, "None, or a whole number of 2 or more")
-
-
-def divergence(task: Task, exact: Outputs, outputs: Outputs) -> Tensor | float:
-    """`task.divergence`. Raises BadModel where a user's task fails, or gives no single number."""
-    if not is_own(task):
-        return task.divergence(exact, outputs)
-    found: Tensor | float = _asked(task, task, "divergence", exact, outputs)
-    single = isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex()
-    if not single and (not isinstance(found, Real) or isinstance(found, bool)):
-        raise _wrong(task, task, "divergence", found, "a number, or a tensor of shape ()")
+    own = {
+        name: _looked(getattr(kind, name), look)
+        for name, look in LOOKS.items()
+        if getattr(kind, name) is not getattr(Task, name)
+    }
+    found = copy.copy(task)
+    object.__setattr__(
+        found, "__class__", type(kind.__name__, (kind,), {"__module__": kind.__module__, "__slots__": (), **own})
+    )
     return found
 
 
-def read(task: Task, path: Path, images: Scored) -> list[Any]:
-    """`task.read`. Raises BadModel where a user's task fails, or gives something else than one thing for each image."""
-    if not is_own(task):
-        return task.read(path, images)
-    found, count = _asked(task, task, "read", path, images), len(images.names)
-    if not isinstance(found, Sequence) or len(found) != count:
-        raise _wrong(task, task, "read", found, f"a list of what is known of each of the {count} images")
+def _looked(method: Callable[..., Any], look: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a user's task, and then a look at what it gave."""
+
+    @wraps(method)
+    def asked(task: Task, *given: Any) -> Any:
+        return look(task, _asked(task, task, method.__name__, partial(method, task, *given)), *given)
+
+    return asked
+
+
+def _divergence(task: Task, found: Any, exact: Outputs, outputs: Outputs) -> Tensor | float:
+    single = isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex()
+    if not single and (not isinstance(found, Real) or isinstance(found, bool)):
+        raise _wrong(task, task, "divergence", found, "a number, or a tensor of shape ()")
+    return found  # type: ignore[no-any-return]
+
+
+def _softened(task: Task, found: Any, outputs: Outputs, temperature: float) -> Outputs:
+    right = isinstance(found, Sequence) and len(found) == len(outputs) and all(isinstance(one, Tensor) for one in found)
+    if not right:
+        raise _wrong(task, task, "softened", found, f"a list of {len(outputs)} tensors, one for each output,")
+    return found  # type: ignore[no-any-return]
+
+
+def _read(task: Task, found: Any, path: Path, images: Scored) -> list[Any]:
+    if not isinstance(found, Sequence) or len(found) != len(images.names):
+        raise _wrong(task, task, "read", found, f"a list of what is known of each of the {len(images.names)} images")
     return list(found)
 
 
-def drawn(task: Task, picture: Image.Image, outputs: Outputs) -> Image.Image | None:
-    """`task.drawn`. Raises BadModel where a user's task fails, or gives no picture."""
-    if not is_own(task):
-        return task.drawn(picture, outputs)
-    found = _asked(task, task, "drawn", picture, outputs)
+def _drawn(task: Task, found: Any, picture: Image.Image, outputs: Outputs) -> Image.Image | None:
     if found is not None and not isinstance(found, Image.Image):
         raise _wrong(task, task, "drawn", found, "a picture of PIL, or None")
     return found
 
 
-def meter(task: Task, truth: Any) -> Meter:
-    """`task.meter`; that of a user's task is watched, too. Raises BadModel where it fails, or is none."""
-    if not is_own(task):
-        return task.meter(truth)
-    found = _asked(task, task, "meter", truth)
+def _meter(task: Task, found: Any, truth: Any) -> Meter:
     if not all(callable(getattr(found, name, None)) for name in ("add", "rating")):
         raise _wrong(task, task, "meter", found, "an object with the methods add and rating")
     return _Watched(task, found)
+
+
+LOOKS: Mapping[str, Callable[..., Any]] = {  # method -> what looks at what it gave
+    "meter": _meter,
+    "divergence": _divergence,
+    "softened": _softened,
+    "read": _read,
+    "drawn": _drawn,
+}
 
 
 @dataclass
@@ -85,13 +108,13 @@ class _Watched:
     meter: Meter
 
     def add(self, exact: Outputs, outputs: Outputs) -> Tensor | None:
-        found, count = _asked(self.task, self.meter, "add", exact, outputs), len(exact[0])
+        found, count = _asked(self.task, self.meter, "add", partial(self.meter.add, exact, outputs)), len(exact[0])
         if found is not None and (not isinstance(found, Tensor) or tuple(found.shape) != (count,) or found.is_complex()):
             raise _wrong(self.task, self.meter, "add", found, f"None, or a tensor of shape ({count},), a number for each image")
         return found
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        found = _asked(self.task, self.meter, "rating", outputs)
+        found = _asked(self.task, self.meter, "rating", partial(self.meter.rating, outputs))
         if not isinstance(found, Rating):
             raise _wrong(self.task, self.meter, "rating", found, "a fewbit.Rating")
         for name, value, right, allowed in _parts(found):
@@ -120,11 +143,10 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _asked(task: Task, of: object, name: str, *given: Any) -> Any:
-    """What a method of a user's object gives, or an attribute is where nothing is given to it."""
+def _asked(task: Task, of: object, name: str, ask: Callable[[], Any]) -> Any:
+    """What `ask` gives, which is a method or an attribute of a user's object."""
     try:
-        found = getattr(of, name)
-        return found(*given) if given else found
+        return ask()
     except FewbitError:
         raise
     except (Exception, SystemExit) as error:

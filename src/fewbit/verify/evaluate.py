@@ -17,7 +17,7 @@ from fewbit.core.task import Outputs, Rating, Task
 from fewbit.core.values import Input, Output
 from fewbit.data.images import Images
 from fewbit.runtimes import Session, open_session
-from fewbit.task import Closeness, OutputScore, own
+from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
 from fewbit.verify.outputs import given_by
 from fewbit.verify.tail import shared
@@ -88,7 +88,7 @@ def evaluate(
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
-    meter = own.meter(task, images.labels if images.truth is None else images.truth)
+    meter = task.meter(images.labels if images.truth is None else images.truth)
     names, found = [output.name for output in outputs], list[Tensor]()
     same = {name: _Rows(name) for name in behind}
     files = _Files((float_path, path), runtime, threads, tuple(inputs), (*names, *behind), tuple(inside))
@@ -169,7 +169,7 @@ def _pictures(
         first = i - i % batch
         x = next(iter(images.subset(range(first, min(first + batch, len(images)))).batches(batch)))
         picture = images.preprocess.undo(images_of(x)[i - first])
-        before, after = (own.drawn(task, picture.copy(), [y[i - first : i - first + 1] for y in one]) for one in compared(x))
+        before, after = (task.drawn(picture.copy(), [y[i - first : i - first + 1] for y in one]) for one in compared(x))
         if before is not None and after is not None:
             pictures[i] = before, after
     return pictures

@@ -13,7 +13,7 @@ from fewbit.capture.fx import MOVES, is_call
 from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Graph, Plan
 from fewbit.execute.executor import Executor
-from fewbit.task import own, task_of
+from fewbit.task import task_of
 
 NO_KIND = "it has no weights, and integers would gain nothing"
 MOVED = "it only moves numbers"
@@ -61,8 +61,7 @@ def _cost(graph: Graph, plan: Plan, integer: set[str], sample: Batch) -> Mapping
     exact = Executor(graph)(sample)
     others = [name for name in plan.integer_ops if name not in integer]
     whole, without = (
-        float(own.divergence(task, exact, Executor.of(graph, plan, names)(sample))) / images
-        for names in (plan.integer_ops, others)
+        float(task.divergence(exact, Executor.of(graph, plan, names)(sample))) / images for names in (plan.integer_ops, others)
     )
     share = sum(graph.op(name).macs for name in integer) / max(graph.macs, 1)
     return {"ops": len(integer), "macs_share": share, "loss": whole, "without": without, "images": images}
