@@ -20,10 +20,9 @@ from fewbit.capture import Loaded, capture, load_model
 from fewbit.capture.inputs import Given
 from fewbit.choose import choose
 from fewbit.choose.fisher import weighted_samples
-from fewbit.core.inputs import arrays_of, fed
+from fewbit.core.inputs import Input, arrays_of, fed
 from fewbit.core.record import Record
 from fewbit.core.shelf import Rebatched
-from fewbit.core.values import Input
 from fewbit.data.collection import examples
 from fewbit.data.constants import constants
 from fewbit.data.images import Preprocess, open_images

@@ -9,6 +9,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from fewbit.capture import capture, load_model
+from fewbit.capture.sizes import Sizes
 from fewbit.errors import BadImages
 from fewbit.execute.samples import OpSample, op_samples
 
@@ -80,7 +81,7 @@ def test_zeros_that_are_computed_from_the_size_of_the_image_are_in_the_patches()
     torch.manual_seed(0)
     free, images = {0: Dim("batch"), 2: Dim("h", min=8, max=64), 3: Dim("w", min=8, max=64)}, torch.randn(6, 3, 16, 12)
     program = torch.export.export(Growing().eval(), (torch.zeros(2, 3, 16, 12),), dynamic_shapes=(free,))
-    graph = capture(load_model(program, overrides={"input_size": (3, 16, 12)}, one_size=True))
+    graph = capture(load_model(program, overrides={"input_size": (3, 16, 12)}, sizes=Sizes.ONE))
     found = op_samples(graph, images.split(4), [op.name for op in graph.ops], 10_000)
     (one, two) = (sample.rows for sample in found.values())
     assert torch.equal(one, F.unfold(images, 3, padding=2).transpose(1, 2))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture.sizes import Sizes
 from fewbit.choose import Context, choose
 from fewbit.core.values import Checks, Graph, Plan
 from fewbit.errors import BadModel
@@ -182,7 +183,7 @@ class Remainder(nn.Module):
 
 def test_a_module_has_any_size_where_it_is_asked_for(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    loaded = load_model(net, overrides={"input_size": SIZE}, dynamic_size=True)
+    loaded = load_model(net, overrides={"input_size": SIZE}, sizes=Sizes.ANY)
     assert loaded.notes[0].endswith(
         "any height and width: 16 x 24, 17 x 27, 14 x 26, 20 x 20, 24 x 48, 32 x 16, 48 x 88 are compared."
     )
@@ -194,13 +195,13 @@ def test_a_module_has_any_size_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_module_has_those_sizes_free_that_it_can() -> None:
-    (image,) = load_model(Wide().eval(), overrides={"input_size": SIZE}, dynamic_size=True).inputs
+    (image,) = load_model(Wide().eval(), overrides={"input_size": SIZE}, sizes=Sizes.ANY).inputs
     assert (image.free, image.others[:2]) == ((2,), ((3, 16, 27), (3, 16, 26)))
 
 
 def test_a_size_that_is_written_in_the_model_is_refused() -> None:
     with pytest.raises(BadModel, match=r"^Remainder takes images of 16 x 24 alone: others .* Leave --dynamic-size out\.$"):
-        load_model(Remainder().eval(), overrides={"input_size": SIZE}, dynamic_size=True)
+        load_model(Remainder().eval(), overrides={"input_size": SIZE}, sizes=Sizes.ANY)
 
 
 class Pooled(nn.Module):

@@ -19,8 +19,8 @@ from fewbit.capture import load_model
 from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
+from fewbit.core.inputs import Input
 from fewbit.core.record import Record
-from fewbit.core.values import Input
 from fewbit.deploy import made as entry_of
 from fewbit.deploy import stamped
 from fewbit.errors import BadFile, BadModel, FewbitFailed

@@ -12,8 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fewbit.capture.fx import aten
-from fewbit.core.inputs import example, fed, shape_of
-from fewbit.core.values import Input
+from fewbit.core.inputs import Input, example, fed, image_among
 
 Shape = Sequence[int]
 
@@ -35,7 +34,7 @@ class Costs(ShapeProp):
 def count_costs(module: GraphModule, inputs: Sequence[Input], batch: int = 1) -> None:
     """Shapes and multiply-accumulates of every node, for one image; `batch` of them run, where a model takes no fewer."""
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_beside()) as counter:
-        Costs(module, counter).propagate(*fed(inputs, example(inputs, torch.zeros(batch, *shape_of(inputs)))))
+        Costs(module, counter).propagate(*fed(inputs, example(inputs, torch.zeros(batch, *image_among(inputs).shape))))
     for node in module.graph.nodes if batch > 1 else ():
         node.meta["macs"] //= batch
         if "tensor_meta" in node.meta:

@@ -25,8 +25,8 @@ from torch.fx.graph import CodeGen
 from fewbit.capture.canonicalize import writes_through_views
 from fewbit.capture.inputs import IMAGES, Arguments
 from fewbit.capture.repeats import open_regions
-from fewbit.core.inputs import example, fed, shape_of
-from fewbit.core.values import Input, Output
+from fewbit.core.inputs import Input, example, fed, image_among
+from fewbit.core.values import Output
 from fewbit.errors import BadModel
 
 WRAPPER = "_fewbit_model"  # where NamedPorts keeps the module; sites.path_of takes it out of the names again
@@ -124,11 +124,11 @@ def _exported(
     called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
     rows = {} if batch else {0: Dim("batch", min=1, max=65536)}
     with quiet(), evaluating(called), torch.no_grad():
-        noise = noise_of(batch, shape_of(inputs))
+        noise = noise_of(batch, image_among(inputs).shape)
         out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
-        shapes = {_key(one.name): {**(rows if one.has_batch else {}), **(sizes if one.value is None else {})} for one in inputs}
+        shapes = {_key(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}
         if arguments is None and inputs[0].name == IMAGES and isinstance(out, Tensor):
             program = torch.export.export(module, tuple(values.values()), dynamic_shapes=tuple(shapes.values()))
         else:
@@ -174,7 +174,7 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
     batch = batch_of(program, inputs)
-    noise = noise_of(batch, shape_of(inputs))
+    noise = noise_of(batch, image_among(inputs).shape)
     values = fed(inputs, example(inputs, noise))
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
@@ -230,7 +230,7 @@ def batch_of(program: ExportedProgram, inputs: Sequence[Input]) -> int | None:
 
 def image_of(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
     """The fake tensor that stands for the image, which is the one of the inputs without a value."""
-    image: Tensor = input_values(program)[next(one.name for one in inputs if one.value is None)]
+    image: Tensor = input_values(program)[image_among(inputs).name]
     return image
 
 

@@ -11,8 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fewbit.core.inputs import dotted, flat, incomplete, the_image
-from fewbit.core.values import Input
+from fewbit.core.inputs import Input, dotted, flat, incomplete, the_image
 from fewbit.errors import BadModel, UnknownName
 
 IMAGES = "images"  # what files call the image of a model that takes nothing else and does not say

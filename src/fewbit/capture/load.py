@@ -46,10 +46,10 @@ from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
-from fewbit.capture.sizes import OTHERS, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
-from fewbit.core.inputs import flat, shape_of
+from fewbit.capture.sizes import OTHERS, Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
+from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.record import ENTRY, read_entry
-from fewbit.core.values import Input, Output, Port, Tail
+from fewbit.core.values import Output, Port, Tail
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadModel, BadValues, FewbitError
 from fewbit.onnx_reader import OnnxFile, read_onnx
@@ -99,31 +99,33 @@ def load_model(
     overrides: Mapping[str, Any] | None = None,
     requantize: bool = False,
     given: Given = ALONE,
-    dynamic_size: bool = False,
-    one_size: bool = False,
+    sizes: Sizes = Sizes.WRITTEN,
 ) -> Loaded:
     """The exported program behind a reference; raises BadModel with the reason, or UnknownName with near names.
 
     `overrides` replaces fields of the record (input_size, mean, std, interpolation, crop_pct, ...); `requantize`
-    takes the quantization out of an ONNX file; `given` are the inputs beside the image. With `dynamic_size` images may have any
-    height and width; BadModel says where they may not. With `one_size` they have the given one, whatever the model takes.
+    takes the quantization out of an ONNX file; `given` are the inputs beside the image. `sizes` says which images the program
+    takes; with Sizes.ANY BadModel says where a model takes one size alone.
     """
-    loaded = _loaded(ref, weights, overrides, requantize, given, (1, 2) if dynamic_size else (), one_size)
-    if dynamic_size and not any(one.others for one in loaded.inputs):
-        size = " x ".join(map(str, shape_of(loaded.inputs)[1:]))
-        raise BadModel(f"{loaded.ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
+    loaded = _loaded(ref, weights, overrides, requantize, given, sizes)
+    if sizes is Sizes.ANY and not any(one.others for one in loaded.inputs):
+        raise of_one_size(loaded)
     return loaded
+
+
+def of_one_size(loaded: Loaded) -> BadModel:
+    """The error where images of any size were wished for, and the model takes one alone."""
+    size = " x ".join(map(str, image_among(loaded.inputs).shape[1:]))
+    return BadModel(f"{loaded.ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
 
 
 def _loaded(
     ref: str | nn.Module | ExportedProgram, weights: Path | None, overrides: Mapping[str, Any] | None, requantize: bool,
-    given: Given, free: tuple[int, ...], one_size: bool,
+    given: Given, sizes: Sizes,
 ) -> Loaded:  # fmt: skip
-    """`free`: the sizes that are to stay free where the model is a module; with `one_size` no file's and no program's do."""
-    if one_size:
-        free = ()
+    free = sizes.of_module
     if isinstance(ref, ExportedProgram):
-        return _from_program(ref, "exported program", overrides, given, one_size)
+        return _from_program(ref, "exported program", overrides, given, sizes)
     if isinstance(ref, nn.Module):
         net = unwrapped(ref)
         return _from_module(net, type(net).__name__, overrides, given, free=free)
@@ -134,9 +136,9 @@ def _loaded(
     if ref in DEMOS:
         return _from_file(DEMOS[ref].spec, overrides, given, ref=ref, free=free)
     if ref.endswith(".pt2"):
-        return _from_pt2(Path(ref), overrides, given, one_size)
+        return _from_pt2(Path(ref), overrides, given, sizes)
     if ref.endswith(".onnx"):
-        return _from_onnx(Path(ref), overrides, given, requantize, one_size)
+        return _from_onnx(Path(ref), overrides, given, requantize, sizes)
     if re.search(r"\.py(:[^:]*)?$", ref):
         return _from_file(ref, overrides, given, ref=ref, free=free)
     if ref.startswith("hf:"):
@@ -201,7 +203,7 @@ def _numbers(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _from_program(
-    program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None, given: Given, one_size: bool
+    program: ExportedProgram, ref: str, overrides: Mapping[str, Any] | None, given: Given, sizes: Sizes
 ) -> Loaded:  # fmt: skip
     values = input_values(program)
     if other := [name for name, value in values.items() if not isinstance(value, Tensor)]:
@@ -210,15 +212,15 @@ def _from_program(
     maps = {name: value for name, value in values.items() if value.ndim == 4 and value.is_floating_point()}
     batch = next((str(maps[name].shape[0]) for name in sorted(maps, key=known.__contains__)), "batch")  # of the image, if any
     inputs = of_ports([_port(name, value, batch) for name, value in values.items()], given, ref)
-    image = next(values[one.name] for one in inputs if one.value is None)
+    image = values[image_among(inputs).name]
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
     _check_values(ref, parameters, {**program.state_dict, **program.constants})
     kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
     if kinds:
         raise BadModel(f"{ref} was exported in {' and '.join(sorted(kinds))}; export it in float32: model.float().")
     shape, free = size_of(image, (overrides or {}).get("input_size"), ref), free_sizes(image)
-    inputs = tuple(replace(one, shape=shape) if one.value is None else one for one in inputs)
-    if free and not one_size:
+    inputs = tuple(replace(one, shape=shape) if one.is_image else one for one in inputs)
+    if sizes.of(free):
         inputs = with_other_sizes(by_guards(program, inputs), program, inputs) or inputs
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program, inputs)
@@ -268,14 +270,14 @@ def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[s
             )
 
 
-def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given, one_size: bool) -> Loaded:
+def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given, sizes: Sizes) -> Loaded:
     if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist. {MODEL}")
     program = read_program(path)
     sidecar = path.with_suffix(".json")
     fields = beside(sidecar)
     size = fields.pop("input_size", None)
-    loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given, one_size)
+    loaded = _from_program(program, str(path), {**fields, **(overrides or {})}, given, sizes)
     if size not in (None, loaded.input_shape):
         raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
     checked({**fields, "input_size": loaded.input_shape}, str(sidecar))
@@ -283,7 +285,7 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given, one
 
 
 def _from_onnx(
-    path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool, one_size: bool
+    path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool, sizes: Sizes
 ) -> Loaded:  # fmt: skip
     file = read_onnx(path, {*given.constants, *flat(given.each)}, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
@@ -298,10 +300,9 @@ def _from_onnx(
     any_batch, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
     fields, batches = {**(overrides or {}), "input_size": size}, (None, file.batch or 1) if any_batch else (file.batch,)
     record, notes = _entry(file, size), (*file.notes, *notes)
-    if one_size:
+    if sizes is Sizes.ONE:
         notes = (*notes, *about_sizes(str(path), inputs, file.free))
-    free = () if one_size else file.free
-    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, free)
+    loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, sizes.of(file.free))
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
 
 

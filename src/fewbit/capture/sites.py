@@ -16,7 +16,8 @@ from fewbit.capture.fx import MOVES, back_through, constant, is_call, is_constan
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.load import Loaded
 from fewbit.capture.normalize import normalize
-from fewbit.core.values import Choice, FloatProduct, Graph, Input, Op, Site
+from fewbit.core.inputs import Input
+from fewbit.core.values import Choice, FloatProduct, Graph, Op, Site
 from fewbit.errors import BadModel
 
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight

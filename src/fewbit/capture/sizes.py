@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from fewbit.capture.export import (
     tensors_of,
 )
 from fewbit.capture.inputs import Arguments
-from fewbit.core.inputs import example, fed, named_places, shape_of
-from fewbit.core.values import Input
+from fewbit.core.inputs import Input, example, fed, image_among, named_places
 from fewbit.errors import BadModel
 
 OTHERS = "cannot be exported, or give other numbers"
@@ -33,6 +33,23 @@ OTHERS = "cannot be exported, or give other numbers"
 STEPS = ((1, 3), (-2, 2), (4, -4), (8, 24), (-16, 16), (16, -8), (32, 64), (-32, 32))
 LAST = ((14, 28),)  # and twice the sides
 Called = Callable[[Tensor], Any]  # what a model gives for images
+
+
+class Sizes(Enum):
+    """Which sizes of images are to stay free."""
+
+    WRITTEN = "those that a file or a program leaves free; a module has one size"
+    ONE = "none, whatever a file or a program leaves free"
+    ANY = "height and width, of a module as well"
+
+    def of(self, free: Sequence[int]) -> tuple[int, ...]:
+        """The places (of channels, height, width) that stay free of those that a file or a program leaves `free`."""
+        return () if self is Sizes.ONE else tuple(free)
+
+    @property
+    def of_module(self) -> tuple[int, ...]:
+        """The places that are to stay free of a module."""
+        return (1, 2) if self is Sizes.ANY else ()
 
 
 def exported(
@@ -75,7 +92,7 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
     something else than the model for one of those that are tried.
     """
     run, found = graph_module(program), list[tuple[int, ...]]()
-    for other, last in _others(shape_of(inputs), free_sizes(image_of(program, inputs))):
+    for other, last in _others(image_among(inputs).shape, free_sizes(image_of(program, inputs))):
         if last and found:
             break
         images = noise_of(batch_of(program, inputs) or 1, other)
@@ -92,7 +109,7 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
         if not all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
             return None
         found.append(other)
-    return tuple(replace(one, others=tuple(found)) if one.value is None else one for one in inputs) if found else None
+    return tuple(replace(one, others=tuple(found)) if one.is_image else one for one in inputs) if found else None
 
 
 def free_sizes(image: Tensor) -> tuple[int, ...]:
@@ -115,7 +132,7 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
     """A sentence about the sizes of images that were to stay free."""
     if not free:
         return ()
-    image = next(one for one in inputs if one.value is None)
+    image = image_among(inputs)
     takes, size = f"{ref} takes images of any {named_places(free)}", " x ".join(map(str, image.shape[1:]))
     if not image.others:
         return (f"{takes}; the files that come out take {size} alone: others {OTHERS}.",)

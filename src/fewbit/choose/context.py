@@ -167,7 +167,7 @@ class Context:
     def refuse_fixed_batch(self, method: object) -> None:
         """Raise FewbitError for a pass that draws batches of its own where one is written in the model itself."""
         sources = zip(self.graph.module.graph.find_nodes(op="placeholder"), self.graph.inputs, strict=True)
-        image = next(node for node, one in sources if one.value is None)
+        image = next(node for node, one in sources if one.is_image)
         if isinstance(image.meta["val"].shape[0], int):
             raise FewbitError(
                 f"recipe {self.name or method!r} trains on batches that it draws, and the model takes {self.graph.batch} at a "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewbit.choose.range_method import Samples
 from fewbit.core.device import CPU, on, wide, widest
-from fewbit.core.inputs import Batch, count, fed
-from fewbit.core.values import Graph, Input, Op
+from fewbit.core.inputs import Batch, Input, count, fed
+from fewbit.core.values import Graph, Op
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, task_of
 
@@ -66,12 +66,12 @@ def weighted_samples(
 
 def _open(graph: Graph) -> Graph:
     """The graph with constants as what comes with each image, so that there is a gradient of what they alone decide."""
-    return replace(graph, inputs=tuple(replace(one, each=one.value is not None) for one in graph.inputs))
+    return replace(graph, inputs=tuple(replace(one, each=not one.is_image) for one in graph.inputs))
 
 
 def _leaves(inputs: Sequence[Input], batch: Batch) -> Batch:
     """A batch with the values of all inputs, as new tensors that have a gradient."""
-    pairs = sorted(zip(inputs, fed(inputs, batch), strict=True), key=lambda pair: pair[0].value is not None)
+    pairs = sorted(zip(inputs, fed(inputs, batch), strict=True), key=lambda pair: not pair[0].is_image)
     return tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for _, x in pairs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,39 @@ import torch.utils._pytree as pytree
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewbit.core.values import Input
 from fewbit.errors import BadModel, UnknownName
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A tensor that a model takes: its name in the file, its shape for one image (without the batch where it `has_batch`) and
+    its type. Of the images `value` is None; of any other input it is the constant (with a batch of 1 where it has one), or,
+    where a value comes with `each` image, an example. `others` are there where images may have other sizes than `shape`: those
+    at which the files are compared, each another in every size that is free.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    has_batch: bool = True
+    value: Tensor | None = None
+    each: bool = False
+    others: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is the images, which no constant and no example stands for."""
+        return self.value is None
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The places of `shape` where other sizes are possible."""
+        return tuple(i for i, n in enumerate(self.others[0] if self.others else ()) if n != self.shape[i])
+
+    def __str__(self) -> str:
+        sizes = ["batch"] * self.has_batch + ["?" if n < 0 else str(n) for n in self.shape]
+        return f"{self.name} ({', '.join(sizes)}) {str(self.dtype).removeprefix('torch.')}"
+
 
 Batch = (
     Tensor | tuple[Tensor, ...]
@@ -29,9 +61,9 @@ def images_of(batch: Batch) -> Tensor:
     return batch[0] if isinstance(batch, tuple) else batch
 
 
-def shape_of(inputs: Sequence[Input]) -> tuple[int, ...]:
-    """(channels, height, width) of an image."""
-    return next(one.shape for one in inputs if one.value is None)
+def image_among(inputs: Sequence[Input]) -> Input:
+    """The input that takes the images; its shape is (channels, height, width)."""
+    return next(one for one in inputs if one.is_image)
 
 
 def named_places(free: Sequence[int]) -> str:
@@ -78,7 +110,7 @@ def fed(inputs: Sequence[Input], batch: Batch) -> tuple[Tensor, ...]:
     """A tensor for each input of a model, in order; constants have a row for each image where the input has a batch."""
     images, *others = batch if isinstance(batch, tuple) else (batch,)
     each = dict(zip((one.name for one in inputs if one.each), others, strict=True))
-    return tuple(images if one.value is None else each[one.name] if one.each else _spread(one, len(images)) for one in inputs)
+    return tuple(images if one.is_image else each[one.name] if one.each else _spread(one, len(images)) for one in inputs)
 
 
 def arrays_of(inputs: Sequence[Input], batch: Batch) -> list[NDArray[Any]]:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from fewbit.core.device import CPU
 from fewbit.core.grid import Grid, QParams, values
+from fewbit.core.inputs import Input, image_among
 from fewbit.core.task import Output, Task
 
 Json = Any
@@ -68,32 +69,6 @@ class FloatProduct:
     name: str
     function: str
     macs: int
-
-
-@dataclass(frozen=True, eq=False)
-class Input:
-    """A tensor that a model takes: its name in the file, its shape for one image (without the batch where it `has_batch`) and
-    its type. Of the images `value` is None; of any other input it is the constant (with a batch of 1 where it has one), or,
-    where a value comes with `each` image, an example. `others` are there where images may have other sizes than `shape`: those
-    at which the files are compared, each another in every size that is free.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-    has_batch: bool = True
-    value: Tensor | None = None
-    each: bool = False
-    others: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def free(self) -> tuple[int, ...]:
-        """The places of `shape` where other sizes are possible."""
-        return tuple(i for i, n in enumerate(self.others[0] if self.others else ()) if n != self.shape[i])
-
-    def __str__(self) -> str:
-        sizes = ["batch"] * self.has_batch + ["?" if n < 0 else str(n) for n in self.shape]
-        return f"{self.name} ({', '.join(sizes)}) {str(self.dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)
@@ -173,12 +148,12 @@ class Graph:
     @property
     def input_name(self) -> str:
         """What files call the images."""
-        return next(one.name for one in self.inputs if one.value is None)
+        return image_among(self.inputs).name
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of an image."""
-        return next(one.shape for one in self.inputs if one.value is None)
+        return image_among(self.inputs).shape
 
     @property
     def macs(self) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from fewbit.core.values import Input
+from fewbit.core.inputs import Input
 from fewbit.errors import BadImages
 
 IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict, and of its class

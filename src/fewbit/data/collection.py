@@ -22,9 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fewbit.core.inputs import flat
+from fewbit.core.inputs import Input, flat
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Input
 from fewbit.data.arrays import numpy_file
 from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
 from fewbit.data.beside import IMAGES, LABELS, beside, row_of, trees

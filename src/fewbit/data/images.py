@@ -24,9 +24,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.inputs import Batch
+from fewbit.core.inputs import Batch, Input
 from fewbit.core.task import Placement
-from fewbit.core.values import Input
 from fewbit.data.bands import shown
 from fewbit.data.beside import Columns, columns
 from fewbit.data.classes import read_classes

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.task import Task
 from fewbit.core.values import Graph
 from fewbit.deploy.program import program
@@ -56,7 +56,7 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     task |= {"file": MODEL, "runtime": about.runtime, "pieces": list(pieces)}
     write_json(folder / "preprocess.json", dict(about.images))
     write_json(folder / "task.json", task)
-    others = {one.name: one for one in graph.inputs if one.value is not None}
+    others = {one.name: one for one in graph.inputs if not one.is_image}
     if others:
         write_atomic(folder / "inputs.npz", lambda part: _save(part, _constants(graph)))
     name = re.sub(r"[^\w .:+-]", "_", about.model)
@@ -94,10 +94,10 @@ def decoded(graph: Graph) -> tuple[tuple[str, ...], dict[str, Json]]:
 
 def _constants(graph: Graph) -> dict[str, np.ndarray[Any, Any]]:
     """What the inputs that are no image are given, in the types of the file."""
-    images = torch.zeros(graph.in_a_file(1), *shape_of(graph.inputs))
+    images = torch.zeros(graph.in_a_file(1), *image_among(graph.inputs).shape)
     types = {port.name: onnx.helper.tensor_dtype_to_np_dtype(port.type) for port in graph.ports}
     arrays = zip(graph.inputs, arrays_of(graph.inputs, example(graph.inputs, images)), strict=True)
-    return {one.name: x.astype(types.get(one.name, x.dtype)) for one, x in arrays if one.value is not None}
+    return {one.name: x.astype(types.get(one.name, x.dtype)) for one, x in arrays if not one.is_image}
 
 
 def _save(part: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

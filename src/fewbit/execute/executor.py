@@ -18,8 +18,8 @@ from fewbit.capture.fx import constant, is_constant
 from fewbit.capture.sites import readers
 from fewbit.core.device import CPU, exact_products, on
 from fewbit.core.grid import fake, values
-from fewbit.core.inputs import ALONE, Batch, fed
-from fewbit.core.values import Choice, Graph, Input, Plan
+from fewbit.core.inputs import ALONE, Batch, Input, fed
+from fewbit.core.values import Choice, Graph, Plan
 
 Env = dict[Node, Any]
 Tap = Callable[[Any], object]

@@ -11,8 +11,8 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from fewbit.core.inputs import advice_on_channels, example, fed, shape_of, the_image
-from fewbit.core.values import Input, Port, Tail
+from fewbit.core.inputs import Input, advice_on_channels, example, fed, image_among, the_image
+from fewbit.core.values import Port, Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
@@ -59,7 +59,7 @@ class OnnxFile:
         another one. Returns whether any will do: each image has its own outputs, whatever the batch. Raises BadModel with the
         node that cannot be run.
         """
-        noise = torch.randn(max(self.batch or 2, 2), *shape_of(inputs), generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(max(self.batch or 2, 2), *image_among(inputs).shape, generator=torch.Generator().manual_seed(0))
         own = noise[-(self.batch or 2) :]
         with torch.no_grad():
             first = self.module.forget_unread(*fed(inputs, example(inputs, own)))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
-from fewbit.core.inputs import Batch, count, images_of, parts
+from fewbit.core.inputs import Batch, Input, count, images_of, parts
 from fewbit.core.inputs import rows as rows_of
-from fewbit.core.values import Checks, Choice, Graph, Input, Plan
+from fewbit.core.values import Checks, Choice, Graph, Plan
 from fewbit.data.images import Images, data_uri
 from fewbit.execute.samples import ROWS, channel_samples
 from fewbit.observe import Stats
@@ -116,7 +116,7 @@ def _sizes(one: Input) -> list[str]:
 def _given(one: Input) -> str:
     """What an input was given, in words: of a constant its numbers, or of many the smallest and the largest."""
     if one.value is None or one.each:
-        return "the image" if one.value is None else "a value with each image"
+        return "the image" if one.is_image else "a value with each image"
     values = one.value.flatten()
     if len(values) <= FEW:
         return f"a constant: {', '.join(f'{value:g}' for value in values.tolist())}"

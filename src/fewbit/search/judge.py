@@ -13,7 +13,7 @@ import torch
 
 from fewbit.choose import Bits, choose
 from fewbit.core.device import CPU, on
-from fewbit.core.inputs import arrays_of, example, shape_of
+from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
@@ -85,7 +85,7 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
         behind=model.graph.behind, runtime=runtime, batch=model.graph.in_a_file(16), threads=threads,
     )  # fmt: skip
     sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
-    noise = torch.randn(one, *shape_of(inputs), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(one, *image_among(inputs).shape, generator=torch.Generator().manual_seed(0))
     arrays = arrays_of(inputs, example(inputs, noise))
     times = paired([partial(session.run, *arrays) for session in sessions], SECONDS)
     float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))

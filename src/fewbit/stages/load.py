@@ -18,18 +18,20 @@ from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
 from fewbit.capture.export import batch_of, fingerprint, reason
 from fewbit.capture.inputs import Given
+from fewbit.capture.load import of_one_size
 from fewbit.capture.mapped import mapped
 from fewbit.capture.python_file import from_python
 from fewbit.capture.sites import tensor_of
+from fewbit.capture.sizes import Sizes
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
-from fewbit.core.inputs import advice_on_channels
+from fewbit.core.inputs import Input, advice_on_channels, image_among
 from fewbit.core.record import Record
 from fewbit.core.task import Task
-from fewbit.core.values import Graph, Input, Port
+from fewbit.core.values import Graph, Port
 from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, glance, halves, open_images, read_classes, whole_batches
 from fewbit.data.preprocess import LETTERBOXES
@@ -103,7 +105,7 @@ class Inputs:
 
 def described(one: Input) -> dict[str, Any]:
     """An input for run.json; of a constant the SHA-256 of its numbers."""
-    kind = "image" if one.value is None else "each image" if one.each else "constant"
+    kind = "image" if one.is_image else "each image" if one.each else "constant"
     record = {"name": one.name, "shape": list(one.shape), "batch": one.has_batch, "kind": kind}
     digest = {"sha256": hashlib.sha256(one.value.numpy().tobytes()).hexdigest()} if kind == "constant" else {}  # type: ignore[union-attr]
     others = {"others": [list(other) for other in one.others]} if one.others else {}  # where sizes are free
@@ -120,18 +122,19 @@ def load(asked: Options) -> Inputs:
     given = Given(asked.inputs, each)
     options: dict[str, Any] = {
         "weights": asked.weights, "overrides": overrides, "requantize": asked.requantize, "given": given,
-        "dynamic_size": asked.dynamic_size,
     }  # fmt: skip
-    loaded = load_model(asked.model, **options)
+    loaded = load_model(asked.model, sizes=Sizes.ANY if asked.dynamic_size else Sizes.WRITTEN, **options)
     if not holds_at_other_sizes(loaded, asked.hardware.file_format):
-        loaded = load_model(asked.model, one_size=True, **options)
+        if asked.dynamic_size:
+            raise of_one_size(loaded)
+        loaded = load_model(asked.model, sizes=Sizes.ONE, **options)
     loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
     names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
     classes = names or loaded.classes or None
     whole, (task, untold) = getattr(asked, "normalize_inside", False), meaning.meant(asked.task, loaded, classes or ())
     preprocess = preprocess_of(loaded, asked.overrides).replace(whole=whole)
     if whole:  # the integer file takes pixels, and the float one what is computed from them
-        name = next(one.name for one in loaded.inputs if one.value is None)
+        name = image_among(loaded.inputs).name
         ports = (replace(port, type=TensorProto.FLOAT) if port.name == name else port for port in loaded.ports)
         loaded = replace(loaded, ports=tuple(ports))
     outputs = task.classes
@@ -320,7 +323,7 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
         size = {"input_size": tuple(record["preprocess"]["size"])}
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder / 'run.json'}: its ports cannot be read ({error}); {AGAIN}") from error
-    loaded = load_model(str(folder / EXPORTED), given=given, overrides=size, one_size=True)
+    loaded = load_model(str(folder / EXPORTED), given=given, overrides=size, sizes=Sizes.ONE)
     loaded = replace(loaded, program=mapped(loaded.program, folder / EXPORTED))
     inputs = tuple(replace(one, others=others.get(one.name, ())) for one in loaded.inputs)
     loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs, tail=read_tail(folder))

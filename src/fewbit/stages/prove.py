@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
-from fewbit.core.inputs import Batch, images_of, joined, parts, rows
+from fewbit.core.inputs import Batch, image_among, images_of, joined, parts, rows
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
@@ -66,7 +66,7 @@ def write_model(graph: Graph, plan: Plan, path: Path, form: Mapping[str, Any], s
 
 def _model(graph: Graph, plan: Plan, form: Mapping[str, Any], said: Record) -> ir.Model:
     """model.onnx."""
-    place = [one.value is None for one in graph.inputs].index(True)
+    place = [one.is_image for one in graph.inputs].index(True)
     return with_metadata(rendered(graph, plan, **form), said.entries(said.inside, type_of(graph)), place)
 
 
@@ -105,7 +105,7 @@ def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
     """An image of each other size, where a model takes any, by what is said of it; their numbers are some of the sample's, so
     that a file that takes pixels or float16 can hold them.
     """
-    image, few = next(one for one in graph.inputs if one.value is None), rows(sample, slice(graph.in_a_file(1)))
+    image, few = image_among(graph.inputs), rows(sample, slice(graph.in_a_file(1)))
     groups = dict[str, list[Batch]]()
     for _, *sides in image.others:
         images = interpolate(images_of(few), tuple(sides), mode="nearest")

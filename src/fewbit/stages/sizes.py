@@ -9,7 +9,7 @@ from typing import Any
 
 from fewbit.capture import Loaded, capture
 from fewbit.capture.export import noise_of
-from fewbit.core.inputs import example
+from fewbit.core.inputs import example, image_among
 from fewbit.realize import rendered_float, save
 from fewbit.runtimes import AS_WRITTEN
 from fewbit.verify import twin_checks
@@ -21,7 +21,7 @@ def holds_at_other_sizes(loaded: Loaded, form: Mapping[str, Any]) -> bool:
     torch.onnx writes paddings and windows as numbers, those of one size. `form` is the target's file format. A file that cannot
     be written or run for all sizes does not hold.
     """
-    image = next(one for one in loaded.inputs if one.value is None)
+    image = image_among(loaded.inputs)
     if not image.others:
         return True
     with TemporaryDirectory(prefix="fewbit-") as folder:

@@ -24,8 +24,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from fewbit.core.inputs import arrays_of, example, shape_of
-from fewbit.core.values import Input
+from fewbit.core.inputs import Input, arrays_of, example, image_among
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import HERE, RUNTIMES, open_session, runtime_names
 
@@ -113,7 +112,7 @@ def bench(
     """One row per runtime and batch; about `seconds` of measuring each, at least 5 rounds, after a warm-up. Sessions of one
     runtime (its precisions) are measured in the same rounds.
     """
-    rows, shape = [], shape_of(inputs)
+    rows, shape = [], image_among(inputs).shape
     for group in _of_one_runtime(runtimes):
         sessions = [open_session(name, p, threads=threads) for name in group for p in (float_path, path)]
         for batch in batches:
@@ -226,7 +225,7 @@ def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, 
 
 def _zeros(path: Path, inputs: Sequence[Input], batch: int) -> dict[str, NDArray[Any]]:
     """Images of zeros and the values of the other inputs, as a file takes them by name."""
-    arrays = arrays_of(inputs, example(inputs, torch.zeros(batch, *shape_of(inputs))))
+    arrays = arrays_of(inputs, example(inputs, torch.zeros(batch, *image_among(inputs).shape)))
     try:
         ports = onnx.load(str(path), load_external_data=False).graph.input
     except Exception:  # the process says what is wrong with it

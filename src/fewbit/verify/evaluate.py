@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.inputs import ALONE, Batch, count, images_of
+from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
 from fewbit.core.task import Outputs, Rating, Task
-from fewbit.core.values import Input, Output
+from fewbit.core.values import Output
 from fewbit.data.images import Images
 from fewbit.runtimes import Session, open_session
 from fewbit.task import Closeness, OutputScore

@@ -24,9 +24,9 @@ from torch.fx import Node
 
 from fewbit.capture.export import graph_module, outputs_of
 from fewbit.capture.fx import MOVES, is_constant
-from fewbit.core.inputs import Batch, arrays_of
+from fewbit.core.inputs import Batch, Input, arrays_of
 from fewbit.core.pages import give_back
-from fewbit.core.values import Input, OutputCheck
+from fewbit.core.values import OutputCheck
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.runtimes import Session, open_session, read_onnx

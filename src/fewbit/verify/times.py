@@ -13,8 +13,7 @@ from torch.fx import Node
 
 from fewbit.capture.fx import is_call
 from fewbit.capture.kinds import PADS
-from fewbit.core.inputs import arrays_of, example
-from fewbit.core.inputs import shape_of as image_shape
+from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.values import Graph, Op, Plan, SameAs
 from fewbit.runtimes import RUNTIMES, open_session
 from fewbit.target.allowed import Allowed
@@ -131,5 +130,5 @@ def times_of(
 def whole_of(graph: Graph, runtime: str, path: Path, threads: int) -> float:
     """The milliseconds of one call of a graph's float model, the median of `WHOLE` seconds."""
     session = open_session(runtime, path, threads=threads)
-    arrays = arrays_of(graph.inputs, example(graph.inputs, torch.zeros(graph.at_a_time(1), *image_shape(graph.inputs))))
+    arrays = arrays_of(graph.inputs, example(graph.inputs, torch.zeros(graph.at_a_time(1), *image_among(graph.inputs).shape)))
     return 1e3 * statistics.median(row[0] for row in paired([partial(session.run, *arrays)], WHOLE))

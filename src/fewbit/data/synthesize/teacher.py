@@ -22,8 +22,7 @@ from fewbit.capture.fx import calls, constant, is_call, is_constant
 from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
 from fewbit.core.device import CPU, on
-from fewbit.core.inputs import ALONE, Batch
-from fewbit.core.values import Input
+from fewbit.core.inputs import ALONE, Batch, Input
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, recognise
