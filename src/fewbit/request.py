@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from fewbit.target import Target
 
 DEMOS = "demo, demo:resnet20, demo:mobilenet, demo:detr"
-MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
+MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2, TorchScript (path.pt) or file.py:function"
 PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
 
 

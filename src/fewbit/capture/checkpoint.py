@@ -20,16 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewbit.capture.export import quiet, reason
+from fewbit.capture.torchscript import is_torchscript
 from fewbit.errors import BadFile, BadModel
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # better than what they are averages of
 WRAPS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 LISTED = 4  # weights in a message
-TRACED = (
-    "is TorchScript, which fewbit does not read. Give the module that it was made from (file.py:function), its weights "
-    "(NAME --weights FILE), or convert it: torch.onnx.export(torch.jit.load(FILE), (x,), 'model.onnx', dynamo=False)."
-)
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The weights of a file. Raises BadFile where it is broken or holds anything but data."""
-    if zipfile.is_zipfile(path) and _is_traced(path):
-        raise BadFile(f"{path} {TRACED}")
+    if is_torchscript(path):
+        raise BadFile(f"{path} is TorchScript, a model and not weights alone; give it as the model: fewbit quantize {path}.")
     try:
         with quiet():
             found = _loaded(path)
@@ -75,11 +72,6 @@ def _why(error: Exception) -> str:
         return reason(error)
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"it holds {found[1]}, which is no tensor." if found else "it is a pickle that torch.save has not written."
-
-
-def _is_traced(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return "constants.pkl" in {name.partition("/")[2] for name in archive.namelist()}
 
 
 def _loaded(path: Path) -> Any:
@@ -201,7 +193,10 @@ def some(names: list[str]) -> str:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of DataParallel, of an average of weights and of torch.compile. Raises BadModel for TorchScript."""
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise BadModel(f"{type(module).__name__} {TRACED}")
+        raise BadModel(
+            f"{type(module).__name__} is TorchScript, or has a part that is; give the module that it was made from, or where "
+            "all of it is TorchScript the file: torch.jit.save(module, 'model.pt')."
+        )
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
     while True:
         if isinstance(module, wrappers):

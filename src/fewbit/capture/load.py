@@ -9,6 +9,7 @@ torchvision:resnet50     a torchvision name (its default weights, or `weights=` 
 hf:google/vit-base-patch16-224    a Hugging Face name or folder
 path/model.onnx      a float ONNX file
 path/model.pt2       an exported program (torch.export.save)
+path/model.pt        TorchScript (torch.jit.save)
 path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD, ... of the file are its preprocessing
 """
 
@@ -32,6 +33,7 @@ from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
 from fewbit.capture.export import (
     batch_of,
+    graph_module,
     image_of,
     input_values,
     output_values,
@@ -47,6 +49,7 @@ from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.capture.sizes import OTHERS, Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
+from fewbit.capture.torchscript import as_onnx, is_torchscript, refuse_others
 from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.core.values import Output, Port, Tail
@@ -54,7 +57,8 @@ from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadModel, BadValues, FewbitError
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
-MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2 or file.py:function"
+FILES = "path.onnx, path.pt2, TorchScript (path.pt) or file.py:function"
+MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, {FILES}"
 MODEL = f"MODEL is {MODEL_NAMES}."
 KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
 ALONE = Given()  # the image is all that a model takes
@@ -144,13 +148,17 @@ def _loaded(
     if ref.startswith("hf:"):
         return _from_hf(ref, overrides, given, free)
     if ref.endswith(SUFFIXES):
+        if is_torchscript(Path(ref)):
+            return _from_torchscript(Path(ref), overrides, given, sizes)
         refuse_file(Path(ref))
     return _from_name(ref, weights, overrides, given, free)
 
 
 def is_architecture(ref: str) -> bool:
     """Whether a name is one of timm's or torchvision's, which take weights from a file."""
-    return not (ref in DEMOS or ref.endswith((".pt2", ".onnx")) or re.search(r"\.py(:[^:]*)?$", ref) or ref.startswith("hf:"))
+    return not (
+        ref in DEMOS or ref.endswith((".pt2", ".onnx", *SUFFIXES)) or re.search(r"\.py(:[^:]*)?$", ref) or ref.startswith("hf:")
+    )
 
 
 def _from_module(
@@ -304,6 +312,23 @@ def _from_onnx(
         notes = (*notes, *about_sizes(str(path), inputs, file.free))
     loaded = _from_module(file.module, str(path), fields, given, record, notes, called, batches, sizes.of(file.free))
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
+
+
+def _from_torchscript(path: Path, overrides: Mapping[str, Any] | None, given: Given, sizes: Sizes) -> Loaded:
+    """TorchScript by way of an ONNX file, with what a .json beside it says."""
+    fields = {**beside(path.with_suffix(".json")), **(overrides or {})}
+    if "input_size" not in fields:
+        raise BadModel(f"{path} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
+    size = fields["input_size"]
+    with as_onnx(path, size) as (written, script, batch):
+        try:
+            loaded = _from_onnx(written, fields, given, False, sizes)
+        except (BadFile, BadModel) as error:
+            raise type(error)(str(error).replace(str(written), str(path))) from error
+        refuse_others(path, script, graph_module(loaded.program), batch, size)
+        notes = tuple(note.replace(str(written), str(path)) for note in loaded.notes)
+    checked(fields, str(path.with_suffix(".json")))
+    return replace(loaded, ref=str(path), notes=notes, ports=())
 
 
 def _entry(file: OnnxFile, size: Any) -> dict[str, Any]:
