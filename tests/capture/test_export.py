@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
 import pytest
 import timm
 import torch
@@ -15,7 +17,7 @@ from torch.export import Dim
 
 from capture.nets import assert_same_function, images
 from fewbit.capture import capture, export, load_model
-from fewbit.capture.export import fingerprint
+from fewbit.capture.export import fingerprint, graph_module
 from fewbit.capture.inputs import Given, image
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 
@@ -379,8 +381,12 @@ class Gives(nn.Module):
 
 
 BAD_OUTPUTS = {
-    "one number": (lambda y: y.mean(), r"shape \(\); its first dimension has to be the batch"),
-    "one row": (lambda y: y[0], r"shape \(4\)"),
+    "one number": (
+        lambda y: y.mean(),
+        r"shape \(\); its first dimension has to be the batch, .* Return it with a row for each image: \w+\.mean\(",
+    ),
+    "one row": (lambda y: y[0], r"shape \(4\); .* where it is of one image, \w+\[None\]\.$"),
+    "one number beside rows": (lambda y: (y, y.mean()), r"shape \(\); .*, or leave it out of what the model returns\.$"),
     "flat": (lambda y: y.flatten(), r"shape \(4\*batch\)"),
     "no classes": (lambda y: y[:, :0], r"shape \(batch, 0\), without a number"),
     "an int": (lambda y: 3, "returns int without a tensor"),
@@ -388,6 +394,36 @@ BAD_OUTPUTS = {
     "dropout": (lambda y: nn.functional.dropout(y, 0.5, training=True), "two answers for one image"),
     "noise": (lambda y: y + torch.randn_like(y), "two answers for one image"),
 }
+
+
+@pytest.mark.parametrize("out", [lambda y: y.mean()[None], lambda y: (y, y.new_ones(1, 7) * 2), lambda y: y[0][None]])
+def test_an_output_of_one_image_is_taken_one_image_at_a_time(out, tmp_path):
+    net, x = Gives(out).eval(), torch.rand(1, 3, 8, 8)
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "N"}})
+    with torch.no_grad():
+        want = torch.utils._pytree.tree_leaves(net(x))
+    for given in (net, str(path)):
+        found = load_model(given, overrides={"input_size": (3, 8, 8)})
+        assert found.batch == 1
+        assert any("takes one image at a time and no other batch" in note for note in found.notes)
+        with torch.no_grad():
+            got = torch.utils._pytree.tree_leaves(graph_module(found.program)(x))
+        for one, other in zip(want, got, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_an_output_of_a_file_that_has_no_rows_is_left_out_by_what_the_message_says(tmp_path):
+    path, fewer = tmp_path / "net.onnx", tmp_path / "rows.onnx"
+    names = {"input_names": ["x"], "output_names": ["y", "z"], "dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}}
+    torch.onnx.export(Gives(lambda y: (y, y.mean())).eval(), (torch.rand(2, 3, 8, 8),), path, dynamo=False, **names)
+    with pytest.raises(
+        BadModel, match=r"gives z of shape \(\); .* Leave it out: (.*), or export the model with a row"
+    ) as found:
+        load_model(str(path))
+    (code,) = re.findall(r"Leave it out: (.*\)), or export", str(found.value))
+    exec(code.replace("'rows.onnx'", f"'{fewer}'"), {"onnx": onnx})
+    assert [one.name for one in load_model(str(fewer)).outputs] == ["y"]
 
 
 @pytest.mark.parametrize("case", BAD_OUTPUTS)

@@ -188,6 +188,8 @@ def _from_module(
     if said := purpose(module):
         fields.setdefault("task", said)
     program, inputs = exported(module, inputs, arguments, batches, free)
+    if batch_of(program, inputs) is None and any(_sizes(value)[:1] == ["1"] for value in output_values(program).values()):
+        program, inputs = exported(module, inputs, arguments, (1,), free)  # an output that is of one image, whatever the batch
     refuse_random(program, inputs, ref)
     _check_outputs(ref, program, inputs)
     notes = (*notes, *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
@@ -247,18 +249,37 @@ def _port(name: str, value: Tensor, batch: str) -> Input:
 
 def _check_outputs(ref: str, program: ExportedProgram, inputs: Sequence[Input]) -> None:
     """Raise BadModel where an output has no batch or no numbers."""
-    batch = str(image_of(program, inputs).shape[0])
-    for name, value in output_values(program).items():
-        shape = [str(n) for n in value.shape]
-        if not shape or shape[0] != batch:
+    batch, outputs = str(image_of(program, inputs).shape[0]), output_values(program)
+    right = [name for name, value in outputs.items() if _sizes(value)[:1] == [batch]]
+    for name, value in outputs.items():
+        shape = _sizes(value)
+        if name not in right:
             shown = ", ".join(n if batch.isdecimal() else n.replace(batch, "batch") for n in shape)
             raise BadModel(
-                f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image."
+                f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image. "
+                f"{_about_rows(ref, inputs, name, right)}"
             )
         if value.is_complex():
             raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
         if "0" in shape:
             raise BadModel(f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
+
+
+def _sizes(value: Tensor) -> list[str]:
+    """The shape of a fake tensor as text: comparing symbols would guard on them."""
+    return [str(n) for n in value.shape]
+
+
+def _about_rows(ref: str, inputs: Sequence[Input], name: str, right: Sequence[str]) -> str:
+    """What to do about an output without a row for each image, where the outputs `right` have one."""
+    rows = f"with a row for each image: {name}.mean(dim=(1, 2, 3)), say; or, where it is of one image, {name}[None]"
+    if not ref.endswith(".onnx"):
+        return f"Return it {rows}{', or leave it out of what the model returns' if right else ''}."
+    takes = [one.name for one in inputs]
+    left = (
+        f"Leave it out: onnx.utils.extract_model('{ref}', 'rows.onnx', {takes}, {[*right]}), or export " if right else "Export "
+    )
+    return f"{left}the model {rows}."
 
 
 def _check_values(ref: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]) -> None:
