@@ -319,6 +319,32 @@ def voc(folder):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((100, 80), None),
+        ((0, 0), None),
+        ((200, 160), "200 x 160"),
+        ((80, 100), "80 x 100"),
+        ((100, 81), "100 x 81"),
+        ((0, 81), "100 x 81"),
+        (("wide", 80), "could not convert"),
+        (("nan", 80), "nan x 80"),
+    ],
+)
+def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path, size, says):
+    for file in voc(tmp_path).glob("*.xml"):
+        text = file.read_text()
+        kept = "<size><width>{}</width><height>{}</height><depth>3</depth></size>".format(*size)
+        file.write_text(text.replace("<annotation>", f"<annotation>{kept}") if file.stem == "b" else text)
+    if says is None:
+        assert [len(one.labels) for one in read(tmp_path, Pictures(), ("cat", "dog"), 2)] == [1, 1, 0]
+        return
+    message = rf"b\.xml says that sub/b\.jpg is {says} pixels, and it is 100 x 80; give the annotations of these very pictures"
+    with pytest.raises(BadImages, match="is not in Pascal VOC's format: could not" if size[0] == "wide" else message):
+        read(tmp_path, Pictures(), ("cat", "dog"), 2)
+
+
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
 def test_three_ways_to_write_the_same_objects(tmp_path, kind):
     path = {"coco": lambda: coco(tmp_path / "x.json"), "yolo": lambda: yolo(tmp_path), "voc": lambda: voc(tmp_path)}[kind]()

@@ -94,6 +94,15 @@ def _check(row: Row, size: tuple[int, int], classes: int) -> None:
         raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Mend it.")
 
 
+def _check_size(path: Path, name: str, said: tuple[Any, Any], real: tuple[int, int]) -> None:
+    """Raise BadImages where a file says another (width, height) of a picture, so that its boxes lie in other pixels."""
+    if said != real:
+        raise BadImages(
+            f"{path} says that {name} is {said[0]} x {said[1]} pixels, and it is {real[0]} x {real[1]}; give the annotations "
+            "of these very pictures."
+        )
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -118,12 +127,7 @@ def _coco(
             image = listed.get(name) or whole.get(PurePosixPath(name).name)
             if image is None:
                 raise BadImages(f"{path} lists no image {name}; every scored image has to be in it, also one without objects.")
-            said = image.get("width", wide), image.get("height", high)
-            if said != (wide, high):
-                raise BadImages(
-                    f"{path} says that {name} is {said[0]} x {said[1]} pixels, and it is {wide} x {high}; give the annotations "
-                    "of these very pictures."
-                )
+            _check_size(path, name, (image.get("width", wide), image.get("height", high)), (wide, high))
             rows.append([_coco_row(path, one, index) for one in by_image.get(image["id"], [])])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadImages(f"{path} is not in COCO's format: {error!r}. It needs images, annotations and categories.") from error
@@ -217,10 +221,12 @@ def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], c
     if not classes:
         raise BadImages(f"{folder} names classes, and the model's have no names; give them in order: --classes FILE.")
     rows = []
-    for file in beside(folder, names, (".xml",), "annotations"):
+    for file, name, (high, wide) in zip(beside(folder, names, (".xml",), "annotations"), names, sizes, strict=True):
         try:
             root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
-            some = []
+            some, said = [], [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+            width, height = (int(n) if n.is_integer() else n for n in said)
+            _check_size(file, name, (width or wide, height or high), (wide, high))  # 0 is written by tools that do not know it
             for one in root.iter("object"):
                 label = str(one.findtext("name"))
                 corners = [float(str(one.findtext(f"bndbox/{end}"))) for end in ("xmin", "ymin", "xmax", "ymax")]
