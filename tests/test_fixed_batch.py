@@ -185,5 +185,35 @@ def test_what_draws_batches_of_its_own_is_refused(fixed: tuple[Loaded, Graph], i
 
 
 def test_images_of_a_fixed_batch_that_depend_on_each_other_are_refused() -> None:
-    with pytest.raises(BadModel, match="a batch of 2 written in it, and its images depend on each other"):
+    with pytest.raises(
+        BadModel, match=r"a batch of 2 written in it, and gives one image other outputs .* depend on each other"
+    ):
         load_model(torch.export.export(Mixing().eval(), (torch.zeros(2, *SIZE),)))
+
+
+class Centred(nn.Module):
+    """Each image less a little of the mean over the batch, whatever its place there."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.fc, self.share = nn.Conv2d(3, 4, 1), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y - self.share * y.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-3])
+def test_outputs_that_depend_on_the_batch_as_a_whole_are_refused(share: float, tmp_path: Path) -> None:
+    net, says = Centred(share).eval(), "depend on each other, as by a mean over the batch"
+    for many, named in ((4, {}), (2, {"dynamic_axes": {"x": {0: "N"}, "y": {0: "N"}}})):
+        path, x = tmp_path / f"{many}.onnx", torch.rand(many, *SIZE)
+        torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"], output_names=["y"], **named)
+        with pytest.raises(BadModel, match=says):
+            load_model(str(path))
+        with pytest.raises(BadModel, match=says):
+            load_model(torch.export.export(net, (x,)))
+    with pytest.raises(BadModel, match=says):
+        load_model(net, overrides={"input_size": SIZE})
+    alone = load_model(torch.export.export(net, (torch.rand(1, *SIZE),)))  # of one image it is a function
+    assert alone.batch == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,9 +221,21 @@ RUNTIMES: Mapping[str, Runtime] = {
 HERE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
 
 
+ELSEWHERE = "Choose a target of another runtime (fewbit targets), or take these out of the model."
+WHERE = re.compile(
+    r"^(Exception from|Check '.*' failed at|FrontEnd API failed|.*failed\. Failed operations|Summary:)|\.cpp:\d+"
+)
+LACKING = re.compile(r"No conversion rule found for operations: ([\w., -]+)")
+
+
 def _said(error: Exception) -> str:
-    """What a runtime says, on one line; openvino says the reason in its last."""
-    return " ".join(str(error).split())[:400]
+    """What a runtime says, on one line; of openvino, which operators it lacks, or the reason without where in its own code."""
+    if found := LACKING.search(str(error)):
+        lacks = [re.sub(r"-(\d+)$", r" (opset \1)", one.strip()) for one in found[1].split(",")]
+        return f"it has no {' and no '.join(lacks)}. {ELSEWHERE}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not WHERE.search(line)] or lines
+    return " ".join(" ".join(kept).split())[:400]
 
 
 def runtime_names() -> tuple[str, ...]:

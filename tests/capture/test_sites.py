@@ -150,7 +150,9 @@ def test_a_model_whose_own_module_is_called_inner_keeps_its_names():
 
 
 def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.unseen).mean() + net.conv(x)
+    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.unseen).mean((1, 2, 3))[
+        :, None, None, None
+    ] + net.conv(x)
 
 
 @pytest.mark.parametrize(
@@ -162,23 +164,26 @@ def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
             36 * 4 * 3 * 4,
         ),
         (Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(2) @ net.w, w=torch.randn(4, 36, 36)), "matmul", 4 * 36 * 36),
-        (Net(lambda net, x: torch.einsum("bchw,bchw->b", x, x) + net.conv(x).mean()), "einsum", 3 * 64),
+        (Net(lambda net, x: torch.einsum("bchw,bchw->b", x, x) + net.conv(x).mean((1, 2, 3))), "einsum", 3 * 64),
         (Net(lambda net, x: net.vol(net.conv(x).unsqueeze(2)), vol=nn.Conv3d(4, 5, (1, 3, 3))), "conv3d", 5 * 16 * 4 * 9),
         (
-            Net(lambda net, x: net.two(x.mean(2), x.amax(2)) + net.conv(x).mean(), two=nn.Bilinear(8, 8, 5)),
+            Net(lambda net, x: net.two(x.mean(2), x.amax(2)) + net.conv(x).mean((1, 2, 3))[:, None], two=nn.Bilinear(8, 8, 5)),
             "bilinear",
             3 * 5 * 64,
         ),
         (
             Net(
-                lambda net, x: net.lstm(x.mean(2).transpose(1, 2))[0].mean() + net.conv(x),
+                lambda net, x: net.lstm(x.mean(2).transpose(1, 2))[0].mean((1, 2))[:, None, None, None] + net.conv(x),
                 lstm=nn.LSTM(3, 5, 2, batch_first=True, bidirectional=True),
             ),
             "lstm",
             8 * 2 * 20 * (3 + 5 + 10 + 5),
         ),
         (
-            Net(lambda net, x: net.gru(x.mean(2).transpose(1, 2))[0].mean() + net.conv(x), gru=nn.GRU(3, 5, batch_first=True)),
+            Net(
+                lambda net, x: net.gru(x.mean(2).transpose(1, 2))[0].mean((1, 2))[:, None, None, None] + net.conv(x),
+                gru=nn.GRU(3, 5, batch_first=True),
+            ),
             "gru",
             8 * 15 * (3 + 5),
         ),

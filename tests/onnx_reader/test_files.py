@@ -102,7 +102,7 @@ def test_batches_that_matter_are_refused(tmp_path: Path) -> None:
     model.graph.node[0].input[0] = "mixed"
     model.graph.node.insert(0, helper.make_node("CumSum", ["in:put", "axis"], ["mixed"], name="over_the_batch"))
     model.graph.initializer.append(constant("axis", 0, np.int64))
-    with pytest.raises(BadModel, match=r"model\.onnx has a batch of 2 written in it, and its images depend on each other"):
+    with pytest.raises(BadModel, match=r"model\.onnx has a batch of 2 written in it, .* its images depend on each other"):
         load_model(str(written(model, tmp_path)))
 
 

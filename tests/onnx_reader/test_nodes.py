@@ -11,8 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
-from fewbit.capture.export import quiet
+from fewbit.capture import load_model
+from fewbit.capture.export import graph_module, quiet
 from fewbit.onnx_reader.file import OLDEST
 from fewbit.onnx_reader.operators import CONTROL, STANDARD
 from onnx_reader.cases import array, check, is_taken, node_tests, run
@@ -125,3 +127,31 @@ def traced(case: object) -> str:
 
 
 assert onnxruntime
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["fixed size", "any size"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_a_resize_that_crops_computes_what_onnxruntime_does(mode: str, free: bool, tmp_path: Path) -> None:
+    """With a batch that is free, which it leaves as it is."""
+    size = ["h", "w"] if free else [8, 8]
+    node = helper.make_node(
+        "Resize", ["x", "roi", "scales"], ["y"], "crop", mode=mode, coordinate_transformation_mode="tf_crop_and_resize"
+    )
+    stored = {"roi": [0, 0, 0.1, -0.2, 1, 1, 0.9, 0.7], "scales": [1, 1, 2, 1.5]}
+    graph = helper.make_graph(
+        [node, helper.make_node("Conv", ["y", "v"], ["z"], "last")],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, *size])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 4, None, None])],
+        [helper.make_tensor(name, TensorProto.FLOAT, (len(values),), values) for name, values in stored.items()]
+        + [numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32), "v")],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    loaded = load_model(str(path), overrides={"input_size": (3, 8, 8)})
+    x = torch.rand(3, 3, 8, 8)
+    want = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})[0]
+    with torch.no_grad():
+        got = torch.utils._pytree.tree_leaves(graph_module(loaded.program)(x))[0]
+    assert loaded.batch is None
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-5)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from fewbit.capture import capture, load_model
 from fewbit.choose import Bits, choose
 from fewbit.choose.builder import PlanBuilder
 from fewbit.core.values import Checks, Plan
+from fewbit.errors import BadFile
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe
 from fewbit.realize import realize
@@ -263,3 +266,22 @@ def _checked(net: nn.Module, folder: Path, name: str, bits: Bits | None = None, 
     plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=bits or Bits())
     realize(graph, plan, folder / "model.onnx", **target.file_format)
     return plan, compare(graph, plan, folder / "model.onnx", [images], runtime="openvino")
+
+
+def test_an_operator_that_openvino_has_not_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("DeformConv", ["x", "w", "o"], ["y"])
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", (1, 1, 4, 4)), ("o", (1, 2, 4, 4)))]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, (1, 1, 1, 1), [1.0])
+    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 1, 4, 4))]
+    graph = helper.make_graph([node], "net", infos, gives, [weight])
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    with pytest.raises(
+        BadFile, match=r"^openvino cannot load .*net\.onnx: it has no DeformConv \(opset 19\)\. Choose a target of"
+    ):
+        OpenVino(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(BadFile) as found:
+        OpenVino(path)
+    assert ".cpp" not in str(found.value)
+    assert len(str(found.value)) > len(f"openvino cannot load {path}: ")

@@ -25,7 +25,7 @@ from torch.fx.graph import CodeGen
 from fewbit.capture.canonicalize import writes_through_views
 from fewbit.capture.inputs import IMAGES, Arguments
 from fewbit.capture.repeats import open_regions
-from fewbit.core.inputs import Input, example, fed, image_among
+from fewbit.core.inputs import LOUD, Input, example, fed, image_among
 from fewbit.core.values import Output
 from fewbit.errors import BadModel
 
@@ -169,8 +169,8 @@ def alike(one: Tensor, two: Tensor) -> bool:
 
 
 def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> None:
-    """Raise BadModel where a program gives two answers for one image: its operators are random, or a fixed batch of them
-    depend on each other.
+    """Raise BadModel where a program gives two answers for one image: its operators are random, or the images of a batch depend
+    on each other, so that one has other outputs in another place, or where other images stand beside it.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
     batch = batch_of(program, inputs)
@@ -179,15 +179,17 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     if any(_draws(node) for graph in graphs for node in graph.nodes):
         with torch.no_grad():
             _same_again(lambda: graph_module(program)(*_copies(values)), ref, PASSES)
-    if batch is None or batch < 2:
+    if batch == 1:
         return
-    turned = fed(inputs, example(inputs, noise.roll(1, 0)))
+    beside = torch.cat([noise[-1:], LOUD * noise[:-1]])
+    turned = fed(inputs, example(inputs, beside))
     with torch.no_grad():
         here, there = (pytree.tree_leaves(graph_module(program)(*_copies(given))) for given in (values, turned))
-    if not all(alike(a.double().roll(1, 0), b.double()) for a, b in zip(here, there, strict=True) if a.ndim):
+    if not all(alike(a[-1].double(), b[0].double()) for a, b in zip(here, there, strict=True) if a.ndim):
+        written = "" if batch is None else f"has a batch of {batch} written in it, and "
         raise BadModel(
-            f"{ref} has a batch of {batch} written in it, and its images depend on each other: what one gives is another in "
-            "another place of the batch. Export it for one image, or with a dynamic batch."
+            f"{ref} {written}gives one image other outputs in another place of the batch, or beside other images: its images "
+            "depend on each other, as by a mean over the batch. Mend that, or export it for one image."
         )
 
 

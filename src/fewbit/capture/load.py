@@ -190,8 +190,8 @@ def _from_module(
     program, inputs = exported(module, inputs, arguments, batches, free)
     if batch_of(program, inputs) is None and any(_sizes(value)[:1] == ["1"] for value in output_values(program).values()):
         program, inputs = exported(module, inputs, arguments, (1,), free)  # an output that is of one image, whatever the batch
-    refuse_random(program, inputs, ref)
     _check_outputs(ref, program, inputs)
+    refuse_random(program, inputs, ref)
     notes = (*notes, *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
@@ -232,8 +232,8 @@ def _from_program(
     inputs = tuple(replace(one, shape=shape) if one.is_image else one for one in inputs)
     if sizes.of(free):
         inputs = with_other_sizes(by_guards(program, inputs), program, inputs) or inputs
-    refuse_random(program, inputs, ref)
     _check_outputs(ref, program, inputs)
+    refuse_random(program, inputs, ref)
     record = {**(overrides or {}), "input_size": shape}
     notes = (*_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     classes = tuple(record.pop("classes", ()))

@@ -52,6 +52,7 @@ Batch = (
 
 FEW = (1, 3, 4)  # channels that a picture may have
 CHANNELS = (3, 4)  # of an image in colours, rather than a mask, where nothing says which is which
+LOUD = 100.0  # what other images of a batch are multiplied with, to show whether one depends on them
 PLACES = ("channels", "height", "width")  # of the shape of an image
 ALONE = (Input("images", ()),)  # of a model that takes nothing but images
 

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from fewbit.core.inputs import Input, advice_on_channels, example, fed, image_among, the_image
+from fewbit.core.inputs import LOUD, Input, advice_on_channels, example, fed, image_among, the_image
 from fewbit.core.values import Port, Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.cut import cut
@@ -67,7 +67,9 @@ class OnnxFile:
                 return True
             try:
                 other = self.module(*fed(inputs, example(inputs, noise[-2:] if len(own) != 2 else noise[-1:])))
-                return all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
+                beside = self.module(*fed(inputs, example(inputs, torch.cat([LOUD * own[:-1], own[-1:]]))))
+                alone = all(_near(v[-1], beside[n][-1], 1e-5) for n, v in first.items())
+                return alone and all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
             except (BadModel, IndexError):
                 return False
 
@@ -109,11 +111,11 @@ def read_onnx(path: Path, given: Collection[str] = (), *, requantize: bool = Fal
     return OnnxFile(path, module, ports, inputs, image, outputs, opsets(model).get("", 0), metadata, notes, tail)
 
 
-def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to the order of float sums."""
+def _near(a: torch.Tensor, b: torch.Tensor, share: float = 1e-3) -> bool:
+    """Equal up to the order of float sums, which change a `share` of the largest."""
     if not a.dtype.is_floating_point:
         return bool((a == b).float().mean() > 0.99)
-    return bool((a - b).abs().max() <= 1e-3 * b.abs().max().clamp(min=1e-6))
+    return bool((a - b).abs().max() <= share * b.abs().max().clamp(min=1e-6))
 
 
 def _port(info: ValueInfoProto) -> Port:

@@ -44,8 +44,10 @@ def resize(node: Node, x: Value, *rest: Value) -> Tensor:
     crops = node.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     if crops and roi is not None:
         ends = numbers(roi, "roi")
-        boxes |= {a: (ends[i], ends[i + len(axes)]) for i, a in enumerate(axes)}
-    moved = [a for a in range(x.ndim) if steps[a] != 1 or crops]
+        boxes |= {a: (float(ends[i]), float(ends[i + len(axes)])) for i, a in enumerate(axes)}
+    moved = [a for a in range(x.ndim) if steps[a] != 1 or boxes[a] != (0.0, 1.0)]
+    if not all(isinstance(x.shape[a], int) for a in moved):
+        raise ValueError("it crops or resizes the batch, whose size is free; height, width and channels are allowed")
     return _resized(node, x, {a: (steps[a], size[a], boxes[a]) for a in moved})
 
 

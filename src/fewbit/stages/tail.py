@@ -10,7 +10,7 @@ from fewbit.core.values import Tail
 from fewbit.errors import BadFile, BadModel
 from fewbit.files import write_atomic
 from fewbit.onnx_reader.cut import first_of, of_opset, tail_of
-from fewbit.runtimes import AS_WRITTEN, open_session, read_onnx
+from fewbit.runtimes import AS_WRITTEN, ELSEWHERE, open_session, read_onnx
 from fewbit.verify.tail import written
 
 TAIL = "tail.onnx"
@@ -29,7 +29,9 @@ def fitted(loaded: Loaded, opset: int, runtime: str) -> Loaded:
             try:
                 open_session(name, path)
             except BadFile as error:
-                reason = str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref).rstrip(".")
+                reason = (
+                    str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref).removesuffix(ELSEWHERE).rstrip(". ")
+                )
                 ends = [[one.name for one in ports] for ports in (loaded.inputs, loaded.outputs)]
                 raise BadModel(
                     f"{loaded.ref} has {named}, which torch cannot express and {name} cannot run: {reason}. Choose a target of "
