@@ -263,7 +263,7 @@ REFUSED: dict[str, tuple[list[NodeProto], dict[str, Any], str, str]] = {
     ),
     "another runtime's": (
         DISTANCES, {"domains": ["com.microsoft"]}, "openvino",
-        r"has com\.microsoft\.CDist '/distances' .* torch cannot express and openvino cannot run: it has no com\.microsoft\.CDist\. Choose",
+        r"has com\.microsoft\.CDist '/distances' .* torch .* openvino cannot run: it has no com\.microsoft\.CDist\. Choose",
     ),
     "newer": (
         NEWER, {"opset": 26}, "onnxruntime",
