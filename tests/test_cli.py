@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fewbit.capture.load import MODEL_NAMES
+from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
+from fewbit.core.values import PassLog, described
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.recipes import RECIPES
@@ -367,7 +369,9 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     assert text.index("codes that are wrong") < text.index("The plans differ")  # what came out of both is first
     assert f"The plans differ at {len(changed)} sites: " in text
     assert "head:input" not in text
-    assert "head:input" in run("diff", finished, tmp_path / "other", "--all")[1]
+    listed = run("diff", finished, tmp_path / "other", "--all")[1]
+    assert "head:input" in listed
+    assert not re.search(r"\w\(\w+=|all_readers|\{'", text + listed)  # no name or value as Python writes it
     assert "The plans are the same." in run("diff", finished, finished)[1]
 
 
@@ -513,3 +517,22 @@ def test_the_package_runs_as_the_command(monkeypatch, capsys):
         runpy.run_module("fewbit", run_name="__main__")
     assert ended.value.code == 0
     assert "(the default)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_shown_in_words(name):
+    shown = runner.invoke(app, ["recipes", name], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    code, passes, recipe = shown.exit_code, shown.output.splitlines()[1:], RECIPES[name]
+    assert (code, len(passes)) == (0, len(recipe.passes) + (recipe.equalize is not None))
+    assert not re.search(r"[=_]|\b(True|False|None)\b|^  [A-Z]", "\n".join(passes), re.MULTILINE)
+
+
+def test_every_method_says_what_it_does():
+    """Also one of a user's own, by its name."""
+
+    class TryFactors:
+        pass
+
+    assert described(TryFactors()) == "try factors"
+    assert described(Percentile(0.999)) == "the range of 99.9 % of the values"
+    assert PassLog.of("x", Percentile(0.9)) == PassLog("x", "Percentile(share=0.9)", (), {}, "the range of 90 % of the values")

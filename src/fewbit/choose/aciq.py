@@ -53,6 +53,10 @@ class AnalyticClip:
 
     prior: Prior = "laplace"
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return f"the best range for a {self.prior.capitalize()} distribution"
+
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
         counts = wide(samples.counts.expand_as(samples.values))
         x, one_sided = wide(samples.values), bool((samples.low >= 0).all())

@@ -65,7 +65,7 @@ def allocate(context: Context, mixed: Mixed, recipe: Recipe) -> Allocation:
     }
     rows = tuple(_row(s, n, module_bits[s.module.name]) for s, n in zip(scores, weights, strict=True))
     ops, middle = {op: module_bits[u.name] for u in units for op in u.ops}, round(mixed.mean)
-    log = PassLog("mixed precision", repr(recipe.sensitivity), rows, summary)
+    log = PassLog.of("mixed precision", recipe.sensitivity, rows, summary)
     return Allocation(Bits(middle, middle, ops, asked=str(mixed)), log, tuple(fallbacks))
 
 

@@ -15,7 +15,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import BATCH, Context
 from fewbit.core.device import widest
 from fewbit.core.grid import QParams, fake
-from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
+from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs, described
 from fewbit.execute.samples import PairSample, op_samples
 
 Factors = tuple[float, ...]  # of scales
@@ -39,6 +39,10 @@ class AttentionSteps:
     around: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
     images: int = 32
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "scales with which the result of attention is closest to the float one"
+
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan with the scales that are free and belong to one product alone."""
         graph, builder = context.graph, PlanBuilder(plan, context)
@@ -60,7 +64,7 @@ class AttentionSteps:
                 seen = samples.get(below.name)
                 if isinstance(seen, PairSample) and _fits(seen, sample):
                     rows.append(self._keys(builder, below, seen, sample))
-        return builder.plan(PassLog("attention steps", repr(self), tuple(rows)))
+        return builder.plan(PassLog.of("attention steps", self, rows))
 
     def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample) -> dict[str, Json]:
         choice, values = builder.choices[op.operands["probs"]], builder.choices.get(op.operands["value"])
@@ -71,7 +75,7 @@ class AttentionSteps:
             return _power(fake(sample.left, _times(choice, *factors), choice.grid) @ right - exact)
 
         factors, row = _best(error, [(factor,) for factor in self.finer])
-        builder.set(replace(choice, qparams=_times(choice, *factors), method=repr(self)))
+        builder.set(replace(choice, qparams=_times(choice, *factors), method=described(self)))
         return {"op": op.name, "what": "probabilities", **row}
 
     def _keys(self, builder: PlanBuilder, op: Op, seen: PairSample, mixed: PairSample) -> dict[str, Json]:
@@ -88,7 +92,7 @@ class AttentionSteps:
 
         factors, row = _best(error, list(product(self.around, repeat=2)))
         for choice, factor in zip((query, key), factors, strict=True):
-            builder.set(replace(choice, qparams=_times(choice, factor), method=repr(self)))
+            builder.set(replace(choice, qparams=_times(choice, factor), method=described(self)))
         return {"op": op.name, "what": "queries and keys", **row}
 
 

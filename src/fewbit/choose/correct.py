@@ -32,6 +32,10 @@ class OutputBias:
 
     each_round: bool = True
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "the mean error of each output channel, taken off the bias"
+
     def check(self, context: Context) -> None:
         """Raises FewbitError where activations have many scales, BadImages without images."""
         context.refuse_channel_scales(self)
@@ -44,7 +48,7 @@ class OutputBias:
             sample = context.samples.get(op.name)
             if isinstance(sample, OpSample):
                 builder.correct(op.name, self.bias(context.graph, op, sample, builder.choices))
-        return builder.plan(PassLog("output bias", repr(self)))
+        return builder.plan(PassLog.of("output bias", self))
 
     def bias(self, graph: Graph, op: Op, sample: OpSample, choices: Mapping[str, Choice]) -> Float[Tensor, "c_out"]:
         """The bias of an op after correction on its samples."""
@@ -75,6 +79,10 @@ class WeightMean:
 
     variance: bool = False
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "the mean of each output channel of a weight, kept as it was before rounding"
+
     def check(self, context: Context) -> None:
         """Raises BadImages without images."""
         context.need_samples()
@@ -91,7 +99,7 @@ class WeightMean:
                 w, bias = weight_and_bias(graph, op)
                 mean = sample.rows.flatten(0, 1).mean(0)
                 builder.correct(op.name, bias + self.offset(w, real_weight(weight)) * times(mean, torch.ones_like(w)))
-        return builder.plan(PassLog("weight mean", repr(self)))
+        return builder.plan(PassLog.of("weight mean", self))
 
     def ratio(self, exact: Float[Tensor, "channels m"], quantized: Float[Tensor, "channels m"]) -> Float[Tensor, "channels"]:
         """ξ of each channel."""

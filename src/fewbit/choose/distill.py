@@ -65,6 +65,11 @@ class Distill:
     checks: int = 8
     seconds: float | None = 600.0
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        limit = "" if self.seconds is None else f", in at most {self.seconds:g} s"
+        return f"codes, scales and biases of the whole model, learned for the float model's answers{limit}"
+
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.checks) < 1 or min(self.codes, self.scales, self.biases, self.temperature) <= 0:
             raise ValueError(f"counts of at least 1, ways and a temperature above 0 are allowed, not {self}")
@@ -93,7 +98,7 @@ class Distill:
         student = Student(plan, context)
         record = Course(student, context, self).run()
         learned, unchanged = student.quantized() if record["kept"] else (plan, [])
-        log = PassLog("distill", repr(self), summary={**record, "unchanged": unchanged})
+        log = PassLog.of("distill", self, summary={**record, "unchanged": unchanged})
         return replace(learned, log=(*plan.log, log))
 
 
@@ -306,7 +311,7 @@ class Student:
 
 
 def _distilled(choice: Choice, **changes: Any) -> Choice:
-    return replace(choice, method=f"{choice.method}, distilled", **changes)
+    return replace(choice, method=f"{choice.method}; distilled", **changes)
 
 
 class Learned(torch.autograd.Function):

@@ -27,6 +27,10 @@ class EntropyRange:
 
     bins: int = 2048
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "the range whose quantized histogram is nearest to the histogram"
+
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
         device, samples = samples.values.device, on(samples, CPU)
         reach = torch.maximum(-samples.low, samples.high).double()

@@ -16,7 +16,7 @@ from fewbit.choose.context import Context, LabelledImages
 from fewbit.choose.headroom import codes_are_safe, weight_of
 from fewbit.choose.soft_codes import straight
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Fallback, Graph, Json, PassLog, Plan, flat_name
+from fewbit.core.values import Fallback, Graph, Json, PassLog, Plan, described, flat_name
 from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
@@ -50,6 +50,10 @@ class Finetune:
     loss: str = "kl"
     images: Fdda = Fdda()
     pool: int = 4096
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "weights and biases tuned on real and synthetic images, for the float model's answers"
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.iterations) < 0 or min(self.batch, self.pool) < 1 or self.loss not in ("kl", "labels"):
@@ -88,8 +92,8 @@ class Finetune:
         graph, builder = context.graph, PlanBuilder(plan, context)
         student = Student(graph, plan)
         record = train(student, context, self)
-        unchanged = set_tuned(builder, student, repr(self))
-        return builder.plan(PassLog("finetune", repr(self), summary={**record, "kept": unchanged}))
+        unchanged = set_tuned(builder, student, described(self))
+        return builder.plan(PassLog.of("finetune", self, summary={**record, "kept": unchanged}))
 
     def loss_of(
         self, teacher: Float[Tensor, "b classes"], student: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]
@@ -199,7 +203,7 @@ def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
     for name, value in student.tuned_weights().items():
         choice, grids = builder.choices[name], builder.allowed.sites[name]
         op = graph.op(graph.site(name).readers[0][0])
-        updated = replace(choice, method=f"{choice.method}, {method}")
+        updated = replace(choice, method=f"{choice.method}; {method}")
         recoded = builder.recoded(updated, value, biases.get(op.name))
         if not codes_are_safe(graph, recoded, builder.choices, grids):
             why, share = f"tuned codes can saturate {grids.pair_bits} bits", op.macs / max(graph.macs, 1)

@@ -22,7 +22,7 @@ from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan
+from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan, described
 
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
@@ -74,6 +74,11 @@ class Gptq:
     tokens: int | None = None  # of an image, of a linear layer; None: all
     images: int | None = None  # at most, evenly spread over all of them; None: all
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        what = [word for word, is_on in (("codes", True), ("bias", self.bias), ("gain", self.gain)) if is_on]
+        return f"{', '.join(what[:-1])}{' and ' * (len(what) > 1)}{what[-1]} with which each layer's output is closest to the float one (GPTQ)"
+
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
             raise ValueError(f"0 < shares <= 1, damp > 0 and ridges > 0 are allowed, not {self}")
@@ -109,7 +114,7 @@ class Gptq:
                 else:
                     builder.decide_bias(op)
                 give_back()
-        return builder.plan(PassLog("gptq", repr(self), tuple(rows)))
+        return builder.plan(PassLog.of("gptq", self, rows))
 
     def _weights(self, plan: Plan, context: Context, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
         """Those of the positions of each op's output; none without `importance`."""
@@ -165,7 +170,7 @@ class Gptq:
             real = regressed(rows, fitted if self.bias else whole.centred(), ridge)
         new_codes, qparams = self.solve(real, choice.qparams, choice.grid, fitted, min_scale)
         integers = new_codes.view_as(w).to(choice.grid.container)
-        result = replace(choice, qparams=qparams, codes=integers, method=repr(self))
+        result = replace(choice, qparams=qparams, codes=integers, method=described(self))
         if self.gain and choice.grid.axis is not None:
             factor = gain(real_weight(result), fitted.target(rows), fitted)
             scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(min_scale)

@@ -25,7 +25,7 @@ from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Choice, PassLog, Plan, SameAs
+from fewbit.core.values import Choice, PassLog, Plan, SameAs, described
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
@@ -70,6 +70,10 @@ class JointSearch:
     seconds: float | None = 300.0
     evaluations: int | None = None
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "all scales together, for the loss of the whole model"
+
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high or min(self.points, self.sweeps) < 0 or self.images < 1:
             raise ValueError(f"0 < low <= high, points and sweeps >= 0 and images >= 1 are allowed, not {self}")
@@ -101,7 +105,7 @@ class JointSearch:
         batches = context.batched(BATCH, self.images)
         measure = Measure.of(context.graph, batches, context.labels if self.loss == "labels" else None)
         start = _start(self, plan, context, measure, batches)
-        model = Model(start.plan, context, measure, batches, repr(self))
+        model = Model(start.plan, context, measure, batches, described(self))
         losses: list[float] = []
         best, over = np.zeros(len(model.free)), False
 
@@ -156,7 +160,7 @@ class JointSearch:
             "seconds": self.seconds,
             "out_of_time": out_of_time,
         }
-        return PassLog("joint search", repr(self), rows, summary)
+        return PassLog.of("joint search", self, rows, summary)
 
 
 def _json(loss: float) -> float | None:

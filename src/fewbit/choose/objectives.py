@@ -93,6 +93,10 @@ class RankingLoss:
     pairs: int = 32
     seed: int = 0
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "quantized attention scores that keep the order of the keys"
+
     def __post_init__(self) -> None:
         if self.theta < 0 or self.pairs < 1:
             raise ValueError(f"theta >= 0 and pairs >= 1 are allowed, not {self}")

@@ -21,7 +21,7 @@ from fewbit.choose.range_method import Samples
 from fewbit.choose.ranges import Ranges
 from fewbit.choose.rank_flips import rank_flips
 from fewbit.core.grid import Grid, QParams, codes, fake
-from fewbit.core.values import Choice, Json, Op, PassLog, Plan, Site
+from fewbit.core.values import Choice, Json, Op, PassLog, Plan, Site, described
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import OpSample, PairSample, read_as
 from fewbit.execute.stream import Stream
@@ -68,6 +68,11 @@ class OutputSearch:
     start: Ranges | None = None
     resume: bool = False
     correction: OutputBias | None = None
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        turn = ", op by op" if self.sequential else ""
+        return f"scales with which each op's output is most like the float one{turn}"
 
     def __post_init__(self) -> None:
         if (
@@ -205,9 +210,9 @@ class _Walk:
                 self._activation(site, choice)
         for op in self.builder.weighted_ops() if self.method.correction is not None else ():
             self._correct(op)
-        logs = [PassLog("output search", repr(self.method), tuple(self.rows))]
+        logs = [PassLog.of("output search", self.method, self.rows)]
         if self.flips:
-            logs.append(PassLog("ranking", repr(self.method.ranking), tuple(self.flips)))
+            logs.append(PassLog.of("ranking", self.method.ranking, self.flips))
         return self.builder.plan(*logs)
 
     def _activation(self, site: Site, choice: Choice) -> None:
@@ -299,9 +304,9 @@ class _Walk:
             plain = replace(self.method, ranking=None).search(products, start, choice.grid)
             self.unranked |= {choice.site: plain.input, **dict(zip(weights, plain.weights, strict=True))}
         for site, p, qparams in zip(weights, products, best.weights, strict=True):
-            self.searched[site] = Choice(site, "weight", p.range.grid, qparams, repr(self.method))
+            self.searched[site] = Choice(site, "weight", p.range.grid, qparams, described(self.method))
         if isinstance(start, Range):
-            self.builder.set(replace(choice, qparams=best.input, method=repr(self.method)))
+            self.builder.set(replace(choice, qparams=best.input, method=described(self.method)))
         names = [op.name for op in ops]
         self.rows.append({"input": choice.site, "ops": names, "before": best.before, "after": best.after})
 
@@ -316,7 +321,7 @@ class _Walk:
         best = self.method.pair(pair, starts[0], starts[1])
         for choice, start, qparams in zip(both, starts, best, strict=True):
             if isinstance(start, Range):
-                builder.set(replace(choice, qparams=qparams, method=repr(self.method)))
+                builder.set(replace(choice, qparams=qparams, method=described(self.method)))
         if self.method.ranking is not None and pair.ranked:
             plain = replace(self.method, ranking=None).pair(pair, starts[0], starts[1])
             self.unranked |= {choice.site: qparams for choice, qparams in zip(both, plain, strict=True)}

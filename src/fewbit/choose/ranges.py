@@ -23,7 +23,7 @@ from fewbit.choose.headroom import coded, headroom, pairs_are_safe, weight_of
 from fewbit.choose.range_method import RangeMethod, Samples, ranged
 from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams, qparams_from_range
-from fewbit.core.values import Choice, Fallback, Fixed, Graph, Plan, SameAs, SharedWith, Site
+from fewbit.core.values import Choice, Fallback, Fixed, Graph, Plan, SameAs, SharedWith, Site, described
 from fewbit.observe.stats import Histogram
 from fewbit.target.allowed import AllowedGrids
 
@@ -34,6 +34,10 @@ CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core
 class MinMax:
     """The whole observed range (Jacob et al. 2018)."""
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "the whole observed range"
+
     def __call__(self, samples: Samples, grid: Grid) -> QParams:
         return qparams_from_range(samples.low, samples.high, grid)
 
@@ -43,6 +47,10 @@ class Percentile:
     """The range that holds `share` of the values, the same share cut off at both ends (Li et al. 2019, FQ-ViT's baseline)."""
 
     share: float = 0.9999
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return f"the range of {100 * self.share:g} % of the values"
 
     def __post_init__(self) -> None:
         if not 0.5 < self.share <= 1:
@@ -72,6 +80,11 @@ class MseRange:
     p: float = 2.0
     steps: int = 16
     smallest: float = 0.1
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        error = "squared error" if self.p == 2 else f"error to the power of {self.p:g}"
+        return f"the range with the smallest {error}"
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.smallest < 1 or self.p <= 0:
@@ -129,6 +142,13 @@ class Ranges:
     gradients: bool = False
     channel_bits: ChannelBits | None = None
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        more = ["weighed by the gradients of the model"] * self.gradients
+        more += ["a width for each channel"] * (self.channel_bits is not None)
+        both = f"activations: {described(self.activations)}; weights: {described(self.weights)}"
+        return "; ".join([both, *more])
+
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """A choice for every site that the target has a grid for. Raises BadValues where a weight is not finite."""
         builder = PlanBuilder(plan, context)
@@ -152,7 +172,7 @@ class Ranges:
         self, context: Context, site: Site, grids: AllowedGrids, group: tuple[str, ...] = (), samples: Samples | None = None
     ) -> Choice:
         """The choice of an activation by its range, or by that of the group that it shares one scale with."""
-        grid, method = grids.grids[0], repr(self.activations)
+        grid, method = grids.grids[0], described(self.activations)
         if grids.fixed_scale is not None and not (self.free_softmax and grids.convention):
             qparams = QParams(torch.tensor(grids.fixed_scale), torch.tensor(grids.fixed_zero, dtype=torch.int32))
             return Choice(site.name, site.role, grid, qparams, "fixed", None, grids.all_readers, "fixed by the target", Fixed())
@@ -183,7 +203,7 @@ class Ranges:
                 widths = bits(w.flatten(1).std(1, unbiased=False), grid.bits, symmetric=grid.symmetric)
                 grid = replace(grid, bits=max(widths), widths=widths)
             qparams = self.weight_range(w, grid)
-            return coded(Choice(site.name, site.role, grid, qparams, repr(self.weights)), w, room)
+            return coded(Choice(site.name, site.role, grid, qparams, described(self.weights)), w, room)
 
         return first_safe(context, site, grids, choices, on)
 

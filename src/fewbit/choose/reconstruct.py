@@ -24,7 +24,7 @@ from fewbit.core.grid import QParams
 from fewbit.core.inputs import Batch
 from fewbit.core.inputs import count as count_in
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Bias, Choice, Json, PassLog, Plan
+from fewbit.core.values import Bias, Choice, Json, PassLog, Plan, described
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
@@ -71,6 +71,11 @@ class Reconstruct:
     beta_start: float = 20.0
     beta_end: float = 2.0
     seconds: float | None = None
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        what = "rounding and scales" if self.learn_scales else "rounding"
+        return f"{what} of each {'layer' if self.scope == 'op' else self.scope}, learned for its float output"
 
     def __post_init__(self) -> None:
         if self.iterations < 0 or self.batch < 1 or not 0 <= self.drop <= 1 or not 0 <= self.warmup < 1:
@@ -130,7 +135,7 @@ class Reconstruct:
             rows.append(results[0].row)
             context.progress(block.name)
         summary = {"seconds": self.seconds, "images": count_of(batches), "held": walk.held_out}
-        return walk.builder.plan(PassLog("reconstruct", repr(self), tuple(rows), summary))
+        return walk.builder.plan(PassLog.of("reconstruct", self, rows, summary))
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ class _Walk:
         return replace(result, codes=codes)
 
     def _with_method(self, choice: Choice) -> Choice:
-        return replace(choice, method=f"{choice.method}, {self.settings!r}")
+        return replace(choice, method=f"{choice.method}; {described(self.settings)}")
 
     def _is_safe(self, choice: Choice) -> bool:
         builder = self.builder

@@ -78,6 +78,10 @@ class NuclearNorm(Measure):
     map: Literal["logits", "probabilities"] = "logits"
     images: int = 8
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "the error of each module's output, weighed by its nuclear norm"
+
     def outputs(self, graph: Graph, module: Module) -> tuple[str, ...]:
         scores = self._scores(graph, module)
         if module.map is None or (self.map == "logits" and scores is None):
@@ -112,6 +116,10 @@ class OutputKL(Measure):
     """
 
     images: int = 16
+
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        return "how far the model's outputs move where one module alone is quantized"
 
     def outputs(self, graph: Graph, module: Module) -> tuple[str, ...]:
         output = next(node for node in graph.module.graph.nodes if node.op == "output")

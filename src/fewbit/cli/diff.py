@@ -26,6 +26,7 @@ def diff(
     """What differs between two runs: what came out of them, then in how many sites their plans differ."""
     from fewbit.files import read_json, write_json
     from fewbit.folder import checked
+    from fewbit.report.words import FIELDS, number
 
     for folder in (a, b):
         checked(folder)
@@ -36,13 +37,16 @@ def diff(
     out.print(table)
     rows = changes(*(read_json(folder / "plan.json") for folder in (a, b)))
     sites = len({row["site"] for row in rows})
-    fields = ", ".join(f"{field} at {count}" for field, count in Counter(row["field"] for row in rows).most_common())
+    fields = ", ".join(
+        f"{FIELDS.get(field, field)} at {count}" for field, count in Counter(row["field"] for row in rows).most_common()
+    )
     more = "" if everything or not rows else " --all lists them."
     out.print(f"The plans differ at {sites} sites: {fields}.{more}" if rows else "The plans are the same.", soft_wrap=True)
     if everything and rows:
         table = Table("site", "field", str(a), str(b))
         for row in rows:
-            table.add_row(row["site"], row["field"], str(row["a"]), str(row["b"]))
+            values = (number(row[run]).translate(PLAIN) for run in ("a", "b"))
+            table.add_row(row["site"], FIELDS.get(row["field"], row["field"]), *values)
         out.print(table)
     if json_file is not None:
         write_json(json_file, rows)

@@ -61,20 +61,21 @@ def _target(target: Target) -> None:
 
 @command
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show the settings of this one.")] = None, everything: All = False
+    name: Annotated[str | None, typer.Argument(help="Show what this one does, pass by pass.")] = None, everything: All = False
 ) -> None:
-    """The recommended recipes; all with --all, the settings of one with its name."""
+    """The recommended recipes; all with --all, the passes of one with its name."""
+    from fewbit.core.values import described
     from fewbit.recipes import RECIPES, RECOMMENDED, recipe_named
 
     if name is not None:
         recipe = recipe_named(name)
         out.print(f"{name}: {recipe.about}", soft_wrap=True)
         for one in filter(None, (recipe.equalize, *recipe.passes)):
-            out.print(f"  {one!r}", soft_wrap=True)
+            out.print(f"  {described(one)}", soft_wrap=True)
         return
     table = Table("recipe", "take it", "about")
     for other in [*RECOMMENDED, *(other for other in RECIPES if everything and other not in RECOMMENDED)]:
         table.add_row(other, RECOMMENDED.get(other, ""), RECIPES[other].about)
     out.print(table)
     rest = f"{len(RECIPES) - len(RECOMMENDED)} more: --all. " if not everything else ""
-    out.print(f"{rest}fewbit recipes NAME shows the settings of one.")
+    out.print(f"{rest}fewbit recipes NAME shows the passes of one.")

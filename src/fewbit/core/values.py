@@ -8,7 +8,8 @@ Checks   verify   -> per site: codes that differ between simulation and runtime
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -248,14 +249,31 @@ class Fallback:
     kind: FallbackKind = "site"
 
 
+def described(method: object) -> str:
+    """A method in a phrase for people: what its `describe` says, or the name of its class in words."""
+    if callable(say := getattr(method, "describe", None)):
+        return str(say())
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", type(method).__name__).lower()
+
+
 @dataclass(frozen=True)
 class PassLog:
-    """What a pass did, for the plan's file and the report: its settings, a row for each thing it decided, and a summary."""
+    """What a pass did, for the plan's file and the report: its settings, a row for each thing it decided, a summary, and what
+    it is `about` in a phrase, which the report shows in place of the settings.
+    """
 
     name: str
     settings: str
     rows: tuple[Mapping[str, Json], ...] = ()
     summary: Mapping[str, Json] = field(default_factory=dict)
+    about: str = ""
+
+    @staticmethod
+    def of(
+        name: str, method: object, rows: Iterable[Mapping[str, Json]] = (), summary: Mapping[str, Json] | None = None
+    ) -> PassLog:
+        """The log of a method, whose fields are its settings."""
+        return PassLog(name, repr(method), tuple(rows), summary or {}, described(method))
 
 
 @dataclass(frozen=True)

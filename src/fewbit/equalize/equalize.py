@@ -64,6 +64,11 @@ class Equalize:
     rotate_heads: bool = False
     seed: int = 0
 
+    def describe(self) -> str:
+        """What it does, in a phrase for people."""
+        turned = ", behind random rotations" if self.rotate or self.rotate_heads else ""
+        return f"ranges made alike from channel to channel{turned}"
+
     def __call__(self, graph: Graph, batches: Collection[Tensor], grids: Mapping[str, Grid]) -> Equalized:
         """The graph equalized for the grids of its sites (by name; a site without one is unchanged).
 

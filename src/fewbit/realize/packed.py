@@ -99,7 +99,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
         if unread := [site for site, choice in choices.items() if choice.codes is None and site not in read]:
             raise ValueError(f"none of the integer ops reads {unread[0]}")
         biases = {row["op"]: _bias(graph, row, tensors, choices) for row in record["biases"]}
-        log = tuple(PassLog(e["name"], e["settings"], tuple(e["rows"]), e["summary"]) for e in record["log"])
+        log = tuple(PassLog(e["name"], e["settings"], tuple(e["rows"]), e["summary"], e["about"]) for e in record["log"])
         plan = Plan(
             record["target"], record["recipe"], record["bits"], choices, tuple(record["integer_ops"]),
             tuple(Fallback(**fallback) for fallback in record["fallbacks"]), tuple(record["exemptions"]), biases, log,

@@ -241,13 +241,13 @@ def plain(values: Any) -> str:
 
 
 def passes(log: Rows) -> list[Block | None]:
-    """A section for each pass that logged something: settings, summary, the figures declared for it, and its rows."""
+    """A section for each pass that logged something: what it is, summary, the figures declared for it, and its rows."""
     parts: list[Block | None] = []
     for entry in log:
         name, rows, summary = str(entry["name"]), entry.get("rows") or (), entry.get("summary") or {}
         inner = [section.shown({**summary, "rows": rows}) for section in LOG_VIEWS.get(name, ())]
         blocks = [{"kind": "section", **one} for one in inner if one] + [block for block in (Table()(rows),) if block]
-        notes = [line for line in (plain(entry.get("settings")), plain(summary)) if line]
+        notes = [line for line in (plain(entry.get("about") or entry.get("settings")), plain(summary)) if line]
         if notes or blocks:
             parts.append({"title": TITLES.get(name) or name[:1].upper() + name[1:], "notes": notes, "blocks": blocks})
     return parts

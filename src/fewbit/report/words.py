@@ -16,6 +16,11 @@ Rows = Sequence[Json]
 UNIT = "\u00a0"  # a unit stays on the line of its number
 NEAR = 0.05  # of a ratio, within which two ways to count it say the same
 FILE = re.compile(r"\.(onnx|pt2|ep|py|pt|pth|safetensors)(:\w+)?$")
+FIELDS = {  # of a site's choice in plan.json, where the page has another word for it
+    "zero": "zero point",
+    "all_readers": "every reader takes its codes",
+    "source": "where the scale comes from",
+}
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -52,7 +52,7 @@ def choose(
         context, slower = without_slower(context, request.threads, folder, progress)
         log.append(slower)
     if recipe.equalize is not None and equalized:
-        log.append(PassLog("equalize", repr(recipe.equalize), tuple(dict(row) for row in equalized)))
+        log.append(PassLog.of("equalize", recipe.equalize, tuple(dict(row) for row in equalized)))
     fallbacks = elsewhere(request.hardware)
     context = replace(context, graph=on(graph, request.place))
     if isinstance(bits, Mixed):
