@@ -72,12 +72,14 @@ def checked(folder: Path, kind: str = "run") -> dict[str, Any]:
     return record
 
 
-def check_beside(file: Path) -> None:
-    """Raise BadFile where a file is part of a finished run or search that has changed; any other file passes."""
+def check_beside(file: Path) -> str | None:
+    """What a file is part of, "run" or "search", if anything. Raises BadFile where that has changed; any other file passes."""
     above = file.absolute().parent
     for folder, kind in ((above, "run"), (above.parent, "search")):
         if (folder / RECORDS[kind]).is_file() and (folder / MARKS[kind]).exists():
             checked(folder, kind)
+            return kind
+    return None
 
 
 def refuse(out: Path, kind: str, *, force: bool) -> None:

@@ -18,11 +18,17 @@ from fewbit.core.record import MADE, Record
 from fewbit.core.values import Plan
 from fewbit.deploy import made, read, stamp, stamped
 from fewbit.errors import BadFile
+from fewbit.folder import MARKS, seal
 
 PLAN = Plan("ort-x86-vnni", "fast", "w4a8", {}, (), exemptions=("head: float",), model="/home/me/net.onnx")
 RECORD = {
     "versions": {"fewbit": "9.9"}, "task": "classify", "runtime": "onnxruntime", "seed": 3, "machine": {"threads": 7},
-    "hashes": {"model": "ab", "calibration": "cd"}, "classes": ["cat", "dog"],
+    "hashes": {"model": "ab", "calibration": "cd"}, "classes": ["cat", "dog"], "batch": None,
+    "inputs": [
+        {"name": "x", "shape": [3, 8, 6], "batch": True, "kind": "image", "others": [[3, 9, 6]]},
+        {"name": "level", "shape": [], "batch": False, "kind": "constant"},
+        {"name": "prompt", "shape": [77], "batch": True, "kind": "each image"},
+    ],
 }  # fmt: skip
 REPORT: dict[str, Any] = {
     "verify": {
@@ -60,7 +66,7 @@ def test_the_entry_is_of_the_very_file_that_was_measured_and_says_how_it_was_mad
     assert entry == {
         "fewbit": "9.9", "model": "net.onnx", "target": "ort-x86-vnni", "recipe": "fast", "bits": "w4a8",
         "left_alone": ["head: float"], "task": "classify", "runtime": "onnxruntime", "seed": 3, "hashes": RECORD["hashes"],
-        "classes": ["cat", "dog"],
+        "classes": ["cat", "dog"], "inputs": ["x: batch x 3 x any (here 8) x 6", "level: a number", "prompt: batch x 77"],
     }  # fmt: skip
     assert measured.pop("sha256") == hashlib.sha256(before).hexdigest()
     assert measured == {
@@ -116,6 +122,35 @@ def test_the_command_shows_it_and_says_where_there_is_nothing(tmp_path: Path) ->
         "right │ yes",
     ):
         assert words in shown, words
+
+
+def test_times_stand_beside_the_file_with_the_machine_and_not_in_it(tmp_path: Path) -> None:
+    path = net(tmp_path).rename(tmp_path / "model.onnx")
+    stamp(path, made(PLAN, RECORD, REPORT))
+    stamped_once = path.read_bytes()
+    assert "fewbit show RUN has them" in " ".join(CliRunner().invoke(app, ["show", str(path)]).output.split())
+    paid = {
+        "runtime": "onnxruntime", "batch": 4, "threads": 0, "ms": 12.3456, "spread": [12.0, 13.0],
+        "float_runtime": "onnxruntime", "float_ms": 24.0, "float_spread": [23.0, 25.0], "rounds": 9,
+        "ratio": 1.94, "interval": [1.9, 1.98], "pays": True,
+    }  # fmt: skip
+    for name, value in (("report", {"pays": paid}), ("run", {"machine": {"processor": "Some CPU", "threads": 7}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    assert "How fast" not in CliRunner().invoke(app, ["show", str(path)]).output  # beside a file, but not of a finished run
+    (tmp_path / MARKS["run"]).write_text("")
+    seal(tmp_path)
+    shown = " ".join(CliRunner().invoke(app, ["show", str(path)]).output.split())
+    for words in (
+        "processor │ Some CPU", "threads │ 7", "batch │ 4", "milliseconds │ 12.3 ms (middle half 12 to 13)",
+        "fastest float model │ 24 ms (middle half 23 to 25) in onnxruntime",
+        "times as fast │ 1.940, 95 % interval 1.900 to 1.980",
+        "pays │ yes",
+    ):  # fmt: skip
+        assert words in shown, (words, shown)
+    (tmp_path / "report.json").write_text('{"pays": null}')  # as where nothing was timed
+    seal(tmp_path)
+    assert "How fast" not in CliRunner().invoke(app, ["show", str(path)]).output
+    assert path.read_bytes() == stamped_once
 
 
 def test_another_entry_of_that_name_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ class Gptq:
     def describe(self) -> str:
         """What it does, in a phrase for people."""
         what = [word for word, is_on in (("codes", True), ("bias", self.bias), ("gain", self.gain)) if is_on]
-        return f"{', '.join(what[:-1])}{' and ' * (len(what) > 1)}{what[-1]} with which each layer's output is closest to the float one (GPTQ)"
+        listed = " and ".join(filter(None, (", ".join(what[:-1]), what[-1])))
+        return f"{listed} with which each layer's output is closest to the float one (GPTQ)"
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:

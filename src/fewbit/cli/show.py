@@ -12,13 +12,14 @@ from fewbit.cli.app import show as show_answers
 from fewbit.core.record import ENTRY, MADE
 from fewbit.errors import FewbitFailed
 
+MODEL = "model.onnx"  # of a run, beside which its times lie
 SHOWN = 3  # class names
 
 
 @command
 def show(what: Path) -> None:
     """What a run or an ONNX file says of itself: how it was made, how its images are prepared, what was measured."""
-    from fewbit.deploy import read
+    from fewbit.deploy import read, times
     from fewbit.files import read_json
     from fewbit.folder import check_beside, checked
 
@@ -26,13 +27,17 @@ def show(what: Path) -> None:
         checked(what)
         show_answers(read_json(what / "report.json"))
         return
-    check_beside(what)
+    part = check_beside(what)
     said = read(what)
     entries = dict(said.entries)
     how, images = entries.pop(MADE, None), entries.pop(ENTRY, None)
     measured = how.pop("measured") if how else None
     for title, fields in (("How it was made", how), ("What it takes", images), ("What was measured", measured)):
         _listed(title, fields)
+    if how is not None and part == "run" and what.name == MODEL:
+        _listed("How fast it was", times(*(read_json(what.with_name(name)) for name in ("report.json", "run.json"))))
+    elif how is not None:
+        out.print("Times are those of a machine and so not in the file: fewbit show RUN has them.", soft_wrap=True)
     _listed("Other entries", entries)
     if how is None:
         out.print(f"{what} does not say how it was made: it is no integer file of a finished run of fewbit.", soft_wrap=True)

@@ -1,15 +1,15 @@
 """How the integer file was made and what was measured of it: one entry of JSON in its metadata, `fewbit.made`.
 
 It is written when the file has been verified and scored, so it names the file that was: `measured.sha256` is that of the file
-without the entry. Nothing in front of the entry changes. Times are those of a machine; they stand in report.json, and the same
-request gives the same file.
+without the entry. Nothing in front of the entry changes. Times are those of a machine; they stand in report.json, where `times`
+finds them beside the file, and the same request gives the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -53,14 +53,46 @@ def made(plan: Plan, record: Mapping[str, Json], report: Mapping[str, Json]) -> 
         "bits": plan.bits,
         "left_alone": list(plan.exemptions),
         **{name: record[name] for name in RECORDED},
+        "inputs": [_sizes(one, record["batch"]) for one in record["inputs"]],
         "measured": {**measured, "images": report["images"]["scored"]},
     }
+
+
+def _sizes(one: Mapping[str, Json], batch: int | None) -> str:
+    """An input of run.json with its shape; where images may have other sizes, that one which was measured."""
+    others = one.get("others", ())
+    free = [any(other[i] != n for other in others) for i, n in enumerate(one["shape"])]
+    sizes = [f"any (here {n})" if is_free else str(n) for n, is_free in zip(one["shape"], free, strict=True)]
+    rows = [str(batch or "batch")] if one["batch"] else []
+    return f"{one['name']}: {' x '.join(rows + sizes) or 'a number'}"
 
 
 def _short(value: Json) -> Json:
     if isinstance(value, list):
         return [_short(one) for one in value]
     return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def times(report: Mapping[str, Json], record: Mapping[str, Json]) -> dict[str, Json]:
+    """How fast the file was, with the machine that said so, from report.json and run.json; empty where nothing was timed."""
+    paid, machine = report["pays"], record["machine"]
+    if paid is None:
+        return {}
+    low, high = paid["interval"]
+    return {
+        "processor": machine["processor"],
+        "threads": paid["threads"] or machine["threads"],
+        "runtime": paid["runtime"],
+        "batch": paid["batch"],
+        "milliseconds": _timed(paid["ms"], paid["spread"]),
+        "fastest float model": f"{_timed(paid['float_ms'], paid['float_spread'])} in {paid['float_runtime']}",
+        "times as fast": f"{paid['ratio']:.3f}, 95 % interval {low:.3f} to {high:.3f}",
+        "pays": paid["pays"],
+    }
+
+
+def _timed(median: float, spread: Sequence[float]) -> str:
+    return f"{median:.3g} ms (middle half {spread[0]:.3g} to {spread[1]:.3g})"
 
 
 def stamp(path: Path, entry: Mapping[str, Json]) -> None:
