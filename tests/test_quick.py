@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fewbit import Run, quantize
 from fewbit.cli import app
 from fewbit.errors import FewbitError
 from fewbit.files import read_json
+from fewbit.report.page import joined
 from fewbit.request import Request
 
 OPTIONS = {"calibration": 4, "scored": 8, "threads": 1, "seconds": 0.01}
@@ -67,3 +69,14 @@ def test_a_quick_run_is_opened_shown_drawn_again_and_exported(both: tuple[Path, 
 def test_a_verdict_about_time_is_refused(option: str) -> None:
     with pytest.raises(FewbitError, match="needs times, and --quick measures none"):
         Request(model="demo", quick=True, **{option: True})
+
+
+def test_every_site_has_the_loss_of_its_module(both: tuple[Path, Path]) -> None:
+    """Each site belongs to one module, and the shares of all modules are the whole."""
+    report, tables = (read_json(both[1] / name) for name in ("report.json", "tables.json"))
+    sites = joined(report, tables)["sites"]
+    of = {row["module"]: row["module_share"] for row in sites}  # a KeyError where a site has none
+    assert len(of) == len(tables["sensitivity"]) > 10
+    assert math.isclose(sum(of.values()), 1)
+    for name, graph_module in ((row["site"], row["module"]) for row in sites):
+        assert name.startswith(graph_module), (name, graph_module)

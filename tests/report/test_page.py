@@ -609,11 +609,18 @@ def test_the_report_says_what_to_do() -> None:
 
 def test_a_site_has_the_share_of_its_modules_loss() -> None:
     report, tables = canned()
-    shares = {row["site"]: row["module_share"] for row in page.joined(report, tables)["sites"]}
+    shares = {row["site"]: row.get("module_share") for row in page.joined(report, tables)["sites"]}
     assert shares["blocks.0.mlp.fc2:input"] == tables["sensitivity"][0]["loss_share"]
-    assert shares["head:weight"] is None
+    assert shares["blocks.1.mlp.fc2:weight"] == tables["sensitivity"][1]["loss_share"]
     columns = [head["text"] for head in view_of("All sites", views.Table)(page.joined(report, tables)["sites"])["head"]]
-    assert columns[:3] == ["site", "SQNR", "loss of its module"]
+    assert columns[:4] == ["site", "SQNR", "module", "loss of its module"]
+    tables["sensitivity"] = [{**tables["sensitivity"][0], "module": f"m{i}", "ops": [f"m{i}"]} for i in range(12)]
+    tables["sites"] = [{**tables["sites"][0], "op": f"m{i}"} for i in range(12)]
+    both = page.joined(report, tables)
+    assert [len(both["sensitivity"]), *(row["module"] for row in both["sites"])] == [10, *(f"m{i}" for i in range(12))]
+    tables["sensitivity"] = []  # as with --quick, where nothing is known of any
+    columns = [head["text"] for head in view_of("All sites", views.Table)(page.joined(report, tables)["sites"])["head"]]
+    assert columns[:3] == ["site", "SQNR", "clipped"]
 
 
 @pytest.mark.parametrize(

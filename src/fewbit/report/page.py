@@ -18,6 +18,7 @@ from fewbit.report.views import Block
 from fewbit.report.words import Json, title_of
 
 APART = ("classes", "preprocess", "assumed", "metadata")  # of run.json: a section of their own, or too long for a page
+WORST = 10  # modules in the table of those that lose most
 
 
 @cache
@@ -44,11 +45,13 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         curve.append({**row, "measure": measure, "score": score, "interval": around(row)})
     run = tables.get("run") or {}
     chosen, refused = chosen_and_refused(report.get("fallbacks") or ())
-    losses = {op: row["loss_share"] for row in tables.get("sensitivity") or () for op in row["ops"]}
+    losing = tables.get("sensitivity") or ()
+    modules = {op: {"module": row["module"], "module_share": row["loss_share"]} for row in losing for op in row["ops"]}
     rows = {
         "fallbacks": refused,
         "chosen": chosen,
-        "sites": [{**row, "module_share": losses.get(row["op"])} for row in tables.get("sites") or ()],
+        "sites": [{**row, **modules.get(row["op"], {})} for row in tables.get("sites") or ()],
+        "sensitivity": losing[:WORST],
         "closeness": (report.get("accuracy") or {}).get("outputs"),
         "measures": (report.get("accuracy") or {}).get("rows"),
         "calibration": [row] if (row := report.get("calibration")) else [],

@@ -53,7 +53,7 @@ def tables_of(
         if site.name in by_channel:
             channels = by_channel[site.name]
             samples = Samples.of_channels(channels.values, channels.low, channels.high)
-        rows.append(_site(graph, choice, samples))
+        rows.append(_site(graph, plan, choice, samples))
     observed = {row["site"]: row["observed"] for row in rows}
     return {
         "sites": rows,
@@ -123,9 +123,11 @@ def _given(one: Input) -> str:
     return f"a constant: {len(values):,} numbers from {float(values.min()):g} to {float(values.max()):g}"
 
 
-def _site(graph: Graph, choice: Choice, samples: Samples) -> dict[str, Any]:
+def _site(graph: Graph, plan: Plan, choice: Choice, samples: Samples) -> dict[str, Any]:
     """One quantized site: what was chosen, and how close it comes."""
-    site, (op, *_) = graph.site(choice.site), graph.site(choice.site).readers[0]
+    site = graph.site(choice.site)
+    readers = [name for name, _ in site.readers]
+    op = next((name for name in readers if name in plan.integer_ops), readers[0])
     scale, zero = choice.qparams.scale.flatten().tolist(), choice.qparams.zero.flatten().tolist()
     low, high = reach(choice)
     decibel, clipped = fidelity(samples, choice.qparams, choice.grid)

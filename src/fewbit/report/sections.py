@@ -166,11 +166,13 @@ COST = (
 )
 DETAILS = (
     Section("All sites", "sites", (
-        Table(("site", "SQNR:sqnr_db:dB", "loss of its module:module_share:share", "clipped:clipped_share:share", "bits:bits:#",
+        Table(("site", "SQNR:sqnr_db:dB", "module", "loss of its module:module_share:share",
+               "clipped:clipped_share:share", "bits:bits:#",
                "role", "kind", "grid", "method", "why", "scale:scale:#", "zero point:zero:#", "range of the grid:range:range",
                "observed:observed:range"),
               least="sqnr_db", search=True),
-    ), "The sites with the least SQNR come first. The loss of a module is its share of the losses of all."),
+    ), "The sites with the least SQNR come first. The loss of a module is that of all its sites alone in integers, as a share "
+       "of the losses of all modules."),
     Section("Nodes that stay as they are", "carried", (Table(("node", "operator", "opset:opset:#", "why")),),
             "They stand behind the quantized part, in float, as in the file that was given."),
     Section("Inputs", "inputs", (Table(("name:input", "shape", "type", "given")),), "In the order of the file."),

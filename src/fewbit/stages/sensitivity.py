@@ -34,7 +34,7 @@ FILE, PAGE = "sensitivity.json", "sensitivity.html"
 FEW = 0.01  # of the loss of all modules, below which one is left float last
 FASTER = "loss for each millisecond gained"
 LIGHTER = "loss for each multiply-accumulate"
-SHORT, LOOKED = 10, 1e11  # rows of the short form, and how many multiply-accumulates it may simulate
+LOOKED = 1e11  # multiply-accumulates that the short form may simulate
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,22 @@ def units(graph: Graph, plan: Plan) -> list[Module]:
     return [unit for unit in mine if unit.ops]
 
 
+def every_op(graph: Graph, plan: Plan) -> list[Module]:
+    """The same, and each op in integers that belongs to no module (an addition, a pooling) by itself, in graph order."""
+    mine, place = units(graph, plan), {op.name: i for i, op in enumerate(graph.ops)}
+    left = set(plan.integer_ops).difference(*(unit.ops for unit in mine))
+    mine += [Module(op.name, "op", (op.name,), op.node) for op in graph.ops if op.name in left]
+    return sorted(mine, key=lambda unit: place[unit.ops[0]])
+
+
 def worths(
-    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress
+    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress,
+    mine: Sequence[Module] | None = None,
 ) -> list[Worth]:  # fmt: skip
-    """What each module is worth alone in integers, in graph order; by how much the file is slower without it."""
-    mine, loss = units(graph, plan), Losses(graph, plan, batches)
+    """What each module (or each of `mine`) is worth alone in integers, in graph order; by how much the file is slower without
+    it.
+    """
+    mine, loss = units(graph, plan) if mine is None else mine, Losses(graph, plan, batches)
     progress.begin("each module alone in integers", len(mine))
     rows = []
     for k, unit in enumerate(mine):
@@ -175,12 +186,15 @@ def _named(graph: Graph, plan: Plan, row: Worth) -> Sequence[str]:
 
 
 def short(graph: Graph, plan: Plan, calibration: Images, request: Planned, progress: Progress) -> list[dict[str, Any]]:
-    """The modules that lose most alone in integers, on a few calibration images, fewer of a large model."""
-    work = max(graph.macs * len(units(graph, plan)) // 2, 1)  # of one image: a module is simulated from its place on
+    """Every module, and every op of none, alone in integers, on a few calibration images, fewer of a large model; those that
+    lose most come first.
+    """
+    mine = every_op(graph, plan)
+    work = max(graph.macs * len(mine) // 2, 1)  # of one image: a module is simulated from its place on
     batches = some(calibration, graph, int(min(OutputKL.images, max(LOOKED // work, 1))))
-    rows = worths(on(graph, request.place), plan, batches, None, progress)
+    rows = worths(on(graph, request.place), plan, batches, None, progress, mine)
     total, looked = sum(row.loss for row in rows), sum(map(count, batches))
-    worst = sorted(rows, key=lambda row: -row.loss)[:SHORT]
+    worst = sorted(rows, key=lambda row: -row.loss)
     return [
         {**row.to_json(), "loss_share": row.loss / total if total else 0.0, "of": len(rows), "images": looked} for row in worst
     ]
