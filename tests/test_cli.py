@@ -456,7 +456,7 @@ def test_lists_name_what_there_is() -> None:
     assert [name for name in RECIPES if f" {name} " in few] == ["mse", "fast", "best"]
     assert all(f" {name} " in run("recipes", "--all")[1] for name in RECIPES)
     assert "Gptq(" not in few
-    assert " Gptq(" in run("recipes", "fast")[1]
+    assert "closest to the float one (GPTQ)" in run("recipes", "fast")[1]
     assert run("recipes", "fats")[0] == 2
 
 
