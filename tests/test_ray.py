@@ -20,6 +20,8 @@ import tasks
 from fewbit import workers as module
 from fewbit.errors import FewbitError, Stopped, UnknownName
 from fewbit.files import read_json
+from fewbit.request import SensitivityRequest
+from fewbit.run import sensitivity
 from fewbit.workers import Workers, opened
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fewbit[scale]"')
@@ -159,6 +161,50 @@ class TestCluster:
             thread.join(300)
             assert sorted(results) == [(k, k * k) for k in range(6)]
             assert sorted(len(list(tmp_path.glob(f"{k}-*"))) for k in range(6)) == [1, 1, 1, 1, 1, 2]
+
+
+TASK = """
+import os, signal
+from pathlib import Path
+from fewbit.task import Tensors
+
+class Fatal(Tensors):
+    def __init__(self):
+        super().__init__((True,))
+
+    def divergence(self, exact, outputs):
+        if os.getpid() != int(os.environ["DRIVER"]):
+            tries = len(list(Path("tries").iterdir()))
+            Path("tries", f"{os.getpid()}-{tries}").touch()
+            if tries == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().divergence(exact, outputs)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with a model, images, and a task of which the fourth loss in a worker ends it."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    Path("task.py").write_text(TASK)
+    Path("tries").mkdir()
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8))
+    monkeypatch.setenv("DRIVER", f"{os.getpid()}")
+    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_sensitivity_whose_worker_is_killed_is_that_of_one_process(place: Path) -> None:
+    asked = {
+        "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "recipe": "minmax", "target": "ort-arm64",
+        "labels": False,
+    }  # fmt: skip
+    sensitivity(SensitivityRequest(**asked, out=place / "one"))
+    assert not list(Path("tries").iterdir())
+    sensitivity(SensitivityRequest(**asked, out=place / "two", workers=2))
+    assert len({path.name.split("-")[0] for path in Path("tries").iterdir()}) >= 2  # the killed one, and who took its place
+    assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from fewbit.errors import BadFile, FewbitError, IllegalGrid, Stopped, UnknownName
-from fewbit.request import SweepRequest
+from fewbit.request import Request, SearchRequest, SensitivityRequest, SweepRequest
 from fewbit.workers import Local, opened, refuse
 
 
@@ -45,6 +45,15 @@ def test_options_that_cannot_be_are_refused_before_anything_starts(monkeypatch, 
     file.touch()
     with pytest.raises(FewbitError, match=says):
         SweepRequest(file=file, workers=workers, ray=address)
+
+
+def test_other_commands_refuse_them_too_and_a_device_beside_them(monkeypatch) -> None:
+    monkeypatch.setattr("fewbit.core.device.found", lambda: iter(["cpu", "cuda:0"]))
+    for kind in (Request, SensitivityRequest, SearchRequest):
+        with pytest.raises(FewbitError, match="--ray nowhere is no address"):
+            kind(model="demo", target="ort-x86-vnni", ray="nowhere")
+        with pytest.raises(FewbitError, match="--workers 2 gives tasks processors and no GPU; leave it or --device cuda out"):
+            kind(model="demo", target="ort-x86-vnni", workers=2, device="cuda")
 
 
 def test_an_error_is_the_same_after_it_was_sent_by_another_process() -> None:

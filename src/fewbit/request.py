@@ -62,7 +62,7 @@ class Options(Asked):
 
     APART: ClassVar[frozenset[str]] = frozenset((  # options that do not decide the result, or are identified by content
         "model", "images", "inputs", "loader", "score", "annotations", "weights", "out", "force", "threads", "seconds",
-        "command",
+        "workers", "ray", "command",
     ))  # fmt: skip
     OWN: ClassVar[tuple[str, ...]] = ()  # options that mean something else here than in quantize
 
@@ -165,6 +165,8 @@ class Options(Asked):
         description="Where torch works: cpu, cuda, cuda:1 or mps; the files are run on the processor.",
         examples=["cuda"],
     )
+    workers: WorkerCount = None
+    ray: Address = None
     force: bool = Field(default=False, description="Replace an existing folder.")
     command: str = Field(default="fewbit.quantize(...)", repr=False)
 
@@ -176,6 +178,7 @@ class Options(Asked):
         _ = self.hardware, self.method
         check_time(self.time)
         refuse(self)
+        refuse_workers(self.workers, self.ray, self.device)
         return self
 
     def _usual_recipe(self) -> str:

@@ -7,11 +7,12 @@ run on it again. Nothing here imports torch before a stage does.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.folder import Workplace, checked
+from fewbit.machines import file_of, refuse_missing
 from fewbit.progress import Lines, Progress
 from fewbit.request import Request
+from fewbit.workers import HERE, Workers, opened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +91,10 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
     """Run every stage of a request, in order."""
     from fewbit.stages import STAGES
 
-    with Run.start(request, STAGES, progress) as run:
+    with helped(request) as workers, Run.start(request, STAGES, progress, workers=workers) as run:
+        if workers is not HERE:  # the file is evaluated by all of them
+            named = [str(path) for path in (request.images, request.score) if isinstance(path, str | Path)]
+            refuse_missing(workers, [str(run.folder), *(path for path in named if os.path.exists(file_of(path)))])
         for stage in STAGES:
             run.do(stage.name)
         run.finish()
@@ -100,10 +106,25 @@ def sensitivity(request: SensitivityRequest, progress: Progress | None = None) -
     """What is in sensitivity.json; its folder has that and the page."""
     from fewbit.stages import SENSITIVITY
 
-    with Run.start(request, SENSITIVITY, progress, kind="sensitivity") as run:
+    with helped(request) as workers, Run.start(request, SENSITIVITY, progress, "sensitivity", workers) as run:
         summary: Mapping[str, Any] = run["summary"]
         run.finish(*(file for stage in SENSITIVITY[:-1] for file in stage.files))
     return summary
+
+
+@contextmanager
+def helped(request: Options) -> Iterator[Workers]:
+    """The workers that a request asks for; a task has as many processors as torch or the runtime has threads here, so that its
+    sums are the same. Raises FewbitError where there are none, or with another fewbit.
+    """
+    if request.workers is None and request.ray is None:
+        yield HERE
+        return
+    import torch
+
+    with opened(request.workers, request.ray, max(torch.get_num_threads(), request.threads)) as workers:
+        refuse_missing(workers, [])
+        yield workers
 
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
@@ -145,10 +166,13 @@ class Run:
     ) -> None:  # fmt: skip
         self.folder, self.progress, self.record = folder, progress or Progress(), record or {}
         self.stages = {stage.name: stage for stage in stages}
-        self.values: dict[str, Any] = {"folder": folder, "progress": self.progress, "run": self, **values}
+        self.values: dict[str, Any] = {"folder": folder, "progress": self.progress, "run": self, "workers": HERE, **values}
 
     @classmethod
-    def start(cls, request: Options, stages: Iterable[Stage], progress: Progress | None = None, kind: str = "run") -> Run:
+    def start(
+        cls, request: Options, stages: Iterable[Stage], progress: Progress | None = None, kind: str = "run",
+        workers: Workers = HERE,
+    ) -> Run:  # fmt: skip
         """A run that works in `<out>.part` (in a temporary folder where the request has no `out`), best in a `with` block.
 
         A killed run of the same request is resumed, any other is deleted. Raises BadFile where `out` cannot be replaced.
@@ -157,7 +181,7 @@ class Run:
         final = Path(keep.name) / "run" if keep is not None else request.out
         assert final is not None
         place = Workplace(final, kind, force=request.force, by=request.command, lasting=keep is None)
-        run = cls(place.part, stages, {**_options(request), "keep": keep}, progress)
+        run = cls(place.part, stages, {**_options(request), "keep": keep, "workers": workers}, progress)
         run.place = place
         if run._limit is not None:
             begin()
@@ -188,8 +212,8 @@ class Run:
         It works in `folder`, without a progress bar, and is never finished.
         """
         request = request or self["request"]
-        captured = ("inputs", "scored", "exact", "given", "quantized")
-        shared = {name: self[name] for name in SHARED if not values or name in captured}
+        captured = ("inputs", "scored", "exact", "given", "quantized", "workers")
+        shared = {name: self[name] for name in ("workers", *SHARED) if not values or name in captured}
         return Run(folder, self.stages.values(), {**_options(request), **shared, **values})
 
     def __getitem__(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from fewbit.fields import option
 from fewbit.request import Options, Request, SensitivityRequest
 
-HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay")
+HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay", "workers", "ray")
 
 
 def typed(request: Options, *more: str) -> str:
@@ -33,7 +33,7 @@ def of_sensitivity(command: str) -> str:
     if not command.startswith("fewbit quantize "):
         return ""
     words, kept, taken = shlex.split(command), ["fewbit", "sensitivity"], True
-    known = {option(name) for name in SensitivityRequest.model_fields} - {"--out", "--force", "--scored"}
+    known = {option(name) for name in SensitivityRequest.model_fields} - {"--out", "--force", "--scored", "--workers", "--ray"}
     for word in words[2:]:
         taken = word in known if word.startswith("--") else taken
         kept += [word] if taken else []

@@ -7,17 +7,21 @@ worker or node was lost; without `--workers` and `--ray` it is neither needed no
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fewbit.errors import FewbitError, Stopped
 
@@ -27,8 +31,14 @@ Result = TypeVar("Result")
 INSTALL = 'pip install "fewbit[scale]"'
 LIMIT = 20.0  # seconds in which a cluster answers
 RETRIES = 3  # of a task whose worker or node was lost
+USERS = "_fewbit_user_"  # what the name of a module begins with that is a file that the user named
+
+LACKING = "a worker could not begin ({}); every machine needs this fewbit and its packages."
+
+_KEPT: dict[str, Any] = {}  # in a worker: the function of its last task, by the name of its parcel
 
 
+@runtime_checkable
 class Workers(Protocol):
     """What does independent work."""
 
@@ -81,13 +91,17 @@ class Cluster:
     ) -> Iterator[tuple[int, Result]]:
         import ray
 
-        task: Any = ray.remote(num_cpus=self.cpus, max_retries=self.retries)(_there)
-        shared = ray.put(function)
+        task: Any = ray.remote(num_cpus=self.cpus, max_retries=self.retries)(_kept)
+        shared = ray.put(_parcel(function))
         waiting = {task.remote(os.getcwd(), shared, item): index for index, item in enumerate(items)}
-        while waiting:
-            for done in ray.wait(list(waiting), num_returns=1)[0]:
-                index = waiting.pop(done)
-                yield index, _result(done, items[index], lost)
+        try:
+            while waiting:
+                for done in ray.wait(list(waiting), num_returns=1)[0]:
+                    index = waiting.pop(done)
+                    yield index, _result(done, items[index], lost)
+        finally:
+            for unasked in waiting:  # where the caller wants no more, or an item has failed
+                ray.cancel(unasked)
 
     def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
         early: dict[int, list[Result]] = {}
@@ -113,7 +127,7 @@ class Cluster:
         return {name: _result(reference, item, None) for name, reference in sent.items()}
 
 
-def refuse(workers: int | None, address: str | None) -> None:
+def refuse(workers: int | None, address: str | None, device: str = "cpu") -> None:
     """Raise FewbitError for options that cannot be, where that is known without starting anything."""
     if workers is None and address is None:
         return
@@ -127,6 +141,8 @@ def refuse(workers: int | None, address: str | None) -> None:
                 f"--ray {address} is no address; give HOST:PORT of the cluster's head, as in --ray 10.0.0.1:6379, or auto on "
                 "a machine of the cluster."
             )
+    if device != "cpu":
+        raise FewbitError(f"{flag} gives tasks processors and no GPU; leave it or --device {device} out.")
     if importlib.util.find_spec("ray") is None:
         raise FewbitError(f"{flag} needs Ray, which is not installed: {INSTALL}.")
 
@@ -195,10 +211,70 @@ def _join(address: str, options: dict[str, Any]) -> None:
         raise FewbitError(f"--ray {address}: {error} Give this command on a machine of the cluster.") from error
 
 
+@dataclass(frozen=True)
+class _Parcel:
+    """A function as bytes, and the bytes of its arrays: a task that has opened it needs nothing of them."""
+
+    name: str
+    function: pickle.PickleBuffer
+    arrays: list[pickle.PickleBuffer]
+
+
+def _parcel(function: Callable[[Item], Result]) -> _Parcel:
+    """A function for all tasks. The workers of a machine read its tensors in Ray's store and write to none; the classes of a
+    file that the user named travel as they are, since no worker can import them.
+    """
+    from ray import cloudpickle
+
+    for name in [name for name in sys.modules if name.startswith(USERS)]:
+        cloudpickle.register_pickle_by_value(sys.modules[name])
+    text, arrays = io.BytesIO(), list[pickle.PickleBuffer]()
+    pickler: Any = cloudpickle.CloudPickler(text, protocol=5, buffer_callback=arrays.append)
+    if (torch := sys.modules.get("torch")) is not None:
+        pickler.dispatch_table[torch.Tensor] = _by_number
+    pickler.dump(function)
+    return _Parcel(uuid.uuid4().hex, pickle.PickleBuffer(text.getbuffer()), arrays)
+
+
+def _by_number(tensor: Any) -> tuple[Any, ...]:
+    """A tensor as bytes from its first number to its last, and how they lie: kernels add up in the order of the strides."""
+    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    flat = tensor.detach().as_strided((span,), (1,)).cpu()
+    raw = flat.view(sys.modules["torch"].uint8).numpy()
+    return _tensor, (raw, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+def _tensor(raw: Any, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], device: Any) -> Any:
+    """The tensor, in the memory of the bytes."""
+    import torch
+
+    if not raw.size:
+        return torch.empty(shape, dtype=dtype, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of memory that is read-only
+        flat = torch.from_numpy(raw)
+    return flat.view(dtype).as_strided(shape, strides).to(device)
+
+
 def _there(folder: str, function: Callable[[Item], Result], item: Item) -> Result:
     """A task: the function, in the folder of the process that asked."""
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        machine = f"{socket.gethostname()} cannot work in {folder}: {error.strerror}"
+        raise FewbitError(f"{machine}. Give the command in a folder that every machine has, as on a shared disk.") from error
     return function(item)
+
+
+def _kept(folder: str, parcel: _Parcel, item: Item) -> Any:
+    """A task: the same with the function in a parcel, which this process keeps for the next task, with what it has opened."""
+    if parcel.name not in _KEPT:
+        _KEPT.clear()
+        try:
+            _KEPT[parcel.name] = pickle.loads(parcel.function, buffers=parcel.arrays)
+        except Exception as error:
+            raise FewbitError(LACKING.format(error)) from error
+    return _there(folder, _KEPT[parcel.name], item)
 
 
 def _listed(function: Callable[[range], Iterable[Result]], indices: range) -> list[Result]:
@@ -215,7 +291,7 @@ def _result(reference: Any, item: Item, lost: Callable[[Item, str], Result] | No
     except RayTaskError as error:
         if isinstance(error.cause, RayError):
             why = str(error.cause).splitlines()[0]
-            raise FewbitError(f"a worker could not begin ({why}); every machine needs this fewbit and its packages.") from error
+            raise FewbitError(LACKING.format(why)) from error
         raise error.cause from None
     except RayError as error:
         memory = isinstance(error, OutOfMemoryError)

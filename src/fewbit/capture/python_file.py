@@ -10,6 +10,7 @@ from types import ModuleType
 
 from fewbit.capture.export import reason
 from fewbit.errors import BadFile, BadModel, UnknownName
+from fewbit.workers import USERS
 
 
 def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:
@@ -26,7 +27,7 @@ def from_python(spec: str, what: str) -> tuple[Path, ModuleType, str]:
 
 def _imported(path: Path) -> ModuleType:
     """A Python file as a module that is in sys.modules (dataclasses look there); its folder is searched meanwhile."""
-    spec = importlib.util.spec_from_file_location(f"_fewbit_user_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{USERS}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     python = importlib.util.module_from_spec(spec)

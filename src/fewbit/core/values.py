@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from fewbit.core.device import CPU
 from fewbit.core.grid import Grid, QParams, values
 from fewbit.core.inputs import Input, image_among
+from fewbit.core.sent import Rows
 from fewbit.core.task import Output, Task
 
 Json = Any
@@ -121,6 +122,11 @@ class Graph:
     tail: Tail | None = None
     device: torch.device = CPU
 
+    def __reduce__(self) -> Any:
+        """For another process, which runs it: nodes as rows, without what capture recorded of them."""
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _received, ({**parts, "module": Rows.of(self.module)},)
+
     def at_a_time(self, most: int) -> int:
         """How many images run together: so many, or the batch that is written in the model."""
         return self.batch or most
@@ -159,6 +165,11 @@ class Graph:
     @property
     def macs(self) -> int:
         return sum(op.macs for op in self.ops) + sum(other.macs for other in self.float_products)
+
+
+def _received(parts: Mapping[str, Any]) -> Graph:
+    """A graph that was sent by another process."""
+    return Graph(**{**parts, "module": parts["module"].module()})
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Walk:
         context = context_of(graph, part["stats"], request)
         times = times_here(context, plan, request.threads, self.folder, self.progress, part["twin"])
         placed, images = on(graph, request.place), some(self.run["calibration"], graph, OutputKL.images)
-        rows = worths(placed, plan, images, times, self.progress)
+        rows = worths(placed, plan, images, times, self.progress, self.run["workers"])
         return ordered(rows), LIGHTER if times is None else FASTER
 
     def tried(self, what: str, changes: Row, by: str = "") -> Row:

@@ -33,7 +33,7 @@ from fewbit.runtimes import AS_WRITTEN, read_onnx
 from fewbit.stages.load import AGAIN, Inputs
 from fewbit.task import task_of
 from fewbit.verify import Latency, Load, Score
-from fewbit.workers import HERE, Workers
+from fewbit.workers import Workers
 
 REPORT, TABLES = "report.json", "tables.json"
 MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
@@ -218,7 +218,7 @@ def stands_in(plan: Plan) -> bool:
 
 def evaluate(
     exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
-    workers: Workers = HERE, asked: Request | None = None,
+    workers: Workers, asked: Request | None = None,
 ) -> Score:  # fmt: skip
     """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration.
 

@@ -29,6 +29,7 @@ from fewbit.target.allowed import matches
 from fewbit.task import task_of
 from fewbit.typed import typed
 from fewbit.verify.times import NOISE, Times
+from fewbit.workers import HERE, Workers
 
 FILE, PAGE = "sensitivity.json", "sensitivity.html"
 FEW = 0.01  # of the loss of all modules, below which one is left float last
@@ -76,33 +77,34 @@ def every_op(graph: Graph, plan: Plan) -> list[Module]:
 
 
 def worths(
-    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress,
+    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress, workers: Workers = HERE,
     mine: Sequence[Module] | None = None,
 ) -> list[Worth]:  # fmt: skip
     """What each module (or each of `mine`) is worth alone in integers, in graph order; by how much the file is slower without
     it.
     """
-    mine, loss = units(graph, plan) if mine is None else mine, Losses(graph, plan, batches)
+    mine, rows = units(graph, plan) if mine is None else mine, list[Worth]()
     progress.begin("each module alone in integers", len(mine))
-    rows = []
-    for k, unit in enumerate(mine):
+    losses = Losses(graph, plan, batches).of_each([(unit.ops, unit.ops) for unit in mine], workers)
+    for k, (unit, loss) in enumerate(zip(mine, losses, strict=True)):
         macs = sum(graph.op(op).macs for op in unit.ops)
-        row = Worth(k, unit.name, unit.kind, unit.ops, loss(unit.ops, unit.ops), macs, macs / max(graph.macs, 1))
+        row = Worth(k, unit.name, unit.kind, unit.ops, loss, macs, macs / max(graph.macs, 1))
         rows.append(row if times is None else _timed(row, plan, times))
         progress.advance(1, unit.name)
     return rows
 
 
 def with_regained(
-    rows: Sequence[Worth], graph: Graph, plan: Plan, batches: Sequence[Batch], progress: Progress
+    rows: Sequence[Worth], graph: Graph, plan: Plan, batches: Sequence[Batch], progress: Progress, workers: Workers = HERE
 ) -> tuple[list[Worth], float]:  # fmt: skip
     """The rows with what is regained where all but the module are in integers, and the loss of the whole plan."""
-    loss = Losses(graph, plan, batches)
-    whole, more = loss(plan.integer_ops, plan.integer_ops), []
     progress.begin("all but each module in integers", len(rows))
-    for row in rows:
-        others = [op for op in plan.integer_ops if op not in row.ops]
-        more.append(replace(row, regained=whole - loss(others, row.ops)))
+    sets: list[tuple[Sequence[str], Sequence[str]]] = [(plan.integer_ops, plan.integer_ops)]
+    sets += [([op for op in plan.integer_ops if op not in row.ops], row.ops) for row in rows]
+    losses, more = Losses(graph, plan, batches).of_each(sets, workers), list[Worth]()
+    whole = next(losses)
+    for row, loss in zip(rows, losses, strict=True):
+        more.append(replace(row, regained=whole - loss))
         progress.advance(1, row.module)
     return more, whole
 
@@ -139,13 +141,14 @@ def some(images: Images, graph: Graph, most: int) -> list[Batch]:
 
 def measured(
     graph: Graph, stats: Stats, plan: Plan, calibration: Images, scored: Images, request: SensitivityRequest, folder: Path,
-    progress: Progress,
+    progress: Progress, workers: Workers,
 ) -> dict[str, Any]:  # fmt: skip
     """sensitivity.json, and the page that is drawn of it: every module on images that did not calibrate."""
     times = times_here(context_of(graph, stats, request), plan, request.threads, folder, progress)
     batches = some(scored, graph, len(scored))
     placed = on(graph, request.place)
-    rows, whole = with_regained(worths(placed, plan, batches, times, progress), placed, plan, batches, progress)
+    alone = worths(placed, plan, batches, times, progress, workers)
+    rows, whole = with_regained(alone, placed, plan, batches, progress, workers)
     summary = {
         "schema": 1,
         **{name: getattr(plan, name) for name in ("model", "target", "recipe", "bits")},
@@ -185,14 +188,16 @@ def _named(graph: Graph, plan: Plan, row: Worth) -> Sequence[str]:
     return (pattern,) if len(row.ops) > 1 and fits.intersection(plan.integer_ops) == set(row.ops) else row.ops
 
 
-def short(graph: Graph, plan: Plan, calibration: Images, request: Planned, progress: Progress) -> list[dict[str, Any]]:
+def short(
+    graph: Graph, plan: Plan, calibration: Images, request: Planned, progress: Progress, workers: Workers
+) -> list[dict[str, Any]]:  # fmt: skip
     """Every module, and every op of none, alone in integers, on a few calibration images, fewer of a large model; those that
     lose most come first.
     """
     mine = every_op(graph, plan)
     work = max(graph.macs * len(mine) // 2, 1)  # of one image: a module is simulated from its place on
     batches = some(calibration, graph, int(min(OutputKL.images, max(LOOKED // work, 1))))
-    rows = worths(on(graph, request.place), plan, batches, None, progress, mine)
+    rows = worths(on(graph, request.place), plan, batches, None, progress, workers, mine)
     total, looked = sum(row.loss for row in rows), sum(map(count, batches))
     worst = sorted(rows, key=lambda row: -row.loss)
     return [

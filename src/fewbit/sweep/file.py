@@ -26,7 +26,7 @@ from fewbit.request import Request
 from fewbit.target import detect
 
 AXES = {"models": "model", "targets": "target", "recipes": "recipe", "bits": "bits"}
-OPTIONS = frozenset(Request.model_fields) - {*AXES.values(), "out", "force", "command"}
+OPTIONS = frozenset(Request.model_fields) - {*AXES.values(), "out", "force", "workers", "ray", "command"}
 MOST = 100_000  # rows
 EXAMPLE = 'models = ["demo", "net.onnx"]'
 Text = Annotated[str, Field(min_length=1)]
