@@ -53,10 +53,12 @@ def is_allowed(value: Any, kind: type, low: float, high: float) -> bool:
 
 
 def test_every_number_has_limits() -> None:
-    """A field with a number in it is in the table above; steps and time belong to few recipes and are tested with those."""
+    """A field with a number in it is in the table above; steps and time belong to few recipes and are tested with those,
+    workers need Ray (test_workers.py).
+    """
     for kind in (Request, SearchRequest):
         numbers = {n for n, f in kind.model_fields.items() if any(t in str(f.annotation) for t in ("int", "float"))}
-        assert numbers == {name for k, name in LIMITS if k is kind} | set(TRIPLES) | {"steps"}
+        assert numbers == {name for k, name in LIMITS if k is kind} | set(TRIPLES) | {"steps", "workers"}
 
 
 @pytest.mark.parametrize(("kind", "name"), LIMITS)

@@ -52,6 +52,9 @@ def test_other_commands_refuse_them_too_and_a_device_beside_them(monkeypatch) ->
     for kind in (Request, SensitivityRequest, SearchRequest):
         with pytest.raises(FewbitError, match="--ray nowhere is no address"):
             kind(model="demo", target="ort-x86-vnni", ray="nowhere")
+        for count in (0, -1, 10**30, True, 2.0, "2"):
+            with pytest.raises(FewbitError, match=rf"--workers {count!r} is not allowed"):
+                kind(model="demo", target="ort-x86-vnni", workers=count)
         with pytest.raises(FewbitError, match="--workers 2 gives tasks processors and no GPU; leave it or --device cuda out"):
             kind(model="demo", target="ort-x86-vnni", workers=2, device="cuda")
 

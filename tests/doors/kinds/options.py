@@ -20,6 +20,8 @@ QUANTIZE: dict[str, tuple[str, ...]] = {
     "--steps": COUNTS,
     "--seed": ("-1", "1.5", "nan", "abc", "", HUGE, str(2**63)),
     "--threads": (*COUNTS, HUGE),
+    "--workers": COUNTS,
+    "--ray": ("", "nowhere", "127.0.0.1:0", "ray://127.0.0.1:9", "/dev/null"),
     "--device": (*NAMES, "gpu", "CPU", "cpu:1", "cuda:", "cuda:x", f"cuda:{HUGE}", "meta", "mps:1"),
     "--seconds": (*NUMBERS, "0", HUGE),
     "--max-drop": NUMBERS,
