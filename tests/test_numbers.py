@@ -19,6 +19,7 @@ from fewbit.errors import BadImages, FewbitError
 from fewbit.progress import Progress
 from fewbit.request import Options, Request, SearchRequest
 from fewbit.stages.prove import bench, evaluate
+from fewbit.workers import HERE
 
 NAN, INF = float("nan"), float("inf")
 COUNT, FOREVER = (int, 1, 10**9), 86_400
@@ -141,7 +142,7 @@ def test_a_stage_refuses_a_number_before_it_opens_a_file(name: str, value: Any, 
         bench(None, nowhere, nowhere, progress=Progress(), **options)
     if name == "threads":
         with pytest.raises(FewbitError, match=f"^{says} "):
-            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress())  # type: ignore[arg-type]
+            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress(), HERE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "1.5", "-0.1"])
