@@ -30,7 +30,7 @@ from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
 from fewbit.search.costs import Sizes
 from fewbit.search.judge import artefact
-from fewbit.search.model import Loss, Model, Settings, scored
+from fewbit.search.model import Loss, Model, Scored, Settings
 from fewbit.search.run import run
 from fewbit.search.search import SearchProblem, problem_of
 from fewbit.search.strategies import STRATEGIES
@@ -83,7 +83,7 @@ def equal_bytes(args: argparse.Namespace, seed: int) -> None:
         problem = replace(problem, always=(), dimensions=model.dimensions({}))  # widths alone are compared: all ops in integers
         problem = replace(problem, costs=lambda c, p=problem: pipeline_costs(p, c))
         began, each = time.perf_counter(), problem.problem({"bits": args.mean})
-        score, made = scored(model, problem.loss, problem.dimensions), 0
+        score, made = Scored(model, problem.loss, problem.dimensions), 0
         if name in STRATEGIES:
             history = run(each, STRATEGIES[name](each, args.evaluations, seed), score, evaluations=args.evaluations)
             best, made = history.best(each), len(history.trials)
@@ -144,7 +144,7 @@ def hago(args: argparse.Namespace, seed: int) -> None:
     setting = Setting(args, seed, {}, edges="all")
     problem = setting.problem
     each = problem.problem({})
-    score = scored(setting.model, problem.loss, problem.dimensions, problem.always)
+    score = Scored(setting.model, problem.loss, problem.dimensions, problem.always)
     history = run(each, STRATEGIES["greedy"](each, args.evaluations, seed), score, evaluations=args.evaluations)
     best = history.best(each)
     assert best is not None

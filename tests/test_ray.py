@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -20,8 +21,9 @@ import tasks
 from fewbit import workers as module
 from fewbit.errors import FewbitError, Stopped, UnknownName
 from fewbit.files import read_json
-from fewbit.request import SensitivityRequest
+from fewbit.request import SearchRequest, SensitivityRequest
 from fewbit.run import sensitivity
+from fewbit.search import execute as search
 from fewbit.workers import Workers, opened
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fewbit[scale]"')
@@ -205,6 +207,24 @@ def test_a_sensitivity_whose_worker_is_killed_is_that_of_one_process(place: Path
     sensitivity(SensitivityRequest(**asked, out=place / "two", workers=2))
     assert len({path.name.split("-")[0] for path in Path("tries").iterdir()}) >= 2  # the killed one, and who took its place
     assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["random", "greedy"])
+def test_a_search_whose_worker_is_killed_is_that_of_one_process(place: Path, monkeypatch, strategy: str) -> None:
+    """Times are made up: each measurement of them is another one, and the search goes by them."""
+    monkeypatch.setattr(importlib.import_module("fewbit.search.judge"), "SECONDS", 0.01)
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "whole_of", lambda *_: 100.0)
+    monkeypatch.setattr("fewbit.verify.latency.measured", lambda *_: (2.0, 1.0))
+    asked = {
+        "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "target": "ort-x86-vnni", "labels": False,
+        "strategy": strategy, "evaluations": 12, "budget": "6bit", "points": 1, "threads": 1,
+    }  # fmt: skip
+    one = search(SearchRequest(**asked, out=place / "one"))
+    assert not list(Path("tries").iterdir())
+    two = search(SearchRequest(**asked, out=place / "two", workers=2))
+    assert len({path.name.split("-")[0] for path in Path("tries").iterdir()}) >= 2
+    assert one["trials"] == two["trials"]
+    assert one["evaluated"] == 12
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -42,6 +42,11 @@ _KEPT: dict[str, Any] = {}  # in a worker: the function of its last task, by the
 class Workers(Protocol):
     """What does independent work."""
 
+    @property
+    def count(self) -> int:
+        """How many items are worked on at once."""
+        ...
+
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
     ) -> Iterator[tuple[int, Result]]:
@@ -64,6 +69,8 @@ class Workers(Protocol):
 class Local:
     """This process, one item after the other."""
 
+    count: int = 1
+
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
     ) -> Iterator[tuple[int, Result]]:
@@ -85,6 +92,12 @@ class Cluster:
 
     cpus: int = 1
     retries: int = RETRIES
+
+    @property
+    def count(self) -> int:
+        import ray
+
+        return max(int(ray.cluster_resources().get("CPU", 0)) // self.cpus, 1)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,13 +17,18 @@ from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
 from fewbit.runtimes import OnnxRuntime
 from fewbit.search.costs import Sizes, costs_of, parse_budget
-from fewbit.search.model import Loss, Model, Settings, scored
+from fewbit.search.model import Loss, Model, Scored, Settings
+from fewbit.search.run import run
 from fewbit.search.search import problem_of
+from fewbit.search.space import Problem
+from fewbit.search.strategies import Greedy, Random
 from fewbit.target import load_target
 from fewbit.verify.latency import Table, Work, cache_folder, one_op, table
 from fewbit.verify.times import Times
+from fewbit.workers import HERE
 from planning import context_for, plan_for
 from report.canned import searched
+from tasks import Apart
 
 VNNI = load_target("ort-x86-vnni")
 
@@ -67,7 +73,7 @@ def test_the_loss_is_that_of_the_simulation_whatever_was_asked_before(net):
     model = model_of(net, "all")
     dimensions = model.dimensions({op.name: False for op in net.graph.ops if op.name in model.base.integer_ops})
     loss = Loss(net.graph, [net.images], None)
-    score = scored(model, loss, dimensions)
+    score = Scored(model, loss, dimensions)
     with torch.no_grad():
         p = net.graph.module(net.images).double().log_softmax(1)
     first = drawn(dimensions, 0)
@@ -80,6 +86,21 @@ def test_the_loss_is_that_of_the_simulation_whatever_was_asked_before(net):
         with torch.no_grad():
             q = simulate(net.graph, model.plan(model.bits(dimensions, candidate)))(net.images).double().log_softmax(1)
         assert score(candidate) == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("edges", ["weights", "all"])
+def test_another_process_finds_the_same_losses(net, edges):
+    """Bit for bit, whatever it was asked before."""
+    model = model_of(net, edges)
+    dimensions = model.dimensions({op.name: False for op in net.graph.ops if op.name in model.base.integer_ops})
+    problem = Problem(dimensions, partial(Sizes(model), dimensions), {"bits": 6.0})
+    score = Scored(model, Loss(net.graph, net.images.split(3), None), dimensions)
+    for strategy in (Random, Greedy):
+        here, there = (
+            run(problem, strategy(problem, 12), score, evaluations=12, workers=workers).trials for workers in (HERE, Apart())
+        )
+        assert here == there
+        assert len(here) == 12
 
 
 def test_half_the_bits_are_half_the_bytes_of_the_codes(vit):

@@ -17,6 +17,7 @@ from fewbit.search.run import pareto, run
 from fewbit.search.search import climb, pick
 from fewbit.search.space import Dimension, Problem
 from fewbit.search.strategies import STRATEGIES, Tpe, strategy_named
+from fewbit.workers import Local
 
 WIDTHS = (8, 7, 6, 5, 4)
 NEED = (1.0, 9.0, 0.1, 3.0)  # how much each edge suffers
@@ -201,6 +202,62 @@ def test_a_killed_search_computes_nothing_twice(name, tmp_path):
     assert len(calls) == len(whole.trials) + 1
 
 
+class Three(Local):
+    """Workers that evaluate the last of three first, and say how many were asked for."""
+
+    count = 3
+
+    def __init__(self):
+        object.__setattr__(self, "asked", [])
+
+    def each(self, function, count, size):
+        self.asked.append(count)
+        for first in range(0, count, 3):
+            part = range(first, min(first + 3, count))
+            found = {k: next(iter(function(range(k, k + 1)))) for k in reversed(part)}
+            yield from (found[k] for k in part)
+
+
+def test_several_workers_go_the_way_of_one(name):
+    """But for tpe, which proposes three at a time then; nothing is evaluated twice, and a search at rest asks for no more."""
+    calls = []
+
+    def score(candidate):
+        calls.append(candidate)
+        return interacting(candidate)
+
+    workers = Three()
+    strategy = STRATEGIES[name](BUDGET, 60, 3, at_once=workers.count)
+    history = run(BUDGET, strategy, score, evaluations=60, workers=workers)
+    assert sorted(calls) == sorted(trial.candidate for trial in history.trials)
+    assert [t.loss for t in history.trials] == [interacting(t.candidate) for t in history.trials]
+    if name == "tpe":
+        assert history.trials != found(name, BUDGET, interacting, 60, seed=3).trials
+        assert 1.5 < len(calls) / len(workers.asked) <= 3
+    else:
+        assert history.trials == found(name, BUDGET, interacting, 60, seed=3).trials
+    assert max(workers.asked) >= {"random": 30, "greedy": 4, "annealing": 1, "tpe": 3}[name]
+
+
+def test_a_killed_search_with_workers_goes_on_with_what_was_stored(tmp_path):
+    """One worker's early results are not in the journal before those ahead of them; all that is there is not computed again."""
+    path, calls = tmp_path / "search.jsonl", []
+
+    def score(candidate):
+        calls.append(candidate)
+        if len(calls) == 20:
+            raise RuntimeError("killed")
+        return interacting(candidate)
+
+    with pytest.raises(RuntimeError):
+        run(BUDGET, STRATEGIES["random"](BUDGET, 40), score, evaluations=40, journal=Journal(path), workers=Three())
+    stored = len(path.read_text().splitlines())
+    again = run(BUDGET, STRATEGIES["random"](BUDGET, 40), score, evaluations=40, journal=Journal(path), workers=Three())
+    assert again.trials == found("random", BUDGET, interacting, 40).trials
+    assert 17 <= stored < 20
+    assert len(calls) == 20 + 40 - stored
+
+
 def test_pareto_is_what_brute_force_leaves():
     rows = [(1, 5), (2, 4), (2, 5), (3, 3), (1, 5), (4, 3), (5, 0)]
     assert pareto(rows) == [0, 1, 3, 6]
@@ -218,7 +275,7 @@ def test_an_unknown_strategy_offers_the_nearest():
 
 
 @dataclass(frozen=True)
-class Scored:
+class Made:
     """A `SearchProblem` of these dimensions without a model."""
 
     limits: Mapping[str, float]
@@ -236,8 +293,8 @@ class Scored:
 @pytest.mark.parametrize("evaluations", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("seconds", [None, 0.0])
 def test_the_points_of_any_number_of_evaluations_keep_the_budget(monkeypatch, name, limits, evaluations, seconds):
-    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "scored", lambda *_: separable)
-    problem = Scored(limits)
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "Scored", lambda *_: separable)
+    problem = Made(limits)
     history = climb(problem, STRATEGIES[name], evaluations, seconds=seconds)
     points = pick(problem, history, 3)
     assert 1 <= len(history.trials) <= max(evaluations, 2)  # without time one for the first stage, one for the budget
@@ -248,9 +305,9 @@ def test_the_points_of_any_number_of_evaluations_keep_the_budget(monkeypatch, na
 
 
 def test_a_budget_that_nothing_keeps_is_refused_before_the_search(monkeypatch, name):
-    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "scored", lambda *_: pytest.fail)
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "Scored", lambda *_: pytest.fail)
     with pytest.raises(FewbitError, match="no setting of the target keeps the budget"):
-        climb(Scored({"bits": 3.0}), STRATEGIES[name], 300)
+        climb(Made({"bits": 3.0}), STRATEGIES[name], 300)
 
 
 def test_the_seconds_of_a_journal_begin_with_those_before_it(tmp_path):

@@ -28,6 +28,10 @@ EIGHTH = 8  # one of so many images is set aside for a recipe that judges what i
 LEAST = 4  # batches that are used whatever their size
 
 
+def quiet(text: str) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images (n, c, h, w) and their classes (n,), or None where only the float model's answers are known."""
@@ -67,7 +71,7 @@ class Context:
     journal: Journal = field(default_factory=Journal)
     folder: Path | None = None
     sampled: Mapping[str, OpSample | PairSample] | None = None
-    progress: Callable[[str], None] = lambda text: None
+    progress: Callable[[str], None] = quiet
 
     @cached_property
     def widths(self) -> Bits:

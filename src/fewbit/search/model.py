@@ -6,10 +6,11 @@ and candidates are assembled from them. `choose` with the candidate's widths mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fewbit.choose import Bits, Context, Recipe
@@ -57,6 +58,10 @@ class Model:
         most = self.settings.most
         self.base = self.plan(Bits(most, most))
         self.moved = {c.site: c.source.site for c in self.base.choices.values() if isinstance(c.source, SameAs)}
+
+    def __reduce__(self) -> Any:
+        """For another process, which computes the ranges again."""
+        return Model, (self.context, self.recipe, self.settings)
 
     def dimensions(self, floats: Mapping[str, bool]) -> tuple[Dimension, ...]:
         """In graph order: each integer op with a width for its weight, and with `all` edges each activation with one.
@@ -169,11 +174,16 @@ class Loss:
         if kind == "labels" and labels is None:
             raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
         batches = Rebatched(images, graph.at_a_time(BATCH))
-        self.graph = graph
+        self.graph, self.given = graph, (images, labels, kind)
         self.measure = Measure.of(graph, batches, labels if kind == "labels" else None)
         self.walk = Stream(Executor(graph, ()), batches)
         self._place = {op.name: self.walk.index[self.walk.overlay.nodes[op.node]] for op in graph.ops}
         self._last = Plan("", "", "", {}, ())
+
+    def __reduce__(self) -> Any:
+        """For another process, which computes the float outputs again."""
+        images, *others = self.given
+        return Loss, (self.graph, list(images), *others)
 
     def __call__(self, plan: Plan) -> float:
         self.walk.overlay = Executor.of(self.graph, plan)
@@ -203,13 +213,19 @@ def _same(a: Choice | None, b: Choice | None) -> bool:
     return a is b or (a.qparams is b.qparams and a.codes is b.codes and a.grid == b.grid and a.all_readers == b.all_readers)
 
 
-def scored(
-    model: Model, loss: Loss, dimensions: Sequence[Dimension], always: Sequence[str] = ()
-) -> Callable[[Candidate], float]:
-    """candidate -> loss; `always` are ops that stay float whatever the candidate."""
+@dataclass(frozen=True)
+class Scored:
+    """candidate -> loss; `always` are ops that stay float whatever the candidate. Another process computes the same, with as
+    many `threads` of torch.
+    """
 
-    def score(candidate: Candidate) -> float:
-        bits = model.bits(dimensions, candidate)
-        return loss(model.plan(replace(bits, floats=(*always, *bits.floats))))
+    model: Model
+    loss: Loss
+    dimensions: Sequence[Dimension]
+    always: Sequence[str] = ()
+    threads: int = field(default_factory=torch.get_num_threads)
 
-    return score
+    def __call__(self, candidate: Candidate) -> float:
+        torch.set_num_threads(self.threads)
+        bits = self.model.bits(self.dimensions, candidate)
+        return self.loss(self.model.plan(replace(bits, floats=(*self.always, *bits.floats))))

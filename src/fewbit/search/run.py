@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fewbit.files import Journal
 from fewbit.search.space import Candidate, Problem
 from fewbit.search.strategies import Strategy, Trial
+from fewbit.workers import HERE, Workers
 
 REPEATS = 200  # known proposals in a row after which the search ends
 
@@ -38,37 +40,61 @@ def run(
     seconds: float | None = None,
     journal: Journal | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    workers: Workers = HERE,
 ) -> History:
-    """Run a strategy for up to `evaluations` new candidates. `history` is that of earlier searches, whose losses are known.
+    """Run a strategy for up to `evaluations` new candidates. `history` is that of earlier searches, whose losses are known;
+    `workers` evaluate what the strategy proposes at once, and the losses come and are stored in the order of the proposals.
 
     A search that is interrupted (Ctrl-C) or out of time returns what it has. The first candidate is always evaluated.
     """
     history, journal = history or History(), journal or Journal()
     losses = {trial.candidate: trial.loss for trial in history.trials}
-    answers: list[Trial] = []
+    answers: list[float] = []
     count = repeats = 0
     least = math.inf
     try:
-        while count < evaluations and repeats < REPEATS:
-            candidate = strategy.propose(answers)
-            if candidate is None:
-                break
-            repeats += 1
-            if candidate not in losses:
-                if losses and seconds is not None and not journal.replaying and journal.seconds >= seconds:
-                    history.stopped = "time"
+        while count < evaluations and repeats < REPEATS and (proposed := strategy.propose(answers)):
+            new = [candidate for candidate in dict.fromkeys(proposed) if candidate not in losses][: evaluations - count]
+            ahead, answers = _Ahead(score, new, workers), []
+            for candidate in proposed:
+                repeats += 1
+                if candidate not in losses:
+                    if losses and seconds is not None and not journal.replaying and journal.seconds >= seconds:
+                        history.stopped = "time"
+                        return history
+                    losses[candidate] = journal.value(_key(problem, candidate), partial(ahead, candidate))
+                    history.trials.append(Trial(candidate, losses[candidate], problem.costs(candidate)))
+                    count, repeats = count + 1, 0
+                answers.append(losses[candidate])
+                if problem.excess(candidate) == 0:
+                    least = min(least, losses[candidate])
+                progress(f"{least:.4g} after {count}")
+                if count == evaluations or repeats == REPEATS:
                     break
-                losses[candidate] = journal.value(_key(problem, candidate), lambda c=candidate: score(c))  # type: ignore[misc]
-                history.trials.append(Trial(candidate, losses[candidate], problem.costs(candidate)))
-                count, repeats = count + 1, 0
-            answers.append(Trial(candidate, losses[candidate], {}))
-            if problem.excess(candidate) == 0:
-                least = min(least, losses[candidate])
-            progress(f"{least:.4g} after {count}")
     except KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, 0)  # it is answered: the command line need not send it again
         history.stopped = "interrupted"
     return history
+
+
+class _Ahead:
+    """The losses of new candidates, asked for in their order: behind the first that is not known from an earlier run, all are
+    computed, as workers are free.
+    """
+
+    def __init__(self, score: Callable[[Candidate], float], new: Sequence[Candidate], workers: Workers) -> None:
+        self.score, self.new, self.workers = score, new, workers
+        self.coming: Iterator[float] | None = None
+
+    def __call__(self, candidate: Candidate) -> float:
+        if self.coming is None:
+            rest = self.new[self.new.index(candidate) :]
+            self.coming = self.workers.each(partial(_losses, self.score, rest), len(rest), 1)
+        return next(self.coming)
+
+
+def _losses(score: Callable[[Candidate], float], candidates: Sequence[Candidate], indices: range) -> Iterator[float]:
+    return (score(candidates[k]) for k in indices)
 
 
 def _key(problem: Problem, candidate: Candidate) -> str:

@@ -18,11 +18,11 @@ from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest
-from fewbit.run import Run
+from fewbit.run import Run, helped
 from fewbit.runtimes import bytes_of
 from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.judge import judge, uniform
-from fewbit.search.model import FLOAT, Loss, Model, Settings, scored
+from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings
 from fewbit.search.run import History, pareto
 from fewbit.search.run import run as trials_of
 from fewbit.search.space import Candidate, Dimension, Problem
@@ -31,6 +31,7 @@ from fewbit.stages import PREPARE
 from fewbit.stages.prove import write_model
 from fewbit.typed import typed
 from fewbit.verify.times import Times, times_of, whole_of
+from fewbit.workers import HERE, Workers
 
 JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
@@ -100,7 +101,7 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
         name, limit = parse_budget(text)
         limits[name] = min(limit, limits.get(name, limit))
     build, settings = strategy_named(request.strategy), Settings(request.edges, default_bits(request.hardware), request.least)
-    with Run.start(request, PREPARE, progress, kind="search") as run:
+    with helped(request) as workers, Run.start(request, PREPARE, progress, "search", workers) as run:
         return _searched(run, request, limits, build, settings)
 
 
@@ -129,6 +130,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
             problem, build, request.evaluations, seed=request.seed,
             seconds=None if request.time is None else max(parse_time(request.time) - reserve, 0.0),
             journal=Journal(part / JOURNAL, spent=progress.spent), progress=lambda text: progress.advance(1, text),
+            workers=run["workers"],
         )  # fmt: skip
     places = pick(problem, history, request.points)
     with progress.stage("judge"):
@@ -191,7 +193,7 @@ def _summary(
 
 def climb(
     problem: SearchProblem, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
-    journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None,
+    journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None, workers: Workers = HERE,
 ) -> History:  # fmt: skip
     """One search for each stage, with an equal share of the evaluations, each from the start; all trials together.
 
@@ -205,15 +207,15 @@ def climb(
     ladder = stages(problem.limits, cost)
     if len(ladder) > evaluations:
         ladder = [dict(problem.limits)]
-    score = scored(problem.model, problem.loss, problem.dimensions, problem.always)
+    score = Scored(problem.model, problem.loss, problem.dimensions, problem.always)
     for k, limits in enumerate(ladder):
         each = problem.problem(limits)
         share = (evaluations - len(history.trials)) // (len(ladder) - k)
         if history.stopped:
             break
         trials_of(
-            each, build(each, share, seed), score, evaluations=share, history=history, seconds=seconds, journal=journal,
-            progress=progress,
+            each, build(each, share, seed, at_once=workers.count), score, evaluations=share, history=history, seconds=seconds,
+            journal=journal, progress=progress, workers=workers,
         )  # fmt: skip
     if history.best(whole) is None:
         trials_of(whole, build(whole, 1, seed), score, evaluations=1, history=history, journal=journal, progress=progress)

@@ -1,7 +1,8 @@
-"""Strategies: each proposes the next candidate from the losses of the earlier ones.
+"""Strategies: each proposes the next candidates from the losses of the earlier ones.
 
-`propose(history)` returns a candidate within the limits of the problem, or None when the strategy is done. The first one is
-the start (all maxima, lowered evenly where that is over a limit), so no strategy ends worse than it began.
+`propose(losses)` returns candidates of which none depends on the loss of another, so that they may be evaluated at once; none
+when the strategy is done. The first one is the start (all maxima, lowered evenly where that is over a limit), so no strategy
+ends worse than it began.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 from fewbit.errors import FewbitError, UnknownName
 from fewbit.search.space import Candidate, Problem
 
-Steps = Generator[Candidate, float, None]
+Steps = Generator[Sequence[Candidate], Sequence[float], None]
+MANY = 256  # candidates of a proposal at most
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,14 @@ class Trial:
 
 
 class Strategy(ABC):
-    """A way through the space of a problem. `evaluations` is the total number of candidates that will be evaluated."""
+    """A way through the space of a problem. `evaluations` is the total number of candidates that will be evaluated, `at_once`
+    how many of them can be at the same time: what `tpe` proposes depends on it, and nothing else does.
+    """
 
-    def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
-        self.problem, self.evaluations = problem, evaluations
+    def __init__(
+        self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None, at_once: int = 1
+    ) -> None:  # fmt: skip
+        self.problem, self.evaluations, self.at_once = problem, evaluations, at_once
         self.rng = random.Random(seed)
         self.seed = seed
         begin = problem.repaired(problem.start if start is None else start)
@@ -43,19 +49,19 @@ class Strategy(ABC):
         self.start = begin
         self._steps: Steps | None = None
 
-    def propose(self, history: Sequence[Trial]) -> Candidate | None:
-        """The next candidate, given the trials so far; the last trial is the last proposal."""
+    def propose(self, losses: Sequence[float]) -> Sequence[Candidate]:
+        """The next candidates, given the losses of the last ones."""
         try:
             if self._steps is None:
                 self._steps = self.steps()
                 return next(self._steps)
-            return self._steps.send(history[-1].loss)
+            return self._steps.send(losses)
         except StopIteration:
-            return None
+            return ()
 
     @abstractmethod
     def steps(self) -> Steps:
-        """Yields candidates; receives the loss of each."""
+        """Yields candidates that may be evaluated at once; receives the loss of each."""
 
 
 class Greedy(Strategy):
@@ -70,20 +76,22 @@ class Greedy(Strategy):
 
     def steps(self) -> Steps:
         best, tight = self.start, self.problem.excess(self.problem.start) > 0
-        loss = yield best
+        (loss,) = yield [best]
         if tight:
             candidate = yield from self.descent()
-            if candidate is not None and (value := (yield candidate)) <= loss:
-                best, loss = candidate, value
+            if candidate is not None:
+                (value,) = yield [candidate]
+                best, loss = (candidate, value) if value <= loss else (best, loss)
         for at in range(len(best)):
             while (neighbour := self.problem.moved(best, at, 1)) is not None and self.problem.excess(neighbour) == 0:
-                if (value := (yield neighbour)) > loss:
+                (value,) = yield [neighbour]
+                if value > loss:
                     break
                 best, loss = neighbour, value
         if tight:
             yield from self.exchange(best, loss)
 
-    def descent(self) -> Generator[Candidate, float, Candidate | None]:
+    def descent(self) -> Generator[Sequence[Candidate], Sequence[float], Candidate | None]:
         """From the maxima to a candidate within the limits; None where no step leads there. Its trials exceed the limits.
 
         Each dimension alone is measured where an even lowering would put it: one bit less than the maximum moves the loss of
@@ -91,15 +99,19 @@ class Greedy(Strategy):
         those that add least for what they save are taken.
         """
         best, even = self.problem.start, self.start
-        loss, over = (yield best), self.problem.excess(best)
-        first: dict[int, tuple[int, float]] = {}  # by dimension: the direction that it goes, and what its first step adds
+        over = self.problem.excess(best)
+        moves: list[tuple[int, int, Candidate]] = []  # of each dimension alone: the dimension, how far it goes, and where to
         for at, (now, level) in enumerate(zip(best, even, strict=True)):
             for by in (level - now,) if level != now else (1, -1):
                 alone = self.problem.moved(best, at, by)
                 if alone is not None and (level != now or self.problem.excess(alone) != over):
-                    rise, count = max((yield alone) - loss, 0.0), abs(by)
-                    first[at] = (by // count, rise * (self.growth - 1) / (self.growth**count - 1))
+                    moves.append((at, by, alone))
                     break
+        loss, *losses = yield [best, *(alone for _, _, alone in moves)]
+        first: dict[int, tuple[int, float]] = {}  # by dimension: the direction that it goes, and what its first step adds
+        for (at, by, _), value in zip(moves, losses, strict=True):
+            rise, count = max(value - loss, 0.0), abs(by)
+            first[at] = (by // count, rise * (self.growth - 1) / (self.growth**count - 1))
         steps = dict.fromkeys(first, 0)
 
         while over > 0:
@@ -115,7 +127,7 @@ class Greedy(Strategy):
             over = self.problem.excess(best)
         return best
 
-    def exchange(self, best: Candidate, loss: float) -> Generator[Candidate, float, None]:
+    def exchange(self, best: Candidate, loss: float) -> Steps:
         """Move one dimension one option finer, repair at random places, and accept where the loss falls."""
         for _ in range(10 * self.evaluations):
             at = self.rng.randrange(len(best))
@@ -123,7 +135,7 @@ class Greedy(Strategy):
             neighbour = None if finer is None else self.problem.repaired(finer, self.rng)
             if neighbour is None or neighbour == best:
                 continue
-            value = yield neighbour
+            (value,) = yield [neighbour]
             if value < loss:
                 best, loss = neighbour, value
 
@@ -132,11 +144,14 @@ class Random(Strategy):
     """Uniform random options in every dimension, repaired at random places where over a limit."""
 
     def steps(self) -> Steps:
-        yield self.start
+        yield [self.start]
         while True:
-            sample = tuple(self.rng.randrange(len(d.options)) for d in self.problem.dimensions)
-            if (candidate := self.problem.repaired(sample, self.rng)) is not None:
-                yield candidate
+            samples = (
+                tuple(self.rng.randrange(len(d.options)) for d in self.problem.dimensions)
+                for _ in range(min(self.evaluations, MANY))
+            )
+            candidates = [self.problem.repaired(sample, self.rng) for sample in samples]
+            yield [candidate for candidate in candidates if candidate is not None]
 
 
 class Annealing(Strategy):
@@ -149,13 +164,13 @@ class Annealing(Strategy):
     hottest, coldest, share, farthest = 0.5, 0.0005, 0.1, 2
 
     def steps(self) -> Steps:
-        at, loss = self.start, (yield self.start)
+        at, (loss,) = self.start, (yield [self.start])
         unit = loss if 0 < loss < math.inf else 1.0
         cooling = (self.coldest / self.hottest) ** (1 / max(self.evaluations - 1, 1))
         temperature = self.hottest
         while True:
             neighbour = self.near(at)
-            value = yield neighbour
+            (value,) = yield [neighbour]
             if value <= loss or self.rng.random() < math.exp(-(value - loss) / (unit * temperature)):
                 at, loss = neighbour, value
             temperature = max(temperature * cooling, self.coldest)
@@ -175,14 +190,18 @@ class Annealing(Strategy):
 
 
 class Tpe(Strategy):
-    """Optuna's tree-structured Parzen estimator; a proposal over a limit is repaired, then reported."""
+    """Optuna's tree-structured Parzen estimator; a proposal over a limit is repaired, then reported. Of those evaluated
+    at once each is proposed without the losses of the others.
+    """
 
-    def __init__(self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None) -> None:
+    def __init__(
+        self, problem: Problem, evaluations: int, seed: int = 0, start: Candidate | None = None, at_once: int = 1
+    ) -> None:  # fmt: skip
         if importlib.util.find_spec("optuna") is None:
             raise FewbitError(
                 "--strategy tpe needs Optuna: pip install 'fewbit[search]'; greedy, random and annealing need nothing more."
             )
-        super().__init__(problem, evaluations, seed, start)
+        super().__init__(problem, evaluations, seed, start, at_once)
 
     def steps(self) -> Steps:
         import optuna
@@ -194,19 +213,20 @@ class Tpe(Strategy):
             for name, d in zip(names, self.problem.dimensions, strict=True)
         }
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
-        proposal: Candidate = self.start
+        proposals: list[Candidate] = [self.start]
         while True:
-            loss = yield proposal
-            values = dict(zip(names, proposal, strict=True))
-            value = loss if math.isfinite(loss) else 1e30
-            study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=value))
-            candidate = None
-            while candidate is None:
+            losses = yield proposals
+            for proposal, loss in zip(proposals, losses, strict=True):
+                values = dict(zip(names, proposal, strict=True))
+                value = loss if math.isfinite(loss) else 1e30
+                study.add_trial(optuna.trial.create_trial(params=values, distributions=kinds, value=value))
+            proposals = []
+            while len(proposals) < self.at_once:
                 trial = study.ask(kinds)
                 sample = tuple(trial.params[name] for name in names)
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 candidate = self.problem.repaired(sample, self.rng)
-            proposal = candidate
+                proposals += [] if candidate is None else [candidate]
 
 
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
