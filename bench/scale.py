@@ -1,6 +1,7 @@
 """What more workers bring: measured here with none, one and two, and predicted for many from what was measured.
 
     python bench/scale.py measure run-eff --images ../shared/data/ilsvrc_val --limit 640 --out scale.json
+    python bench/scale.py candidates ../shared/models/vit_s14_tiny200.py:model --images ../shared/data/tiny200/train
     python bench/scale.py predict scale.json --runs run-eff run-vit run-resnet20 --trial 0.41
 
 The prediction plays the tasks through: the command hands them out one after the other, each goes to the worker that is free
@@ -16,15 +17,27 @@ import importlib
 import math
 import os
 import pickle
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from fewbit import Run
+from fewbit.choose.sensitivity import Losses
 from fewbit.files import read_json, write_json
+from fewbit.request import SensitivityRequest
+from fewbit.search.model import Loss, Model, Scored
+from fewbit.search.run import losses_of
+from fewbit.stages import SENSITIVITY
+from fewbit.stages.sensitivity import some, units
+from fewbit.stages.times import context_of
 from fewbit.verify.evaluate import TOGETHER
 from fewbit.workers import HERE, Local, Workers, opened
 
@@ -109,6 +122,84 @@ def measure(folder: Path, source: str, limit: int, threads: int) -> Measured:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """`count` losses of `fewbit sensitivity` or `fewbit search`: seconds of each round by who computed them, with what workers
+    open first; the seconds that one needs for that, and the bytes that go to each machine once.
+    """
+
+    what: str
+    count: int
+    seconds: dict[str, list[float]]
+    opening: float
+    sent_bytes: int
+    load: tuple[float, float]
+
+    def rows(self) -> Iterator[str]:
+        """Of a table: who, losses a second (the middle round), and how many times as many as in this process."""
+        here = self.seconds["this process"]
+        for who, found in self.seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(here, found, strict=True))  # of rounds, which lie side by side
+            yield f"| {self.what} | {who} | {self.count / statistics.median(found):.2f} | {ratio:.2f} |"
+
+
+def opened_alone(function: Callable[[Any], float], item: Any) -> tuple[float, int]:
+    """(seconds that another process needs to open a function and for a first loss, more than for one; bytes that are sent)."""
+    text = pickle.dumps(function)
+    begin = time.perf_counter()
+    theirs = pickle.loads(text)
+    theirs(item)
+    first = time.perf_counter()
+    theirs(item)
+    return (first - begin) - (time.perf_counter() - first), len(text)
+
+
+def candidates(ref: str, source: str, count: int, rounds: int, threads: int) -> tuple[list[Candidates], float]:
+    """Losses of both commands, here, on one and on two workers in turns; they have to be the same. Seconds of an empty task."""
+    torch.set_num_threads(threads)
+    with TemporaryDirectory() as folder:
+        request = SensitivityRequest(
+            model=ref, images=source, recipe="minmax", calibration=64, scored=16, labels=False, threads=threads,
+            out=Path(folder) / "out",
+        )  # fmt: skip
+        with Run.start(request, SENSITIVITY, kind="sensitivity") as run:
+            graph, plan, batches = run["graph"], run["plan"], some(run["scored"], run["graph"], request.scored)
+            sets = [(one.ops, one.ops) for one in units(graph, plan)]
+            context, images = context_of(graph, run["stats"], request), list(run["calibration"].batches(8))
+            dimensions = Model(context, request.method).dimensions({})
+            draw = random.Random(0)
+            trials = [tuple(draw.randrange(len(one.options)) for one in dimensions) for _ in range(count)]
+
+            def score() -> Scored:
+                return Scored(Model(context, request.method), Loss(graph, images, None), dimensions)
+
+            kinds: dict[str, tuple[int, Callable[[], Callable[[Workers], Iterator[float]]]]] = {
+                "sensitivity": (len(sets), lambda: partial(Losses(graph, plan, batches).of_each, sets)),
+                "search": (count, lambda: partial(losses_of, score(), trials)),
+            }
+            alone = {"sensitivity": opened_alone(partial(loss_of, Losses(graph, plan, batches)), sets[0]),
+                     "search": opened_alone(score(), trials[0])}  # fmt: skip
+            found: dict[str, dict[str, list[float]]] = {what: {} for what in kinds}
+            right, load, empty = {what: list(made()(HERE)) for what, (_, made) in kinds.items()}, os.getloadavg()[0], []
+            for _ in range(rounds):
+                for who, number in (("this process", None), ("1 of Ray", 1), ("2 of Ray", 2)):
+                    with opened(number, None, threads) as workers:
+                        list(workers.map(warm, range(number or 0)))
+                        for what, (_, made) in kinds.items():
+                            losses, begin = made(), time.perf_counter()
+                            assert list(losses(workers)) == right[what], "a loss is another one"
+                            found[what].setdefault(who, []).append(time.perf_counter() - begin)
+                        begin = time.perf_counter()
+                        list(workers.map(nothing, range(EMPTY)))
+                        empty += [(time.perf_counter() - begin) / EMPTY] if number else []
+    loads = load, os.getloadavg()[0]
+    return [Candidates(what, n, found[what], *alone[what], loads) for what, (n, _) in kinds.items()], statistics.median(empty)
+
+
+def loss_of(losses: Losses, both: tuple[Sequence[str], Sequence[str]]) -> float:
+    return losses(*both)
+
+
 def played(seconds: Sequence[float], workers: int, handing: float, taking: Sequence[float]) -> tuple[float, float, float]:
     """(time until the last result is taken, share of it that workers are busy, share that the command is) of tasks."""
     free, clock, ends = [0.0] * workers, 0.0, []
@@ -171,8 +262,24 @@ def main() -> None:
     two.add_argument("found", type=Path)
     two.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of runs, for the seconds that they took")
     two.add_argument("--trial", type=float, default=1.0, help="seconds of a trial of a search")
+    three = parts.add_parser("candidates")
+    three.add_argument("model")
+    three.add_argument("--images", required=True)
+    three.add_argument("--count", type=int, default=48, help="trials of a search")
+    three.add_argument("--rounds", type=int, default=3)
+    three.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    if args.part == "measure":
+    if args.part == "candidates":
+        both, empty = candidates(args.model, args.images, args.count, args.rounds, args.threads)
+        print(
+            "| losses of | by | a second | times as many |\n|---|---|---|---|",
+            *(r for one in both for r in one.rows()),
+            sep="\n",
+        )
+        for one in both:
+            print(f"{one.what}: {one.sent_bytes:,} bytes sent, {one.opening:.2f} s to open, load {one.load}, {one.seconds}")
+        print(f"An empty task takes {1e3 * empty:.2f} ms.")
+    elif args.part == "measure":
         write_json(args.out, asdict(measure(args.run, args.images, args.limit, args.threads)))
         print(args.out.read_text())
     else:

@@ -89,8 +89,13 @@ class _Ahead:
     def __call__(self, candidate: Candidate) -> float:
         if self.coming is None:
             rest = self.new[self.new.index(candidate) :]
-            self.coming = self.workers.each(partial(_losses, self.score, rest), len(rest), 1)
+            self.coming = losses_of(self.score, rest, self.workers)
         return next(self.coming)
+
+
+def losses_of(score: Callable[[Candidate], float], candidates: Sequence[Candidate], workers: Workers) -> Iterator[float]:
+    """The loss of each of many candidates, in their order, whoever computes it."""
+    return workers.each(partial(_losses, score, candidates), len(candidates), 1)
 
 
 def _losses(score: Callable[[Candidate], float], candidates: Sequence[Candidate], indices: range) -> Iterator[float]:
