@@ -21,8 +21,8 @@ import tasks
 from fewbit import workers as module
 from fewbit.errors import FewbitError, Stopped, UnknownName
 from fewbit.files import read_json
-from fewbit.request import SearchRequest, SensitivityRequest
-from fewbit.run import sensitivity
+from fewbit.request import Request, SearchRequest, SensitivityRequest
+from fewbit.run import execute, sensitivity
 from fewbit.search import execute as search
 from fewbit.workers import Workers, opened
 
@@ -207,6 +207,26 @@ def test_a_sensitivity_whose_worker_is_killed_is_that_of_one_process(place: Path
     sensitivity(SensitivityRequest(**asked, out=place / "two", workers=2))
     assert len({path.name.split("-")[0] for path in Path("tries").iterdir()}) >= 2  # the killed one, and who took its place
     assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
+
+
+def test_a_run_with_workers_is_that_of_one_process(place: Path) -> None:
+    """Its plan, whose ridges of GPTQ are tasks, the score of its file, and what its modules lose."""
+    asked = {
+        "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "target": "ort-x86-vnni", "labels": False,
+        "recipe": "fast", "bits": "4", "threads": 1, "seconds": 0.01,
+    }  # fmt: skip
+    one = execute(Request(**asked, out=place / "one"))
+    assert not list(Path("tries").iterdir())
+    two = execute(Request(**asked, out=place / "two", workers=2))
+    for name in ("plan.json", "plan.safetensors", "model.onnx"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+    assert [log.rows for log in one.plan.logs("gptq")] == [log.rows for log in two.plan.logs("gptq")]
+    assert one.plan.logs("gptq")
+    assert one.report["accuracy"] == two.report["accuracy"]
+    assert len(list(Path("tries").iterdir())) == 2  # one loss for each module
+    lost = [read_json(Path(name, "tables.json"))["sensitivity"] for name in ("one", "two")]
+    assert lost[0] == lost[1]
+    assert len(lost[0]) == 2
 
 
 @pytest.mark.parametrize("strategy", ["random", "greedy"])

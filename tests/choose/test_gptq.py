@@ -17,6 +17,8 @@ from fewbit.core.values import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 from fewbit.recipes import RECIPES
+from fewbit.workers import HERE
+from tasks import Apart
 
 GRID = Grid(3, narrow=True, axis=0)
 PLAIN = Gptq(ridges=(), shares=(1.0,), sweeps=0)
@@ -196,6 +198,18 @@ def test_ridge_goes_to_least_squares_and_is_off_where_both_models_read_the_same(
     assert share == 1e-9
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert Gptq().ridge(w, moments(x[:1500]).centred(), moments(x[1500:]).centred()) is None
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_another_process_selects_the_same_ridge(groups):
+    """Of few rows and much noise, where neither the smallest λ is the best nor the largest."""
+    x, (w, _) = rows(500), weight(6, 12 // groups)
+    read = x + 2.0 * rows(500, seed=9, mix=0.0)
+    given = w, moments(read[:40], x[:40], groups, 6).centred(), moments(read[40:], x[40:], groups, 6).centred()
+    shares = tuple(10.0**k for k in range(-6, 4))
+    here, there = (Gptq(ridges=shares).ridge(*given, workers) for workers in (HERE, Apart()))
+    assert here == there
+    assert shares[0] < here < shares[-1]
 
 
 def test_the_gain_of_a_weight_that_is_too_small_by_a_factor_is_the_factor():

@@ -21,6 +21,7 @@ from fewbit.files import Journal
 from fewbit.observe.stats import Stats
 from fewbit.target.allowed import Allowed, allowed
 from fewbit.target.spec import Target
+from fewbit.workers import HERE, Workers
 
 BATCH = 8  # images of a batch that a stream carries
 MEMORY = 1 << 30  # bytes of the largest tensor of all images together
@@ -52,6 +53,7 @@ class Context:
     for a pass that trains; `real_images` says whether `images` are photographs. `sampled` are samples drawn earlier (None:
     drawn when a pass needs them). `slower` are ops that stay float for the time that they would lose in integers, and why.
     `journal` and `folder` store results, so that a killed run can continue, and values of all images lie in `folder` meanwhile.
+    `workers` do what does not depend on each other.
     """
 
     graph: Graph
@@ -72,6 +74,7 @@ class Context:
     folder: Path | None = None
     sampled: Mapping[str, OpSample | PairSample] | None = None
     progress: Callable[[str], None] = quiet
+    workers: Workers = HERE
 
     @cached_property
     def widths(self) -> Bits:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan, described
+from fewbit.workers import HERE, Workers
 
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
@@ -149,7 +151,11 @@ class Gptq:
             return None
         fit, outside = found
         whole = fit if outside is None else fit + outside
-        ridge = None if outside is None or not self.ridges else self.ridge(w.flatten(1), fit.centre(), outside.centre())
+        ridge = (
+            None
+            if outside is None or not self.ridges
+            else self.ridge(w.flatten(1), fit.centre(), outside.centre(), builder.context.workers)
+        )
         del fit, outside
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
@@ -182,12 +188,16 @@ class Gptq:
         shift = missing if bias is None else wide(bias) + missing
         return Solved(result, shift.float(), ridge)
 
-    def ridge(self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments) -> float | None:
-        """The λ of W* (None: W itself is better), selected on held-out moments; both are centred."""
-        lacking, held_out = inside.lacking(w), outside.lacking(w)
+    def ridge(
+        self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments, workers: Workers = HERE
+    ) -> float | None:  # fmt: skip
+        """The λ of W* (None: W itself is better), selected on held-out moments; both are centred. Each λ is a task of
+        `workers`, with as many threads of torch.
+        """
+        given = inside.lacking(w), inside.to_read(), outside.lacking(w), outside.to_read()
+        tried = partial(_held_out_errors, *given, self.ridges, torch.get_num_threads())
         best, best_share = 0.0, None
-        for share in self.ridges:
-            error = float(outside.error(held_out, _solved(lacking, inside, share)).sum())
+        for share, error in zip(self.ridges, workers.each(tried, len(self.ridges), 1), strict=True):
             if error < best:
                 best, best_share = error, share
         return best_share
@@ -266,6 +276,15 @@ def _solved(lacking: Float[Tensor, "o m"], moments: Moments, share: float) -> Fl
     """W* - W, of what W lacks."""
     parts = lacking.unflatten(0, (len(moments.gram), -1))
     return torch.cholesky_solve(parts.mT, factor(moments.gram, share)).mT.flatten(0, 1)
+
+
+def _held_out_errors(
+    lacking: Tensor, inside: Moments, held_out: Tensor, outside: Moments, shares: Sequence[float], threads: int, indices: range
+) -> Iterator[float]:
+    """The error of W* - W on held-out moments for some of the λ; below 0 where it is better than nothing."""
+    for k in indices:
+        torch.set_num_threads(threads)
+        yield float(outside.error(held_out, _solved(lacking, inside, shares[k])).sum())
 
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:

@@ -108,6 +108,10 @@ class Moments:
         gram, cross = _less(self.gram.div_(n), q, q), _less(self.cross.div_(n), x, q)
         return Moments(1, q, x, gram, cross, d, behind)
 
+    def to_read(self) -> Moments:
+        """Those of what is read, which is all that the error of weights needs beside its target."""
+        return replace(self, cross=self.cross[:0], residual_read=self.residual_read[:0])
+
     def target(self, w: Float[Tensor, "o m"]) -> Float[Tensor, "o m"]:
         """The products of the target output, W x + residual, with the input."""
         parts = wide(w).unflatten(0, (len(self.cross), -1)) @ self.cross

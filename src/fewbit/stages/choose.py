@@ -24,6 +24,7 @@ from fewbit.request import Planned
 from fewbit.stages.load import Inputs
 from fewbit.stages.observe import Rows
 from fewbit.stages.times import context_of, elsewhere, without_slower
+from fewbit.workers import Workers
 
 JOURNAL = "joint.jsonl"  # losses of a joint search or errors of a reconstruction, to resume it
 UNITS = "units"  # results of a reconstruction by block, to resume it
@@ -33,7 +34,7 @@ ASIDE = 32  # of them at a time
 
 def choose(
     graph: Graph, stats: Stats, equalized: Rows, calibration: Images, inputs: Inputs, request: Planned, folder: Path,
-    progress: Progress,
+    progress: Progress, workers: Workers,
 ) -> Plan:  # fmt: skip
     """The plan of a recipe on a target, with all fallbacks; also saved in the run's folder."""
     recipe, bits = request.method, request.widths
@@ -45,7 +46,7 @@ def choose(
         aside=() if judged_by is None else judged_by.batches(graph.at_a_time(ASIDE)),
         synthetic=_pool(inputs, calibration, request, folder, progress),
         journal=Journal(folder / JOURNAL, spent=spent), folder=folder / UNITS,
-        progress=lambda text: progress.advance(1, text),
+        progress=lambda text: progress.advance(1, text), workers=workers,
     )  # fmt: skip
     log: list[PassLog] = []
     if request.only_what_pays:
