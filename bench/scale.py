@@ -30,7 +30,10 @@ from typing import Any
 import torch
 
 from fewbit import Run
+from fewbit.choose.gptq import Gptq
+from fewbit.choose.moments import Moments
 from fewbit.choose.sensitivity import Losses
+from fewbit.core.values import Graph
 from fewbit.files import read_json, write_json
 from fewbit.request import SensitivityRequest
 from fewbit.search.model import Loss, Model, Scored
@@ -43,6 +46,7 @@ from fewbit.workers import HERE, Local, Workers, opened
 
 Tasks = tuple[Sequence[float], Sequence[float]]  # seconds of each on a worker, and for its result in the command
 
+WHATS = ("sensitivity", "search", "ridges")
 EMPTY = 500  # tasks that do nothing
 NETWORK = 1.25e9  # bytes a second into the machine of the command: 10 Gbit
 IMAGENET, MODELS, TRIALS = 50_000, 1_000, 10_000
@@ -124,8 +128,8 @@ def measure(folder: Path, source: str, limit: int, threads: int) -> Measured:
 
 @dataclass(frozen=True)
 class Candidates:
-    """`count` losses of `fewbit sensitivity` or `fewbit search`: seconds of each round by who computed them, with what workers
-    open first; the seconds that one needs for that, and the bytes that go to each machine once.
+    """`count` losses of `fewbit sensitivity` or `fewbit search`, or ridges of a layer: seconds of each round by who computed
+    them, with what workers open first; the seconds that one needs for that, and the bytes that go to each machine once.
     """
 
     what: str
@@ -154,7 +158,9 @@ def opened_alone(function: Callable[[Any], float], item: Any) -> tuple[float, in
     return (first - begin) - (time.perf_counter() - first), len(text)
 
 
-def candidates(ref: str, source: str, count: int, rounds: int, threads: int) -> tuple[list[Candidates], float]:
+def candidates(
+    ref: str, source: str, whats: Sequence[str], count: int, rounds: int, threads: int
+) -> tuple[list[Candidates], float]:
     """Losses of both commands, here, on one and on two workers in turns; they have to be the same. Seconds of an empty task."""
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
@@ -167,7 +173,7 @@ def candidates(ref: str, source: str, count: int, rounds: int, threads: int) -> 
             sets = [(one.ops, one.ops) for one in units(graph, plan)]
             context, images = context_of(graph, run["stats"], request), list(run["calibration"].batches(8))
             dimensions = Model(context, request.method).dimensions({})
-            draw = random.Random(0)
+            layer, draw = largest(graph), random.Random(0)
             trials = [tuple(draw.randrange(len(one.options)) for one in dimensions) for _ in range(count)]
 
             def score() -> Scored:
@@ -176,9 +182,14 @@ def candidates(ref: str, source: str, count: int, rounds: int, threads: int) -> 
             kinds: dict[str, tuple[int, Callable[[], Callable[[Workers], Iterator[float]]]]] = {
                 "sensitivity": (len(sets), lambda: partial(Losses(graph, plan, batches).of_each, sets)),
                 "search": (count, lambda: partial(losses_of, score(), trials)),
+                "ridges": (len(Gptq().ridges), lambda: partial(ridge_of, *layer)),
             }
-            alone = {"sensitivity": opened_alone(partial(loss_of, Losses(graph, plan, batches)), sets[0]),
-                     "search": opened_alone(score(), trials[0])}  # fmt: skip
+            alone = {
+                "sensitivity": lambda: opened_alone(partial(loss_of, Losses(graph, plan, batches)), sets[0]),
+                "search": lambda: opened_alone(score(), trials[0]),
+                "ridges": lambda: (0.0, len(pickle.dumps([layer[0], *(one.to_read() for one in layer[1:])]))),
+            }
+            kinds = {what: kinds[what] for what in whats}
             found: dict[str, dict[str, list[float]]] = {what: {} for what in kinds}
             right, load, empty = {what: list(made()(HERE)) for what, (_, made) in kinds.items()}, os.getloadavg()[0], []
             for _ in range(rounds):
@@ -193,7 +204,20 @@ def candidates(ref: str, source: str, count: int, rounds: int, threads: int) -> 
                         list(workers.map(nothing, range(EMPTY)))
                         empty += [(time.perf_counter() - begin) / EMPTY] if number else []
     loads = load, os.getloadavg()[0]
-    return [Candidates(what, n, found[what], *alone[what], loads) for what, (n, _) in kinds.items()], statistics.median(empty)
+    return [Candidates(what, n, found[what], *alone[what](), loads) for what, (n, _) in kinds.items()], statistics.median(empty)
+
+
+def largest(graph: Graph) -> tuple[torch.Tensor, Moments, Moments]:
+    """What GPTQ selects a ridge by, of the shape of the layer with the longest rows; the numbers are drawn."""
+    weights = [site.shape for site in graph.sites if site.role == "weight" and len(site.shape) == 2]
+    o, m = max(weights, key=lambda shape: (shape[1], shape[0]))
+    x, y, noise = (torch.randn(2 * m, m, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    inside, outside = (Moments.of([(some + noise, some, None)], 1, o).centre() for some in (x, y))
+    return torch.randn(o, m, generator=torch.Generator().manual_seed(3)), inside, outside
+
+
+def ridge_of(w: torch.Tensor, inside: Moments, outside: Moments, workers: Workers) -> Iterator[float]:
+    yield Gptq().ridge(w, inside, outside, workers) or 0.0
 
 
 def loss_of(losses: Losses, both: tuple[Sequence[str], Sequence[str]]) -> float:
@@ -265,12 +289,13 @@ def main() -> None:
     three = parts.add_parser("candidates")
     three.add_argument("model")
     three.add_argument("--images", required=True)
+    three.add_argument("--what", nargs="+", choices=WHATS, default=WHATS)
     three.add_argument("--count", type=int, default=48, help="trials of a search")
     three.add_argument("--rounds", type=int, default=3)
     three.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.part == "candidates":
-        both, empty = candidates(args.model, args.images, args.count, args.rounds, args.threads)
+        both, empty = candidates(args.model, args.images, args.what, args.count, args.rounds, args.threads)
         print(
             "| losses of | by | a second | times as many |\n|---|---|---|---|",
             *(r for one in both for r in one.rows()),

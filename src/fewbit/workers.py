@@ -131,7 +131,10 @@ class Cluster:
 
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= self.cpus]
         if not nodes:
-            raise FewbitError(f"no machine of the cluster has {self.cpus} processors for a task; give fewer: --threads 1.")
+            raise FewbitError(
+                f"no machine of the cluster has {self.cpus} processors for a task; give fewer: --threads 1 and "
+                "OMP_NUM_THREADS=1."
+            )
         task: Any = ray.remote(num_cpus=0)(_there)
         sent = {}
         for node in nodes:
