@@ -50,6 +50,40 @@ threads = 1
 """
 
 
+TASK = """
+import os, signal, time
+from pathlib import Path
+from fewbit.task import Tensors
+
+class Fatal(Tensors):
+    def __init__(self):
+        super().__init__((True,))
+
+    def divergence(self, exact, outputs):
+        if os.getpid() != int(Path("driver").read_text()):
+            tries = len(list(Path("tries").iterdir()))
+            Path("tries", f"{os.getpid()}-{tries}").touch()
+            if tries == 3 and not Path("wait").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            while Path("wait").exists():
+                time.sleep(0.05)
+        return super().divergence(exact, outputs)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with a model, images, and a task of which the fourth loss in a worker ends it, or all wait."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    Path("task.py").write_text(TASK)
+    Path("tries").mkdir()
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8))
+    Path("driver").write_text(f"{os.getpid()}")
+    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
 @pytest.fixture(scope="module", autouse=True)
 def path() -> Iterator[None]:
     """Workers find the functions of tasks.py."""
@@ -164,47 +198,38 @@ class TestCluster:
             assert sorted(results) == [(k, k * k) for k in range(6)]
             assert sorted(len(list(tmp_path.glob(f"{k}-*"))) for k in range(6)) == [1, 1, 1, 1, 1, 2]
 
+    def test_losses_of_a_machine_that_is_lost_are_computed_on_another(self, cluster: Any, place: Path) -> None:
+        """Two tasks wait, one on each machine, until one machine is gone."""
+        while len(cluster.fewbit_nodes) < 2:
+            cluster.fewbit_nodes.append(cluster.add_node(num_cpus=1))
+        sensitivity(SensitivityRequest(**SENSITIVITY, out=place / "one"))
+        Path("wait").touch()
 
-TASK = """
-import os, signal
-from pathlib import Path
-from fewbit.task import Tensors
+        def lose() -> None:
+            until(lambda: len(list(Path("tries").iterdir())) >= 2)
+            cluster.remove_node(cluster.fewbit_nodes.pop(), allow_graceful=False)
+            Path("tries", "lost").touch()
+            Path("wait").unlink()
 
-class Fatal(Tensors):
-    def __init__(self):
-        super().__init__((True,))
-
-    def divergence(self, exact, outputs):
-        if os.getpid() != int(os.environ["DRIVER"]):
-            tries = len(list(Path("tries").iterdir()))
-            Path("tries", f"{os.getpid()}-{tries}").touch()
-            if tries == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().divergence(exact, outputs)
-"""
+        thread = threading.Thread(target=lose, daemon=True)
+        thread.start()
+        sensitivity(SensitivityRequest(**SENSITIVITY, out=place / "two", ray=cluster.address))
+        thread.join(60)
+        Path("tries", "lost").unlink()
+        assert len(list(Path("tries").iterdir())) == 5 + 1  # a module alone or all but it, and the plan; one again
+        assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, with a model, images, and a task of which the fourth loss in a worker ends it."""
-    monkeypatch.chdir(tmp_path)
-    Path("net.py").write_text(NET)
-    Path("task.py").write_text(TASK)
-    Path("tries").mkdir()
-    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8))
-    monkeypatch.setenv("DRIVER", f"{os.getpid()}")
-    monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+SENSITIVITY = {
+    "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "recipe": "minmax", "target": "ort-arm64",
+    "labels": False, "threads": 1,
+}  # fmt: skip
 
 
 def test_a_sensitivity_whose_worker_is_killed_is_that_of_one_process(place: Path) -> None:
-    asked = {
-        "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "recipe": "minmax", "target": "ort-arm64",
-        "labels": False,
-    }  # fmt: skip
-    sensitivity(SensitivityRequest(**asked, out=place / "one"))
+    sensitivity(SensitivityRequest(**SENSITIVITY, out=place / "one"))
     assert not list(Path("tries").iterdir())
-    sensitivity(SensitivityRequest(**asked, out=place / "two", workers=2))
+    sensitivity(SensitivityRequest(**SENSITIVITY, out=place / "two", workers=2))
     assert len({path.name.split("-")[0] for path in Path("tries").iterdir()}) >= 2  # the killed one, and who took its place
     assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
 
