@@ -234,12 +234,13 @@ def test_a_sensitivity_whose_worker_is_killed_is_that_of_one_process(place: Path
     assert Path("one/sensitivity.json").read_bytes() == Path("two/sensitivity.json").read_bytes()
 
 
-def test_a_run_with_workers_is_that_of_one_process(place: Path) -> None:
+def test_a_run_with_workers_is_that_of_one_process(place: Path, monkeypatch) -> None:
     """Its plan, whose ridges of GPTQ are tasks, the score of its file, and what its modules lose."""
     asked = {
         "model": "net.py:small", "images": "images.npy", "task": "task.py:Fatal", "target": "ort-x86-vnni", "labels": False,
         "recipe": "fast", "bits": "4", "threads": 1, "seconds": 0.01,
     }  # fmt: skip
+    monkeypatch.setattr("fewbit.choose.gptq.LONG", 1)
     one = execute(Request(**asked, out=place / "one"))
     assert not list(Path("tries").iterdir())
     two = execute(Request(**asked, out=place / "two", workers=2))

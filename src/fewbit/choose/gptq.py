@@ -26,6 +26,7 @@ from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan, described
 from fewbit.workers import HERE, Workers
 
+LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
 
@@ -151,11 +152,9 @@ class Gptq:
             return None
         fit, outside = found
         whole = fit if outside is None else fit + outside
-        ridge = (
-            None
-            if outside is None or not self.ridges
-            else self.ridge(w.flatten(1), fit.centre(), outside.centre(), builder.context.workers)
-        )
+        workers, ridge = builder.context.workers if whole.gram.shape[-1] >= LONG else HERE, None
+        if outside is not None and self.ridges:
+            ridge = self.ridge(w.flatten(1), fit.centre(), outside.centre(), workers)
         del fit, outside
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
