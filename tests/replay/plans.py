@@ -46,6 +46,7 @@ from fewbit.stages.load import Inputs
 from fewbit.target import load_target
 from fewbit.target.load import processor_flags
 from fewbit.task import recognise
+from fewbit.workers import HERE
 from replay.nets import SIZE, images, net
 
 LATE = ("sums that may leave them", "those before")  # the fallback where codes or biases were not safe
@@ -142,7 +143,9 @@ def plan_of(name: str, target: str, recipe: str, bits: str, *, everything: bool 
         refuse_without_norms(Teacher(ready.inputs.loaded.program))
     graph, stats, moved = equalized(name, target, recipe, bits, everything)
     with tempfile.TemporaryDirectory() as part:
-        return graph, choose_stage.choose(graph, stats, moved, ready.images, ready.inputs, request, Path(part), Progress())
+        return graph, choose_stage.choose(
+            graph, stats, moved, ready.images, ready.inputs, request, Path(part), Progress(), HERE
+        )
 
 
 def decisions(graph: Graph, plan: Plan) -> tuple[Rows, Rows]:
