@@ -592,6 +592,13 @@ def test_the_report_says_what_to_do() -> None:
     text = read(report, tables).text
     assert f"What to do next {answers.advice(report, tables)[0][0]} {command} --max-drop 0.5 --force" in text
     assert "fewbit sensitivity vit_tiny_patch32_224" in said()  # an older run says no more
+    tables["run"]["command"], report["pays"] = "fewbit quantize net.onnx --force", {"pays": False}
+    assert [step[1] for step in answers.advice(report, tables)[:2]] == [
+        "fewbit quantize net.onnx --force --only-what-pays", "fewbit quantize net.onnx --force --max-drop 0.5",
+    ]  # fmt: skip
+    tables["run"]["command"] += " --only-what-pays"
+    assert all("Leave float what loses time" not in what for what, _ in answers.advice(report, tables))
+    tables["run"]["command"], report["pays"] = command, None
     whole = "fewbit quantize net.onnx --images a --scored 9 --quick --mean 0 --out far"
     tables["next"] = {"sensitivity": of_sensitivity(whole), "folder": "far"}
     assert said().endswith("fewbit sensitivity net.onnx --images a --mean 0")  # the interval is below 0

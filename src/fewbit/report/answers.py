@@ -155,6 +155,11 @@ def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
     return [row for row in rows if row.get("kind") == "chosen"], [row for row in rows if row.get("kind") != "chosen"]
 
 
+def _with(command: str, option: str) -> str:
+    """A command, if there is one, with an option more, that writes its run again."""
+    return command and f"{command} {option}{'' if '--force' in command.split() else ' --force'}"
+
+
 def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
     """What to do next: sentences, each with a command or none."""
     verify, accuracy, paid = report.get("verify"), report.get("accuracy"), report.get("pays")
@@ -169,11 +174,11 @@ def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
     more = tables.get("next") or {}
     folder, modules = more.get("folder", "RUN"), more.get("sensitivity") or f"fewbit sensitivity {report.get('model')}"
     steps = []
-    if paid and not paid["pays"]:
-        steps.append(("Leave float what loses time in integers.", again and f"{again} --only-what-pays --force"))
+    if paid and not paid["pays"] and "--only-what-pays" not in again:
+        steps.append(("Leave float what loses time in integers.", _with(again, "--only-what-pays")))
     if accuracy.get("quantized") is not None and accuracy["interval"][1] < 0 and "--max-drop" not in again:
         steps.append(("It loses more than chance explains. Find the fastest file within a limit, here half a point:",
-                      again and f"{again} --max-drop 0.5 --force"))  # fmt: skip
+                      _with(again, "--max-drop 0.5")))  # fmt: skip
         steps.append(
             (
                 "Or see which modules lose most, and leave them float.",
