@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from bench.ablations import ABLATIONS
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from conftest import SIZE, Block
 from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture.export import graph_module
 from fewbit.capture.structure import modules
 from fewbit.choose import Context, choose
 from fewbit.choose.choose import check
@@ -217,3 +220,101 @@ def test_outputs_that_depend_on_the_batch_as_a_whole_are_refused(share: float, t
         load_model(net, overrides={"input_size": SIZE})
     alone = load_model(torch.export.export(net, (torch.rand(1, *SIZE),)))  # of one image it is a function
     assert alone.batch == 1
+
+
+class OfOne(nn.Module):
+    """Classes of images, from which `last` makes something else where there is one image."""
+
+    def __init__(self, last: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.head, self.last = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 5), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x, self.head(F.relu(self.stem(x)).mean((2, 3))))
+
+
+def squeezed(x: Tensor, z: Tensor) -> Tensor:
+    q = z.squeeze()
+    return q[None] if q.dim() == 1 else q
+
+
+@pytest.mark.parametrize(
+    "last", [lambda x, z: z * 2 if x.shape[0] == 1 else z, squeezed, lambda x, z: z * min(x.shape[0], 4)]
+)  # fmt: skip
+def test_what_a_model_makes_of_one_image_alone_is_what_its_program_makes_of_it(
+    last: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    net, image = OfOne(last).eval(), torch.rand(1, *SIZE)
+    with torch.no_grad():
+        expected, loaded = net(image), load_model(net, overrides={"input_size": SIZE})
+        found = graph_module(loaded.program)(image)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected)
+    assert loaded.batch == 1
+    assert "takes one image at a time" in loaded.notes[-1]
+
+
+def test_a_program_whose_outputs_depend_on_how_many_images_there_are_is_refused() -> None:
+    program = torch.export.export(
+        OfOne(lambda x, z: z / x.shape[0]).eval(), (torch.rand(2, *SIZE),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    with pytest.raises(BadModel, match=r"one image alone other outputs than in a batch of two"):
+        load_model(program)
+
+
+def test_a_file_that_branches_on_one_image_is_taken_for_one(tmp_path: Path) -> None:
+    path, make = tmp_path / "if.onnx", onnx.helper
+    value = onnx.TensorProto.FLOAT
+    branches = {
+        f"{name}_branch": make.make_graph(
+            [make.make_node(op, inputs, [name])], name, [], [make.make_tensor_value_info(name, value, None)]
+        )
+        for name, op, inputs in (("then", "Add", ["z", "z"]), ("else", "Identity", ["z"]))
+    }
+    nodes = [
+        make.make_node("Conv", ["x", "w"], ["c"]), make.make_node("ReduceMean", ["c"], ["z"], axes=[2, 3], keepdims=0),
+        make.make_node("Shape", ["x"], ["s"]), make.make_node("Gather", ["s", "zero"], ["n"]),
+        make.make_node("Equal", ["n", "one"], ["is"]), make.make_node("If", ["is"], ["y"], **branches),
+    ]  # fmt: skip
+    stored = {
+        "w": np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32),
+        "zero": np.int64(0),
+        "one": np.int64(1),
+    }
+    graph = make.make_graph(
+        nodes, "g",
+        [make.make_tensor_value_info("x", value, ["N", *SIZE])], [make.make_tensor_value_info("y", value, ["N", 4])],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()],
+    )  # fmt: skip
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8), path)
+    loaded, image = load_model(str(path)), torch.rand(1, *SIZE)
+    with torch.no_grad():
+        found = graph_module(loaded.program)(image).numpy()
+    (expected,) = ort.InferenceSession(path).run(None, {"x": image.numpy()})
+    assert loaded.batch == 1
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_files_are_compared_with_one_image_alone_and_with_several(tmp_path: Path) -> None:
+    """float.onnx as of a model that drops the first dimension where it is 1."""
+    net = OfOne(lambda x, z: z).eval()
+    graph = capture(load_model(net, overrides={"input_size": SIZE}))
+    float_onnx(graph, tmp_path / "float.onnx", opset=17)
+    batches = prove._batches(graph, torch.rand(6, *SIZE))
+    assert [len(batch) for batch in batches] == [1, 4, 1]
+    model = onnx.load(tmp_path / "float.onnx")
+    name = model.graph.output[0].name
+    (last,) = (node for node in model.graph.node if name in node.output)
+    last.output[0] = "rows"
+    model.graph.node.append(onnx.helper.make_node("Squeeze", ["rows"], [name]))
+    onnx.save(model, tmp_path / "squeezed.onnx")
+    program = load_model(net, overrides={"input_size": SIZE}).program
+
+    def right(file: str, some: list[Tensor]) -> bool:
+        return not any(check.wrong for check in twin_checks(program, graph.inputs, tmp_path / file, "onnxruntime", some))
+
+    files = ("float.onnx", "squeezed.onnx")
+    rights = {(file, alone): right(file, batches if alone else batches[1:2]) for file in files for alone in (True, False)}
+    assert rights == {("float.onnx", True): True, ("float.onnx", False): True} | {
+        ("squeezed.onnx", True): False, ("squeezed.onnx", False): True,
+    }  # fmt: skip

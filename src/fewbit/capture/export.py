@@ -35,6 +35,8 @@ CHOOSES = (
     "It chooses boxes, masks or parts by their values, which no fixed graph does. Give what stands before that, such as the "
     "backbone with its heads, as a module of its own: file.py:function."
 )
+ROUNDING = 2.0**-20  # of an image, as sums of 256 terms in float32 round
+TIES = 4.0  # times as many numbers as rounding moves to another side may change with the size of the batch
 PASSES = 8  # of a program that draws random numbers, to see whether they change its answer
 
 
@@ -168,8 +170,10 @@ def alike(one: Tensor, two: Tensor) -> bool:
     return torch.allclose(one, two, rtol=0, atol=1e-4 * largest, equal_nan=True)
 
 
-def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> None:
-    """Raise BadModel where a program gives two answers for one image: its operators are random, or the images of a batch depend
+def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> bool:
+    """Whether one image alone has the outputs that it has in a batch of two; True where a batch is written in the program.
+
+    Raises BadModel where a program gives two answers for one image: its operators are random, or the images of a batch depend
     on each other, so that one has other outputs in another place, or where other images stand beside it.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
@@ -180,7 +184,7 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
         with torch.no_grad():
             _same_again(lambda: graph_module(program)(*_copies(values)), ref, PASSES)
     if batch == 1:
-        return
+        return True
     beside = torch.cat([noise[-1:], LOUD * noise[:-1]])
     turned = fed(inputs, example(inputs, beside))
     with torch.no_grad():
@@ -191,6 +195,41 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
             f"{ref} {written}gives one image other outputs in another place of the batch, or beside other images: its images "
             "depend on each other, as by a mean over the batch. Mend that, or export it for one image."
         )
+    return batch is not None or _is_alone(graph_module(program), inputs, noise[-1:], [value[-1:] for value in here])
+
+
+def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input], arguments: Arguments | None) -> bool:
+    """Whether a program gives for one image alone what the module gives, which may do something of its own with a batch of
+    one: torch.export takes a free batch for two or more.
+    """
+    called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
+    image = noise_of(1, image_among(inputs).shape)
+    with evaluating(called), torch.no_grad():
+        try:
+            with quiet():
+                want = [one for one in pytree.tree_leaves(called.result(tensors_of(inputs, image))) if isinstance(one, Tensor)]
+            got = pytree.tree_leaves(graph_module(program)(*_copies(fed(inputs, example(inputs, image)))))
+        except Exception:
+            return False  # why is said where it is exported for one image
+    return all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True))
+
+
+def _is_alone(run: GraphModule, inputs: Sequence[Input], image: Tensor, row: Sequence[Tensor]) -> bool:
+    """Whether an image alone has the outputs of `row`, but for numbers that change as much where rounding moves the image."""
+    with torch.no_grad():
+        alone = pytree.tree_leaves(run(*_copies(fed(inputs, example(inputs, image)))))
+        if any(a.shape != b.shape for a, b in zip(alone, row, strict=True)):
+            return False
+        if all(alike(a.double(), b.double()) for a, b in zip(alone, row, strict=True)):
+            return True
+        moved = pytree.tree_leaves(run(*_copies(fed(inputs, example(inputs, image * (1 + ROUNDING))))))
+    return all(c.shape != a.shape or _unlike(a, b) <= TIES * _unlike(a, c) for a, b, c in zip(alone, row, moved, strict=True))
+
+
+def _unlike(one: Tensor, two: Tensor) -> float:
+    """The share of numbers that differ by more than the order of a sum changes."""
+    a, b = one.double().nan_to_num(), two.double().nan_to_num()
+    return float(((a - b).abs() > 1e-4 * a.abs().max()).double().mean()) if a.numel() else 0.0
 
 
 def _copies(values: Iterable[Tensor]) -> Iterator[Tensor]:

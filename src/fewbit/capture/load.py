@@ -32,6 +32,8 @@ from torch.nn.parameter import is_lazy
 from fewbit.capture.archive import read_program
 from fewbit.capture.checkpoint import SUFFIXES, refuse_file, unwrapped
 from fewbit.capture.export import (
+    ADVICE,
+    as_alone,
     batch_of,
     graph_module,
     image_of,
@@ -188,10 +190,14 @@ def _from_module(
     if said := purpose(module):
         fields.setdefault("task", said)
     program, inputs = exported(module, inputs, arguments, batches, free)
-    if batch_of(program, inputs) is None and any(_sizes(value)[:1] == ["1"] for value in output_values(program).values()):
-        program, inputs = exported(module, inputs, arguments, (1,), free)  # an output that is of one image, whatever the batch
+    of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # whatever the batch
+    if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
+        program, inputs = exported(module, inputs, arguments, (1,), free)
     _check_outputs(ref, program, inputs)
-    refuse_random(program, inputs, ref)
+    if not refuse_random(program, inputs, ref):
+        program, inputs = exported(module, inputs, arguments, (1,), free)
+    if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
+        raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
     notes = (*notes, *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
@@ -233,7 +239,11 @@ def _from_program(
     if sizes.of(free):
         inputs = with_other_sizes(by_guards(program, inputs), program, inputs) or inputs
     _check_outputs(ref, program, inputs)
-    refuse_random(program, inputs, ref)
+    if not refuse_random(program, inputs, ref):
+        raise BadModel(
+            f"{ref} gives one image alone other outputs than in a batch of two: they depend on how many images there are. "
+            "Export it for one image."
+        )
     record = {**(overrides or {}), "input_size": shape}
     notes = (*_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     classes = tuple(record.pop("classes", ()))

@@ -100,6 +100,11 @@ def parts(batch: Batch, size: int) -> list[Batch]:
     return [rows(batch, slice(first, first + size)) for first in range(0, count(batch), size)]
 
 
+def one_and_parts(batch: Batch, size: int) -> list[Batch]:
+    """The first image alone, as a file is run that serves one image, and the others in batches of `size`."""
+    return [rows(batch, slice(1)), *parts(rows(batch, slice(1, None)), size)] if size > 1 else parts(batch, size)
+
+
 def joined(batches: Sequence[Batch]) -> Batch:
     """Batches as one."""
     if isinstance(batches[0], tuple):

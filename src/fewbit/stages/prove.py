@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
 from fewbit.capture.export import fingerprint
-from fewbit.core.inputs import Batch, image_among, images_of, joined, parts, rows
+from fewbit.core.inputs import Batch, image_among, images_of, joined, one_and_parts, parts, rows
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
@@ -113,6 +114,11 @@ def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
     return groups
 
 
+def _batches(graph: Graph, sample: Batch) -> list[Batch]:
+    """The sample in the batches in which files are compared: those that are written in the model, or one image and several."""
+    return parts(sample, graph.batch) if graph.batch else one_and_parts(sample, graph.in_a_file(4))
+
+
 def type_of(graph: Graph) -> str:
     """numpy's name of the type in which the files of a graph take normalized images."""
     kinds = (port.type for port in graph.ports if port.name == graph.input_name and port.type != TensorProto.BFLOAT16)
@@ -124,7 +130,7 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
 
     Raises FewbitFailed where they differ by more than float32 rounding explains.
     """
-    groups = {"": parts(sample, exact.in_a_file(4)), **at_other_sizes(exact, sample)}
+    groups = {"": _batches(exact, sample), **at_other_sizes(exact, sample)}
 
     def checked_in(name: str) -> tuple[OutputCheck, ...]:
         sizes = (proofs.twin_checks(given, exact.inputs, twin, name, batches, where) for where, batches in groups.items())
@@ -136,6 +142,7 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
     if wrong is None:
         return checks
     differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
+    differs = differs if math.isfinite(wrong.difference) else f"{wrong.output} has another shape or is not there"
     again = () if runtime == AS_WRITTEN else checked_in(AS_WRITTEN)
     if again and not any(check.wrong for check in again):
         raise FewbitFailed(
@@ -196,7 +203,7 @@ def verify(
     Raises FewbitFailed for a file of another model, whose codes have other shapes.
     """
     progress.expect(5)
-    batches, place = parts(sample, graph.in_a_file(4)), None if stands_in(plan) else runtime
+    batches, place = _batches(graph, sample), None if stands_in(plan) else runtime
     try:
         checks = proofs.compare(
             graph, plan, model, batches, runtime=place,

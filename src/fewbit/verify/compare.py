@@ -36,6 +36,7 @@ from fewbit.verify.outputs import (
     disturbances,
     given_by,
     joined,
+    joined_where_alike,
     judged,
     named,
     picked,
@@ -139,8 +140,8 @@ def forced(
         disturbed = named(_disturbed(module, batch, codes, {**noise, **selected.calls}), names)
         moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
         chosen.append(_selections(module, batch, codes, selected, rounded))
-    ours, theirs = map(joined, zip(*pairs, strict=True))
-    return Forced(added(tables), of_all(chosen), ours, theirs, moved)
+    ours, theirs = zip(*pairs, strict=True)
+    return Forced(added(tables), of_all(chosen), joined(ours), joined_where_alike(theirs), moved)
 
 
 def _disturbed(
@@ -202,7 +203,7 @@ def shipped(
     rounding then moves outputs by ties as well.
     """
     names, place = list(shown.expected), f"{session.runtime}, as it ships{where}"
-    found = joined([given_by(session, module.executor.inputs, batch, names) for batch in images])
+    found = joined_where_alike([given_by(session, module.executor.inputs, batch, names) for batch in images])
     alike = judged(place, shown.expected, found, shown.moved)
     if not any(check.wrong for check in alike):
         return alike

@@ -59,6 +59,15 @@ def joined(batches: Sequence[Outputs]) -> Outputs:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+def joined_where_alike(batches: Sequence[Outputs]) -> Outputs:
+    """The outputs of a file for all batches, without those whose rows have another shape in some batch, as where a file drops
+    the first dimension of one image: they are not there then, and so not what is expected.
+    """
+    shapes = {name: [tuple(batch[name].shape[1:]) if batch[name].ndim else None for batch in batches] for name in batches[0]}
+    alike = [name for name, found in shapes.items() if None not in found and len({*found}) == 1]
+    return joined([{name: batch[name] for name in alike} for batch in batches])
+
+
 def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 0) -> Mapping[str, Callable[..., Any]]:
     """For `Executor.__call__`: functions of the nodes that move each number that they read by `STEP`, up or down at random.
 
@@ -149,7 +158,7 @@ def twin_checks(
     """
     names, own = [output.name for output in outputs_of(program)], {one.name for one in read_onnx(twin, data=False).graph.output}
     session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
-    found = joined([given_by(session, inputs, batch, names) for batch in images])
+    found = joined_where_alike([given_by(session, inputs, batch, names) for batch in images])
     del session
     give_back()  # it has the weights, which the executor reads as well
     executor, place = Executor(graph_module(program), inputs=inputs), f"float.onnx in {runtime}{where}"
