@@ -17,9 +17,12 @@ from fewbit.capture import capture, load_model
 from fewbit.capture.export import graph_module
 from fewbit.errors import BadFile, BadModel, FewbitError
 from fewbit.onnx_reader import read_onnx
+from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.realize import float_onnx
 from fewbit.request import Request
+from fewbit.stages import reading
 from fewbit.stages.load import load
+from fewbit.stages.reading import as_it_runs
 from onnx_reader.test_microsoft import drawn
 
 SIZE = (3, 8, 8)
@@ -341,3 +344,55 @@ def test_external_data_that_is_not_there_is_named(tmp_path: Path, damage: Callab
     path.write_bytes(model.SerializeToString())
     with pytest.raises(BadFile, match=f"tensor '.*' .*{message}"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_a_file_that_is_read_otherwise_than_a_runtime_runs_it_is_refused(
+    tmp_path: Path, batch: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(net(batch=batch), tmp_path)
+    loaded = load_model(str(path))
+    assert as_it_runs(loaded, path).notes == loaded.notes
+    monkeypatch.setitem(OPERATORS[""], "Relu", lambda node, x: torch.relu(x) + 1e-3 * x)
+    with pytest.raises(BadModel, match=r"otherwise than onnxruntime .* output 926 differs .* first at node Relu '/Relu'"):
+        load(Request(model=str(path), images=[torch.rand(SIZE) for _ in range(8)], task="tensors"))
+
+
+def test_a_reading_is_compared_for_float16_for_a_stripped_file_and_where_no_runtime_runs_it_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved(model := net())
+    float16 = written(model, tmp_path)
+    loaded = load_model(str(float16))
+    assert as_it_runs(loaded, float16).notes == loaded.notes  # 11 bits
+    codes = tmp_path / "codes.onnx"
+    onnx.save(between_codes(net()), codes)
+    stripped = load_model(str(codes), requantize=True)
+    assert as_it_runs(stripped, codes, requantize=True).notes == stripped.notes
+    monkeypatch.setattr(reading, "OnnxRuntime", lacking)
+    assert "so nobody has compared" in as_it_runs(loaded, float16).notes[-1]
+    monkeypatch.undo()
+    monkeypatch.setitem(OPERATORS[""], "Relu", lambda node, x: torch.relu(x) + 0.1 * x)
+    for path, options in ((float16, {}), (codes, {"requantize": True})):
+        with pytest.raises(BadModel, match="otherwise than onnxruntime"):
+            as_it_runs(load_model(str(path), **options), path, **options)
+
+
+def lacking(path: Path, **_: object) -> None:
+    raise BadFile(f"onnxruntime cannot load {path}: it has no such operator.")
+
+
+def between_codes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with codes of 8 bits behind its Relu."""
+    pair = [
+        helper.make_node("QuantizeLinear", ["positive", "step", "zero point"], ["codes"], "/Quantize"),
+        helper.make_node("DequantizeLinear", ["codes", "step", "zero point"], ["coarse"], "/Dequantize"),
+    ]
+    nodes = [*model.graph.node]
+    for node in nodes:
+        node.input[:] = ["coarse" if name == "positive" else name for name in node.input]
+    place = next(i for i, node in enumerate(nodes) if node.op_type == "Relu") + 1
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:place], *pair, *nodes[place:]])
+    model.graph.initializer.extend([constant("step", 0.02), constant("zero point", 0, np.uint8)])
+    return model

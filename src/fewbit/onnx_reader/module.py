@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.onnx_reader.values import Known, Node, Value, known, tensor
 
 Env = dict[str, Value]
-RESERVED = {*dir(nn.Module()), "constants", "inputs", "outputs", "node", "forget_unread"}
+RESERVED = {*dir(nn.Module()), "constants", "inputs", "outputs", "each_node", "node", "forget_unread"}
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "Attention"}
 
 
@@ -123,7 +123,18 @@ class OnnxModule(nn.Module):
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
         return self._run(self._known(), tensors)
 
+    def each_node(self, *tensors: Tensor) -> Iterator[tuple[Node, dict[str, Tensor]]]:
+        """Each node in order with the tensors that it writes, by their names in the file."""
+        for node, written in self._steps(self._known(), tensors):
+            yield node, {name: value for name, value in written.items() if isinstance(value, Tensor)}
+
     def _run(self, env: Env, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        for _ in self._steps(env, tensors):
+            pass
+        return {name: tensor(env[name]) for name in self.outputs}
+
+    def _steps(self, env: Env, tensors: Sequence[Tensor]) -> Iterator[tuple[Node, Env]]:
+        """Run node after node, with what each writes; `env` has what is still read."""
         env |= dict(zip(self.inputs, tensors, strict=True))
         batch = tensors[self._image].shape[0] if tensors and tensors[self._image].ndim else None
         last = {name: i for i, node in enumerate(self._nodes) for name in _reads(node)}
@@ -133,11 +144,12 @@ class OnnxModule(nn.Module):
                 written: Sequence[Value] = _branch(node, values[0], env)
             else:
                 written = self.get_submodule(self._paths[id(node)])(values, batch)
-            env |= {name: value for name, value in zip(node.outputs, written, strict=False) if name}
+            given = {name: value for name, value in zip(node.outputs, written, strict=False) if name}
+            env |= given
+            yield node, given
             for name in node.inputs:  # what nobody reads any more
                 if name and last[name] == i and name not in self.outputs and isinstance(env.get(name), Tensor):
                     del env[name]
-        return {name: tensor(env[name]) for name in self.outputs}
 
 
 def _branch(node: Node, condition: Value, env: Env) -> list[Value]:

@@ -46,6 +46,7 @@ from fewbit.progress import Progress
 from fewbit.request import Options
 from fewbit.stages import meaning
 from fewbit.stages.limit import refuse as refuse_limit
+from fewbit.stages.reading import as_it_runs
 from fewbit.stages.sizes import holds_at_other_sizes
 from fewbit.stages.tail import fitted, read_tail, write_tail
 
@@ -128,6 +129,8 @@ def load(asked: Options) -> Inputs:
         if asked.dynamic_size:
             raise of_one_size(loaded)
         loaded = load_model(asked.model, sizes=Sizes.ONE, **options)
+    if isinstance(asked.model, str) and asked.model.endswith(".onnx"):
+        loaded = as_it_runs(loaded, Path(asked.model), requantize=asked.requantize)
     loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
     names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
     classes = names or loaded.classes or None

@@ -68,8 +68,10 @@ def joined_where_alike(batches: Sequence[Outputs]) -> Outputs:
     return joined([{name: batch[name] for name in alike} for batch in batches])
 
 
-def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 0) -> Mapping[str, Callable[..., Any]]:
-    """For `Executor.__call__`: functions of the nodes that move each number that they read by `STEP`, up or down at random.
+def disturbances(
+    executor: Executor, rounded: Collection[str] = (), seed: int = 0, step: float = STEP
+) -> Mapping[str, Callable[..., Any]]:
+    """For `Executor.__call__`: functions of the nodes that move each number that they read by `step`, up or down at random.
 
     Constants stay, and so does what is only put elsewhere or changed in place. Nodes of `rounded` read rows that a kernel
     rounds to 8 bits by itself: their numbers move by half of such a step.
@@ -81,7 +83,7 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
             return x
         sign = 2 * torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8) - 1
         numbers = x.nan_to_num(0.0, 0.0, 0.0)  # infinities of a mask stay what they are
-        return x + sign * (numbers.abs().amax(-1, keepdim=True) / 254 if coarse else STEP * numbers)
+        return x + sign * (numbers.abs().amax(-1, keepdim=True) / 254 if coarse else step * numbers)
 
     def call(node: Node) -> Callable[..., Any]:
         target, places, coarse = cast(Callable[..., Any], node.target), len(node.args), node.name in rounded
@@ -94,7 +96,12 @@ def disturbances(executor: Executor, rounded: Collection[str] = (), seed: int = 
 
 
 def with_rounding(
-    executor: Executor, images: Sequence[Batch], names: Sequence[str], rounded: Collection[str] = (), times: int = 1
+    executor: Executor,
+    images: Sequence[Batch],
+    names: Sequence[str],
+    rounded: Collection[str] = (),
+    times: int = 1,
+    step: float = STEP,
 ) -> tuple[Outputs, Mapping[str, float]]:
     """The outputs of an executor for all batches, and how far rounding moves each; `rounded` as in `disturbances`.
 
@@ -105,7 +112,7 @@ def with_rounding(
         for batch in images:
             exact.append(named(executor(batch), names))
         for seed in range(times):
-            noise = disturbances(executor, rounded, seed)
+            noise = disturbances(executor, rounded, seed, step)
             for batch, ours in zip(images, exact, strict=True):
                 disturbed = named(executor(batch, calls=noise), names)
                 moved = {name: max(moved[name], distance(disturbed[name], ours[name], name)) for name in names}
@@ -158,12 +165,24 @@ def twin_checks(
     """
     names, own = [output.name for output in outputs_of(program)], {one.name for one in read_onnx(twin, data=False).graph.output}
     session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
-    found = joined_where_alike([given_by(session, inputs, batch, names) for batch in images])
+    found = [given_by(session, inputs, batch, names) for batch in images]
     del session
     give_back()  # it has the weights, which the executor reads as well
-    executor, place = Executor(graph_module(program), inputs=inputs), f"float.onnx in {runtime}{where}"
-    given, moved = with_rounding(executor, images, names)
-    checks = judged(place, given, found, moved)
-    if not any(check.wrong for check in checks):
-        return checks
-    return judged(place, given, found, with_rounding(executor, images, names, times=DISTURBANCES)[1])
+    return program_checks(program, inputs, found, images, f"float.onnx in {runtime}{where}")
+
+
+def program_checks(
+    program: ExportedProgram, inputs: Sequence[Input], found: Sequence[Outputs], images: Sequence[Batch], place: str,
+    step: float = STEP, tries: Sequence[int] = (1, DISTURBANCES),
+) -> tuple[OutputCheck, ...]:  # fmt: skip
+    """What a file gave for batches of images against a program, run by PyTorch; `step` is how far rounding moves what an op of
+    the file reads. The numbers of disturbances in `tries` are tried in turn, the next where the last explain too little.
+    """
+    executor, names = Executor(graph_module(program), inputs=inputs), [output.name for output in outputs_of(program)]
+    checks, theirs = tuple[OutputCheck, ...](), joined_where_alike(found)
+    for times in tries:
+        given, moved = with_rounding(executor, images, names, times=times, step=step)
+        checks = judged(place, given, theirs, moved)
+        if not any(check.wrong for check in checks):
+            break
+    return checks

@@ -1,0 +1,154 @@
+"""An ONNX file as onnxruntime runs it, beside what was read in it, before the work begins.
+
+Everything later is compared with the model that was read; what its operators mean is looked at here alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import torch
+from onnx import ModelProto, TensorProto
+
+from fewbit.capture import Loaded
+from fewbit.capture.export import noise_of
+from fewbit.core.inputs import Batch, arrays_of, example, image_among
+from fewbit.core.pages import give_back
+from fewbit.core.values import OutputCheck
+from fewbit.errors import BadModel
+from fewbit.onnx_reader import read_onnx
+from fewbit.onnx_reader.file import all_nodes, first_line, read_proto
+from fewbit.onnx_reader.strip import stripped
+from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
+from fewbit.runtimes import read_onnx as read_file
+from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, given_by, program_checks
+
+SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
+SIZES = 2  # of those that the image may have besides its own, at which the file itself runs as well
+TRIES = (0, 1, DISTURBANCES)  # most files are read to the last digits, and nothing has to be explained
+CURVED, NEAR = ("Sigmoid", "Tanh", "Erf"), 4 * UNIT  # kernels of these are polynomials, right to the last digits of 1
+FAR = 30  # times the share that a rounding moves: such a difference of a value inside is none of rounding alone
+
+
+def as_it_runs(loaded: Loaded, path: Path, *, requantize: bool = False) -> Loaded:
+    """The model that was read in a file, if onnxruntime gives the same for the file itself: for one image alone and for
+    several, each output up to what rounding explains. Where onnxruntime cannot run it, a sentence says so.
+
+    Raises BadModel that names the output and how much it differs, and the first node whose numbers do.
+    """
+    with _itself(path, requantize) as file:
+        try:
+            step = _step(read_file(file, data=False))
+            checks = _checks(loaded, file, step)
+        except BadModel:
+            raise
+        except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
+            reason = first_line(error).replace(str(file), str(path))
+            return _noted(loaded, f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})")
+        wrong = next((check for check, _ in checks if check.wrong), None)
+        if wrong is None:
+            return loaded
+        short = [name for name, kind in _short(read_file(file, data=False)) if kind]
+        if short and not all(finite for _, finite in checks):
+            return _noted(loaded, f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {short[0]}")
+        first = _first(loaded, path, file, FAR * step, requantize)
+    raise BadModel(
+        f"fewbit reads {path} otherwise than {AS_WRITTEN} runs it: output {wrong.output} {_difference(wrong)}{first}. Quantize "
+        "another form of the model, as an export with another opset_version or the torch module, and report this file."
+    )
+
+
+def _noted(loaded: Loaded, why: str) -> Loaded:
+    return replace(loaded, notes=(*loaded.notes, f"{why}, so nobody has compared with it what fewbit reads there."))
+
+
+def _difference(wrong: OutputCheck) -> str:
+    if not math.isfinite(wrong.difference):
+        return "has another shape, or numbers that are not finite"
+    return f"differs by {wrong.difference:.3g}, where rounding explains {wrong.limit:.2g}"
+
+
+@contextmanager
+def _itself(path: Path, requantize: bool) -> Iterator[Path]:
+    """The file whose network was read: that of a quantized one without its Q/DQ nodes."""
+    if not requantize:
+        yield path
+        return
+    with TemporaryDirectory(prefix="fewbit-") as folder:
+        file = Path(folder) / path.name
+        model = read_proto(path, stripped)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.save(model, file, save_as_external_data=True, location=f"{path.name}.data")
+        yield file
+
+
+def _short(model: ModelProto) -> Iterator[tuple[str, int]]:
+    """The types of fewer than 32 bits in which a file computes, by their names."""
+    graph = model.graph
+    found = {one.data_type for one in graph.initializer} | {one.type.tensor_type.elem_type for one in graph.input}
+    for node in all_nodes(graph):
+        found |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
+        found |= {a.t.data_type for a in node.attribute if a.type == onnx.AttributeProto.TENSOR}
+    yield from ((TensorProto.DataType.Name(kind).lower(), kind) for kind in SHORT if kind in found)
+
+
+def _step(model: ModelProto) -> float:
+    """How far rounding moves what an op of the file reads, as a share."""
+    return max((SHORT[kind] for _, kind in _short(model)), default=STEP)  # type: ignore[index]
+
+
+def _images(loaded: Loaded) -> list[list[Batch]]:
+    """Batches of noise by size: one image alone and two, or the batch that is written in the model."""
+    image = image_among(loaded.inputs)
+    counts = [loaded.batch] if loaded.batch else [1, 1] if loaded.tail else [1, 2]
+    groups = [(image.shape, counts), *((other, counts[:1]) for other in image.others[:SIZES])]
+    noise = {size: noise_of(max(counts), size).half().float() for size, _ in groups}
+    return [[example(loaded.inputs, noise[size][-count:]) for count in some] for size, some in groups]
+
+
+def _checks(loaded: Loaded, file: Path, step: float) -> list[tuple[OutputCheck, bool]]:
+    """The check of each output, and whether the file's numbers are finite."""
+    names, groups = [output.name for output in loaded.outputs], _images(loaded)
+    graph = read_file(file, data=False).graph
+    own, least = {one.name for one in graph.output}, NEAR * any(node.op_type in CURVED for node in all_nodes(graph))
+    session = OnnxRuntime(file, optimise=False, outputs=[name for name in names if name not in own])
+    found = [[given_by(session, loaded.inputs, batch, names) for batch in batches] for batches in groups]
+    del session
+    give_back()  # it has the weights, which the model has as well
+    checks = list[tuple[OutputCheck, bool]]()
+    for batches, outputs in zip(groups, found, strict=True):
+        for check in program_checks(loaded.program, loaded.inputs, outputs, batches, AS_WRITTEN, step, TRIES):
+            finite = all(bool(one[check.output].isfinite().all()) for one in outputs)
+            checks.append((replace(check, limit=max(check.limit, least)), finite))
+    return checks
+
+
+def _first(loaded: Loaded, path: Path, file: Path, far: float, requantize: bool) -> str:
+    """Words about the first node whose numbers differ, as far as onnxruntime shows them; empty where none is found."""
+    try:
+        read = read_onnx(path, {one.name for one in loaded.inputs if not one.is_image}, requantize=requantize)
+        names = [name for node in read_file(file, data=False).graph.node for name in node.output if name]
+        own = {one.name for one in read_file(file, data=False).graph.output}
+        session = OnnxRuntime(file, optimise=False, outputs=[name for name in dict.fromkeys(names) if name not in own])
+        batch = _images(loaded)[0][-1]
+        values = session.run(*(arrays := arrays_of(loaded.inputs, batch)))
+        with torch.no_grad():
+            for node, written in read.module.each_node(*map(torch.from_numpy, arrays)):
+                for name, ours in written.items():
+                    if name in values and _differs(ours, torch.from_numpy(values[name].copy()), far):
+                        return f", first at node {node}"
+    except Exception:
+        return ""  # it is a help and no more
+    return ""
+
+
+def _differs(ours: torch.Tensor, theirs: torch.Tensor, far: float) -> bool:
+    if not ours.is_floating_point():
+        return False
+    return ours.shape != theirs.shape or bool((ours - theirs).abs().max() > far * ours.abs().max())
