@@ -254,6 +254,21 @@ def test_what_a_model_makes_of_one_image_alone_is_what_its_program_makes_of_it(
     assert "takes one image at a time" in loaded.notes[-1]
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda x, z: F.batch_norm(torch.stack([z, 2 * z], 2), None, None, training=True).flatten(1),
+        lambda x, z: (z - z.mean()) / z.std(),
+        lambda x, z: (z - z.min()) / (z.max() - z.min()),
+        lambda x, z: z.softmax(0),
+        lambda x, z: z.cumsum(0),
+    ],
+)
+def test_images_that_depend_on_each_other_in_other_ways_are_refused(last: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(BadModel, match="depend on each other"):
+        load_model(OfOne(last).eval(), overrides={"input_size": SIZE})
+
+
 def test_a_program_whose_outputs_depend_on_how_many_images_there_are_is_refused() -> None:
     program = torch.export.export(
         OfOne(lambda x, z: z / x.shape[0]).eval(), (torch.rand(2, *SIZE),), dynamic_shapes=({0: torch.export.Dim("batch")},)

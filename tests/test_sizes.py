@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture.export import graph_module
 from fewbit.capture.sizes import Sizes
 from fewbit.choose import Context, choose
 from fewbit.core.values import Checks, Graph, Plan
@@ -181,11 +183,46 @@ class Remainder(nn.Module):
         return y if x.shape[3] % 4 == 0 else y + 1
 
 
+class Beyond(nn.Module):
+    """What is given is doubled where the sizes are large."""
+
+    def __init__(self, large: Callable[[int, int], bool]) -> None:
+        super().__init__()
+        self.stem, self.large = nn.Conv2d(3, 4, 3, 1, 1), large
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return y * 2 if self.large(*x.shape[2:]) else y
+
+
+@pytest.mark.parametrize(
+    ("large", "limit"),
+    [(lambda high, wide: high > 200, "height <= 200"), (lambda high, wide: high * wide > 65536, "height*width <= 65536")],
+)
+def test_sizes_at_which_a_model_is_another_one_are_said(large: Callable[[int, int], bool], limit: str, tmp_path: Path) -> None:
+    net = Beyond(large).eval()
+    loaded = load_model(net, overrides={"input_size": SIZE}, sizes=Sizes.ANY)
+    (said,) = loaded.inputs[0].limits
+    assert said.replace(" * ", "*").replace("width*height", "height*width") == limit
+    assert f"Beyond {said} the model is another one" in loaded.notes[0]
+    assert described(loaded.inputs[0])["limits"] == [said]
+    path = tmp_path / "model.pt2"
+    torch.export.save(loaded.program, path)
+    run = graph_module(loaded.program)
+    for size in ((200, 327), (201, 20), (256, 256), (257, 256), (8, 9000)):  # the limit is where the program leaves the model
+        images = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            is_same = torch.allclose(net(images), run(images))
+        assert is_same == (not large(*size))
+    assert load_model(str(path), overrides={"input_size": SIZE}).inputs[0].limits == (said,)
+
+
 def test_a_module_has_any_size_where_it_is_asked_for(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     loaded = load_model(net, overrides={"input_size": SIZE}, sizes=Sizes.ANY)
     assert loaded.notes[0].endswith(
-        "any height and width: 16 x 24, 17 x 27, 14 x 26, 20 x 20, 24 x 48, 32 x 16, 48 x 88 are compared."
+        "; the files that come out leave height and width free as well, and are compared at 16 x 24, 17 x 27, 14 x 26, "
+        "20 x 20, 24 x 48, 32 x 16, 48 x 88. Other sizes are not looked at."
     )
     float_onnx(capture(loaded), tmp_path / "float.onnx", opset=20)
     assert ports(tmp_path / "float.onnx")[0][2] == ["batch", 3, "height", "width"]

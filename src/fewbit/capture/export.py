@@ -54,11 +54,11 @@ class NamedPorts(nn.Module):
     def result(self, tensors: dict[str, Tensor]) -> Any:
         """What the model itself gives."""
         given = self.arguments.args, dict(self.arguments.kwargs)
-        args, kwargs = pytree.tree_map(lambda name: tensors[_key(name)], given)
+        args, kwargs = pytree.tree_map(lambda name: tensors[key_of(name)], given)
         return self.get_submodule(WRAPPER)(*args, **kwargs)
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Any text as an identifier."""
     return f"_{name.encode().hex()}"
 
@@ -130,7 +130,7 @@ def _exported(
         out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
-        shapes = {_key(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}
+        shapes = {key_of(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}
         if arguments is None and inputs[0].name == IMAGES and isinstance(out, Tensor):
             program = torch.export.export(module, tuple(values.values()), dynamic_shapes=tuple(shapes.values()))
         else:
@@ -148,7 +148,7 @@ def noise_of(batch: int | None, input_shape: Sequence[int]) -> Tensor:
 def tensors_of(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:
     """Images and examples of the other inputs, as NamedPorts takes them; copies: a model may write into them."""
     values = fed(inputs, example(inputs, images))
-    return {_key(one.name): value.clone() for one, value in zip(inputs, values, strict=True)}
+    return {key_of(one.name): value.clone() for one, value in zip(inputs, values, strict=True)}
 
 
 def _same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -20,17 +21,19 @@ from fewbit.capture.export import (
     export,
     graph_module,
     image_of,
+    key_of,
     noise_of,
     tensors_of,
 )
 from fewbit.capture.inputs import Arguments
-from fewbit.core.inputs import Input, example, fed, image_among, named_places
+from fewbit.core.inputs import PLACES, Input, example, fed, image_among, named_places
 from fewbit.errors import BadModel
 
 OTHERS = "cannot be exported, or give other numbers"
 # What is added to height and width: 1, 2, 4, 8, 16 and 32, as behind strides of 1, 2, 4, ... padding and windows depend on the
 # remainder, which such a step changes whatever the window is. Some are smaller, none keeps the sides' proportion.
 STEPS = ((1, 3), (-2, 2), (4, -4), (8, 24), (-16, 16), (16, -8), (32, 64), (-32, 32))
+SMALLEST = 2
 LAST = ((14, 28),)  # and twice the sides
 Called = Callable[[Tensor], Any]  # what a model gives for images
 
@@ -109,7 +112,29 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
         if not all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
             return None
         found.append(other)
-    return tuple(replace(one, others=tuple(found)) if one.is_image else one for one in inputs) if found else None
+    if not found:
+        return None
+    limits = limits_of(program, inputs)
+    return tuple(replace(one, others=tuple(found), limits=limits) if one.is_image else one for one in inputs)
+
+
+def limits_of(program: ExportedProgram, inputs: Sequence[Input]) -> tuple[str, ...]:
+    """For which heights and widths a program is the model that was exported, where it branches on them: `height <= 200`."""
+    image, name = image_of(program, inputs), image_among(inputs).name
+    found = dict[str, None]()
+    for place in free_sizes(image):
+        size = image.shape[1 + place]
+        bounds: Any = program.range_constraints.get(size.node.expr) if isinstance(size, SymInt) else None
+        pairs: tuple[tuple[str, Any], ...] = (("<=", bounds.upper), (">=", bounds.lower)) if bounds else ()
+        for sign, bound in pairs:
+            if bound.is_Integer and bound > SMALLEST:  # torch gives everything that is free this least size
+                found[f"{PLACES[place]} {sign} {bound}"] = None
+    of_image = r"L(?:\['\w+'\])+" if len(inputs) == 1 else rf"L(?:\['\w+'\])*\['(?:{re.escape(name)}|{key_of(name)})'\]"
+    for guard in getattr(program, "_guards_code", None) or ():  # relations of the two, which have no public name
+        said = re.sub(rf"{of_image}\.size\(\)\[([23])\]", lambda match: PLACES[int(match[1]) - 1], guard)
+        if re.search(r"[^<>=] ?[<>]=? ", said) and "L[" not in said:
+            found[said.replace("*", " * ")] = None
+    return tuple(found)
 
 
 def free_sizes(image: Tensor) -> tuple[int, ...]:
@@ -137,7 +162,9 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
     if not image.others:
         return (f"{takes}; the files that come out take {size} alone: others {OTHERS}.",)
     compared = ", ".join(" x ".join(map(str, other[1:])) for other in image.others)
-    return (f"{takes}; so do the files that come out, any {named_places(image.free)}: {size}, {compared} are compared.",)
+    limits = f" Beyond {' and '.join(image.limits)} the model is another one, and the files are not." if image.limits else ""
+    free_too = f"the files that come out leave {named_places(image.free)} free as well"
+    return (f"{takes}; {free_too}, and are compared at {size}, {compared}. Other sizes are not looked at.{limits}",)
 
 
 def _others(shape: tuple[int, ...], free: Sequence[int]) -> Iterator[tuple[tuple[int, ...], bool]]:

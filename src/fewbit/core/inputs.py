@@ -20,7 +20,8 @@ class Input:
     """A tensor that a model takes: its name in the file, its shape for one image (without the batch where it `has_batch`) and
     its type. Of the images `value` is None; of any other input it is the constant (with a batch of 1 where it has one), or,
     where a value comes with `each` image, an example. `others` are there where images may have other sizes than `shape`: those
-    at which the files are compared, each another in every size that is free.
+    at which the files are compared, each another in every size that is free; `limits` say, as formulas of height and width, for
+    which sizes the model is what was exported.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Input:
     value: Tensor | None = None
     each: bool = False
     others: tuple[tuple[int, ...], ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def is_image(self) -> bool:

@@ -109,7 +109,8 @@ def described(one: Input) -> dict[str, Any]:
     kind = "image" if one.is_image else "each image" if one.each else "constant"
     record = {"name": one.name, "shape": list(one.shape), "batch": one.has_batch, "kind": kind}
     digest = {"sha256": hashlib.sha256(one.value.numpy().tobytes()).hexdigest()} if kind == "constant" else {}  # type: ignore[union-attr]
-    others = {"others": [list(other) for other in one.others]} if one.others else {}  # where sizes are free
+    others: dict[str, Any] = {"others": [list(other) for other in one.others]} if one.others else {}  # where sizes are free
+    others |= {"limits": list(one.limits)} if one.limits else {}
     return {**record, "type": str(one.dtype).removeprefix("torch."), **digest, **others}
 
 
