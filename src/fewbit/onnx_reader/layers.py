@@ -72,8 +72,8 @@ def conv_transpose(node: Node, x: Value, w: Value, b: Value = None) -> Tensor:
         for have, want in zip(full, target, strict=True):
             total = max(have - want, 0)
             small, large = total // 2, total - total // 2
-            ends.append((small, large) if how == "SAME_UPPER" or (wanted and how == "NOTSET") else (large, small))
-            if have < want:
+            ends.append((small, large) if how == "SAME_UPPER" else (large, small))
+            if wanted and have < want:
                 extra[len(ends) - 1] += want - have
     else:
         ends = paddings(node, x.shape[2:], kernel, stride, dilation)
@@ -81,11 +81,11 @@ def conv_transpose(node: Node, x: Value, w: Value, b: Value = None) -> Tensor:
     function, rest = CONV_TRANSPOSE[dims], (node.get("group", 1), dilation)
     if symmetric(ends) and all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         return function(x, w, bias, stride, [low for low, _ in ends], extra, *rest)
-    whole = function(x, w, bias, stride, 0, 0, *rest)
-    if any(extra):
-        whole = F.pad(whole, [n for e in reversed(extra) for n in (0, e)])
-        if bias is not None:
-            raise ValueError("it pads its output by more than its stride")
+    if all(e < max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        whole = function(x, w, bias, stride, 0, extra, *rest)
+    else:
+        whole = F.pad(function(x, w, None, stride, 0, 0, *rest), [n for e in reversed(extra) for n in (0, e)])
+        whole = whole if bias is None else whole + bias.reshape(-1, *[1] * dims)
     return padded(whole, [(-low, -high) for low, high in ends])
 
 

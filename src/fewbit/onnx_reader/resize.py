@@ -39,16 +39,28 @@ def resize(node: Node, x: Value, *rest: Value) -> Tensor:
         size |= target
     else:
         steps |= {a: float(s) for a, s in zip(axes, numbers(scales, "scales"), strict=True)}
-        size |= {a: math.floor(x.shape[a] * s) for a, s in steps.items() if s != 1}
+        size |= {a: _enlarged(x.shape[a], s) for a, s in steps.items() if s != 1}
     boxes = dict.fromkeys(range(x.ndim), (0.0, 1.0))
     crops = node.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     if crops and roi is not None:
         ends = numbers(roi, "roi")
         boxes |= {a: (float(ends[i]), float(ends[i + len(axes)])) for i, a in enumerate(axes)}
-    moved = [a for a in range(x.ndim) if steps[a] != 1 or boxes[a] != (0.0, 1.0)]
+    moved = [a for a in range(x.ndim) if steps[a] != 1]  # as onnxruntime, which crops no axis that it does not resize
     if not all(isinstance(x.shape[a], int) for a in moved):
         raise ValueError("it crops or resizes the batch, whose size is free; height, width and channels are allowed")
+    same = [a for a in moved if size[a] == x.shape[a]]
+    if same and crops and node.get("antialias", 0):
+        raise ValueError(
+            "it crops with antialias and scales that leave a size as it is; onnxruntime has no clear rule for that"
+        )
+    if len(same) == len(moved) or node.get("antialias", 0):
+        moved = [a for a in moved if a not in same]  # as onnxruntime, which copies maps whose size stays
     return _resized(node, x, {a: (steps[a], size[a], boxes[a]) for a in moved})
+
+
+def _enlarged(n: Any, step: float) -> Any:
+    """The size of a map as onnxruntime rounds it down: of a product in float32, where 10 times 0.7 is 7."""
+    return int(np.float32(n) * np.float32(step)) if isinstance(n, int) else math.floor(n * step)
 
 
 def _arguments(node: Node, rest: tuple[Value, ...]) -> tuple[Value, Value, Value]:
@@ -67,10 +79,13 @@ def _of_any_size(node: Node, x: Tensor, axes: list[int], scales: Value, wanted: 
     mode, where, rounding = _rule(node)
     given = dict(zip(axes, numbers(scales if wanted is None else wanted, "size"), strict=True))
     spatial = range(2, x.ndim)
-    steps = None if wanted is not None else [float(given.get(a, 1.0)) for a in spatial]
+    steps = None if wanted is not None else [float(str(np.float32(given.get(a, 1.0)))) for a in spatial]  # 0.7, not 0.69999999
+    if steps and any(math.floor(n * step) != _enlarged(n, step) for step in steps for n in range(1, 2048)):
+        raise ValueError(f"torch does not round down sizes by {', '.join(map(str, steps))} as onnxruntime does")
     whole = steps is not None and all(step.is_integer() for step in steps) and where == "half_pixel"
     if mode == "nearest":
-        even = (where, rounding) == ("asymmetric", "floor") or (whole and rounding.startswith("round"))
+        floor = rounding == "floor" or (rounding == "simple" and steps is not None and min(steps) >= 1)
+        even = (where == "asymmetric" and floor) or (whole and rounding.startswith("round"))
         same, aligned = "nearest" if even else None, None
     else:
         same, aligned = TORCH_MODES.get(x.ndim, {}).get(mode), ALIGNED.get(where.replace("pytorch_", ""))
@@ -84,7 +99,7 @@ def _of_any_size(node: Node, x: Tensor, axes: list[int], scales: Value, wanted: 
 def _rule(node: Node) -> tuple[str, str, str]:
     """How a node interpolates, where its pixels lie, and how it rounds to the nearest."""
     if node.op == "Upsample" or node.opset == 10:
-        return node.get("mode", "nearest"), "asymmetric", "floor"
+        return node.get("mode", "nearest"), "asymmetric", "simple"
     where, how = node.get("coordinate_transformation_mode", "half_pixel"), node.get("nearest_mode", "round_prefer_floor")
     return node.get("mode", "nearest"), where, how
 
@@ -100,7 +115,7 @@ def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[flo
         return _nearest(node, x, moved, where, rounding)
     plain = where.replace("pytorch_", "") if all(n > 1 for _, n, _ in moved.values()) else where
     mode_of_torch = TORCH_MODES.get(x.ndim, {}).get(mode)
-    exact = all(math.isclose(x.shape[a] * s, n) for a, (s, n, _) in moved.items())
+    exact = plain == "align_corners" or all(math.isclose(x.shape[a] * s, n, rel_tol=1e-6) for a, (s, n, _) in moved.items())
     if mode_of_torch and plain in ALIGNED and not _is_special(node) and exact and moved and set(moved) <= set(range(2, x.ndim)):
         size = [moved[a][1] if a in moved else x.shape[a] for a in range(2, x.ndim)]
         return F.interpolate(x, size, mode=mode_of_torch, align_corners=ALIGNED[plain])
@@ -114,22 +129,30 @@ def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[flo
 
 
 def _places(n: int, size: int, step: float, box: tuple[float, float], where: str) -> np.ndarray:
-    """Where each new pixel lies among the old ones."""
-    i, whole = np.arange(size, dtype=np.float64), step * n
+    """Where each new pixel lies among the old ones: onnxruntime's rule, in its float32, which decides what is nearest.
+
+    Where `step * n` is no whole number, onnx.reference (1.23) puts pixels elsewhere than onnxruntime (1.32): it counts from
+    the end of the larger map that was not rounded down, and a single pixel of pytorch_half_pixel lies at -0.5, not at 0.
+    """
+    one = np.float32
+    i, step = np.arange(size, dtype=one), one(step)
     if where == "align_corners":
-        return i * (n - 1) / (whole - 1) if whole != 1 else 0 * i
+        return i * one(n - 1) / one(size - 1) if size > 1 else 0 * i
     if where == "asymmetric":
         return i / step
     if where == "tf_crop_and_resize":
-        start, end = (float(v) for v in box)
-        inner = i * (end - start) * (n - 1) / (whole - 1) if whole != 1 else 0 * i + (end - start) * (n - 1) / 2
-        return inner + start * (n - 1)
+        start, end = map(one, box)
+        if size == 1:
+            return 0 * i + one(0.5) * (start + end) * one(n - 1)
+        return start * one(n - 1) + i * (end - start) * one(n - 1) / one(size - 1)
     if where == "tf_half_pixel_for_nn":
-        return (i + 0.5) / step
+        return (i + one(0.5)) / step
     if where == "pytorch_half_pixel" and size == 1:
-        return 0 * i - 0.5
-    shift = n / 2 * (1 - size / whole) if where == "half_pixel_symmetric" else 0.0
-    return (i + 0.5) / step - 0.5 + shift
+        return 0 * i
+    if where == "half_pixel_symmetric":
+        shift = one(n / 2) * (one(1) - one(size) / (step * one(n)))
+        return (shift + (i.astype(np.float64) + 0.5) / step - 0.5).astype(one)
+    return (i + one(0.5)) / step - one(0.5)
 
 
 def _weights(
@@ -160,25 +183,44 @@ def _weights(
     return matrix.astype(np.float32), outside
 
 
+def _halves(towards: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """To the nearest pixel, and from the middle between two `towards` one; onnxruntime takes 1e-6 around it for the middle."""
+    return lambda x: np.where(np.abs(x - np.floor(x) - 0.5) < 1e-6, towards(x), np.floor(x + 0.5))
+
+
 ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "floor": np.floor,
     "ceil": np.ceil,
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "round_prefer_floor": _halves(np.floor),
+    "round_prefer_ceil": _halves(np.ceil),
 }
+
+
+def _rounding(how: str, step: float) -> Callable[[np.ndarray], np.ndarray]:
+    """How places become pixels; before opset 11, smaller maps take the next pixel and larger ones the last."""
+    return ROUND[how if how != "simple" else "ceil" if step < 1 else "floor"]
+
+
+def _is_that_of_torch(rows: np.ndarray, n: int, mode: str) -> bool:
+    """Whether torch's `interpolate` takes these pixels, and a Resize made of it, however the place of a pixel is rounded."""
+    i, size, shift = np.arange(len(rows)), len(rows), 0.5 if mode == "nearest-exact" else 0.0
+    kinds: tuple[Any, ...] = np.float32, np.float64
+    places = [(i + shift).astype(kind) * (kind(n) / kind(size)) for kind in kinds]
+    places += [_places(n, size, size / n, (0.0, 1.0), "asymmetric")] if mode == "nearest" else []
+    return all((np.clip(np.floor(found), 0, n - 1) == rows).all() for found in places)
 
 
 def _nearest(node: Node, x: Tensor, moved: dict[int, Any], where: str, how: str) -> Tensor:
     rows, outside = {}, {}
     for axis, (step, size, box) in moved.items():
         places, n = _places(x.shape[axis], size, step, box, where), x.shape[axis]
-        rows[axis] = np.clip(ROUND[how](places), 0, n - 1).astype(np.int64)
+        rows[axis] = np.clip(_rounding(how, step)(places.astype(np.float64)), 0, n - 1).astype(np.int64)
         outside[axis] = (places < 0) | (places > n - 1) if where == "tf_crop_and_resize" else np.zeros(size, dtype=bool)
     if moved and x.ndim in (3, 4, 5) and set(moved) <= set(range(2, x.ndim)):
         size = [moved[a][1] if a in moved else x.shape[a] for a in range(2, x.ndim)]
-        for mode, shift in (("nearest", 0.0), ("nearest-exact", 0.5)):
-            own = {a: np.floor((np.arange(len(r)) + shift) * x.shape[a] / len(r)) for a, r in rows.items()}
-            if all((own[a] == rows[a]).all() for a in rows) and not any(o.any() for o in outside.values()):
+        for mode in ("nearest", "nearest-exact"):
+            same = all(_is_that_of_torch(r, x.shape[a], mode) for a, r in rows.items())
+            if same and not any(o.any() for o in outside.values()):
                 return F.interpolate(x, size, mode=mode)
     for axis, places in rows.items():
         x = x.index_select(axis, torch.tensor(places.tolist()))
