@@ -135,24 +135,24 @@ def _places(n: int, size: int, step: float, box: tuple[float, float], where: str
     the end of the larger map that was not rounded down, and a single pixel of pytorch_half_pixel lies at -0.5, not at 0.
     """
     one = np.float32
-    i, step = np.arange(size, dtype=one), one(step)
+    i, scale = np.arange(size, dtype=one), one(step)
     if where == "align_corners":
         return i * one(n - 1) / one(size - 1) if size > 1 else 0 * i
     if where == "asymmetric":
-        return i / step
+        return i / scale
     if where == "tf_crop_and_resize":
         start, end = map(one, box)
         if size == 1:
             return 0 * i + one(0.5) * (start + end) * one(n - 1)
         return start * one(n - 1) + i * (end - start) * one(n - 1) / one(size - 1)
     if where == "tf_half_pixel_for_nn":
-        return (i + one(0.5)) / step
+        return (i + one(0.5)) / scale
     if where == "pytorch_half_pixel" and size == 1:
         return 0 * i
     if where == "half_pixel_symmetric":
-        shift = one(n / 2) * (one(1) - one(size) / (step * one(n)))
-        return (shift + (i.astype(np.float64) + 0.5) / step - 0.5).astype(one)
-    return (i + one(0.5)) / step - one(0.5)
+        shift = one(n / 2) * (one(1) - one(size) / (scale * one(n)))
+        return (shift + (i.astype(np.float64) + 0.5) / scale - 0.5).astype(one)
+    return (i + one(0.5)) / scale - one(0.5)
 
 
 def _weights(
