@@ -263,7 +263,51 @@ def by_image(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "late"
 
 
+def function(model: onnx.ModelProto, name: str, nodes: list[onnx.NodeProto], domain: str = "my", **defaults: object) -> None:
+    """A local function of one value, called in place of the Relu."""
+    defaults = [helper.make_attribute(*one) for one in defaults.items()]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    model.functions.append(helper.make_function(domain, name, ["X"], ["Y"], nodes, opsets, attribute_protos=defaults))
+    model.graph.node[1].op_type, model.graph.node[1].domain = name, domain
+    if "my" not in {one.domain for one in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid("my", 1))
+
+
+def recursive(model: onnx.ModelProto) -> None:
+    inner = helper.make_node("Deep", ["X"], ["Y"], domain="my")
+    function(model, "Deeper", [inner])
+    function(model, "Deep", [helper.make_node("Deeper", ["X"], ["Y"], domain="my")])
+
+
+def overriding(model: onnx.ModelProto) -> None:
+    function(model, "Relu", [helper.make_node("Neg", ["X"], ["Y"])], "")
+
+
+def sloped(**given: float) -> onnx.ModelProto:
+    """A function that calls another, which has a slope of 0.4 where nothing is given."""
+    model = net()
+    steep = helper.make_node("LeakyRelu", ["X"], ["Y"])
+    steep.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    function(model, "Steep", [steep], slope=0.4)
+    function(model, "Outer", [helper.make_node("Steep", ["X"], ["Y"], domain="my", **given)])
+    model.ir_version = 9
+    return model
+
+
+@pytest.mark.parametrize("given", [{}, {"slope": 0.7}], ids=str)
+def test_what_a_function_has_where_a_call_gives_nothing_is_kept(tmp_path: Path, given: dict[str, float]) -> None:
+    path, images = written(sloped(**given), tmp_path), drawn(3, *SIZE)
+    with torch.no_grad():
+        (got,) = pytree.tree_leaves(capture(load_model(str(path))).module(torch.from_numpy(images)))
+    np.testing.assert_allclose(got, of_runtime(path, images), rtol=1e-4, atol=1e-5)
+
+
 BAD: dict[str, tuple[Edit, str]] = {
+    "recursive": (recursive, r"a function of .* calls itself: 'my\.\w+' calls 'my\.\w+' calls 'my\.\w+'; no runtime ends it"),
+    "overriding": (
+        overriding,
+        r"calls a function 'Relu' that has the name of an operator of domain 'ai\.onnx', in node '/Relu'",
+    ),
     "quantized": (quantized, r"is quantized already: 1 nodes \(QuantizeLinear\), the first is '/Q'"),
     "two inputs": (two_inputs, r"takes in:put \(batch, 3, 8, 8\) float32, mask \(batch, 1\) float32\. .* --input mask=VALUE"),
     "no image": (tokens, r"takes in:put \(\?, 128\) int64; one has to be an image in floats"),

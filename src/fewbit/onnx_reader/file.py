@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from fewbit.errors import BadFile, BadModel
+from fewbit.onnx_reader.functions import STANDARD_NAMES, without_functions
 from fewbit.onnx_reader.module import Branch
 from fewbit.onnx_reader.values import REAL, Node
 
 OLDEST = 7  # what an operator meant before is lifted by onnx's converter
-STANDARD_NAMES = ("", "ai.onnx")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
 
 
@@ -37,8 +36,7 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
         ) from error
     if not model.graph.node or not model.opset_import:
         raise BadFile(f"{path} holds no graph of nodes; it is empty or no ONNX file. Export it again with torch.onnx.export.")
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = without_functions(model, path)
     refuse_names(model.graph, path)
     put_in_order(model.graph)
     model = change(model, path)
