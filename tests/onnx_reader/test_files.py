@@ -283,6 +283,41 @@ def overriding(model: onnx.ModelProto) -> None:
     function(model, "Relu", [helper.make_node("Neg", ["X"], ["Y"])], "")
 
 
+def labels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The name of the largest class, as classifiers of some services have it."""
+    model.graph.node.extend([
+        helper.make_node("ArgMax", ["926"], ["class"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["names", "class"], ["label"]),
+    ])  # fmt: skip
+    model.graph.initializer.append(numpy_helper.from_array(np.array(list("abcd"), dtype=object), "names"))
+    model.graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
+    return model
+
+
+def scores_by_name(model: onnx.ModelProto) -> onnx.ModelProto:
+    model.graph.node.append(helper.make_node("ZipMap", ["926"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    row = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_value_info("map", helper.make_sequence_type_proto(row)))
+    return model
+
+
+@pytest.mark.parametrize(("edit", "name", "ends"), [(labels, "label", ["926", "class"]), (scores_by_name, "map", ["926"])])
+def test_an_output_of_text_is_refused_with_the_cut_in_front_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, name: str, ends: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = edit(net())
+    onnx.save(model, "net.onnx")
+    with pytest.raises(BadModel, match=f"output '{name}' of net.onnx is text, a map or a sequence; .* numbers are") as refused:
+        load_model("net.onnx")
+    call = str(refused.value)[str(refused.value).index("extract_model(") :].rstrip(".")
+    exec(f"onnx.utils.{call}", {"onnx": onnx})
+    assert [one.name for one in onnx.load("front.onnx").graph.output] == ends
+    assert load_model("front.onnx").input_shape == SIZE
+
+
 def sloped(**given: float) -> onnx.ModelProto:
     """A function that calls another, which has a slope of 0.4 where nothing is given."""
     model = net()

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.version_converter
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from fewbit.errors import BadFile, BadModel
 from fewbit.onnx_reader.functions import STANDARD_NAMES, without_functions
@@ -39,6 +39,7 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
     model = without_functions(model, path)
     refuse_names(model.graph, path)
     put_in_order(model.graph)
+    refuse_text(model.graph, path)
     model = change(model, path)
     refuse_codes(model, path)
     return model
@@ -75,6 +76,31 @@ def refuse_names(graph: GraphProto, path: Path) -> None:
             f"output '{passed[0]}' of {path} is its input, as it comes; an output has to be computed. Leave it out: "
             f"onnx.utils.extract_model({str(path)!r}, 'without.onnx', {ends[0]}, {ends[1]})."
         )
+
+
+def refuse_text(graph: GraphProto, path: Path) -> None:
+    """Raise BadModel where an output is no tensor of numbers but text, a map or a sequence, with the cut in front of it."""
+    strange = {one.name for one in graph.output if not _is_of_numbers(one.type)}
+    if not strange:
+        return
+    stored = {one.name for one in graph.initializer}
+    inputs, varies = [one.name for one in graph.input if one.name not in stored], set[str]()
+    of_text = {one.name for one in graph.initializer if one.data_type == TensorProto.STRING} | strange
+    for node in graph.node:
+        if {*inputs, *varies} & {*reads(node)}:
+            varies |= {*node.output}
+        if of_text & {*reads(node)}:
+            of_text |= {*node.output} - {one.name for one in graph.output if one.name not in strange}
+    ends = [one.name for one in graph.output if one.name not in of_text]
+    ends += [name for node in graph.node if of_text & {*node.output} for name in reads(node) if name in varies - of_text]
+    raise BadModel(
+        f"output '{min(strange)}' of {path} is text, a map or a sequence; tensors of numbers are taken. Cut the file in "
+        f"front of it: onnx.utils.extract_model({str(path)!r}, 'front.onnx', {inputs}, {[*dict.fromkeys(ends)]})."
+    )
+
+
+def _is_of_numbers(kind: TypeProto) -> bool:
+    return kind.WhichOneof("value") in ("tensor_type", None) and kind.tensor_type.elem_type != TensorProto.STRING
 
 
 def opsets(model: ModelProto) -> dict[str, int]:
@@ -165,6 +191,8 @@ def constants_of(graph: GraphProto, folder: Path) -> dict[str, np.ndarray]:
 
 def array_of(proto: TensorProto, folder: Path) -> np.ndarray:
     """The numbers of a tensor, real ones in float32."""
+    if proto.data_type == TensorProto.STRING:
+        raise BadModel(f"tensor '{proto.name}' holds text; tensors of numbers are taken. Leave out what is made of it.")
     array = raw_array(proto, folder)
     return array.astype(np.float32) if array.dtype in REAL else array
 
