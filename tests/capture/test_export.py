@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -20,6 +22,7 @@ from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import fingerprint, graph_module
 from fewbit.capture.inputs import Given, image
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
+from fewbit.realize import float_onnx
 
 SIZE = (3, 8, 8)
 DYNAMIC = ({0: Dim("batch")},)
@@ -587,3 +590,28 @@ def test_a_model_that_writes_into_its_inputs_is_not_called_random(as_program):
     loaded = load_model(model, overrides={} if as_program else {"input_size": SIZE}, given=given)
     torch.testing.assert_close(capture(loaded).module(x.clone(), gain.clone()), expected)
     assert torch.equal(given.constants["gain"], gain)
+
+
+class NamedAsItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.conv(images)
+        return {"images": y, "images_output": -y}
+
+
+def test_an_output_that_is_named_as_the_input_gets_another_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = NamedAsItsInput().eval()
+    loaded = load_model(model, overrides={"input_size": (3, 8, 8)})
+    assert [one.name for one in loaded.outputs] == ["images_output_", "images_output"]
+    said = "output 'images' of NamedAsItsInput is 'images_output_' in the files that come out: an input has that name, "
+    assert [note for note in loaded.notes if note.startswith(said)]
+    float_onnx(capture(loaded), tmp_path / "float.onnx", opset=21)
+    x = torch.randn(2, 3, 8, 8)
+    got = onnxruntime.InferenceSession(tmp_path / "float.onnx").run(["images_output_", "images_output"], {"images": x.numpy()})
+    with torch.no_grad():
+        for one, want in zip(got, model(x).values(), strict=True):
+            np.testing.assert_allclose(one, want, atol=1e-5)

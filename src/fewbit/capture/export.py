@@ -276,7 +276,25 @@ def image_of(program: ExportedProgram, inputs: Sequence[Input]) -> Tensor:
 
 
 def output_values(program: ExportedProgram) -> dict[str, Tensor]:
-    """The fake tensors that stand for a program's outputs, by name and in order."""
+    """The fake tensors that stand for a program's outputs, by name and in order; `renamed` ones under their new names."""
+    others = renamed(program)
+    return {others.get(name, name): value for name, value in _results(program).items()}
+
+
+def renamed(program: ExportedProgram) -> dict[str, str]:
+    """Outputs that are called as an input is, which no ONNX file may have, and the names that they get."""
+    inputs, outputs = input_values(program), _results(program)
+    others: dict[str, str] = {}
+    for name in outputs:
+        if name in inputs:
+            other = f"{name}_output"
+            while other in {*inputs, *outputs, *others.values()}:
+                other += "_"
+            others[name] = other
+    return others
+
+
+def _results(program: ExportedProgram) -> dict[str, Tensor]:
     results = pytree.tree_leaves(program.graph.output_node().args[0])[-len(program.graph_signature.user_outputs) :]
     values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
     spec = program.call_spec.out_spec

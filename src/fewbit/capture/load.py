@@ -42,6 +42,7 @@ from fewbit.capture.export import (
     outputs_of,
     reason,
     refuse_random,
+    renamed,
     unwarned,
 )
 from fewbit.capture.huggingface import hugging_face
@@ -198,8 +199,14 @@ def _from_module(
         program, inputs = exported(module, inputs, arguments, (1,), free)
     if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
         raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
-    notes = (*notes, *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
+    notes = (*notes, *_about_names(ref, program), *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
+
+
+def _about_names(ref: str, program: ExportedProgram) -> tuple[str, ...]:
+    """A sentence about outputs that cannot keep their names."""
+    said = (f"'{name}' of {ref} is '{other}' in the files that come out" for name, other in renamed(program).items())
+    return tuple(f"output {one}: an input has that name, and a file has each name once." for one in said)
 
 
 def _about_batch(ref: str, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[str, ...]:
@@ -245,7 +252,7 @@ def _from_program(
             "Export it for one image."
         )
     record = {**(overrides or {}), "input_size": shape}
-    notes = (*_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
+    notes = (*_about_names(ref, program), *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     classes = tuple(record.pop("classes", ()))
     return Loaded(ref, program, record, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
