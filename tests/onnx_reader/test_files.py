@@ -318,6 +318,38 @@ def test_an_output_of_text_is_refused_with_the_cut_in_front_of_it(
     assert load_model("front.onnx").input_shape == SIZE
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["channels in front", "channels last"])
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT64])
+def test_an_image_in_whole_numbers_is_refused_with_the_cut_that_makes_it_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, last: bool
+) -> None:
+    """The file behind the cut gives from floats what the whole file gives from pixels."""
+    monkeypatch.chdir(tmp_path)
+    model = net(size=(8, 8, 3) if last else SIZE)
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    turn = [helper.make_node("Transpose", ["real"], ["turned_image"], "turn", perm=[0, 3, 1, 2])] if last else []
+    model.graph.node[0].input[0] = "scaled"
+    for node in reversed((
+        helper.make_node("Cast", ["in:put"], ["real"], "real", to=TensorProto.FLOAT), *turn,
+        helper.make_node("Div", ["turned_image" if last else "real", "most"], ["scaled"], "scale"),
+    )):  # fmt: skip
+        model.graph.node.insert(0, node)
+    model.graph.initializer.append(constant("most", 255))
+    onnx.save(model, "net.onnx")
+    with pytest.raises(
+        BadModel, match=r"image 'in:put' of net\.onnx is in u?int\d+; images in floats .* --std 0\.0039"
+    ) as refused:
+        load_model("net.onnx")
+    call = str(refused.value)
+    exec(f"onnx.utils.{call[call.index('extract_model(') : call.index(';', call.index('extract_model('))]}", {"onnx": onnx})
+    pixels = np.random.default_rng(0).integers(0, 255, (2, *SIZE))
+    given = (pixels.transpose(0, 2, 3, 1) if last else pixels).astype(helper.tensor_dtype_to_np_dtype(kind))
+    loaded = load_model("floats.onnx")
+    with torch.no_grad():
+        (got,) = pytree.tree_leaves(capture(loaded).module(torch.from_numpy(pixels.astype(np.float32))))
+    np.testing.assert_allclose(got, of_runtime(Path("net.onnx"), given), rtol=1e-4, atol=1e-5)
+
+
 def sloped(**given: float) -> onnx.ModelProto:
     """A function that calls another, which has a slope of 0.4 where nothing is given."""
     model = net()

@@ -18,8 +18,7 @@ from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
 from fewbit.onnx_reader.strip import stripped
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+from fewbit.onnx_reader.whole import FLOATS, refuse_whole_images
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def read_onnx(path: Path, given: Collection[str] = (), *, requantize: bool = Fal
     """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
     anything. Raises BadFile or BadModel that name the file, the node or the tensor.
     """
-    model, tail = cut(lifted(read_proto(path, stripped) if requantize else read_proto(path), path), path)
+    whole = lifted(read_proto(path, stripped) if requantize else read_proto(path), path)
+    refuse_whole_images(whole, path)
+    model, tail = cut(whole, path)
     ports = _ports(model)
     inputs = _inputs(ports, given, path)
     image = ports[inputs.index(the_image(inputs, given, str(path)))]
