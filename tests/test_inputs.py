@@ -23,10 +23,11 @@ from fewbit.choose.fisher import weighted_samples
 from fewbit.core.inputs import Input, arrays_of, fed
 from fewbit.core.record import Record
 from fewbit.core.shelf import Rebatched
+from fewbit.data.beside import columns
 from fewbit.data.collection import examples
 from fewbit.data.constants import constants
 from fewbit.data.images import Preprocess, open_images
-from fewbit.errors import BadImages
+from fewbit.errors import BadFile, BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.files import read_json
@@ -34,7 +35,7 @@ from fewbit.observe import observe
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES, recipe_named
 from fewbit.run import Run
-from fewbit.runtimes import open_session
+from fewbit.runtimes import open_session, read_onnx
 from fewbit.stages.prove import write_model
 from fewbit.target import load_target
 from fewbit.verify import compare, loads
@@ -478,3 +479,18 @@ def test_a_source_without_what_the_model_takes_is_refused(tmp_path) -> None:
         open_images(tmp_path / "x.npz", SMALL, others=POINTS)
     with pytest.raises(FewbitError, match=r"Decoder takes embedding, prompt\. .*or with each image, in dicts"):
         quantize(Decoder(), images(4), target="ort-x86-vnni", input_size=SIZE)
+
+
+def test_pictures_alone_for_a_model_of_two_inputs_say_where_the_other_is_given():
+    other = Input("mask", (2,), torch.float32, has_batch=True)
+    said = "no 'mask', which .* when the model is quantized, the same for all: fewbit quantize --input mask=VALUE"
+    with pytest.raises(BadImages, match=said):
+        columns([other], {}, ["a.png"], "folder pictures")
+
+
+def test_a_file_of_another_kind_is_no_onnx_file(tmp_path):
+    (tmp_path / "report.json").write_text('{"schema": 1}')
+    with pytest.raises(
+        BadFile, match=r"report\.json is not a readable ONNX file \(.*\)\. Give an ONNX file or the folder of a"
+    ):
+        read_onnx(tmp_path / "report.json")

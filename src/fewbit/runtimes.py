@@ -315,8 +315,10 @@ def read_onnx(path: Path, *, data: bool = True) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), load_external_data=data)
     except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadFile(
-            f"{path} is not a readable ONNX file ({error}); write the run again with fewbit quantize --force."
+            f"{path} is not a readable ONNX file ({said:.200}). Give an ONNX file or the folder of a finished run, as in "
+            "run/model.onnx or run; a run whose own file is broken is written again with fewbit quantize --force."
         ) from error
 
 

@@ -154,6 +154,7 @@ def test_replace_changes_only_what_it_is_told() -> None:
     [
         ({"meen": 1}, UnknownName, "Did you mean mean"),
         ({"interpolation": "bicubik"}, UnknownName, "Did you mean bicubic"),
+        ({"interpolation": "area"}, UnknownName, "'area'.* Allowed are nearest, bilinear, bicubic, lanczos"),
         ({"resize": "crop"}, UnknownName, "resize 'crop'"),
         ({"size": (0, 8, 8)}, BadImages, r"channels \(1 to 1024\), height and width"),
         ({"size": (1, 8, 8)}, BadImages, "mean has 3 numbers and the model 1 channel"),
@@ -251,6 +252,14 @@ def test_folders_whose_order_torchvision_and_timm_disagree_on_need_a_list(tmp_pa
 def test_class_lists_are_read_in_output_order(tmp_path: Path, name: str, text: str, wanted: list[str]) -> None:
     (tmp_path / name).write_text(text)
     assert read_classes(tmp_path / name) == wanted
+
+
+def test_a_class_list_of_another_encoding_is_named_and_one_with_a_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("cat\nant\n", encoding="utf-8-sig")
+    assert read_classes(tmp_path / "a.txt") == ["cat", "ant"]
+    (tmp_path / "a.txt").write_text("cat\nant\n", encoding="utf-16")
+    with pytest.raises(BadFile, match="is no text in UTF-8; save it as UTF-8"):
+        read_classes(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize(
@@ -415,8 +424,9 @@ def test_a_broken_image_is_named_at_once_and_skipped_only_on_request(tmp_path: P
     folder(tmp_path, ant=2, bee=1)
     whole = encoded(kind="JPEG")
     (tmp_path / "ant" / "bad.jpg").write_bytes({"text": b"hello", "truncated": whole[:-40], "empty": b""}[damage])
-    with pytest.raises(BadImages, match=r"ant/bad\.jpg cannot be decoded.*--skip-bad"):
+    with pytest.raises(BadImages, match=r"ant/bad\.jpg cannot be decoded.*--skip-bad") as refused:
         open_images(tmp_path, TINY)
+    assert ("it is empty, of 0 bytes" in str(refused.value)) == (damage == "empty")
     images = open_images(tmp_path, TINY, skip_bad=True)
     assert images.skipped == ("ant/bad.jpg",)
     assert images.names == ("ant/0.png", "ant/1.png", "bee/0.png")

@@ -446,3 +446,12 @@ def test_a_fused_file_has_the_multiplications_of_the_one_with_standard_nodes(vit
     target = load_target("openvino-x86")
     with pytest.raises(FewbitError, match=r"own \(MatMulIntegerToFloat, QAttention\), which openvino does not compute"):
         disagreements(tmp_path / "fused.onnx", lint(tmp_path / "fused.onnx", target), target)
+
+
+def test_what_is_no_file_that_lint_reads_says_what_to_type(tmp_path: Path) -> None:
+    target, junk = load_target("ort-x86-vnni"), tmp_path / "junk.onnx"
+    with pytest.raises(BadFile, match=r"is a folder; lint reads one ONNX file, .* fewbit lint .*model\.onnx"):
+        lint(tmp_path, target)
+    junk.write_text("junk")
+    with pytest.raises(BadFile, match=r"junk\.onnx is not an ONNX file that lint can read: .*\. Give an ONNX file"):
+        lint(junk, target)

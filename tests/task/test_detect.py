@@ -384,7 +384,7 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
         (one(7, 5, 0, float("nan"), 10), "boxes have to lie inside"),
         (one(7, 5, 0, float("inf"), 10), "boxes have to lie inside"),
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": None}]}, r"annotation \? has bbox None"),
-        ({"annotations": [{"image_id": 0, "category_id": 7}]}, "is not in COCO's format: KeyError"),
+        ({"annotations": [{"image_id": 0, "category_id": 7}]}, r"annotation \? has no bbox: x, y, width, height in pixels"),
         (one(True, 5, 0, 3, 10), "has category_id True"),
         (one("7", 5, 0, 3, 10), "has category_id '7', and the file's categories are 3 to 7"),
         (one([7], 5, 0, 3, 10), r"has category_id \[7\]"),
@@ -431,6 +431,34 @@ def test_a_wrong_row_of_parquet_is_named(tmp_path, box, label, message):
     pq.write_table(pa.table({"objects": [{"bbox": [box], "category": [label]}]}), path)
     with pytest.raises(BadImages, match=message):
         read(path, Pictures(("x.parquet:0",), ((80, 100),)), (), 2)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark in front"])
+def test_text_files_are_read_with_and_without_a_mark_in_front(tmp_path, mark):
+    file = yolo(tmp_path) / "a.txt"
+    plain = read(tmp_path, Pictures(), (), 2)
+    file.write_bytes(mark + file.read_bytes())
+    for found, want in zip(read(tmp_path, Pictures(), (), 2), plain, strict=True):
+        assert found.boxes.tolist() == want.boxes.tolist()
+        assert found.labels.tolist() == want.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            json.dumps([{"image_id": 0}]).encode(),
+            "holds a list, as predictions in COCO's format are; ",
+        ),
+        ('{"images": []}'.encode("utf-16"), "is UTF-16 and no text in UTF-8; unpack it or save it as UTF-8"),
+        (b"\x1f\x8b\x08\x00", "is packed by gzip and no text in UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(BadImages, match=message):
+        read(path, Pictures(), (), 2)
 
 
 def test_an_image_without_annotation_is_named(tmp_path):

@@ -120,7 +120,7 @@ def _numbers(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, ...]:
 
 def _word(value: Any, name: str, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise UnknownName(name, str(value), allowed)
+        raise UnknownName(name, str(value), allowed, f"Allowed are {', '.join(allowed)}.")
     return value
 
 

@@ -67,7 +67,7 @@ def columns(others: Sequence[Input], found: Mapping[str, Any], names: Sequence[s
         if one.name not in found:
             raise BadImages(
                 f"{where} has no '{one.name}', which the model takes with each image: {one}. Give a list of dicts or a .npz "
-                f"file with it, or the same for all: --input {one.name}=VALUE."
+                f"file with it, or, when the model is quantized, the same for all: fewbit quantize --input {one.name}=VALUE."
             )
         values = found[one.name]
         if len(values) != len(names):

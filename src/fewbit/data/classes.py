@@ -21,9 +21,11 @@ def read_classes(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         content = json.loads(text) if path.suffix == ".json" else lines
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{path} is no text in UTF-8; save it as UTF-8, one name per line, or JSON.") from error
     except (OSError, ValueError) as error:
         raise BadFile(f"{path} is no readable list of classes: {error}. Give one name per line, or JSON.") from error
     if isinstance(content, dict):

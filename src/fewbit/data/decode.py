@@ -56,6 +56,8 @@ def decode(item: Item, name: str, channels: int) -> Array:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _decoded(item, channels)
     except UnidentifiedImageError as error:
+        if (isinstance(item, Path) and not item.stat().st_size) or item == b"":
+            raise BadImages(f"{name} cannot be decoded as an image: it is empty, of 0 bytes.") from error
         there = ", ".join(dict.fromkeys(formats().values()))
         raise BadImages(f"{name} cannot be decoded as an image: this installation reads {there}.") from error
     except BadImages as error:

@@ -185,13 +185,18 @@ class Graph:
 
 def read(path: Path) -> onnx.ModelProto:
     """The file. Raises BadFile that says what is wrong with it."""
+    if os.path.isdir(path):
+        raise BadFile(f"{path} is a folder; lint reads one ONNX file, that of a run as in fewbit lint {path / 'model.onnx'}.")
     if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist; lint reads one ONNX file, as in fewbit lint run/model.onnx.")
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:
-        raise BadFile(f"{path} is not an ONNX file that lint can read: {str(error).strip().splitlines()[0]:.200}") from error
+        raise BadFile(
+            f"{path} is not an ONNX file that lint can read: {str(error).strip().splitlines()[0]:.200}. Give an ONNX file that "
+            "onnxruntime loads, as in fewbit lint run/model.onnx."
+        ) from error
     return model
 
 

@@ -105,15 +105,31 @@ def _check_size(path: Path, name: str, said: tuple[Any, Any], real: tuple[int, i
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise BadImages(f"{path} cannot be read as JSON: {error}. Give {KINDS}.") from error
+
+
+def _text(path: Path) -> str:
+    """The text of a file, in UTF-8 with or without a mark in front. Raises BadImages for other bytes."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "packed by gzip"}.get(
+            error.object[:2], "other bytes"
+        )
+        raise BadImages(f"{path} is {kind} and no text in UTF-8; unpack it or save it as UTF-8.") from error
 
 
 def _coco(
     path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str], count: int
 ) -> list[list[Row]]:
     file = _json(path)
+    if isinstance(file, list):
+        raise BadImages(
+            f"{path} holds a list, as predictions in COCO's format are; the annotations are needed, a file with images, "
+            "annotations and categories. Give that to --annotations."
+        )
     try:
         listed = {str(one["file_name"]): one for one in file["images"]}
         categories = {_whole(path, "category", one["id"]): str(one["name"]) for one in file["categories"]}
@@ -136,6 +152,10 @@ def _coco(
 
 def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
     where = f"{path}: annotation {one.get('id', '?')!s:.40}"
+    if "bbox" not in one:
+        raise BadImages(
+            f"{where} has no bbox: x, y, width, height in pixels. Give COCO's file of boxes, or write the box of each."
+        )
     x, y, w, h = _four(where, one["bbox"])
     category, crowd, area = one["category_id"], one.get("iscrowd"), one.get("area")
     if not _is_number(category) or category not in index:
@@ -212,7 +232,7 @@ def _yolo(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], 
 
 def _lines(file: Path) -> Iterable[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in _text(file).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise BadImages(f"{file} cannot be read: {error}. Write it again.") from error
 
@@ -223,7 +243,7 @@ def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], c
     rows = []
     for file, name, (high, wide) in zip(beside(folder, names, (".xml",), "annotations"), names, sizes, strict=True):
         try:
-            root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
+            root = ElementTree.fromstring(_text(file))
             some, said = [], [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
             width, height = (int(n) if n.is_integer() else n for n in said)
             _check_size(file, name, (width or wide, height or high), (wide, high))  # 0 is written by tools that do not know it
