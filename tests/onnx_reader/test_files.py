@@ -350,6 +350,42 @@ def test_an_image_in_whole_numbers_is_refused_with_the_cut_that_makes_it_floats(
     np.testing.assert_allclose(got, of_runtime(Path("net.onnx"), given), rtol=1e-4, atol=1e-5)
 
 
+def node(op: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [output], output, **attributes)
+
+
+SEQUENCES = {
+    "joined": [
+        node("SequenceConstruct", ["maps", "lower"], "s"), node("ConcatFromSequence", ["s"], "j", axis=2),
+        node("Slice", ["j", "0s", "4s", "2s"], "two"),
+    ],
+    "stacked": [
+        node("SequenceConstruct", ["maps", "lower"], "s"), node("ConcatFromSequence", ["s"], "j", axis=1, new_axis=1),
+        node("ReduceMax", ["j"], "two", axes=[1], keepdims=0),
+    ],
+    "inserted": [
+        node("SequenceEmpty", [], "e"), node("SequenceInsert", ["e", "maps"], "s"),
+        node("SequenceInsert", ["s", "lower", "0"], "t"),
+        node("SequenceAt", ["t", "-1"], "a"), node("SequenceAt", ["t", "0"], "b"), node("Sub", ["a", "b"], "two"),
+    ],
+    "optional": [node("Optional", ["lower"], "o"), node("OptionalGetElement", ["o"], "two")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_that_the_file_lists_itself_are_read_between_its_layers(tmp_path: Path, name: str) -> None:
+    model = net()
+    model.graph.node[1].input[0] = "two"
+    for one in reversed([node("Neg", ["maps"], "lower"), *SEQUENCES[name]]):
+        model.graph.node.insert(1, one)
+    model.graph.initializer.extend(constant(one, int(one), np.int64) for one in ("0", "-1"))
+    model.graph.initializer.extend(constant(f"{one}s", [one], np.int64) for one in (0, 2, 4))
+    path, images = written(model, tmp_path), drawn(3, *SIZE)
+    with torch.no_grad():
+        (got,) = pytree.tree_leaves(capture(load_model(str(path))).module(torch.from_numpy(images)))
+    np.testing.assert_allclose(got, of_runtime(path, images), rtol=1e-4, atol=1e-5)
+
+
 def sloped(**given: float) -> onnx.ModelProto:
     """A function that calls another, which has a slope of 0.4 where nothing is given."""
     model = net()

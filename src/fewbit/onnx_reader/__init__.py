@@ -3,6 +3,7 @@
 reader     the door: read_onnx, and what a file says of its image and its outputs
 file       the file on disk: what it must be, its nodes, its weights
 functions  the local functions of a file, in place of the nodes that call them
+sequences  sequences and optionals whose members are known, resolved
 whole      a file whose image comes in whole numbers: where to cut it
 cut        the tail of a file: the nodes behind its layers that torch cannot express
 strip      a file of another tool without its Q/DQ nodes

@@ -17,6 +17,7 @@ from fewbit.errors import BadModel
 from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
+from fewbit.onnx_reader.sequences import without_sequences
 from fewbit.onnx_reader.strip import stripped
 from fewbit.onnx_reader.whole import FLOATS, refuse_whole_images
 
@@ -91,7 +92,7 @@ def read_onnx(path: Path, given: Collection[str] = (), *, requantize: bool = Fal
     """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
     anything. Raises BadFile or BadModel that name the file, the node or the tensor.
     """
-    whole = lifted(read_proto(path, stripped) if requantize else read_proto(path), path)
+    whole = without_sequences(lifted(read_proto(path, stripped) if requantize else read_proto(path), path))
     refuse_whole_images(whole, path)
     model, tail = cut(whole, path)
     ports = _ports(model)
