@@ -494,3 +494,59 @@ def test_a_file_of_another_kind_is_no_onnx_file(tmp_path):
         BadFile, match=r"report\.json is not a readable ONNX file \(.*\)\. Give an ONNX file or the folder of a"
     ):
         read_onnx(tmp_path / "report.json")
+
+
+class Stereo(nn.Module):
+    """How far what the left eye sees is from what the right one sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.eye = nn.Conv2d(3, 8, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return (self.eye(left) - 2 * self.eye(right)).mean((2, 3))
+
+
+PAIRS = {name: torch.randn(6, *SIZE, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(("right", "left"))}
+
+
+def pairs_as(kind: str, tmp_path: Path) -> Any:
+    rows = [{name: x[i] for name, x in PAIRS.items()} for i in range(6)]
+    if kind == "an .npz file":
+        np.savez(tmp_path / "pairs.npz", **{name: x.numpy() for name, x in PAIRS.items()})
+        return str(tmp_path / "pairs.npz")
+    return {"dicts": rows, "a loader": DataLoader(rows, batch_size=4), "a generator": iter(rows)}[kind]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["dicts", "a loader", "a generator", "an .npz file"])
+@pytest.mark.parametrize("file", [False, True])
+def test_names_of_the_inputs_say_which_is_the_image(kind: str, file: bool, tmp_path: Path) -> None:
+    """The oracle is what lies in the source under the two names."""
+    model: Any = Stereo()
+    if file:
+        port = {"dynamic_axes": {name: {0: "batch"} for name in ("left", "right")}, "input_names": ["left", "right"]}
+        torch.onnx.export(model, (PAIRS["left"], PAIRS["right"]), tmp_path / "stereo.onnx", dynamo=False, **port)
+        model = str(tmp_path / "stereo.onnx")
+    each, source = examples(pairs_as(kind, tmp_path))
+    loaded = load_model(model, given=Given({}, each), overrides={} if file else {"input_size": SIZE})
+    assert [(one.name, one.is_image) for one in loaded.inputs] == [("left", True), ("right", False)]
+    opened = open_images(source, SMALL, others=[one for one in loaded.inputs if one.each], image="left")
+    image, beside = next(iter(opened.batches(6)))
+    assert torch.equal(image, PAIRS["left"])
+    assert torch.equal(beside, PAIRS["right"])
+
+
+def test_the_only_input_may_be_named_too() -> None:
+    rows = [{"x": PAIRS["left"][i], "label": 1, "place": torch.zeros(3, 12, 12)} for i in range(3)]
+    each, source = examples(rows)
+    (one,) = load_model(Looking().eval(), given=Given({}, each), overrides={"input_size": SIZE}).inputs
+    assert one.is_image
+    assert torch.equal(next(iter(open_images(source, SMALL, image=one.name).batches(3))), PAIRS["left"][:3])
+    with pytest.raises(BadImages, match=r"keys right, left; one of images, pixel_values, .* is needed"):
+        open_images([{name: x[0] for name, x in PAIRS.items()}], SMALL)
+
+
+class Looking(Stereo):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.eye(x).mean((2, 3))

@@ -277,7 +277,10 @@ class Run:
         labels, classes = labels and count is not None, self.record["classes"] or count
         each = any(one["kind"] == "each image" for one in self.record["inputs"])
         others = tuple(one for one in self["exact"].inputs if one.each) if each else ()
-        options = {"classes": classes, "skip_bad": skip_bad, "labels": labels, "limit": limit, "others": others}
+        image = next((one["name"] for one in self.record["inputs"] if one["kind"] == "image"), "images")
+        options = {
+            "classes": classes, "skip_bad": skip_bad, "labels": labels, "limit": limit, "others": others, "image": image,
+        }  # fmt: skip
         return open_images(source, self.preprocess, **options)
 
     def annotated(self, images: Images, path: Path | None) -> Images:

@@ -26,6 +26,11 @@ class Given:
     constants: Mapping[str, Any] = field(default_factory=dict)
     each: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def brought(self) -> frozenset[str]:
+        """The names of tensors that come with each image, or are the image, and that no constant stands for."""
+        return frozenset(flat(self.each)) - {*self.constants}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -43,7 +48,8 @@ def image(shape: Sequence[int], name: str = IMAGES) -> Input:
 def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -> tuple[tuple[Input, ...], Arguments | None]:
     """The inputs of a module in the order of its `forward`, and how it is called; None: with the image alone.
 
-    The image is the first argument that nothing is given for. Raises BadModel for another one that is needed, UnknownName for
+    The image is the first argument that nothing is given for; where all are given, the first that each item of the images
+    brings. Raises BadModel for another one that is needed, UnknownName for
     what it does not take.
     """
     kinds = inspect.signature(module.forward).parameters.values()
@@ -56,6 +62,11 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         raise UnknownName(f"input of {ref}", unknown[0], names)
     own = any(leaf is None for tree in trees.values() for leaf in pytree.tree_leaves(tree))
     free = [name for name in needed or names if name not in trees]
+    named_by_items = not own and not free
+    if named_by_items:
+        free = [name for name in needed or names if isinstance(given.each.get(name), Tensor) and name not in given.constants][
+            :1
+        ]
     if not own and not names:
         takes = ", ".join(map(str, kinds))
         raise BadModel(
@@ -68,7 +79,7 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         trees[free[0]] = None
     if missing := [name for name in needed if name not in trees]:
         raise incomplete(ref, names, missing)
-    if len(trees) == 1 and not own:
+    if len(trees) == 1 and not own and not named_by_items:
         return (image(shape),), None
     inputs, kwargs = list[Input](), dict[str, Any]()
     for name in sorted(trees, key=lambda name: names.index(name) if name in names else len(names)):
@@ -100,7 +111,7 @@ def of_ports(ports: Sequence[Input], given: Given, ref: str) -> tuple[Input, ...
     values = {**each, **given.constants}
     if unknown := [name for name in given.constants if name not in names]:
         raise UnknownName(f"input of {ref}", unknown[0], names)
-    found = the_image(ports, values, ref)
+    found = the_image(ports, values, ref, given.brought)
     if missing := [name for name in names if name not in values and name != found.name]:
         raise incomplete(ref, map(str, ports), missing)
     return tuple(port if port.name == found.name else _filled(port, values[port.name], given, ref) for port in ports)

@@ -333,7 +333,7 @@ def _from_pt2(path: Path, overrides: Mapping[str, Any] | None, given: Given, siz
 def _from_onnx(
     path: Path, overrides: Mapping[str, Any] | None, given: Given, requantize: bool, sizes: Sizes
 ) -> Loaded:  # fmt: skip
-    file = read_onnx(path, {*given.constants, *flat(given.each)}, requantize=requantize)
+    file = read_onnx(path, {*given.constants, *flat(given.each)}, each=given.brought, requantize=requantize)
     notes = (f"{path} was quantized before; its weights keep the rounding that they have.",) if requantize else ()
     size = file.input_size((overrides or {}).get("input_size"))
     inputs = of_ports(

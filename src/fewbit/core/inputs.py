@@ -148,12 +148,13 @@ def _spread(one: Input, images: int) -> Tensor:
     return one.value.expand(images, *one.shape).contiguous() if one.has_batch else one.value
 
 
-def the_image(ports: Sequence[Input], given: Collection[str], ref: str) -> Input:
-    """The one input that may be an image and is not `given` anything. Raises BadModel where that is none or several,
-    UnknownName where a name that is given is nearly one of them.
+def the_image(ports: Sequence[Input], given: Collection[str], ref: str, each: Collection[str] = ()) -> Input:
+    """The one input that may be an image and is not `given` anything; where there is none, the first of those that `each` item
+    of the images brings. Raises BadModel where that is none or several, UnknownName where a name that is given is nearly one of
+    them.
     """
     maps = [port for port in ports if len(port.shape) == 3 and port.has_batch and port.dtype.is_floating_point]
-    images = [port for port in maps if port.name not in given]
+    images = [port for port in maps if port.name not in given] or [port for port in maps if port.name in each][:1]
     if len(images) == 1:
         return images[0]
     takes = f"{ref} takes {', '.join(map(str, ports)) or 'nothing'}"

@@ -17,24 +17,31 @@ from fewbit.data.bands import Array, is_pixels
 from fewbit.errors import BadImages
 
 
-def numpy_file(path: Path) -> tuple[Array, Array | None, Mapping[str, Array]]:
-    """Images, labels and the other arrays of a file; .npy stays on disk, .npz has `images` (or a single array) and perhaps
-    `labels`.
+def numpy_file(path: Path, image: str = "") -> tuple[Array, Array | None, Mapping[str, Array]]:
+    """Images, labels and the other arrays of a file; .npy stays on disk, .npz has `images`, one named as the model's `image`
+    or a single array, and perhaps `labels`. Raises BadImages.
     """
+    arrays = named_arrays(path)
+    labels = arrays.pop("labels", None)
+    key = next((key for key in (image, "images") if key in arrays), None)
+    if key is None and len(arrays) != 1:
+        wanted = " or ".join(f"'{name}'" for name in dict.fromkeys((image or "images", "images")))
+        raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is {wanted}, and 'labels' if there are any.")
+    return arrays.pop(next(iter(arrays)) if key is None else key), labels, arrays
+
+
+def named_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file by name, that of a .npy file as `images`. Raises BadImages where it cannot be read."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None, {}
+            return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: _stored(file, name) for name in file.files}
+            return {name: _stored(file, name) for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
         found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
         raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
-    labels = arrays.pop("labels", None)
-    if "images" not in arrays and len(arrays) != 1:
-        raise BadImages(f"{path} has the arrays {', '.join(arrays)}; needed is 'images', and 'labels' if there are any.")
-    return arrays.pop("images" if "images" in arrays else next(iter(arrays))), labels, arrays
 
 
 def _stored(file: Any, name: str) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,27 @@ LABELS = ("labels", "label")
 Columns = tuple[Sequence[Tensor], ...]  # for each input, what it takes by row of a source
 
 
-def beside(item: Any) -> dict[str, Any]:
-    """What a dict holds beside its image and its label; nothing of anything else."""
-    if not isinstance(item, Mapping):
-        return {}
-    own = {next((key for key in keys if key in item), None) for keys in (IMAGES, LABELS)}
-    return {str(key): value for key, value in item.items() if key not in own}
+@dataclass(frozen=True)
+class Keys:
+    """The name of the model's input that is the image (empty: not known yet), and the names of those that come with it."""
+
+    image: str = ""
+    others: Collection[str] = ()
+
+    def of_image(self, item: Mapping[Any, Any]) -> Any:
+        """The key of the image in a dict, or None: the name of the model's input, or a usual one that no other input has."""
+        return next((key for key in (self.image, *IMAGES) if key in item and key not in self.others), None)
+
+    def of_label(self, item: Mapping[Any, Any]) -> Any:
+        """The key of its class, or None."""
+        return next((key for key in LABELS if key in item and key not in (self.image, *self.others)), None)
+
+    def beside(self, item: Any) -> dict[str, Any]:
+        """What a dict holds beside its image and its label; nothing of anything else."""
+        if not isinstance(item, Mapping):
+            return {}
+        own = self.of_image(item), self.of_label(item)
+        return {str(key): value for key, value in item.items() if key not in own}
 
 
 def trees(item: Mapping[str, Any]) -> dict[str, Any]:

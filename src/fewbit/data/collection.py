@@ -24,9 +24,9 @@ from torch.utils.data import IterableDataset
 
 from fewbit.core.inputs import Input, flat
 from fewbit.core.shelf import Shelf
-from fewbit.data.arrays import numpy_file
+from fewbit.data.arrays import named_arrays
 from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
-from fewbit.data.beside import IMAGES, LABELS, beside, row_of, trees
+from fewbit.data.beside import IMAGES, Keys, row_of, trees
 from fewbit.data.decode import Item, decode, is_input
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
@@ -79,13 +79,15 @@ def is_collection(source: Any) -> bool:
 
 
 def examples(source: Any) -> tuple[dict[str, Any], Any]:
-    """By name what comes with the first image of a source, as nested tensors, and a source from which nothing is lost.
+    """By name what comes with the first image of a source, as nested tensors, and a source from which nothing is lost. Where no
+    name is a usual one of an image, the image may be among them: the model's names say which it is.
 
     What cannot be read has nothing with it; whoever reads the images says why.
     """
     if not is_collection(source):
         is_file = isinstance(source, str | Path) and Path(source).suffix == ".npz" and os.path.isfile(source)
-        return (row_at(numpy_file(Path(source))[2], 0) if is_file else {}), source
+        arrays = named_arrays(Path(source)) if is_file else {}
+        return row_at({name: array for name, array in arrays.items() if name not in ("images", "labels")}, 0), source
     data = source if isinstance(source, Data) else Data(source)
     items: Any = [data.source] if isinstance(data.source, Mapping) else data.source
     once = isinstance(items, Iterator)
@@ -94,12 +96,22 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
             by_index = hasattr(items, "__getitem__") and not isinstance(items, IterableDataset)
             first = items[0] if by_index else next(iter(items))
             data = replace(data, source=_again(first, items)) if once else data
-            image, _, rest = _apart(first, labelled=False)[0]
-            made = {} if data.transform is None else beside(data.transform(image))
+            rest = _all_of(first)
+            image, _, rest = _apart(first, False, Keys())[0] if rest is None else (None, None, rest)
+            made = {} if data.transform is None or image is None else Keys().beside(data.transform(image))
     except Exception as error:
         return {}, replace(data, source=_failing(error)) if once and data.source is items else data
     whole = {name: pytree.tree_map(_first_row, tree) for name, tree in trees(made).items()}
     return {**trees(rest), **whole}, data
+
+
+def _all_of(item: Any) -> dict[str, Any] | None:
+    """What belongs to the first image of a dict that has none of the usual names of an image; None of anything else."""
+    one = item[0] if isinstance(item, list) and item else item
+    if not isinstance(one, Mapping) or Keys().of_image(one) is not None:
+        return None
+    values = Keys().beside(one)
+    return row_at(values, 0) if any(is_batch(value) for value in values.values()) else values
 
 
 def _again(first: Any, items: Iterator[Any]) -> Iterator[Any]:
@@ -133,10 +145,10 @@ class Kept:
 
 def read(
     source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, *, labels: bool, limit: int | None, seed: int,
-    skip_bad: bool, others: Sequence[Input] = (),
+    skip_bad: bool, others: Sequence[Input] = (), image: str = "images",
 ) -> Found:  # fmt: skip
-    """At most `limit` images, drawn with `seed` where any item can be asked for, else the first, each with what `others` take.
-    Raises BadImages.
+    """At most `limit` images, drawn with `seed` where any item can be asked for, else the first, each with what `others` take;
+    `image` is the name of the model's input that is the image. Raises BadImages.
     """
     check_source(source)
     data = source if isinstance(source, Data) else Data(source)
@@ -144,7 +156,7 @@ def read(
     if isinstance(items, Mapping):
         items = [items]
     rows, most, part = _drawn(items, limit, seed)
-    reader = _Reader(preprocess, data.transform, labels, others)
+    reader = _Reader(preprocess, data.transform, labels, others, Keys(image, [one.name.split(".")[0] for one in others]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of shuffling and random transforms: a resumed run reads the same
         for index, get in _taken(items, rows, most, what):
@@ -200,6 +212,7 @@ class _Reader:
     transform: Callable[[Any], Any] | None
     labelled: bool
     others: Sequence[Input] = ()
+    keys: Keys = field(default_factory=Keys)
     names: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     places: list[Path | int] = field(default_factory=list)
@@ -212,7 +225,7 @@ class _Reader:
     def add(self, name: str, get: Callable[[], Any], most: int | None) -> None:
         """The images of an item, up to `most` in all. Raises BadImages that names the item and, in a batch, the image."""
         try:
-            images = _apart(get(), self.labelled)
+            images = _apart(get(), self.labelled, self.keys)
         except Exception as error:
             raise BadImages(f"{name}: {_reason(error)}") from error
         for k, (image, label, rest) in enumerate(images[: None if most is None else most - len(self.names)]):
@@ -232,10 +245,10 @@ class _Reader:
         if self.transform is None:
             return image, {}
         made = self.transform(image)
-        image, _ = _pair(made)
+        image, _ = _pair(made, self.keys)
         if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
             image = image[0]
-        return image, beside(made)
+        return image, self.keys.beside(made)
 
     def _prepared(self, image: Any) -> Path | Array:
         """An image as it is stored: a path, pixels (h, w, channels), or a float32 input of the model."""
@@ -297,18 +310,18 @@ class _Reader:
         )
 
 
-def _apart(item: Any, labelled: bool) -> list[tuple[Any, Any, dict[str, Any]]]:
+def _apart(item: Any, labelled: bool, keys: Keys) -> list[tuple[Any, Any, dict[str, Any]]]:
     """The images of an item, one or a batch, each with its label or None, and with what a dict holds beside them."""
-    image, label = _pair(item)
-    label, rest = label if labelled else None, beside(item)
+    image, label = _pair(item, keys)
+    label, rest = label if labelled else None, keys.beside(item)
     if not is_batch(image):
         return [(image, label, rest)]
     labels = [None] * len(image) if label is None else label
     if len(labels) != len(image):
         raise BadImages(f"it has {len(image)} images and {len(labels)} labels")
-    pairs = [(*_pair(one), own) for one, own in zip(image, labels, strict=True)]
+    pairs = [(*_pair(one, keys), own) for one, own in zip(image, labels, strict=True)]
     return [
-        (one, (label if own is None else own) if labelled else None, {**row_at(rest, k), **beside(image[k])})
+        (one, (label if own is None else own) if labelled else None, {**row_at(rest, k), **keys.beside(image[k])})
         for k, (one, label, own) in enumerate(pairs)
     ]
 
@@ -323,16 +336,18 @@ def row_at(values: Mapping[str, Any], k: int) -> dict[str, Any]:
     return {name: pytree.tree_map(lambda value: value[k], tree) for name, tree in trees(values).items()}
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
+def _pair(item: Any, keys: Keys) -> tuple[Any, Any]:
     """An item's image, or images, and its label: of a dict by its keys, of a tuple the first two. A list is a batch, unless
     it is what a DataLoader makes of pairs: a batch of images and one of labels.
     """
     if isinstance(item, Mapping):
-        found = [next((item[key] for key in keys if key in item), None) for keys in (IMAGES, LABELS)]
-        if found[0] is None:
-            keys = ", ".join(map(str, item))
-            raise BadImages(f"it is a dict with the keys {keys}; one of {', '.join(IMAGES)} is needed, with the image")
-        return found[0], found[1]
+        image, label = keys.of_image(item), keys.of_label(item)
+        if image is None:
+            allowed = ", ".join(dict.fromkeys((keys.image or IMAGES[0], *IMAGES)))
+            raise BadImages(
+                f"it is a dict with the keys {', '.join(map(str, item))}; one of {allowed} is needed, with the image"
+            )
+        return item[image], None if label is None else item[label]
     if not isinstance(item, list | tuple) or not item:
         return item, None
     batch = _is_array(item[0]) and item[0].ndim == 4 and len(item) <= 2

@@ -194,21 +194,23 @@ def open_images(
     seed: int = 0,
     skip_bad: bool = False,
     others: Sequence[Input] = (),
+    image: str = "images",
 ) -> Images:
     """The images of a folder, a parquet, .npy or .npz file, an array, (array, labels) or a source of data/collection.py.
 
     `classes` is the model's class count, or its class names in output order; `labels=False` ignores all labels. At most
     `limit` images are drawn with `seed`, spread evenly over the classes, and stay in natural order; a smaller limit
     draws a subset of a larger one. With `skip_bad` broken images are left out after the draw. `others` are inputs of the model
-    that come with each image. Raises BadImages.
+    that come with each image, `image` is the name of the one that is. Raises BadImages.
     """
     check_source(source)
     if limit is not None and limit < 1:
         raise BadImages(f"the limit is {limit} images; allowed is 1 or more.")
     if is_collection(source):
-        found = read(source, preprocess, classes, labels=labels, limit=limit, seed=seed, skip_bad=skip_bad, others=others)
+        options: dict[str, Any] = {"limit": limit, "seed": seed, "skip_bad": skip_bad, "others": others, "image": image}
+        found = read(source, preprocess, classes, labels=labels, **options)
     else:
-        found = find(source, preprocess, classes, labels)
+        found = find(source, preprocess, classes, labels, image)
     names, class_indices, description = found.names, found.labels, found.description
     _refuse_unreadable(found, skip_bad=skip_bad)
     rows = list(range(len(names)))

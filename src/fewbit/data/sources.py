@@ -120,8 +120,8 @@ class Found:
     beside: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool) -> Found:
-    """All images of a source; nothing is decoded. Raises BadImages."""
+def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | None, labels: bool, image: str = "") -> Found:
+    """All images of a source; nothing is decoded. `image` is the name of the model's input. Raises BadImages."""
     if isinstance(source, tuple):
         return _array(source[0], source[1] if labels else None, "array", preprocess, classes)
     if isinstance(source, (np.ndarray, Tensor)):
@@ -131,7 +131,7 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
         return _folder(path, classes, labels)
     if path.suffix == ".parquet":
         return _parquet(path, (path,), classes, labels)
-    values, stored_labels, beside = numpy_file(path)
+    values, stored_labels, beside = numpy_file(path, image)
     found = _array(values, stored_labels if labels else None, str(path), preprocess, classes)
     return replace(found, beside=beside)
 

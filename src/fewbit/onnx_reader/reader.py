@@ -88,16 +88,17 @@ class OnnxFile:
         return size  # type: ignore[return-value]
 
 
-def read_onnx(path: Path, given: Collection[str] = (), *, requantize: bool = False) -> OnnxFile:
+def read_onnx(path: Path, given: Collection[str] = (), *, each: Collection[str] = (), requantize: bool = False) -> OnnxFile:
     """The network of a file, that of a quantized one without its Q/DQ nodes; its image is an input that is not `given`
-    anything. Raises BadFile or BadModel that name the file, the node or the tensor.
+    anything, or where all are, one that `each` item of the images brings. Raises BadFile or BadModel that name the file, the
+    node or the tensor.
     """
     whole = without_sequences(lifted(read_proto(path, stripped) if requantize else read_proto(path), path))
     refuse_whole_images(whole, path)
     model, tail = cut(whole, path)
     ports = _ports(model)
     inputs = _inputs(ports, given, path)
-    image = ports[inputs.index(the_image(inputs, given, str(path)))]
+    image = ports[inputs.index(the_image(inputs, given, str(path), each))]
     batch = image.dims[0] if isinstance(image.dims[0], int) else None
     nodes, constants = split_constants(nodes_of(model.graph, opsets(model), path.parent, batch))
     outputs = tuple(map(_port, model.graph.output))

@@ -155,13 +155,14 @@ def load(asked: Options) -> Inputs:
             refuse_without_norms(Teacher(loaded.program, loaded.inputs))
             _require_classes(outputs)
         labels, others = asked.labels and outputs is not None, tuple(one for one in loaded.inputs if one.each)
+        image = image_among(loaded.inputs).name
         if others and any(isinstance(one, Finetune) for one in asked.method.passes):
             raise BadImages(
                 f"recipe {asked.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
                 f"same for all, --input {others[0].name}=VALUE, or take another recipe."
             )
         try:
-            both = open_both(asked, (source, score), preprocess, classes or outputs, labels=labels, others=others)
+            both = open_both(asked, (source, score), preprocess, classes or outputs, labels=labels, others=others, image=image)
         except BadImages as error:
             raise BadImages(f"{error}{advice_on_channels(loaded.input_shape)}") from error
         pair = whole_batches(both[0], loaded.batch), whole_batches(both[1], loaded.batch)
@@ -172,16 +173,22 @@ def load(asked: Options) -> Inputs:
 
 
 def open_both(
-    request: Options, sources: tuple[Any, Any], preprocess: Preprocess, known: Any, labels: bool, others: Sequence[Input] = ()
+    request: Options,
+    sources: tuple[Any, Any],
+    preprocess: Preprocess,
+    known: Any,
+    labels: bool,
+    others: Sequence[Input] = (),
+    image: str = "images",
 ) -> tuple[Images, Images]:
     """Calibration images and scored images, never the same: without `score` a part of the images is held out, and of a loader
     a third more are read for it.
 
     `labels`: read those of the scored images, which are checked against the classes in `known`. `others` are the inputs that
-    come with each image.
+    come with each image, `image` is the name of the one that is.
     """
     source, score = sources
-    options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed, "others": others}
+    options: dict[str, Any] = {"skip_bad": request.skip_bad, "seed": request.seed, "others": others, "image": image}
     if score is not None:
         labelled = request.loss == "labels" and labels
         classes = known if labelled else None
