@@ -32,6 +32,31 @@ class Upsampled(nn.Module):
         return self.b(self.up(self.a(x)))
 
 
+class Deep(nn.Module):
+    """A convolution of volumes, which stays float, between two of maps; its one layer is put in and taken out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.volume = nn.Conv3d(16, 16, (1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.volume(self.a(x).unsqueeze(2)).squeeze(2))
+
+
+class Rectified(nn.Module):
+    """A convolution that is kept float, with what onnxruntime makes part of it: a factor, and rectified twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16))
+        self.kept = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = 2 * self.kept(self.a(x).transpose(2, 3))
+        return self.b(x.relu()), self.c(x.transpose(2, 3))
+
+
 class Weighed(nn.Module):
     """Probabilities between two convolutions."""
 
@@ -57,8 +82,15 @@ class Returned(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "op", "nodes"),
-    [(Upsampled(True), "Add", 1), (Upsampled(False), "Add", 1), (Weighed(), "Add", 1), (Returned(), "Transpose", 2)],
-    ids=["bias", "no bias", "softmax", "output"],
+    [
+        (Upsampled(True), "Add", 1),
+        (Upsampled(False), "Add", 1),
+        (Deep(), "Add", 1),
+        (Rectified(), "Add", 1),
+        (Weighed(), "Add", 1),
+        (Returned(), "Transpose", 2),
+    ],
+    ids=["bias", "no bias", "volumes", "kept", "softmax", "output"],
 )
 def test_what_stands_beside_codes_stays_what_it_is(
     ort_target: str, tmp_path: Path, net: nn.Module, op: str, nodes: int
@@ -68,7 +100,14 @@ def test_what_stands_beside_codes_stays_what_it_is(
         nn.init.normal_(parameter, 0, 0.3, generator=generator)
     graph = capture(load_model(net.eval(), overrides={"input_size": (3, 16, 16)}))
     images, target = torch.randn(8, 3, 16, 16, generator=generator), load_target(ort_target)
-    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=Bits(7, 8))
+    plan = plan_for(
+        graph,
+        observe(graph, [images]),
+        target,
+        recipe_named("minmax"),
+        bits=Bits(7, 8),
+        keep_float=["kept"] if isinstance(net, Rectified) else [],
+    )
     realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
     file = onnx.load(tmp_path / "model.onnx")
     assert sum(node.op_type == op and not node.input[0].startswith("unpack") for node in file.graph.node) >= nodes

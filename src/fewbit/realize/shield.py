@@ -1,7 +1,8 @@
 """Standard nodes that keep onnxruntime from rewriting what is float beside codes, where its rewriting gives other numbers.
 
-- It rounds the float weights of a transposed convolution between a DequantizeLinear and a QuantizeLinear to 8 bits by itself,
-  and takes a softmax there from a table of integers.
+- It rounds the float weights of a convolution, transposed or not, between a DequantizeLinear and a QuantizeLinear to 8 bits by
+  itself, and takes a softmax there from a table of integers. Between them may stand nodes that only put numbers elsewhere, and
+  behind the convolution what it makes part of it or of the QuantizeLinear: a bias, a factor, a rectifier.
 - It moves a QuantizeLinear in front of nodes that only put numbers elsewhere; where these read an output of the model, the
   output has codes' numbers afterwards.
 
@@ -14,22 +15,39 @@ import onnx_ir as ir
 
 from fewbit.realize.fuse.nodes import MOVES, constant, made_by, with_nothing
 
+FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu", "Clip")  # behind a convolution, where they read constants
+
 
 def shield(model: ir.Model) -> None:
     """Put the nodes into a written model, in place."""
     for node in list(model.graph):
-        if node.op_type == "Softmax" or (node.op_type == "ConvTranspose" and constant(node.inputs[1]) is not None):
+        if node.op_type == "Softmax" or (node.op_type in ("Conv", "ConvTranspose") and constant(node.inputs[1]) is not None):
             _separated(model.graph, node)
         elif node.op_type == "QuantizeLinear":
             _with_own_way(model.graph, node)
 
 
 def _separated(graph: ir.Graph, node: ir.Node) -> None:
-    """An addition of nothing between a float node that reads codes and the QuantizeLinear that alone reads it."""
-    result, users = node.outputs[0], list(node.outputs[0].consumers())
-    if made_by(node.inputs[0]) != "DequantizeLinear" or [user.op_type for user in users] != ["QuantizeLinear"]:
+    """An addition of nothing between a float node that reads codes and what makes codes of all that it gives."""
+    source, result = node.inputs[0], node.outputs[0]
+    while made_by(source) in MOVES:
+        source = source.producer().inputs[0]  # type: ignore[union-attr]
+    if made_by(source) != "DequantizeLinear" or result.is_graph_output() or not _only_quantized(result):
         return
-    with_nothing(graph, users[0], result)
+    users = set(result.consumers())
+    with_nothing(graph, [user for user in graph if user in users], result)
+
+
+def _only_quantized(value: ir.Value) -> bool:
+    """Whether all that reads a value, perhaps put elsewhere or in nodes that are folded, makes codes of it."""
+    users = list(value.consumers())
+    return bool(users) and all(user.op_type == "QuantizeLinear" or _hands_on(user, value) for user in users)
+
+
+def _hands_on(node: ir.Node, value: ir.Value) -> bool:
+    others = [one for one in node.inputs if one is not None and one is not value]
+    folded = node.op_type in MOVES or (node.op_type in FOLDED and all(constant(one) is not None for one in others))
+    return folded and not node.outputs[0].is_graph_output() and _only_quantized(node.outputs[0])
 
 
 def _with_own_way(graph: ir.Graph, quantizer: ir.Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,15 +20,16 @@ def put(graph: ir.Graph, place: ir.Node, node: ir.Node, result: ir.Value) -> Non
     ir.convenience.replace_all_uses_with(result, new, replace_graph_outputs=True)
 
 
-def with_nothing(graph: ir.Graph, reader: ir.Node, value: ir.Value) -> None:
-    """Let a node read, for its first input `value`, the same numbers with `NOTHING` added."""
+def with_nothing(graph: ir.Graph, readers: Sequence[ir.Node], value: ir.Value) -> None:
+    """Let nodes, in their order in the graph, read for their input `value` the same numbers with `NOTHING` added."""
     name = f"{value.name}_nothing"
     nothing = ir.Value(name=name, const_value=ir.tensor(NOTHING, name=name))
     graph.register_initializer(nothing)
     same = ir.node("Add", [value, nothing], num_outputs=1)
     same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = f"{value.name}_same", value.type, value.shape
-    graph.insert_before(reader, same)
-    reader.replace_input_with(0, same.outputs[0])
+    graph.insert_before(readers[0], same)
+    for reader in readers:
+        reader.replace_input_with(list(reader.inputs).index(value), same.outputs[0])
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -97,7 +97,7 @@ def kept_scale(graph: ir.Graph, node: ir.Node) -> bool:
     """`node`, a norm of numbers that are codes times a scale, with nothing added to them in front of it."""
     found = node.op_type in NORMS and _is_scaled(node.inputs[0])
     if found:
-        with_nothing(graph, node, node.inputs[0])  # type: ignore[arg-type]
+        with_nothing(graph, [node], node.inputs[0])  # type: ignore[arg-type]
     return found
 
 
