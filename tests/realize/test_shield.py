@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -57,6 +58,18 @@ class Rectified(nn.Module):
         return self.b(x.relu()), self.c(x.transpose(2, 3))
 
 
+class Smaller(nn.Module):
+    """A map with fewer pixels by bicubic interpolation, which is written by its size or by a factor."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.interpolate(self.a(x), mode="bicubic", **self.how))
+
+
 class Weighed(nn.Module):
     """Probabilities between two convolutions."""
 
@@ -87,10 +100,12 @@ class Returned(nn.Module):
         (Upsampled(False), "Add", 1),
         (Deep(), "Add", 1),
         (Rectified(), "Add", 1),
+        (Smaller(size=(5, 20)), "Reshape", 1),
+        (Smaller(scale_factor=0.5), "Reshape", 1),
         (Weighed(), "Add", 1),
         (Returned(), "Transpose", 2),
     ],
-    ids=["bias", "no bias", "volumes", "kept", "softmax", "output"],
+    ids=["bias", "no bias", "volumes", "kept", "cubic", "cubic by half", "softmax", "output"],
 )
 def test_what_stands_beside_codes_stays_what_it_is(
     ort_target: str, tmp_path: Path, net: nn.Module, op: str, nodes: int

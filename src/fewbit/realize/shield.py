@@ -5,15 +5,18 @@
   behind the convolution what it makes part of it or of the QuantizeLinear: a bias, a factor, a rectifier.
 - It moves a QuantizeLinear in front of nodes that only put numbers elsewhere; where these read an output of the model, the
   output has codes' numbers afterwards.
+- It turns maps to channels last where codes are, and bicubic interpolation to fewer pixels with them, which its own kernel then
+  refuses.
 
-Both were found in onnxruntime 1.32 by verify; its switch for them would turn all integer kernels off.
+All were found in onnxruntime 1.32 by verify; its switch for them would turn all integer kernels off.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import MOVES, constant, made_by, with_nothing
+from fewbit.realize.fuse.nodes import MOVES, constant, dims, made_by, with_nothing
 
 FOLDED = ("Add", "Sub", "Mul", "Div", "BatchNormalization", "Relu", "Clip")  # behind a convolution, where they read constants
 
@@ -25,6 +28,8 @@ def shield(model: ir.Model) -> None:
             _separated(model.graph, node)
         elif node.op_type == "QuantizeLinear":
             _with_own_way(model.graph, node)
+        elif node.op_type == "Resize" and _is_cubic(node) and not _has_more(node.outputs[0], node.inputs[0]):
+            _channels_first(model.graph, node)
 
 
 def _separated(graph: ir.Graph, node: ir.Node) -> None:
@@ -36,6 +41,31 @@ def _separated(graph: ir.Graph, node: ir.Node) -> None:
         return
     users = set(result.consumers())
     with_nothing(graph, [user for user in graph if user in users], result)
+
+
+def _is_cubic(node: ir.Node) -> bool:
+    mode, antialias = node.attributes.get("mode"), node.attributes.get("antialias")
+    return mode is not None and mode.as_string() == "cubic" and (antialias is None or not antialias.as_int())
+
+
+def _has_more(result: ir.Value, source: ir.Value | None) -> bool:
+    """Whether one is known to have no fewer pixels than the other, in height and in width."""
+    sizes = [(a, b) for a, b in zip(dims(result)[2:], dims(source)[2:], strict=False) if a is not None and b is not None]
+    return len(sizes) == 2 and all(a >= b for a, b in sizes)
+
+
+def _channels_first(graph: ir.Graph, node: ir.Node) -> None:
+    """A reshape to the same shape in front of a node: onnxruntime moves no transposition across it."""
+    source = node.inputs[0]
+    assert source is not None
+    name = f"{node.outputs[0].name}_shape"
+    same = ir.Value(name=name, const_value=ir.tensor(np.zeros(4, np.int64), name=name))  # 0: as it is
+    graph.register_initializer(same)
+    kept = ir.node("Reshape", [source, same], num_outputs=1)
+    kept.outputs[0].name, kept.outputs[0].type = f"{node.outputs[0].name}_source", source.type
+    kept.outputs[0].shape = source.shape
+    graph.insert_before(node, kept)
+    node.replace_input_with(0, kept.outputs[0])
 
 
 def _only_quantized(value: ir.Value) -> bool:
