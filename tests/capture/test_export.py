@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.attention.flex_attention import flex_attention
+from torch.testing._internal.two_tensor import TwoTensor
 
 from capture.nets import assert_same_function, images
 from fewbit.capture import capture, export, load_model
@@ -615,3 +617,74 @@ def test_an_output_that_is_named_as_the_input_gets_another_name(tmp_path: Path) 
     with torch.no_grad():
         for one, want in zip(got, model(x).values(), strict=True):
             np.testing.assert_allclose(one, want, atol=1e-5)
+
+
+# what cannot be quantized for what it is made of
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.conv(x)).mean((2, 3)))
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Branches(Plain):
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.cond(x.mean() > 0, lambda y: y * 2, lambda y: y + 1, (x,))
+
+
+class Flexible(Plain):
+    def inner(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2)[:, :, None]
+        return flex_attention(rows, rows, rows).unflatten(3, (6, 6))[:, :, 0]
+
+
+class Draws(Plain):
+    def inner(self, x: Tensor) -> Tensor:
+        return x * torch.bernoulli(torch.ones(x.shape[0], 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (Branches, "Branches: cond is torch's cond, which has graphs of its own.*torch.where"),
+        (Flexible, "Flexible: flex_attention is torch's .*scaled_dot_product_attention"),
+        (Draws, "Draws: bernoulli is torch's bernoulli, which draws at random.*out in eval mode"),
+    ],
+)
+def test_an_operator_that_no_file_takes_is_named(net: type[nn.Module], says: str) -> None:
+    with pytest.raises(BadModel, match=says):
+        loaded(net().eval())
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_a_module_that_was_quantized_before_is_named_and_a_prepared_one_gives_its_float_weights() -> None:
+    """The oracle of what the message says is the weights after it was done."""
+    ao = torch.ao.quantization
+    with pytest.raises(
+        BadModel, match=r"Plain has been quantized by torch.ao: head is torch\.ao\.nn\.quantized\.dynamic.*float model"
+    ):
+        loaded(ao.quantize_dynamic(Plain().eval(), {nn.Linear}))
+    net = Plain().train()
+    net.qconfig = ao.get_default_qat_qconfig("fbgemm")
+    model = ao.prepare_qat(net)
+    model(torch.rand(2, 3, 8, 8))
+    with pytest.raises(BadModel, match=r"conv\.weight_fake_quant is \w+, which rounds") as error:
+        loaded(model.eval())
+    exec(str(error.value).rpartition("model then: ")[2], {"torch": torch, "model": model})
+    found, want, x = loaded(model), Plain().eval(), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(graph_module(found.program)(x), want(x))
+
+
+def test_weights_that_are_no_plain_tensors_are_named() -> None:
+    net = Plain().eval()
+    net.head.weight = nn.Parameter(TwoTensor(net.head.weight.data, net.head.weight.data), requires_grad=False)
+    with pytest.raises(BadModel, match=r"weight head\.weight is torch's TwoTensor and no plain tensor"):
+        loaded(net)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capture.nets import count, graph_of, randomize
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, same, tokens
-from fewbit.capture import normalize
+from fewbit.capture import capture, load_model, normalize
 from fewbit.capture.canonicalize import drop_writes, writes_through_views
 from fewbit.capture.export import graph_module
 
@@ -255,3 +255,36 @@ def test_what_is_computed_twice_is_computed_once_and_regions_are_opened():
     assert found["add"] == 2  # of the equal constants, of both results
     assert (found["tanh"], found["sigmoid"]) == (1, 1)
     assert not {"wrap_with_set_grad_enabled", "wrap_with_autocast"} & set(found)
+
+
+class Short(nn.Module):
+    """Parts in bfloat16, in a context and in a function of their own."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.on, self.a, self.b, self.head = on, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.on):
+            x = self.b(self.a(x).relu())
+            with torch.autocast("cpu", enabled=False):
+                x = x.float() * 2
+            x = self.head(x.relu().mean((2, 3)))
+        return x
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["module", "program"])
+def test_what_asks_for_fewer_digits_is_computed_in_float32(exported: bool) -> None:
+    """The oracle is the same module with autocast off."""
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net = Short(True).eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    model = torch.export.export(net, (x,), dynamic_shapes=shapes) if exported else net
+    loaded = load_model(model, overrides={} if exported else {"input_size": (3, 8, 8)})
+    assert "under torch.autocast in bfloat16; it is computed in float32." in loaded.notes[0]
+    graph = capture(loaded)
+    assert [op.name for op in graph.ops] == ["a", "b", "head"]
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(x), Short(False).eval()(x), rtol=1e-5, atol=1e-6)
+        assert net(x).dtype == torch.bfloat16  # the model is left as it was

@@ -51,6 +51,8 @@ from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
+from fewbit.capture.refused import refuse_parts, refuse_quantized
+from fewbit.capture.repeats import fewer_digits, without_autocast
 from fewbit.capture.sizes import OTHERS, Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
 from fewbit.capture.torchscript import as_onnx, is_torchscript, refuse_others
 from fewbit.core.inputs import Input, flat, image_among
@@ -180,6 +182,7 @@ def _from_module(
     if "input_size" not in fields:
         raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
     inputs, arguments = called or of_module(module, fields["input_size"], given, ref)
+    refuse_quantized(module, ref)
     _check_values(ref, dict(module.named_parameters()), dict(module.named_buffers()))
     if any(t.device.type != "cpu" for t in _numbers(module)):
         module = copy.deepcopy(module).cpu()
@@ -190,17 +193,26 @@ def _from_module(
     classes = tuple(fields.pop("classes", ()))
     if said := purpose(module):
         fields.setdefault("task", said)
-    program, inputs = exported(module, inputs, arguments, batches, free)
-    of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # whatever the batch
-    if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
-        program, inputs = exported(module, inputs, arguments, (1,), free)
-    _check_outputs(ref, program, inputs)
-    if not refuse_random(program, inputs, ref):
-        program, inputs = exported(module, inputs, arguments, (1,), free)
-    if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
-        raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
-    notes = (*notes, *_about_names(ref, program), *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
+    with without_autocast() as asked:
+        program, inputs = exported(module, inputs, arguments, batches, free)
+        of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # whatever the batch
+        if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
+            program, inputs = exported(module, inputs, arguments, (1,), free)
+        refuse_parts(program, ref)
+        _check_outputs(ref, program, inputs)
+        if not refuse_random(program, inputs, ref):
+            program, inputs = exported(module, inputs, arguments, (1,), free)
+        if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
+            raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
+    said = (*_about_types(ref, asked), *_about_names(ref, program), *_about_batch(ref, program, inputs))
+    notes = (*notes, *said, *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
+
+
+def _about_types(ref: str, asked: Sequence[str]) -> tuple[str, ...]:
+    """A sentence about `torch.autocast` in a model, which asks for these types."""
+    kinds = " and ".join(sorted({one.removeprefix("torch.") for one in asked}))
+    return (f"{ref} has parts under torch.autocast in {kinds}; it is computed in float32.",) if asked else ()
 
 
 def _about_names(ref: str, program: ExportedProgram) -> tuple[str, ...]:
@@ -238,6 +250,7 @@ def _from_program(
     image = values[image_among(inputs).name]
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
     _check_values(ref, parameters, {**program.state_dict, **program.constants})
+    refuse_parts(program, ref)
     kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
     if kinds:
         raise BadModel(f"{ref} was exported in {' and '.join(sorted(kinds))}; export it in float32: model.float().")
@@ -252,7 +265,8 @@ def _from_program(
             "Export it for one image."
         )
     record = {**(overrides or {}), "input_size": shape}
-    notes = (*_about_names(ref, program), *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
+    said = (*_about_types(ref, fewer_digits(program)), *_about_names(ref, program), *_about_batch(ref, program, inputs))
+    notes = (*said, *about_sizes(ref, inputs, free))
     classes = tuple(record.pop("classes", ()))
     return Loaded(ref, program, record, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
