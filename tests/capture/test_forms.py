@@ -288,3 +288,43 @@ def test_what_asks_for_fewer_digits_is_computed_in_float32(exported: bool) -> No
     with torch.no_grad():
         torch.testing.assert_close(graph.module(x), Short(False).eval()(x), rtol=1e-5, atol=1e-6)
         assert net(x).dtype == torch.bfloat16  # the model is left as it was
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kind"), [(4, 2, "max_pool2d"), (7, 1, "max_pool2d"), (3, 2, "amax"), (5, 3, "amax")]
+)
+def test_an_adaptive_maximum_has_windows_in_numbers(rows: int, columns: int, kind: str) -> None:
+    """The oracle is torch's own, on windows that divide the map, overlap evenly or do not."""
+    found = same(Net(lambda net, x: F.adaptive_max_pool2d(x, (rows, columns))))
+    assert "adaptive_max_pool2d" not in count(found)
+    assert count(found)[kind] > 0
+
+
+def test_a_random_slope_is_its_mean_outside_of_training() -> None:
+    found = same(Net(lambda net, x: F.rrelu(x, 0.1, 0.4)))
+    assert count(found)["leaky_relu"] == 1
+
+
+class Correlated(nn.Module):
+    """A filter of each image, with the images of a batch as groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.filters = nn.Conv2d(3, 4, 3), nn.Linear(4, 36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        filters = self.filters(x.mean((2, 3))).reshape(b * c, 1, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), filters, groups=b * c).reshape(b, c, h - 2, w - 2)
+
+
+def test_groups_of_images_are_taken_one_image_at_a_time() -> None:
+    net = Correlated().eval()
+    loaded = load_model(net, overrides={"input_size": (3, 12, 12)})
+    assert loaded.batch == 1
+    assert "takes one image at a time" in loaded.notes[0]
+    x = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(capture(loaded).module(x), net(x))

@@ -29,7 +29,7 @@ from fewbit.capture.fx import (
     replace,
     shape_of,
 )
-from fewbit.capture.windows import AVERAGES, PADDED, name_convolution, number_padding, plain_average
+from fewbit.capture.windows import AVERAGES, PADDED, name_convolution, number_padding, plain_average, plain_maximum
 
 LINEAR = aten.linear.default
 MATMUL = aten.matmul.default
@@ -169,6 +169,11 @@ def one_form(module: GraphModule) -> None:
             name_convolution(module.graph, node)
         elif is_call(node, aten._native_batch_norm_legit_no_training.default):
             _name_batch_norm(module.graph, node)
+        elif is_call(node, aten.adaptive_max_pool2d.default):
+            plain_maximum(module.graph, node)
+        elif is_call(node, aten.rrelu.default) and not argument(node, 3, "training", False):  # whose slope is the mean of both
+            slope = (argument(node, 1, "lower", 1 / 8) + argument(node, 2, "upper", 1 / 3)) / 2
+            replace(node, call_like(module.graph, node, aten.leaky_relu.default, node.args[0], slope))
         elif is_call(node, aten.where.self):
             _drop_safety(node)
     fold_constants(module)

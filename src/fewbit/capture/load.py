@@ -51,7 +51,7 @@ from fewbit.capture.named import timm_model, timm_record, torchvision_model
 from fewbit.capture.purpose import purpose
 from fewbit.capture.python_file import from_python
 from fewbit.capture.record import CONSTANTS, WHOLE, beside, checked
-from fewbit.capture.refused import refuse_parts, refuse_quantized
+from fewbit.capture.refused import groups_of_images, refuse_parts, refuse_quantized
 from fewbit.capture.repeats import fewer_digits, without_autocast
 from fewbit.capture.sizes import OTHERS, Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
 from fewbit.capture.torchscript import as_onnx, is_torchscript, refuse_others
@@ -195,7 +195,8 @@ def _from_module(
         fields.setdefault("task", said)
     with without_autocast() as asked:
         program, inputs = exported(module, inputs, arguments, batches, free)
-        of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # whatever the batch
+        of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # an output, whatever the batch
+        of_one = of_one or groups_of_images(program)
         if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
             program, inputs = exported(module, inputs, arguments, (1,), free)
         refuse_parts(program, ref)

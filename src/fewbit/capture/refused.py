@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import nn
 from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fewbit.capture.repeats import WITH_GRADIENTS, WITH_TYPES
@@ -46,6 +46,17 @@ def refuse_quantized(module: nn.Module, ref: str) -> None:
                 f"{ref} has been quantized, or spread over devices: weight {name} is {kind} and no plain tensor of floats. "
                 "Give the float model that it was made from."
             )
+
+
+def groups_of_images(program: ExportedProgram) -> bool:
+    """Whether a convolution has groups for each image of a batch, which files with any batch cannot say."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and "groups" in (names := [one.name for one in schema.arguments]):
+            place = names.index("groups")
+            if isinstance(node.args[place] if place < len(node.args) else node.kwargs.get("groups"), Node):
+                return True
+    return False
 
 
 def refuse_parts(program: ExportedProgram, ref: str) -> None:

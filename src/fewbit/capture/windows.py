@@ -4,7 +4,9 @@ torch.export gives, windows that divide by what lies in them.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from typing import Any, cast
 
 from torch.fx import Graph, GraphModule, Node
@@ -71,6 +73,34 @@ def plain_average(graph: Graph, node: Node) -> None:
         pool.meta["val"] = node.meta.get("val")
         pool = call_like(graph, node, aten.mul.Tensor, pool, math.prod(kernel) / divisor)
     replace(node, pool)
+
+
+def plain_maximum(graph: Graph, node: Node) -> None:
+    """An adaptive maximum, of which nothing reads the places, with its windows in numbers: one pooling where all of them are of
+    one size and as far apart, else the maximum of each row of windows, and of each column in it.
+    """
+    x, wanted = cast(Node, node.args[0]), each(node.args[1], 2)
+    sizes, values = shape_of(x)[-2:], list(node.users)
+    if not all(isinstance(n, int) for n in sizes) or any(
+        user.target is not operator.getitem or user.args[1] for user in values
+    ):
+        return
+    windows = [[(i * n // m, -(-(i + 1) * n // m)) for i in range(m)] for n, m in zip(sizes, wanted, strict=True)]
+    lengths = [{last - first for first, last in one} for one in windows]
+    steps = [{b[0] - a[0] for a, b in itertools.pairwise(one)} or {1} for one in windows]
+    if all(len(found) == 1 for found in (*lengths, *steps)):
+        kernel, stride = ([found.pop() for found in one] for one in (lengths, steps))
+        result = call_like(graph, node, aten.max_pool2d.default, x, kernel, stride)
+    else:
+        result = x
+        for dim, one in zip((-2, -1), windows, strict=True):
+            cuts = [call_like(graph, node, aten.slice.Tensor, result, dim, *ends) for ends in one]
+            result = call_like(
+                graph, node, aten.cat.default, [call_like(graph, node, aten.amax.default, c, [dim], True) for c in cuts], dim
+            )
+    for user in values:
+        replace(user, result)
+    graph.erase_node(node)
 
 
 def each(numbers: Any, dimensions: int) -> list[int]:
