@@ -431,6 +431,11 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
         FewbitFailed, match=r"agreement in class fell by 3\.00 points; --max-drop allows 2\. The agreement .* Labels"
     ):
         fail_on_drop({**labelled, "float": None, "quantized": None}, 2.0)
+    for least, shown in ((0.0004, r"0\.0004"), (0.012, r"0\.01")):  # as many digits as show what is too much
+        with pytest.raises(FewbitFailed, match=rf"fell by {shown} points; --max-drop allows 0\."):
+            fail_on_drop({**labelled, "quantized": 80 - least}, 0.0)
+    with pytest.raises(FewbitFailed, match=r"fell by 1\.5003 points; --max-drop allows 1\.5\."):
+        fail_on_drop({**labelled, "quantized": 78.4997}, 1.5)
     fail_on_drop(labelled, 1.5)
     with pytest.raises(FewbitFailed, match="top-1 accuracy is no number for the integer model"):
         fail_on_drop({**labelled, "quantized": float("nan")}, 1.5)

@@ -132,7 +132,8 @@ def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
     drop, measure = drop_of(accuracy)
     if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is no number
         what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
-        fell = f"fell by {drop:.2f} points" if drop == drop else "is no number for the integer model or the float one"
+        digits = next((n for n in range(2, 9) if float(f"{drop:.{n}f}") > allowed), 9)  # that show what is too much
+        fell = f"fell by {drop:.{digits}f} points" if drop == drop else "is no number for the integer model or the float one"
         fell = f"{measure} {fell}; --max-drop allows {allowed:g}."
         raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
 

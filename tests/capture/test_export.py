@@ -23,6 +23,7 @@ from capture.nets import assert_same_function, images
 from fewbit.capture import capture, export, load_model
 from fewbit.capture.export import fingerprint, graph_module
 from fewbit.capture.inputs import Given, image
+from fewbit.data.constants import constants
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
 from fewbit.realize import float_onnx
 
@@ -688,3 +689,33 @@ def test_weights_that_are_no_plain_tensors_are_named() -> None:
     net.head.weight = nn.Parameter(TwoTensor(net.head.weight.data, net.head.weight.data), requires_grad=False)
     with pytest.raises(BadModel, match=r"weight head\.weight is torch's TwoTensor and no plain tensor"):
         loaded(net)
+
+
+class Counts(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("kept", torch.zeros(1))
+
+    def inner(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return x + self.seen
+
+
+class Timed(Plain):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.head(self.conv(x).mean((2, 3))) * t[:, None]
+
+
+def test_a_buffer_that_a_model_changes_is_named() -> None:
+    with pytest.raises(BadModel, match=r"Counts gives two answers for one image: it changes seen when it is called"):
+        loaded(Counts().eval())
+
+
+def test_a_number_for_an_input_with_a_batch_is_said_to_need_one() -> None:
+    def opened(value: Any) -> Any:
+        return load_model(Timed().eval(), given=Given(constants({"t": value})), overrides={"input_size": SIZE})
+
+    with pytest.raises(BadModel, match=r"Input t is given a number without a batch; .*--input t=\[NUMBER\]"):
+        opened(5)
+    assert [one.has_batch for one in opened([5]).inputs] == [True, True]

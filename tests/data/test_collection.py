@@ -128,6 +128,13 @@ def test_a_part_of_one_source_is_held_out(tmp_path: Path) -> None:
         open_both(request, (PICTURES, PIXELS), TINY, None, labels=False)
 
 
+def test_three_images_are_held_out_where_there_are_nine_or_more() -> None:
+    pictures = list(np.random.default_rng(0).integers(0, 255, (24, 8, 8, 3), np.uint8))
+    for count, sizes in ((24, [8, 3]), (9, [6, 3]), (6, [4, 2]), (4, [3, 1])):
+        request = Request(model="demo", images=pictures[:count], calibration=8)
+        assert [len(x) for x in open_both(request, sources_of(request), TINY, None, labels=False)] == sizes
+
+
 def test_a_loader_of_a_file(tmp_path: Path) -> None:
     text = "import torch\ndef images():\n    return [torch.full((3, 8, 8), float(i)) for i in range(4)]\n"
     (tmp_path / "own.py").write_text(text + "def nothing(): pass\ndef fails(): raise OSError('no net')\n")

@@ -127,7 +127,11 @@ def _exported(
     rows = {} if batch else {0: Dim("batch", min=1, max=65536)}
     with quiet(), evaluating(called), torch.no_grad():
         noise = noise_of(batch, image_among(inputs).shape)
-        out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
+        buffers = {name: value.clone() for name, value in module.named_buffers()}
+        try:
+            out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
+        except BadModel as error:
+            raise _about_state(module, buffers) or error from error
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
         shapes = {key_of(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}
@@ -139,6 +143,17 @@ def _exported(
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # folders of this machine
     return program
+
+
+def _about_state(module: nn.Module, before: Mapping[str, Tensor]) -> BadModel | None:
+    """The error about buffers that a module changes when it is called; None where it changes none."""
+    changed = [name for name, value in module.named_buffers() if name in before and not torch.equal(value, before[name])]
+    if not changed:
+        return None
+    return BadModel(
+        f"{type(module).__name__} gives two answers for one image: it changes {' and '.join(changed)} when it is called, and a "
+        "file keeps nothing from one image to the next. Leave that out in eval mode: if self.training: ..."
+    )
 
 
 def noise_of(batch: int | None, input_shape: Sequence[int]) -> Tensor:

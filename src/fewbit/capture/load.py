@@ -194,7 +194,10 @@ def _from_module(
     if said := purpose(module):
         fields.setdefault("task", said)
     with without_autocast() as asked:
-        program, inputs = exported(module, inputs, arguments, batches, free)
+        try:
+            program, inputs = exported(module, inputs, arguments, batches, free)
+        except BadModel as error:
+            raise _about_numbers(error, inputs) or error from error
         of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # an output, whatever the batch
         of_one = of_one or groups_of_images(program)
         if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
@@ -208,6 +211,17 @@ def _from_module(
     said = (*_about_types(ref, asked), *_about_names(ref, program), *_about_batch(ref, program, inputs))
     notes = (*notes, *said, *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
+
+
+def _about_numbers(error: BadModel, inputs: Sequence[Input]) -> BadModel | None:
+    """The error of a model that cannot be run, with what may be wrong with inputs that are given one number."""
+    names = [one.name for one in inputs if one.value is not None and not one.has_batch and not one.shape]
+    if not names or "cannot be exported" not in str(error):
+        return None
+    number = f"--input {names[0]}=[NUMBER] (in Python inputs={{'{names[0]}': [NUMBER]}})"
+    return BadModel(
+        f"{error} Input {' and '.join(names)} is given a number without a batch; give one for each image: {number}."
+    )
 
 
 def _about_types(ref: str, asked: Sequence[str]) -> tuple[str, ...]:

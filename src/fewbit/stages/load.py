@@ -54,6 +54,7 @@ EXPORTED = "exported.pt2"
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
 MADE = "synthetic.safetensors"
 AGAIN = "write the run again with fewbit quantize --force."
+FEWEST = 3  # images to hold out for scores where there are some: an embedding is compared with two others
 ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
 
 
@@ -200,7 +201,7 @@ def open_both(
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
-    count = min(max(len(whole) // 4, 1), 1000, request.scored or len(whole))
+    count = min(max(len(whole) // 4, min(FEWEST, len(whole) // 3), 1), 1000, request.scored or len(whole))
     held_out = whole.subset(sorted(order[:count]))
     rest = apart(whole.subset(order[count:]), held_out, most=math.inf)
     chosen = sorted(range(min(request.calibration, len(rest))), key=lambda i: rest.rows[i])
