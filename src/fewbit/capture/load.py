@@ -208,8 +208,8 @@ def _from_module(
             program, inputs = exported(module, inputs, arguments, (1,), free)
         if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
             raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
-    said = (*_about_types(ref, asked), *_about_names(ref, program), *_about_batch(ref, program, inputs))
-    notes = (*notes, *said, *about_sizes(ref, inputs, free))
+    about = (*_about_types(ref, asked), *_about_names(ref, program), *_about_batch(ref, program, inputs))
+    notes = (*notes, *about, *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 
 
