@@ -313,6 +313,13 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
     assert stopped(error) is None
 
 
+def test_an_error_that_was_raised_from_itself_is_looked_at_once() -> None:
+    error = ValueError("one")
+    error.__cause__ = OSError("two")
+    error.__cause__.__cause__ = error
+    assert stopped(error) is None
+
+
 def test_the_record_is_json_that_others_can_check(tmp_path: Path) -> None:
     """With sha256sum alone: the digest of each file is that of its bytes."""
     run = finished(tmp_path / "run")

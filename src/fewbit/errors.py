@@ -119,9 +119,11 @@ def stopped(error: BaseException) -> Stopped | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
-    while error is not None:
+    """An exception, what it was raised from, and so on; each once, as one can be raised from itself."""
+    seen = list[BaseException]()
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 

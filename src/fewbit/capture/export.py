@@ -131,7 +131,9 @@ def _exported(
         try:
             out = _same_again(lambda: called.result(tensors_of(inputs, noise)), type(module).__name__)
         except BadModel as error:
-            raise _about_state(module, buffers) or error from error
+            if better := _about_state(module, buffers):
+                raise better from error
+            raise
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
         shapes = {key_of(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}

@@ -197,7 +197,9 @@ def _from_module(
         try:
             program, inputs = exported(module, inputs, arguments, batches, free)
         except BadModel as error:
-            raise _about_numbers(error, inputs) or error from error
+            if better := _about_numbers(error, inputs):
+                raise better from error
+            raise
         of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # an output, whatever the batch
         of_one = of_one or groups_of_images(program)
         if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
