@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,24 @@ def test_the_report_lists_what_each_input_was_given(run: Run) -> None:
         ("mask", "batch, 1, 12, 12", "float32", mask),
     ]
     assert mask in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_readme_beside_the_program_says_how_other_inputs_are_given(run: Run, tmp_path: Path) -> None:
+    """The oracle is the program: the command of the README, with another size, gives other boxes."""
+    text = (run.folder / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert "more than a picture: size, mask." in text
+    assert "calibration image" not in text  # both are constants
+    command = re.search(r"python (predict\.py) picture\.jpg (size=FILE\.npy)", text)
+    assert command is not None
+    Image.fromarray(np.arange(432, dtype=np.uint8).reshape(12, 12, 3)).save(tmp_path / "picture.png")
+    np.save(tmp_path / "size.npy", np.array([120.0, 9.0], np.float32))
+    program = [sys.executable, str(run.folder / "deploy" / command[1]), str(tmp_path / "picture.png")]
+    said = [
+        subprocess.run([*program, *more], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+        for more in ([], [command[2].replace("FILE", "size")])
+    ]
+    assert said[0]
+    assert said[0] != said[1]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -62,6 +62,7 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     name = re.sub(r"[^\w .:+-]", "_", about.model)
     images, examples = {"processor": "", **about.images}, _examples(graph, about)
     values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
+    values |= {"others": list(others), "each": any(one.each for one in others.values())}
     text = program(rendered("predict.txt", values), pieces)
     written = {"README.md": rendered("README.md", values), "predict.py": text}
     for file, content in {**written, **{file: rendered(file, values) for file in examples}}.items():

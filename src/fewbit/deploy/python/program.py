@@ -69,7 +69,7 @@ def main(words: list[str]) -> int:
             file.with_suffix(".pixels").write_bytes(numbers.tobytes())
             continue
         found = model(pixels, **more)
-        if "map" in found:
+        if isinstance(found.get("map"), np.ndarray):  # and no output that is called so
             found["map"] = saved(found["map"], file.with_suffix(""))
         print(json.dumps({"picture": str(file), **found}, ensure_ascii=False))
     return 0
