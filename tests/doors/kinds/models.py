@@ -50,7 +50,7 @@ FORWARDS: dict[str, str] = {  # the forward of a model, all of which are refused
     "double": "return super().forward(x).double()",
     "half": "return super().forward(x).half()",
     "sparse": "return super().forward(x).to_sparse()",
-    "a batch that is gone": "return super().forward(x).mean(0, keepdim=True)",
+    "a batch that is gone": "return super().forward(x).mean(0)",
     "a batch twice": "return super().forward(x).repeat(2, 1)",
 }
 FACTORIES: dict[str, str] = {  # the body of model()
