@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewbit.capture import load_model
-from fewbit.capture.export import graph_module
-from fewbit.capture.torchscript import outputs_of
+from fewbit.capture.export import graph_module, tensors_in
 from fewbit.errors import BadFile, BadModel, FewbitError
 
 SIZE = (3, 8, 8)
@@ -68,7 +67,7 @@ def test_what_was_traced_is_what_is_read(make: Any, batch: int | None, tmp_path:
     loaded = load_model(saved(net, tmp_path), overrides={"input_size": SIZE})
     x = torch.rand(batch or 3, *SIZE)
     with torch.no_grad():
-        got = outputs_of(graph_module(loaded.program), x)[0]
+        got = tensors_in(graph_module(loaded.program)(x))[0]
         assert torch.allclose(got, net(x), atol=1e-5)
     assert (loaded.batch, loaded.ref) == (batch, str(tmp_path / "m.pt"))
     assert not any("onnx" in note for note in loaded.notes)

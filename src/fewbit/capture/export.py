@@ -187,6 +187,17 @@ def alike(one: Tensor, two: Tensor) -> bool:
     return torch.allclose(one, two, rtol=0, atol=1e-4 * largest, equal_nan=True)
 
 
+def all_alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """As many tensors, each of the shape and, up to what the order of a sum changes, with the numbers of its partner."""
+    pairs = zip(some, others, strict=False)
+    return len(some) == len(others) and all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in pairs)
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    """The tensors of what a model gives, in order, however they are nested."""
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
 def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> bool:
     """Whether one image alone has the outputs that it has in a batch of two; True where a batch is written in the program.
 
@@ -194,25 +205,28 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
     on each other, so that one has other outputs in another place, or where other images stand beside it.
     """
     graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule))
+    draws = any(_draws(node) for graph in graphs for node in graph.nodes)
     batch = batch_of(program, inputs)
-    noise = noise_of(batch, image_among(inputs).shape)
+    if batch == 1 and not draws:
+        return True
+    run, noise = graph_module(program), noise_of(batch, image_among(inputs).shape)
     values = fed(inputs, example(inputs, noise))
-    if any(_draws(node) for graph in graphs for node in graph.nodes):
+    if draws:
         with torch.no_grad():
-            _same_again(lambda: graph_module(program)(*_copies(values)), ref, PASSES)
+            _same_again(lambda: run(*_copies(values)), ref, PASSES)
     if batch == 1:
         return True
     beside = torch.cat([noise[-1:], LOUD * noise[:-1]])
     turned = fed(inputs, example(inputs, beside))
     with torch.no_grad():
-        here, there = (pytree.tree_leaves(graph_module(program)(*_copies(given))) for given in (values, turned))
+        here, there = (pytree.tree_leaves(run(*_copies(given))) for given in (values, turned))
     if not all(alike(a[-1].double(), b[0].double()) for a, b in zip(here, there, strict=True) if a.ndim):
         written = "" if batch is None else f"has a batch of {batch} written in it, and "
         raise BadModel(
             f"{ref} {written}gives one image other outputs in another place of the batch, or beside other images: its images "
             "depend on each other, as by a mean over the batch. Mend that, or export it for one image."
         )
-    return batch is not None or _is_alone(graph_module(program), inputs, noise[-1:], [value[-1:] for value in here])
+    return batch is not None or _is_alone(run, inputs, noise[-1:], [value[-1:] for value in here])
 
 
 def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input], arguments: Arguments | None) -> bool:
@@ -224,11 +238,11 @@ def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input
     with evaluating(called), torch.no_grad():
         try:
             with quiet():
-                want = [one for one in pytree.tree_leaves(called.result(tensors_of(inputs, image))) if isinstance(one, Tensor)]
+                want = tensors_in(called.result(tensors_of(inputs, image)))
             got = pytree.tree_leaves(graph_module(program)(*_copies(fed(inputs, example(inputs, image)))))
         except Exception:
             return False  # why is said where it is exported for one image
-    return all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True))
+    return all_alike(want, got)
 
 
 def _is_alone(run: GraphModule, inputs: Sequence[Input], image: Tensor, row: Sequence[Tensor]) -> bool:
@@ -237,7 +251,7 @@ def _is_alone(run: GraphModule, inputs: Sequence[Input], image: Tensor, row: Seq
         alone = pytree.tree_leaves(run(*_copies(fed(inputs, example(inputs, image)))))
         if any(a.shape != b.shape for a, b in zip(alone, row, strict=True)):
             return False
-        if all(alike(a.double(), b.double()) for a, b in zip(alone, row, strict=True)):
+        if all_alike(alone, row):
             return True
         moved = pytree.tree_leaves(run(*_copies(fed(inputs, example(inputs, image * (1 + ROUNDING))))))
     return all(c.shape != a.shape or _unlike(a, b) <= TIES * _unlike(a, c) for a, b, c in zip(alone, row, moved, strict=True))

@@ -200,8 +200,8 @@ def _from_module(
             if better := _about_numbers(error, inputs):
                 raise better from error
             raise
-        of_one = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # an output, whatever the batch
-        of_one = of_one or groups_of_images(program)
+        one_row = any(_sizes(value)[:1] == ["1"] for value in output_values(program).values())  # of an output, always
+        of_one = one_row or groups_of_images(program)
         if batch_of(program, inputs) is None and (of_one or not as_alone(module, program, inputs, arguments)):
             program, inputs = exported(module, inputs, arguments, (1,), free)
         refuse_parts(program, ref)

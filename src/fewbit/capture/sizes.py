@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from fewbit.capture.export import (
     NamedPorts,
-    alike,
+    all_alike,
     batch_of,
     evaluating,
     export,
@@ -23,6 +23,7 @@ from fewbit.capture.export import (
     image_of,
     key_of,
     noise_of,
+    tensors_in,
     tensors_of,
 )
 from fewbit.capture.inputs import Arguments
@@ -101,15 +102,14 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
         images = noise_of(batch_of(program, inputs) or 1, other)
         with torch.no_grad():
             try:
-                want = pytree.tree_leaves(model(images))
+                want = tensors_in(model(images))
             except Exception:
                 continue  # the model takes no such size, and nothing is said about it
             try:
                 got = pytree.tree_leaves(run(*fed(inputs, example(inputs, images))))
             except Exception:
                 return None
-        want = [one for one in want if isinstance(one, Tensor)]
-        if not all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
+        if not all_alike(want, got):
             return None
         found.append(other)
     if not found:

@@ -15,11 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 
 from fewbit.capture.archive import NAMESPACES
-from fewbit.capture.export import alike, noise_of, quiet, reason
+from fewbit.capture.export import all_alike, noise_of, quiet, reason, tensors_in
 from fewbit.errors import BadFile, BadModel
 
 SOURCE = re.compile(r"code/.+\.py")
@@ -63,7 +61,7 @@ def as_onnx(path: Path, size: Sequence[int]) -> Iterator[tuple[Path, torch.jit.S
         )
     batch = _batch(path, model, size)
     with TemporaryDirectory() as folder:
-        file, count = Path(folder, f"{path.stem}.onnx"), len(outputs_of(model, noise_of(batch, size)))
+        file, count = Path(folder, f"{path.stem}.onnx"), len(tensors_in(model(noise_of(batch, size))))
         names = [IMAGE, *(f"output_{i}" if i else "output" for i in range(count))]
         rows = {} if batch else {name: {0: "batch"} for name in names}
         try:
@@ -81,8 +79,8 @@ def refuse_others(path: Path, script: Any, program: Any, batch: int | None, size
     """Raise BadModel where the program that was read of the ONNX file gives something else than the TorchScript."""
     images = noise_of(batch, size)
     with torch.no_grad():
-        want, got = outputs_of(script, images), outputs_of(program, images)
-    if not _same(want, got):
+        want, got = tensors_in(script(images)), tensors_in(program(images))
+    if not all_alike(want, got):
         raise BadModel(f"{path} is TorchScript that torch.onnx writes as another function: its numbers differ. {INSTEAD}")
 
 
@@ -124,28 +122,19 @@ def _batch(path: Path, model: torch.jit.ScriptModule, size: Sequence[int]) -> in
     one[0] = two[-1]
     with torch.no_grad():
         try:
-            alone = outputs_of(model, one)
+            alone = tensors_in(model(one))
         except Exception as error:
             shown = ", ".join(map(str, (1, *size)))
             raise BadModel(
                 f"{path} is TorchScript that does not take one image ({shown}): {_last(error)} Give the size that it was "
                 "traced for, --input-size 3,224,224, and trace it with one image."
             ) from error
-        if not _same(alone, outputs_of(model, one)):
+        if not all_alike(alone, tensors_in(model(one))):
             raise BadModel(f"{path} gives other numbers each time: it was traced in training. Trace model.eval().")
         try:
-            return None if _same(alone, [value[-1:] for value in outputs_of(model, two)]) else 1
+            return None if all_alike(alone, [value[-1:] for value in tensors_in(model(two))]) else 1
         except Exception:
             return 1
-
-
-def outputs_of(model: Any, images: Tensor) -> list[Tensor]:
-    return [value for value in pytree.tree_leaves(model(images)) if isinstance(value, Tensor)]
-
-
-def _same(want: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
-    pairs = list(zip(want, got, strict=False))
-    return len(want) == len(got) and all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in pairs)
 
 
 def _last(error: Exception) -> str:
