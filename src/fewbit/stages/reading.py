@@ -6,15 +6,15 @@ Everything later is compared with the model that was read; what its operators me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from fewbit.capture import Loaded
 from fewbit.capture.export import noise_of
@@ -27,7 +27,7 @@ from fewbit.onnx_reader.file import all_nodes, first_line, read_proto
 from fewbit.onnx_reader.strip import stripped
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
 from fewbit.runtimes import read_onnx as read_file
-from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, given_by, program_checks
+from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, Outputs, given_by, program_checks
 
 SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
 SIZES = 2  # of those that the image may have besides its own, at which the file itself runs as well
@@ -43,21 +43,21 @@ def as_it_runs(loaded: Loaded, path: Path, *, requantize: bool = False) -> Loade
     Raises BadModel that names the output and how much it differs, and the first node whose numbers do.
     """
     with _itself(path, requantize) as file:
+        written, groups = _Written.of(file), _images(loaded)
         try:
-            step = _step(read_file(file, data=False))
-            checks = _checks(loaded, file, step)
-        except BadModel:
-            raise
+            found = _given(loaded, file, written, groups)
         except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
             reason = first_line(error).replace(str(file), str(path))
             return _noted(loaded, f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})")
-        wrong = next((check for check, _ in checks if check.wrong), None)
+        wrong = next((check for check in _checks(loaded, written, groups, found) if check.wrong), None)
         if wrong is None:
             return loaded
-        short = [name for name, kind in _short(read_file(file, data=False)) if kind]
-        if short and not all(finite for _, finite in checks):
-            return _noted(loaded, f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {short[0]}")
-        first = _first(loaded, path, file, FAR * step, requantize)
+        finite = all(bool(value.isfinite().all()) for outputs in found for one in outputs for value in one.values())
+        if written.short and not finite:
+            return _noted(
+                loaded, f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {written.short[0]}"
+            )
+        first = _first(loaded, path, file, FAR * written.step, requantize)
     raise BadModel(
         f"fewbit reads {path} otherwise than {AS_WRITTEN} runs it: output {wrong.output} {_difference(wrong)}{first}. Quantize "
         "another form of the model, as an export with another opset_version or the torch module, and report this file."
@@ -88,19 +88,31 @@ def _itself(path: Path, requantize: bool) -> Iterator[Path]:
         yield file
 
 
-def _short(model: ModelProto) -> Iterator[tuple[str, int]]:
-    """The types of fewer than 32 bits in which a file computes, by their names."""
-    graph = model.graph
-    found = {one.data_type for one in graph.initializer} | {one.type.tensor_type.elem_type for one in graph.input}
-    for node in all_nodes(graph):
-        found |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
-        found |= {a.t.data_type for a in node.attribute if a.type == onnx.AttributeProto.TENSOR}
-    yield from ((TensorProto.DataType.Name(kind).lower(), kind) for kind in SHORT if kind in found)
+@dataclass(frozen=True)
+class _Written:
+    """What counts here of a file: its outputs, the types of fewer than 32 bits in which it computes, by name, how far rounding
+    moves what an op reads, as a share, and a difference that it explains whatever the outputs are.
+    """
 
+    outputs: frozenset[str]
+    short: tuple[str, ...]
+    step: float
+    least: float
 
-def _step(model: ModelProto) -> float:
-    """How far rounding moves what an op of the file reads, as a share."""
-    return max((SHORT[kind] for _, kind in _short(model)), default=STEP)  # type: ignore[index]
+    @staticmethod
+    def of(file: Path) -> _Written:
+        graph = read_file(file, data=False).graph
+        types = {one.data_type for one in graph.initializer} | {one.type.tensor_type.elem_type for one in graph.input}
+        for node in all_nodes(graph):
+            types |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
+            types |= {a.t.data_type for a in node.attribute if a.type == onnx.AttributeProto.TENSOR}
+        short = [kind for kind in SHORT if kind in types]
+        return _Written(
+            frozenset(one.name for one in graph.output),
+            tuple(TensorProto.DataType.Name(kind).lower() for kind in short),
+            max((SHORT[kind] for kind in short), default=STEP),
+            NEAR * any(node.op_type in CURVED for node in all_nodes(graph)),
+        )
 
 
 def _images(loaded: Loaded) -> list[list[Batch]]:
@@ -112,29 +124,31 @@ def _images(loaded: Loaded) -> list[list[Batch]]:
     return [[example(loaded.inputs, noise[size][-count:]) for count in some] for size, some in groups]
 
 
-def _checks(loaded: Loaded, file: Path, step: float) -> list[tuple[OutputCheck, bool]]:
-    """The check of each output, and whether the file's numbers are finite."""
-    names, groups = [output.name for output in loaded.outputs], _images(loaded)
-    graph = read_file(file, data=False).graph
-    own, least = {one.name for one in graph.output}, NEAR * any(node.op_type in CURVED for node in all_nodes(graph))
-    session = OnnxRuntime(file, optimise=False, outputs=[name for name in names if name not in own])
+def _given(loaded: Loaded, file: Path, written: _Written, groups: Sequence[Sequence[Batch]]) -> list[list[Outputs]]:
+    """What onnxruntime gives for the file itself, for each group of batches."""
+    names = [output.name for output in loaded.outputs]
+    session = OnnxRuntime(file, optimise=False, outputs=[name for name in names if name not in written.outputs])
     found = [[given_by(session, loaded.inputs, batch, names) for batch in batches] for batches in groups]
     del session
     give_back()  # it has the weights, which the model has as well
-    checks = list[tuple[OutputCheck, bool]]()
+    return found
+
+
+def _checks(
+    loaded: Loaded, written: _Written, groups: Sequence[Sequence[Batch]], found: Sequence[Sequence[Outputs]]
+) -> Iterator[OutputCheck]:
+    """The check of each output, in each group."""
     for batches, outputs in zip(groups, found, strict=True):
-        for check in program_checks(loaded.program, loaded.inputs, outputs, batches, AS_WRITTEN, step, TRIES):
-            finite = all(bool(one[check.output].isfinite().all()) for one in outputs)
-            checks.append((replace(check, limit=max(check.limit, least)), finite))
-    return checks
+        for check in program_checks(loaded.program, loaded.inputs, outputs, batches, AS_WRITTEN, written.step, TRIES):
+            yield replace(check, limit=max(check.limit, written.least))
 
 
 def _first(loaded: Loaded, path: Path, file: Path, far: float, requantize: bool) -> str:
     """Words about the first node whose numbers differ, as far as onnxruntime shows them; empty where none is found."""
     try:
         read = read_onnx(path, {one.name for one in loaded.inputs if not one.is_image}, requantize=requantize)
-        names = [name for node in read_file(file, data=False).graph.node for name in node.output if name]
-        own = {one.name for one in read_file(file, data=False).graph.output}
+        graph = read_file(file, data=False).graph
+        names, own = [name for node in graph.node for name in node.output if name], {one.name for one in graph.output}
         session = OnnxRuntime(file, optimise=False, outputs=[name for name in dict.fromkeys(names) if name not in own])
         batch = _images(loaded)[0][-1]
         values = session.run(*(arrays := arrays_of(loaded.inputs, batch)))
