@@ -41,6 +41,11 @@ class Place:
     writer: Op | None
     readers: tuple[Op, ...]
 
+    @property
+    def multiplied(self) -> bool:
+        """Whether a product by channel stands there, as a float node writes or reads it."""
+        return self.writer is None or not self.readers
+
 
 def places(graph: Graph, sites: Collection[str]) -> Iterator[Place]:
     """The places in graph order; `sites` are those that have a grid."""

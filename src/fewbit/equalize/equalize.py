@@ -185,14 +185,13 @@ class _Work:
             low, high, squares = self.samples[place.site.tensor]
             scale = evened(low, high, squares)
             gain = steps(low, high, scale)
-            multiplied = place.writer is None or not place.readers
-            if gain["after"] * (WORTH if multiplied else 1.0) >= gain["before"]:
+            if gain["after"] * (WORTH if place.multiplied else 1.0) >= gain["before"]:
                 continue
             if place.writer is not None:
                 self.new |= self._divide(place.writer, scale, torch.zeros_like(scale))
             for op in place.readers:
                 self.new[self._name(self.nodes[op.node], 1)] = self._constant(op, 1) * scale.view(-1, 1, 1, 1)
-            if multiplied:
+            if place.multiplied:
                 self.new[place.site.name] = 1 / scale if place.writer is None else scale
             self.evened.add(place.site.name)
             op = place.writer or place.readers[0]

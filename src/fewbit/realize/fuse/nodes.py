@@ -37,6 +37,14 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def factors_by_channel(node: ir.Node) -> tuple[int, np.ndarray] | None:
+    """The input of a product that is a constant (1, channels, 1, 1), and its numbers (channels,); None for another node."""
+    if node.op_type != "Mul":
+        return None
+    numbers = ((place, constant(value)) for place, value in enumerate(node.inputs))
+    return next(((place, c.reshape(-1)) for place, c in numbers if c is not None and c.shape == (1, c.size, 1, 1)), None)
+
+
 def dims(value: ir.Value | None) -> list[int | None]:
     """The sizes of a value, None where one is not fixed; no sizes where nothing is known."""
     if value is None or value.shape is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import constant, dims, made_by, put
+from fewbit.realize.fuse.nodes import constant, dims, factors_by_channel, made_by, put
 
 DOMAIN = "com.microsoft"
 HEADS, TURNED = (0, 2, 1, 3), (0, 2, 3, 1)  # (b, tokens, heads, width) to (b, heads, tokens, width), and transposed
@@ -171,13 +171,9 @@ def quick_gelu(graph: ir.Graph, node: ir.Node) -> bool:
 
 def factors_in_rows(graph: ir.Graph, node: ir.Node) -> bool:
     """`node`, a product of a map of known width, behind DequantizeLinear or in front of QuantizeLinear, by channel."""
-    if node.op_type != "Mul" or len(sizes := dims(node.outputs[0])) != 4 or sizes[3] is None:
-        return False
-    users = list(node.outputs[0].consumers())
-    place = next(
-        (i for i, x in enumerate(node.inputs) if (c := constant(x)) is not None and c.shape == (1, c.size, 1, 1)), None
-    )
-    if place is None or constant(node.inputs[place]).size == 1:  # type: ignore[union-attr]
+    place, factors = factors_by_channel(node) or (0, np.empty(0))
+    sizes, users = dims(node.outputs[0]), list(node.outputs[0].consumers())
+    if factors.size < 2 or len(sizes) != 4 or sizes[3] is None:
         return False
     if made_by(node.inputs[1 - place]) != "DequantizeLinear" and not all(user.op_type == "QuantizeLinear" for user in users):
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import constant, made_by
+from fewbit.realize.fuse.nodes import constant, factors_by_channel, made_by
 
 
 def by_channel(graph: ir.Graph, node: ir.Node) -> bool:
@@ -36,10 +36,8 @@ def by_channel(graph: ir.Graph, node: ir.Node) -> bool:
 
 def _factor(node: ir.Node) -> np.ndarray | None:
     """The powers of two (channels,) that a node multiplies the channels of a map by; None for another node."""
-    number = constant(node.inputs[1]) if node.op_type == "Mul" else None
-    if number is None or number.ndim != 4 or number.shape != (1, number.size, 1, 1) or number.dtype != np.float32:
-        return None
-    return number.reshape(-1) if bool((np.frexp(number)[0] == 0.5).all()) else None
+    place, factors = factors_by_channel(node) or (0, np.empty(0))
+    return factors if place == 1 and factors.dtype == np.float32 and bool((np.frexp(factors)[0] == 0.5).all()) else None
 
 
 def _has_one(node: ir.Node) -> bool:
