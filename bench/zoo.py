@@ -3,8 +3,8 @@
     python bench/zoo.py --out build/zoo                          # every row that is not there yet, then the tables
     python bench/zoo.py --models "pp-ocr*" --targets openvino-x86
 
-bench/zoo.toml names the files, their packages and hashes. A row is what `fewbit quantize` does up to evaluate, with recipe
-`mse`; bench/apart.py says how it may end. Beside it:
+bench/zoo.toml names the files, their packages and hashes. A row is what `fewbit quantize` does up to evaluate, with `--recipe`
+or the default one; bench/apart.py says how it may end. Beside it:
 
     reading    the file as fewbit runs it in PyTorch against onnxruntime on the file itself: the largest difference of each
                output, by its largest number
@@ -174,7 +174,7 @@ def milliseconds(sessions: Mapping[str, Any], batch: np.ndarray) -> dict[str, li
 
 def request(model: Model, source: Path, target: str, given: argparse.Namespace, out: Path) -> Request:
     """What fewbit is asked for; images of a kind are drawn apart for calibration and for scores."""
-    options = {"recipe": "mse", "calibration": given.calibration, "scored": given.scored, **model.options}
+    options = {"recipe": given.recipe, "calibration": given.calibration, "scored": given.scored, **model.options}
     images: list[Any] = [given.images, given.score]
     if model.pictures:
         counts = options["calibration"], options["scored"]
@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--models", nargs="+", default=["*"], help="patterns of names")
     parser.add_argument("--out", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--recipe", help="the default one where nothing is said; a folder of its own for each")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds of work for a row")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="make no rows, print those that are there")
