@@ -44,8 +44,9 @@ def stock(float_path: Path, batches: Iterable[Tensor], out: Path, *, method: str
 
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        whole = onnx.load(str(float_path))  # it does not take weights that lie in a file beside the model along
-        quant_pre_process(whole, str(prepared), skip_symbolic_shape=True)
+        whole = Path(folder) / "whole.onnx"  # weights that lie in a file beside the model are not taken along
+        onnx.save(onnx.load(str(float_path)), str(whole))
+        quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
         graph = onnx.load(str(prepared)).graph
         constants = {i.name for i in graph.initializer}
         name = next(port.name for port in graph.input if port.name not in constants)
