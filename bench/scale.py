@@ -37,12 +37,11 @@ from fewbit.core.values import Graph
 from fewbit.files import read_json, write_json
 from fewbit.request import SensitivityRequest
 from fewbit.search.model import Loss, Model, Scored
-from fewbit.search.run import losses_of
 from fewbit.stages import SENSITIVITY
 from fewbit.stages.sensitivity import some, units
 from fewbit.stages.times import context_of
 from fewbit.verify.evaluate import TOGETHER
-from fewbit.workers import HERE, Local, Workers, opened
+from fewbit.workers import HERE, Local, Workers, in_order, opened
 
 Tasks = tuple[Sequence[float], Sequence[float]]  # seconds of each on a worker, and for its result in the command
 
@@ -181,7 +180,7 @@ def candidates(
 
             kinds: dict[str, tuple[int, Callable[[], Callable[[Workers], Iterator[float]]]]] = {
                 "sensitivity": (len(sets), lambda: partial(Losses(graph, plan, batches).of_each, sets)),
-                "search": (count, lambda: partial(losses_of, score(), trials)),
+                "search": (count, lambda: partial(in_order, function=score(), items=trials)),
                 "ridges": (len(Gptq().ridges), lambda: partial(ridge_of, *layer)),
             }
             alone = {

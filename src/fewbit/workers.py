@@ -86,6 +86,25 @@ class Local:
 HERE = Local()
 
 
+def in_order(workers: Workers, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The result of each item, in their order, whoever computes it: an item a task, with as many threads of torch as here, so
+    that its sums are the same.
+    """
+    import torch
+
+    return workers.each(partial(_one_by_one, function, items, torch.get_num_threads()), len(items), 1)
+
+
+def _one_by_one(
+    function: Callable[[Item], Result], items: Sequence[Item], threads: int, indices: range
+) -> Iterator[Result]:  # fmt: skip
+    import torch
+
+    for k in indices:
+        torch.set_num_threads(threads)
+        yield function(items[k])
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Tasks of Ray that take `cpus` processors each, and run in the folder of this process."""

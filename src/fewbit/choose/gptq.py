@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.shelf import count_of
 from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan, described
-from fewbit.workers import HERE, Workers
+from fewbit.workers import HERE, Workers, in_order
 
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
 WORK = 1 << 23  # elements of all candidates that are held at a time
@@ -191,12 +191,11 @@ class Gptq:
         self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments, workers: Workers = HERE
     ) -> float | None:  # fmt: skip
         """The λ of W* (None: W itself is better), selected on held-out moments; both are centred. Each λ is a task of
-        `workers`, with as many threads of torch.
+        `workers`.
         """
         given = inside.lacking(w), inside.to_read(), outside.lacking(w), outside.to_read()
-        tried = partial(_held_out_errors, *given, self.ridges, torch.get_num_threads())
         best, best_share = 0.0, None
-        for share, error in zip(self.ridges, workers.each(tried, len(self.ridges), 1), strict=True):
+        for share, error in zip(self.ridges, in_order(workers, partial(_held_out_error, *given), self.ridges), strict=True):
             if error < best:
                 best, best_share = error, share
         return best_share
@@ -277,13 +276,9 @@ def _solved(lacking: Float[Tensor, "o m"], moments: Moments, share: float) -> Fl
     return torch.cholesky_solve(parts.mT, factor(moments.gram, share)).mT.flatten(0, 1)
 
 
-def _held_out_errors(
-    lacking: Tensor, inside: Moments, held_out: Tensor, outside: Moments, shares: Sequence[float], threads: int, indices: range
-) -> Iterator[float]:
-    """The error of W* - W on held-out moments for some of the λ; below 0 where it is better than nothing."""
-    for k in indices:
-        torch.set_num_threads(threads)
-        yield float(outside.error(held_out, _solved(lacking, inside, shares[k])).sum())
+def _held_out_error(lacking: Tensor, inside: Moments, held_out: Tensor, outside: Moments, share: float) -> float:
+    """The error of W* - W on held-out moments for a λ; below 0 where it is better than nothing."""
+    return float(outside.error(held_out, _solved(lacking, inside, share)).sum())
 
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:

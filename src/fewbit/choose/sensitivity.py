@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -19,7 +19,7 @@ from fewbit.core.values import Graph, Op, Plan
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream, joined_values, walked
 from fewbit.task import task_of
-from fewbit.workers import HERE, Workers
+from fewbit.workers import HERE, Workers, in_order
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,11 @@ class OutputKL(Measure):
 class Losses:
     """The loss of outputs, as `OutputKL` has it, with some ops of a plan in integers. Calls of one object differ in no ops but
     those that are `changed`, and what is ahead of them is computed once.
-
-    Another process computes the same, with as many `threads` of torch.
     """
 
     graph: Graph
     plan: Plan
     batches: Sequence[Batch]
-    threads: int = field(default_factory=torch.get_num_threads)
 
     @cached_property
     def stream(self) -> Stream:
@@ -165,7 +162,6 @@ class Losses:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def __call__(self, ops: Sequence[str], changed: Sequence[str]) -> float:
-        torch.set_num_threads(self.threads)
         exact = self.exact
         self.stream.overlay = Executor.of(self.graph, self.plan, ops)
         outputs = joined(self.stream.outputs_from(self._first(changed)))
@@ -175,7 +171,10 @@ class Losses:
         self, sets: Sequence[tuple[Sequence[str], Sequence[str]]], workers: Workers = HERE
     ) -> Iterator[float]:  # fmt: skip
         """The loss of each of many (ops, changed), in their order, whoever computes it."""
-        return workers.each(partial(_losses, self, sets), len(sets), 1)
+        return in_order(workers, self._of, sets)
+
+    def _of(self, given: tuple[Sequence[str], Sequence[str]]) -> float:
+        return self(*given)
 
     def _first(self, changed: Sequence[str]) -> int:
         """The place of the first node that sees whether ops are in integers: they, and who else reads what they read."""
@@ -183,10 +182,6 @@ class Losses:
         tensors = {nodes[self.graph.site(site).tensor] for op in ops for site in op.operands.values()}
         readers = {user for tensor in tensors for user in tensor.users} | {nodes[op.node] for op in ops}
         return min(self.stream.index[reader] for reader in readers if reader in self.stream.index)
-
-
-def _losses(losses: Losses, sets: Sequence[tuple[Sequence[str], Sequence[str]]], indices: range) -> Iterator[float]:
-    return (losses(*sets[k]) for k in indices)
 
 
 def joined(outputs: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -7,10 +7,9 @@ and candidates are assembled from them. `choose` with the candidate's widths mak
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from fewbit.choose import Bits, Context, Recipe
@@ -215,17 +214,13 @@ def _same(a: Choice | None, b: Choice | None) -> bool:
 
 @dataclass(frozen=True)
 class Scored:
-    """candidate -> loss; `always` are ops that stay float whatever the candidate. Another process computes the same, with as
-    many `threads` of torch.
-    """
+    """candidate -> loss; `always` are ops that stay float whatever the candidate."""
 
     model: Model
     loss: Loss
     dimensions: Sequence[Dimension]
     always: Sequence[str] = ()
-    threads: int = field(default_factory=torch.get_num_threads)
 
     def __call__(self, candidate: Candidate) -> float:
-        torch.set_num_threads(self.threads)
         bits = self.model.bits(self.dimensions, candidate)
         return self.loss(self.model.plan(replace(bits, floats=(*self.always, *bits.floats))))

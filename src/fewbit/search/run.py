@@ -12,7 +12,7 @@ from functools import partial
 from fewbit.files import Journal
 from fewbit.search.space import Candidate, Problem
 from fewbit.search.strategies import Strategy, Trial
-from fewbit.workers import HERE, Workers
+from fewbit.workers import HERE, Workers, in_order
 
 REPEATS = 200  # known proposals in a row after which the search ends
 
@@ -89,17 +89,8 @@ class _Ahead:
     def __call__(self, candidate: Candidate) -> float:
         if self.coming is None:
             rest = self.new[self.new.index(candidate) :]
-            self.coming = losses_of(self.score, rest, self.workers)
+            self.coming = in_order(self.workers, self.score, rest)
         return next(self.coming)
-
-
-def losses_of(score: Callable[[Candidate], float], candidates: Sequence[Candidate], workers: Workers) -> Iterator[float]:
-    """The loss of each of many candidates, in their order, whoever computes it."""
-    return workers.each(partial(_losses, score, candidates), len(candidates), 1)
-
-
-def _losses(score: Callable[[Candidate], float], candidates: Sequence[Candidate], indices: range) -> Iterator[float]:
-    return (score(candidates[k]) for k in indices)
 
 
 def _key(problem: Problem, candidate: Candidate) -> str:
