@@ -299,6 +299,13 @@ def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeyp
     )
 
 
+def test_a_layer_of_many_inputs_has_more_tokens_of_an_image_at_eight_bits():
+    grid = Grid(8, narrow=True, axis=0)
+    choice = Choice("w", "weight", grid, qparams_from_range(-torch.ones(2), torch.ones(2), grid), "max")
+    assert Gptq()._for(choice, None, 1001, 10).tokens == 251  # 2,510 rows, the first whole tokens that are 2.5 for an input
+    assert Gptq()._for(choice, None, 1001, 1000).tokens == 32
+
+
 def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_them():
     x = rows(2000, mix=0.4)
     w, _ = weight()
@@ -307,8 +314,9 @@ def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_th
     choice = Choice("w", "weight", grid, qparams_from_range(w.amin(1), w.amax(1), grid), "max")
     errors = []
     for light in (8, 9):
-        method = Gptq(light=light)._for(choice, None)
+        method = Gptq(light=light)._for(choice, None, 100, 10)
         assert bool(method.ridges) == (light == 9)
+        assert method.tokens == (None if light == 9 else 32)  # of 10 images: more than 2.5 rows for each of 100 inputs
         q, qparams = method.solve(w, choice.qparams, grid, whole, ZERO)
         errors.append(whole.error(torch.zeros_like(w), values(q, qparams, grid) - w).sum())
     nearest = whole.error(torch.zeros_like(w), values(codes(w, choice.qparams, grid), choice.qparams, grid) - w).sum()

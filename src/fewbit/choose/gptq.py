@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,7 +60,8 @@ class Gptq:
     output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
 
     Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself gives the same
-    answers in a part of the time, with `few` tokens of each image (bench/notes/accuracy-8-bits.md).
+    answers in a part of the time, with `few` tokens of each image, or as many as give `rows` for each input of a layer
+    (bench/notes/accuracy-8-bits.md).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -73,7 +75,8 @@ class Gptq:
     gain: bool = False
     importance: Importance | None = None
     light: int = 8
-    few: int = 64
+    few: int = 32
+    rows: float = 2.5
     tokens: int | None = None  # of an image, of a linear layer; None: all
     images: int | None = None  # at most, evenly spread over all of them; None: all
 
@@ -108,7 +111,8 @@ class Gptq:
             if site.role == "weight":
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
-                method = self._for(choice, builder.choices.get(op.operands["input"]))
+                inputs = math.prod(site.shape[1:])
+                method = self._for(choice, builder.choices.get(op.operands["input"]), inputs, count_of(batches))
                 result = method._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
@@ -129,11 +133,13 @@ class Gptq:
         ops = [graph.op(site.readers[0][0]) for site in sites]
         return position_weights(graph, ops, batches, self.importance, context.seed)
 
-    def _for(self, weight: Choice, activation: Choice | None) -> Gptq:
-        """The settings for a weight and what it multiplies (None: real numbers)."""
+    def _for(self, weight: Choice, activation: Choice | None, inputs: int, images: int) -> Gptq:
+        """The settings for a weight of so many inputs and what it multiplies (None: real numbers)."""
         if min(one.grid.bits for one in (weight, activation) if one is not None) < self.light:
             return self
-        return replace(self, ridges=(), shares=self.shares[:1], sweeps=0, tokens=self.few)
+        return replace(
+            self, ridges=(), shares=self.shares[:1], sweeps=0, tokens=max(self.few, math.ceil(self.rows * inputs / images))
+        )
 
     def _solve_layer(
         self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
