@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from rows import Bench, options, rows_of
 
-from fewbit.capture import load_model
 from fewbit.choose import Context, LabelledImages, Recipe
 from fewbit.choose.finetune import SHORTER, Finetune
 from fewbit.core.shelf import Shelf
@@ -31,6 +30,7 @@ from fewbit.data.images import open_images
 from fewbit.data.synthesize.source import Synthesis, in_steps
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
+from fewbit.load import load_model
 from fewbit.recipes import MSE
 from fewbit.stages.load import preprocess_of
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
-from fewbit.capture.fx import argument, is_call
 from fewbit.capture.kinds import KINDS, PADS
+from fewbit.core.fx import argument, is_call
 from fewbit.core.grid import along, codes, values
 from fewbit.core.values import Choice, Graph, Op, Plan
 from fewbit.execute.executor import Executor

@@ -27,7 +27,7 @@ import torch
 from rows import ABLATIONS, Bench, options, peak, rows_of
 from scipy.stats import binomtest
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.capture.structure import modules
 from fewbit.choose import Bits, Context, Mixed, Recipe, allocate, choose, parse_bits
 from fewbit.choose.objectives import RankingLoss
@@ -36,6 +36,7 @@ from fewbit.choose.ranges import Ranges
 from fewbit.choose.sensitivity import NuclearNorm
 from fewbit.core.values import Plan
 from fewbit.execute.samples import op_samples
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
 from fewbit.report.figures import Points

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
+from fewbit.load import load_model
 
 NETS = ("vit_tiny_patch16_224", "efficientnet_b0", "mobilenetv3_large_100")
 

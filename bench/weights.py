@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from rows import Bench, edited, options, rows_of
 
-from fewbit.capture.inputs import image
 from fewbit.files import read_json, write_json
+from fewbit.load.inputs import image
 from fewbit.runtimes import open_session
 from fewbit.verify.bench import loads, paired
 

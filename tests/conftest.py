@@ -37,10 +37,11 @@ install_import_hook(CHECKED, "beartype.beartype")  # before the first import of 
 
 from bench.ablations import ABLATIONS  # noqa: E402
 
-from fewbit.capture import capture, load_model  # noqa: E402
+from fewbit.capture import capture  # noqa: E402
 from fewbit.choose import Context, choose  # noqa: E402
 from fewbit.core.values import Graph, Plan  # noqa: E402
 from fewbit.execute.samples import OpSample, PairSample, op_samples  # noqa: E402
+from fewbit.load import load_model  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402
 from fewbit.realize import float_onnx, realize  # noqa: E402
 from fewbit.target import load_target  # noqa: E402

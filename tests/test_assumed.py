@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.capture import Loaded, load_model
+from fewbit.load import Loaded, load_model
 from fewbit.report.answers import good
 from fewbit.stages.load import assumed, assumptions, preprocess_of
 

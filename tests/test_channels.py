@@ -14,12 +14,12 @@ from PIL import Image
 from torch import nn
 
 import fewbit
-from fewbit.capture import load_model
-from fewbit.capture.named import timm_model, timm_record
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import BadImages
+from fewbit.load import load_model
+from fewbit.load.named import timm_model, timm_record
 from fewbit.stages.load import assumed, assumptions, preprocess_of
 
 NET = """

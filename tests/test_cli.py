@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fewbit.capture.load import MODEL_NAMES
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
 from fewbit.core.values import PassLog, described
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
+from fewbit.load.load import MODEL_NAMES
 from fewbit.recipes import RECIPES
 from fewbit.request import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
@@ -496,7 +496,7 @@ def test_a_recipe_that_trains_takes_synthetic_images_beside_real_ones(place: Pat
 
 
 def test_python_gives_the_simulation_and_exports_the_run(place: Path, tmp_path: Path) -> None:
-    from fewbit.capture import load_model
+    from fewbit.load import load_model
 
     net = load_model(f"{place / 'net.py'}:model").program.module()
     x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import SIZE, Block
-from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.export import graph_module
+from fewbit.capture import capture
 from fewbit.capture.structure import modules
 from fewbit.choose import Context, choose
 from fewbit.choose.choose import check
@@ -29,6 +28,8 @@ from fewbit.data.images import open_images, whole_batches
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.execute.samples import op_samples
+from fewbit.load import Loaded, load_model
+from fewbit.load.program import graph_module
 from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize

@@ -16,6 +16,7 @@ SRC = Path(__file__).parent.parent / "src"
 # A room may import itself and the rooms left of it.
 ORDER = (
     "onnx_reader",
+    "load",
     "capture",
     "execute",
     "task",
@@ -49,7 +50,7 @@ HOME = {
     "__main__": "cli",
     "": "pipeline",
 }  # files beside the rooms; "" is __init__.py
-DEMO_USERS = {"capture", "data", "pipeline", "search", "sweep", "cli"}
+DEMO_USERS = {"load", "data", "pipeline", "search", "sweep", "cli"}
 
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 CLI_LIBRARIES = {"typer", "rich", "click"}
@@ -177,7 +178,8 @@ def tree(src: Path, **files: str) -> Path:
         ("verify__bench", "from fewbit import quantize"),
         ("observe__observe", "from fewbit.recipes import RECIPES"),
         ("choose__choose", "import fewbit.unheard_of"),
-        ("demo__model", "from fewbit.capture import export"),
+        ("demo__model", "from fewbit.load import export"),
+        ("load__program", "from fewbit.capture import normalize"),
         ("choose__choose", "import onnx.helper"),
         ("observe__stats", "from onnxruntime import InferenceSession"),
         ("report__page", "import torch"),
@@ -198,7 +200,7 @@ def test_a_planted_violation_is_noticed(tmp_path, file, text):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("observe__observe", "from fewbit.capture.export import capture\nfrom . import stats"),
+        ("observe__observe", "from fewbit.capture.sites import capture\nfrom . import stats"),
         ("choose__choose", "from fewbit.execute import simulate\nfrom fewbit.core.grid import Grid\nimport fewbit.recipes"),
         ("verify__compare", "from fewbit.execute.simulate import simulate\nimport onnxruntime"),
         ("recipes", "from fewbit.choose import ranges\nfrom fewbit.equalize import smooth"),

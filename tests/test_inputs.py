@@ -19,8 +19,7 @@ from torch.export import Dim
 from torch.utils.data import DataLoader
 
 from fewbit import FewbitError, Request, quantize
-from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.inputs import Given
+from fewbit.capture import capture
 from fewbit.choose import choose
 from fewbit.choose.fisher import weighted_samples
 from fewbit.core.inputs import Input, arrays_of, fed
@@ -34,6 +33,8 @@ from fewbit.errors import BadFile, BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.files import read_json
+from fewbit.load import Loaded, load_model
+from fewbit.load.inputs import Given
 from fewbit.observe import observe
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES, recipe_named

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fewbit.capture.export import fingerprint
-from fewbit.capture.load import load_model
 from fewbit.capture.mapped import mapped
 from fewbit.core.pages import give_back
 from fewbit.files import mapped_tensors
+from fewbit.load.load import load_model
+from fewbit.load.program import fingerprint
 
 STATUS = Path("/proc/self/status")
 

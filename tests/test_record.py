@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.core.record import ENTRY, Record, read_entry
 from fewbit.core.values import Plan
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadModel
+from fewbit.load import load_model
 from fewbit.progress import Progress
 from fewbit.report.page import render
 from fewbit.request import Request

@@ -8,10 +8,11 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from fewbit.capture import capture, load_model
-from fewbit.capture.sizes import Sizes
+from fewbit.capture import capture
 from fewbit.errors import BadImages
 from fewbit.execute.samples import OpSample, op_samples
+from fewbit.load import load_model
+from fewbit.load.sizes import Sizes
 
 
 def everything(net, tokens: int = 10_000, batch: int = 8, seed: int = 0):

@@ -18,12 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.export import graph_module
-from fewbit.capture.sizes import Sizes
+from fewbit.capture import capture
 from fewbit.choose import Context, choose
 from fewbit.core.values import Checks, Graph, Plan
 from fewbit.errors import BadModel
+from fewbit.load import Loaded, load_model
+from fewbit.load.program import graph_module
+from fewbit.load.sizes import Sizes
 from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize

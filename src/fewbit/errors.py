@@ -18,6 +18,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class FewbitError(Exception):
@@ -131,3 +132,14 @@ class FewbitFailed(Exception):
     """Verification or a floor failed; the command line prints the message and exits with 1."""
 
     exit_code = 1
+
+
+def reason(error: BaseException) -> str:
+    """The first informative line of an exception and, where it says so, the line of the model; without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400].rstrip(". ")
+    places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
+    if places:
+        file, line, source = places[-1]
+        reason += f", at {Path(file).name}:{line}: {source.strip()}"
+    return reason + "."

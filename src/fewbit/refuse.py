@@ -99,7 +99,7 @@ def check_annotations(path: Path | None, labels: bool) -> None:
 
 def check_weights(request: Options) -> None:
     """Raises FewbitError where `weights` is given for a model that has its own, or `requantize` for no ONNX file."""
-    from fewbit.capture.load import is_architecture
+    from fewbit.load.load import is_architecture
 
     if request.weights is not None and not (isinstance(request.model, str) and is_architecture(request.model)):
         raise FewbitError(

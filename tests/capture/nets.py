@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fewbit.capture import capture, export, load_model
-from fewbit.capture.export import graph_module, named_tensors
-from fewbit.capture.inputs import image
+from fewbit.capture import capture
 from fewbit.core.values import Graph
+from fewbit.load import export, load_model
+from fewbit.load.inputs import image
+from fewbit.load.ports import named_tensors
+from fewbit.load.program import graph_module
 
 
 def randomize(net: nn.Module, size: tuple[int, int, int], seed: int = 0) -> nn.Module:

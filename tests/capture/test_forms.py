@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from capture.nets import count, graph_of, randomize
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, same, tokens
-from fewbit.capture import capture, load_model, normalize
-from fewbit.capture.canonicalize import drop_writes, writes_through_views
-from fewbit.capture.export import graph_module
+from fewbit.capture import capture, normalize
+from fewbit.capture.canonicalize import drop_writes
+from fewbit.load import load_model
+from fewbit.load.program import graph_module, writes_through_views
 
 W = torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(5))
 B = torch.randn(7, generator=torch.Generator().manual_seed(6))

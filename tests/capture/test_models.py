@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 
 from capture.nets import assert_same_function, count, graph_of, images, randomize
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.core.values import Graph
+from fewbit.load import load_model
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
 SMALL_SWIN = {"img_size": 32, "window_size": 4, "depths": (2, 2), "embed_dim": 24, "num_heads": (2, 4)}

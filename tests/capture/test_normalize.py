@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capture.nets import count, graph_of, images, opened, randomize
 from fewbit.capture import normalize
-from fewbit.capture.fx import argument, calls, constant
+from fewbit.core.fx import argument, calls, constant
 
 SIZE = (3, 8, 8)
 TOKENS, WIDTH = 16, 12

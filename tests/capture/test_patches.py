@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
+from fewbit.load import load_model
 
 
 class Stem(nn.Module):

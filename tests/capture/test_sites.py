@@ -10,7 +10,8 @@ from torchvision.ops import DeformConv2d
 
 from capture.nets import graph_of, kinds, roles
 from capture.test_normalize import SIZE, TOKENS, WIDTH, Net, heads, tokens
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
+from fewbit.load import load_model
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
 

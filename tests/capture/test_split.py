@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
+from fewbit.load import load_model
 
 
 class Joint(nn.Module):

@@ -10,7 +10,6 @@ from bench.module_search import ModuleSearch
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.fx import constant
 from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.aciq import AnalyticClip
 from fewbit.choose.channel_bits import ChannelBits, shares
@@ -18,6 +17,7 @@ from fewbit.choose.correct import WeightMean
 from fewbit.choose.output_search import OutputSearch
 from fewbit.choose.range_method import Samples, ranged
 from fewbit.choose.ranges import MinMax, Ranges
+from fewbit.core.fx import constant
 from fewbit.core.grid import Grid, QParams, codes, fake, values
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.executor import Executor

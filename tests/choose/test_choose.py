@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.fx import constant
 from fewbit.choose import Bits, Recipe, choose, parse_bits
 from fewbit.choose.distill import Distill
 from fewbit.choose.finetune import Finetune
 from fewbit.choose.headroom import pairs_are_safe
 from fewbit.choose.joint_search import JointSearch
 from fewbit.choose.reconstruct import Reconstruct
+from fewbit.core.fx import constant
 from fewbit.core.grid import Grid
 from fewbit.core.values import Fixed, Own, SameAs
 from fewbit.errors import BadValues, FewbitError, UnknownName

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.fx import constant
 from fewbit.capture.structure import modules
 from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.objectives import Pearson, RankingLoss, flipped
 from fewbit.choose.output_search import OutputSearch
 from fewbit.choose.ranges import Ranges
+from fewbit.core.fx import constant
 from fewbit.core.grid import fake, values
 from fewbit.core.values import Bias, SameAs
 from fewbit.errors import BadFile, BadImages

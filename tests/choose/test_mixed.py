@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.capture.fx import between
 from fewbit.capture.structure import modules
 from fewbit.choose import Bits, Mixed, allocate, parse_bits
 from fewbit.choose.frontier import frontier
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
 from fewbit.configure import check_bits
 from fewbit.core.bits import read_bits
+from fewbit.core.fx import between
 from fewbit.errors import FewbitError
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate

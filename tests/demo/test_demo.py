@@ -15,9 +15,10 @@ from torch import nn
 from torchvision.ops import box_convert, box_iou
 
 from fewbit import quantize
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.demo import DEMOS, cnn, detr, model
 from fewbit.errors import BadModel
+from fewbit.load import load_model
 
 
 @pytest.mark.parametrize(("build", "least"), [(model.model, 80), (cnn.resnet20, 86), (cnn.mobilenet, 82)])

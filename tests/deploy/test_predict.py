@@ -340,7 +340,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_pixels_of_an_image_processor_are_those_that_fewbit_scores(pictures: dict[str, Path], kind: str) -> None:
     transformers = pytest.importorskip("transformers")
-    from fewbit.capture.huggingface import record_of
+    from fewbit.load.huggingface import record_of
 
     name, fields = PROCESSORS[kind]
     record = record_of("hf:x", name, getattr(transformers, name)(**fields))

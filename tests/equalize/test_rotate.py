@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.capture.fx import constant
 from fewbit.capture.residual import residual
+from fewbit.core.fx import constant
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.equalize import same_function
 from fewbit.equalize.rotate import can_rotate, fixing_ones, orthogonal, rotated, rotated_heads

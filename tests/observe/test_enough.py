@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.core.values import Graph
 from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
+from fewbit.load import load_model
 from fewbit.observe import Stats, observe
 from fewbit.observe.calibration_check import CalibrationLimits, Inspection, inspect_images, range_change
 from fewbit.observe.stats import Histogram

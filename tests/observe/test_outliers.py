@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
+from fewbit.load import load_model
 from fewbit.observe.outliers import outliers, standing_out
 
 

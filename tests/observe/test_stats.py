@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.errors import BadImages, BadValues
+from fewbit.load import load_model
 from fewbit.observe import Histogram, Stats, observe
 from fewbit.observe.stats import HALF
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from conftest import ConvNet, Mixed, Vit
-from fewbit.capture import capture, load_model
-from fewbit.capture.export import quiet
+from fewbit.capture import capture
 from fewbit.core.values import Graph
+from fewbit.load import load_model
+from fewbit.load.contexts import quiet
 
 Export = Callable[[nn.Module, Path, tuple[int, ...]], None]
 

@@ -13,9 +13,10 @@ import torch
 import torch.utils._pytree as pytree
 from onnx import TensorProto, helper, numpy_helper
 
-from fewbit.capture import capture, load_model
-from fewbit.capture.export import graph_module
+from fewbit.capture import capture
 from fewbit.errors import BadFile, BadModel, FewbitError
+from fewbit.load import load_model
+from fewbit.load.program import graph_module
 from fewbit.onnx_reader import read_onnx
 from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.realize import float_onnx

@@ -14,8 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from fewbit.capture import load_model
-from fewbit.capture.export import graph_module, quiet
+from fewbit.load import load_model
+from fewbit.load.contexts import quiet
+from fewbit.load.program import graph_module
 from fewbit.onnx_reader.file import OLDEST
 from fewbit.onnx_reader.operators import CONTROL, STANDARD
 from onnx_reader.cases import array, check, is_taken, node_tests, run

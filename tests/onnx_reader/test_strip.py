@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from fewbit.capture import load_model
 from fewbit.errors import BadModel, FewbitError
+from fewbit.load import load_model
 from fewbit.onnx_reader import read_onnx
 from fewbit.request import Request
 from onnx_reader.test_files import SIZE, constant, drawn, net, of_runtime, written

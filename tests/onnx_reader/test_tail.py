@@ -16,11 +16,12 @@ import torch
 from bench.ablations import ABLATIONS
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.inputs import Given
+from fewbit.capture import capture
 from fewbit.choose import Context, choose
 from fewbit.core.values import Graph, Plan, SiteCheck
 from fewbit.errors import BadModel
+from fewbit.load import Loaded, load_model
+from fewbit.load.inputs import Given
 from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize

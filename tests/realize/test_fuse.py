@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.choose import Bits
 from fewbit.core.values import Graph
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.fuse import FUSIONS, fuse

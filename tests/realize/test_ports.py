@@ -13,11 +13,12 @@ import torch
 from bench.ablations import ABLATIONS
 from onnx import TensorProto, helper, numpy_helper
 
-from fewbit.capture import Loaded, capture, load_model
+from fewbit.capture import capture
 from fewbit.choose import Context, choose
 from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile
+from fewbit.load import Loaded, load_model
 from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.choose import Bits
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named

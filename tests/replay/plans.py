@@ -21,8 +21,7 @@ from bench.ablations import ABLATIONS
 from bench.module_search import ModuleSearch
 from torch import Tensor
 
-from fewbit.capture import capture, load_model
-from fewbit.capture.fx import constant
+from fewbit.capture import capture
 from fewbit.choose import Recipe
 from fewbit.choose.distill import Distill
 from fewbit.choose.entropy_range import EntropyRange
@@ -32,11 +31,13 @@ from fewbit.choose.output_search import OutputSearch
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.choose.recipe import Pass
 from fewbit.choose.reconstruct import Reconstruct
+from fewbit.core.fx import constant
 from fewbit.core.grid import Grid
 from fewbit.core.values import Graph, Plan
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import FewbitError
+from fewbit.load import load_model
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Request

@@ -10,12 +10,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.choose import Bits, choose
 from fewbit.choose.builder import PlanBuilder
 from fewbit.core.values import Checks, Plan
 from fewbit.errors import BadFile
 from fewbit.execute.simulate import simulate
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.realize.qdq import CODES

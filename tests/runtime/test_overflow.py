@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.execute.simulate import simulate
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fewbit.capture.inputs import image
 from fewbit.errors import BadFile, UnknownName
+from fewbit.load.inputs import image
 from fewbit.runtimes import Runtime, runtime_names, runtimes_for
 from fewbit.verify.bench import around_median, bench, loads
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.capture import capture, load_model
+from fewbit.capture import capture
 from fewbit.choose import Bits
 from fewbit.core.values import Graph, Plan
 from fewbit.execute.executor import Executor
+from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target

@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from conftest import captured
-from fewbit.capture.fx import aten
 from fewbit.capture.selections import SELECTORS
+from fewbit.core.fx import aten
 from fewbit.core.values import Checks
 from fewbit.execute.executor import Executor
 from fewbit.realize import realize

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from conftest import captured
-from fewbit.capture.fx import aten
 from fewbit.choose import Recipe
 from fewbit.choose.ranges import MinMax, Ranges
+from fewbit.core.fx import aten
 from fewbit.core.values import SiteCheck
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import SiteTrace

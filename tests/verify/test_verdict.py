@@ -15,8 +15,6 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch.export import Dim, export
 
-from fewbit.capture import load_model
-from fewbit.capture.export import fingerprint
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.core.inputs import Input
@@ -26,6 +24,8 @@ from fewbit.deploy import stamped
 from fewbit.errors import BadFile, BadModel, FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.files import read_json
+from fewbit.load import load_model
+from fewbit.load.program import fingerprint
 from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_metadata
 from fewbit.report.tables import verify as summary
 from fewbit.run import Run, quantize

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fewbit.capture.fx import (
+from fewbit.capture.windows import AVERAGES, PADDED, name_convolution, number_padding, plain_average, plain_maximum
+from fewbit.core.fx import (
+    DROPOUTS,
     MOVES,
     VIEWS,
     add_constant,
@@ -26,16 +28,15 @@ from fewbit.capture.fx import (
     constant,
     is_call,
     is_constant,
+    is_write,
     replace,
     shape_of,
 )
-from fewbit.capture.windows import AVERAGES, PADDED, name_convolution, number_padding, plain_average, plain_maximum
 
 LINEAR = aten.linear.default
 MATMUL = aten.matmul.default
 BATCH_NORM = aten.batch_norm.default
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
-DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 CHECKS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
 COPIES = (
     aten.detach.default,
@@ -65,29 +66,13 @@ CREATORS = (
 )
 
 
-def writes_through_views(graph: Graph) -> bool:
-    """Whether an op writes into memory that is read later under another name: y[:, 0] = 0, then y."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    for node in filter(_is_write, graph.nodes):
-        names, pending = set[Node](), [cast(Node, node.args[0])]
-        while pending:  # every name of the memory up to here: what it is a view of, and the views of it
-            name = pending.pop()
-            if name not in names and name is not node:
-                names.add(name)
-                pending += [n for n in name.all_input_nodes[:1] if _is_alias(name)]
-                pending += [u for u in name.users if _is_alias(u) and position[u] < position[node] and u.args[0] is name]
-        if any(position[user] > position[node] for name in names - {node.args[0]} for user in name.users):
-            return True
-    return False
-
-
 def drop_writes(module: GraphModule) -> None:
     """relu_(x) becomes relu(x); who reads x later reads the result, which is what x holds by then."""
     position = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in list(position):
         packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
         pure = getattr(getattr(aten, packet.removesuffix("_"), None), overload, None)
-        if not _is_write(node) or not packet.endswith("_") or pure is None:
+        if not is_write(node) or not packet.endswith("_") or pure is None:
             continue
         x, result = cast(Node, node.args[0]), call_like(module.graph, node, pure, *node.args, **node.kwargs)
         for user in list(x.users):
@@ -309,19 +294,6 @@ def _behind(node: Node) -> list[Node]:
     while chain[-1].all_input_nodes and len(chain) < 8:
         chain.append(chain[-1].all_input_nodes[0])
     return chain
-
-
-def _is_write(node: Node) -> bool:
-    """A call that changes its first argument: relu_, add_, copy_."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable and len(node.all_input_nodes) > 0
-
-
-def _is_alias(node: Node) -> bool:
-    """A call whose result may be the memory of its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    result = schema is not None and schema.returns and schema.returns[0].alias_info is not None
-    return bool(result) or is_call(node, operator.getitem, *DROPOUTS)
 
 
 def _kind_of_numbers(node: Node) -> tuple[object, object] | None:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from fewbit.capture.fx import aten
+from fewbit.core.fx import aten
 from fewbit.core.inputs import Input, example, fed, image_among
 
 Shape = Sequence[int]

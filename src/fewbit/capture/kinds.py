@@ -13,8 +13,8 @@ from typing import Any, Literal, cast
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.canonicalize import LINEAR, MATMUL, SOFTMAX
-from fewbit.capture.fx import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant, reached
 from fewbit.capture.normalize import CONVS
+from fewbit.core.fx import MOVES, SCALINGS, argument, aten, constant, is_call, is_constant, reached
 
 ADDS = (aten.add.Tensor,)
 POOLS = (aten.adaptive_avg_pool2d.default,)

@@ -22,7 +22,11 @@ from fewbit.capture.canonicalize import (
     fold_constants,
     one_form,
 )
-from fewbit.capture.fx import (
+from fewbit.capture.patches import patches_to_linear
+from fewbit.capture.qkv import split_joint_linear
+from fewbit.capture.repeats import compute_once
+from fewbit.capture.spelling import name_what_is_written_out
+from fewbit.core.fx import (
     SCALINGS,
     VIEWS,
     add_constant,
@@ -38,10 +42,6 @@ from fewbit.capture.fx import (
     replace,
     shape_of,
 )
-from fewbit.capture.patches import patches_to_linear
-from fewbit.capture.qkv import split_joint_linear
-from fewbit.capture.repeats import compute_once
-from fewbit.capture.spelling import name_what_is_written_out
 
 CONVS = (aten.conv2d.default, aten.conv1d.default)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)

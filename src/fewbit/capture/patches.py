@@ -11,7 +11,7 @@ from typing import cast
 
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace
+from fewbit.core.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace
 
 
 def patches_to_linear(module: GraphModule) -> None:

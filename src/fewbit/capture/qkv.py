@@ -10,7 +10,7 @@ from typing import cast
 
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace
+from fewbit.core.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace
 
 
 def split_joint_linear(module: GraphModule) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from fewbit.capture.fx import aten, is_call
+from fewbit.core.fx import aten, is_call
 
 
 @dataclass(frozen=True)

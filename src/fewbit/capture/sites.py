@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.costs import count_costs
-from fewbit.capture.export import WRAPPER, graph_module
-from fewbit.capture.fx import MOVES, back_through, constant, is_call, is_constant, reached
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
-from fewbit.capture.load import Loaded
 from fewbit.capture.normalize import normalize
+from fewbit.core.fx import MOVES, back_through, constant, is_call, is_constant, reached
 from fewbit.core.inputs import Input
 from fewbit.core.values import Choice, FloatProduct, Graph, Op, Site
 from fewbit.errors import BadModel
+from fewbit.load.loaded import Loaded
+from fewbit.load.ports import WRAPPER
+from fewbit.load.program import graph_module
 
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight
 

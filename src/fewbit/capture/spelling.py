@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace, shape_of
+from fewbit.core.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace, shape_of
 
 CUTS = (aten.slice.Tensor, aten.split_with_sizes.default, aten.split.Tensor, operator.getitem)
 ADD, MUL, DIV = aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch.fx import Graph, GraphModule, Node
 
-from fewbit.capture.fx import argument, aten, call_like, constant, is_constant, replace, shape_of
+from fewbit.core.fx import argument, aten, call_like, constant, is_constant, replace, shape_of
 
 PADDED = {  # a convolution whose padding is a word -> the one whose padding is numbers
     aten.conv1d.padding: aten.conv1d.default,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.fx import argument
 from fewbit.capture.residual import joined
 from fewbit.choose.moments import Moments
+from fewbit.core.fx import argument
 from fewbit.core.grid import fake
 from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Choice, Graph, Op

@@ -8,9 +8,9 @@ from functools import reduce
 import torch
 from torch.fx import Node
 
-from fewbit.capture.fx import VIEWS, is_call, reached
 from fewbit.capture.kinds import CLAMPS, MAX_POOLS, PADS
 from fewbit.capture.normalize import TURNS
+from fewbit.core.fx import VIEWS, is_call, reached
 from fewbit.core.grid import Grid, fake, qparams_from_range
 from fewbit.core.values import Fallback, Graph, Op
 from fewbit.observe.stats import Histogram, Stats

@@ -131,7 +131,7 @@ class Preprocess:
 
     def _processed(self, picture: Array) -> Tensor:
         """What the image processor makes of it."""
-        from fewbit.capture.huggingface import pixels as processed
+        from fewbit.load.huggingface import pixels as processed
 
         cropped = json.loads(self.processor).get("do_center_crop")
         return processed(self.processor, shown(prepare.middle(picture, self.to_json()) if cropped else picture))

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import MOVES, add_constant, aten, is_call
 from fewbit.capture.kinds import CLAMPS, CONCATS, MAX_POOLS, PADS
 from fewbit.capture.residual import CONVOLUTIONS
 from fewbit.capture.structure import own_weight
 from fewbit.core.device import wide
+from fewbit.core.fx import MOVES, add_constant, aten, is_call
 from fewbit.core.values import Graph, Op, Site
 
 CARRIES: set[Callable[..., Any]] = {*MOVES, *PADS, *MAX_POOLS, *CLAMPS, *CONCATS}  # what gives codes on

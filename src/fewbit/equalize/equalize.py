@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import constant
 from fewbit.capture.residual import conv_pairs, residual
 from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.device import with_constants
+from fewbit.core.fx import constant
 from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.pages import give_back

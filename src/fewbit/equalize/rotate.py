@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.fx import constant
 from fewbit.capture.residual import Residual, width_of
 from fewbit.capture.structure import heads
 from fewbit.core.device import on, wide
+from fewbit.core.fx import constant
 from fewbit.core.values import Graph, Op
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import constant, is_constant
 from fewbit.capture.sites import readers
 from fewbit.core.device import CPU, exact_products, on
+from fewbit.core.fx import constant, is_constant
 from fewbit.core.grid import fake, values
 from fewbit.core.inputs import ALONE, Batch, Input, fed
 from fewbit.core.values import Choice, Graph, Plan

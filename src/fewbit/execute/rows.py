@@ -13,9 +13,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from fewbit.capture.canonicalize import LINEAR
-from fewbit.capture.fx import argument, aten, constant, is_call
 from fewbit.capture.kinds import shape_for_one
 from fewbit.capture.sites import WEIGHTED
+from fewbit.core.fx import argument, aten, constant, is_call
 from fewbit.core.values import Graph, Op
 
 WIDE = 2048  # entries of a row above which fewer rows are sampled: 16 MB of one op at most

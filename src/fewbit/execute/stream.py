@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.fx import between, is_constant
+from fewbit.core.fx import between, is_constant
 from fewbit.core.inputs import Batch
 from fewbit.core.shelf import Shelf, count_of
 from fewbit.core.values import Graph

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.fx import shape_of
+from fewbit.core.fx import shape_of
 from fewbit.core.values import Graph, Json
 from fewbit.execute.watch import watch
 

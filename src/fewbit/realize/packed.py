@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.fx import argument, constant, is_constant
+from fewbit.core.fx import argument, constant, is_constant
 from fewbit.core.grid import Grid, QParams, of_bias, values
 from fewbit.core.values import Bias, Choice, Fallback, Fixed, Graph, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
 from fewbit.errors import BadFile

@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental import _config as symbols
 from torch.fx.node import map_arg
 
-from fewbit.capture.fx import aten, calls, constant
+from fewbit.core.fx import aten, calls, constant
 
 Shapes = tuple[dict[int, Any], ...] | None
 

@@ -19,21 +19,10 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed ops
 from torch.fx import GraphModule, Node
 
-from fewbit.capture.fx import (
-    MOVES,
-    add_constant,
-    argument,
-    aten,
-    calls,
-    constant,
-    give_bias,
-    is_call,
-    is_constant,
-    reached,
-)
 from fewbit.capture.normalize import CONVS
 from fewbit.capture.selections import OPERATORS, SELECTORS, selectors
 from fewbit.capture.sites import readers
+from fewbit.core.fx import MOVES, add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant, reached
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
 from fewbit.errors import FewbitFailed

@@ -15,11 +15,11 @@ from onnxscript import opset21
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from fewbit.capture.export import quiet
-from fewbit.capture.fx import aten, calls
+from fewbit.core.fx import aten, calls
 from fewbit.core.inputs import PLACES, example, fed
 from fewbit.core.values import Graph
 from fewbit.errors import BadModel
+from fewbit.load.contexts import quiet
 from fewbit.realize.ports import BATCH, set_ports
 from fewbit.realize.program import program_of
 from fewbit.realize.quick import quick

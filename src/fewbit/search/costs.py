@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from fewbit.capture.fx import constant, is_constant
+from fewbit.core.fx import constant, is_constant
 from fewbit.errors import FewbitError
 from fewbit.search.model import FLOAT, Model
 from fewbit.search.space import Candidate, Dimension

@@ -14,15 +14,9 @@ from onnx import TensorProto
 from torch.export import ExportedProgram
 
 from fewbit import __version__
-from fewbit.capture import Loaded, load_model
 from fewbit.capture import capture as graph_of
-from fewbit.capture.export import batch_of, fingerprint, reason
-from fewbit.capture.inputs import Given
-from fewbit.capture.load import of_one_size
 from fewbit.capture.mapped import mapped
-from fewbit.capture.python_file import from_python
 from fewbit.capture.sites import tensor_of
-from fewbit.capture.sizes import Sizes
 from fewbit.choose import Context
 from fewbit.choose.choose import check as refuse
 from fewbit.choose.context import set_aside
@@ -38,9 +32,15 @@ from fewbit.data.preprocess import LETTERBOXES
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.demo import DEMOS
-from fewbit.errors import BadFile, BadImages, BadModel, FewbitError
+from fewbit.errors import BadFile, BadImages, BadModel, FewbitError, reason
 from fewbit.fields import option
 from fewbit.files import read_tensors, write_stream, write_tensors
+from fewbit.load import Loaded, load_model
+from fewbit.load.inputs import Given
+from fewbit.load.ports import batch_of
+from fewbit.load.program import fingerprint
+from fewbit.load.python_file import from_python
+from fewbit.load.sizes import Sizes, of_one_size
 from fewbit.observe import Stats, refuse_extremes
 from fewbit.progress import Progress
 from fewbit.request import Options
@@ -129,7 +129,7 @@ def load(asked: Options) -> Inputs:
     loaded = load_model(asked.model, sizes=Sizes.ANY if asked.dynamic_size else Sizes.WRITTEN, **options)
     if not holds_at_other_sizes(loaded, asked.hardware.file_format):
         if asked.dynamic_size:
-            raise of_one_size(loaded)
+            raise of_one_size(loaded.inputs, loaded.ref)
         loaded = load_model(asked.model, sizes=Sizes.ONE, **options)
     if isinstance(asked.model, str) and asked.model.endswith(".onnx"):
         loaded = as_it_runs(loaded, Path(asked.model), requantize=asked.requantize)

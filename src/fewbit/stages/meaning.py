@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.capture import Loaded
-from fewbit.capture.export import reason
-from fewbit.capture.python_file import from_python
 from fewbit.core.task import Signature, Task
 from fewbit.data.images import Images
 from fewbit.demo import DEMOS
-from fewbit.errors import BadFile, BadImages, BadModel
+from fewbit.errors import BadFile, BadImages, BadModel, reason
+from fewbit.load import Loaded
+from fewbit.load.python_file import from_python
 from fewbit.request import Options
 from fewbit.task import OWN, Tensors, recognise, task_named
 from fewbit.task.own import watched

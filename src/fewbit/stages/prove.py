@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
-from fewbit.capture.export import fingerprint
 from fewbit.core.inputs import Batch, image_among, images_of, joined, one_and_parts, parts, rows
 from fewbit.core.record import Record
 from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
@@ -27,6 +26,7 @@ from fewbit.errors import BadFile, FewbitFailed
 from fewbit.fields import Batches, Seconds, Threads, checked
 from fewbit.files import read_json, read_tensors, write_tensors
 from fewbit.folder import scratch
+from fewbit.load.program import fingerprint
 from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
 from fewbit.request import Request

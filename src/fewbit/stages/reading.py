@@ -16,12 +16,12 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from fewbit.capture import Loaded
-from fewbit.capture.export import noise_of
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
 from fewbit.core.values import OutputCheck
 from fewbit.errors import BadModel
+from fewbit.load import Loaded
+from fewbit.load.trials import noise_of
 from fewbit.onnx_reader import read_onnx
 from fewbit.onnx_reader.file import all_nodes, first_line, read_proto
 from fewbit.onnx_reader.strip import stripped

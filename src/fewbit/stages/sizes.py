@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fewbit.capture import Loaded, capture
-from fewbit.capture.export import noise_of
+from fewbit.capture import capture
 from fewbit.core.inputs import example, image_among
+from fewbit.load import Loaded
+from fewbit.load.trials import noise_of
 from fewbit.realize import rendered_float, save
 from fewbit.runtimes import AS_WRITTEN
 from fewbit.verify import twin_checks

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fewbit.capture import Loaded
 from fewbit.core.values import Tail
 from fewbit.errors import BadFile, BadModel
 from fewbit.files import write_atomic
+from fewbit.load import Loaded
 from fewbit.onnx_reader.cut import first_of, of_opset, tail_of
 from fewbit.runtimes import AS_WRITTEN, ELSEWHERE, open_session, read_onnx
 from fewbit.verify.tail import written

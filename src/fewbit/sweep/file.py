@@ -16,11 +16,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbit import __version__
-from fewbit.capture.load import KINDS, MODEL
-from fewbit.capture.named import timm_name, torchvision_name
 from fewbit.configure import DEFAULT
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.load.load import KINDS, MODEL
+from fewbit.load.named import timm_name, torchvision_name
 from fewbit.machines import file_of
 from fewbit.request import Request
 from fewbit.target import detect

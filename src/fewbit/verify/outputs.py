@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from fewbit.capture.export import graph_module, outputs_of
-from fewbit.capture.fx import MOVES, is_constant
+from fewbit.core.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, Input, arrays_of
 from fewbit.core.pages import give_back
 from fewbit.core.values import OutputCheck
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
+from fewbit.load.ports import outputs_of
+from fewbit.load.program import graph_module
 from fewbit.runtimes import Session, open_session, read_onnx
 
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32

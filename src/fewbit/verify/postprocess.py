@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from fewbit.capture.fx import MOVES, is_call
+from fewbit.core.fx import MOVES, is_call
 from fewbit.core.inputs import Batch, count
 from fewbit.core.values import Graph, Plan
 from fewbit.execute.executor import Executor

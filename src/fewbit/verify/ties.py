@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewbit.capture.fx import aten
+from fewbit.core.fx import aten
 from fewbit.core.values import SiteCheck
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import SiteTrace

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fewbit.capture.fx import is_call
 from fewbit.capture.kinds import PADS
+from fewbit.core.fx import is_call
 from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.values import Graph, Op, Plan, SameAs
 from fewbit.runtimes import RUNTIMES, open_session

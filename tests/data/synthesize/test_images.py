@@ -13,7 +13,6 @@ import torch
 
 from conftest import ConvNet, Vit
 from data.synthesize.nets import SIZE, normed
-from fewbit.capture import load_model
 from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.fdda import Centres, Fdda, centres_of
 from fewbit.data.synthesize.generator import ClassNorm, generator_of
@@ -24,6 +23,7 @@ from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.source import Synthesis, asked_for, in_steps, method_for
 from fewbit.data.synthesize.teacher import Moments, Teacher
 from fewbit.errors import BadFile, BadImages, BadModel
+from fewbit.load import load_model
 
 TINY = Fdda(epochs=4, iterations=3, warm_up=2, trusting=1, batch=4, latent=8, channels=8, drops=(3,))
 LOW, HIGH = torch.full((3, 1, 1), -2.0), torch.full((3, 1, 1), 2.0)

@@ -8,9 +8,9 @@ import torch
 
 from conftest import Vit
 from data.synthesize.nets import SIZE, normed
-from fewbit.capture import load_model
 from fewbit.data.synthesize.losses import distance
 from fewbit.data.synthesize.teacher import Teacher
+from fewbit.load import load_model
 
 
 def images(seed: int = 0) -> torch.Tensor:

@@ -148,7 +148,7 @@ def _program() -> None:
     import torch
 
     from doors.place import net
-    from fewbit.capture import load_model
+    from fewbit.load import load_model
 
     x = torch.randn(2, 3, 16, 16)
     found = load_model("net.pt2").program.module(check_guards=False)(x)
@@ -160,7 +160,7 @@ def _weights() -> None:
     import timm
 
     from doors.place import net
-    from fewbit.capture import load_model
+    from fewbit.load import load_model
 
     timm.create_model = lambda *_, **__: net()
     load_model("test_vit", weights=Path("weights.safetensors"), overrides={"input_size": (3, 16, 16)})

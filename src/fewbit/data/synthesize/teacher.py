@@ -17,14 +17,15 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from fewbit.capture.canonicalize import BATCH_NORM, MATMUL
-from fewbit.capture.export import graph_module, outputs_of
-from fewbit.capture.fx import calls, constant, is_call, is_constant
 from fewbit.capture.kinds import softmax_behind
 from fewbit.capture.normalize import SDPA, opened
 from fewbit.core.device import CPU, on
+from fewbit.core.fx import calls, constant, is_call, is_constant
 from fewbit.core.inputs import ALONE, Batch, Input
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
+from fewbit.load.ports import outputs_of
+from fewbit.load.program import graph_module
 from fewbit.task import Classify, recognise
 
 

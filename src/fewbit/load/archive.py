@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from fewbit.capture.export import quiet, reason
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, reason
+from fewbit.load.contexts import quiet
 
 MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|models/model\.json|extra/.*"

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewbit.capture.export import quiet, reason
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, reason
+from fewbit.load.contexts import quiet
 
 SHAPES = ((640, 480), (300, 500))  # width and height of two pictures, which a model of one input size has to get alike
 LISTED = 4  # names of weights in a message

@@ -1,17 +1,24 @@
-"""Models that cannot be quantized for what they are made of, said before any work: those that have been quantized already, and
-programs with graphs inside of their graph.
+"""Models that cannot be quantized for what they are made of, said before any work: those that have been quantized already,
+weights without numbers, programs with graphs inside of their graph, outputs without a row for each image.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fewbit.capture.repeats import WITH_GRADIENTS, WITH_TYPES
-from fewbit.errors import BadModel
+from fewbit.core.inputs import Input
+from fewbit.errors import BadModel, BadValues
+from fewbit.load.ports import image_of, output_values
+from fewbit.load.regions import WITH_GRADIENTS, WITH_TYPES
 
 PREPARED = ("FakeQuantizeBase", "ObserverBase")  # classes of torch.ao, by name: releases to come are without it
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable")
@@ -19,6 +26,7 @@ STRIP = (  # takes fake quantizers and observers out of `model`; the weights tha
     "for m in model.modules(): m._modules.update({n: torch.nn.Identity() for n, c in m.named_children() "
     "if isinstance(c, (torch.ao.quantization.FakeQuantizeBase, torch.ao.quantization.ObserverBase))})"
 )
+SMALLEST = 1e-30  # a model whose weights are all smaller computes nothing
 INSTEAD = {
     "cond": "Write torch.where(condition, a, b) of both results, or give each branch as a model of its own",
     "flex_attention": "Call torch.nn.functional.scaled_dot_product_attention, with what changes the scores as its attn_mask",
@@ -75,3 +83,57 @@ def refuse_parts(program: ExportedProgram, ref: str) -> None:
             name = node.target.name()
             do = INSTEAD.get(name, "Write it with plain operators, a loop in Python for instance")
             raise BadModel(f"{ref}: {node.name} is torch's {name}, which has graphs of its own, and is not quantized. {do}.")
+
+
+def refuse_outputs(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> None:
+    """Raise BadModel where an output has no batch or no numbers."""
+    batch, outputs = str(image_of(program, inputs).shape[0]), output_values(program)
+    right = [name for name, value in outputs.items() if shown_shape(value)[:1] == [batch]]
+    for name, value in outputs.items():
+        shape = shown_shape(value)
+        if name not in right:
+            shown = ", ".join(n if batch.isdecimal() else n.replace(batch, "batch") for n in shape)
+            raise BadModel(
+                f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image. "
+                f"{_about_rows(ref, inputs, name, right)}"
+            )
+        if value.is_complex():
+            raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
+        if "0" in shape:
+            raise BadModel(f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
+
+
+def shown_shape(value: Tensor) -> list[str]:
+    """The shape of a fake tensor as text: comparing symbols would guard on them."""
+    return [str(n) for n in value.shape]
+
+
+def _about_rows(ref: str, inputs: Sequence[Input], name: str, right: Sequence[str]) -> str:
+    """What to do about an output without a row for each image, where the outputs `right` have one."""
+    rows = f"with a row for each image: {name}.mean(dim=(1, 2, 3)), say; or, where it is of one image, {name}[None]"
+    if not ref.endswith(".onnx"):
+        return f"Return it {rows}{', or leave it out of what the model returns' if right else ''}."
+    takes = [one.name for one in inputs]
+    left = (
+        f"Leave it out: onnx.utils.extract_model('{ref}', 'rows.onnx', {takes}, {[*right]}), or export " if right else "Export "
+    )
+    return f"{left}the model {rows}."
+
+
+def refuse_values(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any], ref: str) -> None:
+    """Raise BadValues where parameters are not finite, or all zero, or a buffer is NaN (a mask may be infinite), and BadModel
+    where a weight has no numbers yet.
+    """
+    for name, tensor in {**buffers, **parameters}.items():
+        if isinstance(tensor, Tensor) and (is_lazy(tensor) or tensor.is_meta):
+            raise BadModel(f"weight {name} of {ref} has no numbers yet (a lazy layer, or device meta); give it loaded.")
+    largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
+    if largest and max(largest) < SMALLEST:
+        raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")
+    for name, tensor in {**buffers, **parameters}.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
+            raise BadValues(
+                f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized. Mend it."
+            )

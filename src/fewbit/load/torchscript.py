@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import torch
 
-from fewbit.capture.archive import NAMESPACES
-from fewbit.capture.export import all_alike, noise_of, quiet, reason, tensors_in
-from fewbit.errors import BadFile, BadModel
+from fewbit.errors import BadFile, BadModel, reason
+from fewbit.load.archive import NAMESPACES
+from fewbit.load.contexts import quiet
+from fewbit.load.trials import all_alike, noise_of, tensors_in
 
 SOURCE = re.compile(r"code/.+\.py")
 PICKLE = re.compile(r"[^/]+\.pkl")

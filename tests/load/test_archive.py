@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from capture.nets import images
-from fewbit.capture import capture, load_model
-from fewbit.capture.archive import _is_size
+from fewbit.capture import capture
 from fewbit.errors import BadFile, FewbitError
+from fewbit.load import load_model
+from fewbit.load.archive import _is_size
 
 SIZE = (3, 6, 6)
 Files = dict[str, bytes]

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewbit.capture import load_model
-from fewbit.capture.export import graph_module, tensors_in
 from fewbit.errors import BadFile, BadModel, FewbitError
+from fewbit.load import load_model
+from fewbit.load.program import graph_module
+from fewbit.load.trials import tensors_in
 
 SIZE = (3, 8, 8)
 

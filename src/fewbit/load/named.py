@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from fewbit.capture.checkpoint import Checkpoint, read_checkpoint, with_weights
-from fewbit.capture.export import quiet, reason
-from fewbit.errors import BadModel, FewbitError, UnknownName
+from fewbit.errors import BadModel, FewbitError, UnknownName, reason
+from fewbit.load.checkpoint import Checkpoint, read_checkpoint, with_weights
+from fewbit.load.contexts import quiet
 
 GIVE = "Give the weights as a file: --weights FILE (.safetensors or .pth)."
 DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in torchvision's own files of DenseNet

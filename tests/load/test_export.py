@@ -20,11 +20,12 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.testing._internal.two_tensor import TwoTensor
 
 from capture.nets import assert_same_function, images
-from fewbit.capture import capture, export, load_model
-from fewbit.capture.export import fingerprint, graph_module
-from fewbit.capture.inputs import Given, image
+from fewbit.capture import capture
 from fewbit.data.constants import constants
 from fewbit.errors import BadFile, BadModel, BadValues, UnknownName
+from fewbit.load import export, load_model
+from fewbit.load.inputs import Given, image
+from fewbit.load.program import fingerprint, graph_module
 from fewbit.realize import float_onnx
 
 SIZE = (3, 8, 8)

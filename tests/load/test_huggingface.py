@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from capture.nets import images
-from fewbit.capture import Loaded, capture, load_model
-from fewbit.capture.huggingface import record_of
+from fewbit.capture import capture
 from fewbit.data.images import Preprocess
 from fewbit.errors import BadModel
+from fewbit.load import Loaded, load_model
+from fewbit.load.huggingface import record_of
 from fewbit.stages.load import preprocess_of
 
 transformers = pytest.importorskip("transformers")

@@ -38,6 +38,7 @@ MOVES: set[Callable[..., Any]] = VIEWS | {
     aten.expand.default,
     operator.getitem,
 }
+DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 SCALINGS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
@@ -165,3 +166,9 @@ def finish(module: GraphModule) -> GraphModule:
     module.graph.lint()
     module.recompile()
     return module
+
+
+def is_write(node: Node) -> bool:
+    """A call that changes its first argument: relu_, add_, copy_."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable and len(node.all_input_nodes) > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from fewbit.capture.purpose import purpose
+from fewbit.load.purpose import purpose
 
 
 def test_a_module_of_ones_own_does_not_say():

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from fewbit.capture import load_model
-from fewbit.capture.checkpoint import read_checkpoint, unwrapped
-from fewbit.capture.named import timm_model, torchvision_model
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadFile, BadModel, UnknownName
+from fewbit.load import load_model
+from fewbit.load.checkpoint import read_checkpoint, unwrapped
+from fewbit.load.named import timm_model, torchvision_model
 from fewbit.request import Request
 
 NAME, CLASSES = "test_resnet", 7

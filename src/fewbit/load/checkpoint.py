@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewbit.capture.export import quiet, reason
-from fewbit.capture.torchscript import is_torchscript
-from fewbit.errors import BadFile, BadModel
+from fewbit.errors import BadFile, BadModel, reason
+from fewbit.load.contexts import quiet
+from fewbit.load.torchscript import is_torchscript
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # better than what they are averages of

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from fewbit.capture.export import reason
-from fewbit.errors import BadFile, BadModel, UnknownName
+from fewbit.errors import BadFile, BadModel, UnknownName, reason
 from fewbit.workers import USERS
 
 

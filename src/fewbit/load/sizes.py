@@ -13,22 +13,14 @@ import torch.utils._pytree as pytree
 from torch import SymInt, Tensor, nn
 from torch.export import ExportedProgram
 
-from fewbit.capture.export import (
-    NamedPorts,
-    all_alike,
-    batch_of,
-    evaluating,
-    export,
-    graph_module,
-    image_of,
-    key_of,
-    noise_of,
-    tensors_in,
-    tensors_of,
-)
-from fewbit.capture.inputs import Arguments
 from fewbit.core.inputs import PLACES, Input, example, fed, image_among, named_places
 from fewbit.errors import BadModel
+from fewbit.load.contexts import evaluating
+from fewbit.load.export import export
+from fewbit.load.inputs import Arguments
+from fewbit.load.ports import NamedPorts, batch_of, image_of, key_of
+from fewbit.load.program import graph_module
+from fewbit.load.trials import all_alike, noise_of, tensors_in, tensors_of
 
 OTHERS = "cannot be exported, or give other numbers"
 # What is added to height and width: 1, 2, 4, 8, 16 and 32, as behind strides of 1, 2, 4, ... padding and windows depend on the
@@ -165,6 +157,12 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
     limits = f" Beyond {' and '.join(image.limits)} the model is another one, and the files are not." if image.limits else ""
     free_too = f"the files that come out leave {named_places(image.free)} free as well"
     return (f"{takes}; {free_too}, and are compared at {size}, {compared}. Other sizes are not looked at.{limits}",)
+
+
+def of_one_size(inputs: Sequence[Input], ref: str) -> BadModel:
+    """The error where images of any size were wished for, and a model takes one alone."""
+    size = " x ".join(map(str, image_among(inputs).shape[1:]))
+    return BadModel(f"{ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
 
 
 def _others(shape: tuple[int, ...], free: Sequence[int]) -> Iterator[tuple[tuple[int, ...], bool]]:
