@@ -24,8 +24,8 @@ from rows import Bench, options, rows_of
 
 from fewbit.choose import Context, LabelledImages, Recipe
 from fewbit.choose.finetune import SHORTER, Finetune
+from fewbit.core.plan import Plan
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Plan
 from fewbit.data.images import open_images
 from fewbit.data.synthesize.source import Synthesis, in_steps
 from fewbit.data.synthesize.teacher import Teacher

@@ -24,7 +24,8 @@ from torch import Tensor
 from fewbit import Request, Run
 from fewbit.choose import Bits, Context, choose
 from fewbit.configure import default_bits
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.demo import model as demo
 from fewbit.execute.simulate import simulate, trace
 from fewbit.realize import float_onnx, realize

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from fewbit.capture.kinds import KINDS, PADS
 from fewbit.core.fx import argument, is_call
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import along, codes, values
-from fewbit.core.values import Choice, Graph, Op, Plan
+from fewbit.core.plan import Choice, Plan
 from fewbit.execute.executor import Executor
 from fewbit.target import Target, rule_of
 from fewbit.target.spec import Accumulator

@@ -34,7 +34,7 @@ from fewbit.choose.objectives import RankingLoss
 from fewbit.choose.output_search import OutputSearch
 from fewbit.choose.ranges import Ranges
 from fewbit.choose.sensitivity import NuclearNorm
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 from fewbit.execute.samples import op_samples
 from fewbit.load import load_model
 from fewbit.observe import observe

@@ -17,8 +17,8 @@ from fewbit.choose.objectives import Pearson, Similarity
 from fewbit.choose.output_scores import Range
 from fewbit.choose.output_search import GAIN, observed_range, refuse_channel_widths
 from fewbit.core.grid import QParams
+from fewbit.core.plan import Choice, PassLog, Plan
 from fewbit.core.shelf import Rebatched
-from fewbit.core.values import Choice, PassLog, Plan
 from fewbit.execute.executor import Env, Executor
 from fewbit.execute.stream import walked
 

@@ -29,7 +29,7 @@ from scipy.stats import binomtest
 from fewbit import Run
 from fewbit.choose import Recipe
 from fewbit.core.bits import parse_bits
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 from fewbit.files import read_json, write_json
 from fewbit.request import Request
 from fewbit.stages import STAGES

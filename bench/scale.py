@@ -33,7 +33,7 @@ from fewbit import Run
 from fewbit.choose.gptq import Gptq
 from fewbit.choose.moments import Moments
 from fewbit.choose.sensitivity import Losses
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.files import read_json, write_json
 from fewbit.request import SensitivityRequest
 from fewbit.search.model import Loss, Model, Scored

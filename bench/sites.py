@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from fewbit import Run
-from fewbit.core.values import Choice, Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Choice, Plan
 from fewbit.data.images import Images
 from fewbit.execute.executor import Executor
 from fewbit.request import Request

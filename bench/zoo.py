@@ -38,8 +38,8 @@ import onnxruntime as ort
 import torch
 
 from fewbit import Run
+from fewbit.core.graph import Graph
 from fewbit.core.task import Meter
-from fewbit.core.values import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError
 from fewbit.files import read_json

@@ -39,7 +39,8 @@ from bench.ablations import ABLATIONS  # noqa: E402
 
 from fewbit.capture import capture  # noqa: E402
 from fewbit.choose import Context, choose  # noqa: E402
-from fewbit.core.values import Graph, Plan  # noqa: E402
+from fewbit.core.graph import Graph  # noqa: E402
+from fewbit.core.plan import Plan  # noqa: E402
 from fewbit.execute.samples import OpSample, PairSample, op_samples  # noqa: E402
 from fewbit.load import load_model  # noqa: E402
 from fewbit.observe import Stats, observe  # noqa: E402

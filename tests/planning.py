@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from fewbit.choose import Context, Recipe, choose
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.execute.simulate import simulate
 from fewbit.observe import Stats
 from fewbit.target import Target

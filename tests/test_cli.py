@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
-from fewbit.core.values import PassLog, described
+from fewbit.core.plan import PassLog, described
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.load.load import MODEL_NAMES

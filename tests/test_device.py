@@ -21,9 +21,10 @@ from fewbit.choose.sensitivity import Losses
 from fewbit.cli import app
 from fewbit.core import device as room
 from fewbit.core.device import CPU, device_named, exact_products, on, wide
+from fewbit.core.graph import Graph
 from fewbit.core.grid import Grid, QParams, codes
+from fewbit.core.plan import Plan
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Graph, Plan
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.synthesize.fdda import Fdda, centres_of
 from fewbit.data.synthesize.norms import NormInversion

@@ -23,7 +23,7 @@ from fewbit.choose.range_method import Samples
 from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.core.bits import Bits
 from fewbit.core.grid import Grid, QParams, qparams_from_range
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 from fewbit.execute.simulate import simulate
 from fewbit.realize import realize
 from fewbit.target import load_target

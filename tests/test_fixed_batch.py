@@ -23,7 +23,8 @@ from fewbit.choose.choose import check
 from fewbit.choose.reconstruct import Reconstruct
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
 from fewbit.core.bits import Bits
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.data.images import open_images, whole_batches
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages, BadModel, FewbitError

@@ -143,7 +143,7 @@ def test_no_module_imports_against_the_arrows():
 
 
 def test_the_package_has_modules():
-    assert {"fewbit", "fewbit.core.grid", "fewbit.core.values", "fewbit.errors"} <= set(modules(SRC))
+    assert {"fewbit", "fewbit.core.grid", "fewbit.core.graph", "fewbit.errors"} <= set(modules(SRC))
 
 
 @pytest.mark.parametrize("name", [name for name in modules(SRC) if not name.endswith("__main__")])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fewbit.core.values import Fallback, Plan
+from fewbit.core.plan import Fallback, Plan
 from fewbit.errors import FewbitFailed
 from fewbit.progress import Progress
 from fewbit.report.answers import small_and_fast

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from fewbit.capture import capture
+from fewbit.core.plan import Plan
 from fewbit.core.record import ENTRY, Record, read_entry
-from fewbit.core.values import Plan
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadModel
 from fewbit.load import load_model

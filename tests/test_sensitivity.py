@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fewbit.choose.sensitivity import Losses
 from fewbit.cli import app
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 from fewbit.errors import BadFile, FewbitError
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

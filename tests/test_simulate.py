@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fewbit.core.values import Bias, Plan
+from fewbit.core.plan import Bias, Plan
 from fewbit.execute.simulate import simulate, trace
 
 

@@ -20,7 +20,9 @@ from torch.export import Dim
 
 from fewbit.capture import capture
 from fewbit.choose import Context, choose
-from fewbit.core.values import Checks, Graph, Plan
+from fewbit.core.checks import Checks
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.errors import BadModel
 from fewbit.load import Loaded, load_model
 from fewbit.load.program import graph_module

@@ -12,8 +12,8 @@ from fewbit.errors import FewbitError, FewbitFailed
 
 if TYPE_CHECKING:
     from fewbit.choose import Context, Pass, Recipe
+    from fewbit.core.plan import PassLog, Plan
     from fewbit.core.task import Rating, Task
-    from fewbit.core.values import PassLog, Plan
     from fewbit.data.collection import Data
     from fewbit.recipes import RECIPES, recipe_named
     from fewbit.request import Request
@@ -47,8 +47,8 @@ _LATER = {
     "Context": "fewbit.choose",
     "Data": "fewbit.data.collection",
     "Pass": "fewbit.choose",
-    "PassLog": "fewbit.core.values",
-    "Plan": "fewbit.core.values",
+    "PassLog": "fewbit.core.plan",
+    "Plan": "fewbit.core.plan",
     "Rating": "fewbit.core.task",
     "Recipe": "fewbit.choose",
     "Request": "fewbit.request",

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from fewbit.core.values import Checks, Graph, Plan
+    from fewbit.core.checks import Checks
+    from fewbit.core.graph import Graph
+    from fewbit.core.plan import Plan
     from fewbit.data.images import Images, Preprocess
     from fewbit.request import Options, SensitivityRequest
     from fewbit.stages import Stage

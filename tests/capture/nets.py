@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fewbit.capture import capture
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.load import export, load_model
 from fewbit.load.inputs import image
 from fewbit.load.ports import named_tensors

@@ -24,7 +24,7 @@ from torchvision.models import VisionTransformer
 
 from capture.nets import assert_same_function, count, graph_of, images, randomize
 from fewbit.capture import capture
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.load import load_model
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}

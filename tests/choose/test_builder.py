@@ -10,7 +10,7 @@ import torch
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
 from fewbit.core.grid import Grid, QParams
-from fewbit.core.values import Bias, Own, PassLog, SameAs
+from fewbit.core.plan import Bias, Own, PassLog, SameAs
 from fewbit.execute.executor import Executor
 
 VNNI = "ort-x86-vnni"  # convolutions store integer biases and have integer results; those of linear layers are float

@@ -24,7 +24,7 @@ from fewbit.choose.joint_search import JointSearch
 from fewbit.choose.reconstruct import Reconstruct
 from fewbit.core.fx import constant
 from fewbit.core.grid import Grid
-from fewbit.core.values import Fixed, Own, SameAs
+from fewbit.core.plan import Fixed, Own, SameAs
 from fewbit.errors import BadValues, FewbitError, UnknownName
 from fewbit.realize import realize
 from fewbit.recipes import MSE, RECIPES

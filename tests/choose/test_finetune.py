@@ -15,8 +15,8 @@ from fewbit.choose import Bits, LabelledImages
 from fewbit.choose.finetune import Finetune, Student, cropped
 from fewbit.choose.soft_codes import Straight
 from fewbit.core.grid import Grid, QParams, fake
+from fewbit.core.plan import Json, Plan
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Json, Plan
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, realize, save_plan

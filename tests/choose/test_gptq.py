@@ -13,7 +13,7 @@ from fewbit.choose.gptq import Gptq, gain, regressed
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
-from fewbit.core.values import Choice
+from fewbit.core.plan import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 from fewbit.recipes import RECIPES

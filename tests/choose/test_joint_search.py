@@ -20,7 +20,7 @@ from fewbit.choose.loss import Measure
 from fewbit.choose.powell import parabola
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.core.grid import codes, of_bias, qparams_from_range
-from fewbit.core.values import SameAs
+from fewbit.core.plan import SameAs
 from fewbit.data.images import Preprocess
 from fewbit.demo import model as demo
 from fewbit.errors import BadImages, FewbitError

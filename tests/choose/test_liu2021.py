@@ -20,7 +20,7 @@ from fewbit.choose.output_search import OutputSearch
 from fewbit.choose.ranges import Ranges
 from fewbit.core.fx import constant
 from fewbit.core.grid import fake, values
-from fewbit.core.values import Bias, SameAs
+from fewbit.core.plan import Bias, SameAs
 from fewbit.errors import BadFile, BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate

@@ -15,7 +15,7 @@ from fewbit.choose.choose import check
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.recipe import Checked
 from fewbit.core.grid import QParams
-from fewbit.core.values import PassLog, Plan
+from fewbit.core.plan import PassLog, Plan
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, save_plan

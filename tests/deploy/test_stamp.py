@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from fewbit.cli import app
+from fewbit.core.plan import Plan
 from fewbit.core.record import MADE, Record
-from fewbit.core.values import Plan
 from fewbit.deploy import made, read, stamp, stamped
 from fewbit.errors import BadFile
 from fewbit.folder import MARKS, seal

@@ -16,8 +16,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from fewbit.capture.sites import readers, tensor_of
 from fewbit.choose.finetune import Student
 from fewbit.choose.soft_codes import Straight
+from fewbit.core.graph import Graph
 from fewbit.core.grid import fake, values
-from fewbit.core.values import Choice, Graph, Plan
+from fewbit.core.plan import Choice, Plan
 from fewbit.equalize.equalize import replaced
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewbit.capture import capture
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from conftest import ConvNet, Mixed, Vit
 from fewbit.capture import capture
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.load import load_model
 from fewbit.load.contexts import quiet
 

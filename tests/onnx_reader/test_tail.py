@@ -18,7 +18,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from fewbit.capture import capture
 from fewbit.choose import Context, choose
-from fewbit.core.values import Graph, Plan, SiteCheck
+from fewbit.core.checks import SiteCheck
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.errors import BadModel
 from fewbit.load import Loaded, load_model
 from fewbit.load.inputs import Given

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewbit.capture import capture
 from fewbit.choose import Bits
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import float_onnx, realize

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewbit.choose import parse_bits
-from fewbit.core.values import Fixed, Own, PassLog, SameAs, SharedWith
+from fewbit.core.plan import Fixed, Own, PassLog, SameAs, SharedWith
 from fewbit.errors import BadFile, Stopped
 from fewbit.execute.simulate import simulate
 from fewbit.realize import load_plan, save_plan

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.capture import capture
 from fewbit.choose import Context, choose
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile
 from fewbit.load import Loaded, load_model

@@ -32,8 +32,9 @@ from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.choose.recipe import Pass
 from fewbit.choose.reconstruct import Reconstruct
 from fewbit.core.fx import constant
+from fewbit.core.graph import Graph
 from fewbit.core.grid import Grid
-from fewbit.core.values import Graph, Plan
+from fewbit.core.plan import Plan
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import FewbitError

@@ -26,7 +26,7 @@ import pytest
 import torch
 from bench.ablations import ABLATIONS
 
-from fewbit.core.values import Bias
+from fewbit.core.plan import Bias
 from replay.nets import NETS
 from replay.plans import ERRORS, Rows, decisions, plan_of, processor
 

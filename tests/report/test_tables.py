@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, QParams
-from fewbit.core.values import Choice, Graph, Op, PassLog, Plan
+from fewbit.core.plan import Choice, PassLog, Plan
 from fewbit.errors import BadFile
 from fewbit.observe.outliers import Outliers
 from fewbit.report import tables

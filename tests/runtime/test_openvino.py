@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fewbit.capture import capture
 from fewbit.choose import Bits, choose
 from fewbit.choose.builder import PlanBuilder
-from fewbit.core.values import Checks, Plan
+from fewbit.core.checks import Checks
+from fewbit.core.plan import Plan
 from fewbit.errors import BadFile
 from fewbit.execute.simulate import simulate
 from fewbit.load import load_model

@@ -12,7 +12,7 @@ from torch import nn
 
 from fewbit.choose import Bits
 from fewbit.core.grid import Grid
-from fewbit.core.values import SharedWith
+from fewbit.core.plan import SharedWith
 from fewbit.recipes import RECIPES
 from fewbit.target import load_target, rule_of
 from fewbit.target.allowed import allowed

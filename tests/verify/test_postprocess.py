@@ -10,7 +10,8 @@ from torch import nn
 
 from fewbit.capture import capture
 from fewbit.choose import Bits
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 from fewbit.load import load_model
 from fewbit.observe import observe

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from conftest import captured
 from fewbit.capture.selections import SELECTORS
+from fewbit.core.checks import Checks
 from fewbit.core.fx import aten
-from fewbit.core.values import Checks
 from fewbit.execute.executor import Executor
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named

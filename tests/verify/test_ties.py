@@ -11,8 +11,8 @@ from torch import nn
 from conftest import captured
 from fewbit.choose import Recipe
 from fewbit.choose.ranges import MinMax, Ranges
+from fewbit.core.checks import SiteCheck
 from fewbit.core.fx import aten
-from fewbit.core.values import SiteCheck
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import SiteTrace
 from fewbit.realize import realize

@@ -14,7 +14,7 @@ from fewbit.capture.canonicalize import LINEAR
 from fewbit.capture.kinds import ADDS, clamped, shape_for_one
 from fewbit.capture.structure import Norm, modules, norms, own_weight
 from fewbit.core.fx import MOVES, argument, aten, between, constant, is_call, is_constant
-from fewbit.core.values import Graph, Op
+from fewbit.core.graph import Graph, Op
 
 ALONG = (aten.select.int, aten.slice.Tensor, aten.expand.default, aten.clone.default, aten.contiguous.default)
 CONVS = (aten.conv2d.default,)

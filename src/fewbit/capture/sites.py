@@ -14,8 +14,9 @@ from fewbit.capture.costs import count_costs
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.normalize import normalize
 from fewbit.core.fx import MOVES, back_through, constant, is_call, is_constant, reached
+from fewbit.core.graph import FloatProduct, Graph, Op, Site
 from fewbit.core.inputs import Input
-from fewbit.core.values import Choice, FloatProduct, Graph, Op, Site
+from fewbit.core.plan import Choice
 from fewbit.errors import BadModel
 from fewbit.load.loaded import Loaded
 from fewbit.load.ports import WRAPPER

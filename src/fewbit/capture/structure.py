@@ -15,7 +15,7 @@ from torch.fx import Node
 from fewbit.capture.canonicalize import LINEAR, SOFTMAX
 from fewbit.capture.kinds import KINDS, LOGIT_PATH, shape_for_one, softmax_behind
 from fewbit.core.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling, reached
-from fewbit.core.values import Graph, Op
+from fewbit.core.graph import Graph, Op
 
 # what may stand between two layers of one MLP: activations, gates, views
 BETWEEN: set[Callable[..., Any]] = {

@@ -13,7 +13,8 @@ from fewbit.choose.ranges import Ranges
 from fewbit.choose.recipe import Recipe
 from fewbit.choose.sensitivity import Sensitivity
 from fewbit.core.bits import Bits, Mixed
-from fewbit.core.values import Fallback, Graph, Json, PassLog
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Fallback, Json, PassLog
 from fewbit.errors import FewbitError
 from fewbit.target.allowed import widest
 from fewbit.target.spec import Target
@@ -97,7 +98,7 @@ def _widest(graph: Graph, target: Target, module: Module) -> int:
 
 
 def _share(graph: Graph, module: Module) -> float:
-    return sum(graph.op(op).macs for op in module.ops) / max(graph.macs, 1)
+    return graph.share(sum(graph.op(op).macs for op in module.ops))
 
 
 def _weights(graph: Graph, module: Module) -> int:

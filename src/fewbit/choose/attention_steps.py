@@ -14,8 +14,9 @@ from fewbit.capture.structure import heads
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import BATCH, Context
 from fewbit.core.device import widest
+from fewbit.core.graph import Op
 from fewbit.core.grid import QParams, fake
-from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs, described
+from fewbit.core.plan import Choice, Json, PassLog, Plan, SameAs, described
 from fewbit.execute.samples import PairSample, op_samples
 
 Factors = tuple[float, ...]  # of scales

@@ -12,8 +12,9 @@ from fewbit.capture.sites import tensor_of
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import coded, codes_are_safe, headroom, weight_of
 from fewbit.core.device import on
+from fewbit.core.graph import Op, Site
 from fewbit.core.grid import Grid, QParams, codes, of_bias
-from fewbit.core.values import Bias, Choice, Fallback, Op, PassLog, Plan, SameAs, Site
+from fewbit.core.plan import Bias, Choice, Fallback, PassLog, Plan, SameAs
 from fewbit.execute.executor import Executor
 
 
@@ -56,7 +57,7 @@ class PlanBuilder:
         self.fallbacks = [f for f in self.fallbacks if not (f.site == choice.site and f.kind == "accumulator")]
         if why:
             op = self.graph.op(self.graph.site(choice.site).readers[0][0])
-            share = op.macs / max(self.graph.macs, 1)
+            share = self.graph.share(op.macs)
             actual = f"{choice.grid.bits} bits"
             self.fallbacks.append(Fallback(choice.site, f"{first.bits} bits", actual, why, share, "accumulator"))
         self.set(choice if choice.why == why else replace(choice, why=why))

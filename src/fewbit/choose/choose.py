@@ -9,7 +9,7 @@ from fewbit.choose.context import Context
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.recipe import Checked, Pass, Recipe
 from fewbit.core.device import CPU, on
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 
 
 def choose(context: Context, recipe: Recipe) -> Plan:

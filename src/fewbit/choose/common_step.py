@@ -14,7 +14,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context
 from fewbit.core.device import widest
 from fewbit.core.grid import Grid, QParams
-from fewbit.core.values import Choice, Plan, SameAs
+from fewbit.core.plan import Choice, Plan, SameAs
 
 NEAR = 1.1  # codes between the ends of two ranges of bytes; openvino leaves a requantization out below one
 

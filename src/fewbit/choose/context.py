@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fewbit.choose.parts import apart, joined
 from fewbit.core.bits import Bits
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, count
+from fewbit.core.plan import Plan
 from fewbit.core.shelf import Rebatched, Shelf, count_of
-from fewbit.core.values import Graph, Plan
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.samples import ROWS, ChannelSample, OpSample, PairSample, channel_samples, op_samples
 from fewbit.files import Journal

@@ -15,8 +15,9 @@ from fewbit.choose.context import Context
 from fewbit.choose.headroom import headroom, real_weight
 from fewbit.choose.output_scores import times
 from fewbit.core.device import wide
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import QParams, fake, rowwise
-from fewbit.core.values import Choice, Graph, Op, PassLog, Plan
+from fewbit.core.plan import Choice, PassLog, Plan
 from fewbit.execute.samples import OpSample
 
 

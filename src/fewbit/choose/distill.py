@@ -21,10 +21,11 @@ from fewbit.choose.headroom import sums_are_safe
 from fewbit.choose.loss import Measure
 from fewbit.choose.soft_codes import Rounded, cosine, soft_fake
 from fewbit.core.device import CPU, has_bfloat16, on
+from fewbit.core.graph import Op
 from fewbit.core.grid import TINY, Grid, QParams
 from fewbit.core.inputs import images_of
+from fewbit.core.plan import Choice, Json, PassLog, Plan, SameAs
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Choice, Json, Op, PassLog, Plan, SameAs
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
 from fewbit.files import write_tensors

@@ -15,8 +15,9 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, LabelledImages
 from fewbit.choose.headroom import codes_are_safe, weight_of
 from fewbit.choose.soft_codes import straight
+from fewbit.core.graph import Graph, flat_name
+from fewbit.core.plan import Fallback, Json, PassLog, Plan, described
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Fallback, Graph, Json, PassLog, Plan, described, flat_name
 from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
@@ -206,7 +207,7 @@ def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
         updated = replace(choice, method=f"{choice.method}; {method}")
         recoded = builder.recoded(updated, value, biases.get(op.name))
         if not codes_are_safe(graph, recoded, builder.choices, grids):
-            why, share = f"tuned codes can saturate {grids.pair_bits} bits", op.macs / max(graph.macs, 1)
+            why, share = f"tuned codes can saturate {grids.pair_bits} bits", graph.share(op.macs)
             builder.fallbacks.append(Fallback(name, "tuned weights", "those before", why, share))
             unchanged.append(name)
             continue

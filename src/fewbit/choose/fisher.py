@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewbit.choose.range_method import Samples
 from fewbit.core.device import CPU, on, wide, widest
+from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import Batch, Input, count, fed
-from fewbit.core.values import Graph, Op
 from fewbit.execute.executor import Executor
 from fewbit.task import Classify, task_of
 

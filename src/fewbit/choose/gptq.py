@@ -20,11 +20,12 @@ from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
+from fewbit.core.graph import Op
 from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
+from fewbit.core.plan import Choice, Fallback, Json, PassLog, Plan, described
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Choice, Fallback, Json, Op, PassLog, Plan, described
 from fewbit.workers import HERE, Workers, in_order
 
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.core.device import wide
-from fewbit.core.grid import Grid, QParams, codes, in_multiples, rowwise, values
-from fewbit.core.values import Choice, Fallback, Graph, Plan, Site
+from fewbit.core.graph import Graph, Site
+from fewbit.core.grid import Grid, QParams, codes, in_multiples, rowwise
+from fewbit.core.plan import Choice, Fallback, Plan
 from fewbit.errors import BadValues
 from fewbit.target.allowed import Allowed, AllowedGrids
 from fewbit.target.sums import largest_sum
@@ -102,8 +103,7 @@ def weight_of(graph: Graph, site: Site) -> Tensor:
 
 def real_weight(choice: Choice) -> Tensor:
     """The real numbers of a weight's codes, (channels, ...) flattened to rows."""
-    assert choice.codes is not None
-    return values(choice.codes.to(torch.int32), choice.qparams, choice.grid).flatten(1)
+    return choice.real.flatten(1)
 
 
 def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
@@ -158,6 +158,6 @@ def overflowing(graph: Graph, plan: Plan, allowed: Allowed) -> list[Fallback]:
         assert weight.codes is not None
         if room.max_sum is not None and bool((room.excess(weight.codes, weight.qparams.scale) > 1).any()):
             requested, why = f"sums within {grids.accumulator.bits} bits", "the bias was moved after the weights"
-            share = op.macs / max(graph.macs, 1)
+            share = graph.share(op.macs)
             fallbacks.append(Fallback(op.name, requested, "sums that may leave them", why, share, "accumulator"))
     return fallbacks

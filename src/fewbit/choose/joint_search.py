@@ -24,8 +24,8 @@ from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
 from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
+from fewbit.core.plan import Choice, PassLog, Plan, SameAs, described
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Choice, PassLog, Plan, SameAs, described
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

@@ -14,9 +14,10 @@ from torch.fx import Node
 from fewbit.capture.residual import joined
 from fewbit.choose.moments import Moments
 from fewbit.core.fx import argument
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import fake
 from fewbit.core.inputs import Batch, count
-from fewbit.core.values import Choice, Graph, Op
+from fewbit.core.plan import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.rows import places_of
 from fewbit.execute.samples import op_rows

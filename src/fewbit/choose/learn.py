@@ -16,8 +16,8 @@ from fewbit.choose.headroom import weight_of
 from fewbit.choose.soft_codes import Soft, cosine, open_codes, soft_fake, straight
 from fewbit.core.device import wide
 from fewbit.core.grid import TINY
+from fewbit.core.plan import Choice, SameAs
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Choice, SameAs
 from fewbit.execute.executor import Env, Executor
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import cast
 from torch import Tensor
 
 from fewbit.core.device import CPU, on
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch
-from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

@@ -20,8 +20,9 @@ from fewbit.choose.output_scores import Found, Pair, Product, Range, Score, time
 from fewbit.choose.range_method import Samples
 from fewbit.choose.ranges import Ranges
 from fewbit.choose.rank_flips import rank_flips
+from fewbit.core.graph import Op, Site
 from fewbit.core.grid import Grid, QParams, codes, fake
-from fewbit.core.values import Choice, Json, Op, PassLog, Plan, Site, described
+from fewbit.core.plan import Choice, Json, PassLog, Plan, described
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import OpSample, PairSample, read_as
 from fewbit.execute.stream import Stream

@@ -11,8 +11,9 @@ from torch.fx import Node
 from fewbit.capture.kinds import CLAMPS, MAX_POOLS, PADS
 from fewbit.capture.normalize import TURNS
 from fewbit.core.fx import VIEWS, is_call, reached
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, fake, qparams_from_range
-from fewbit.core.values import Fallback, Graph, Op
+from fewbit.core.plan import Fallback
 from fewbit.observe.stats import Histogram, Stats
 from fewbit.target.allowed import Allowed
 from fewbit.target.spec import Target
@@ -40,7 +41,7 @@ def joined(graph: Graph, target: Target, answer: Allowed, stats: Stats) -> list[
         if products:
             grid = answer.grids[next(iter(products[0].operands.values()))]
             if why := suffering(graph, op, grid, stats):
-                share = sum(product.macs for product in products) / max(graph.macs, 1)
+                share = graph.share(sum(product.macs for product in products))
                 read = ", ".join(product.name for product in products)
                 fallbacks.append(Fallback(op.name, "a step for each part", f"one step, which {read} needs", why, share))
     return fallbacks

@@ -22,8 +22,9 @@ from fewbit.choose.fisher import weighted_samples
 from fewbit.choose.headroom import coded, headroom, pairs_are_safe, weight_of
 from fewbit.choose.range_method import RangeMethod, Samples, ranged
 from fewbit.core.device import wide
+from fewbit.core.graph import Graph, Site
 from fewbit.core.grid import Grid, QParams, qparams_from_range
-from fewbit.core.values import Choice, Fallback, Fixed, Graph, Plan, SameAs, SharedWith, Site, described
+from fewbit.core.plan import Choice, Fallback, Fixed, Plan, SameAs, SharedWith, described
 from fewbit.observe.stats import Histogram
 from fewbit.target.allowed import AllowedGrids
 
@@ -231,7 +232,7 @@ class Ranges:
         plain = {c.site for c in choices.values() if c.codes is None and c.grid.axis is None and c.grid.bits <= bits.nominal}
         if not plain:
             return []
-        share = sum(op.macs for op in graph.ops if plain & {op.operands.get("input")}) / max(graph.macs, 1)
+        share = graph.share(sum(op.macs for op in graph.ops if plain & {op.operands.get("input")}))
         why = f"{context.target.name} has one scale for all channels of an activation"
         return [Fallback(f"{len(plain)} activations", "a width for each channel", "one width", why, share)]
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.objectives import flipped
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, QParams, fake
-from fewbit.core.values import Choice, Graph, Json, Op
+from fewbit.core.plan import Choice, Json
 from fewbit.execute.samples import Attention, OpSample, PairSample
 
 

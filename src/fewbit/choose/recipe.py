@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from fewbit.choose.context import Context
 from fewbit.choose.sensitivity import Measure, OutputKL
-from fewbit.core.values import Plan
+from fewbit.core.plan import Plan
 from fewbit.equalize import Equalize
 
 

@@ -23,8 +23,8 @@ from fewbit.core.device import CPU, on
 from fewbit.core.grid import QParams
 from fewbit.core.inputs import Batch
 from fewbit.core.inputs import count as count_in
+from fewbit.core.plan import Bias, Choice, Json, PassLog, Plan, described
 from fewbit.core.shelf import count_of
-from fewbit.core.values import Bias, Choice, Json, PassLog, Plan, described
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fewbit.capture.structure import Module, scale_behind
 from fewbit.core.device import CPU, on
+from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import Batch
-from fewbit.core.values import Graph, Op, Plan
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream, joined_values, walked
 from fewbit.task import task_of

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewbit.core.grid import Grid, QParams, along, fake, position, saturated
-from fewbit.core.values import Choice
+from fewbit.core.plan import Choice
 
 Rounding = Literal["sigmoid", "straight"]
 ZETA, GAMMA = 1.1, -0.1  # how far the sigmoid is stretched (Nagel et al. 2020, equation 23)

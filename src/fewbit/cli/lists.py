@@ -64,7 +64,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Show what this one does, pass by pass.")] = None, everything: All = False
 ) -> None:
     """The recommended recipes; all with --all, the passes of one with its name."""
-    from fewbit.core.values import described
+    from fewbit.core.plan import described
     from fewbit.recipes import RECIPES, RECOMMENDED, recipe_named
 
     if name is not None:

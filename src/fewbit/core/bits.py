@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.files import read_json
 from fewbit.folder import check_beside

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import torch
 
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.task import Task
-from fewbit.core.values import Graph
 from fewbit.deploy.program import program
 from fewbit.files import write_atomic, write_json
 from fewbit.task import Classify, Depth, Detect, Restore, Segment, task_of

@@ -22,7 +22,7 @@ from fewbit.runtimes import DATA, is_external, read_onnx
 if TYPE_CHECKING:
     import onnx
 
-    from fewbit.core.values import Plan
+    from fewbit.core.plan import Plan
 
 Json = Any
 DIGITS = 4  # of a measure; what is behind them depends on the order of float sums

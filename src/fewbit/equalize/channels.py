@@ -22,7 +22,7 @@ from fewbit.capture.residual import CONVOLUTIONS
 from fewbit.capture.structure import own_weight
 from fewbit.core.device import wide
 from fewbit.core.fx import MOVES, add_constant, aten, is_call
-from fewbit.core.values import Graph, Op, Site
+from fewbit.core.graph import Graph, Op, Site
 
 CARRIES: set[Callable[..., Any]] = {*MOVES, *PADS, *MAX_POOLS, *CLAMPS, *CONCATS}  # what gives codes on
 SHARES = 17  # of the codes that are below zero, tried

@@ -15,10 +15,10 @@ from fewbit.capture.residual import conv_pairs, residual
 from fewbit.capture.structure import Heads, heads, norms
 from fewbit.core.device import with_constants
 from fewbit.core.fx import constant
+from fewbit.core.graph import Graph, Json, Op
 from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
-from fewbit.core.values import Graph, Json, Op
 from fewbit.equalize.channels import WORTH, evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced, per_channel_between
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies

@@ -24,7 +24,7 @@ from fewbit.capture.residual import Residual, width_of
 from fewbit.capture.structure import heads
 from fewbit.core.device import on, wide
 from fewbit.core.fx import constant
-from fewbit.core.values import Graph, Op
+from fewbit.core.graph import Graph, Op
 
 
 def orthogonal(n: int, generator: torch.Generator) -> Float[Tensor, "n n"]:

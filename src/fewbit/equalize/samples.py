@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.watch import watch
 

@@ -17,9 +17,10 @@ from torch.fx import GraphModule, Node
 from fewbit.capture.sites import readers
 from fewbit.core.device import CPU, exact_products, on
 from fewbit.core.fx import constant, is_constant
-from fewbit.core.grid import fake, values
+from fewbit.core.graph import Graph
+from fewbit.core.grid import fake
 from fewbit.core.inputs import ALONE, Batch, Input, fed
-from fewbit.core.values import Choice, Graph, Plan
+from fewbit.core.plan import Choice, Plan
 
 Env = dict[Node, Any]
 Tap = Callable[[Any], object]
@@ -31,12 +32,6 @@ LARGE = 1 << 18  # numbers of a weight that are made of its codes again in each 
 def faked(x: Tensor, choice: Choice) -> Tensor:
     """An activation quantized and dequantized, as its readers see it."""
     return fake(x, choice.qparams, choice.grid)
-
-
-def real_of(choice: Choice) -> Tensor:
-    """The real numbers of the codes of a weight or bias."""
-    assert choice.codes is not None
-    return values(choice.codes.to(torch.int32), choice.qparams, choice.grid)
 
 
 def last_reads(order: Sequence[Node]) -> dict[Node, list[Node]]:
@@ -106,7 +101,7 @@ class Executor:
         choice = on(choice, self.device)
         if choice.codes is not None:
             large = choice.role == "weight" and choice.codes.numel() >= LARGE
-            self.give(choice.site, choice if large else real_of(choice))
+            self.give(choice.site, choice if large else choice.real)
             return
         tensor = self.nodes[self.graph.site(choice.site).tensor]
         for reader in readers(self.graph, choice, self._integer_ops, tensor):
@@ -257,7 +252,7 @@ class _Run:
         of a weight's codes are kept for nobody.
         """
         if choice.codes is not None:
-            return real_of(choice)
+            return choice.real
         by_choice = self.quantized.setdefault(tensor, {})
         if id(choice) not in by_choice:
             by_choice[id(choice)] = self.read(self.env[tensor], choice)

@@ -16,7 +16,7 @@ from fewbit.capture.canonicalize import LINEAR
 from fewbit.capture.kinds import shape_for_one
 from fewbit.capture.sites import WEIGHTED
 from fewbit.core.fx import argument, aten, constant, is_call
-from fewbit.core.values import Graph, Op
+from fewbit.core.graph import Graph, Op
 
 WIDE = 2048  # entries of a row above which fewer rows are sampled: 16 MB of one op at most
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.capture.structure import Projection, projections, scale_behind
+from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import Batch
 from fewbit.core.shelf import Rebatched
-from fewbit.core.values import Graph, Op
 from fewbit.execute.rows import applied, kept_rows, padded, places_of, row_key, sampled
 from fewbit.execute.watch import watch
 

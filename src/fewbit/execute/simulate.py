@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewbit.core.graph import Graph
 from fewbit.core.grid import codes, position, values
 from fewbit.core.inputs import Batch
-from fewbit.core.values import Choice, Graph, Plan
+from fewbit.core.plan import Choice, Plan
 from fewbit.execute.executor import NOTHING, Executor
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.core.fx import between, is_constant
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch
 from fewbit.core.shelf import Shelf, count_of
-from fewbit.core.values import Graph
 from fewbit.execute.executor import Env, Executor, last_reads
 
 KEPT_BYTES = 1 << 30  # most bytes of intermediate values where `to` stops

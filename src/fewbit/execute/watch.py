@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, count
-from fewbit.core.values import Graph
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 

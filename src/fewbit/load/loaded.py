@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import Input, flat, image_among
-from fewbit.core.values import Output, Port, Tail
+from fewbit.core.task import Output
 from fewbit.errors import BadModel
 from fewbit.load.export import ADVICE
 from fewbit.load.inputs import Arguments, Given, of_module, of_ports

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from fewbit.core.inputs import Input, image_among
-from fewbit.core.values import Output
+from fewbit.core.task import Output
 from fewbit.errors import BadModel
 from fewbit.load.inputs import IMAGES, Arguments
 

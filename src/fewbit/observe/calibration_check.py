@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewbit.core.device import CPU, on
+from fewbit.core.graph import Json
 from fewbit.core.inputs import Batch, count, images_of
-from fewbit.core.values import Json
 from fewbit.data.synthesize.teacher import Moments, Teacher
 from fewbit.observe.stats import Stats
 

@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, images_of
-from fewbit.core.values import Graph
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.watch import watch
 from fewbit.observe.stats import Histogram, Stats

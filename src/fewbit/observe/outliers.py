@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.core.fx import shape_of
-from fewbit.core.values import Graph, Json
+from fewbit.core.graph import Graph, Json
 from fewbit.execute.watch import watch
 
 LIMIT = 10.0  # times the median: the tokens of Darcet et al. have ten times the norm of others

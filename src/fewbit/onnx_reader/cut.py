@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from fewbit.core.values import Tail
+from fewbit.core.graph import Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opsets, raw_array, reads, title
 from fewbit.onnx_reader.module import WEIGHTED

@@ -11,8 +11,8 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import LOUD, Input, advice_on_channels, example, fed, image_among, the_image
-from fewbit.core.values import Port, Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from fewbit.core.values import FloatProduct
+from fewbit.core.graph import FloatProduct
 from fewbit.onnx_reader.file import domain, title
 
 RECURRENT = ("GRU", "LSTM", "RNN")

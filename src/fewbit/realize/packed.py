@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from fewbit.core.fx import argument, constant, is_constant
+from fewbit.core.graph import Graph
 from fewbit.core.grid import Grid, QParams, of_bias, values
-from fewbit.core.values import Bias, Choice, Fallback, Fixed, Graph, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
+from fewbit.core.plan import Bias, Choice, Fallback, Fixed, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
 from fewbit.errors import BadFile
 from fewbit.files import pack, read_json, read_tensors, unpack, write_atomic, write_json
 

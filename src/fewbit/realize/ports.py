@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from fewbit.core.graph import Port
 from fewbit.core.inputs import PLACES
-from fewbit.core.values import Port
 
 BATCH = "batch"  # what torch.onnx calls the batch; sizes that are free are called as in PLACES
 

@@ -23,8 +23,9 @@ from fewbit.capture.normalize import CONVS
 from fewbit.capture.selections import OPERATORS, SELECTORS, selectors
 from fewbit.capture.sites import readers
 from fewbit.core.fx import MOVES, add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant, reached
+from fewbit.core.graph import Graph, flat_name
 from fewbit.core.grid import QParams, codes, row_step, values
-from fewbit.core.values import Bias, Choice, Graph, Plan, flat_name
+from fewbit.core.plan import Bias, Choice, Plan
 from fewbit.errors import FewbitFailed
 from fewbit.realize.beside import save
 from fewbit.realize.fixed import keep_products
@@ -269,7 +270,7 @@ def _dequantize(module: GraphModule, before: Node, choice: Choice, *, real: bool
     """
     assert choice.codes is not None
     flat, axis, call = flat_name(choice.site), choice.grid.axis, module.graph.call_function
-    data = values(choice.codes.to(torch.int32), choice.qparams, choice.grid) if real else choice.codes.to(choice.grid.container)
+    data = choice.real if real else choice.codes.to(choice.grid.container)
     module.register_buffer(flat, data)
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(flat)

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from fewbit.core.values import Tail
+from fewbit.core.graph import Tail
 
 
 def with_tail(model: ir.Model, tail: Tail | None) -> ir.Model:

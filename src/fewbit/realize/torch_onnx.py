@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from fewbit.core.fx import aten, calls
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import PLACES, example, fed
-from fewbit.core.values import Graph
 from fewbit.errors import BadModel
 from fewbit.load.contexts import quiet
 from fewbit.realize.ports import BATCH, set_ports

@@ -17,8 +17,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from fewbit.core.graph import flat_name
 from fewbit.core.grid import Grid, multiples_of
-from fewbit.core.values import Plan, flat_name
+from fewbit.core.plan import Plan
 from fewbit.errors import FewbitFailed
 
 WIDTHS = (8, 4, 2, 1)

@@ -12,9 +12,11 @@ from PIL import Image
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.range_method import Samples, fidelity
+from fewbit.core.checks import Checks
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, Input, count, images_of, parts
 from fewbit.core.inputs import rows as rows_of
-from fewbit.core.values import Checks, Choice, Graph, Plan
+from fewbit.core.plan import Choice, Plan
 from fewbit.data.images import Images, data_uri
 from fewbit.execute.samples import ROWS, channel_samples
 from fewbit.observe import Stats

@@ -13,7 +13,9 @@ from fewbit.report.answers import ELSEWHERE, MARGIN
 from fewbit.runtimes import RUNTIMES, bytes_of
 
 if TYPE_CHECKING:
-    from fewbit.core.values import Checks, Graph, Plan, SelectionCheck
+    from fewbit.core.checks import Checks, SelectionCheck
+    from fewbit.core.graph import Graph
+    from fewbit.core.plan import Plan
 
 Rows = list[dict[str, Any]]
 WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
@@ -123,7 +125,7 @@ def files(folder: Path) -> Rows:
 def integer_share(graph: Graph, plan: Plan) -> float:
     """The share of multiply-accumulates whose op runs in integers; products of real numbers and codes do not."""
     integer_inputs = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
-    return sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs) / max(graph.macs, 1)
+    return graph.share(sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs))
 
 
 def fallbacks(plan: Plan) -> Rows:

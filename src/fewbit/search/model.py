@@ -17,8 +17,9 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import overflowing
 from fewbit.choose.loss import BATCH, Measure
 from fewbit.choose.ranges import moved_codes
+from fewbit.core.graph import Graph, Site
+from fewbit.core.plan import Bias, Choice, Plan, SameAs
 from fewbit.core.shelf import Rebatched
-from fewbit.core.values import Bias, Choice, Graph, Plan, SameAs, Site
 from fewbit.errors import BadImages, FewbitError
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream

@@ -11,8 +11,9 @@ from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Mixed
 from fewbit.core.device import on
+from fewbit.core.graph import Graph
+from fewbit.core.plan import PassLog, Plan
 from fewbit.core.shelf import Shelf
-from fewbit.core.values import Graph, PassLog, Plan
 from fewbit.data.images import Images
 from fewbit.data.synthesize.source import Synthesis
 from fewbit.data.synthesize.teacher import Teacher

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.files import read_json, write_json
 from fewbit.folder import scratch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from fewbit.core.values import Graph, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Plan
 from fewbit.deploy.folder import FOLDER, About, write
 from fewbit.request import Request
 from fewbit.stages.load import Inputs

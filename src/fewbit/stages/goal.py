@@ -20,7 +20,7 @@ from fewbit.choose.powell import parse_time
 from fewbit.choose.sensitivity import OutputKL
 from fewbit.core.bits import Bits
 from fewbit.core.device import on
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError
 from fewbit.files import read_json, write_json

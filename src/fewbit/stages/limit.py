@@ -9,8 +9,8 @@ from torch.export import ExportedProgram
 
 from fewbit.choose import Recipe
 from fewbit.choose.gptq import Gptq
+from fewbit.core.graph import Graph
 from fewbit.core.limit import needed, parse, shown
-from fewbit.core.values import Graph
 from fewbit.errors import FewbitError
 
 

@@ -22,10 +22,10 @@ from fewbit.choose.choose import check as refuse
 from fewbit.choose.context import set_aside
 from fewbit.choose.finetune import Finetune
 from fewbit.core.bits import Bits
+from fewbit.core.graph import Graph, Port
 from fewbit.core.inputs import Input, advice_on_channels, image_among
 from fewbit.core.record import Record
 from fewbit.core.task import Task
-from fewbit.core.values import Graph, Port
 from fewbit.data.collection import check_source, examples, is_collection
 from fewbit.data.images import Images, Memory, Preprocess, apart, glance, halves, open_images, read_classes, whole_batches
 from fewbit.data.preprocess import LETTERBOXES

@@ -9,7 +9,7 @@ from typing import Any
 
 from fewbit.choose import Bits
 from fewbit.core.device import CPU, on
-from fewbit.core.values import Graph
+from fewbit.core.graph import Graph
 from fewbit.data.images import Images, every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import replaced

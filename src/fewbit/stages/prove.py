@@ -17,9 +17,11 @@ from torch.export import ExportedProgram
 from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
+from fewbit.core.checks import Checks, Deviation, OutputCheck
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, image_among, images_of, joined, one_and_parts, parts, rows
+from fewbit.core.plan import Plan
 from fewbit.core.record import Record
-from fewbit.core.values import Checks, Deviation, Graph, OutputCheck, Plan
 from fewbit.data.images import Images, whole_batches
 from fewbit.deploy import made, stamped
 from fewbit.errors import BadFile, FewbitFailed

@@ -16,9 +16,9 @@ import onnx
 import torch
 from onnx import TensorProto
 
+from fewbit.core.checks import OutputCheck
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
-from fewbit.core.values import OutputCheck
 from fewbit.errors import BadModel
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of

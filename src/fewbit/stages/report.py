@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewbit.core.values import Checks, Fallback, Graph, Plan
+from fewbit.core.checks import Checks
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Fallback, Plan
 from fewbit.data.images import Images
 from fewbit.deploy import made, stamp
 from fewbit.files import write_json

@@ -15,8 +15,9 @@ from typing import Any
 from fewbit.capture.structure import Module, modules
 from fewbit.choose.sensitivity import Losses, OutputKL
 from fewbit.core.device import on
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, count
-from fewbit.core.values import Graph, Plan
+from fewbit.core.plan import Plan
 from fewbit.data.images import Images
 from fewbit.files import write_atomic, write_json
 from fewbit.observe import Stats
@@ -88,7 +89,7 @@ def worths(
     losses = Losses(graph, plan, batches).of_each([(unit.ops, unit.ops) for unit in mine], workers)
     for k, (unit, loss) in enumerate(zip(mine, losses, strict=True)):
         macs = sum(graph.op(op).macs for op in unit.ops)
-        row = Worth(k, unit.name, unit.kind, unit.ops, loss, macs, macs / max(graph.macs, 1))
+        row = Worth(k, unit.name, unit.kind, unit.ops, loss, macs, graph.share(macs))
         rows.append(row if times is None else _timed(row, plan, times))
         progress.advance(1, unit.name)
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fewbit.core.values import Tail
+from fewbit.core.graph import Tail
 from fewbit.errors import BadFile, BadModel
 from fewbit.files import write_atomic
 from fewbit.load import Loaded

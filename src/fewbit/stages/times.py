@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.choose import Bits, Context, choose
-from fewbit.core.values import Fallback, Graph, PassLog, Plan
+from fewbit.core.graph import Graph
+from fewbit.core.plan import Fallback, PassLog, Plan
 from fewbit.folder import scratch
 from fewbit.observe import Stats
 from fewbit.progress import Progress

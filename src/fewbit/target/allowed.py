@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 import torch
 
+from fewbit.core.graph import Graph, Op, Site
 from fewbit.core.grid import Grid, safe_terms
-from fewbit.core.values import Fallback, FallbackKind, Graph, Op, Site
+from fewbit.core.plan import Fallback, FallbackKind
 from fewbit.errors import UnknownName
 from fewbit.target.shapes import channel_axis, misfit, shared_groups
 from fewbit.target.spec import Accumulator, OpRule, Target, Type
@@ -167,7 +168,7 @@ def _all_entries(
         if why and (op.macs or target.rules(op.kind)):
             fallbacks.append(_fallback(graph, op, why, kind))
     for other in graph.float_products if target.op else ():
-        why, share = f"{target.name} has no integer {other.function}", other.macs / max(graph.macs, 1)
+        why, share = f"{target.name} has no integer {other.function}", graph.share(other.macs)
         fallbacks.append(Fallback(other.name, "integers", "float", why, share))
     return entries, fallbacks
 
@@ -324,7 +325,7 @@ def _without_groups(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[
         return []
     what = f"{graph.site(op.operands['weight']).shape[1]} inputs" if op.kind == "linear" else f"a {op.kind}"
     why = f"{what} cannot be cut into blocks of {group_size}"
-    share = op.macs / max(graph.macs, 1)
+    share = graph.share(op.macs)
     return [Fallback(op.operands["weight"], f"a step per block of {group_size}", "a step per channel", why, share)]
 
 
@@ -383,7 +384,7 @@ def _narrowed(
         site_grids = grids[name]
         fitting[name] = replace(site_grids, grids=tuple(g for g in site_grids.grids if g.largest <= grid.largest))
         if (first := fitting[name].grids[0]) != site_grids.grids[0]:
-            share = op.macs / max(graph.macs, 1)
+            share = graph.share(op.macs)
             fallbacks.append(Fallback(name, f"{site_grids.grids[0].bits} bits", f"{first.bits} bits", why, share))
     return fitting, fallbacks
 
@@ -398,5 +399,5 @@ def matches(op: Op, patterns: Sequence[str]) -> bool:
 
 
 def _fallback(graph: Graph, op: Op, why: str, kind: FallbackKind = "site") -> Fallback:
-    share = op.macs / max(graph.macs, 1)
+    share = graph.share(op.macs)
     return Fallback(op.name, requested="integers", actual="float", why=why, macs_share=share, kind=kind)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from fewbit.capture.kinds import KINDS
 from fewbit.capture.sites import owner_of
-from fewbit.core.values import Graph, Op, Site
+from fewbit.core.graph import Graph, Op, Site
 from fewbit.target.spec import OpRule
 
 

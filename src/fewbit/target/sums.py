@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, safe_terms
-from fewbit.core.values import Graph, Op
 from fewbit.target.spec import Accumulator
 
 

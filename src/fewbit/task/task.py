@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fewbit.core.graph import Graph
 from fewbit.core.task import Output, Signature, Task
-from fewbit.core.values import Graph
 from fewbit.errors import BadModel, UnknownName
 from fewbit.task.classify import Classify
 from fewbit.task.decode import DECODERS

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fewbit.choose.objectives import flipped
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch
-from fewbit.core.values import Graph, Plan
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.kinds import KINDS
+from fewbit.core.checks import Checks, OutputCheck, SelectionCheck, SiteCheck
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.pages import give_back
-from fewbit.core.values import Checks, Graph, OutputCheck, Plan, SelectionCheck, SiteCheck
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.folder import scratch

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
-from fewbit.core.task import Outputs, Rating, Task
-from fewbit.core.values import Output
+from fewbit.core.task import Output, Outputs, Rating, Task
 from fewbit.data.images import Images
 from fewbit.runtimes import Session, open_session
 from fewbit.task import Closeness, OutputScore

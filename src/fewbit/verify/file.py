@@ -15,9 +15,11 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 from torch import Tensor
 
-from fewbit.core.grid import along, multiples_of, values
+from fewbit.core.checks import Deviation, SiteCheck
+from fewbit.core.graph import Graph, flat_name
+from fewbit.core.grid import along, multiples_of
 from fewbit.core.inputs import arrays_of, example
-from fewbit.core.values import Choice, Deviation, Graph, Plan, SiteCheck, flat_name
+from fewbit.core.plan import Choice, Plan
 from fewbit.errors import BadFile
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import OnnxRuntime
@@ -51,8 +53,7 @@ def _stored(graph: Graph, choice: Choice, arrays: Arrays) -> SiteCheck:
             (array for array in arrays.values() if array.shape == ours.shape and np.array_equal(array, ours.numpy())), None
         )
     if found is not None and np.issubdtype(found.dtype, np.floating):  # a file of real weights
-        real = values(choice.codes.to(torch.int32), choice.qparams, choice.grid)
-        return _counted(choice.site, real.t() if turned else real, torch.from_numpy(np.array(found)))
+        return _counted(choice.site, choice.real.t() if turned else choice.real, torch.from_numpy(np.array(found)))
     theirs = torch.zeros(0) if found is None else torch.from_numpy(found.astype(np.int32))
     return _counted(choice.site, ours, theirs)
 

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.fx import Node
 
 from fewbit.capture.kinds import KINDS
-from fewbit.core.values import Graph, Op
+from fewbit.core.graph import Graph, Op
 from fewbit.files import read_json, write_json
 from fewbit.runtimes import RUNTIMES, open_session
 from fewbit.target.spec import Target

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from fewbit.core.checks import OutputCheck
 from fewbit.core.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, Input, arrays_of
 from fewbit.core.pages import give_back
-from fewbit.core.values import OutputCheck
 from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.load.ports import outputs_of

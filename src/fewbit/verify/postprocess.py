@@ -10,8 +10,9 @@ from typing import Any
 from torch.fx import Node
 
 from fewbit.core.fx import MOVES, is_call
+from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, count
-from fewbit.core.values import Graph, Plan
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 from fewbit.task import task_of
 
@@ -63,5 +64,5 @@ def _cost(graph: Graph, plan: Plan, integer: set[str], sample: Batch) -> Mapping
     whole, without = (
         float(task.divergence(exact, Executor.of(graph, plan, names)(sample))) / images for names in (plan.integer_ops, others)
     )
-    share = sum(graph.op(name).macs for name in integer) / max(graph.macs, 1)
+    share = graph.share(sum(graph.op(name).macs for name in integer))
     return {"ops": len(integer), "macs_share": share, "loss": whole, "without": without, "images": images}

@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from fewbit.capture.selections import SELECTORS, places_of, selections
 from fewbit.capture.sites import path_of
-from fewbit.core.values import SelectionCheck
+from fewbit.core.checks import SelectionCheck
 from fewbit.execute.executor import Executor
 from fewbit.realize.qdq import CHOSEN
 from fewbit.verify.outputs import MARGIN, STEP

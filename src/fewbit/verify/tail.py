@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewbit.core.checks import OutputCheck
+from fewbit.core.graph import Graph, Tail
 from fewbit.core.inputs import Batch, arrays_of
-from fewbit.core.values import Graph, OutputCheck, Tail
 from fewbit.folder import scratch
 from fewbit.runtimes import OnnxRuntime, Session, open_session
 from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, distance

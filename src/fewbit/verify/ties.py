@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewbit.core.checks import SiteCheck
 from fewbit.core.fx import aten
-from fewbit.core.values import SiteCheck
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import SiteTrace
 

@@ -13,8 +13,9 @@ from torch.fx import Node
 
 from fewbit.capture.kinds import PADS
 from fewbit.core.fx import is_call
+from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import arrays_of, example, image_among
-from fewbit.core.values import Graph, Op, Plan, SameAs
+from fewbit.core.plan import Plan, SameAs
 from fewbit.runtimes import RUNTIMES, open_session
 from fewbit.target.allowed import Allowed
 from fewbit.target.load import processor

@@ -1,0 +1,98 @@
+"""Checks: for each site and output how simulation and runtime differ; verify makes them, the verdict reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class SiteCheck:
+    """Codes of one site, simulation against runtime, the same upstream codes in both.
+
+    `ties` are off-by-one differences where the simulation stands at a rounding boundary (verify/ties.py); `wrong` is the rest.
+    """
+
+    site: str
+    compared: int
+    differing: int
+    ties: int
+    wrong: int
+    max_difference: int
+
+
+@dataclass(frozen=True)
+class SelectionCheck:
+    """What a node that selects (top-k, sorting, the place of the largest) chose in a runtime, by the simulation's own scores.
+
+    Of `compared` rows `near` are chosen otherwise than by the simulation, among scores that float32 rounding may order either
+    way (verify/selections.py); `wrong` are those that it does not explain. There a score misses its place by `difference`,
+    where `limit` is explained; 0 where a place is chosen twice.
+    """
+
+    node: str
+    compared: int
+    near: int
+    wrong: int
+    difference: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of a file in a runtime (`place` says which and where), against what it should be.
+
+    `limit` is the largest difference that rounding explains; agreement is that of the largest entry, in percent.
+    """
+
+    place: str
+    output: str
+    difference: float
+    limit: float
+    cosine: float
+    agreement: float
+
+    @property
+    def wrong(self) -> bool:
+        return not self.difference <= self.limit  # a NaN is wrong, too
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A tensor or a node of a file that is not what the plan gives, and what is different about it."""
+
+    file: str
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Verify's tables: the file's own codes of weights and biases, codes of activations as written (off) and optimised as
+    the file ships (on), and outputs. `file` is what differs from the same plan realized again; None: not looked at.
+    `selections` are what the runtime chose by comparing scores, off and on.
+    """
+
+    off: tuple[SiteCheck, ...]
+    on: tuple[SiteCheck, ...]
+    outputs: tuple[OutputCheck, ...]
+    kernels: Mapping[str, Json] = field(default_factory=dict)
+    weights: tuple[SiteCheck, ...] = ()
+    file: tuple[Deviation, ...] | None = None
+    selections: tuple[tuple[SelectionCheck, ...], tuple[SelectionCheck, ...]] = ((), ())
+
+    @property
+    def codes(self) -> tuple[SiteCheck, ...]:
+        """Every table of codes; sites in the order in which the graph computes them."""
+        return self.weights + self.off + self.on
+
+    @property
+    def wrong(self) -> tuple[SiteCheck, ...]:
+        return tuple(check for check in self.codes if check.wrong)
+
+    @property
+    def wrong_outputs(self) -> tuple[OutputCheck, ...]:
+        return tuple(check for check in self.outputs if check.wrong)
