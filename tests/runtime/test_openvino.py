@@ -177,17 +177,21 @@ class Normalized(nn.Module):
         super().__init__()
         self.kind, self.a, self.b = kind, nn.Conv2d(3, 16, 1, bias=False), nn.Conv2d(16, 16, 1)
         self.groups, self.layer, self.c = nn.GroupNorm(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.other = nn.LayerNorm(16, eps=1e-6)
         self.a.weight.data *= 0.008
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
         if self.kind == "products":
             return self.b(self.groups(torch.relu(x)))
+        if self.kind == "twice":
+            x = torch.relu(x).flatten(2).transpose(1, 2)
+            return self.c(self.layer(x)) + self.other(x)
         x = x + 0.003 * torch.sigmoid(self.b(x))
         return self.c(self.layer(x.flatten(2).transpose(1, 2)))
 
 
-@pytest.mark.parametrize("kind", ["products", "codes"])
+@pytest.mark.parametrize("kind", ["products", "twice", "codes"])
 def test_a_norm_reads_real_numbers_and_not_codes(tmp_path: Path, openvino_target: str, kind: str) -> None:
     torch.manual_seed(0)
     assert not _checked(Normalized(kind), tmp_path, openvino_target)[1].wrong

@@ -94,11 +94,12 @@ def cut_numbers(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def kept_scale(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node`, a norm of numbers that are codes times a scale, with nothing added to them in front of it."""
-    found = node.op_type in NORMS and _is_scaled(node.inputs[0])
-    if found:
-        with_nothing(graph, [node], node.inputs[0])  # type: ignore[arg-type]
-    return found
+    """`node`, a norm of numbers that are codes times a scale, with nothing added to them before all norms that read them."""
+    value = node.inputs[0] if node.op_type in NORMS else None
+    if value is None or not _is_scaled(value):
+        return False
+    with_nothing(graph, [other for other in graph if other.op_type in NORMS and other.inputs[0] is value], value)
+    return True
 
 
 def kept_axes(graph: ir.Graph, node: ir.Node) -> bool:
