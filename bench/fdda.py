@@ -32,7 +32,7 @@ from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import model as demo
 from fewbit.load import load_model
 from fewbit.recipes import MSE
-from fewbit.stages.load import preprocess_of
+from fewbit.stages.preprocessing import preprocess_of
 
 ROWS: dict[str, dict[str, float] | None] = {  # fields of the generator; None: no synthetic images
     "not tuned": None,

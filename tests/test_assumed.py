@@ -10,7 +10,7 @@ from torch import nn
 
 from fewbit.load import Loaded, load_model
 from fewbit.report.answers import good
-from fewbit.stages.load import assumed, assumptions, preprocess_of
+from fewbit.stages.preprocessing import assumed, assumptions, preprocess_of
 
 SIZE = {"input_size": (3, 8, 8)}
 ALL = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "resize": "squash", "crop_pct": 1.0}

@@ -20,7 +20,7 @@ from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import BadImages
 from fewbit.load import load_model
 from fewbit.load.named import timm_model, timm_record
-from fewbit.stages.load import assumed, assumptions, preprocess_of
+from fewbit.stages.preprocessing import assumed, assumptions, preprocess_of
 
 NET = """
 import timm

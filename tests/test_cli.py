@@ -276,18 +276,18 @@ def test_a_site_that_stays_float_may_hold_infinities(place: Path, tmp_path: Path
 def test_a_killed_run_goes_on_behind_the_last_stage(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
-    from fewbit.stages import prove
+    from fewbit.stages import realize
 
-    model, once = f"{place / 'net.py'}:model", prove.save
+    model, once = f"{place / 'net.py'}:model", realize.save
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prove, "save", killed)
+    monkeypatch.setattr(realize, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, place / "flat", recipe=recipe, out=tmp_path / "run", seconds=0.01)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(prove, "save", once)
+    monkeypatch.setattr(realize, "save", once)
 
     def again(*_: object, **__: object) -> None:
         raise AssertionError("observed twice")

@@ -35,8 +35,10 @@ from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
 from fewbit.request import Request
-from fewbit.stages import prove
+from fewbit.stages import verify
+from fewbit.stages.bench import bench
 from fewbit.stages.load import load
+from fewbit.stages.realize import sample_of
 from fewbit.target import load_target
 from fewbit.verify import compare, twin_checks
 
@@ -157,7 +159,7 @@ def test_the_files_have_the_batch_and_every_code_is_right(
     assert not any(
         check.wrong for check in twin_checks(one.program, graph.inputs, tmp_path / "float.onnx", "onnxruntime", batches)
     )
-    timings, loads = prove.bench(
+    timings, loads = bench(
         graph, tmp_path / "model.onnx", tmp_path / "float.onnx", 1, 0.01, Progress(), runtimes=["onnxruntime"]
     )  # fmt: skip
     assert [row.batch for row in timings] == [one.batch]
@@ -170,7 +172,7 @@ def test_images_are_used_in_whole_batches_and_the_others_are_said(tmp_path: Path
     inputs = load(Request(model=program, images=pictures, labels=False, out=tmp_path / "run"))
     assert (len(inputs.calibration), len(inputs.scored)) == (9, 3)
     assert any("takes 3 images at a time: the last 2 of" in note for note in inputs.calibration.notes)
-    assert prove.sample_of(capture(inputs.loaded), inputs.calibration).shape[0] == 6
+    assert sample_of(capture(inputs.loaded), inputs.calibration).shape[0] == 6
     with pytest.raises(BadImages, match="holds 2 images to use, and the model takes 3 at a time"):
         load(Request(model=program, images=pictures[:8], labels=False, out=tmp_path / "run"))
     few = open_images(pictures[:4], Preprocess.from_timm({"input_size": SIZE}), labels=False)
@@ -317,7 +319,7 @@ def test_files_are_compared_with_one_image_alone_and_with_several(tmp_path: Path
     net = OfOne(lambda x, z: z).eval()
     graph = capture(load_model(net, overrides={"input_size": SIZE}))
     float_onnx(graph, tmp_path / "float.onnx", opset=17)
-    batches = prove._batches(graph, torch.rand(6, *SIZE))
+    batches = verify._batches(graph, torch.rand(6, *SIZE))
     assert [len(batch) for batch in batches] == [1, 4, 1]
     model = onnx.load(tmp_path / "float.onnx")
     name = model.graph.output[0].name

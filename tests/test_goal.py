@@ -17,7 +17,7 @@ from fewbit.report.answers import good
 from fewbit.request import Request
 from fewbit.run import quantize
 from fewbit.runtimes import read_onnx
-from fewbit.stages.goal import FILE, Walk, said
+from fewbit.stages.settle import FILE, Walk, said
 
 
 @pytest.fixture(scope="module", autouse=True)

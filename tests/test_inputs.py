@@ -40,7 +40,7 @@ from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES, recipe_named
 from fewbit.run import Run
 from fewbit.runtimes import open_session, read_onnx
-from fewbit.stages.prove import write_model
+from fewbit.stages.realize import write_model
 from fewbit.target import load_target
 from fewbit.verify import compare, loads
 from planning import context_for, numbers

@@ -18,7 +18,8 @@ from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages, FewbitError
 from fewbit.progress import Progress
 from fewbit.request import Options, Request, SearchRequest
-from fewbit.stages.prove import bench, evaluate
+from fewbit.stages.bench import bench
+from fewbit.stages.evaluate import evaluate
 from fewbit.workers import HERE
 
 NAN, INF = float("nan"), float("inf")

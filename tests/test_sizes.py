@@ -24,6 +24,7 @@ from fewbit.core.checks import Checks
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
 from fewbit.errors import BadModel
+from fewbit.folder import EXPORTED
 from fewbit.load import Loaded, load_model
 from fewbit.load.program import graph_module
 from fewbit.load.sizes import Sizes
@@ -31,8 +32,9 @@ from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
 from fewbit.request import Request
-from fewbit.stages import prove
-from fewbit.stages.load import EXPORTED, Inputs, described, load, reopened
+from fewbit.stages.capture import reopened
+from fewbit.stages.load import Inputs, described, load
+from fewbit.stages.verify import at_other_sizes
 from fewbit.target import load_target
 from fewbit.verify import compare, twin_checks
 from onnx_reader.test_microsoft import drawn
@@ -104,7 +106,7 @@ def plan(graph: Graph, folder: Path, ort_target: str) -> Plan:
 
 def compared(graph: Graph, plan: Plan, path: Path) -> Checks:
     sample = torch.from_numpy(drawn(2, *SIZE))
-    return compare(graph, plan, path, sample.split(1), others=prove.at_other_sizes(graph, sample))
+    return compare(graph, plan, path, sample.split(1), others=at_other_sizes(graph, sample))
 
 
 def ports(path: Path) -> list[tuple[str, str, list[object]]]:
@@ -135,7 +137,7 @@ def test_codes_and_outputs_are_compared_at_other_sizes(loaded: Loaded, graph: Gr
     assert [places.count(f"as written, {high} x {wide}") for _, high, wide in OTHERS] == [2] * 4
     stem = next(check for check in checks.off if check.site == "stem:input")
     assert stem.compared == 2 * 3 * 16 * 24 + sum(math.prod(other) for other in OTHERS)
-    *_, (where, batches) = prove.at_other_sizes(graph, torch.from_numpy(drawn(2, *SIZE))).items()
+    *_, (where, batches) = at_other_sizes(graph, torch.from_numpy(drawn(2, *SIZE))).items()
     outputs = twin_checks(loaded.program, graph.inputs, folder / "float.onnx", "onnxruntime", batches, where)
     assert [(check.place, check.wrong) for check in outputs] == [("float.onnx in onnxruntime, 48 x 88", False)] * 2
 

@@ -20,6 +20,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+AGAIN = "write the run again with fewbit quantize --force."  # what to do about a file of a run that is not right
+
 
 class FewbitError(Exception):
     """The request was wrong; the command line prints the message alone and exits with 2."""

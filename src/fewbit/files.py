@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from fewbit.core.pages import mapped
-from fewbit.errors import FULL, BadFile, Stopped
+from fewbit.errors import AGAIN, FULL, BadFile, Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path} is not readable JSON ({error}); write the run again with fewbit quantize --force.") from error
+        raise BadFile(f"{path} is not readable JSON ({error}); {AGAIN}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise BadFile(f"{path} is not readable ({error}); write the run again with fewbit quantize --force.") from error
+        raise BadFile(f"{path} is not readable ({error}); {AGAIN}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

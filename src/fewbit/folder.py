@@ -22,9 +22,16 @@ from typing import Any
 from fewbit.errors import BadFile, FewbitError, InUse, Stopped, stopped
 from fewbit.files import beside, json_text, read_json, sha256, write_json
 
+EXPORTED = "exported.pt2"  # of a run: the model that was given
+PLAN, NUMBERS = "plan.json", "plan.safetensors"
+MODEL, TWIN, SAMPLE = "model.onnx", "float.onnx", "images.safetensors"
+REPORT, TABLES, PAGE = "report.json", "tables.json", "report.html"
+FILES = (EXPORTED, PLAN, NUMBERS, MODEL, TWIN, SAMPLE)  # whose bytes the report has
+
 COMMANDS = {"run": "quantize", "search": "search", "sensitivity": "sensitivity", "sweep": "sweep"}
 RECORDS = {kind: f"{kind}.json" for kind in COMMANDS}  # the file with the hashes of the others
-MARKS = {"run": "plan.json", "search": "points", "sensitivity": "sensitivity.html", "sweep": "rows"}  # what stands beside it
+RECORD = RECORDS["run"]
+MARKS = {"run": PLAN, "search": "points", "sensitivity": "sensitivity.html", "sweep": "rows"}  # what stands beside it
 NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
 SCRATCH = "scratch-"  # folders for a moment
 ANOTHER = "give another folder: --out DIR."

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from fewbit.stages import Stage
     from fewbit.verify import Latency, Score
 
-FILES = ("exported.pt2", "plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors")
 ROUNDING = 1e-9  # points; a drop is a difference of two percentages
 SHARED = ("inputs", "calibration", "scored", "exact", "given", "quantized", "observed", "verdict")  # the same for any recipe
 
@@ -288,7 +287,7 @@ class Run:
 
     def annotated(self, images: Images, path: Path | None) -> Images:
         """Those images with what a file or a folder says of them, in the terms of the run's task. Raises BadImages."""
-        from fewbit.stages.meaning import annotated
+        from fewbit.stages.task import annotated
         from fewbit.task import task_of
 
         return annotated(images, task_of(self["exact"]), path)
@@ -303,7 +302,7 @@ class Run:
 
     def verify(self, images: Any = None) -> Checks:
         """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""
-        from fewbit.stages.prove import sample_of
+        from fewbit.stages.realize import sample_of
 
         sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
         return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ from fewbit.files import Journal
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
 from fewbit.request import Request
-from fewbit.stages.load import open_both, sources_of
+from fewbit.stages.sources import open_both, sources_of
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
 from planning import context_for, kl, numbers, plan_for

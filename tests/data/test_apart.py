@@ -18,7 +18,7 @@ from PIL import Image
 from fewbit.data.images import Images, Preprocess, apart, open_images, unseen
 from fewbit.errors import BadImages
 from fewbit.request import Request
-from fewbit.stages.load import open_both, sources_of
+from fewbit.stages.sources import open_both, sources_of
 
 TINY = Preprocess((3, 8, 8))
 

@@ -17,7 +17,7 @@ from fewbit.data.collection import Data
 from fewbit.data.images import Images, Preprocess, open_images
 from fewbit.errors import BadImages
 from fewbit.request import Request
-from fewbit.stages.load import open_both, sources_of
+from fewbit.stages.sources import open_both, sources_of
 
 TINY = Preprocess((3, 8, 8))
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)

@@ -17,7 +17,7 @@ from fewbit.data.images import Preprocess
 from fewbit.errors import BadModel
 from fewbit.load import Loaded, load_model
 from fewbit.load.huggingface import record_of
-from fewbit.stages.load import preprocess_of
+from fewbit.stages.preprocessing import preprocess_of
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -19,8 +19,8 @@ from fewbit.load import load_model
 from fewbit.observe import Stats, observe
 from fewbit.observe.calibration_check import CalibrationLimits, Inspection, inspect_images, range_change
 from fewbit.observe.stats import Histogram
-from fewbit.stages.load import preprocess_of
 from fewbit.stages.observe import spread
+from fewbit.stages.preprocessing import preprocess_of
 
 GOOD = Inspection(64, 0.05, 0.1, 8.0, 0.0)
 

@@ -21,9 +21,9 @@ from fewbit.onnx_reader import read_onnx
 from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.realize import float_onnx
 from fewbit.request import Request
-from fewbit.stages import reading
+from fewbit.stages import compare_onnx
+from fewbit.stages.compare_onnx import as_it_runs
 from fewbit.stages.load import load
-from fewbit.stages.reading import as_it_runs
 from onnx_reader.test_microsoft import drawn
 
 SIZE = (3, 8, 8)
@@ -517,7 +517,7 @@ def test_a_reading_is_compared_for_float16_for_a_stripped_file_and_where_no_runt
     onnx.save(between_codes(net()), codes)
     stripped = load_model(str(codes), requantize=True)
     assert as_it_runs(stripped, codes, requantize=True).notes == stripped.notes
-    monkeypatch.setattr(reading, "OnnxRuntime", lacking)
+    monkeypatch.setattr(compare_onnx, "OnnxRuntime", lacking)
     assert "so nobody has compared" in as_it_runs(loaded, float16).notes[-1]
     monkeypatch.undo()
     monkeypatch.setitem(OPERATORS[""], "Relu", lambda node, x: torch.relu(x) + 0.1 * x)

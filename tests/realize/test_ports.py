@@ -19,13 +19,16 @@ from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile
+from fewbit.folder import EXPORTED
 from fewbit.load import Loaded, load_model
 from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
-from fewbit.stages import prove
-from fewbit.stages.load import EXPORTED, reopened
+from fewbit.stages.bench import bench
+from fewbit.stages.capture import reopened
+from fewbit.stages.realize import sample_of
 from fewbit.target import load_target
+from fewbit.task import task_of
 from fewbit.verify import compare, twin_checks
 from fewbit.verify.evaluate import evaluate
 from onnx_reader.test_microsoft import drawn
@@ -111,19 +114,19 @@ def test_codes_and_outputs_are_compared_through_the_casts(made: Made) -> None:
     name, folder, loaded, graph = made.name, made.folder, made.loaded, made.graph
     pictures = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     images = open_images(pictures, Preprocess.from_timm({"input_size": SIZE}), labels=False)
-    sample = prove.sample_of(graph, images)
+    sample = sample_of(graph, images)
     assert (CASES[name][0] == HALF) == bool((sample != torch.cat(list(images.batches(8)))).any())
     batches = sample.split(graph.at_a_time(4))
     assert not [c for c in twin_checks(loaded.program, loaded.inputs, folder / "float.onnx", "onnxruntime", batches) if c.wrong]
     checks = compare(graph, made.plan, folder / "model.onnx", batches)
     assert (checks.wrong, checks.wrong_outputs) == ((), ())
     score = evaluate(
-        folder / "float.onnx", folder / "model.onnx", images, graph.outputs, prove.task_of(graph),
+        folder / "float.onnx", folder / "model.onnx", images, graph.outputs, task_of(graph),
         batch=graph.at_a_time(8),
     )  # fmt: skip
     assert score.images == 8
     for runtime in ("onnxruntime", "openvino"):
-        timings, _ = prove.bench(graph, folder / "float.onnx", folder / "float.onnx", 1, 0.01, Progress(), runtimes=[runtime])
+        timings, _ = bench(graph, folder / "float.onnx", folder / "float.onnx", 1, 0.01, Progress(), runtimes=[runtime])
         assert [row.batch for row in timings] == ([graph.batch] if graph.batch else [1, 8])
 
 

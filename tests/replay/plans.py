@@ -43,6 +43,7 @@ from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.stages import choose as choose_stage
+from fewbit.stages import equalize as equalize_stage
 from fewbit.stages import observe as observe_stage
 from fewbit.stages.load import Inputs
 from fewbit.target import load_target
@@ -96,7 +97,7 @@ def equalized(name: str, target: str, recipe: str, bits: str, everything: bool) 
     """The graph and its statistics behind the stage before choose."""
     ready, request = observed(name), request_of(target, recipe, bits, everything=everything)
     with tempfile.TemporaryDirectory() as part:
-        return observe_stage.equalize(ready.graph, ready.stats, ready.images, request, Path(part), Progress())
+        return equalize_stage.equalize(ready.graph, ready.stats, ready.images, request, Path(part), Progress())
 
 
 def request_of(target: str, recipe: str, bits: str, *, everything: bool) -> Request:

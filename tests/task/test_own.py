@@ -15,7 +15,7 @@ from PIL import Image
 from fewbit.core.task import Output
 from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.request import Request
-from fewbit.stages.meaning import meant, reopened
+from fewbit.stages.task import meant, reopened
 from fewbit.task import Classify, Rating, Segment, Task, Tensors, own
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "tasks.md"

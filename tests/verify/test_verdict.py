@@ -30,7 +30,7 @@ from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_
 from fewbit.report.tables import verify as summary
 from fewbit.run import Run, quantize
 from fewbit.runtimes import AS_WRITTEN, runtime_names
-from fewbit.stages import prove
+from fewbit.stages.verify import twin_of
 from fewbit.target import load_target
 from fewbit.verify import compare, deviations, twin_checks
 from fewbit.verify.file import initializers, stored_codes
@@ -158,12 +158,12 @@ def test_an_output_that_is_no_number_or_not_there_is_wrong(value):
 def test_the_float_twin_is_compared_with_the_model_that_was_given(realized_conv_net, tmp_path, runtime):
     made, images = realized_conv_net, realized_conv_net.net.images
     given = export(made.net.module, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch", min=1, max=65536)},))
-    assert not any(check.wrong for check in prove.twin_of(made.net.graph, given, made.float_path, images, runtime))
+    assert not any(check.wrong for check in twin_of(made.net.graph, given, made.float_path, images, runtime))
     model, changed = onnx.load(made.float_path), tmp_path / "float.onnx"
     onnx.save(with_tensor(model, "head.bias", lambda array: array * np.float32(1.001)), changed)
     assert all(check.wrong for check in twin_checks(given, made.net.graph.inputs, changed, runtime, [images]))
     with pytest.raises(FewbitFailed, match="is not the model that was given"):
-        prove.twin_of(made.net.graph, given, changed, images, runtime)
+        twin_of(made.net.graph, given, changed, images, runtime)
 
 
 @needs_openvino

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from fewbit.cli.app import PLAIN, command, out
+from fewbit.folder import PLAN, REPORT
 
 Json = Mapping[str, Any]
 ABSENT = "float"  # a site that only one of the two quantizes
@@ -30,12 +31,12 @@ def diff(
 
     for folder in (a, b):
         checked(folder)
-    outcomes = [outcome(read_json(folder / "report.json")) for folder in (a, b)]
+    outcomes = [outcome(read_json(folder / REPORT)) for folder in (a, b)]
     table = Table("", str(a), str(b))
     for name in dict.fromkeys([*outcomes[0], *outcomes[1]]):
         table.add_row(name, *(one.get(name, "-").translate(PLAIN) for one in outcomes))
     out.print(table)
-    rows = changes(*(read_json(folder / "plan.json") for folder in (a, b)))
+    rows = changes(*(read_json(folder / PLAN) for folder in (a, b)))
     sites = len({row["site"] for row in rows})
     fields = ", ".join(
         f"{FIELDS.get(field, field)} at {count}" for field, count in Counter(row["field"] for row in rows).most_common()

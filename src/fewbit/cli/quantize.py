@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewbit.cli.app import command, drawn, fail_on_wrong, out, show
 from fewbit.cli.options import options
+from fewbit.folder import PAGE
 from fewbit.request import Request
 
 
@@ -18,7 +19,7 @@ def quantize(request: Request) -> None:
     with drawn() as progress:
         result = execute(request, progress)
     show(dict(result.report))
-    out.print(f"Report: {result.folder / 'report.html'}")
+    out.print(f"Report: {result.folder / PAGE}")
     fail_on_wrong(result.report["verify"], result.report)
     fail_on_drop(result.report["accuracy"], request.max_drop)
     fail_on_time(result.report, request.must_pay)

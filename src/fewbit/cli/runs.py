@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fewbit import fields
 from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
+from fewbit.folder import MODEL, NUMBERS, REPORT, TWIN
 
 
 @command
@@ -88,7 +89,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     found = tables.verify(checks)
     if said := near_ties(found):
         out.print(said, soft_wrap=True)
-    fail_on_wrong(found, read_json(run / "report.json"))
+    fail_on_wrong(found, read_json(run / REPORT))
 
 
 @command
@@ -135,7 +136,7 @@ def bench(
             f"{load.baseline_bytes / 1e6:.0f} MB",
         )
     out.print(table)
-    for name in ("float.onnx", "model.onnx", "plan.safetensors"):
+    for name in (TWIN, MODEL, NUMBERS):
         out.print(f"{name}: {bytes_of(run / name) / 1e6:.2f} MB")
 
 
@@ -157,5 +158,5 @@ def report(
 
     opened = {folder.resolve(): Run.open(folder) for folder in (run, *(beside or ()))}
     runs = opened if beside else {}
-    others = {str(r.folder): (read_json(r.folder / "report.json"), r.record) for r in runs.values()}
+    others = {str(r.folder): (read_json(r.folder / REPORT), r.record) for r in runs.values()}
     out.print(f"Report: {draw(run, others)}")

@@ -11,8 +11,8 @@ from fewbit.cli.app import command, out
 from fewbit.cli.app import show as show_answers
 from fewbit.core.record import ENTRY, MADE
 from fewbit.errors import FewbitFailed
+from fewbit.folder import MODEL, RECORD, REPORT
 
-MODEL = "model.onnx"  # of a run, beside which its times lie
 SHOWN = 3  # class names
 
 
@@ -25,7 +25,7 @@ def show(what: Path) -> None:
 
     if what.is_dir():
         checked(what)
-        show_answers(read_json(what / "report.json"))
+        show_answers(read_json(what / REPORT))
         return
     part = check_beside(what)
     said = read(what)
@@ -35,7 +35,7 @@ def show(what: Path) -> None:
     for title, fields in (("How it was made", how), ("What it takes", images), ("What was measured", measured)):
         _listed(title, fields)
     if how is not None and part == "run" and what.name == MODEL:
-        _listed("How fast it was", times(*(read_json(what.with_name(name)) for name in ("report.json", "run.json"))))
+        _listed("How fast it was", times(*(read_json(what.with_name(name)) for name in (REPORT, RECORD))))
     elif how is not None:
         out.print("Times are those of a machine and so not in the file: fewbit show RUN has them.", soft_wrap=True)
     _listed("Other entries", entries)

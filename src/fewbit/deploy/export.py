@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbit.core.record import pixels_of
-from fewbit.deploy.folder import FOLDER, MODEL
+from fewbit.deploy.folder import FOLDER
 from fewbit.deploy.python.session import Run, session
 from fewbit.errors import BadFile, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_json
-from fewbit.folder import checked
+from fewbit.folder import MODEL, SAMPLE, checked
 from fewbit.runtimes import DATA, is_external, runtime_names, runtimes_for
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -140,7 +140,7 @@ def _feeds(run: Path, task: Mapping[str, Any]) -> list[Arrays]:
     from safetensors.numpy import load_file
 
     how, batch = read_json(run / FOLDER / "preprocess.json"), task["batch"]
-    sample = load_file(run / "images.safetensors")
+    sample = load_file(run / SAMPLE)
     images = sample.pop("images")
     images = pixels_of(images, how["mean"], how["std"]) if how["normalize"] == "inside" else images.astype(how["dtype"])
     others: dict[str, NDArray[Any]] = {}

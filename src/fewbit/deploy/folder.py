@@ -18,11 +18,12 @@ from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.task import Task
 from fewbit.deploy.program import program
 from fewbit.files import write_atomic, write_json
+from fewbit.folder import MODEL
 from fewbit.task import Classify, Depth, Detect, Restore, Segment, task_of
 from fewbit.task.decode import Queries, Selected, Yolo, Yolox
 
 Json = Any
-FOLDER, MODEL = "deploy", "model.onnx"
+FOLDER = "deploy"
 DECODERS: Mapping[type, str] = {
     Yolox: "detect_yolox",
     Yolo: "detect_yolo",

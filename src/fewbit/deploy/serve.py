@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbit.data.images import data_uri
-from fewbit.deploy.folder import FOLDER, MODEL, rendered
+from fewbit.deploy.folder import FOLDER, rendered
 from fewbit.deploy.program import loaded
 from fewbit.files import read_json
-from fewbit.folder import checked
+from fewbit.folder import MODEL, REPORT, TWIN, checked
 from fewbit.task.paint import colour
 from fewbit.verify.bench import paired
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 Json = Any
-TWIN = "float.onnx"
 LARGEST = 64 << 20  # bytes of a picture
 
 
@@ -36,7 +35,7 @@ class Pair:
     def __init__(self, run: Path) -> None:
         checked(run)
         folder = run / FOLDER
-        self.task, self.report = read_json(folder / "task.json"), read_json(run / "report.json")
+        self.task, self.report = read_json(folder / "task.json"), read_json(run / REPORT)
         self.predict = loaded(self.task["pieces"])
         self.integer, self.float = (self.predict.Model(folder, name) for name in (MODEL, TWIN))
         how = self.integer.how

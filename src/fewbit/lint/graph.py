@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from fewbit.errors import BadFile
+from fewbit.folder import MODEL
 from fewbit.onnx_reader.work import multiplied
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -186,7 +187,7 @@ class Graph:
 def read(path: Path) -> onnx.ModelProto:
     """The file. Raises BadFile that says what is wrong with it."""
     if os.path.isdir(path):
-        raise BadFile(f"{path} is a folder; lint reads one ONNX file, that of a run as in fewbit lint {path / 'model.onnx'}.")
+        raise BadFile(f"{path} is a folder; lint reads one ONNX file, that of a run as in fewbit lint {path / MODEL}.")
     if not os.path.isfile(path):
         raise BadFile(f"{path} does not exist; lint reads one ONNX file, as in fewbit lint run/model.onnx.")
     try:

@@ -22,8 +22,9 @@ from fewbit.core.fx import argument, constant, is_constant
 from fewbit.core.graph import Graph
 from fewbit.core.grid import Grid, QParams, of_bias, values
 from fewbit.core.plan import Bias, Choice, Fallback, Fixed, Own, PassLog, Plan, SameAs, ScaleSource, SharedWith
-from fewbit.errors import BadFile
+from fewbit.errors import AGAIN, BadFile
 from fewbit.files import pack, read_json, read_tensors, unpack, write_atomic, write_json
+from fewbit.folder import NUMBERS, PLAN
 
 SCHEMA = 1
 
@@ -31,8 +32,8 @@ SCHEMA = 1
 def save_plan(graph: Graph, plan: Plan, folder: Path) -> None:
     """Write plan.safetensors and then plan.json into a folder; both whole or not at all."""
     content = save(plan_tensors(graph, plan), metadata={"fewbit": str(SCHEMA)})  # save_file hides a full disk in another error
-    write_atomic(folder / "plan.safetensors", lambda part: part.write_bytes(content))
-    write_json(folder / "plan.json", plan_json(graph, plan))
+    write_atomic(folder / NUMBERS, lambda part: part.write_bytes(content))
+    write_json(folder / PLAN, plan_json(graph, plan))
 
 
 def plan_tensors(graph: Graph, plan: Plan) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
 
     Some numbers stand in both files or in the graph as well: what was read must give both files again.
     """
-    record, path = read_json(folder / "plan.json"), folder / "plan.safetensors"
+    record, path = read_json(folder / PLAN), folder / NUMBERS
     tensors = read_tensors(path)
     sites = {site.name: site for site in graph.sites}
     choices: dict[str, Choice] = {}
@@ -109,12 +110,12 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
         again = json.loads(json.dumps(plan_json(graph, plan))), plan_tensors(graph, plan)
     except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise BadFile(
-            f"{folder / 'plan.json'} and plan.safetensors do not fit each other or this model "
-            f"({type(error).__name__}: {error}); write the run again with fewbit quantize --force."
+            f"{folder / PLAN} and plan.safetensors do not fit each other or this model "
+            f"({type(error).__name__}: {error}); {AGAIN}"
         ) from error
-    wrong = next(_unlike(record, again[0], "plan.json"), None) or next(_unlike_tensors(tensors, again[1]), None)
+    wrong = next(_unlike(record, again[0], PLAN), None) or next(_unlike_tensors(tensors, again[1]), None)
     if wrong is not None:
-        raise BadFile(f"{folder}: {wrong}; write the run again with fewbit quantize --force.")
+        raise BadFile(f"{folder}: {wrong}; {AGAIN}")
     return plan
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.files import read_json, write_atomic, write_json
-from fewbit.folder import seal
+from fewbit.folder import PAGE, RECORD, REPORT, TABLES, seal
 from fewbit.report import page
 
 
@@ -17,16 +17,16 @@ def draw(folder: Path, beside: Mapping[str, tuple[Any, Any]] | None = None) -> P
     `beside` has report.json and run.json of runs of the same model by folder, this one included; they are stored in
     tables.json, so that a later page has them too.
     """
-    summary, rows = read_json(folder / "report.json"), read_json(folder / "tables.json")
+    summary, rows = read_json(folder / REPORT), read_json(folder / TABLES)
     if beside:
         from fewbit.report import tables
 
         rows["runs"] = tables.runs(beside)
     html = page.render(summary, rows)
     if beside:
-        write_json(folder / "tables.json", rows)
-    path = folder / "report.html"
+        write_json(folder / TABLES, rows)
+    path = folder / PAGE
     write_atomic(path, lambda part: part.write_text(html, encoding="utf-8", errors="backslashreplace"))
-    if "digest" in read_json(folder / "run.json"):  # a finished run, whose hashes follow
-        seal(folder, only=("report.html", "tables.json"))
+    if "digest" in read_json(folder / RECORD):  # a finished run, whose hashes follow
+        seal(folder, only=(PAGE, TABLES))
     return path

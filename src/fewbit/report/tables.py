@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile
+from fewbit.folder import MODEL, NUMBERS, TWIN
 from fewbit.report.answers import ELSEWHERE, MARGIN
 from fewbit.runtimes import RUNTIMES, bytes_of
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fewbit.core.plan import Plan
 
 Rows = list[dict[str, Any]]
-WEIGHED = {"float.onnx": "float model, ONNX", "model.onnx": "integer model, ONNX", "plan.safetensors": "plan, bit-packed"}
+WEIGHED = {TWIN: "float model, ONNX", MODEL: "integer model, ONNX", NUMBERS: "plan, bit-packed"}
 
 
 def histograms(sites: Rows, counts: Mapping[str, Mapping[str, object]], worst: int = 8) -> Rows:
@@ -98,9 +99,9 @@ def _selects(check: SelectionCheck) -> str:
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:
     """Bytes on disk, and the mean width of the weights."""
     return {
-        "float_bytes": files["float.onnx"],
-        "onnx_bytes": files["model.onnx"],
-        "packed_bytes": files["plan.safetensors"],
+        "float_bytes": files[TWIN],
+        "onnx_bytes": files[MODEL],
+        "packed_bytes": files[NUMBERS],
         "average_weight_bits": average_weight_bits(graph, plan),
     }
 

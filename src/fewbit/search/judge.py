@@ -17,11 +17,12 @@ from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
+from fewbit.folder import TWIN
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
 from fewbit.runtimes import DATA, bytes_of, open_session
 from fewbit.search.run import History, pareto
-from fewbit.stages.prove import write_model
+from fewbit.stages.realize import write_model
 from fewbit.task import task_of
 from fewbit.verify import evaluate
 from fewbit.verify.bench import paired
@@ -76,7 +77,7 @@ def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record,
     """Measure an exported plan, in the file that a run would write: accuracy in percent, milliseconds of one image, bytes."""
     model = problem.model
     runtime = model.target.runtime
-    path, twin = folder / "point.onnx", folder / "float.onnx"
+    path, twin = folder / "point.onnx", folder / TWIN
     plan = choose(replace(model.context, bits=bits), model.recipe)
     write_model(on(model.graph, CPU), plan, path, model.target.file_format, record)
     inputs, outputs, one = on(model.graph.inputs, CPU), model.graph.outputs, model.graph.at_a_time(1)

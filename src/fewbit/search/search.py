@@ -14,6 +14,7 @@ from fewbit.configure import default_bits
 from fewbit.core.device import CPU, on
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
+from fewbit.folder import PAGE, REPORT, TWIN
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
@@ -28,7 +29,7 @@ from fewbit.search.run import run as trials_of
 from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
 from fewbit.stages import PREPARE
-from fewbit.stages.prove import write_model
+from fewbit.stages.realize import write_model
 from fewbit.typed import typed
 from fewbit.verify.times import Times, times_of, whole_of
 from fewbit.workers import HERE, Workers
@@ -140,9 +141,9 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         )
     summary = _summary(request, problem, history, rows, {"calibration": len(calibration), "scored": len(held_out)})
     with progress.stage("report"):
-        write_json(part / "report.json", summary)
+        write_json(part / REPORT, summary)
         page = frontpage.render(summary)
-        write_atomic(part / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
+        write_atomic(part / PAGE, lambda file: file.write_text(page, encoding="utf-8"))
     run.finish(JOURNAL, WIDEST, *(name for stage in PREPARE for name in stage.files))
     return summary
 
@@ -157,7 +158,7 @@ def _timed_problem(
     progress: Progress,
 ) -> SearchProblem:
     """The problem, with the machine's times of its ops and the bytes of its widest file."""
-    twin, graph, base = part / "float.onnx", on(model.graph, CPU), on(model.base, CPU)
+    twin, graph, base = part / TWIN, on(model.graph, CPU), on(model.base, CPU)
     float_onnx(graph, twin, opset=request.hardware.opset)
     write_model(graph, base, part / WIDEST, request.hardware.file_format, record)
     whole = whole_of(graph, model.target.runtime, twin, request.threads)

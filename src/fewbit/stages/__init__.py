@@ -2,26 +2,59 @@
 
 `Run` (fewbit/run.py) is the loop: it computes a value on first access, resumes from the files of a killed run, and
 times each stage. A finished run is read by REOPENED, in which verify, evaluate, bench and report are the same functions.
+
+Each stage has the file of its name, but report, which is report/draw.py and needs no torch. twin and files, which make sure of
+what verify relies on, are in verify.py. The other files:
+
+stage          what a stage is
+sources        where the images of a request come from
+preprocessing  of a model: what is said of it, and what is assumed
+task           what the model's outputs mean
+compare_onnx   an ONNX file as onnxruntime runs it, beside what was read in it
+sizes          whether float.onnx is the model at other sizes of images
+tail           what stays as it is behind the layers of an ONNX file
+limit          whether --memory is likely to be enough
+times          what a plan takes on this machine
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from fewbit import folder
 from fewbit.report.draw import draw
-from fewbit.stages import choose, curve, deploy, goal, load, observe, prove, report, sensitivity
+from fewbit.stages import (
+    bench,
+    capture,
+    choose,
+    curve,
+    deploy,
+    equalize,
+    evaluate,
+    images,
+    load,
+    observe,
+    realize,
+    sensitivity,
+    settle,
+    summarize,
+    verify,
+)  # fmt: skip
 from fewbit.stages.stage import Stage
 from fewbit.stages.tail import TAIL
 
 CHOOSE = Stage(
-    "choose", choose.choose, ("plan",), ("plan.json", "plan.safetensors"), choose.chosen,
+    "choose", choose.choose, ("plan",), (folder.PLAN, folder.NUMBERS), choose.chosen,
     scratch=(choose.JOURNAL, choose.UNITS),
 )  # fmt: skip
-REALIZE = Stage("realize", prove.realize, ("model", "twin", "sample"), (prove.MODEL, prove.TWIN, prove.SAMPLE), prove.realized)
-TWIN = Stage("twin", prove.twin_of, ("trusted",))
-VERIFY = Stage("verify", prove.verify, ("checks",))
-EVALUATE = Stage("evaluate", prove.evaluate, ("score",))
-BENCH = Stage("bench", prove.bench, ("timings", "loads"))
-REPORT = Stage("report", draw, ("page",), ("report.html",))
+REALIZE = Stage(
+    "realize", realize.realize, ("model", "twin", "sample"), (folder.MODEL, folder.TWIN, folder.SAMPLE), realize.realized
+)
+TWIN = Stage("twin", verify.twin_of, ("trusted",))
+VERIFY = Stage("verify", verify.verify, ("checks",))
+EVALUATE = Stage("evaluate", evaluate.evaluate, ("score",))
+BENCH = Stage("bench", bench.bench, ("timings", "loads"))
+REPORT = Stage("report", draw, ("page",), (folder.PAGE,))
 
 
 def thorough(values: Mapping[str, Any]) -> bool:
@@ -31,14 +64,14 @@ def thorough(values: Mapping[str, Any]) -> bool:
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("capture", load.capture, ("inputs", "exact", "given", "quantized"), (load.EXPORTED, load.OTHERS, TAIL)),
-    Stage("images", load.images, ("calibration", "judged", "scored"), (load.MADE,)),  # written only for synthetic images
+    Stage("capture", capture.capture, ("inputs", "exact", "given", "quantized"), (folder.EXPORTED, capture.OTHERS, TAIL)),
+    Stage("images", images.images, ("calibration", "judged", "scored"), (images.MADE,)),  # written only for synthetic images
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
-    Stage("settle", goal.settle, ("request", "attempts"), scratch=(goal.FILE,), when=lambda values: values["asked"].drops),
+    Stage("settle", settle.settle, ("request", "attempts"), scratch=(settle.FILE,), when=lambda values: values["asked"].drops),
     Stage(
-        "equalize", observe.equalize, ("graph", "stats", "equalized"),
-        (observe.EQUALIZED, observe.EQUALIZED_STATS, observe.EQUALIZATION), observe.equalized,
-        scratch=(observe.EQUALIZED_STATS, observe.EQUALIZATION), when=lambda values: values["request"].method.equalize,
+        "equalize", equalize.equalize, ("graph", "stats", "equalized"),
+        (equalize.EQUALIZED, equalize.EQUALIZED_STATS, equalize.EQUALIZATION), equalize.equalized,
+        scratch=(equalize.EQUALIZED_STATS, equalize.EQUALIZATION), when=lambda values: values["request"].method.equalize,
     ),
     CHOOSE,
     REALIZE,
@@ -46,9 +79,9 @@ STAGES = (
     VERIFY,
     EVALUATE,
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
-    Stage("bench", prove.bench, ("timings", "loads"), when=thorough, instead=((), ())),
+    replace(BENCH, when=thorough, instead=((), ())),
     Stage("sensitivity", sensitivity.short, ("sensitive",), when=thorough, instead=((),)),
-    Stage("summarize", report.summarize, ("summary", "noted"), ("run.json", "report.json", "tables.json")),
+    Stage("summarize", summarize.summarize, ("summary", "noted"), (folder.RECORD, folder.REPORT, folder.TABLES)),
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip
@@ -58,12 +91,12 @@ SENSITIVITY = (
 )  # fmt: skip
 
 REOPENED = (
-    Stage("capture", load.reopened, ("exact", "given")),
-    Stage("equalize", observe.reopened, ("graph",)),
+    Stage("capture", capture.reopened, ("exact", "given")),
+    Stage("equalize", equalize.reopened, ("graph",)),
     CHOOSE,
     REALIZE,
     TWIN,
-    Stage("files", prove.files, ("deviations",)),
+    Stage("files", verify.files, ("deviations",)),
     VERIFY,
     EVALUATE,
     BENCH,

@@ -11,11 +11,10 @@ import torch
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.files import read_json, write_json
-from fewbit.folder import scratch
+from fewbit.folder import TWIN, scratch
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.run import Run
-from fewbit.stages.prove import TWIN
 
 COUNTS = tuple(2**i for i in range(9))  # 1 to 256 images
 FILE = "curve.json"

@@ -9,7 +9,7 @@ from fewbit.core.plan import Plan
 from fewbit.deploy.folder import FOLDER, About, write
 from fewbit.request import Request
 from fewbit.stages.load import Inputs
-from fewbit.stages.prove import type_of
+from fewbit.stages.realize import type_of
 
 
 def deploy(exact: Graph, plan: Plan, inputs: Inputs, request: Request, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewbit.capture import capture
 from fewbit.core.inputs import example, image_among
+from fewbit.folder import TWIN
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
 from fewbit.realize import rendered_float, save
@@ -26,7 +27,7 @@ def holds_at_other_sizes(loaded: Loaded, form: Mapping[str, Any]) -> bool:
     if not image.others:
         return True
     with TemporaryDirectory(prefix="fewbit-") as folder:
-        twin = Path(folder) / "float.onnx"
+        twin = Path(folder) / TWIN
         try:
             graph = capture(loaded)
             save(rendered_float(graph, opset=form["opset"], ir_version=form["ir_version"]), twin, twin=True)

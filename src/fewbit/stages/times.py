@@ -14,7 +14,7 @@ from typing import Any
 from fewbit.choose import Bits, Context, choose
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Fallback, PassLog, Plan
-from fewbit.folder import scratch
+from fewbit.folder import TWIN, scratch
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
@@ -58,7 +58,7 @@ def times_here(
         return None
     progress.begin("milliseconds of each op", None)
     with scratch(folder) as own:
-        path = twin or Path(own) / "float.onnx"
+        path = twin or Path(own) / TWIN
         if twin is None:
             float_onnx(graph, path, opset=target.opset)
         whole = whole_of(graph, target.runtime, path, threads)

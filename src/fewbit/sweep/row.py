@@ -10,7 +10,7 @@ from typing import Any
 
 from fewbit.errors import FewbitError, FewbitFailed, InUse, Stopped, stopped
 from fewbit.files import read_json, write_json
-from fewbit.folder import checked
+from fewbit.folder import RECORD, REPORT, checked
 from fewbit.request import Request
 from fewbit.run import execute
 from fewbit.sweep.file import Row
@@ -35,7 +35,7 @@ class Place:
 def made(place: Place) -> Found:
     """The row, made unless it lies there already. What ends it is told in words; only a lost worker leaves nothing."""
     about = about_of(place)
-    if (place.folder / "run.json").exists():
+    if (place.folder / RECORD).exists():
         return {**about, **_measured(place.folder)}
     if place.told.exists():
         return {**about, **read_json(place.told)}
@@ -84,7 +84,7 @@ def _ended(error: Exception) -> Found:
 def _measured(folder: Path) -> Found:
     """What the run's report says, once its files have been compared with their hashes."""
     checked(folder)
-    report = read_json(folder / "report.json")
+    report = read_json(folder / REPORT)
     accuracy, check, size = report["accuracy"], report["verify"], report["size"]
     return {
         "end": "wrong" if check["problems"] else "right",

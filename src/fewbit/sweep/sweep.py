@@ -13,7 +13,7 @@ from typing import Any
 
 from fewbit import __version__
 from fewbit.files import write_atomic, write_json
-from fewbit.folder import MARKS, Workplace
+from fewbit.folder import MARKS, PAGE, REPORT, Workplace
 from fewbit.machines import file_of, refuse_missing
 from fewbit.progress import Progress
 from fewbit.report import matrix
@@ -82,11 +82,11 @@ def _remove_others(folder: Path, rows: Sequence[Row]) -> None:
 
 def _write(part: Path, summary: Mapping[str, Any]) -> None:
     """report.json, rows.csv and report.html."""
-    write_json(part / "report.json", summary)
+    write_json(part / REPORT, summary)
     lines = [matrix.flat(row) for row in summary["rows"]]
     write_atomic(part / "rows.csv", partial(_write_csv, lines))
     page = matrix.render(summary)
-    write_atomic(part / "report.html", lambda file: file.write_text(page, encoding="utf-8"))
+    write_atomic(part / PAGE, lambda file: file.write_text(page, encoding="utf-8"))
 
 
 def _write_csv(lines: Sequence[Mapping[str, Any]], file: Path) -> None:

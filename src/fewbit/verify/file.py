@@ -20,7 +20,7 @@ from fewbit.core.graph import Graph, flat_name
 from fewbit.core.grid import along, multiples_of
 from fewbit.core.inputs import arrays_of, example
 from fewbit.core.plan import Choice, Plan
-from fewbit.errors import BadFile
+from fewbit.errors import AGAIN, BadFile
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import OnnxRuntime
 
@@ -76,9 +76,7 @@ def _array(tensor: onnx.TensorProto, folder: Path | None = None) -> NDArray[np.g
     try:
         return numpy_helper.to_array(tensor, base_dir=str(folder or ""))
     except (ValueError, TypeError, KeyError, OSError, onnx.checker.ValidationError) as error:
-        raise BadFile(
-            f"the ONNX file has a broken tensor ({error}); write the run again with fewbit quantize --force."
-        ) from error
+        raise BadFile(f"the ONNX file has a broken tensor ({error}); {AGAIN}") from error
 
 
 def deviations(

@@ -11,7 +11,7 @@ from typing import Any
 from fewbit.core.task import Signature, Task
 from fewbit.data.images import Images
 from fewbit.demo import DEMOS
-from fewbit.errors import BadFile, BadImages, BadModel, reason
+from fewbit.errors import AGAIN, BadFile, BadImages, BadModel, reason
 from fewbit.load import Loaded
 from fewbit.load.python_file import from_python
 from fewbit.request import Options
@@ -60,7 +60,7 @@ def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:
     """The task of a finished run. One of a user's own file is not run again: outputs are then compared as numbers."""
     spec = record.get("task")
     if not isinstance(spec, str):
-        raise BadFile(f"run.json says the task {spec!r:.40}; write the run again with fewbit quantize --force.")
+        raise BadFile(f"run.json says the task {spec!r:.40}; {AGAIN}")
     model = Signature(loaded.outputs, loaded.input_shape[1:], record["classes"] or ())
     return Tensors.of(model) if OWN in spec else task_named(spec, model)
 

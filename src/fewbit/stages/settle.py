@@ -24,12 +24,12 @@ from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError
 from fewbit.files import read_json, write_json
+from fewbit.folder import TWIN
 from fewbit.progress import Progress
 from fewbit.report.tables import integer_share
 from fewbit.report.words import plural
 from fewbit.request import Options, Request
 from fewbit.run import ROUNDING, Run, drop_of
-from fewbit.stages.prove import TWIN
 from fewbit.stages.sensitivity import FASTER, LIGHTER, Worth, ordered, some, worths
 from fewbit.stages.times import context_of, times_here
 from fewbit.verify import bench

@@ -19,17 +19,17 @@ from fewbit.core.plan import Fallback, Plan
 from fewbit.data.images import Images
 from fewbit.deploy import made, stamp
 from fewbit.files import write_json
+from fewbit.folder import FILES, MODEL, RECORD, REPORT, TABLES
 from fewbit.observe import Stats
 from fewbit.observe.outliers import outliers
 from fewbit.progress import Progress
 from fewbit.report import tables
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
-from fewbit.run import FILES
 from fewbit.runtimes import RUNTIMES, bytes_of
-from fewbit.stages.goal import said
 from fewbit.stages.load import Inputs
-from fewbit.stages.prove import MODEL, type_of
+from fewbit.stages.realize import type_of
+from fewbit.stages.settle import said
 from fewbit.target.load import processor
 from fewbit.typed import of_sensitivity
 from fewbit.verify import Latency, Load, Score
@@ -80,7 +80,7 @@ def summarize(
     }
     chosen_by = judged.pixels if attempts else ()
     seen = {**record, "calibrated_on": [pixels.hex() for pixels in (*calibration.pixels, *chosen_by)]}
-    for name, value in (("run.json", seen), ("report.json", summary), ("tables.json", rows)):
+    for name, value in ((RECORD, seen), (REPORT, summary), (TABLES, rows)):
         write_json(folder / name, value)
     return summary, plan
 

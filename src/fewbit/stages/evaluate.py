@@ -1,0 +1,32 @@
+"""Evaluate: how good model.onnx is beside float.onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewbit import verify as proofs
+from fewbit.core.graph import Graph
+from fewbit.data.images import Images
+from fewbit.fields import Threads, checked
+from fewbit.progress import Progress
+from fewbit.request import Request
+from fewbit.task import task_of
+from fewbit.verify import Score
+from fewbit.workers import Workers
+
+
+def evaluate(
+    exact: Graph, model: Path, twin: Path, trusted: object, scored: Images, runtime: str, threads: int, progress: Progress,
+    workers: Workers, asked: Request | None = None,
+) -> Score:  # fmt: skip
+    """How good model.onnx is beside float.onnx, which was looked at, in the runtime, on images not used for calibration.
+
+    A quick run has no pictures of predictions.
+    """
+    threads = checked("threads", threads, Threads)
+    progress.expect(len(scored))
+    return proofs.evaluate(
+        twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
+        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers,
+        drawn=asked is None or not asked.quick,
+    )  # fmt: skip
