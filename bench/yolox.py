@@ -23,8 +23,9 @@ import torch
 
 from fewbit import Run
 from fewbit.files import read_json, write_json
+from fewbit.onnx_file import load_proto
 from fewbit.request import Request
-from fewbit.runtimes import open_session, read_onnx
+from fewbit.runtimes import open_session
 from fewbit.stages import STAGES
 from fewbit.target import load_target
 from fewbit.task import Rating
@@ -89,7 +90,7 @@ def row(rating: Rating) -> dict[str, Any]:
 def times(folder: Path, names: list[str], runtime: str, seconds: float) -> dict[str, float]:
     """How many times as long as each file onnxruntime's min-max file takes, by the fastest rounds."""
     sessions = [open_session(runtime, folder / f"{name}.onnx", threads=1) for name in names]
-    shape = [dim.dim_value or 1 for dim in read_onnx(folder / f"{names[0]}.onnx").graph.input[0].type.tensor_type.shape.dim]
+    shape = [dim.dim_value or 1 for dim in load_proto(folder / f"{names[0]}.onnx").graph.input[0].type.tensor_type.shape.dim]
     noise = 255 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).numpy()
     rounds = paired([partial(session.call, session.feed(noise)) for session in sessions], seconds)
     fastest = {name: min(column) for name, column in zip(names, zip(*rounds, strict=True), strict=True)}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fewbit.data.images import Preprocess, halves, open_images
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
+from fewbit.onnx_file import load_proto
 from fewbit.report.answers import good
 from fewbit.request import Request
 from fewbit.run import quantize
-from fewbit.runtimes import read_onnx
 from fewbit.stages.settle import FILE, Walk, said
 
 
@@ -150,7 +150,7 @@ def test_half_of_the_images_choose_and_the_others_score() -> None:
 @pytest.mark.slow
 def test_the_file_is_that_of_a_run_that_was_asked_for_it(found, images: Path) -> None:
     direct = run(images, max_drop=None, keep_float="b")
-    assert read_onnx(direct.folder / "model.onnx").graph == read_onnx(found.folder / "model.onnx").graph
+    assert load_proto(direct.folder / "model.onnx").graph == load_proto(found.folder / "model.onnx").graph
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_killed_walk_goes_on_from_the_files_that_it_has_measured(
         run(images, tmp_path / "run")
     again = run(images, tmp_path / "run")
     assert calls == [0, 1, 1]
-    assert read_onnx(again.folder / "model.onnx").graph == read_onnx(found.folder / "model.onnx").graph
+    assert load_proto(again.folder / "model.onnx").graph == load_proto(found.folder / "model.onnx").graph
 
 
 @pytest.mark.slow

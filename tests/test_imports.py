@@ -40,6 +40,7 @@ COMMON = {
     "errors",
     "files",
     "folder",
+    "onnx_file",
     "progress",
     "runtimes",
     "workers",

@@ -36,10 +36,11 @@ from fewbit.files import read_json
 from fewbit.load import Loaded, load_model
 from fewbit.load.inputs import Given
 from fewbit.observe import observe
+from fewbit.onnx_file import load_proto
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES, recipe_named
 from fewbit.run import Run
-from fewbit.runtimes import open_session, read_onnx
+from fewbit.runtimes import open_session
 from fewbit.stages.realize import write_model
 from fewbit.target import load_target
 from fewbit.verify import compare, loads
@@ -515,7 +516,7 @@ def test_a_file_of_another_kind_is_no_onnx_file(tmp_path):
     with pytest.raises(
         BadFile, match=r"report\.json is not a readable ONNX file \(.*\)\. Give an ONNX file or the folder of a"
     ):
-        read_onnx(tmp_path / "report.json")
+        load_proto(tmp_path / "report.json")
 
 
 class Stereo(nn.Module):

@@ -8,19 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewbit.core.record import normalized_inside, pixels_of
 from fewbit.errors import BadFile, FewbitError, UnknownName
-
-if TYPE_CHECKING:
-    import onnx
+from fewbit.onnx_file import DATA, is_external, load_proto, with_outputs
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # what is no float32
-DATA = ".data"  # of the file beside an ONNX file that has its large weights
 AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the stand-in for a runtime that is not installed
 
 
@@ -245,7 +242,7 @@ def runtime_names() -> tuple[str, ...]:
 
 def runtimes_for(path: Path) -> tuple[str, ...]:
     """The installed runtimes that load a file: one alone where it has operators of that runtime's own."""
-    domains = {opset.domain for opset in read_onnx(path, data=False).opset_import}
+    domains = {opset.domain for opset in load_proto(path, data=False).opset_import}
     owners = {name for name, runtime in RUNTIMES.items() if runtime.domain and runtime.domain in domains}
     return tuple(name for name in runtime_names() if owners <= {name} and _loads(name, path))
 
@@ -284,7 +281,7 @@ def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[ND
     BadFile, when it is called, for real numbers to a file of pixels that does not say how.
     """
     of_pixels = any(dtype == np.uint8 for dtype in types)
-    numbers = normalized_inside({e.key: e.value for e in read_onnx(path, data=False).metadata_props}) if of_pixels else None
+    numbers = normalized_inside({e.key: e.value for e in load_proto(path, data=False).metadata_props}) if of_pixels else None
 
     def taken(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         if x.dtype.kind != "f":
@@ -294,39 +291,3 @@ def feed_of(path: Path, types: Sequence[np.dtype[Any]]) -> Callable[..., list[ND
         return pixels_of(x, *numbers) if numbers and dtype == np.uint8 else x.astype(dtype, copy=False)
 
     return lambda *inputs: [taken(x, dtype) for x, dtype in zip(inputs, types, strict=True)]
-
-
-def is_external(path: Path) -> bool:
-    """Whether weights of an ONNX file stand in a file beside it."""
-    return path.with_name(path.name + DATA).exists()
-
-
-def bytes_of(path: Path) -> int:
-    """The bytes of a file, and of the one beside it."""
-    return path.stat().st_size + (path.with_name(path.name + DATA).stat().st_size if is_external(path) else 0)
-
-
-def read_onnx(path: Path, *, data: bool = True) -> onnx.ModelProto:
-    """An ONNX file, with the weights that stand in a file beside it, or without. Raises BadFile for a broken one."""
-    import onnx
-
-    if not path.exists():
-        raise BadFile(f"{path} is not there; give an ONNX file or the folder of a finished run, as in run/model.onnx or run.")
-    try:
-        return onnx.load(str(path), load_external_data=data)
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadFile(
-            f"{path} is not a readable ONNX file ({said:.200}). Give an ONNX file or the folder of a finished run, as in "
-            "run/model.onnx or run; a run whose own file is broken is written again with fewbit quantize --force."
-        ) from error
-
-
-def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with additional values as outputs. Raises BadFile for a broken file."""
-    import onnx
-
-    model = read_onnx(path, data=False)
-    for name in names:
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    return model

@@ -13,9 +13,10 @@ from fewbit import quantize
 from fewbit.deploy.export import export
 from fewbit.deploy.stamp import read
 from fewbit.errors import BadFile
+from fewbit.onnx_file import bytes_of
 from fewbit.realize import realize
 from fewbit.run import Run
-from fewbit.runtimes import bytes_of, open_session, runtime_names
+from fewbit.runtimes import open_session, runtime_names
 
 
 @pytest.fixture

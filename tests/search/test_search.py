@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from fewbit.cli import app
 from fewbit.core.record import MADE
 from fewbit.files import read_json
-from fewbit.runtimes import read_onnx, runtime_names
+from fewbit.onnx_file import load_proto
+from fewbit.runtimes import runtime_names
 from fewbit.search import search
 from fewbit.verify.bench import paired
 
@@ -69,7 +70,7 @@ def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, 
     again = shlex.split(row["command"])[1:]
     assert CliRunner().invoke(app, again, catch_exceptions=False).exit_code == 0
     report = read_json(Path("run-01/report.json"))
-    model = read_onnx(tmp_path / "run-01" / "model.onnx")
+    model = load_proto(tmp_path / "run-01" / "model.onnx")
     entry = next(one for one in model.metadata_props if one.key == MADE)  # which a point of a search does not have
     model.metadata_props.remove(entry)
     assert model.ByteSize() == row["bytes"]

@@ -101,11 +101,11 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
 ) -> None:
     """Latency, load time, memory and size: float beside integer."""
+    from fewbit.onnx_file import bytes_of
     from fewbit.report.answers import ELSEWHERE, unpaid
     from fewbit.report.tables import pays
     from fewbit.report.words import paired_speed
     from fewbit.run import Run
-    from fewbit.runtimes import bytes_of
 
     with drawn() as progress:
         finished = Run.open(run, progress)

@@ -26,7 +26,8 @@ from fewbit.deploy.python.session import Run, session
 from fewbit.errors import BadFile, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_json
 from fewbit.folder import MODEL, SAMPLE, checked
-from fewbit.runtimes import DATA, is_external, runtime_names, runtimes_for
+from fewbit.onnx_file import DATA, is_external
+from fewbit.runtimes import runtime_names, runtimes_for
 
 Arrays = Mapping[str, NDArray[Any]]
 LOADS = 5  # times that a file is loaded to time it

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.core.record import MADE
 from fewbit.errors import BadFile
 from fewbit.files import sha256, write_atomic
-from fewbit.runtimes import DATA, is_external, read_onnx
+from fewbit.onnx_file import DATA, is_external, load_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -97,7 +97,7 @@ def _timed(median: float, spread: Sequence[float]) -> str:
 
 def stamp(path: Path, entry: Mapping[str, Json]) -> None:
     """Write the entry into a file, in the place of one that it may have."""
-    content = stamped(read_onnx(path, data=False), entry, path).SerializeToString()
+    content = stamped(load_proto(path, data=False), entry, path).SerializeToString()
     write_atomic(path, lambda part: part.write_bytes(content))
 
 
@@ -112,7 +112,7 @@ def stamped(model: onnx.ModelProto, entry: Mapping[str, Json], path: Path | None
 
 def read(path: Path) -> Stamp:
     """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
-    model = read_onnx(path, data=False)
+    model = load_proto(path, data=False)
     if not model.graph.output:
         raise BadFile(f"{path} holds no graph, so it is no ONNX file; give one, as in fewbit show run/model.onnx.")
     entries = {entry.key: _parsed(entry.value) for entry in model.metadata_props}

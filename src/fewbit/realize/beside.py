@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fewbit.files import beside, write_atomic
-from fewbit.runtimes import DATA
+from fewbit.onnx_file import DATA
 
 INSIDE = 1 << 30  # bytes of weights that stay in the file itself: they are held twice while it is written, or loaded
 TWIN = 128 << 20  # the same for the float twin, which nobody ships

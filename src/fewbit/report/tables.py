@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile
 from fewbit.folder import MODEL, NUMBERS, TWIN
+from fewbit.onnx_file import bytes_of
 from fewbit.report.answers import ELSEWHERE, MARGIN
-from fewbit.runtimes import RUNTIMES, bytes_of
+from fewbit.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from fewbit.core.checks import Checks, SelectionCheck

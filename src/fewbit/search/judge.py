@@ -18,9 +18,10 @@ from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
 from fewbit.folder import TWIN
+from fewbit.onnx_file import DATA, bytes_of
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
-from fewbit.runtimes import DATA, bytes_of, open_session
+from fewbit.runtimes import open_session
 from fewbit.search.run import History, pareto
 from fewbit.stages.realize import write_model
 from fewbit.task import task_of

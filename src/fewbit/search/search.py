@@ -15,12 +15,12 @@ from fewbit.core.device import CPU, on
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.folder import PAGE, REPORT, TWIN
+from fewbit.onnx_file import bytes_of
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest
 from fewbit.run import Run, helped
-from fewbit.runtimes import bytes_of
 from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.judge import judge, uniform
 from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings

@@ -22,11 +22,11 @@ from fewbit.core.pages import give_back
 from fewbit.errors import BadModel
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
+from fewbit.onnx_file import load_proto
 from fewbit.onnx_reader import read_onnx
 from fewbit.onnx_reader.file import all_nodes, first_line, read_proto
 from fewbit.onnx_reader.strip import stripped
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
-from fewbit.runtimes import read_onnx as read_file
 from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, Outputs, given_by, program_checks
 
 SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
@@ -101,7 +101,7 @@ class _Written:
 
     @staticmethod
     def of(file: Path) -> _Written:
-        graph = read_file(file, data=False).graph
+        graph = load_proto(file, data=False).graph
         types = {one.data_type for one in graph.initializer} | {one.type.tensor_type.elem_type for one in graph.input}
         for node in all_nodes(graph):
             types |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
@@ -147,7 +147,7 @@ def _first(loaded: Loaded, path: Path, file: Path, far: float, requantize: bool)
     """Words about the first node whose numbers differ, as far as onnxruntime shows them; empty where none is found."""
     try:
         read = read_onnx(path, {one.name for one in loaded.inputs if not one.is_image}, requantize=requantize)
-        graph = read_file(file, data=False).graph
+        graph = load_proto(file, data=False).graph
         names, own = [name for node in graph.node for name in node.output if name], {one.name for one in graph.output}
         session = OnnxRuntime(file, optimise=False, outputs=[name for name in dict.fromkeys(names) if name not in own])
         batch = _images(loaded)[0][-1]

@@ -22,11 +22,12 @@ from fewbit.files import write_json
 from fewbit.folder import FILES, MODEL, RECORD, REPORT, TABLES
 from fewbit.observe import Stats
 from fewbit.observe.outliers import outliers
+from fewbit.onnx_file import bytes_of
 from fewbit.progress import Progress
 from fewbit.report import tables
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
-from fewbit.runtimes import RUNTIMES, bytes_of
+from fewbit.runtimes import RUNTIMES
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
 from fewbit.stages.settle import said

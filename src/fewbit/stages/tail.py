@@ -9,8 +9,9 @@ from fewbit.core.graph import Tail
 from fewbit.errors import BadFile, BadModel
 from fewbit.files import write_atomic
 from fewbit.load import Loaded
+from fewbit.onnx_file import load_proto
 from fewbit.onnx_reader.cut import first_of, of_opset, tail_of
-from fewbit.runtimes import AS_WRITTEN, ELSEWHERE, open_session, read_onnx
+from fewbit.runtimes import AS_WRITTEN, ELSEWHERE, open_session
 from fewbit.verify.tail import written
 
 TAIL = "tail.onnx"
@@ -51,4 +52,4 @@ def write_tail(tail: Tail | None, folder: Path) -> None:
 
 def read_tail(folder: Path) -> Tail | None:
     """The same from its file."""
-    return tail_of(read_onnx(folder / TAIL)) if (folder / TAIL).exists() else None
+    return tail_of(load_proto(folder / TAIL)) if (folder / TAIL).exists() else None

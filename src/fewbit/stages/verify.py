@@ -24,8 +24,9 @@ from fewbit.errors import AGAIN, BadFile, FewbitFailed
 from fewbit.files import read_json
 from fewbit.folder import MODEL, RECORD, REPORT, TABLES, TWIN, scratch
 from fewbit.load.program import fingerprint
+from fewbit.onnx_file import load_proto
 from fewbit.progress import Progress
-from fewbit.runtimes import AS_WRITTEN, read_onnx
+from fewbit.runtimes import AS_WRITTEN
 from fewbit.stages.realize import write_model, write_twin
 
 
@@ -89,11 +90,11 @@ def files(
     with scratch(folder) as place:
         again, folders = Path(place), (folder, Path(place))
         write_model(graph, plan, again / MODEL, form, said)
-        expected = stamped(read_onnx(again / MODEL, data=False), entry, again / MODEL)
-        found = proofs.deviations(MODEL, read_onnx(model, data=False), expected, folders)
+        expected = stamped(load_proto(again / MODEL, data=False), entry, again / MODEL)
+        found = proofs.deviations(MODEL, load_proto(model, data=False), expected, folders)
         progress.advance()
         write_twin(exact, again / TWIN, form, said)
-        found += proofs.deviations(TWIN, read_onnx(twin, data=False), read_onnx(again / TWIN, data=False), folders)
+        found += proofs.deviations(TWIN, load_proto(twin, data=False), load_proto(again / TWIN, data=False), folders)
         progress.advance()
     return found
 

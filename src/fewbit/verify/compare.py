@@ -28,8 +28,9 @@ from fewbit.core.plan import Plan
 from fewbit.execute.executor import NOTHING
 from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 from fewbit.folder import scratch
+from fewbit.onnx_file import load_proto
 from fewbit.realize.qdq import CODES
-from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session, read_onnx
+from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session
 from fewbit.verify.file import stored_codes
 from fewbit.verify.outputs import (
     DISTURBANCES,
@@ -87,7 +88,7 @@ def compare(
     order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
     activations = [name for name, choice in plan.choices.items() if choice.codes is None]
     sites = sorted(activations, key=lambda site: order[graph.site(site).tensor])
-    names, file = [output.name for output in graph.outputs], read_onnx(path)
+    names, file = [output.name for output in graph.outputs], load_proto(path)
     places = shown_places(module.executor, names, {name for node in file.graph.node for name in node.output})
     added_names = [name for name in places.values() if name not in {output.name for output in file.graph.output}]
     shown = list(dict.fromkeys([*(site + CODES for site in sites), *graph.inside, *added_names]))

@@ -30,7 +30,8 @@ from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.load.ports import outputs_of
 from fewbit.load.program import graph_module
-from fewbit.runtimes import Session, open_session, read_onnx
+from fewbit.onnx_file import load_proto
+from fewbit.runtimes import Session, open_session
 
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 STEP = 16 * UNIT  # of sums of 256 terms one by one, or of some thousands in the lanes of a vector
@@ -164,7 +165,10 @@ def twin_checks(
     """The float twin in a runtime against the model that was given, run by PyTorch, on batches of images; `where` ends the
     place of each check.
     """
-    names, own = [output.name for output in outputs_of(program)], {one.name for one in read_onnx(twin, data=False).graph.output}
+    names, own = (
+        [output.name for output in outputs_of(program)],
+        {one.name for one in load_proto(twin, data=False).graph.output},
+    )
     session = open_session(runtime, twin, outputs=[name for name in names if name not in own])
     found = [given_by(session, inputs, batch, names) for batch in images]
     del session
