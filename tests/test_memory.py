@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
 
 from fewbit import quantize
 from fewbit.core import limit
-from fewbit.errors import FewbitError, Stopped
+from fewbit.data.collection import Data, examples
+from fewbit.data.images import Preprocess, open_images
+from fewbit.errors import BadFile, FewbitError, Stopped
+from fewbit.lint.graph import _inferred
+from fewbit.load import load_model
+from fewbit.load.sizes import Sizes
+from fewbit.onnx_reader.operators import OPERATORS
+from fewbit.progress import Progress
+from fewbit.runtimes import runtimes_for
+from fewbit.stages.compare_onnx import as_it_runs
+from fewbit.stages.settle import Walk
+from fewbit.stages.sizes import holds_at_other_sizes
+from onnx_reader.test_files import net as onnx_net
+from onnx_reader.test_files import written
 
 STATUS = Path("/proc/self/status")
 BIG = """
@@ -90,3 +107,94 @@ def test_a_model_of_150_megabytes_stays_below_its_limit(tmp_path):
     command = [sys.executable, "-c", BIG, str(tmp_path / "run"), "1.9GB"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.8e9 < int(ended.stdout.split()[-1]) * 1024 < 1.9e9
+
+
+def no_memory(*_: object, **__: object) -> Any:
+    raise MemoryError("Unable to allocate 8 GiB")
+
+
+def refused(*_: object, **__: object) -> Any:
+    """As a runtime says it."""
+    raise BadFile("onnxruntime cannot load a.onnx: bad allocation")
+
+
+def at_call(number: int) -> Callable[..., Callable[..., Any]]:
+    """What makes of a function one that has no memory at that call."""
+
+    def made(function: Callable[..., Any]) -> Callable[..., Any]:
+        calls = itertools.count(1)
+        return lambda *args, **options: no_memory() if next(calls) == number else function(*args, **options)
+
+    return made
+
+
+def tiny() -> torch.nn.Module:
+    layers = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers).eval()
+
+
+def loaded(_: Path) -> Any:
+    return load_model(tiny(), overrides={"input_size": (3, 16, 24)}, sizes=Sizes.ANY)
+
+
+def traced(folder: Path) -> None:
+    torch.jit.trace(tiny(), torch.rand(1, 3, 16, 24)).save(folder / "net.pt")
+    load_model(str(folder / "net.pt"), overrides={"input_size": (3, 16, 24)})
+
+
+def read(folder: Path) -> None:
+    path = written(onnx_net(), folder)
+    as_it_runs(load_model(str(path)), path)
+
+
+def read_otherwise(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPERATORS[""], "Relu", lambda node, x: torch.relu(x) + 1e-3 * x)
+        read(folder)
+
+
+def three_at_a_time(folder: Path) -> None:
+    load_model(str(written(onnx_net(batch=3), folder)))
+
+
+def a_loader(_: Path) -> None:
+    open_images(Data([torch.rand(3, 8, 8)] * 4, transform=torch.neg), Preprocess((3, 8, 8)), skip_bad=True)
+
+
+def a_file_of_a_walk(folder: Path) -> None:
+    walk: Any = Walk.__new__(Walk)
+    walk.rows, walk.limit, walk.progress, walk.folder = [{"changes": {}}], 1.0, Progress(), folder
+    walk.request = walk.forget = lambda *_: None
+    walk.tried("recipe best", {"recipe": "best"})
+
+
+TRIALS: dict[str, tuple[str, Callable[..., Any], Callable[[Path], Any]]] = {
+    "an export": ("fewbit.load.export._exported", at_call(1), loaded),
+    "one image alone": ("fewbit.load.trials._copies", at_call(1), loaded),
+    "the module at another size": ("fewbit.load.sizes.tensors_in", at_call(1), loaded),
+    "the program at another size": ("fewbit.load.sizes.fed", at_call(1), loaded),
+    "two images of TorchScript": ("fewbit.load.torchscript.tensors_in", at_call(3), traced),
+    "the file at another size": (
+        "fewbit.stages.sizes.save", at_call(1), lambda p: holds_at_other_sizes(loaded(p), {"opset": 20, "ir_version": 10})
+    ),
+    "an ONNX file as it runs": ("fewbit.stages.compare_onnx.OnnxRuntime", lambda _: refused, read),
+    "the first node that differs": ("fewbit.stages.compare_onnx.read_onnx", at_call(1), read_otherwise),
+    "another batch of an ONNX file": ("torch.matmul", at_call(2), three_at_a_time),
+    "shapes of lint": ("onnx.shape_inference.infer_shapes", at_call(1), lambda _: _inferred(onnx_net(), fix=False)),
+    "whether a runtime loads a file": (
+        "fewbit.runtimes.open_session", lambda _: refused, lambda folder: runtimes_for(written(onnx_net(), folder))
+    ),
+    "the first item of a loader": ("fewbit.data.collection._all_of", at_call(1), lambda _: examples([torch.rand(3, 8, 8)])),
+    "an image of a loader": ("fewbit.data.collection._apart", at_call(1), a_loader),
+    "a file of --max-drop": ("fewbit.stages.settle.Walk.measure", lambda _: refused, a_file_of_a_walk),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tried", TRIALS)
+def test_no_memory_in_a_trial_is_not_taken_for_its_answer(tried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, failing, call = TRIALS[tried]
+    place, _, name = target.rpartition(".")
+    owner = resolve_name(place)
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    with pytest.raises(Stopped, match="not enough memory"):
+        call(tmp_path)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbit.core.record import normalized_inside, pixels_of
-from fewbit.errors import BadFile, FewbitError, UnknownName
+from fewbit.errors import BadFile, FewbitError, UnknownName, stopped
 from fewbit.onnx_file import DATA, is_external, load_proto, with_outputs
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # what is no float32
@@ -250,7 +250,9 @@ def runtimes_for(path: Path) -> tuple[str, ...]:
 def _loads(runtime: str, path: Path) -> bool:
     try:
         open_session(runtime, path)
-    except BadFile:
+    except BadFile as error:
+        if halt := stopped(error):
+            raise halt from error
         return False
     return True
 

@@ -30,7 +30,7 @@ from fewbit.data.beside import IMAGES, Keys, row_of, trees
 from fewbit.data.decode import Item, decode, is_input
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, stopped
 
 ENDLESS = 1000  # images that are read of a source without a length where no number is given
 
@@ -100,6 +100,8 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
             image, _, rest = _apart(first, False, Keys())[0] if rest is None else (None, None, rest)
             made = {} if data.transform is None or image is None else Keys().beside(data.transform(image))
     except Exception as error:
+        if halt := stopped(error):
+            raise halt from error
         return {}, replace(data, source=_failing(error)) if once and data.source is items else data
     whole = {name: pytree.tree_map(_first_row, tree) for name, tree in trees(made).items()}
     return {**trees(rest), **whole}, data
@@ -163,6 +165,8 @@ def read(
             try:
                 reader.add(f"{what}:{index}", get, most)
             except BadImages as error:
+                if halt := stopped(error):
+                    raise halt from error
                 if not skip_bad:
                     raise BadImages(f"{error}. Mend or remove it, or leave such images out with --skip-bad.") from error
                 reader.bad.append(str(error))

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, stopped
 from fewbit.folder import MODEL
 from fewbit.onnx_reader.work import multiplied
 
@@ -255,5 +255,7 @@ def _inferred(model: onnx.ModelProto, *, fix: bool) -> onnx.GraphProto:
     copy.graph.node.extend(nodes)
     try:
         return onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
-    except Exception:  # of a file with operators that onnx does not know: what it says itself
+    except Exception as error:  # of a file with operators that onnx does not know: what it says itself
+        if halt := stopped(error):
+            raise halt from error
         return model.graph

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from fewbit.core.inputs import Input, image_among
-from fewbit.errors import BadModel, reason
+from fewbit.errors import BadModel, reason, stopped
 from fewbit.load.contexts import evaluating, quiet
 from fewbit.load.inputs import IMAGES, Arguments
 from fewbit.load.ports import NamedPorts, key_of
@@ -42,6 +42,8 @@ def export(
         except BadModel:
             raise
         except (Exception, SystemExit) as error:
+            if halt := stopped(error):
+                raise halt from error
             failed = error
     takes = f"input (batch, {', '.join(map(str, inputs[0].shape))})" if len(inputs) == 1 else ", ".join(map(str, inputs))
     advice = CHOOSES if "data-dependent" in str(failed) else ADVICE

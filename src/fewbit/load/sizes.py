@@ -14,7 +14,7 @@ from torch import SymInt, Tensor, nn
 from torch.export import ExportedProgram
 
 from fewbit.core.inputs import PLACES, Input, example, fed, image_among, named_places
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, stopped
 from fewbit.load.contexts import evaluating
 from fewbit.load.export import export
 from fewbit.load.inputs import Arguments
@@ -95,11 +95,15 @@ def with_other_sizes(model: Called, program: ExportedProgram, inputs: Sequence[I
         with torch.no_grad():
             try:
                 want = tensors_in(model(images))
-            except Exception:
+            except Exception as error:
+                if halt := stopped(error):
+                    raise halt from error
                 continue  # the model takes no such size, and nothing is said about it
             try:
                 got = pytree.tree_leaves(run(*fed(inputs, example(inputs, images))))
-            except Exception:
+            except Exception as error:
+                if halt := stopped(error):
+                    raise halt from error
                 return None
         if not all_alike(want, got):
             return None

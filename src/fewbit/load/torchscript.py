@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from fewbit.errors import BadFile, BadModel, reason
+from fewbit.errors import BadFile, BadModel, reason, stopped
 from fewbit.load.archive import NAMESPACES
 from fewbit.load.contexts import quiet
 from fewbit.load.trials import all_alike, noise_of, tensors_in
@@ -134,7 +134,9 @@ def _batch(path: Path, model: torch.jit.ScriptModule, size: Sequence[int]) -> in
             raise BadModel(f"{path} gives other numbers each time: it was traced in training. Trace model.eval().")
         try:
             return None if all_alike(alone, [value[-1:] for value in tensors_in(model(two))]) else 1
-        except Exception:
+        except Exception as error:
+            if halt := stopped(error):
+                raise halt from error
             return 1
 
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from fewbit.core.inputs import LOUD, Input, example, fed, image_among
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, stopped
 from fewbit.load.contexts import evaluating, quiet
 from fewbit.load.inputs import Arguments
 from fewbit.load.ports import NamedPorts, batch_of, key_of
@@ -105,7 +105,9 @@ def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input
             with quiet():
                 want = tensors_in(called.result(tensors_of(inputs, image)))
             got = pytree.tree_leaves(graph_module(program)(*_copies(fed(inputs, example(inputs, image)))))
-        except Exception:
+        except Exception as error:
+            if halt := stopped(error):
+                raise halt from error
             return False  # why is said where it is exported for one image
     return all_alike(want, got)
 

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import LOUD, Input, advice_on_channels, example, fed, image_among, the_image
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, stopped
 from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
 from fewbit.onnx_reader.module import OnnxModule
@@ -70,7 +70,9 @@ class OnnxFile:
                 beside = self.module(*fed(inputs, example(inputs, torch.cat([LOUD * own[:-1], own[-1:]]))))
                 alone = all(_near(v[-1], beside[n][-1], 1e-5) for n, v in first.items())
                 return alone and all(v.shape[1:] == other[n].shape[1:] and _near(v[-1], other[n][-1]) for n, v in first.items())
-            except (BadModel, IndexError):
+            except (BadModel, IndexError) as error:
+                if halt := stopped(error):
+                    raise halt from error
                 return False
 
     def input_size(self, wanted: Sequence[int] | None) -> tuple[int, int, int]:

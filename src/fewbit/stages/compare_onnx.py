@@ -19,7 +19,7 @@ from onnx import TensorProto
 from fewbit.core.checks import OutputCheck
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
-from fewbit.errors import BadModel
+from fewbit.errors import BadModel, stopped
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
 from fewbit.onnx_file import load_proto
@@ -47,6 +47,8 @@ def as_it_runs(loaded: Loaded, path: Path, *, requantize: bool = False) -> Loade
         try:
             found = _given(loaded, file, written, groups)
         except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
+            if halt := stopped(error):
+                raise halt from error
             reason = first_line(error).replace(str(file), str(path))
             return _noted(loaded, f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})")
         wrong = next((check for check in _checks(loaded, written, groups, found) if check.wrong), None)
@@ -157,7 +159,9 @@ def _first(loaded: Loaded, path: Path, file: Path, far: float, requantize: bool)
                 for name, ours in written.items():
                     if name in values and _differs(ours, torch.from_numpy(values[name].copy()), far):
                         return f", first at node {node}"
-    except Exception:
+    except Exception as error:
+        if halt := stopped(error):
+            raise halt from error
         return ""  # it is a help and no more
     return ""
 

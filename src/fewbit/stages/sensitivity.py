@@ -20,6 +20,7 @@ from fewbit.core.inputs import Batch, count
 from fewbit.core.plan import Plan
 from fewbit.data.images import Images
 from fewbit.files import write_atomic, write_json
+from fewbit.folder import MARKS, RECORDS
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.report.sensitivity import draw
@@ -32,7 +33,7 @@ from fewbit.typed import typed
 from fewbit.verify.times import NOISE, Times
 from fewbit.workers import HERE, Workers
 
-FILE, PAGE = "sensitivity.json", "sensitivity.html"
+FILE, PAGE = RECORDS["sensitivity"], MARKS["sensitivity"]
 FEW = 0.01  # of the loss of all modules, below which one is left float last
 FASTER = "loss for each millisecond gained"
 LIGHTER = "loss for each multiply-accumulate"

@@ -22,7 +22,7 @@ from fewbit.core.bits import Bits
 from fewbit.core.device import on
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import TWIN
 from fewbit.progress import Progress
@@ -140,6 +140,8 @@ class Walk:
         try:
             row |= self.measure(index, self.request(changes))
         except FewbitError as error:
+            if halt := stopped(error):
+                raise halt from error
             if not self.rows:
                 raise
             row["why"] = str(error)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewbit.capture import capture
 from fewbit.core.inputs import example, image_among
+from fewbit.errors import stopped
 from fewbit.folder import TWIN
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
@@ -36,6 +37,8 @@ def holds_at_other_sizes(loaded: Loaded, form: Mapping[str, Any]) -> bool:
                 checks = twin_checks(loaded.program, graph.inputs, twin, AS_WRITTEN, [example(graph.inputs, images)])
                 if any(check.wrong for check in checks):
                     return False
-        except Exception:  # whatever is wrong with the one size as well is said when that is captured
+        except Exception as error:  # whatever is wrong with the one size as well is said when that is captured
+            if halt := stopped(error):
+                raise halt from error
             return False
     return True
