@@ -25,7 +25,7 @@ from rows import Bench, options, rows_of, summary, with_ends
 
 from fewbit.choose import Bits, Context, Recipe, choose, parse_bits
 from fewbit.choose.joint_search import JointSearch, Model
-from fewbit.choose.loss import BATCH, Measure
+from fewbit.choose.loss import BATCH, ModelLoss
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.shelf import Rebatched
 from fewbit.files import read_json, write_json
@@ -61,7 +61,7 @@ def model_of(bench: Bench, bits: int) -> Model:
     assert isinstance(widths, Bits)
     context = Context(bench.graph, bench.stats, load_target(args.target), widths, images=batches, everything=True)
     plan = choose(context, Recipe("", (MSE,)))
-    return Model(plan, context, Measure.of(bench.graph, batches), batches, "moved")
+    return Model(plan, context, ModelLoss.of(bench.graph, batches), batches, "moved")
 
 
 def cross(bench: Bench, bits: int, seed: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import pretend
 from fewbit import quantize
 from fewbit.choose import Bits, Context, choose, columns
-from fewbit.choose.distill import Course, Distill, Student
+from fewbit.choose.distill import Course, Distill, LearnedPlan
 from fewbit.choose.sensitivity import Losses
 from fewbit.cli import app
 from fewbit.core import device as room
@@ -186,10 +186,10 @@ def test_learning_that_was_killed_goes_on_there(conv_net: Any, tmp_path: Path) -
         aside=[conv_net.images[:4]], everything=True, folder=tmp_path,
     )  # fmt: skip
     plan, settings = on(choose(context, RECIPES["mse"]), PRETEND), Distill(steps=4, batch=4, checks=2, seconds=None)
-    first = Course(Student(plan, context), context, settings)
+    first = Course(LearnedPlan(plan, context), context, settings)
     first.advance()
     first.save(tmp_path / "state", 1.0, first.student.state())
-    again = Course(Student(plan, context), context, settings)
+    again = Course(LearnedPlan(plan, context), context, settings)
     again.resume(tmp_path / "state")
     for course in (first, again):
         course.advance()

@@ -47,6 +47,7 @@ COMMON = {
 }  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",
+    "tasks": "task",
     "run": "pipeline",
     "__main__": "cli",
     "": "pipeline",

@@ -31,10 +31,10 @@ def check_device(request: Options) -> None:
 
 def check_runtime(request: Options) -> None:
     """Raises FewbitError where the target's runtime can run here and is not installed."""
-    from fewbit.runtimes import HERE, runtime_names
+    from fewbit.runtimes import RUNNABLE, runtime_names
 
     name = request.hardware.runtime
-    if name in HERE and name not in runtime_names():
+    if name in RUNNABLE and name not in runtime_names():
         raise FewbitError(
             f"target {request.hardware.name} runs in {name}, which is not installed: pip install 'fewbit[{name}]', or give "
             "another --target; `fewbit targets` lists them."

@@ -44,6 +44,7 @@ from fewbit.fields import (
     pixel_check,
 )
 from fewbit.refuse import refuse
+from fewbit.tasks import HELP as TASKS
 from fewbit.workers import refuse as refuse_workers
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ class Options(Asked):
     score: Any = Field(default=None, description="Images to score on; without it a part of --images is held out.")
     task: Any = Field(
         default=None,
-        description="What the outputs mean: classify, detect:FORM (yolox, yolov5, yolov8, yolov10, detr, rtdetr, ssd, "
-        "torchvision), segment, depth, embed, restore, tensors (numbers), or file.py:NAME of your own. Many models say it "
-        "themselves; of others one list of numbers is a class.",
+        description=f"What the outputs mean: {TASKS}, or file.py:NAME of your own. Many models say it themselves; of "
+        "others one list of numbers is a class.",
         examples=["segment"],
     )
     annotations: Annotated[Path | None, BeforeValidator(as_path)] = Field(

@@ -171,6 +171,7 @@ class Runtime:
     domain            that of operators of its own, which no other runtime loads
     kernels           the integer kernels of its optimised graph are counted
     quantizes_inside  its kernels make the codes that they read: no time of their own in a table of costs
+    examples          the examples in C++ and JavaScript (deploy/templates/) load its files
     """
 
     name: str
@@ -180,6 +181,7 @@ class Runtime:
     domain: str = ""
     kernels: bool = False
     quantizes_inside: bool = False
+    examples: bool = False
 
     @property
     def variants(self) -> dict[str, str]:
@@ -196,6 +198,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             fusions=("matmul_bias", "multi_head_attention", "joint_qkv", "qattention", "quick_gelu", "factors_in_rows"),
             domain="com.microsoft",
             kernels=True,
+            examples=True,
         ),
         Runtime(
             "openvino",
@@ -215,7 +218,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         Runtime("other"),  # a machine that only its target file describes
     )
 }
-HERE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
+RUNNABLE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
 
 
 ELSEWHERE = "Choose a target of another runtime (fewbit targets), or take these out of the model."
@@ -237,7 +240,7 @@ def _said(error: Exception) -> str:
 
 def runtime_names() -> tuple[str, ...]:
     """The runtimes that are installed."""
-    return tuple(name for name in HERE if importlib.util.find_spec(name) is not None)
+    return tuple(name for name in RUNNABLE if importlib.util.find_spec(name) is not None)
 
 
 def runtimes_for(path: Path) -> tuple[str, ...]:
@@ -260,7 +263,7 @@ def _loads(runtime: str, path: Path) -> bool:
 def timed(path: Path) -> tuple[str, ...]:
     """The sessions to time a file in: each runtime, and its other precisions where the processor has them."""
     names = runtimes_for(path)
-    sessions = [(HERE[name].session, HERE[name].variants) for name in names]
+    sessions = [(RUNNABLE[name].session, RUNNABLE[name].variants) for name in names]
     return (*names, *(n for session, variants in sessions for n, p in variants.items() if session and session.supports(p)))
 
 
@@ -268,8 +271,8 @@ def open_session(runtime: str, path: Path, *, threads: int = 0, outputs: Sequenc
     """A session by the name of its runtime; `openvino-bf16` computes float ops in bf16. Raises UnknownName, or
     FewbitError where the package is not installed.
     """
-    sessions = {name: (r, "f32") for name, r in HERE.items()}
-    sessions |= {name: (r, precision) for r in HERE.values() for name, precision in r.variants.items()}
+    sessions = {name: (r, "f32") for name, r in RUNNABLE.items()}
+    sessions |= {name: (r, precision) for r in RUNNABLE.values() for name, precision in r.variants.items()}
     if runtime not in sessions:
         raise UnknownName("runtime", runtime, tuple(sessions))
     entry, precision = sessions[runtime]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fewbit.choose import Bits, Recipe, choose
-from fewbit.choose.distill import STATE, Course, Distill, Learned, Student
-from fewbit.choose.loss import Measure
+from fewbit.choose.distill import STATE, Course, Distill, Learned, LearnedPlan
+from fewbit.choose.loss import ModelLoss
 from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.core.grid import Grid
 from fewbit.errors import BadImages
@@ -61,7 +61,7 @@ def test_the_gradients_of_a_learned_step_are_those_of_autograd():
 def test_the_plan_has_the_loss_that_is_said_and_a_smaller_one(conv_net):
     context, plan = distilled(conv_net)
     (log,) = plan.logs("distill")
-    measure = Measure.of(context.graph, context.aside)
+    measure = ModelLoss.of(context.graph, context.aside)
     start = START(context.start(), context)
     assert measure(Executor.of(context.graph, start), context.aside) == pytest.approx(log.summary["before"])
     assert measure(Executor.of(context.graph, plan), context.aside) == pytest.approx(log.summary["after"], rel=1e-4)
@@ -112,7 +112,7 @@ def test_too_few_images_to_set_one_aside_are_refused(conv_net):
 def test_a_student_before_the_first_step_computes_what_the_plan_does(conv_net):
     context, _ = distilled(conv_net, settings=dataclasses.replace(SHORT, steps=1, checks=1))
     start = START(context.start(), context)
-    student = Student(start, context)
+    student = LearnedPlan(start, context)
     images = conv_net.images[:4]
     expected = Executor.of(context.graph, start)(images)
     for outputs in (student(images), Executor.of(context.graph, student.quantized()[0])(images)):

@@ -12,7 +12,7 @@ import torch
 
 from conftest import Captured
 from fewbit.choose import Bits, LabelledImages
-from fewbit.choose.finetune import Finetune, Student, cropped
+from fewbit.choose.finetune import Finetune, TunedModel, cropped
 from fewbit.choose.soft_codes import Straight
 from fewbit.core.grid import Grid, QParams, fake
 from fewbit.core.plan import Json, Plan
@@ -68,7 +68,7 @@ def test_the_student_before_training_is_the_simulation(name: str, request: pytes
     net = request.getfixturevalue(name)
     plan = net.plan("ort-x86-vnni", "mse", bits=W4)
     with torch.no_grad():
-        torch.testing.assert_close(Student(net.graph, plan)(net.images)[0], simulate(net.graph, plan)(net.images))
+        torch.testing.assert_close(TunedModel(net.graph, plan)(net.images)[0], simulate(net.graph, plan)(net.images))
 
 
 def test_no_steps_leave_the_plan_as_it_was(conv_net: Captured) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, Recipe
 from fewbit.choose.joint_search import JointSearch, Model
-from fewbit.choose.loss import Measure
+from fewbit.choose.loss import ModelLoss
 from fewbit.choose.powell import parabola
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
 from fewbit.core.grid import codes, of_bias, qparams_from_range
@@ -121,7 +121,7 @@ def test_all_weights_and_all_activations_are_the_two_kinds(net):
 
 def a_model(net, target=VNNI, bits=W4A4, start=MSE):
     batches, context = net.images.split(4), context_for(net.graph, net.stats, target, bits=bits)
-    return Model(start(context.start(), context), context, Measure.of(net.graph, batches), batches, "moved")
+    return Model(start(context.start(), context), context, ModelLoss.of(net.graph, batches), batches, "moved")
 
 
 def points(model, count, seed=0):
@@ -188,7 +188,7 @@ def test_with_labels_the_loss_is_cross_entropy(conv_net):
 
 
 def test_an_answer_that_is_no_number_is_infinitely_bad(conv_net):
-    measure = Measure.of(conv_net.graph, conv_net.images.split(16))
+    measure = ModelLoss.of(conv_net.graph, conv_net.images.split(16))
     assert measure.total([(torch.full((16, 4), math.nan),)]) == math.inf
 
 
@@ -331,7 +331,7 @@ class Killed(Exception):
 def test_a_killed_search_goes_on_and_computes_nothing_twice(conv_net, tmp_path, monkeypatch, after):
     whole = searched(conv_net, journal=Journal(tmp_path / "whole"))
     count = len((tmp_path / "whole").read_text().splitlines())
-    computed, total = [], Measure.total
+    computed, total = [], ModelLoss.total
 
     def counted(self, outputs):
         if len(computed) == after and not resumed:
@@ -339,7 +339,7 @@ def test_a_killed_search_goes_on_and_computes_nothing_twice(conv_net, tmp_path, 
         computed.append(1)
         return total(self, outputs)
 
-    monkeypatch.setattr(Measure, "total", counted)
+    monkeypatch.setattr(ModelLoss, "total", counted)
     resumed = False
     with pytest.raises(Killed):
         searched(conv_net, journal=Journal(tmp_path / "part"))
@@ -372,13 +372,13 @@ class Clock:
     """Each evaluation takes a second."""
 
     def __init__(self, monkeypatch):
-        self.now, total = 0.0, Measure.total
+        self.now, total = 0.0, ModelLoss.total
 
         def slow(measure, outputs):
             self.now += 1
             return total(measure, outputs)
 
-        monkeypatch.setattr(Measure, "total", slow)
+        monkeypatch.setattr(ModelLoss, "total", slow)
 
     def __call__(self):
         return self.now

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from fewbit.capture.sites import readers, tensor_of
-from fewbit.choose.finetune import Student
+from fewbit.choose.finetune import TunedModel
 from fewbit.choose.soft_codes import Straight
 from fewbit.core.graph import Graph
 from fewbit.core.grid import fake, values
@@ -155,7 +155,7 @@ def test_gradients_are_those_of_the_interpreter(net):
 @pytest.mark.parametrize("recipe", ["mse", "liu2021-bias"])
 def test_a_students_gradients_are_those_of_an_edited_graph(net, recipe):
     plan = net.plan("ort-x86-vnni", recipe)
-    student, graph = Student(net.graph, plan), net.graph
+    student, graph = TunedModel(net.graph, plan), net.graph
     oracle = edited(graph, plan, straight=True)
     inputs: dict[str, Tensor] = {}  # the oracle's leaves, by the buffer that a node reads
     leaves: dict[str, Tensor] = {}

@@ -17,10 +17,12 @@ from conftest import Captured, Realized
 from fewbit import quantize
 from fewbit.choose import Bits
 from fewbit.cli import app
+from fewbit.deploy.python.session import session
 from fewbit.errors import BadFile, FewbitError
 from fewbit.lint import disagreements, lint, truth
+from fewbit.lint.truth import RAN
 from fewbit.realize import realize
-from fewbit.runtimes import runtime_names
+from fewbit.runtimes import RUNNABLE, open_session, runtime_names
 from fewbit.target import load_target
 
 ORT = load_target("ort-x86-vnni")
@@ -364,6 +366,17 @@ def test_a_runtime_without_rules_is_named(tmp_path: Path) -> None:
     net, output = fused_conv()
     with pytest.raises(FewbitError, match=r"no rules for runtime 'abacus'.*onnxruntime, openvino, other, tensorrt"):
         lint(net.save(tmp_path / "net.onnx", output), on("abacus"))
+
+
+def test_every_runtime_that_runs_here_is_looked_at_and_deployed(tmp_path: Path) -> None:
+    assert set(RAN) == set(RUNNABLE)
+    net, output = fused_conv()
+    path, x = net.save(tmp_path / "net.onnx", output), {one.name: one for one in onnx.load(tmp_path / "net.onnx").graph.input}
+    feeds = {name: np.ones([size.dim_value for size in one.type.tensor_type.shape.dim], np.float32) for name, one in x.items()}
+    for runtime in runtime_names():
+        (mine,) = session(path, [output], runtime)(feeds)
+        (theirs,) = open_session(runtime, path).run(*feeds.values()).values()
+        assert np.array_equal(mine, theirs)
 
 
 def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:

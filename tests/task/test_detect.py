@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pkgutil
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +18,11 @@ from PIL import Image
 from fewbit.core.task import Output, Placement, Signature
 from fewbit.errors import BadImages, BadModel, UnknownName
 from fewbit.task import check_name, task_named
-from fewbit.task.decode import Found, Queries, Ssd, Yolo, Yolox, select
+from fewbit.task.decode import DECODERS, Found, Queries, Ssd, Yolo, Yolox, select
 from fewbit.task.detect import Detect, apart
 from fewbit.task.objects import Objects, read
 from fewbit.task.precision import matched
+from fewbit.tasks import BOXES, TASKS
 
 STILL = Placement((1.0, 1.0), (0.0, 0.0), (64, 64))
 
@@ -475,3 +477,10 @@ def test_boxes_are_drawn_with_the_names_of_classes():
     x0, y0, _, y1 = found.boxes[0].round().long().tolist()
     assert np.asarray(drawn)[(y0 + y1) // 2, x0].tolist() != [255, 255, 255]  # the left edge of the best box
     assert blank.tobytes() != drawn.tobytes()
+
+
+def test_what_task_takes_is_what_there_is() -> None:
+    assert tuple(DECODERS) == BOXES
+    for name, task in TASKS.items():
+        assert pkgutil.resolve_name(task.where).name == name
+        assert all(option in task.help for option in task.variants)

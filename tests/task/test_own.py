@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from fewbit.choose.loss import ModelLoss
 from fewbit.core.task import Output
+from fewbit.deploy.folder import decoded
 from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.request import Request
 from fewbit.stages.task import meant, reopened
@@ -164,6 +167,52 @@ def test_a_task_is_looked_at_from_where_it_is_named_on():
         task.divergence([torch.zeros(4, 5)], [torch.zeros(4, 5)])
     ours = Classify(0, 5)
     assert own.watched(ours) is ours
+
+
+class Pair(Bad):
+    """A user's own classifier that is none of fewbit's: what it gives is what it is told."""
+
+    def program(self):
+        return self.given("program", (("classify",), {"index": 1}))
+
+    @property
+    def logits(self):
+        return self.given("logits", 1)
+
+
+def test_a_users_task_has_logits_and_a_program() -> None:
+    outputs = (Output("hidden", (7, 8)), Output("y", (5,)))
+    task, _ = meant(Pair(), model(*outputs), ())
+    assert (task.logits, task.program()) == (1, (("classify",), {"index": 1}))
+    logits, labels = [torch.randn(4, 7, 8), torch.randn(4, 5)], torch.tensor([0, 4, 2, 2])
+    loss = ModelLoss(task, (), labels).total([logits])
+    assert loss == pytest.approx(F.cross_entropy(logits[1].double(), labels).item())
+    pieces, fields = decoded(SimpleNamespace(task=task, tail=None))  # type: ignore[arg-type]
+    assert (pieces, fields) == (("classify",), {"task": "bad", "index": 1})
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        ({"logits": "1"}, r"Pair\.logits gave '1'; None, or the number of an output, from 0 is needed"),
+        ({"logits": -1}, r"Pair\.logits gave -1; None, or the number"),
+        ({"logits": 2}, r"Pair\.logits gave 2; the number of an output \(batch, classes\) is needed"),
+        ({"logits": 0}, r"Pair\.logits gave 0; the number of an output \(batch, classes\) is needed"),
+        ({"logits": KeyError("k")}, r"Pair\.logits raised KeyError: 'k', at line"),
+        ({"classes": 4}, r"Pair\.logits gave 1; the number of an output \(batch, 4 classes\) is needed"),
+        ({"program": None}, r"Pair\.program gave None; a tuple of the names of pieces"),
+        ({"program": (("classify",), {1: 2})}, r"Pair\.program gave .*; a tuple of the names of pieces"),
+        ({"program": (("classify",), {"index": torch.ones(2)})}, r"Pair\.program gave .*; what JSON can hold"),
+        ({"program": (("clasify",), {})}, r"Pair\.program gave \('clasify',\); pieces of predict.py that make an answer"),
+        ({"program": (("detect",), {})}, r"Pair\.program gave \('detect',\); pieces of predict.py that make an answer"),
+        ({"program": ((), {})}, r"Pair\.program gave \(\); pieces of predict.py"),
+    ],
+)
+def test_logits_and_a_program_that_cannot_be_are_refused_when_the_task_is_named(gives, message):
+    task = Pair(**gives)
+    task.classes = gives.get("classes")
+    with pytest.raises(BadModel, match=message):
+        meant(task, model(Output("hidden", (7, 8)), Output("y", (5,))), ())
 
 
 def test_a_users_task_without_a_name_is_refused():

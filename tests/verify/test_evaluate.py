@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fewbit.choose.loss import Measure
+from fewbit.choose.loss import ModelLoss
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile, BadModel, UnknownName
 from fewbit.task import Task, recognise
@@ -110,7 +110,7 @@ def test_a_users_task_that_fails_is_named(realized_conv_net, pictures):
     with pytest.raises(BadModel, match=r"Failing\.add raised ValueError: no angle"):
         evaluate(run.float_path, run.path, images, outputs, watched(Failing()), threads=1)
     with pytest.raises(BadModel, match=r"Failing\.divergence gave 'far'"):
-        Measure(watched(Failing()), [[torch.zeros(2, 3)]]).total([[torch.zeros(2, 3)]])
+        ModelLoss(watched(Failing()), [[torch.zeros(2, 3)]]).total([[torch.zeros(2, 3)]])
 
 
 def test_progress_counts_every_image_once(realized_conv_net, pictures):

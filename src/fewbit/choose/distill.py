@@ -18,7 +18,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, counts_of
 from fewbit.choose.finetune import cropped
 from fewbit.choose.headroom import sums_are_safe
-from fewbit.choose.loss import Measure
+from fewbit.choose.loss import ModelLoss
 from fewbit.choose.soft_codes import Rounded, cosine, soft_fake
 from fewbit.core.device import CPU, has_bfloat16, on
 from fewbit.core.graph import Op
@@ -96,7 +96,7 @@ class Distill:
         would not be safe in the accumulator keeps its old ones.
         """
         self.check(context)
-        student = Student(plan, context)
+        student = LearnedPlan(plan, context)
         record = Course(student, context, self).run()
         learned, unchanged = student.quantized() if record["kept"] else (plan, [])
         log = PassLog.of("distill", self, summary={**record, "unchanged": unchanged})
@@ -106,11 +106,11 @@ class Distill:
 class Course:
     """The steps, and the state that a killed run goes on from."""
 
-    def __init__(self, student: Student, context: Context, settings: Distill) -> None:
+    def __init__(self, student: LearnedPlan, context: Context, settings: Distill) -> None:
         self.student, self.context, self.settings = student, context, settings
         self.images = Shelf.of(map(images_of, context.images), context.folder)
         self.exact, self.task = Executor(context.graph), task_of(context.graph)
-        self.measure = Measure.of(context.graph, context.aside)
+        self.measure = ModelLoss.of(context.graph, context.aside)
         self.random = torch.Generator().manual_seed(context.seed)
         groups = zip(student.groups(), (settings.codes, settings.scales, settings.biases), strict=True)
         self.optimizer = torch.optim.Adam([{"params": some, "way": way} for some, way in groups if some])
@@ -228,7 +228,7 @@ class Course:
         return about["best"], best
 
 
-class Student:
+class LearnedPlan:
     """A plan whose codes, scales and biases are parameters."""
 
     def __init__(self, plan: Plan, context: Context) -> None:

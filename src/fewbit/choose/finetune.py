@@ -22,7 +22,7 @@ from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
-from fewbit.task import Classify, task_of
+from fewbit.task import task_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Finetune:
         """
         self.check(context)
         graph, builder = context.graph, PlanBuilder(plan, context)
-        student = Student(graph, plan)
+        student = TunedModel(graph, plan)
         record = train(student, context, self)
         unchanged = set_tuned(builder, student, described(self))
         return builder.plan(PassLog.of("finetune", self, summary={**record, "kept": unchanged}))
@@ -109,7 +109,7 @@ class Finetune:
 SHORTER = Finetune(epochs=30, iterations=100, lr=1e-5, images=SHORT, pool=1024, real_crop=(0.5, 1.0))
 
 
-class Student(nn.Module):
+class TunedModel(nn.Module):
     """A plan whose weights and biases are trained: its grids and scales, rounding with a straight gradient.
 
     `weights` are real numbers, before training the float model's; `biases` begin as the plan's. The codes of an integer bias
@@ -144,13 +144,13 @@ class Student(nn.Module):
 
 def _class_output(graph: Graph) -> int:
     """Which output has the classes. Raises BadImages for a model that has none."""
-    task = task_of(graph)
-    if not isinstance(task, Classify):
+    index = task_of(graph).logits
+    if index is None:
         raise BadImages("fine-tuning needs a model that gives a class for an image; take another recipe: --recipe fast.")
-    return task.index
+    return index
 
 
-def train(student: Student, context: Context, settings: Finetune) -> dict[str, Json]:
+def train(student: TunedModel, context: Context, settings: Finetune) -> dict[str, Json]:
     """Train in place; returns the first and last losses for the log. Raises BadValues where the loss is not finite."""
     sets = _image_sets(context)
     real = sets[0] if context.real_images and context.images else None
@@ -193,7 +193,7 @@ def train(student: Student, context: Context, settings: Finetune) -> dict[str, J
     }
 
 
-def set_tuned(builder: PlanBuilder, student: Student, method: str) -> list[str]:
+def set_tuned(builder: PlanBuilder, student: TunedModel, method: str) -> list[str]:
     """Put trained weights, quantized again, and trained biases into a plan.
 
     Returns the sites of weights with unchanged codes: the new ones would not be safe in the accumulator.

@@ -16,7 +16,7 @@ from fewbit.core.device import CPU, on, wide, widest
 from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import Batch, Input, count, fed
 from fewbit.execute.executor import Executor
-from fewbit.task import Classify, task_of
+from fewbit.task import task_of
 
 VALUES = 1 << 15  # of each site, over all images
 
@@ -91,13 +91,13 @@ def _backward(
 
 def _sampled_log_prob(graph: Graph, outputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
     """log p of an answer drawn from the model's own, summed over a batch; of tensors a projection of each on noise."""
-    task = task_of(graph)
-    if not isinstance(task, Classify):
+    index = task_of(graph).logits
+    if index is None:
         reals = [y for y in outputs if y.is_floating_point()]
         spreads = [y.detach().std().clamp_min(1e-30) if len(reals) > 1 else 1.0 for y in reals]
         noise = (torch.randn(y.shape, generator=generator).to(y.device) for y in reals)
         return cast(Tensor, sum((y * n).sum() / s for y, n, s in zip(reals, noise, spreads, strict=True)))
-    output = outputs[task.index] / temperature
+    output = outputs[index] / temperature
     classes = torch.multinomial(on(output.detach().softmax(1), CPU), 1, generator=generator)
     return output.log_softmax(1).gather(1, on(classes, output.device)).sum()
 

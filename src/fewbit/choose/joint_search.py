@@ -19,7 +19,7 @@ from torch.fx import Node
 from fewbit.capture.sites import readers
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context
-from fewbit.choose.loss import BATCH, Measure
+from fewbit.choose.loss import BATCH, ModelLoss
 from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
 from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
@@ -103,7 +103,7 @@ class JointSearch:
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan at the best point evaluated. The context's journal has the losses that a killed run has computed."""
         batches = context.batched(BATCH, self.images)
-        measure = Measure.of(context.graph, batches, context.labels if self.loss == "labels" else None)
+        measure = ModelLoss.of(context.graph, batches, context.labels if self.loss == "labels" else None)
         start = _start(self, plan, context, measure, batches)
         model = Model(start.plan, context, measure, batches, described(self))
         losses: list[float] = []
@@ -177,7 +177,7 @@ class Start:
     fit: Parabola | None
 
 
-def _start(search: JointSearch, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor]) -> Start:
+def _start(search: JointSearch, plan: Plan, context: Context, measure: ModelLoss, batches: Sequence[Tensor]) -> Start:
     """The p with the smallest loss, of all `norms` and the vertex of the parabola through their losses.
 
     After half of the time no further value is evaluated; the first always is.
@@ -222,7 +222,7 @@ class Model:
     differ only from some op on, the model is computed from there on.
     """
 
-    def __init__(self, plan: Plan, context: Context, measure: Measure, batches: Sequence[Tensor], method: str) -> None:
+    def __init__(self, plan: Plan, context: Context, measure: ModelLoss, batches: Sequence[Tensor], method: str) -> None:
         self.measure, self.method, graph = measure, method, context.graph
         self.overlay = Executor.of(graph, plan)
         self.builder = PlanBuilder(plan, context, self.overlay)

@@ -15,13 +15,13 @@ from fewbit.core.inputs import Batch
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.task import Classify, Task, task_of
+from fewbit.task import Task, task_of
 
 BATCH = 32
 
 
 @dataclass(frozen=True)
-class Measure:
+class ModelLoss:
     """The loss of a model's outputs: their divergence from exact ones, batch by batch, in the task's terms (of a classifier the
     KL divergence), or with labels the cross-entropy; means over images.
     """
@@ -31,13 +31,13 @@ class Measure:
     labels: Tensor | None = None
 
     @staticmethod
-    def of(graph: Graph, batches: Sequence[Batch], labels: Tensor | None = None) -> Measure:
+    def of(graph: Graph, batches: Sequence[Batch], labels: Tensor | None = None) -> ModelLoss:
         """Against the outputs of the float model. Raises BadImages for labels where the model is no classifier."""
         task = task_of(graph)
-        if labels is not None and not isinstance(task, Classify):
+        if labels is not None and task.logits is None:
             raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
         exact = () if labels is not None else [on(one, CPU) for one in Stream(Executor(graph), batches).outputs()]
-        return Measure(task, exact, labels)
+        return ModelLoss(task, exact, labels)
 
     def __call__(self, overlay: Executor, batches: Sequence[Batch]) -> float:
         """The loss of an overlay's outputs for batches of images."""
@@ -51,6 +51,12 @@ class Measure:
             if self.labels is None:
                 loss += float(self.task.divergence(self.exact[i], tensors))
             else:
-                loss += cast(Classify, self.task).cross_entropy(tensors, self.labels[count : count + n])
+                loss += cross_entropy(tensors[cast(int, self.task.logits)], self.labels[count : count + n])
             count += n
         return loss / count if math.isfinite(loss) else math.inf
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """That of labels (b,) by logits (b, classes), summed over the images of a batch."""
+    q = logits.flatten(1).double().log_softmax(1)
+    return -cast(float, q.gather(1, labels[:, None]).sum().item())

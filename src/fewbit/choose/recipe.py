@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from fewbit.choose.context import Context
-from fewbit.choose.sensitivity import Measure, OutputKL
+from fewbit.choose.sensitivity import ModuleMeasure, OutputKL
 from fewbit.core.plan import Plan
 from fewbit.equalize import Equalize
 
@@ -35,5 +35,5 @@ class Recipe:
     about: str
     passes: tuple[Pass, ...]
     equalize: Equalize | None = None
-    sensitivity: Measure = field(default_factory=OutputKL)
+    sensitivity: ModuleMeasure = field(default_factory=OutputKL)
     judged: bool = False

@@ -32,7 +32,7 @@ class Sensitivity:
     nuclear: float | None = None
 
 
-class Measure(ABC):
+class ModuleMeasure(ABC):
     """From uniform plans by width to the sensitivity of each module; `images` is how many calibration images it looks at."""
 
     images: int
@@ -70,7 +70,7 @@ class Measure(ABC):
 
 
 @dataclass(frozen=True)
-class NuclearNorm(Measure):
+class NuclearNorm(ModuleMeasure):
     """Ω(b) = Σ_j σ_j(Y) · ||Ŷ(b) - Y||² (Liu et al. 2021, section 3.4), each module on its float inputs.
 
     Y is the attention map of an attention module, A = Q Kᵀ as in the paper's equation 3, scaled (`map`: or the probabilities),
@@ -111,7 +111,7 @@ class NuclearNorm(Measure):
 
 
 @dataclass(frozen=True)
-class OutputKL(Measure):
+class OutputKL(ModuleMeasure):
     """How far the model's outputs are from the float model's where only one module is quantized, in the terms of its task (of a
     classifier the KL divergence of the answers), mean over images.
 

@@ -11,13 +11,14 @@ from rich.table import Table
 from fewbit import fields
 from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
 from fewbit.folder import MODEL, NUMBERS, REPORT, TWIN
+from fewbit.runtimes import RUNNABLE
 
 
 @command
 def evaluate(
     run: Path,
     images: Annotated[str, typer.Option(help="Images not used for calibration.")],
-    runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino")] = None,
+    runtime: Annotated[str | None, typer.Option(help=" or ".join(RUNNABLE))] = None,
     limit: Annotated[int | None, typer.Option(min=1)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad")] = False,
     annotations: Annotated[Path | None, typer.Option(help="What is known of the images, as for quantize.")] = None,

@@ -154,6 +154,13 @@ class Task(ABC):
     names: tuple[str, ...] = ()  # of the classes, if known
 
     @property
+    def logits(self) -> int | None:
+        """The number of the output with a logit for each class of an image, (b, classes); None of a task without such.
+        `--loss labels`, fine-tuning and weights by Fisher information read it.
+        """
+        return None
+
+    @property
     def spec(self) -> str:
         """As `--task` takes it."""
         return self.name
@@ -185,3 +192,9 @@ class Task(ABC):
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image | None:
         """The prediction for one image on its picture (the model's input as RGB), from outputs (1, ...); None: not drawn."""
         return None
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        """The pieces of `predict.py` (deploy/python/) that make an answer of the outputs, one of which defines `answer`, and
+        the numbers that they need, as JSON. By default the answer is the outputs.
+        """
+        return ("numbers",), {}

@@ -27,7 +27,7 @@ from fewbit.errors import BadFile, FewbitFailed, UnknownName
 from fewbit.files import read_json, write_json
 from fewbit.folder import MODEL, SAMPLE, checked
 from fewbit.onnx_file import DATA, is_external
-from fewbit.runtimes import runtime_names, runtimes_for
+from fewbit.runtimes import RUNTIMES, runtime_names, runtimes_for
 
 Arrays = Mapping[str, NDArray[Any]]
 LOADS = 5  # times that a file is loaded to time it
@@ -99,9 +99,9 @@ def _refuse(run: Path, to: Path, runtime: str, name: str) -> None:
 
 
 def _tell(part: Path, task: Mapping[str, Any]) -> None:
-    """Name the file in what stands about it; the examples are of onnxruntime."""
+    """Name the file in what stands about it, and leave out examples that do not load it."""
     readme = (part / "README.md").read_text(encoding="utf-8")
-    if task["runtime"] != "onnxruntime":
+    if not RUNTIMES[task["runtime"]].examples:
         readme = "".join(line for line in readme.splitlines(keepends=True) if "example.cpp" not in line)
         for path in part.glob("example.*"):
             path.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,13 @@ import torch
 
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import arrays_of, example, image_among
-from fewbit.core.task import Task
 from fewbit.deploy.program import program
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MODEL
-from fewbit.task import Classify, Depth, Detect, Restore, Segment, task_of
-from fewbit.task.decode import Queries, Selected, Yolo, Yolox
+from fewbit.task import task_of
 
 Json = Any
 FOLDER = "deploy"
-DECODERS: Mapping[type, str] = {
-    Yolox: "detect_yolox",
-    Yolo: "detect_yolo",
-    Selected: "detect_selected",
-    Queries: "detect_queries",
-}
 
 
 @dataclass(frozen=True)
@@ -72,26 +64,12 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
 
 
 def decoded(graph: Graph) -> tuple[tuple[str, ...], dict[str, Json]]:
-    """The pieces that make an answer of the outputs, and the numbers that they need. Behind a tail, for tasks of a user's own
-    and for what needs more than a few lines (SSD) the answer is the outputs.
+    """The pieces that make an answer of the outputs, and the numbers that they need, as the task says. Behind a tail the answer
+    is the outputs.
     """
-    task: Task = task_of(graph)
-    fields: dict[str, Json] = {"task": task.spec}
-    match task:
-        case _ if graph.tail:
-            pass
-        case Classify():
-            return ("classify",), {**fields, "index": task.index}
-        case Detect() if piece := DECODERS.get(type(task.decoder)):
-            said = {"overlaps": task.decoder.overlaps, "alone": task.decoder.alone}
-            return ("detect", piece), {**fields, **asdict(task.decoder), **said}  # type: ignore[call-overload]
-        case Segment():
-            return ("segment",), {**fields, "index": task.index, "threshold": task.threshold}
-        case Depth():
-            return ("depth",), {**fields, "index": task.index, "relative": task.relative}
-        case Restore():
-            return ("restore",), {**fields, "index": task.index}
-    return ("numbers",), fields
+    task = task_of(graph)
+    pieces, fields = (("numbers",), {}) if graph.tail else task.program()
+    return pieces, {"task": task.spec, **fields}
 
 
 def _constants(graph: Graph) -> dict[str, np.ndarray[Any, Any]]:

@@ -59,5 +59,10 @@ def loaded(pieces: Sequence[str]) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
+def answers(pieces: Sequence[str]) -> bool:
+    """Whether fewbit has these pieces, and they make an answer of the outputs."""
+    return _known().issuperset(pieces) and callable(getattr(loaded(pieces), "answer", None))
+
+
 def _known() -> set[str]:
     return {*SHARED, *(path.name.removesuffix(".py") for path in files(PIECES).iterdir() if path.name.endswith(".py"))}

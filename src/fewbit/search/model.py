@@ -15,7 +15,7 @@ from torch import Tensor
 from fewbit.choose import Bits, Context, Recipe
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.headroom import overflowing
-from fewbit.choose.loss import BATCH, Measure
+from fewbit.choose.loss import BATCH, ModelLoss
 from fewbit.choose.ranges import moved_codes
 from fewbit.core.graph import Graph, Site
 from fewbit.core.plan import Bias, Choice, Plan, SameAs
@@ -175,7 +175,7 @@ class Loss:
             raise BadImages("--loss labels needs calibration images with labels; give those, or leave it at --loss kl.")
         batches = Rebatched(images, graph.at_a_time(BATCH))
         self.graph, self.given = graph, (images, labels, kind)
-        self.measure = Measure.of(graph, batches, labels if kind == "labels" else None)
+        self.measure = ModelLoss.of(graph, batches, labels if kind == "labels" else None)
         self.walk = Stream(Executor(graph, ()), batches)
         self._place = {op.name: self.walk.index[self.walk.overlay.nodes[op.node]] for op in graph.ops}
         self._last = Plan("", "", "", {}, ())

@@ -27,7 +27,7 @@ from fewbit.progress import Progress
 from fewbit.report import tables
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
-from fewbit.runtimes import RUNTIMES
+from fewbit.runtimes import RUNNABLE, RUNTIMES
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
 from fewbit.stages.settle import said
@@ -37,7 +37,7 @@ from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
 SKIPPED = ("times", "sensitivity of modules", "outliers", "attention", "pictures")  # of a quick run
-PACKAGES = ("fewbit", "torch", "onnx", "onnxruntime", "openvino", "timm")
+PACKAGES = ("fewbit", "torch", "onnx", *RUNNABLE, "timm")
 
 
 def summarize(

@@ -11,12 +11,14 @@ from typing import Any
 from fewbit.core.task import Signature, Task
 from fewbit.data.images import Images
 from fewbit.demo import DEMOS
+from fewbit.deploy.program import answers
 from fewbit.errors import AGAIN, BadFile, BadImages, BadModel, reason
 from fewbit.load import Loaded
 from fewbit.load.python_file import from_python
 from fewbit.request import Options
-from fewbit.task import OWN, Tensors, recognise, task_named
-from fewbit.task.own import watched
+from fewbit.task import Tensors, recognise, task_named
+from fewbit.task.own import fitting
+from fewbit.tasks import OWN
 
 ASK = "say what they mean with --task, see `fewbit quantize --help`."
 
@@ -28,9 +30,9 @@ def meant(named: Any, loaded: Loaded, names: Sequence[str]) -> tuple[Task, tuple
     """
     outputs, model = loaded.outputs, Signature(loaded.outputs, loaded.input_shape[1:], names)
     if isinstance(named, Task):
-        return watched(named), ()
+        return fitting(named, outputs, answers), ()
     if named is not None:
-        return (_of_file(named) if OWN in named else task_named(named, model)), ()
+        return (fitting(_of_file(named), outputs, answers) if OWN in named else task_named(named, model)), ()
     said = loaded.record.get("task")
     if said:
         try:
@@ -53,7 +55,7 @@ def _of_file(spec: str) -> Task:
         raise BadModel(f"--task {spec}: {name}() of {path} failed: {reason(error)} Mend it.") from error
     if not isinstance(task, Task):
         raise BadModel(f"--task {spec}: {name} of {path} is a {type(task).__name__}; a fewbit.Task is needed.")
-    return watched(task)
+    return task
 
 
 def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:

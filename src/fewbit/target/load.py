@@ -16,8 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import AS_WRITTEN, runtime_names
-from fewbit.runtimes import HERE as RUNS_HERE
+from fewbit.runtimes import AS_WRITTEN, RUNNABLE, runtime_names
 from fewbit.target.lines import Location, line_of, syntax_error
 from fewbit.target.spec import Target, contradictions
 
@@ -235,7 +234,7 @@ def processor() -> str:
 def absent(target: Target) -> str:
     """What of a target this machine does not have, in words; nothing where its milliseconds can be measured here."""
     if target.runtime not in runtime_names():
-        return f"{target.runtime} is not installed" if target.runtime in RUNS_HERE else f"{target.runtime} does not run here"
+        return f"{target.runtime} is not installed" if target.runtime in RUNNABLE else f"{target.runtime} does not run here"
     if not target.fits(platform.machine(), processor_flags()):
         return f"{target.name} needs {target.processor}, and this is {processor()}"
     return ""

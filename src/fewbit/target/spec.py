@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from fewbit.capture.kinds import KINDS
 from fewbit.core.grid import Grid
-from fewbit.runtimes import AS_WRITTEN, HERE, RUNTIMES
+from fewbit.runtimes import AS_WRITTEN, RUNNABLE, RUNTIMES
 from fewbit.target.versions import IRS, OPSETS, least_ir, usual_ir
 
 
@@ -268,7 +268,7 @@ class Target(Strict):
     @property
     def runs_in(self) -> str:
         """The runtime that its files are run in here: its own, or the one that stands in and computes them as written."""
-        return self.runtime if self.runtime in HERE else AS_WRITTEN
+        return self.runtime if self.runtime in RUNNABLE else AS_WRITTEN
 
     def written(self, opset: int | None, ir_version: int | None) -> Target:
         """The same target with files of another opset or IR version."""

@@ -1,6 +1,6 @@
 """Task: what a model's outputs mean, and so how far apart two models are. The base of all is `Task` in core/task.py.
 
-task       which task a model has; a new one is a file beside these and a line there
+task       which task a model has; a new one is a file beside these and a line in tasks.py
 classify   a class for an image
 detect     objects: boxes, classes, scores
 decode     from the outputs of a detector to boxes
@@ -28,12 +28,10 @@ from fewbit.task.detect import Detect
 from fewbit.task.embed import Embed
 from fewbit.task.restore import Restore
 from fewbit.task.segment import Segment
-from fewbit.task.task import OWN, TASKS, check_name, recognise, task_named, task_of
+from fewbit.task.task import check_name, recognise, task_named, task_of
 from fewbit.task.tensors import Tensors
 
 __all__ = [
-    "OWN",
-    "TASKS",
     "Classify",
     "Closeness",
     "Depth",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
+from fewbit.core.task import Json, Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadModel
 from fewbit.task.interval import newcombe, wilson
 from fewbit.task.tensors import rate_by_output
@@ -33,6 +33,10 @@ class Classify(Task):
             raise BadModel("one list of logits (batch, classes) is needed")
         return Classify(named[0], model.outputs[named[0]].shape[0])
 
+    @property
+    def logits(self) -> int:
+        return self.index
+
     def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
         """KL divergence of the class probabilities from exact ones."""
         p, q = (y[self.index].flatten(1).double().log_softmax(1) for y in (exact, outputs))
@@ -41,11 +45,6 @@ class Classify(Task):
     def softened(self, outputs: Outputs, temperature: float) -> Outputs:
         return tuple(y / temperature if i == self.index else y for i, y in enumerate(outputs))
 
-    def cross_entropy(self, outputs: Outputs, labels: Tensor) -> float:
-        """That of the labels (b,), summed over the images of a batch."""
-        q = outputs[self.index].flatten(1).double().log_softmax(1)
-        return -cast(float, q.gather(1, labels[:, None]).sum().item())
-
     def predict(self, outputs: Outputs) -> Tensor:
         """The class of each image; -1 where a logit is no number."""
         y = outputs[self.index].flatten(1)
@@ -53,6 +52,9 @@ class Classify(Task):
 
     def meter(self, truth: Tensor | None) -> Answers:
         return Answers(self, truth)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        return ("classify",), {"index": self.index}
 
 
 @dataclass

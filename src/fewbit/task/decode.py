@@ -36,7 +36,8 @@ class Found:
 
 class Decoder(Protocol):
     """How outputs become candidates; `classes` is how many there are, `overlaps` whether the model leaves several boxes of one
-    object, so that all but the best are dropped, `alone` whether a box has its likeliest class only, and no second guess.
+    object, so that all but the best are dropped, `alone` whether a box has its likeliest class only, and no second guess,
+    `piece` the piece of `predict.py` (deploy/python/) that does the same, empty where there is none.
     """
 
     @property
@@ -47,6 +48,9 @@ class Decoder(Protocol):
 
     @property
     def alone(self) -> bool: ...
+
+    @property
+    def piece(self) -> str: ...
 
     def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Boxes (b, n, 4), corners in pixels of the model's input, and the score of each class (b, n, classes), 0 to 1."""
@@ -62,6 +66,7 @@ class Yolox:
     classes: int
     size: tuple[int, int]
     overlaps = True
+    piece = "detect_yolox"
     alone = False
 
     @staticmethod
@@ -98,6 +103,7 @@ class Yolo:
     classes: int
     objectness: bool
     overlaps = True
+    piece = "detect_yolo"
     alone = False
 
     @staticmethod
@@ -126,6 +132,7 @@ class Selected:
     places: tuple[int, ...]
     classes: int
     overlaps = False
+    piece = "detect_selected"
     alone = False
 
     @staticmethod
@@ -164,6 +171,7 @@ class Queries:
     size: tuple[int, int]
     independent: bool = False
     overlaps = False
+    piece = "detect_queries"
 
     @property
     def alone(self) -> bool:
@@ -208,6 +216,7 @@ class Ssd:
     size: tuple[int, int]
     count: int
     overlaps = True
+    piece = ""  # its answer takes more than a few lines
     alone = False
 
     @staticmethod

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.task import Outputs, OutputScore, Rating, Scored, Signature, Task
+from fewbit.core.task import Json, Outputs, OutputScore, Rating, Scored, Signature, Task
 from fewbit.errors import BadImages
 from fewbit.task.folder import read_array
 from fewbit.task.interval import of_mean
@@ -67,6 +67,9 @@ class Depth(Task):
 
     def meter(self, truth: list[Map] | None) -> Depths:
         return Depths(self, truth)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        return ("depth",), {"index": self.index, "relative": self.relative}
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
         """The depths in colours, near ones bright."""

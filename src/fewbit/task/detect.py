@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,6 +84,13 @@ class Detect(Task):
 
     def meter(self, truth: list[Objects] | None) -> Boxes:
         return Boxes(self, truth)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        """The pieces of its decoder; the outputs where that takes more than a few lines."""
+        if not self.decoder.piece:
+            return super().program()
+        said = {"overlaps": self.decoder.overlaps, "alone": self.decoder.alone}
+        return ("detect", self.decoder.piece), {**asdict(self.decoder), **said}  # type: ignore[call-overload]
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
         """The boxes of which the model is sure, with class and score."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +21,26 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.task import Meter, Outputs, OutputScore, Rating, Scored, Task
+from fewbit.core.task import Meter, Output, Outputs, OutputScore, Rating, Scored, Task
 from fewbit.errors import BadModel, FewbitError, stopped
 
 
 def watched(task: Task) -> Task:
     """A user's task, each of whose own methods is looked at whenever it is called, its meters as well; one of fewbit as it is.
 
-    Raises BadModel where it has no name, or a number of classes that is none.
+    Raises BadModel where it has no name, a number of classes that is none, or logits that are no number of an output.
     """
     kind = type(task)
     if kind.__module__.startswith("fewbit."):
         return task
-    spec, classes = (_asked(task, task, name, partial(getattr, task, name)) for name in ("spec", "classes"))
+    named = ("spec", "classes", "logits")
+    spec, classes, logits = (_asked(task, task, name, partial(getattr, task, name)) for name in named)
     if not isinstance(spec, str) or not spec:
         raise _wrong(task, task, "name", spec, "a text")
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 2):
         raise _wrong(task, task, "classes", classes, "None, or a whole number of 2 or more")
+    if logits is not None and (not isinstance(logits, int) or isinstance(logits, bool) or logits < 0):
+        raise _wrong(task, task, "logits", logits, "None, or the number of an output, from 0")
     own = {
         name: _looked(getattr(kind, name), look)
         for name, look in LOOKS.items()
@@ -46,6 +50,25 @@ def watched(task: Task) -> Task:
     object.__setattr__(
         found, "__class__", type(kind.__name__, (kind,), {"__module__": kind.__module__, "__slots__": (), **own})
     )
+    return found
+
+
+def fitting(task: Task, outputs: Sequence[Output], answers: Callable[[Sequence[str]], bool]) -> Task:
+    """The same for a model with these outputs; `answers` says whether pieces of `predict.py` make an answer.
+
+    Raises BadModel where its logits are no list of its classes, or its pieces make no answer.
+    """
+    found = watched(task)
+    if found is task:
+        return task
+    if (index := found.logits) is not None:
+        count = outputs[index].shape[0] if index < len(outputs) and outputs[index].is_list else 0
+        if not count or found.classes not in (None, count):
+            many = "classes" if found.classes is None else f"{found.classes} classes"
+            raise _wrong(task, task, "logits", index, f"the number of an output (batch, {many})")
+    pieces, _ = found.program()
+    if not answers(pieces):
+        raise _wrong(task, task, "program", pieces, 'pieces of predict.py that make an answer, as in ("numbers",),')
     return found
 
 
@@ -85,6 +108,17 @@ def _drawn(task: Task, found: Any, picture: Image.Image, outputs: Outputs) -> Im
     return found
 
 
+def _program(task: Task, found: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], tuple) and isinstance(found[1], dict)
+    if not pair or not all(isinstance(name, str) for name in (*found[0], *found[1])):
+        raise _wrong(task, task, "program", found, "a tuple of the names of pieces, and a dictionary of what they need,")
+    try:
+        json.dumps(found[1])
+    except (TypeError, ValueError, RecursionError):
+        raise _wrong(task, task, "program", found[1], "what JSON can hold") from None
+    return found  # type: ignore[no-any-return]
+
+
 def _meter(task: Task, found: Any, truth: Any) -> Meter:
     if not all(callable(getattr(found, name, None)) for name in ("add", "rating")):
         raise _wrong(task, task, "meter", found, "an object with the methods add and rating")
@@ -97,6 +131,7 @@ LOOKS: Mapping[str, Callable[..., Any]] = {  # method -> what looks at what it g
     "softened": _softened,
     "read": _read,
     "drawn": _drawn,
+    "program": _program,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.task import Outputs, OutputScore, Rating, Scored, Signature, Task
+from fewbit.core.task import Json, Outputs, OutputScore, Rating, Scored, Signature, Task
 from fewbit.errors import BadImages
 from fewbit.task.folder import beside, read_array
 from fewbit.task.interval import of_mean
@@ -52,6 +52,9 @@ class Restore(Task):
 
     def meter(self, truth: list[Path] | None) -> Likeness:
         return Likeness(self, truth)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        return ("restore",), {"index": self.index}
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
         """The picture that comes out."""

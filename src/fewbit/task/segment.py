@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.task import Outputs, OutputScore, Rating, Scored, Signature, Task
+from fewbit.core.task import Json, Outputs, OutputScore, Rating, Scored, Signature, Task
 from fewbit.errors import BadImages
 from fewbit.task.folder import read_array
 from fewbit.task.interval import bootstrap, of_mean
@@ -112,6 +112,9 @@ class Segment(Task):
 
     def meter(self, truth: list[Map] | None) -> Pixels:
         return Pixels(self, truth)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        return ("segment",), {"index": self.index, "threshold": self.threshold}
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
         """The classes as colours over the picture; class 0 stays clear where it is, or may be, the background."""

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import pkgutil
+from collections.abc import Sequence
 
 from fewbit.core.graph import Graph
 from fewbit.core.task import Output, Signature, Task
 from fewbit.errors import BadModel, UnknownName
 from fewbit.task.classify import Classify
-from fewbit.task.decode import DECODERS
-from fewbit.task.depth import Depth
-from fewbit.task.detect import Detect
-from fewbit.task.embed import Embed
-from fewbit.task.restore import Restore
-from fewbit.task.segment import Segment
 from fewbit.task.tensors import Tensors
-
-OWN = ".py:"  # what the name of a task of one's own has in it
-TASKS: Mapping[str, Callable[[Signature, str], Task]] = {
-    "classify": Classify.of,
-    "detect": Detect.of,
-    "segment": Segment.of,
-    "depth": Depth.of,
-    "embed": Embed.of,
-    "restore": Restore.of,
-    "tensors": Tensors.of,
-}
-VARIANTS: Mapping[str, tuple[str, ...]] = {  # what may stand behind a colon; without it the first is meant
-    "detect": ("", *DECODERS),
-    "segment": ("logits", "probability"),
-    "depth": ("metric", "relative"),
-}
+from fewbit.tasks import OWN, TASKS
 
 
 def check_name(spec: str) -> None:
@@ -40,8 +20,8 @@ def check_name(spec: str) -> None:
         return
     if name not in TASKS:
         raise UnknownName("task", name, TASKS, "Your own is --task file.py:NAME.")
-    if variant and variant not in VARIANTS.get(name, ()):
-        raise UnknownName(f"kind of task {name}", variant, VARIANTS.get(name) or ("none",))
+    if variant and variant not in (variants := TASKS[name].variants):
+        raise UnknownName(f"kind of task {name}", variant, variants if any(variants) else ("none",))
 
 
 def task_named(spec: str, model: Signature) -> Task:
@@ -49,7 +29,8 @@ def task_named(spec: str, model: Signature) -> Task:
     check_name(spec)
     name, _, variant = spec.partition(":")
     try:
-        return TASKS[name](model, variant or next(iter(VARIANTS.get(name, ("",)))))
+        made: Task = pkgutil.resolve_name(TASKS[name].where).of(model, variant or TASKS[name].variants[0])
+        return made
     except BadModel as error:
         found = ", ".join(f"{one.name} (batch, {', '.join(map(str, one.shape))})" for one in model.outputs)
         raise BadModel(f"--task {spec}: {error}; the model gives {found}. Give another task: {', '.join(TASKS)}.") from error

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fewbit.core.inputs import Input, arrays_of, example, image_among
 from fewbit.errors import BadFile, UnknownName
-from fewbit.runtimes import HERE, RUNTIMES, open_session, runtime_names
+from fewbit.runtimes import RUNNABLE, RUNTIMES, open_session, runtime_names
 
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
 # file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
@@ -208,7 +208,7 @@ def loads(
 
 def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, threads: int) -> tuple[float, int]:
     """Seconds and peak bytes of a process that loads a file, or only imports the runtime."""
-    session = HERE[runtime].session
+    session = RUNNABLE[runtime].session
     assert session is not None
     imports, load = session.script
     child = CHILD.format(imports=imports, load=load)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
 from fewbit.core.task import Output, Outputs, Rating, Task
 from fewbit.data.images import Images
-from fewbit.runtimes import Session, open_session
+from fewbit.runtimes import AS_WRITTEN, Session, open_session
 from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
 from fewbit.verify.outputs import given_by
@@ -71,7 +71,7 @@ def evaluate(
     inputs: Sequence[Input] = ALONE,
     inside: Sequence[str] = (),
     behind: Sequence[str] = (),
-    runtime: str = "onnxruntime",
+    runtime: str = AS_WRITTEN,
     batch: int = 16,
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,

@@ -26,7 +26,7 @@ from fewbit.errors import BadModel
 from fewbit.execute.executor import Executor
 from fewbit.load.ports import outputs_of
 from fewbit.load.program import graph_module
-from fewbit.task import Classify, recognise
+from fewbit.task import recognise
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Teacher:
     def __init__(self, program: ExportedProgram, inputs: Sequence[Input] = ALONE, device: torch.device = CPU) -> None:
         module, self.device = graph_module(program), device
         task = recognise(outputs_of(program))
-        self.classes, self._index = task.classes, task.index if isinstance(task, Classify) else 0
+        self.classes, self._index = task.classes, task.logits or 0
         opened(module)
         module.graph.eliminate_dead_code()
         module = on(module, device)
