@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fewbit import Request, Run
 from fewbit.choose import Bits, Context, choose
-from fewbit.configure import default_bits
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
 from fewbit.demo import model as demo
@@ -31,6 +30,7 @@ from fewbit.execute.simulate import simulate, trace
 from fewbit.realize import float_onnx, realize
 from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
+from fewbit.request.recipe_options import default_bits
 from fewbit.runtimes import OnnxRuntime
 from fewbit.stages import PREPARE
 from fewbit.target import Target, load_target, target_names

@@ -41,7 +41,7 @@ from fewbit.stages import SENSITIVITY
 from fewbit.stages.sensitivity import some, units
 from fewbit.stages.times import context_of
 from fewbit.verify.evaluate import TOGETHER
-from fewbit.workers import HERE, Local, Workers, in_order, opened
+from fewbit.workers import LOCAL, Local, Workers, in_order, opened
 
 Tasks = tuple[Sequence[float], Sequence[float]]  # seconds of each on a worker, and for its result in the command
 
@@ -103,7 +103,7 @@ def measure(folder: Path, source: str, limit: int, threads: int) -> Measured:
         return time.perf_counter() - begin, score.to_json()
 
     run.do("twin")
-    few, first = scored(HERE, images.subset(range(16)))[0], scored(HERE)
+    few, first = scored(LOCAL, images.subset(range(16)))[0], scored(LOCAL)
     image = (first[0] - few) / (len(images) - 16)
     kept = Kept()
     scored(kept)
@@ -190,7 +190,7 @@ def candidates(
             }
             kinds = {what: kinds[what] for what in whats}
             found: dict[str, dict[str, list[float]]] = {what: {} for what in kinds}
-            right, load, empty = {what: list(made()(HERE)) for what, (_, made) in kinds.items()}, os.getloadavg()[0], []
+            right, load, empty = {what: list(made()(LOCAL)) for what, (_, made) in kinds.items()}, os.getloadavg()[0], []
             for _ in range(rounds):
                 for who, number in (("this process", None), ("1 of Ray", 1), ("2 of Ray", 2)):
                     with opened(number, None, threads) as workers:

@@ -24,7 +24,7 @@ from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.load.load import MODEL_NAMES
 from fewbit.recipes import RECIPES
-from fewbit.request import MODELS
+from fewbit.request.options import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
 from fewbit.target import detect
 from mutations import flips, mutations

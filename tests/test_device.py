@@ -32,10 +32,10 @@ from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import FewbitError
 from fewbit.execute.simulate import simulate
-from fewbit.fields import option
 from fewbit.observe import observe
 from fewbit.recipes import RECIPES
 from fewbit.request import Request, SearchRequest, SensitivityRequest
+from fewbit.request.types import option
 from fewbit.search.model import Loss, Model
 from fewbit.search.search import search
 from fewbit.target import load_target

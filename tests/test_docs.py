@@ -61,8 +61,8 @@ def test_the_order_of_rooms_is_that_of_the_source() -> None:
 
 
 def test_the_commands_of_the_pages_have_the_options_of_the_request() -> None:
-    from fewbit.fields import option
     from fewbit.request import Request
+    from fewbit.request.types import option
 
     known = {option(name) for name in Request.model_fields}
     used = set()

@@ -30,6 +30,7 @@ ORDER = (
     "lint",
     "report",
     "deploy",
+    "request",
     "pipeline",
     "search",
     "sweep",
@@ -48,11 +49,13 @@ COMMON = {
 HOME = {
     "recipes": "choose",
     "tasks": "task",
+    "stages": "pipeline",
     "run": "pipeline",
     "__main__": "cli",
     "": "pipeline",
-}  # files beside the rooms; "" is __init__.py
-DEMO_USERS = {"load", "data", "pipeline", "search", "sweep", "cli"}
+}  # what stands beside the rooms; "" is __init__.py
+VERSION = "fewbit.__version__"  # a text, for all
+DEMO_USERS = {"load", "data", "request", "pipeline", "search", "sweep", "cli"}
 
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 CLI_LIBRARIES = {"typer", "rich", "click"}
@@ -84,7 +87,7 @@ def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]
                 base = ".".join([*parents, base] if base else parents)
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                yield node.lineno, inner if inner in known else base
+                yield node.lineno, inner if inner in {*known, VERSION} else base
 
 
 def place(module: str) -> str:
@@ -131,7 +134,7 @@ def violations(src: Path) -> list[str]:
         for line, imported in imports(module, path, set(files)):
             where = f"{path.relative_to(src)}:{line} imports {imported}"
             library = imported.split(".")[0]
-            if library == "fewbit" and not may_import(place(module), place(imported)):
+            if library == "fewbit" and imported != VERSION and not may_import(place(module), place(imported)):
                 found.append(f"{where}: {place(module)} may not import {place(imported)}")
             elif library == "bench":
                 found.append(f"{where}: nothing in the package imports bench")
@@ -142,6 +145,11 @@ def violations(src: Path) -> list[str]:
 
 def test_no_module_imports_against_the_arrows():
     assert not violations(SRC), "\n".join(violations(SRC))
+
+
+def test_each_file_beside_the_rooms_has_a_place():
+    tops = {name.split(".")[1] for name in modules(SRC) if "." in name}
+    assert tops == {*ORDER, *COMMON, *HOME, "demo"} - {"pipeline", ""}
 
 
 def test_the_package_has_modules():
@@ -182,6 +190,8 @@ def tree(src: Path, **files: str) -> Path:
         ("choose__choose", "import fewbit.unheard_of"),
         ("demo__model", "from fewbit.load import export"),
         ("load__program", "from fewbit.capture import normalize"),
+        ("workers__machines", "from fewbit import quantize"),
+        ("request__options", "from fewbit.stages import STAGES"),
         ("choose__choose", "import onnx.helper"),
         ("observe__stats", "from onnxruntime import InferenceSession"),
         ("report__page", "import torch"),
@@ -209,6 +219,8 @@ def test_a_planted_violation_is_noticed(tmp_path, file, text):
         ("data__images", "from fewbit.demo import model"),
         ("report__rows", "from torch import Tensor"),
         ("pipeline", "from fewbit.report import page\nfrom fewbit.unheard_of import x"),
+        ("workers__machines", "from fewbit import __version__"),
+        ("request__options", "from fewbit.target import load_target\nfrom fewbit.workers import opened"),
         ("lint__truth", "from fewbit.verify import runtimes\nfrom fewbit.core.grid import Grid"),
         ("progress", "from rich.progress import Progress"),
         ("cli", "import typer\nfrom fewbit.run import quantize"),

@@ -20,7 +20,7 @@ from fewbit.progress import Progress
 from fewbit.request import Options, Request, SearchRequest
 from fewbit.stages.bench import bench
 from fewbit.stages.evaluate import evaluate
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 
 NAN, INF = float("nan"), float("inf")
 COUNT, FOREVER = (int, 1, 10**9), 86_400
@@ -143,7 +143,7 @@ def test_a_stage_refuses_a_number_before_it_opens_a_file(name: str, value: Any, 
         bench(None, nowhere, nowhere, progress=Progress(), **options)
     if name == "threads":
         with pytest.raises(FewbitError, match=f"^{says} "):
-            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress(), HERE)  # type: ignore[arg-type]
+            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress(), LOCAL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "1.5", "-0.1"])

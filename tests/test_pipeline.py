@@ -16,7 +16,7 @@ from fewbit.request import Request
 from fewbit.run import fail_on_time
 from fewbit.stages import choose
 from fewbit.verify import Latency
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 
 
 def timing(runtime: str, batch: int, float_ms: float, quantized_ms: float, best: str = "", best_ms: float = 0.0) -> Latency:
@@ -91,6 +91,6 @@ def test_a_limit_of_time_counts_what_was_before_the_plan(
     with pytest.raises(ZeroDivisionError):
         choose.choose(
             SimpleNamespace(at_a_time=lambda n: n), None, (), images, None,  # type: ignore[arg-type]
-            Request(model="demo", recipe="qdrop", time=time), tmp_path, Progress(), HERE,
+            Request(model="demo", recipe="qdrop", time=time), tmp_path, Progress(), LOCAL,
         )  # fmt: skip
     assert journals == [spent]

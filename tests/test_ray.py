@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 import tasks
-from fewbit import workers as module
 from fewbit.errors import FewbitError, Stopped, UnknownName
 from fewbit.files import read_json
 from fewbit.request import Request, SearchRequest, SensitivityRequest
 from fewbit.run import execute, sensitivity
 from fewbit.search import execute as search
 from fewbit.workers import Workers, opened
+from fewbit.workers import cluster as module
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "fewbit[scale]"')
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

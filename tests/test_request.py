@@ -13,11 +13,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from fewbit.cli import app
-from fewbit.configure import DEFAULT
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
-from fewbit.fields import option
 from fewbit.recipes import RECIPES, RECOMMENDED
 from fewbit.request import Options, Request, SearchRequest
+from fewbit.request.recipe_options import DEFAULT
+from fewbit.request.types import option
 from fewbit.run import quantize
 from fewbit.stages.load import load
 

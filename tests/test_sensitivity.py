@@ -24,13 +24,13 @@ from fewbit.files import read_json
 from fewbit.progress import Progress
 from fewbit.recipes import RECIPES
 from fewbit.request import Request, SearchRequest, SensitivityRequest
+from fewbit.request.command import quantize_command
 from fewbit.run import sensitivity
 from fewbit.stages.sensitivity import Worth, ordered, units, with_commands, with_regained, worths
 from fewbit.stages.times import times_here, without_slower
 from fewbit.target import load_target
-from fewbit.typed import typed
 from fewbit.verify.latency import Work
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 from planning import context_for, plan_for
 from tasks import Apart
 
@@ -82,7 +82,7 @@ def test_another_process_computes_the_same_numbers(net) -> None:
     plan = plan_of(net)
     given = net.graph, plan, [net.images.to(memory_format=torch.channels_last)]
     here, there = (
-        with_regained(worths(*given, None, Progress(), workers), *given, Progress(), workers) for workers in (HERE, Apart())
+        with_regained(worths(*given, None, Progress(), workers), *given, Progress(), workers) for workers in (LOCAL, Apart())
     )
     assert here == there
     assert len(here[0]) > 2
@@ -183,7 +183,7 @@ def test_a_command_asks_for_what_was_asked(asked, tmp_path) -> None:
         "everything": True, "labels": False, "mean": (0.5, 0.25, 0.125), "input_size": (3, 8, 8), "crop_pct": 0.5,
         "classes": classes, "inputs": {"size": torch.tensor([1.5, 2.0])}, "calibration": 7, "seed": 3, "opset": 17,
     }  # fmt: skip
-    command = typed(SensitivityRequest(model="demo", scored=5, **options), "--keep-float", "d", "--out", "x")
+    command = quantize_command(SensitivityRequest(model="demo", scored=5, **options), "--keep-float", "d", "--out", "x")
     assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 2
     (found,) = asked
     direct = Request(model="demo", **{**options, "keep_float": ("a b", "c.*", "d")}, out=tmp_path)
@@ -194,7 +194,8 @@ def test_a_command_asks_for_what_was_asked(asked, tmp_path) -> None:
 
 
 def test_the_defaults_of_another_command_are_typed(tmp_path) -> None:
-    words = shlex.split(typed(SearchRequest(model="demo", images=str(tmp_path), target="ort-x86-vnni", loss="kl", time="5s")))
+    request = SearchRequest(model="demo", images=str(tmp_path), target="ort-x86-vnni", loss="kl", time="5s")
+    words = shlex.split(quantize_command(request))
     assert words == [
         "fewbit", "quantize", "demo", "--target", "ort-x86-vnni", "--images", str(tmp_path), "--recipe", "mse",
         "--calibration", "64",

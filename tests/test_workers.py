@@ -9,7 +9,7 @@ import pytest
 
 from fewbit.errors import BadFile, FewbitError, IllegalGrid, Stopped, UnknownName
 from fewbit.request import Request, SearchRequest, SensitivityRequest, SweepRequest
-from fewbit.workers import Local, opened, refuse
+from fewbit.workers import Local, check_workers, opened
 
 
 def square(x: int) -> int:
@@ -40,7 +40,7 @@ def test_without_options_the_work_is_done_here_one_item_after_the_other() -> Non
 def test_options_that_cannot_be_are_refused_before_anything_starts(monkeypatch, tmp_path, workers, address, says) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FewbitError, match=says):
-        refuse(workers, address)
+        check_workers(workers, address)
     file = tmp_path / "a.toml"
     file.touch()
     with pytest.raises(FewbitError, match=says):

@@ -89,7 +89,7 @@ def check_beside(file: Path) -> str | None:
     return None
 
 
-def refuse(out: Path, kind: str, *, force: bool) -> None:
+def check_out(out: Path, kind: str, *, force: bool) -> None:
     """Raise BadFile where `out` cannot become a folder of fewbit: it is something else, or (without `force`) not empty."""
     if out.name in ("", ".."):
         raise BadFile(f"--out {out} has no name of its own; give the name of a folder, as in --out run.")
@@ -134,7 +134,7 @@ class Workplace:
     ) -> None:  # fmt: skip
         self.out, self.kind, self.force, self.lasting = out, kind, force, lasting
         with _named(out):
-            refuse(out, kind, force=force)
+            check_out(out, kind, force=force)
             self.part = out.with_name(out.name + ".part")
             if self.part.is_symlink() or (self.part.exists() and not _is_ours(self.part)):
                 raise BadFile(f"{self.part} is in the way and is not fewbit's; move it away, or {ANOTHER}")
@@ -166,7 +166,7 @@ class Workplace:
             for name in (NOTE, *scratch):
                 _remove(self.part / name)
             seal(self.part, self.kind)
-            refuse(self.out, self.kind, force=self.force)
+            check_out(self.out, self.kind, force=self.force)
             self._replace()
         except (BadFile, OSError) as error:
             raise Stopped(f"{self.out} cannot be written: {error}. Mend that and give the same command again.") from error

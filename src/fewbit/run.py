@@ -21,10 +21,10 @@ from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.folder import Workplace, checked
-from fewbit.machines import file_of, refuse_missing
 from fewbit.progress import Lines, Progress
 from fewbit.request import Request
-from fewbit.workers import HERE, Workers, opened
+from fewbit.workers import LOCAL, Workers, opened
+from fewbit.workers.machines import file_of, refuse_missing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +93,7 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
     from fewbit.stages import STAGES
 
     with helped(request) as workers, Run.start(request, STAGES, progress, workers=workers) as run:
-        if workers is not HERE:  # the file is evaluated by all of them
+        if workers is not LOCAL:  # the file is evaluated by all of them
             named = [str(path) for path in (request.images, request.score) if isinstance(path, str | Path)]
             refuse_missing(workers, [str(run.folder), *(path for path in named if os.path.exists(file_of(path)))])
         for stage in STAGES:
@@ -119,7 +119,7 @@ def helped(request: Options) -> Iterator[Workers]:
     sums are the same. Raises FewbitError where there are none, or with another fewbit.
     """
     if request.workers is None and request.ray is None:
-        yield HERE
+        yield LOCAL
         return
     import torch
 
@@ -168,12 +168,12 @@ class Run:
     ) -> None:  # fmt: skip
         self.folder, self.progress, self.record = folder, progress or Progress(), record or {}
         self.stages = {stage.name: stage for stage in stages}
-        self.values: dict[str, Any] = {"folder": folder, "progress": self.progress, "run": self, "workers": HERE, **values}
+        self.values: dict[str, Any] = {"folder": folder, "progress": self.progress, "run": self, "workers": LOCAL, **values}
 
     @classmethod
     def start(
         cls, request: Options, stages: Iterable[Stage], progress: Progress | None = None, kind: str = "run",
-        workers: Workers = HERE,
+        workers: Workers = LOCAL,
     ) -> Run:  # fmt: skip
         """A run that works in `<out>.part` (in a temporary folder where the request has no `out`), best in a `with` block.
 

@@ -17,7 +17,7 @@ from fewbit.core.plan import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 from fewbit.recipes import RECIPES
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 from tasks import Apart
 
 GRID = Grid(3, narrow=True, axis=0)
@@ -207,7 +207,7 @@ def test_another_process_selects_the_same_ridge(groups):
     read = x + 2.0 * rows(500, seed=9, mix=0.0)
     given = w, moments(read[:40], x[:40], groups, 6).centred(), moments(read[40:], x[40:], groups, 6).centred()
     shares = tuple(10.0**k for k in range(-6, 4))
-    here, there = (Gptq(ridges=shares).ridge(*given, workers) for workers in (HERE, Apart()))
+    here, there = (Gptq(ridges=shares).ridge(*given, workers) for workers in (LOCAL, Apart()))
     assert here == there
     assert shares[0] < here < shares[-1]
 

@@ -20,7 +20,6 @@ from fewbit.capture.structure import modules
 from fewbit.choose import Bits, Mixed, allocate, parse_bits
 from fewbit.choose.frontier import frontier
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
-from fewbit.configure import check_bits
 from fewbit.core.bits import read_bits
 from fewbit.core.fx import between
 from fewbit.errors import FewbitError
@@ -29,6 +28,7 @@ from fewbit.execute.simulate import simulate
 from fewbit.execute.stream import Stream
 from fewbit.realize import load_plan, realize, save_plan
 from fewbit.recipes import RECIPES
+from fewbit.request.recipe_options import check_bits
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 

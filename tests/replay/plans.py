@@ -49,7 +49,7 @@ from fewbit.stages.load import Inputs
 from fewbit.target import load_target
 from fewbit.target.load import processor_flags
 from fewbit.task import recognise
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 from replay.nets import SIZE, images, net
 
 LATE = ("sums that may leave them", "those before")  # the fallback where codes or biases were not safe
@@ -147,7 +147,7 @@ def plan_of(name: str, target: str, recipe: str, bits: str, *, everything: bool 
     graph, stats, moved = equalized(name, target, recipe, bits, everything)
     with tempfile.TemporaryDirectory() as part:
         return graph, choose_stage.choose(
-            graph, stats, moved, ready.images, ready.inputs, request, Path(part), Progress(), HERE
+            graph, stats, moved, ready.images, ready.inputs, request, Path(part), Progress(), LOCAL
         )
 
 

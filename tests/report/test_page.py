@@ -21,7 +21,7 @@ from fewbit.report import answers, figures, page, scale, views, words
 from fewbit.report.figures import Bars, Heatmap, Histogram, Points
 from fewbit.report.scale import Axis
 from fewbit.report.sections import LOG_VIEWS, SECTIONS, Section
-from fewbit.typed import of_sensitivity
+from fewbit.request.command import sensitivity_command
 from report.canned import canned
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -600,7 +600,7 @@ def test_the_report_says_what_to_do() -> None:
     assert all("Leave float what loses time" not in what for what, _ in answers.advice(report, tables))
     tables["run"]["command"], report["pays"] = command, None
     whole = "fewbit quantize net.onnx --images a --scored 9 --quick --mean 0 --out far"
-    tables["next"] = {"sensitivity": of_sensitivity(whole), "folder": "far"}
+    tables["next"] = {"sensitivity": sensitivity_command(whole), "folder": "far"}
     assert said().endswith("fewbit sensitivity net.onnx --images a --mean 0")  # the interval is below 0
     report["accuracy"]["interval"] = [-1.55, 0.15]
     assert "fewbit export far --to FOLDER" in said()

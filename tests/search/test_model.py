@@ -25,7 +25,7 @@ from fewbit.search.strategies import Greedy, Random
 from fewbit.target import load_target
 from fewbit.verify.latency import Table, Work, cache_folder, one_op, table
 from fewbit.verify.times import Times
-from fewbit.workers import HERE
+from fewbit.workers import LOCAL
 from planning import context_for, plan_for
 from report.canned import searched
 from tasks import Apart
@@ -97,7 +97,7 @@ def test_another_process_finds_the_same_losses(net, edges):
     score = Scored(model, Loss(net.graph, net.images.split(3), None), dimensions)
     for strategy in (Random, Greedy):
         here, there = (
-            run(problem, strategy(problem, 12), score, evaluations=12, workers=workers).trials for workers in (HERE, Apart())
+            run(problem, strategy(problem, 12), score, evaluations=12, workers=workers).trials for workers in (LOCAL, Apart())
         )
         assert here == there
         assert len(here) == 12

@@ -15,11 +15,11 @@ from fewbit import __version__
 from fewbit.errors import BadFile, BadModel, FewbitError, InUse, Stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked, seal
-from fewbit.machines import _looked
 from fewbit.report.matrix import flat, render
 from fewbit.request import Request, SweepRequest
 from fewbit.sweep import execute, row
 from fewbit.workers import Local
+from fewbit.workers.machines import _looked
 
 TEXT = 'models = ["demo", "demo:resnet20"]\ntargets = ["ort-x86-vnni", "ort-x86-w4"]\nbits = [8, 4]\n'
 

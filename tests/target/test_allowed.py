@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fewbit.choose import Bits
-from fewbit.configure import check_bits, default_bits
 from fewbit.errors import FewbitError
+from fewbit.request.recipe_options import check_bits, default_bits
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
 from fewbit.target.spec import Target

@@ -20,7 +20,7 @@ def choose(context: Context, recipe: Recipe) -> Plan:
     where a pass needs images or labels that are not there, FewbitError for a pass that the target has no room for.
     """
     for one_pass in recipe.passes:
-        check(one_pass, context)
+        check_pass(one_pass, context)
     plan = context.start(repr(recipe))
     for one_pass in recipe.passes:
         plan = one_pass(plan, context)
@@ -29,7 +29,7 @@ def choose(context: Context, recipe: Recipe) -> Plan:
     return on(replace(plan, fallbacks=fallbacks), CPU)
 
 
-def check(one_pass: Pass, context: Context) -> None:
+def check_pass(one_pass: Pass, context: Context) -> None:
     """Let a pass refuse before any work starts: a pass may have a method `check(context)` for that."""
     if isinstance(one_pass, Checked):
         one_pass.check(context)

@@ -22,7 +22,7 @@ from fewbit.files import Journal
 from fewbit.observe.stats import Stats
 from fewbit.target.allowed import Allowed, allowed
 from fewbit.target.spec import Target
-from fewbit.workers import HERE, Workers
+from fewbit.workers import LOCAL, Workers
 
 BATCH = 8  # images of a batch that a stream carries
 MEMORY = 1 << 30  # bytes of the largest tensor of all images together
@@ -75,7 +75,7 @@ class Context:
     folder: Path | None = None
     sampled: Mapping[str, OpSample | PairSample] | None = None
     progress: Callable[[str], None] = quiet
-    workers: Workers = HERE
+    workers: Workers = LOCAL
 
     @cached_property
     def widths(self) -> Bits:

@@ -26,7 +26,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.plan import Choice, Fallback, Json, PassLog, Plan, described
 from fewbit.core.shelf import count_of
-from fewbit.workers import HERE, Workers, in_order
+from fewbit.workers import LOCAL, Workers, in_order
 
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
 WORK = 1 << 23  # elements of all candidates that are held at a time
@@ -159,7 +159,7 @@ class Gptq:
             return None
         fit, outside = found
         whole = fit if outside is None else fit + outside
-        workers, ridge = builder.context.workers if whole.gram.shape[-1] >= LONG else HERE, None
+        workers, ridge = builder.context.workers if whole.gram.shape[-1] >= LONG else LOCAL, None
         if outside is not None and self.ridges:
             ridge = self.ridge(w.flatten(1), fit.centre(), outside.centre(), workers)
         del fit, outside
@@ -195,7 +195,7 @@ class Gptq:
         return Solved(result, shift.float(), ridge)
 
     def ridge(
-        self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments, workers: Workers = HERE
+        self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments, workers: Workers = LOCAL
     ) -> float | None:  # fmt: skip
         """The λ of W* (None: W itself is better), selected on held-out moments; both are centred. Each λ is a task of
         `workers`.

@@ -20,7 +20,7 @@ from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream, joined_values, walked
 from fewbit.task import task_of
-from fewbit.workers import HERE, Workers, in_order
+from fewbit.workers import LOCAL, Workers, in_order
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Losses:
         return max(0.0, float(task_of(self.graph).divergence(exact, outputs)) / len(exact[0]))
 
     def of_each(
-        self, sets: Sequence[tuple[Sequence[str], Sequence[str]]], workers: Workers = HERE
+        self, sets: Sequence[tuple[Sequence[str], Sequence[str]]], workers: Workers = LOCAL
     ) -> Iterator[float]:  # fmt: skip
         """The loss of each of many (ops, changed), in their order, whoever computes it."""
         return in_order(workers, self._of, sets)

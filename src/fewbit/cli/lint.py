@@ -23,9 +23,9 @@ def lint(
 ) -> None:
     """Which nodes of a Q/DQ ONNX file run in integers on a target, by which rule, and what to change."""
     from fewbit import lint as linter
-    from fewbit.fields import Share, checked
     from fewbit.files import write_json
     from fewbit.folder import check_beside
+    from fewbit.request.types import Share, checked
     from fewbit.target import detect, load_target
 
     min_integer = checked("min_integer", min_integer, Share | None)

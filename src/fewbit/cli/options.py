@@ -13,7 +13,7 @@ import typer
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
-from fewbit.fields import Asked, option
+from fewbit.request.types import Asked, option
 
 HIDDEN = ("command",)
 

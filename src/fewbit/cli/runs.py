@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fewbit import fields
 from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
 from fewbit.folder import MODEL, NUMBERS, REPORT, TWIN
+from fewbit.request import types
 from fewbit.runtimes import RUNNABLE
 
 
@@ -24,18 +24,18 @@ def evaluate(
     annotations: Annotated[Path | None, typer.Option(help="What is known of the images, as for quantize.")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
     threads: Threads = 2,
-    workers: Annotated[int | None, typer.Option(help=fields.WORKERS)] = None,
-    ray: Annotated[str | None, typer.Option(help=fields.RAY)] = None,
+    workers: Annotated[int | None, typer.Option(help=types.WORKERS)] = None,
+    ray: Annotated[str | None, typer.Option(help=types.RAY)] = None,
 ) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
-    from fewbit.machines import refuse_missing
-    from fewbit.refuse import check_annotations
+    from fewbit.request.checks import check_annotations
     from fewbit.run import Run
     from fewbit.workers import opened
+    from fewbit.workers.machines import refuse_missing
 
-    fields.checked("threads", threads, fields.Threads)
+    types.checked("threads", threads, types.Threads)
     check_annotations(annotations, not no_labels)
-    with drawn() as progress, opened(fields.checked("workers", workers, fields.WorkerCount), ray, threads) as whoever:
+    with drawn() as progress, opened(types.checked("workers", workers, types.WorkerCount), ray, threads) as whoever:
         finished = Run.open(run, progress)
         others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
         others = finished.annotated(others, annotations)

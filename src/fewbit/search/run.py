@@ -12,7 +12,7 @@ from functools import partial
 from fewbit.files import Journal
 from fewbit.search.space import Candidate, Problem
 from fewbit.search.strategies import Strategy, Trial
-from fewbit.workers import HERE, Workers, in_order
+from fewbit.workers import LOCAL, Workers, in_order
 
 REPEATS = 200  # known proposals in a row after which the search ends
 
@@ -40,7 +40,7 @@ def run(
     seconds: float | None = None,
     journal: Journal | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    workers: Workers = HERE,
+    workers: Workers = LOCAL,
 ) -> History:
     """Run a strategy for up to `evaluations` new candidates. `history` is that of earlier searches, whose losses are known;
     `workers` evaluate what the strategy proposes at once, and the losses come and are stored in the order of the proposals.

@@ -10,7 +10,6 @@ from typing import Any
 
 from fewbit.choose import Bits, Context
 from fewbit.choose.powell import parse_time
-from fewbit.configure import default_bits
 from fewbit.core.device import CPU, on
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
@@ -20,6 +19,8 @@ from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.report import frontpage
 from fewbit.request import SearchRequest
+from fewbit.request.command import quantize_command
+from fewbit.request.recipe_options import default_bits
 from fewbit.run import Run, helped
 from fewbit.search.costs import Sizes, costs_of, parse_budget
 from fewbit.search.judge import judge, uniform
@@ -30,9 +31,8 @@ from fewbit.search.space import Candidate, Dimension, Problem
 from fewbit.search.strategies import strategy_named
 from fewbit.stages import PREPARE
 from fewbit.stages.realize import write_model
-from fewbit.typed import typed
 from fewbit.verify.times import Times, times_of, whole_of
-from fewbit.workers import HERE, Workers
+from fewbit.workers import LOCAL, Workers
 
 JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
@@ -120,7 +120,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         measure = Loss(placed, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, record, progress)
-    again = partial(typed, request)
+    again = partial(quantize_command, request)
     with progress.stage("judge"):
         began = progress.spent
         first = uniform(problem, held_out, record, part, again, request.threads)
@@ -194,7 +194,7 @@ def _summary(
 
 def climb(
     problem: SearchProblem, build: Any, evaluations: int, *, seed: int = 0, seconds: float | None = None,
-    journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None, workers: Workers = HERE,
+    journal: Journal | None = None, progress: Callable[[str], None] = lambda text: None, workers: Workers = LOCAL,
 ) -> History:  # fmt: skip
     """One search for each stage, with an equal share of the evaluations, each from the start; all trials together.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fewbit import verify as proofs
 from fewbit.core.graph import Graph
-from fewbit.fields import Batches, Seconds, Threads, checked
 from fewbit.progress import Progress
+from fewbit.request.types import Batches, Seconds, Threads, checked
 from fewbit.verify import Latency, Load
 
 

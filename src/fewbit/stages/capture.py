@@ -14,7 +14,7 @@ from fewbit.capture import capture as graph_of
 from fewbit.capture.mapped import mapped
 from fewbit.capture.sites import tensor_of
 from fewbit.choose import Context
-from fewbit.choose.choose import check as refuse
+from fewbit.choose.choose import check_pass
 from fewbit.choose.context import set_aside
 from fewbit.core.bits import Bits
 from fewbit.core.graph import Graph, Port
@@ -28,7 +28,7 @@ from fewbit.load.sizes import Sizes
 from fewbit.observe import Stats, refuse_extremes
 from fewbit.request import Options
 from fewbit.stages import task
-from fewbit.stages.limit import refuse as refuse_limit
+from fewbit.stages.limit import check_memory_limit
 from fewbit.stages.load import Inputs
 from fewbit.stages.tail import read_tail, write_tail
 
@@ -50,7 +50,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
         count, labels = len(images), images.labels
     else:
         count, labels = images.count, torch.zeros(images.count)
-    refuse_limit(getattr(asked, "memory", None), inputs.loaded.program, graph, asked.method)
+    check_memory_limit(getattr(asked, "memory", None), inputs.loaded.program, graph, asked.method)
     bits = getattr(asked, "widths", None)
     apart = set_aside(count)
     context = Context(
@@ -73,7 +73,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     weights = [site for site in graph.sites if site.role == "weight" and site.name in quantized]
     refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
     for one_pass in asked.method.passes:
-        refuse(one_pass, context)
+        check_pass(one_pass, context)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:
         write_tensors(folder / OTHERS, values)

@@ -7,9 +7,9 @@ from pathlib import Path
 from fewbit import verify as proofs
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
-from fewbit.fields import Threads, checked
 from fewbit.progress import Progress
 from fewbit.request import Request
+from fewbit.request.types import Threads, checked
 from fewbit.task import task_of
 from fewbit.verify import Score
 from fewbit.workers import Workers

@@ -14,7 +14,7 @@ from fewbit.core.limit import needed, parse, shown
 from fewbit.errors import FewbitError
 
 
-def refuse(limit: str | None, program: ExportedProgram, graph: Graph, recipe: Recipe) -> None:
+def check_memory_limit(limit: str | None, program: ExportedProgram, graph: Graph, recipe: Recipe) -> None:
     """Raise FewbitError that names the smallest limit that is likely to work, where the one given is below it."""
     if limit is None:
         return

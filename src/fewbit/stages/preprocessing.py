@@ -8,8 +8,8 @@ from typing import Any
 from fewbit.data.images import Preprocess
 from fewbit.data.preprocess import LETTERBOXES
 from fewbit.errors import BadModel
-from fewbit.fields import option
 from fewbit.load import Loaded
+from fewbit.request.types import option
 
 ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
 

@@ -25,13 +25,13 @@ from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.report.sensitivity import draw
 from fewbit.request import Planned, SensitivityRequest
+from fewbit.request.command import quantize_command
 from fewbit.stages.times import context_of, times_here
 from fewbit.target import absent
 from fewbit.target.allowed import matches
 from fewbit.task import task_of
-from fewbit.typed import typed
 from fewbit.verify.times import NOISE, Times
-from fewbit.workers import HERE, Workers
+from fewbit.workers import LOCAL, Workers
 
 FILE, PAGE = RECORDS["sensitivity"], MARKS["sensitivity"]
 FEW = 0.01  # of the loss of all modules, below which one is left float last
@@ -79,7 +79,7 @@ def every_op(graph: Graph, plan: Plan) -> list[Module]:
 
 
 def worths(
-    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress, workers: Workers = HERE,
+    graph: Graph, plan: Plan, batches: Sequence[Batch], times: Times | None, progress: Progress, workers: Workers = LOCAL,
     mine: Sequence[Module] | None = None,
 ) -> list[Worth]:  # fmt: skip
     """What each module (or each of `mine`) is worth alone in integers, in graph order; by how much the file is slower without
@@ -97,7 +97,7 @@ def worths(
 
 
 def with_regained(
-    rows: Sequence[Worth], graph: Graph, plan: Plan, batches: Sequence[Batch], progress: Progress, workers: Workers = HERE
+    rows: Sequence[Worth], graph: Graph, plan: Plan, batches: Sequence[Batch], progress: Progress, workers: Workers = LOCAL
 ) -> tuple[list[Worth], float]:  # fmt: skip
     """The rows with what is regained where all but the module are in integers, and the loss of the whole plan."""
     progress.begin("all but each module in integers", len(rows))
@@ -180,7 +180,7 @@ def with_commands(
     words: list[str] = []
     for k, row in enumerate(rows, 1):
         words += [word for name in _named(graph, plan, row) for word in ("--keep-float", name)]
-        yield row, typed(request, *words, "--out", f"run-without-{k}") if k < len(rows) else ""
+        yield row, quantize_command(request, *words, "--out", f"run-without-{k}") if k < len(rows) else ""
 
 
 def _named(graph: Graph, plan: Plan, row: Worth) -> Sequence[str]:

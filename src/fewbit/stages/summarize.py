@@ -27,12 +27,12 @@ from fewbit.progress import Progress
 from fewbit.report import tables
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
+from fewbit.request.command import sensitivity_command
 from fewbit.runtimes import RUNNABLE, RUNTIMES
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
 from fewbit.stages.settle import said
 from fewbit.target.load import processor
-from fewbit.typed import of_sensitivity
 from fewbit.verify import Latency, Load, Score
 
 OUTLIER_IMAGES = 32  # calibration images to search for outlier channels and tokens
@@ -62,7 +62,7 @@ def summarize(
     stamp(folder / MODEL, made(plan, record, proven))
     rows |= {
         "run": record,
-        "next": {"sensitivity": of_sensitivity(request.command), "folder": str(request.out or "RUN")},
+        "next": {"sensitivity": sensitivity_command(request.command), "folder": str(request.out or "RUN")},
         "input": [inputs.record.images(inputs.record.inside, type_of(exact))],
         "carried": list(graph.tail.nodes) if graph.tail else [],
         "curve": list(curve),

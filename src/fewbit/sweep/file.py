@@ -16,14 +16,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbit import __version__
-from fewbit.configure import DEFAULT
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.load.load import KINDS, MODEL
 from fewbit.load.named import timm_name, torchvision_name
-from fewbit.machines import file_of
 from fewbit.request import Request
+from fewbit.request.recipe_options import DEFAULT
 from fewbit.target import detect
+from fewbit.workers.machines import file_of
 
 AXES = {"models": "model", "targets": "target", "recipes": "recipe", "bits": "bits"}
 OPTIONS = frozenset(Request.model_fields) - {*AXES.values(), "out", "force", "workers", "ray", "command"}

@@ -14,13 +14,13 @@ from typing import Any
 from fewbit import __version__
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MARKS, PAGE, REPORT, Workplace
-from fewbit.machines import file_of, refuse_missing
 from fewbit.progress import Progress
 from fewbit.report import matrix
 from fewbit.request import SweepRequest
 from fewbit.sweep.file import Row, rows_of
 from fewbit.sweep.row import Found, Place, about_of, lost, made
 from fewbit.workers import Workers, opened
+from fewbit.workers.machines import file_of, refuse_missing
 
 ROWS = MARKS["sweep"]
 THREADS = 2  # of a row that says nothing: the default of `fewbit quantize`

@@ -20,7 +20,7 @@ from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
 from fewbit.verify.outputs import given_by
 from fewbit.verify.tail import shared
-from fewbit.workers import HERE, Workers
+from fewbit.workers import LOCAL, Workers
 
 TOGETHER = 4  # batches in a task
 DRAWN = 12  # images whose predictions are drawn
@@ -75,7 +75,7 @@ def evaluate(
     batch: int = 16,
     threads: int = 0,
     progress: Callable[[int], None] = lambda n: None,
-    workers: Workers = HERE,
+    workers: Workers = LOCAL,
     drawn: bool = True,
 ) -> Score:
     """Run both models on every image, batch by batch; predictions are stored, outputs are summed up, here and in the order of

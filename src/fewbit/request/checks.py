@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fewbit.request import Options
 
 
-def refuse(request: Options) -> None:
+def check_request(request: Options) -> None:
     """Raise what the model, the images, their preparation or their task would raise later."""
     check_device(request)
     check_runtime(request)

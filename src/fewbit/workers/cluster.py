@@ -1,8 +1,4 @@
-"""Where independent work is done: in this process, or in tasks of Ray on this machine or on a cluster.
-
-Both kinds map a pure function over items and give the same results. Ray distributes the tasks, and does a task again whose
-worker or node was lost; without `--workers` and `--ray` it is neither needed nor imported.
-"""
+"""Tasks of Ray, on this machine or on a cluster: how it is started or joined, and what is sent to a task and comes back."""
 
 from __future__ import annotations
 
@@ -21,12 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 from fewbit.errors import FewbitError, Stopped
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from fewbit.workers.local import LOCAL, Item, Result, Workers
 
 INSTALL = 'pip install "fewbit[scale]"'
 LIMIT = 20.0  # seconds in which a cluster answers
@@ -36,73 +30,6 @@ USERS = "_fewbit_user_"  # what the name of a module begins with that is a file 
 LACKING = "a worker could not begin ({}); every machine needs this fewbit and its packages."
 
 _KEPT: dict[str, Any] = {}  # in a worker: the function of its last task, by the name of its parcel
-
-
-@runtime_checkable
-class Workers(Protocol):
-    """What does independent work."""
-
-    @property
-    def count(self) -> int:
-        """How many items are worked on at once."""
-        ...
-
-    def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
-    ) -> Iterator[tuple[int, Result]]:
-        """(index, result) of each item once, as they come. `function` and the items can be pickled.
-
-        `lost` is the result of an item whose worker ended each time it was tried; without it that raises Stopped.
-        """
-        ...
-
-    def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
-        """All that `function` gives for the indices below `count`, in their order; split, if at all, at multiples of `size`."""
-        ...
-
-    def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
-        """The result on each machine, by its name."""
-        ...
-
-
-@dataclass(frozen=True)
-class Local:
-    """This process, one item after the other."""
-
-    count: int = 1
-
-    def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], lost: Callable[[Item, str], Result] | None = None
-    ) -> Iterator[tuple[int, Result]]:
-        return ((index, function(item)) for index, item in enumerate(items))
-
-    def each(self, function: Callable[[range], Iterable[Result]], count: int, size: int) -> Iterator[Result]:
-        yield from function(range(count))
-
-    def everywhere(self, function: Callable[[Item], Result], item: Item) -> dict[str, Result]:
-        return {socket.gethostname(): function(item)}
-
-
-HERE = Local()
-
-
-def in_order(workers: Workers, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The result of each item, in their order, whoever computes it: an item a task, with as many threads of torch as here, so
-    that its sums are the same.
-    """
-    import torch
-
-    return workers.each(partial(_one_by_one, function, items, torch.get_num_threads()), len(items), 1)
-
-
-def _one_by_one(
-    function: Callable[[Item], Result], items: Sequence[Item], threads: int, indices: range
-) -> Iterator[Result]:  # fmt: skip
-    import torch
-
-    for k in indices:
-        torch.set_num_threads(threads)
-        yield function(items[k])
 
 
 @dataclass(frozen=True)
@@ -162,7 +89,7 @@ class Cluster:
         return {name: _result(reference, item, None) for name, reference in sent.items()}
 
 
-def refuse(workers: int | None, address: str | None, device: str = "cpu") -> None:
+def check_workers(workers: int | None, address: str | None, device: str = "cpu") -> None:
     """Raise FewbitError for options that cannot be, where that is known without starting anything."""
     if workers is None and address is None:
         return
@@ -185,9 +112,9 @@ def refuse(workers: int | None, address: str | None, device: str = "cpu") -> Non
 @contextmanager
 def opened(workers: int | None, address: str | None, cpus: int = 1) -> Iterator[Workers]:
     """The workers that the options ask for, until the end of the block. Raises FewbitError where a cluster cannot be joined."""
-    refuse(workers, address)
+    check_workers(workers, address)
     if workers is None and address is None:
-        yield HERE
+        yield LOCAL
         return
     import ray
 

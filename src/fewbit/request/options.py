@@ -1,8 +1,4 @@
-"""Every option of fewbit, once: its type, its limits, its default and its help. No torch before a value is checked.
-
-The command line is made from these fields (cli/options.py), `fewbit.quantize(model, images, **options)` makes a `Request`, and
-its `key` identifies a killed run. Whatever can be checked before the work starts is checked here.
-"""
+"""The options of all that begins with a model, and of what makes a plan. No torch before a value is checked."""
 
 from __future__ import annotations
 
@@ -12,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     model_validator,
 )
 
-from fewbit.configure import DEFAULT, LOSSES, check_bits, configured, default_bits, recipe_for, refuse_curve, refuse_times
 from fewbit.core import pixels
 from fewbit.errors import FewbitError
-from fewbit.fields import (
+from fewbit.request.checks import check_request
+from fewbit.request.recipe_options import DEFAULT, check_bits, configured, default_bits, recipe_for, refuse_times
+from fewbit.request.types import (
     Address,
     Asked,
     Channels,
@@ -29,23 +25,19 @@ from fewbit.fields import (
     Duration,
     Names,
     Out,
-    Points,
-    Seconds,
     Threads,
     WorkerCount,
     as_constants,
     as_file,
     as_path,
     as_text,
-    check_memory,
     check_time,
     option,
     path_as_text,
     pixel_check,
 )
-from fewbit.refuse import refuse
 from fewbit.tasks import HELP as TASKS
-from fewbit.workers import refuse as refuse_workers
+from fewbit.workers import check_workers
 
 if TYPE_CHECKING:
     import torch
@@ -177,8 +169,8 @@ class Options(Asked):
             self.__dict__["recipe"] = self._usual_recipe()  # the options stay frozen for everybody else
         _ = self.hardware, self.method
         check_time(self.time)
-        refuse(self)
-        refuse_workers(self.workers, self.ray, self.device)
+        check_request(self)
+        check_workers(self.workers, self.ray, self.device)
         return self
 
     def _usual_recipe(self) -> str:
@@ -284,119 +276,3 @@ class Planned(Options):
 
     def key(self) -> dict[str, Any]:
         return {**super().key(), "bits": str(default_bits(self.hardware) if self.bits is None else self.bits)}
-
-
-class Request(Planned):
-    """Options of `fewbit quantize`."""
-
-    APART: ClassVar[frozenset[str]] = Options.APART | {"must_pay", "quick", "memory"}
-
-    normalize_inside: bool = Field(
-        default=False,
-        description="The file takes pixels, uint8 (batch, height, width, channels), and normalizes them itself.",
-    )
-    curve: bool = Field(default=False, description="Also score calibration on 1, 2, 4, ... 256 images.")
-    seconds: Seconds = Field(default=4.0, description="Seconds to measure each runtime and batch.")
-    max_drop: Points | None = Field(
-        default=None,
-        description="Find the fastest file that loses no more points of accuracy (without labels: agreement): other recipes, "
-        "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
-        examples=[1.0],
-    )
-    memory: Annotated[str | None, AfterValidator(check_memory)] = Field(
-        default=None,
-        description="What this process may hold, 4GB or 1500MB. Refused where that is likely to be too little; a run that "
-        "holds more is stopped behind the stage that did.",
-        examples=["4GB"],
-    )
-    quick: bool = Field(
-        default=False,
-        description="Only the files, their proof and their score; no times, sensitivity, outliers, attention or pictures.",
-    )
-    must_pay: bool = Field(
-        default=False, description="Exit code 1 where the file is not 2 % faster than the fastest float model of its runtime."
-    )
-
-    @model_validator(mode="after")
-    def _is_answered(self) -> Request:
-        if self.curve:
-            refuse_curve(self.method, self.recipe_name)
-        for flag, asked in (("--must-pay", self.must_pay), ("--only-what-pays", self.only_what_pays)):
-            if asked and self.quick:
-                raise FewbitError(f"{flag} needs times, and --quick measures none; leave one of them out.")
-        if self.must_pay:
-            refuse_times(self.hardware, "--must-pay")
-        return self
-
-    def key(self) -> dict[str, Any]:
-        return {name: value for name, value in super().key().items() if self.drops or name != "max_drop"}
-
-
-class SensitivityRequest(Planned):
-    """Options of `fewbit sensitivity`."""
-
-    APART: ClassVar[frozenset[str]] = Options.APART - {"threads"}
-    OWN: ClassVar[tuple[str, ...]] = ("scored",)
-
-    out: Out = Path("sensitivity")
-    scored: Count = Field(default=32, description="Measure the loss on so many images at most, which do not calibrate.")
-    command: str = Field(default="fewbit sensitivity", repr=False)
-
-
-class SearchRequest(Options):
-    """Options of `fewbit search`."""
-
-    APART: ClassVar[frozenset[str]] = (Options.APART | {"time"}) - {"threads"}  # losses do not depend on the time limit
-    OWN: ClassVar[tuple[str, ...]] = ("time", "loss")
-
-    out: Out = Path("search")
-    recipe: Any = Field(default="mse", description="Range method: minmax, percentile, mse or kl.")
-    calibration: Count = Field(default=64, description="Search on so many images at most.")
-    time: Duration = Field(
-        default=None, description="Time limit, 90s, 10min, 1h: of everything, with measuring the points at the end."
-    )
-    loss: str | None = Field(default="kl", description="kl (from the float model) or labels, on the calibration images.")
-    budget: Names = Field(default=(), description="6bit, 3MB or 20ms; may be repeated, all must hold.")
-    strategy: str = Field(default="greedy", description="greedy, random, annealing or tpe.")
-    evaluations: Count = Field(default=300, description="Number of candidates to evaluate.")
-    edges: str = Field(default="weights", description="Tensors to search widths for: weights (activations keep 8 bits) or all.")
-    least: int = Field(default=4, ge=2, le=16, description="The narrowest width.")
-    points: Count = Field(default=8, description="Largest number of points to export.")
-    command: str = Field(default="fewbit search", repr=False)
-    everything: ClassVar[bool] = False
-
-    @property
-    def widths(self) -> Bits:
-        """Those that the search begins with."""
-        from fewbit.choose import Bits
-
-        return Bits(default_bits(self.hardware), default_bits(self.hardware))
-
-    @cached_property
-    def method(self) -> Recipe:
-        """The recipe by its name, of ranges alone; time and loss are those of the search itself."""
-        from fewbit.recipes import plain_ranges, recipe_named
-
-        if self.loss not in LOSSES:
-            raise FewbitError(f"--loss {self.loss} is not understood; allowed are kl and labels, as in --loss kl.")
-        recipe = recipe_named(self.recipe)
-        plain_ranges(recipe, self.recipe)
-        return recipe
-
-
-class SweepRequest(Asked):
-    """Options of `fewbit sweep`."""
-
-    file: Annotated[Path, BeforeValidator(as_file)] = Field(
-        description="TOML file: lists of models, targets, recipes and bits, and a table of options for all of them."
-    )
-    out: Out = Path("sweep")
-    workers: WorkerCount = None
-    ray: Address = None
-    force: bool = Field(default=False, description="Replace an existing folder.")
-    command: str = Field(default="fewbit sweep", repr=False)
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> SweepRequest:
-        refuse_workers(self.workers, self.ray)
-        return self

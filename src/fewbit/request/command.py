@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewbit.fields import option
 from fewbit.request import Options, Request, SensitivityRequest
+from fewbit.request.types import option
 
-HERE = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay", "workers", "ray")
+APART = ("model", "target", "out", "force", "command", "seconds", "curve", "max_drop", "must_pay", "workers", "ray")
 
 
-def typed(request: Options, *more: str) -> str:
+def quantize_command(request: Options, *more: str) -> str:
     """The command with every option of a request that is not the default of `fewbit quantize`, and with more words.
 
     The recipe is always said: where it is not it follows the bits, which may be among the words.
@@ -21,12 +21,12 @@ def typed(request: Options, *more: str) -> str:
     words = ["fewbit", "quantize", request.ref, "--target", request.target or request.hardware.name]
     for name, field in Request.model_fields.items():
         value = getattr(request, name, field.default)
-        if name not in HERE and name not in request.OWN and not _is(value, field.default):
+        if name not in APART and name not in request.OWN and not _is(value, field.default):
             words += _words(name, value)
     return shlex.join([*words, *more])
 
 
-def of_sensitivity(command: str) -> str:
+def sensitivity_command(command: str) -> str:
     """The `fewbit sensitivity` of the same model and images as a `fewbit quantize`, in the options that mean the same; nothing
     of another command.
     """

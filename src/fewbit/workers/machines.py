@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fewbit import __version__
 from fewbit.errors import FewbitError
-from fewbit.workers import Workers
+from fewbit.workers.local import Workers
 
 
 def refuse_missing(workers: Workers, paths: Sequence[str]) -> None:
