@@ -1,13 +1,16 @@
-"""What the pages say: links lead somewhere, options exist, tables are those of the source."""
+"""What the pages and the maps of the rooms say: links lead somewhere, options exist, tables are those of the source."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ROOMS = sorted(path.parent for path in (ROOT / "src" / "fewbit").glob("*/__init__.py"))
+BY_TABLE = "stages"  # whose files are those of a table in docs/how-it-works.md
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
 
 
@@ -58,6 +61,13 @@ def test_the_order_of_rooms_is_that_of_the_source() -> None:
     text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     assert " < ".join(ORDER) in text
     assert ", ".join(f"`{room}`" for room in sorted(COMMON)[:-1]) + f" and `{max(COMMON)}` are for all" in text
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.name != BY_TABLE], ids=lambda room: room.name)
+def test_the_map_of_a_room_names_its_modules(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {path.stem for path in room.glob("*.py")} | {path.parent.name for path in room.glob("*/__init__.py")}
+    assert modules - {"__init__"} - set(re.findall(r"\w+", text)) == set()
 
 
 def test_the_commands_of_the_pages_have_the_options_of_the_request() -> None:

@@ -13,6 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from fewbit.cli import app
+from fewbit.core.duration import parse_time
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 from fewbit.recipes import RECIPES, RECOMMENDED
 from fewbit.request import Options, Request, SearchRequest
@@ -239,3 +240,14 @@ def test_images_are_looked_at_before_the_model_is_loaded(
     if "a.png" in files:
         with pytest.raises(LookupError):
             load(Request(model="demo", skip_bad=True, **{option: tmp_path}))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1h", 3600), ("1.5 h", 5400), ("0s", 0)])
+def test_time_is_read(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10", "ten minutes", "-5s", "10m", "1h30min", ""])
+def test_time_that_is_not_understood_says_what_is_allowed(text):
+    with pytest.raises(FewbitError, match="allowed are seconds, minutes and hours: 90s, 10min, 1h"):
+        parse_time(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose import Bits, Recipe
-from fewbit.choose.joint_search import JointSearch, Model
+from fewbit.choose.joint_search import JointSearch, Model, thinned
 from fewbit.choose.loss import ModelLoss
 from fewbit.choose.powell import parabola
 from fewbit.choose.ranges import MinMax, MseRange, Ranges
@@ -446,3 +447,13 @@ def test_a_walk_gives_what_the_graph_gives(net):
         expected = net.graph.module(net.images)
     for _ in range(2):
         assert torch.allclose(torch.cat([output for (output,) in walk.outputs()]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 499, 500, 501, 2345])
+def test_a_long_curve_is_thinned_and_keeps_its_ends_and_its_best(count):
+    losses = [float((i * 7919) % 1000) for i in range(count)]
+    rows = list(thinned(losses))
+    assert len(rows) <= 501
+    assert (rows[0][0], rows[-1][0]) == (0, count - 1)
+    best = list(itertools.accumulate(losses, min))
+    assert all((loss, so_far) == (losses[i], best[i]) for i, loss, so_far in rows)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fewbit.choose.powell import Powell, descend, parabola, parse_time, thinned
-from fewbit.errors import FewbitError
+from fewbit.choose.powell import Powell, descend, parabola
 
 SEARCH = Powell(-math.log(4), math.log(4), step=0.1, tolerance=0.01)
 
@@ -110,24 +108,3 @@ def test_a_parabola_that_opens_down_or_has_its_vertex_outside_has_no_minimum(los
 def test_two_points_and_an_infinite_loss_have_no_parabola():
     assert parabola([2, 4], [1, 2]) is None
     assert parabola([2, 3, 4], [1, 2, math.inf]) is None
-
-
-@pytest.mark.parametrize("count", [1, 499, 500, 501, 2345])
-def test_a_long_curve_is_thinned_and_keeps_its_ends_and_its_best(count):
-    losses = [float((i * 7919) % 1000) for i in range(count)]
-    rows = list(thinned(losses))
-    assert len(rows) <= 501
-    assert (rows[0][0], rows[-1][0]) == (0, count - 1)
-    best = list(itertools.accumulate(losses, min))
-    assert all((loss, so_far) == (losses[i], best[i]) for i, loss, so_far in rows)
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1h", 3600), ("1.5 h", 5400), ("0s", 0)])
-def test_time_is_read(text, seconds):
-    assert parse_time(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["10", "ten minutes", "-5s", "10m", "1h30min", ""])
-def test_time_that_is_not_understood_says_what_is_allowed(text):
-    with pytest.raises(FewbitError, match="allowed are seconds, minutes and hours: 90s, 10min, 1h"):
-        parse_time(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from fewbit.capture.sites import readers
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context
 from fewbit.choose.loss import BATCH, ModelLoss
-from fewbit.choose.powell import Parabola, Point, Powell, parabola, thinned
+from fewbit.choose.powell import Parabola, Point, Powell, parabola
 from fewbit.choose.range_method import RangeMethod
 from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
@@ -313,3 +313,12 @@ class Model:
             if choice.role != "weight":
                 affected += readers(graph, choice, self.builder.allowed.integer_ops, nodes[graph.site(site).tensor])
         return min((self.walk.index[node] for node in affected if node in self.walk.index), default=0)
+
+
+def thinned(losses: Sequence[float], most: int = 500) -> Iterator[tuple[int, float, float]]:
+    """(evaluation, loss, the best so far) of every few evaluations, at most `most` or one more, the last one among them."""
+    every, best = -(-len(losses) // most) or 1, math.inf
+    for i, loss in enumerate(losses):
+        best = min(best, loss)
+        if i % every == 0 or i == len(losses) - 1:
+            yield i, loss, best

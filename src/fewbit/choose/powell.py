@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewbit.errors import FewbitError
-
 Point = NDArray[np.float64]
 Loss = Callable[[Point], float]
 GOLDEN = (3 - math.sqrt(5)) / 2
-UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
@@ -161,20 +157,3 @@ def parabola(p: Sequence[float], losses: Sequence[float]) -> Parabola | None:
     if vertex is not None and not min(p) <= vertex <= max(p):
         vertex = None
     return Parabola(a, b - 2 * a * middle, c - b * middle + a * middle**2, r2, vertex)
-
-
-def parse_time(text: str) -> float:
-    """Seconds of `90s`, `10min`, `1h`. Raises FewbitError that says what is allowed."""
-    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|h)\s*", str(text), re.ASCII)
-    if match is None:
-        raise FewbitError(f"--time {text} is not understood; allowed are seconds, minutes and hours: 90s, 10min, 1h.")
-    return float(match[1]) * UNITS[match[2]]
-
-
-def thinned(losses: Sequence[float], most: int = 500) -> Iterator[tuple[int, float, float]]:
-    """(evaluation, loss, the best so far) of every few evaluations, at most `most` or one more, the last one among them."""
-    every, best = -(-len(losses) // most) or 1, math.inf
-    for i, loss in enumerate(losses):
-        best = min(best, loss)
-        if i % every == 0 or i == len(losses) - 1:
-            yield i, loss, best

@@ -1,4 +1,9 @@
-"""The models that fewbit ships, by the name that is typed, with the images of each."""
+"""The models that fewbit ships, by the name that is typed, with the images of each.
+
+model   a vision transformer
+cnn     a ResNet and a MobileNet
+detr    a detector
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ whole      a file whose image comes in whole numbers: where to cut it
 cut        the tail of a file: the nodes behind its layers that torch cannot express
 strip      a file of another tool without its Q/DQ nodes
 module     the nodes as modules, run in order; what needs no image is computed once
+work       the products that nodes sum for one image
 values     what flows between nodes: tensors, and arrays whose numbers are known; host: operators on these, with numpy
 operators  the table of those that are taken, from arithmetic, shape, indexing, reduction, layers, norms, resize, attention,
            microsoft

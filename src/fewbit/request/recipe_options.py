@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fewbit.core.duration import parse_time
 from fewbit.errors import FewbitError
 
 DEFAULT = "fast"  # recipe
@@ -49,13 +50,7 @@ def configured(recipe: Recipe, request: Options) -> Recipe:
 def _with(one: Any, setting: str, value: Any) -> Any:
     if setting == "in_steps":
         return one.in_steps(value)
-    return replace(one, **{setting: _parsed(value) if setting == "seconds" else value})
-
-
-def _parsed(time: str) -> float:
-    from fewbit.choose.powell import parse_time
-
-    return parse_time(time)
+    return replace(one, **{setting: parse_time(value) if setting == "seconds" else value})
 
 
 def _having(setting: str) -> str:

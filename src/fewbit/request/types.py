@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 
+from fewbit.core.duration import parse_time
 from fewbit.core.limit import parse
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
@@ -61,8 +62,6 @@ def as_text(value: Any) -> Any:
 
 
 def check_time(value: str | None) -> None:
-    from fewbit.choose.powell import parse_time
-
     if value is not None:
         parse_time(value)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.choose import Bits, Context
-from fewbit.choose.powell import parse_time
 from fewbit.core.device import CPU, on
+from fewbit.core.duration import parse_time
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.folder import PAGE, REPORT, TWIN

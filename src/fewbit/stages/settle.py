@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewbit.choose.powell import parse_time
 from fewbit.choose.sensitivity import OutputKL
 from fewbit.core.bits import Bits
 from fewbit.core.device import on
+from fewbit.core.duration import parse_time
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError, stopped
