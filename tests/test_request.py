@@ -16,9 +16,9 @@ from fewbit.cli import app
 from fewbit.core.duration import parse_time
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 from fewbit.recipes import RECIPES, RECOMMENDED
-from fewbit.request import Options, Request, SearchRequest
+from fewbit.request import BenchRequest, EvaluateRequest, Request, SearchRequest, VerifyRequest
 from fewbit.request.recipe_options import DEFAULT
-from fewbit.request.types import option
+from fewbit.request.types import Asked, option
 from fewbit.run import quantize
 from fewbit.stages.load import load
 
@@ -150,20 +150,51 @@ def test_a_module_and_arrays_are_values_of_a_request() -> None:
     assert (request.key()["model"], request.input_size) == ("ReLU", (3, 8, 8))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("quantize", Request), ("search", SearchRequest)])
-def test_the_command_line_has_every_field_with_its_help_and_its_default(name: str, kind: type[Options]) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("quantize", Request), ("search", SearchRequest), ("evaluate", EvaluateRequest), ("verify", VerifyRequest),
+        ("bench", BenchRequest),
+    ],
+)  # fmt: skip
+def test_the_command_line_has_every_field_with_its_help_and_its_default(name: str, kind: type[Asked]) -> None:
     parameters = {p.name: p for p in get_command(app).commands[name].params}  # type: ignore[attr-defined]
     fields = {n: f for n, f in kind.model_fields.items() if n != "command"}
     assert set(parameters) - {"help"} == set(fields)
     for field, info in fields.items():
         parameter = parameters[field]
-        if field == "model":
+        if field in kind.ARGUMENTS:
             continue
         assert parameter.opts == [option(field)]
         assert parameter.help == info.description
         assert info.description
-        if field not in ("labels", "out", "inputs", "keep_float", "budget"):
+        if info.is_required():
+            assert parameter.required
+        elif field not in ("labels", "out", "inputs", "keep_float", "budget", "batch", "runtime"):
             assert parameter.default == info.default, field
+
+
+def test_commands_on_a_run_say_of_an_option_what_quantize_says() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    of_quantize = {p.name: p.help for p in commands["quantize"].params}
+    shared = {
+        name: {p.name for p in commands[name].params if p.help and of_quantize.get(p.name) == p.help} - {"help"}
+        for name in ("evaluate", "bench", "lint")
+    }
+    assert shared == {
+        "evaluate": {"skip_bad", "annotations", "labels", "threads", "workers", "ray"},
+        "bench": {"threads", "seconds"},
+        "lint": {"target"},
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [("evaluate", "--images", "x", "--limit"), ("evaluate", "--images", "x", "--threads"), ("bench", "--batch")]
+)
+def test_limits_of_commands_on_a_run_are_known_before_it_is_opened(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [words[0], "no-run", *words[1:], "0"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == 2
+    assert re.search(rf"{words[-1]}.*(1<=x|x>=1|greater than or equal to 1)", done.output)
 
 
 @pytest.mark.parametrize("command", ["quantize", "search"])

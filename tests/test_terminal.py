@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from fewbit.cli.app import Terminal, plain
+from fewbit.cli.terminal import Terminal, plain
 from fewbit.progress import Lines
 
 NAME = "[/b][red]a\x1b[31m\x07\u202e:smile:\udcff\x9b2J"
@@ -35,7 +35,8 @@ def test_a_name_is_shown_as_it_is_and_never_obeyed(capsys: pytest.CaptureFixture
 ACT = """
 import os, signal, sys, time
 from fewbit.cli import app
-from fewbit.cli.app import command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
 from fewbit.errors import BadFile
 
 @command
@@ -44,7 +45,7 @@ def act(how: str) -> None:
         os.kill(os.getpid(), int(how))
         time.sleep(10)
     if how == "swallowed":
-        sys.modules["fewbit.cli.app"].AGAIN = 0.05
+        sys.modules["fewbit.cli.ending"].AGAIN = 0.05
         try:
             os.kill(os.getpid(), 2)
         except:

@@ -6,7 +6,8 @@ import sys
 def main() -> None:
     """The command line, also where it is interrupted while it is imported."""
     try:
-        from fewbit.cli.app import app, ending
+        from fewbit.cli.app import app
+        from fewbit.cli.ending import ending
 
         with ending():
             from fewbit import cli  # noqa: F401

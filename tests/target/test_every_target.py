@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fewbit.cli.app import fail_on_wrong
+from fewbit.cli.answers import fail_on_wrong
 from fewbit.errors import FewbitFailed
 from fewbit.run import Run, quantize
 from fewbit.target import load_target, target_names

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import PLAIN, command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import PLAIN, out
 from fewbit.folder import PLAN, REPORT
 
 Json = Mapping[str, Any]

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fewbit.cli.app import command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
+from fewbit.request.types import OUT
 
 
 @command
 def export(
     run: Path,
-    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[Path, typer.Option(help=OUT)],
     form: Annotated[str, typer.Option("--format", help="onnx, openvino (IR) or ort (onnxruntime's own).")] = "onnx",
 ) -> None:
     """The model in a folder of its own, with a program in Python, examples in C++ and JavaScript, and what they need."""

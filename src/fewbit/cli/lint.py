@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import TargetOption, command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
 from fewbit.errors import FewbitFailed
+from fewbit.request.types import TARGET, Share, checked
 
 
 @command
 def lint(
     file: Path,
-    target: TargetOption = None,
+    target: Annotated[str | None, typer.Option(help=TARGET)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every node, not only the worst.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write every node to this file.")] = None,
     min_integer: Annotated[float | None, typer.Option(help="Exit with 1 where a smaller share (0 to 1) is integer.")] = None,
@@ -25,7 +27,6 @@ def lint(
     from fewbit import lint as linter
     from fewbit.files import write_json
     from fewbit.folder import check_beside
-    from fewbit.request.types import Share, checked
     from fewbit.target import detect, load_target
 
     min_integer = checked("min_integer", min_integer, Share | None)

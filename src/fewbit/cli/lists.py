@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
 from fewbit.errors import UnknownName
 
 if TYPE_CHECKING:

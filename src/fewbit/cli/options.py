@@ -27,10 +27,15 @@ def options(kind: type[Asked], **defaults: Any) -> Callable[[Callable[[Any], Non
     def decorate(function: Callable[[Any], None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
             settings = {name: not value if name == "labels" else value for name, value in values.items() if value is not None}
-            function(kind(command="fewbit " + shlex.join(sys.argv[1:]), **settings))
+            if "command" in kind.model_fields:
+                settings["command"] = "fewbit " + shlex.join(sys.argv[1:])
+            function(kind(**settings))
 
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        parameters = [_parameter(name, field, defaults.get(name, field.default)) for name, field in fields.items()]
+        parameters = [
+            _argument(name, field) if name in kind.ARGUMENTS else _option(name, field, defaults.get(name, field.default))
+            for name, field in fields.items()
+        ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {}
         return run
@@ -38,20 +43,28 @@ def options(kind: type[Asked], **defaults: Any) -> Callable[[Callable[[Any], Non
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
-    """The argument or option of a field. A flag that is true by default becomes one that turns it off."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    if field.is_required():
-        return inspect.Parameter(name, keyword, annotation=Annotated[str, typer.Argument(help=field.description)])
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _argument(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A field that has no name on the command line."""
+    value, _ = _plain(field.annotation, [])
+    return inspect.Parameter(name, KEYWORD, annotation=Annotated[value, typer.Argument(help=field.description)])
+
+
+def _option(name: str, field: FieldInfo, default: Any) -> inspect.Parameter:
+    """The option of a field. A flag that is true by default becomes one that turns it off."""
     value, limits = _plain(field.annotation, list(field.metadata))
     low = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
     high = next((limit.le for limit in limits if isinstance(limit, Le)), None)
     numbers: dict[str, Any] = {"min": low, "max": high} if value in (int, float) else {}
     about = typer.Option(option(name), help=field.description, **numbers)
     if value is bool:
-        return inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, about])
+        return inspect.Parameter(name, KEYWORD, default=False, annotation=Annotated[bool, about])
+    if field.is_required():
+        return inspect.Parameter(name, KEYWORD, annotation=Annotated[value, about])
     empty = None if default in ((), {}) else default
-    return inspect.Parameter(name, keyword, default=empty, annotation=Annotated[value | None, about])  # type: ignore[operator]
+    return inspect.Parameter(name, KEYWORD, default=empty, annotation=Annotated[value | None, about])  # type: ignore[operator]
 
 
 def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
@@ -62,7 +75,8 @@ def _plain(annotation: Any, limits: list[Any]) -> tuple[Any, list[Any]]:
     if get_origin(annotation) is dict:
         return list[str], limits
     if get_origin(annotation) is tuple:
-        return (list[str] if get_args(annotation) == (str, Ellipsis) else str), limits
+        kind, _ = _plain(get_args(annotation)[0], [])
+        return (str if kind is float or Ellipsis not in get_args(annotation) else list[kind]), limits  # type: ignore[valid-type]
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     if kinds:
         return _plain(kinds[0], limits)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewbit.cli.app import command, drawn, fail_on_wrong, out, show
+from fewbit.cli.answers import fail_on_wrong, show_answers
+from fewbit.cli.app import command
 from fewbit.cli.options import options
+from fewbit.cli.terminal import drawn, out
 from fewbit.folder import PAGE
 from fewbit.request import Request
 
@@ -18,7 +20,7 @@ def quantize(request: Request) -> None:
 
     with drawn() as progress:
         result = execute(request, progress)
-    show(dict(result.report))
+    show_answers(dict(result.report))
     out.print(f"Report: {result.folder / PAGE}")
     fail_on_wrong(result.report["verify"], result.report)
     fail_on_drop(result.report["accuracy"], request.max_drop)

@@ -8,41 +8,31 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fewbit.cli.app import PLAIN, Threads, command, drawn, fail_on_wrong, out
+from fewbit.cli.answers import fail_on_wrong
+from fewbit.cli.app import command
+from fewbit.cli.options import options
+from fewbit.cli.terminal import PLAIN, drawn, out
 from fewbit.folder import MODEL, NUMBERS, REPORT, TWIN
-from fewbit.request import types
-from fewbit.runtimes import RUNNABLE
+from fewbit.request import BenchRequest, EvaluateRequest, VerifyRequest
 
 
 @command
-def evaluate(
-    run: Path,
-    images: Annotated[str, typer.Option(help="Images not used for calibration.")],
-    runtime: Annotated[str | None, typer.Option(help=" or ".join(RUNNABLE))] = None,
-    limit: Annotated[int | None, typer.Option(min=1)] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad")] = False,
-    annotations: Annotated[Path | None, typer.Option(help="What is known of the images, as for quantize.")] = None,
-    no_labels: Annotated[bool, typer.Option("--no-labels")] = False,
-    threads: Threads = 2,
-    workers: Annotated[int | None, typer.Option(help=types.WORKERS)] = None,
-    ray: Annotated[str | None, typer.Option(help=types.RAY)] = None,
-) -> None:
+@options(EvaluateRequest)
+def evaluate(request: EvaluateRequest) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
-    from fewbit.request.checks import check_annotations
     from fewbit.run import Run
     from fewbit.workers import opened
     from fewbit.workers.machines import refuse_missing
 
-    types.checked("threads", threads, types.Threads)
-    check_annotations(annotations, not no_labels)
-    with drawn() as progress, opened(types.checked("workers", workers, types.WorkerCount), ray, threads) as whoever:
-        finished = Run.open(run, progress)
-        others = finished.unseen(finished.images(images, skip_bad=skip_bad, labels=not no_labels, limit=limit))
-        others = finished.annotated(others, annotations)
-        name = finished["runtime"] if runtime is None else runtime
+    with drawn() as progress, opened(request.workers, request.ray, request.threads) as whoever:
+        finished = Run.open(request.run, progress)
+        given = finished.images(request.images, skip_bad=request.skip_bad, labels=request.labels, limit=request.limit)
+        others = finished.unseen(given)
+        others = finished.annotated(others, request.annotations)
+        name = finished["runtime"] if request.runtime is None else request.runtime
         finished.do("twin", runtime=name)
-        refuse_missing(whoever, [str(run), images])
-        score = finished.do("evaluate", scored=others, runtime=name, threads=threads, workers=whoever)
+        refuse_missing(whoever, [str(request.run), request.images])
+        score = finished.do("evaluate", scored=others, runtime=name, threads=request.threads, workers=whoever)
     rating = score.rating
     table = Table("", "float", "quantized", "change", "agreement", "95 % interval", "images")
     top = ["-", "-", "-"]
@@ -62,7 +52,8 @@ def evaluate(
 
 
 @command
-def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images other than the run's own.")] = None) -> None:
+@options(VerifyRequest)
+def verify(request: VerifyRequest) -> None:
     """Integer codes of the simulation against those of the runtime, site by site."""
     from fewbit.files import read_json
     from fewbit.report import tables
@@ -70,7 +61,7 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     from fewbit.run import Run
 
     with drawn() as progress:
-        checks = Run.open(run, progress).verify(images)
+        checks = Run.open(request.run, progress).verify(request.images)
     table = Table("graph optimisations", "sites", "codes", "ties", "wrong", "worst site")
     parts = (("off", checks.off), ("on", checks.on), ("in the file", checks.weights))
     for name, part in ((name, part) for name, part in parts if part):
@@ -90,17 +81,12 @@ def verify(run: Path, images: Annotated[str | None, typer.Option(help="Images ot
     found = tables.verify(checks)
     if said := near_ties(found):
         out.print(said, soft_wrap=True)
-    fail_on_wrong(found, read_json(run / REPORT))
+    fail_on_wrong(found, read_json(request.run / REPORT))
 
 
 @command
-def bench(
-    run: Path,
-    batch: Annotated[list[int] | None, typer.Option(help="May be repeated; 1 and 8 by default.")] = None,
-    runtime: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    threads: Threads = 2,
-    seconds: Annotated[float, typer.Option(help="Seconds to measure each runtime and batch.")] = 4.0,
-) -> None:
+@options(BenchRequest)
+def bench(request: BenchRequest) -> None:
     """Latency, load time, memory and size: float beside integer."""
     from fewbit.onnx_file import bytes_of
     from fewbit.report.answers import ELSEWHERE, unpaid
@@ -109,9 +95,11 @@ def bench(
     from fewbit.run import Run
 
     with drawn() as progress:
-        finished = Run.open(run, progress)
-        values = {"runtimes": runtime or None, "batches": batch or [1, 8], "threads": threads, "seconds": seconds, "repeats": 3}
-        rows, loading = finished.do("bench", **values)
+        finished = Run.open(request.run, progress)
+        rows, loading = finished.do(
+            "bench", runtimes=request.runtime or None, batches=request.batch or (1, 8), threads=request.threads,
+            seconds=request.seconds, repeats=3,
+        )  # fmt: skip
     table = Table("runtime", "batch", "threads", "float ms", "integer ms", "integer is", "pairs")
     for row in rows:
         times = (
@@ -138,7 +126,7 @@ def bench(
         )
     out.print(table)
     for name in (TWIN, MODEL, NUMBERS):
-        out.print(f"{name}: {bytes_of(run / name) / 1e6:.2f} MB")
+        out.print(f"{name}: {bytes_of(request.run / name) / 1e6:.2f} MB")
 
 
 def _spread(middle: float, ends: tuple[float, float]) -> str:

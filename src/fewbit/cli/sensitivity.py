@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from fewbit.cli.app import command, drawn, out
+from fewbit.cli.app import command
 from fewbit.cli.options import options
+from fewbit.cli.terminal import drawn, out
 from fewbit.request import SensitivityRequest
 
 SHOWN = 12  # rows on the terminal; the page has all

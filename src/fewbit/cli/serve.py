@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fewbit.cli.app import command, out
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
 from fewbit.errors import FewbitError
 
 

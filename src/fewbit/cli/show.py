@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from fewbit.cli.app import command, out
-from fewbit.cli.app import show as show_answers
+from fewbit.cli.answers import show_answers
+from fewbit.cli.app import command
+from fewbit.cli.terminal import out
 from fewbit.core.record import ENTRY, MADE
 from fewbit.errors import FewbitFailed
 from fewbit.folder import MODEL, RECORD, REPORT

@@ -6,8 +6,9 @@ from collections import Counter
 
 from rich.table import Table
 
-from fewbit.cli.app import PLAIN, command, drawn, out
+from fewbit.cli.app import command
 from fewbit.cli.options import options
+from fewbit.cli.terminal import PLAIN, drawn, out
 from fewbit.errors import FewbitFailed
 from fewbit.request import SweepRequest
 

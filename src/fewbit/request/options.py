@@ -18,18 +18,21 @@ from fewbit.errors import FewbitError
 from fewbit.request.checks import check_request
 from fewbit.request.recipe_options import DEFAULT, check_bits, configured, default_bits, recipe_for, refuse_times
 from fewbit.request.types import (
+    TARGET,
     Address,
+    Annotations,
     Asked,
     Channels,
     Count,
     Duration,
+    Labels,
     Names,
     Out,
+    SkipBad,
     Threads,
     WorkerCount,
     as_constants,
     as_file,
-    as_path,
     as_text,
     check_time,
     option,
@@ -57,6 +60,7 @@ class Options(Asked):
         "model", "images", "inputs", "loader", "score", "annotations", "weights", "out", "force", "threads", "seconds",
         "workers", "ray", "command",
     ))  # fmt: skip
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("model",)
     OWN: ClassVar[tuple[str, ...]] = ()  # options that mean something else here than in quantize
 
     model: Annotated[Any, BeforeValidator(path_as_text)] = Field(description=MODELS)
@@ -76,19 +80,13 @@ class Options(Asked):
         "others one list of numbers is a class.",
         examples=["segment"],
     )
-    annotations: Annotated[Path | None, BeforeValidator(as_path)] = Field(
-        default=None,
-        description="What is known of the scored images: boxes (COCO .json, a folder of YOLO .txt or Pascal VOC .xml), or a "
-        "folder of masks (PNG), depth maps (.npy, PNG) or target pictures, under the images' names.",
-    )
+    annotations: Annotations = None
     inputs: Annotated[dict[str, Any], BeforeValidator(as_constants)] = Field(
         default={},
         description="NAME=VALUE of an input that is no image: a number, a list of numbers or a .npy file; may be repeated.",
         examples=["size=640,480"],
     )
-    target: Annotated[str | None, BeforeValidator(as_text)] = Field(
-        default=None, description="See `fewbit targets`; the default fits this machine."
-    )
+    target: Annotated[str | None, BeforeValidator(as_text)] = Field(default=None, description=TARGET)
     recipe: Any = Field(
         default=None,
         description="See `fewbit recipes`; the default is fast, and fast-rotated where activations have fewer than 6 bits.",
@@ -105,8 +103,8 @@ class Options(Asked):
     scored: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Random seed.")
     keep_float: Names = Field(default=(), description="Pattern of ops or sites that stay float; may be repeated.")
-    skip_bad: bool = Field(default=False, description="Skip unreadable images.")
-    labels: bool = Field(default=True, description="Ignore labels.")
+    skip_bad: SkipBad = False
+    labels: Labels = True
     time: Duration = Field(
         default=None,
         description="Limit of lapq, best and --max-drop: 90s, 10min, 1h; of all work but the measuring at the end.",
@@ -151,7 +149,7 @@ class Options(Asked):
         description="Grey of the borders of --resize letterbox and corner, 0 to 255; 114 unless said.",
         examples=[114],
     )
-    threads: Threads = Field(default=2, description="Threads of the runtime.")
+    threads: Threads = 2
     device: str = Field(
         default="cpu",
         description="Where torch works: cpu, cuda, cuda:1 or mps; the files are run on the processor.",

@@ -40,7 +40,7 @@ class Request(Planned):
         description="The file takes pixels, uint8 (batch, height, width, channels), and normalizes them itself.",
     )
     curve: bool = Field(default=False, description="Also score calibration on 1, 2, 4, ... 256 images.")
-    seconds: Seconds = Field(default=4.0, description="Seconds to measure each runtime and batch.")
+    seconds: Seconds = 4.0
     max_drop: Points | None = Field(
         default=None,
         description="Find the fastest file that loses no more points of accuracy (without labels: agreement): other recipes, "
@@ -130,6 +130,8 @@ class SearchRequest(Options):
 
 class SweepRequest(Asked):
     """Options of `fewbit sweep`."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("file",)
 
     file: Annotated[Path, BeforeValidator(as_file)] = Field(
         description="TOML file: lists of models, targets, recipes and bits, and a table of options for all of them."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
@@ -17,7 +17,7 @@ from fewbit.errors import BadFile, FewbitError, UnknownName
 
 def option(name: str) -> str:
     """The name of a field on the command line."""
-    return {"labels": "--no-labels", "inputs": "--input", "file": "FILE"}.get(name, f"--{name.replace('_', '-')}")
+    return {"labels": "--no-labels", "inputs": "--input", "file": "FILE", "run": "RUN"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def pixel_check(check: Callable[[Any, str], Any]) -> BeforeValidator:
@@ -75,12 +75,22 @@ def check_memory(value: str | None) -> str | None:
 Channels = tuple[float, ...]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Count = Annotated[int, Ge(1), Le(10**9)]
-Threads = Annotated[int, Ge(1), Le(1024)]
-Seconds = Annotated[float, Ge(0.001), Le(86_400)]
+Threads = Annotated[int, Ge(1), Le(1024), Field(description="Threads of the runtime.")]
+Seconds = Annotated[float, Ge(0.001), Le(86_400), Field(description="Seconds to measure each runtime and batch.")]
 Points = Annotated[float, Ge(0), Le(100)]
 Share = Annotated[float, Ge(0), Le(1)]
 Batches = Annotated[tuple[Annotated[int, Ge(1), Le(4096)], ...], BeforeValidator(as_tuple)]
-Out = Annotated[Path | None, BeforeValidator(as_path), Field(description="The folder to write.")]
+OUT = "The folder to write."
+Out = Annotated[Path | None, BeforeValidator(as_path), Field(description=OUT)]
+RunFolder = Annotated[Path, BeforeValidator(as_path)]
+KNOWN = (
+    "What is known of the scored images: boxes (COCO .json, a folder of YOLO .txt or Pascal VOC .xml), or a folder of masks "
+    "(PNG), depth maps (.npy, PNG) or target pictures, under the images' names."
+)
+Annotations = Annotated[Path | None, BeforeValidator(as_path), Field(description=KNOWN)]
+SkipBad = Annotated[bool, Field(description="Skip unreadable images.")]
+Labels = Annotated[bool, Field(description="Ignore labels.")]
+TARGET = "See `fewbit targets`; the default fits this machine."
 Duration = Annotated[str | None, Field(examples=["10min"])]
 WORKERS = "Do independent work in so many tasks of Ray on this machine at once."
 RAY = "Do independent work on the cluster of Ray with this head, HOST:PORT, or auto."
@@ -103,6 +113,8 @@ def not_allowed(flag: str, row: Any) -> str:
 
 class Asked(BaseModel):
     """The options of a command."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ()  # those that have no name on the command line
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
