@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app
 from fewbit.core.duration import parse_time
+from fewbit.core.pixels import FIELDS
+from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 from fewbit.recipes import RECIPES, RECOMMENDED
 from fewbit.request import BenchRequest, EvaluateRequest, Request, SearchRequest, VerifyRequest
@@ -172,6 +175,12 @@ def test_the_command_line_has_every_field_with_its_help_and_its_default(name: st
             assert parameter.required
         elif field not in ("labels", "out", "inputs", "keep_float", "budget", "batch", "runtime"):
             assert parameter.default == info.default, field
+
+
+def test_each_field_of_preprocessing_is_an_option_and_a_field_of_preprocess() -> None:
+    own = {field.name for field in dataclasses.fields(Preprocess)}
+    assert set(FIELDS) <= set(Request.model_fields)
+    assert {"size" if name == "input_size" else name for name in FIELDS} == own - {"antialias", "processor", "whole"}
 
 
 def test_commands_on_a_run_say_of_an_option_what_quantize_says() -> None:

@@ -11,7 +11,7 @@ Arithmetic and limits
     grid       real numbers to codes and back
     bits       what `--bits` means
     duration   what `--time` means
-    pixels     preprocessing: what is allowed
+    pixels     the fields of preprocessing: names and checks
     colours    numbers as colours
 Graphs and machines
     fx         tools for editing graphs

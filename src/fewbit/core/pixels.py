@@ -1,10 +1,11 @@
-"""Input size, mean, std, resizing and crop of a model's images, wherever they were said: checked in one place."""
+"""The fields that say how a model's images are prepared, wherever they were said: names, limits and checks."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -138,3 +139,27 @@ def _real(value: Any) -> float:
 
 def _shown(value: Any) -> str:
     return value[:80] if isinstance(value, str) else repr(value)[:80]
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field has to be: `check` takes a value and what it is called, `json` is its type in a file. One that is `assumed`
+    has a default where nobody says it.
+    """
+
+    check: Callable[[Any, str], Any]
+    json: type | tuple[type, ...]
+    assumed: bool = False
+
+
+FIELDS: Mapping[str, Field] = {
+    "input_size": Field(input_size, list),
+    "mean": Field(means, list, assumed=True),
+    "std": Field(stds, list, assumed=True),
+    "interpolation": Field(interpolation, str, assumed=True),
+    "resize": Field(resize, str, assumed=True),
+    "crop_pct": Field(crop_pct, (int, float), assumed=True),
+    "channel_order": Field(channel_order, str),
+    "fill": Field(fill, (int, float)),
+}
+ASSUMED = tuple(name for name, field in FIELDS.items() if field.assumed)

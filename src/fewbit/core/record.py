@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewbit.core.pixels import FIELDS
+
 Json = Any
 ENTRY, MADE = "fewbit.preprocess", "fewbit.made"
 KINDS: Mapping[str, type | tuple[type, ...]] = {  # of what is read back
-    "size": list, "mean": list, "std": list, "interpolation": str, "resize": str, "crop_pct": (int, float), "antialias": bool,
-    "processor": str, "assumed": list, "fill": (int, float),
-}  # fmt: skip
+    "size": FIELDS["input_size"].json,
+    **{name: field.json for name, field in FIELDS.items() if name not in ("input_size", "channel_order")},
+    "antialias": bool,
+    "processor": str,
+    "assumed": list,
+}
 
 
 @dataclass(frozen=True)

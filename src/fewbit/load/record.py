@@ -7,25 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewbit.core.pixels import (
-    channel_order,
-    crop_pct,
-    fill,
-    for_channels,
-    input_size,
-    interpolation,
-    means,
-    order_for_channels,
-    resize,
-    stds,
-)
+from fewbit.core.pixels import FIELDS, for_channels, order_for_channels
 from fewbit.errors import BadFile, BadImages, BadModel, UnknownName
 
 MEANS = '{"mean": [0.5, 0.5, 0.5]}'
-FIELDS = (
-    "input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill", "classes", "task",
-)  # fmt: skip
-CONSTANTS = {name: name.upper() for name in FIELDS}
 WHOLE = {"interpolation": "bicubic", "resize": "squash", "crop_pct": 1.0}  # what a Python file means that says no more
 
 
@@ -48,22 +33,10 @@ def checked(record: Mapping[str, Any], where: str, names: Mapping[str, str] | No
     """A record whose fields are what they have to be, for the channels of its input_size, if that is said; `names` is what they
     are called there. Raises BadModel.
     """
-    checks: dict[str, Callable[[Any, str], Any]] = {
-        "input_size": input_size,
-        "mean": means,
-        "std": stds,
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
-        "resize": resize,
-        "channel_order": channel_order,
-        "fill": fill,
-        "task": _task,
-        "classes": _class_names,
-    }
     known = {field: value for field, value in record.items() if value is not None}
     called = {field: (names or {}).get(field, field) for field in known}
     try:
-        found = {k: checks[k](v, called[k]) if k in checks else v for k, v in known.items()}
+        found = {k: CHECKS[k](v, called[k]) if k in CHECKS else v for k, v in known.items()}
         if "input_size" in found:
             _check_channels(found, called)
         return found
@@ -93,3 +66,11 @@ def _class_names(value: Any, name: str) -> tuple[str, ...]:
     if not (isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)):
         raise BadImages(f"{name} is {repr(value)[:80]}; a list of names is needed, one for each output in order.")
     return tuple(value)
+
+
+CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    **{name: field.check for name, field in FIELDS.items()},
+    "classes": _class_names,
+    "task": _task,
+}
+CONSTANTS = {name: name.upper() for name in CHECKS}

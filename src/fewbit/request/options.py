@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from fewbit.core import pixels
+from fewbit.core.pixels import FIELDS
 from fewbit.errors import FewbitError
 from fewbit.request.checks import check_request
 from fewbit.request.recipe_options import DEFAULT, check_bits, configured, default_bits, recipe_for, refuse_times
@@ -33,11 +33,11 @@ from fewbit.request.types import (
     WorkerCount,
     as_constants,
     as_file,
+    as_pixels,
     as_text,
     check_time,
     option,
     path_as_text,
-    pixel_check,
 )
 from fewbit.tasks import HELP as TASKS
 from fewbit.workers import check_workers
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 DEMOS = "demo, demo:resnet20, demo:mobilenet, demo:detr"
 MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2, TorchScript (path.pt) or file.py:function"
-PREPROCESS = ("input_size", "mean", "std", "interpolation", "resize", "crop_pct", "channel_order", "fill")
 
 
 class Options(Asked):
@@ -124,27 +123,27 @@ class Options(Asked):
     requantize: bool = Field(
         default=False, description="Take the Q/DQ nodes out of an ONNX file that another tool quantized, and begin again."
     )
-    input_size: Annotated[tuple[int, int, int] | None, pixel_check(pixels.input_size)] = Field(
+    input_size: Annotated[tuple[int, int, int] | None, BeforeValidator(as_pixels)] = Field(
         default=None, description="channels,height,width", examples=["3,224,224"]
     )
     dynamic_size: bool = Field(
         default=False, description="The files take any height and width; calibrated is --input-size. ONNX files keep theirs."
     )
-    mean: Annotated[Channels | None, pixel_check(pixels.means)] = Field(
+    mean: Annotated[Channels | None, BeforeValidator(as_pixels)] = Field(
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )
-    std: Annotated[Channels | None, pixel_check(pixels.stds)] = Field(
+    std: Annotated[Channels | None, BeforeValidator(as_pixels)] = Field(
         default=None, description="Of each channel (r,g,b), or one of all, of pixels between 0 and 1."
     )
     interpolation: str | None = Field(default=None, description="bicubic, bilinear, nearest or lanczos", examples=["bicubic"])
     resize: str | None = Field(default=None, description="squash, center, border, letterbox or corner", examples=["center"])
-    crop_pct: Annotated[float | None, pixel_check(pixels.crop_pct)] = Field(
+    crop_pct: Annotated[float | None, BeforeValidator(as_pixels)] = Field(
         default=None, description="Share of the resized image that the crop keeps.", examples=[0.9]
     )
     channel_order: str | None = Field(
         default=None, description="rgb, or bgr where blue comes first (in --mean and --std, too).", examples=["bgr"]
     )
-    fill: Annotated[float | None, pixel_check(pixels.fill)] = Field(
+    fill: Annotated[float | None, BeforeValidator(as_pixels)] = Field(
         default=None,
         description="Grey of the borders of --resize letterbox and corner, 0 to 255; 114 unless said.",
         examples=[114],
@@ -229,7 +228,7 @@ class Options(Asked):
     @property
     def overrides(self) -> dict[str, Any]:
         """Preprocessing fields that replace the model's own."""
-        return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
 
     def key(self) -> dict[str, Any]:
         """Everything that decides the result, as JSON, except what is hashed: model, images and preprocessing."""
@@ -237,7 +236,7 @@ class Options(Asked):
         names = {"model": self.ref, "target": self.hardware.name, "recipe": recipe}
         if self.task is not None:
             names["task"] = self.task if isinstance(self.task, str) else repr(self.task)
-        apart = self.APART | {*names, "classes", "task", *PREPROCESS}
+        apart = self.APART | {*names, "classes", "task", *FIELDS}
         return {**names, **self.model_dump(mode="json", exclude=set(apart))}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from fewbit.core.duration import parse_time
 from fewbit.core.limit import parse
+from fewbit.core.pixels import FIELDS
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
 
@@ -20,13 +20,10 @@ def option(name: str) -> str:
     return {"labels": "--no-labels", "inputs": "--input", "file": "FILE", "run": "RUN"}.get(name, f"--{name.replace('_', '-')}")
 
 
-def pixel_check(check: Callable[[Any, str], Any]) -> BeforeValidator:
-    """A check of core/pixels.py as that of a field, under the option's name."""
-
-    def validate(value: Any, info: ValidationInfo) -> Any:
-        return None if value is None else check(value, option(str(info.field_name)))
-
-    return BeforeValidator(validate)
+def as_pixels(value: Any, info: ValidationInfo) -> Any:
+    """A field of core/pixels.py, checked under the option's name."""
+    name = str(info.field_name)
+    return None if value is None else FIELDS[name].check(value, option(name))
 
 
 def as_tuple(value: Any) -> Any:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewbit.core.pixels import ASSUMED
 from fewbit.data.images import Preprocess
 from fewbit.data.preprocess import LETTERBOXES
 from fewbit.errors import BadModel
 from fewbit.load import Loaded
 from fewbit.request.types import option
-
-ASSUMED = ("mean", "std", "interpolation", "resize", "crop_pct")  # fields of the preprocessing with a default
 
 
 def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
