@@ -22,9 +22,7 @@ from fewbit.cli import app
 from fewbit.core.plan import PassLog, described
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
-from fewbit.load.load import MODEL_NAMES
 from fewbit.recipes import RECIPES
-from fewbit.request.options import MODELS
 from fewbit.run import Run, fail_on_drop, quantize
 from fewbit.target import detect
 from mutations import flips, mutations
@@ -126,10 +124,6 @@ def test_help_and_a_mistyped_option_are_answered_without_torch(args: tuple[str, 
     after = "import atexit, sys; atexit.register(lambda: print('loaded', 'torch' in sys.modules)); "
     done = subprocess.run([sys.executable, "-c", after + code], capture_output=True, text=True)
     assert "loaded False" in done.stdout
-
-
-def test_help_names_the_models_that_can_be_loaded() -> None:
-    assert MODELS == MODEL_NAMES
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ COMMON = {
 }  # every room may import these, and they import only each other
 HOME = {
     "recipes": "choose",
+    "models": "load",
     "tasks": "task",
     "stages": "pipeline",
     "run": "pipeline",

@@ -13,11 +13,13 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from fewbit import models
 from fewbit.cli import app
 from fewbit.core.duration import parse_time
 from fewbit.core.pixels import FIELDS
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+from fewbit.load.load import READERS
 from fewbit.recipes import RECIPES, RECOMMENDED
 from fewbit.request import BenchRequest, EvaluateRequest, Request, SearchRequest, VerifyRequest
 from fewbit.request.recipe_options import DEFAULT
@@ -280,6 +282,23 @@ def test_images_are_looked_at_before_the_model_is_loaded(
     if "a.png" in files:
         with pytest.raises(LookupError):
             load(Request(model="demo", skip_bad=True, **{option: tmp_path}))
+
+
+@pytest.mark.parametrize(
+    ("ref", "form"),
+    [
+        ("demo", models.DEMO), ("demo:detr", models.DEMO), ("demo:other", models.TIMM), ("resnet18", models.TIMM),
+        ("timm:resnet18.a1_in1k", models.TIMM), ("torchvision:resnet18", models.TORCHVISION),
+        ("hf:google/vit-base", models.HUGGING_FACE), ("hf:mine/w.safetensors", models.HUGGING_FACE), ("a/b.onnx", models.ONNX),
+        ("a/b.pt2", models.PROGRAM), ("a/b.pt", models.TORCHSCRIPT), ("w.safetensors", models.TORCHSCRIPT),
+        ("net.py", models.FUNCTION), ("a/net.py:make", models.FUNCTION), ("net.pyc", models.TIMM),
+    ],
+)  # fmt: skip
+def test_each_name_of_a_model_has_one_form_which_can_be_read(ref: str, form: models.Form) -> None:
+    assert models.form_of(ref) is form
+    assert set(READERS) == set(models.FORMS)
+    assert form.takes_weights == (form in (models.TIMM, models.TORCHVISION))
+    assert form.text in (Request.model_fields["model"].description or "")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1h", 3600), ("1.5 h", 5400), ("0s", 0)])

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
+from fewbit.errors import BadFile, BadImages, BadModel, FewbitError, UnknownName
 from fewbit.request import Request
 from fewbit.sweep.file import Row, rows_of
 
@@ -18,6 +20,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.zeros((4, 8, 8, 3), np.uint8))
     Path("net.py").write_text("def small(): ...\n")
+    save_file({"weight": torch.zeros(2)}, "weights.safetensors")
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), "net.pt")
     return tmp_path
 
 
@@ -40,6 +44,11 @@ def test_rows_are_the_product_of_the_lists_with_the_options_of_all_and_of_each_m
     request = found[5].request(Path("x"))
     assert (request.seed, str(request.images), request.widths.exceptions) == (3, "images.npy", (("first", 8),))
     assert len({row.name for row in found}) == 8
+
+
+def test_torchscript_is_a_model_of_a_sweep_as_of_quantize(folder: Path) -> None:
+    (row,) = rows('models = [{model = "net.pt", images = "images.npy", input_size = "3,8,8"}]')
+    assert (row.options["model"], row.refusal) == ("net.pt", "")
 
 
 def test_one_model_alone_has_the_defaults_of_quantize(folder: Path) -> None:
@@ -76,6 +85,8 @@ def test_a_combination_that_cannot_be_is_a_row_with_its_refusal(folder: Path) ->
         ('models = ["demo"]\nbits = ["eight"]', FewbitError, "no row can be made: .*--bits eight is not understood"),
         ('models = ["demo", "nowhere.onnx"]', BadFile, "nowhere.onnx does not exist"),
         ('models = ["demo", "nowhere.py:net"]', BadFile, "nowhere.py does not exist"),
+        ('models = ["demo", "nowhere.pt"]', BadFile, "nowhere.pt does not exist; a file of weights goes with a name"),
+        ('models = ["demo", "weights.safetensors"]', BadModel, "weights.safetensors holds weights and not the model"),
         ('models = ["demo", "torchvision:resnet19"]', UnknownName, "unknown torchvision model .resnet19.. Did you mean resnet"),
         ('models = ["demo", "resnet18x"]', UnknownName, "unknown model 'resnet18x'. Did you mean resnet18"),
         ('models = ["net.py:small"]', FewbitError, "no row can be made: BadImages: no images"),

@@ -23,7 +23,6 @@ from fewbit.errors import BadFile, BadModel, reason
 from fewbit.load.contexts import quiet
 from fewbit.load.torchscript import is_torchscript
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # better than what they are averages of
 WRAPS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 LISTED = 4  # weights in a message

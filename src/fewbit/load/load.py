@@ -1,23 +1,9 @@
-"""Every way to name a model, and loading it.
-
-demo                 the small vision transformer that fewbit ships
-demo:resnet20        a small convolutional network for the same images
-demo:mobilenet       one with depthwise convolutions
-demo:detr            a small DETR for scenes of such images
-vit_small_patch16_224    a timm name (pretrained weights from timm's hub, or `weights=` a file)
-torchvision:resnet50     a torchvision name (its default weights, or `weights=` a file)
-hf:google/vit-base-patch16-224    a Hugging Face name or folder
-path/model.onnx      a float ONNX file
-path/model.pt2       an exported program (torch.export.save)
-path/model.pt        TorchScript (torch.jit.save)
-path/file.py:function    a function that returns the module; INPUT_SIZE, MEAN, STD, ... of the file are its preprocessing
-"""
+"""Loading a model that a user names: each form of name (models.py) has its reader, and what can be said of it before."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,24 +17,34 @@ from fewbit.core.record import ENTRY, read_entry
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadModel, FewbitError, reason
 from fewbit.load.archive import read_program
-from fewbit.load.checkpoint import SUFFIXES, refuse_file, unwrapped
+from fewbit.load.checkpoint import refuse_file, unwrapped
 from fewbit.load.contexts import unwarned
 from fewbit.load.huggingface import hugging_face
 from fewbit.load.inputs import Arguments, Given, of_ports
 from fewbit.load.loaded import Loaded, from_module, from_program
-from fewbit.load.named import timm_model, timm_record, torchvision_model
+from fewbit.load.named import timm_model, timm_name, timm_record, torchvision_model, torchvision_name
 from fewbit.load.program import graph_module
 from fewbit.load.python_file import from_python
 from fewbit.load.record import CONSTANTS, WHOLE, beside, checked
 from fewbit.load.sizes import Sizes, about_sizes, of_one_size
 from fewbit.load.torchscript import as_onnx, is_torchscript, refuse_others
+from fewbit.models import (
+    DEMO,
+    FUNCTION,
+    HUGGING_FACE,
+    MODEL,
+    ONNX,
+    OTHERS,
+    PROGRAM,
+    PYTHON,
+    TIMM,
+    TORCHSCRIPT,
+    TORCHVISION,
+    Form,
+    form_of,
+)
 from fewbit.onnx_reader import OnnxFile, read_onnx
 
-FILES = "path.onnx, path.pt2, TorchScript (path.pt) or file.py:function"
-MODEL_NAMES = f"{', '.join(DEMOS)}, a timm name, torchvision:NAME, hf:NAME, {FILES}"
-MODEL = f"MODEL is {MODEL_NAMES}."
-KINDS = ("torchvision:NAME", "hf:NAME", "path.onnx", "path.pt2", "file.py:function")  # what names other than timm's look like
-PYTHON = re.compile(r"\.py(:[^:]*)?$")
 ALONE = Given()  # the image is all that a model takes
 
 
@@ -101,24 +97,14 @@ def _loaded(ref: str | nn.Module | ExportedProgram, asked: _Asked) -> Loaded:
         raise BadModel(
             f"a model of type {type(ref).__name__} was given; give a torch.nn.Module, an ExportedProgram or a name. {MODEL}"
         )
-    if ref in DEMOS or PYTHON.search(ref):
-        return _from_file(ref, asked)
-    if ref.endswith(".pt2"):
-        return _from_pt2(Path(ref), asked)
-    if ref.endswith(".onnx"):
-        return _from_onnx(Path(ref), asked)
-    if ref.startswith("hf:"):
-        return _from_hf(ref, asked)
-    if ref.endswith(SUFFIXES):
-        if is_torchscript(Path(ref)):
-            return _from_torchscript(Path(ref), asked)
-        refuse_file(Path(ref))
-    return _from_name(ref, asked)
+    return READERS[form_of(ref)].read(ref, asked)
 
 
-def is_architecture(ref: str) -> bool:
-    """Whether a name is one of timm's or torchvision's, which take weights from a file."""
-    return not (ref in DEMOS or ref.endswith((".pt2", ".onnx", *SUFFIXES)) or PYTHON.search(ref) or ref.startswith("hf:"))
+def look_up(ref: str) -> None:
+    """Raise BadFile for a file that does not exist or is no model, UnknownName or BadModel for a name that no library knows:
+    what can be said of a model before it is loaded.
+    """
+    READERS[form_of(ref)].look_up(ref)
 
 
 def _from_module(
@@ -127,9 +113,9 @@ def _from_module(
     return from_module(net, ref, {**record, **asked.overrides}, asked.given, notes=notes, free=asked.sizes.of_module)
 
 
-def _from_pt2(path: Path, asked: _Asked) -> Loaded:
-    if not os.path.isfile(path):
-        raise BadFile(f"{path} does not exist. {MODEL}")
+def _from_pt2(ref: str, asked: _Asked) -> Loaded:
+    _exists(ref)
+    path = Path(ref)
     program = read_program(path)
     sidecar = path.with_suffix(".json")
     fields = beside(sidecar)
@@ -163,8 +149,10 @@ def _from_onnx(path: Path, asked: _Asked) -> Loaded:
     return replace(loaded, metadata=file.metadata, batch=loaded.batch or file.batch, ports=file.ports, tail=file.tail)
 
 
-def _from_torchscript(path: Path, asked: _Asked) -> Loaded:
+def _from_torchscript(ref: str, asked: _Asked) -> Loaded:
     """TorchScript by way of an ONNX file, with what a .json beside it says."""
+    _is_script(ref)
+    path = Path(ref)
     sidecar = path.with_suffix(".json")
     fields = {**beside(sidecar), **asked.overrides}
     size = asked.size(path, fields)
@@ -225,9 +213,43 @@ def _from_hf(ref: str, asked: _Asked) -> Loaded:
     return _from_module(net, ref, checked(record, ref), replace(asked, overrides={}), notes)
 
 
-def _from_name(ref: str, asked: _Asked) -> Loaded:
-    if ref.startswith("torchvision:"):
-        net, record, notes = torchvision_model(ref, asked.weights, asked.overrides.get("input_size"))
-    else:
-        net, record, notes = timm_model(ref, asked.weights, (*DEMOS, *KINDS), MODEL)
+def _from_torchvision(ref: str, asked: _Asked) -> Loaded:
+    net, record, notes = torchvision_model(ref, asked.weights, asked.overrides.get("input_size"))
     return _from_module(net, ref, checked(record, ref), asked, notes)
+
+
+def _from_timm(ref: str, asked: _Asked) -> Loaded:
+    net, record, notes = timm_model(ref, asked.weights, OTHERS, MODEL)
+    return _from_module(net, ref, checked(record, ref), asked, notes)
+
+
+def _exists(ref: str) -> None:
+    """Of a file, or file.py:function. Raises BadFile."""
+    if not os.path.isfile(file := PYTHON.sub(".py", ref)):
+        raise BadFile(f"{file} does not exist. {MODEL}")
+
+
+def _is_script(ref: str) -> None:
+    """Raises BadFile or BadModel for a file that is none, and for weights alone."""
+    if not is_torchscript(Path(ref)):
+        refuse_file(Path(ref))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What makes a model of a name of one form, and what looks the name up before."""
+
+    read: Callable[[str, _Asked], Loaded]
+    look_up: Callable[[str], object] = lambda ref: None
+
+
+READERS: Mapping[Form, _Reader] = {
+    DEMO: _Reader(_from_file),
+    TIMM: _Reader(_from_timm, lambda ref: timm_name(ref, OTHERS, MODEL)),
+    TORCHVISION: _Reader(_from_torchvision, torchvision_name),
+    HUGGING_FACE: _Reader(_from_hf),
+    ONNX: _Reader(lambda ref, asked: _from_onnx(Path(ref), asked), _exists),
+    PROGRAM: _Reader(_from_pt2, _exists),
+    TORCHSCRIPT: _Reader(_from_torchscript, _is_script),
+    FUNCTION: _Reader(_from_file, _exists),
+}

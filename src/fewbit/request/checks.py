@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from fewbit.errors import BadImages, FewbitError
+from fewbit.models import ONNX, form_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,11 +100,9 @@ def check_annotations(path: Path | None, labels: bool) -> None:
 
 def check_weights(request: Options) -> None:
     """Raises FewbitError where `weights` is given for a model that has its own, or `requantize` for no ONNX file."""
-    from fewbit.load.load import is_architecture
-
-    if request.weights is not None and not (isinstance(request.model, str) and is_architecture(request.model)):
+    if request.weights is not None and not (isinstance(request.model, str) and form_of(request.model).takes_weights):
         raise FewbitError(
             f"--weights {request.weights} is for a timm or torchvision model, and {request.ref} has its own; leave it out."
         )
-    if request.requantize and not request.ref.endswith(".onnx"):
+    if request.requantize and form_of(request.ref) is not ONNX:
         raise FewbitError(f"--requantize is for an ONNX file, and {request.ref} is none; leave it out.")

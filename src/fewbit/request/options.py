@@ -15,6 +15,7 @@ from pydantic import (
 
 from fewbit.core.pixels import FIELDS
 from fewbit.errors import FewbitError
+from fewbit.models import NAMES
 from fewbit.request.checks import check_request
 from fewbit.request.recipe_options import DEFAULT, check_bits, configured, default_bits, recipe_for, refuse_times
 from fewbit.request.types import (
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.target import Target
 
-DEMOS = "demo, demo:resnet20, demo:mobilenet, demo:detr"
-MODELS = f"{DEMOS}, a timm name, torchvision:NAME, hf:NAME, path.onnx, path.pt2, TorchScript (path.pt) or file.py:function"
-
 
 class Options(Asked):
     """Options of quantize and search. Raises FewbitError for an invalid value, name or combination."""
@@ -62,7 +60,7 @@ class Options(Asked):
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("model",)
     OWN: ClassVar[tuple[str, ...]] = ()  # options that mean something else here than in quantize
 
-    model: Annotated[Any, BeforeValidator(path_as_text)] = Field(description=MODELS)
+    model: Annotated[Any, BeforeValidator(path_as_text)] = Field(description=NAMES)
     images: Any = Field(
         default=None,
         description="Folder (class sub-folders or flat), parquet, .npy or .npz; synthetic (made from the model) or "

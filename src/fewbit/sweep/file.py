@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +15,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbit import __version__
-from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, FewbitError, UnknownName
-from fewbit.load.load import KINDS, MODEL
-from fewbit.load.named import timm_name, torchvision_name
+from fewbit.load.load import look_up
 from fewbit.request import Request
 from fewbit.request.recipe_options import DEFAULT
 from fewbit.target import detect
@@ -134,18 +131,7 @@ def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str
     for model in models:
         if not isinstance(model.get("model"), str):
             raise BadFile(f'{path}: a model {dict(model)!r:.80} has no name; write {{model = "NAME", ...}}.')
-        _check_model(model["model"])
-
-
-def _check_model(ref: str) -> None:
-    """Raise FewbitError for a file that does not exist, and for a name that no library knows."""
-    if file := re.fullmatch(r"(.+\.(?:onnx|pt2|py))(:\w*)?", ref):
-        if not os.path.isfile(file[1]):
-            raise BadFile(f"{file[1]} does not exist. {MODEL}")
-    elif ref.startswith("torchvision:"):
-        torchvision_name(ref)
-    elif ref not in DEMOS and not ref.startswith("hf:"):
-        timm_name(ref, (*DEMOS, *KINDS), MODEL)
+        look_up(model["model"])
 
 
 def _check_rows(path: Path, rows: Sequence[Row]) -> None:
