@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from fewbit import quantize
+from fewbit.choose import Recipe
 from fewbit.core import limit
 from fewbit.data.collection import Data, examples
 from fewbit.data.images import Preprocess, open_images
-from fewbit.errors import BadFile, FewbitError, Stopped
+from fewbit.data.synthesize.fdda import Fdda
+from fewbit.errors import BadFile, BadModel, FewbitError, Stopped
 from fewbit.lint.graph import _inferred
 from fewbit.load import load_model
 from fewbit.load.sizes import Sizes
@@ -25,6 +30,7 @@ from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.progress import Progress
 from fewbit.runtimes import runtimes_for
 from fewbit.stages.compare_onnx import as_it_runs
+from fewbit.stages.limit import check_memory_limit
 from fewbit.stages.settle import Walk
 from fewbit.stages.sizes import holds_at_other_sizes
 from onnx_reader.test_files import net as onnx_net
@@ -87,6 +93,33 @@ def test_a_limit_that_cannot_be_enough_is_refused_with_one_that_is(tmp_path):
         quantize(net, images, recipe="fast", memory="4GB", **options)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.part").exists()
+
+
+@dataclass(frozen=True)
+class Own:
+    """A pass of a user's own that holds a matrix, and one that needs images of the model."""
+
+    inputs: int = 0
+    pool: int = 8
+    images: Fdda = Fdda()
+
+    def __call__(self, plan, context):
+        return plan
+
+    def widest(self, graph):
+        return self.inputs
+
+    def check_model(self, teacher):
+        raise BadModel(f"no images can be made of a model with {len(teacher.running)} batch norms; take --recipe fast.")
+
+
+def test_a_pass_of_a_users_own_says_what_it_holds_and_from_which_models_it_makes_images(conv_net, tmp_path):
+    wanted = limit.LIBRARIES + 9 * 8 * 20_000**2
+    with pytest.raises(FewbitError, match=rf"20,000 inputs to a layer takes about {re.escape(limit.shown(wanted))};"):
+        check_memory_limit("4GB", SimpleNamespace(state_dict={}), conv_net.graph, Recipe("", (Own(20_000),)))
+    check_memory_limit("4GB", SimpleNamespace(state_dict={}), conv_net.graph, Recipe("", (Own(100),)))
+    with pytest.raises(BadModel, match="no images can be made of a model with 0 batch norms"):
+        quantize(conv_net.module, conv_net.images, recipe=Recipe("", (Own(),)), input_size=(3, 16, 16), out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("text", ["4", "GB", "-4GB", "4TB", "1e9GB", "four GB"])

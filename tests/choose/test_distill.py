@@ -119,6 +119,31 @@ def test_a_student_before_the_first_step_computes_what_the_plan_does(conv_net):
         torch.testing.assert_close(outputs[0].detach(), expected[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_weight_that_keeps_its_codes_is_a_fallback(conv_net):
+    context = context_for(conv_net.graph, conv_net.stats, load_target("ort-x86-avx2"), images=conv_net.images.split(8))
+    start, grids = START(context.start(), context), context.allowed.sites
+    wide = {  # codes of 8 bits of which no two saturate a sum of 16
+        site: dataclasses.replace(choice, grid=grids[site].grids[0], codes=torch.ones_like(choice.codes))
+        for site, choice in start.choices.items()
+        if choice.role == "weight"
+    }
+    start = dataclasses.replace(start, choices={**start.choices, **wide})
+    student = LearnedPlan(start, context)
+    for soft in student.codes.values():
+        soft.parameter.data.fill_(soft.grid.high)
+    plan, unchanged = student.quantized()
+    saturate = set()
+    for site, choice in wide.items():
+        op = context.graph.op(context.graph.site(site).readers[0][0])
+        sums = min(choice.codes[0].numel(), 2) * start.choices[op.operands["input"]].grid.high * choice.grid.high
+        if grids[site].pair_bits is not None and sums > 2 ** (grids[site].pair_bits - 1) - 1:
+            saturate.add(site)
+    assert 0 < len(saturate) < len(wide)
+    said = {f.site: (f.requested, f.actual, f.why) for f in plan.fallbacks if f.requested == "learned weights"}
+    assert said == dict.fromkeys(saturate, ("learned weights", "those before", "learned codes can saturate 16 bits"))
+    assert set(unchanged) == saturate == {site for site in wide if torch.equal(plan.choices[site].codes, wide[site].codes)}
+
+
 def test_steps_and_time_are_those_that_are_asked_for():
     def asked(**options):
         return Request(model="demo", recipe="best", **options).method.passes[-1]

@@ -307,10 +307,17 @@ def test_integers_stay_safe_in_narrow_accumulators(vit, target, bits):
                 assert pairs_are_safe(weight.codes, plan.choices[op.operands["input"]].grid, slot.pair_bits)
 
 
-def test_a_weight_whose_new_codes_are_not_safe_keeps_the_old(vit, monkeypatch):
+def test_a_weight_whose_new_codes_are_not_safe_keeps_the_old_which_is_a_fallback(vit, monkeypatch, tmp_path):
     monkeypatch.setattr(_Walk, "_is_safe", lambda walk, choice: "learned for its float output" not in choice.method)
-    plan = learnt(vit)
+    plan = learnt(vit, journal=Journal(tmp_path / "journal"), folder=tmp_path / "blocks")
     before = started(vit)
+    kept = [op for row in learned_blocks(plan) if row["kept"] for op in row["ops"]]
+    said = [(f.site, f.actual) for f in plan.fallbacks if f.requested == "learned weights"]
+    assert sorted(said) == sorted((vit.graph.op(op).operands["weight"], "those before") for op in kept)
+    assert len(kept) > 0
+    again = learnt(vit, journal=Journal(tmp_path / "journal"), folder=tmp_path / "blocks")
+    assert again.fallbacks == plan.fallbacks
+    assert numbers(again) == numbers(plan)
     for name, choice in plan.choices.items():
         if choice.role == "weight":
             assert torch.equal(choice.codes, before.choices[name].codes)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, counts_of
 from fewbit.choose.finetune import cropped
-from fewbit.choose.headroom import sums_are_safe
+from fewbit.choose.headroom import sums_are_safe, unsafe_codes
 from fewbit.choose.loss import ModelLoss
 from fewbit.choose.soft_codes import Rounded, cosine, soft_fake
 from fewbit.core.device import CPU, has_bfloat16, on
@@ -93,7 +93,7 @@ class Distill:
 
     def __call__(self, plan: Plan, context: Context) -> Plan:
         """The plan with what was learned, if its loss on the images that were set aside is smaller. A weight whose new codes
-        would not be safe in the accumulator keeps its old ones.
+        would not be safe in the accumulator keeps its old ones, which is a fallback.
         """
         self.check(context)
         student = LearnedPlan(plan, context)
@@ -284,10 +284,11 @@ class LearnedPlan:
         for site, soft in self.codes.items():
             old = builder.choices[site]
             new = _distilled(old, codes=soft.codes().to(old.grid.container))
-            bias = biases[self.graph.site(site).readers[0][0]]
-            if sums_are_safe(self.graph, new, builder.choices, self.context.allowed.sites[site], bias):
+            bias, grids = biases[self.graph.site(site).readers[0][0]], self.context.allowed.sites[site]
+            if sums_are_safe(self.graph, new, builder.choices, grids, bias):
                 builder.set(new)
             else:
+                builder.fallbacks.append(unsafe_codes(self.graph, new, builder.choices, grids, "learned"))
                 unchanged.append(site)
         return builder.plan(), unchanged
 

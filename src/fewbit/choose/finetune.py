@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, LabelledImages
-from fewbit.choose.headroom import codes_are_safe, weight_of
+from fewbit.choose.headroom import codes_are_safe, unsafe_codes, weight_of
 from fewbit.choose.soft_codes import straight
 from fewbit.core.graph import Graph, flat_name
-from fewbit.core.plan import Fallback, Json, PassLog, Plan, described
+from fewbit.core.plan import Json, PassLog, Plan, described
 from fewbit.core.shelf import Shelf
 from fewbit.data.synthesize.fdda import Fdda
 from fewbit.data.synthesize.source import SHORT, in_steps
+from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
 from fewbit.task import task_of
@@ -72,6 +73,10 @@ class Finetune:
 
     def lr_at(self, step: int) -> float:
         return 0.5 * self.lr * (1 + math.cos(math.pi * step / max(self.steps, 1)))
+
+    def check_model(self, teacher: Teacher) -> None:
+        """Raises BadModel for a model without batch norms, whose statistics the synthetic images follow."""
+        refuse_without_norms(teacher)
 
     def check(self, context: Context) -> None:
         """Raises BadImages without images or, where labels are the loss, without labels; FewbitError where there are groups."""
@@ -207,8 +212,7 @@ def set_tuned(builder: PlanBuilder, student: TunedModel, method: str) -> list[st
         updated = replace(choice, method=f"{choice.method}; {method}")
         recoded = builder.recoded(updated, value, biases.get(op.name))
         if not codes_are_safe(graph, recoded, builder.choices, grids):
-            why, share = f"tuned codes can saturate {grids.pair_bits} bits", graph.share(op.macs)
-            builder.fallbacks.append(Fallback(name, "tuned weights", "those before", why, share))
+            builder.fallbacks.append(unsafe_codes(graph, recoded, builder.choices, grids, "tuned"))
             unchanged.append(name)
             continue
         builder.set(recoded)

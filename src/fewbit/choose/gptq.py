@@ -20,7 +20,7 @@ from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
-from fewbit.core.graph import Op
+from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
@@ -80,6 +80,10 @@ class Gptq:
     rows: float = 2.5
     tokens: int | None = None  # of an image, of a linear layer; None: all
     images: int | None = None  # at most, evenly spread over all of them; None: all
+
+    def widest(self, graph: Graph) -> int:
+        """The inputs of the widest layer, whose covariance is held."""
+        return max((math.prod(site.shape[1:]) for site in graph.sites if site.role == "weight"), default=0)
 
     def describe(self) -> str:
         """What it does, in a phrase for people."""

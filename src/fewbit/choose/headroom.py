@@ -146,6 +146,13 @@ def sums_are_safe(
     return codes_are_safe(graph, choice, choices, grids)
 
 
+def unsafe_codes(graph: Graph, choice: Choice, choices: Mapping[str, Choice], grids: AllowedGrids, what: str) -> Fallback:
+    """The fallback for a weight that keeps its codes, since new ones, `choice` of `choices`, are not safe; `what` made them."""
+    bits = grids.accumulator.bits if codes_are_safe(graph, choice, choices, grids) else grids.pair_bits
+    share = graph.share(graph.op(graph.site(choice.site).readers[0][0]).macs)
+    return Fallback(choice.site, f"{what} weights", "those before", f"{what} codes can saturate {bits} bits", share)
+
+
 def overflowing(graph: Graph, plan: Plan, allowed: Allowed) -> list[Fallback]:
     """A fallback for each op with a weight whose sums can leave its accumulator after all: a correction has moved its bias."""
     fallbacks = []

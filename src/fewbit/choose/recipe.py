@@ -7,7 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from fewbit.choose.context import Context
 from fewbit.choose.sensitivity import ModuleMeasure, OutputKL
+from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
+from fewbit.data.synthesize.source import Method
+from fewbit.data.synthesize.teacher import Teacher
 from fewbit.equalize import Equalize
 
 
@@ -23,6 +26,28 @@ class Checked(Protocol):
     """A pass that checks target, images and labels, and may refuse, before the first pass runs."""
 
     def check(self, context: Context) -> None: ...
+
+
+@runtime_checkable
+class Synthesizes(Protocol):
+    """A pass that trains on images synthesized from the model beside the real ones: `pool` of them, made as `images` says."""
+
+    @property
+    def images(self) -> Method: ...
+
+    @property
+    def pool(self) -> int: ...
+
+    def check_model(self, teacher: Teacher) -> None:
+        """Raises BadModel for a model from which they cannot be made, before its images are opened."""
+
+
+@runtime_checkable
+class Solves(Protocol):
+    """A pass that holds a matrix of the inputs of a layer, each by each, which counts against `--memory`."""
+
+    def widest(self, graph: Graph) -> int:
+        """The inputs of the widest layer that it solves."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import Context, few_enough
 from fewbit.choose.fisher import output_weights
 from fewbit.choose.gptq import left_out
-from fewbit.choose.headroom import sums_are_safe
+from fewbit.choose.headroom import sums_are_safe, unsafe_codes
 from fewbit.choose.learn import Learner, Lesson
 from fewbit.core.device import CPU, on
 from fewbit.core.grid import QParams
 from fewbit.core.inputs import Batch
 from fewbit.core.inputs import count as count_in
-from fewbit.core.plan import Bias, Choice, Json, PassLog, Plan, described
+from fewbit.core.plan import Bias, Choice, Fallback, Json, PassLog, Plan, described
 from fewbit.core.shelf import count_of
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
@@ -131,7 +131,7 @@ class Reconstruct:
             if not results:  # a killed run has done it
                 assert file is not None
                 results.append(Learnt.load(file))
-                walk.put(block, results[0])
+                walk.builder.fallbacks += walk.put(block, results[0])
             rows.append(results[0].row)
             context.progress(block.name)
         summary = {"seconds": self.seconds, "images": count_of(batches), "held": walk.held_out}
@@ -212,31 +212,38 @@ class _Walk:
         if not iterations:
             return Learnt(row)
         start = self._state(block)
-        result = self.put(block, Learnt({}, learner.codes(), learner.scales(), learner.biases()))
+        result = Learnt({}, learner.codes(), learner.scales(), learner.biases())
+        unsafe = self.put(block, result)
         after = lesson.error(overlay, self.outside)
         if not after < before:
             self._restore(block, start)
             return Learnt({**row, "tried": after})
+        self.builder.fallbacks += unsafe
         return replace(result, row={**row, "after": after, "kept": True})
 
-    def put(self, block: Block, result: Learnt) -> Learnt:
-        """Put learned values into the plan, except codes that would not be safe; returns the values that were put."""
+    def put(self, block: Block, result: Learnt) -> list[Fallback]:
+        """Put learned values into the plan, except codes that would not be safe; a fallback for each weight that keeps its own.
+
+        Nothing is put where those would not be safe either with what else was learned.
+        """
         builder, start = self.builder, self._state(block)
         for name, scale in result.scales.items():
             qparams = QParams(scale, builder.choices[name].qparams.zero)
             builder.choices[name] = self._with_method(replace(builder.choices[name], qparams=qparams))
         self.tuned.update(result.biases)
-        codes = {}
-        for name, q in result.codes.items():
+        unsafe = []
+        for name, q in sorted(result.codes.items()):  # in one order, also from a file
             old = builder.choices[name]
             new = self._with_method(replace(old, codes=q.to(old.grid.container)))
             if self._is_safe(new):
-                builder.choices[name], codes[name] = new, q
-            elif not self._is_safe(old):
+                builder.choices[name] = new
+            elif self._is_safe(old):
+                unsafe.append(unsafe_codes(builder.graph, new, builder.choices, builder.allowed.sites[name], "learned"))
+            else:
                 self._restore(block, start)
-                return Learnt(result.row)
+                return []
         self._show(block)
-        return replace(result, codes=codes)
+        return unsafe
 
     def _with_method(self, choice: Choice) -> Choice:
         return replace(choice, method=f"{choice.method}; {described(self.settings)}")

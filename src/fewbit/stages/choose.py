@@ -8,7 +8,7 @@ from pathlib import Path
 from fewbit.choose import LabelledImages, allocate
 from fewbit.choose import choose as plan_of
 from fewbit.choose.context import set_aside
-from fewbit.choose.finetune import Finetune
+from fewbit.choose.recipe import Synthesizes
 from fewbit.core.bits import Mixed
 from fewbit.core.device import on
 from fewbit.core.graph import Graph
@@ -84,7 +84,7 @@ def chosen(graph: Graph, folder: Path) -> Plan:
 
 def _pool(inputs: Inputs, images: Images, request: Planned, folder: Path, progress: Progress) -> LabelledImages | None:
     """Synthetic images beside the real ones, for a pass that trains on both."""
-    training = next((one for one in request.method.passes if isinstance(one, Finetune)), None)
+    training = next((one for one in request.method.passes if isinstance(one, Synthesizes)), None)
     if training is None or request.synthetic[0]:
         return None
     assert inputs.task.classes is not None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from fewbit.choose import Recipe
-from fewbit.choose.gptq import Gptq
+from fewbit.choose.recipe import Solves
 from fewbit.core.graph import Graph
 from fewbit.core.limit import needed, parse, shown
 from fewbit.errors import FewbitError
@@ -19,8 +17,8 @@ def check_memory_limit(limit: str | None, program: ExportedProgram, graph: Graph
     if limit is None:
         return
     weights = sum(t.numel() * t.itemsize for t in program.state_dict.values() if isinstance(t, Tensor))
-    solved = any(isinstance(one, Gptq) for one in recipe.passes)
-    widest = max((math.prod(site.shape[1:]) for site in graph.sites if site.role == "weight"), default=0) if solved else 0
+    solved = [one.widest(graph) for one in recipe.passes if isinstance(one, Solves)]
+    widest = max(solved, default=0)
     least = needed(weights, widest)
     if parse(limit) < least:
         layer = f" and {widest:,} inputs to a layer" if solved else ""

@@ -12,19 +12,20 @@ import torch
 from onnx import TensorProto
 
 from fewbit import __version__
-from fewbit.choose.finetune import Finetune
+from fewbit.choose.recipe import Synthesizes
 from fewbit.core.inputs import Input, advice_on_channels, image_among
 from fewbit.core.record import Record
 from fewbit.core.task import Task
 from fewbit.data.collection import examples
 from fewbit.data.images import Images, Preprocess, glance, read_classes, whole_batches
 from fewbit.data.synthesize.source import Synthesis
-from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
+from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import BadImages
 from fewbit.load import Loaded, load_model
 from fewbit.load.inputs import Given
 from fewbit.load.program import fingerprint
 from fewbit.load.sizes import Sizes, of_one_size
+from fewbit.models import ONNX, form_of
 from fewbit.request import Options
 from fewbit.stages.compare_onnx import as_it_runs
 from fewbit.stages.preprocessing import assumed, assumptions, preprocess_of
@@ -107,7 +108,7 @@ def load(asked: Options) -> Inputs:
         if asked.dynamic_size:
             raise of_one_size(loaded.inputs, loaded.ref)
         loaded = load_model(asked.model, sizes=Sizes.ONE, **options)
-    if isinstance(asked.model, str) and asked.model.endswith(".onnx"):
+    if isinstance(asked.model, str) and form_of(asked.model) is ONNX:
         loaded = as_it_runs(loaded, Path(asked.model), requantize=asked.requantize)
     loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
     names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
@@ -128,12 +129,13 @@ def load(asked: Options) -> Inputs:
     if asked.synthetic[0]:
         pair: tuple[Images | Synthesis, Images] = synthesis(asked, loaded, preprocess, classes, outputs)
     else:
-        if any(isinstance(one, Finetune) for one in asked.method.passes):
-            refuse_without_norms(Teacher(loaded.program, loaded.inputs))
+        training = [one for one in asked.method.passes if isinstance(one, Synthesizes)]
+        for one_pass in training:
+            one_pass.check_model(Teacher(loaded.program, loaded.inputs))
             require_classes(outputs)
         labels, others = asked.labels and outputs is not None, tuple(one for one in loaded.inputs if one.each)
         image = image_among(loaded.inputs).name
-        if others and any(isinstance(one, Finetune) for one in asked.method.passes):
+        if others and training:
             raise BadImages(
                 f"recipe {asked.recipe_name} trains on images alone, and {loaded.ref} takes {others[0]} with each: give the "
                 f"same for all, --input {others[0].name}=VALUE, or take another recipe."
