@@ -29,7 +29,7 @@ from fewbit.files import write_json
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
 from fewbit.search.costs import Sizes
-from fewbit.search.judge import artefact
+from fewbit.search.judge import Judge
 from fewbit.search.model import Loss, Model, Scored, Settings
 from fewbit.search.run import run
 from fewbit.search.search import SearchProblem, problem_of
@@ -57,7 +57,7 @@ class Setting:
         """What the artefact of some widths is worth."""
         count = sum(map(len, self.batches))
         return {
-            **artefact(self.problem, bits, self.scored, Record(self.scored.preprocess.to_json()), out, threads),
+            **Judge(self.problem, self.scored, Record(self.scored.preprocess.to_json()), out, threads).artefact(bits),
             "loss": loss,
             "calibration": count,
         }

@@ -57,7 +57,7 @@ def place(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort-x86-vnni", pytest.param("openvino-x86", marks=needs_openvino)])
 def test_the_command_of_a_point_makes_the_file_that_was_judged(place, tmp_path, monkeypatch, target):
-    for module in ("search.judge", "verify.latency", "verify.times", "verify.bench"):
+    for module in ("verify.latency", "verify.times", "verify.bench"):
         monkeypatch.setattr(importlib.import_module(f"fewbit.{module}"), "paired", lambda calls, *_: paired(calls, 0.001, 2))
     monkeypatch.setenv("FEWBIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

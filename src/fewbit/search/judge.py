@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fewbit.choose import Bits, choose
 from fewbit.core.device import CPU, on
-from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
-from fewbit.folder import TWIN
 from fewbit.onnx_file import DATA, bytes_of
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
-from fewbit.runtimes import open_session
-from fewbit.search.run import History, pareto
+from fewbit.search.run import Trial, pareto
 from fewbit.stages.realize import write_model
 from fewbit.task import task_of
-from fewbit.verify import evaluate
-from fewbit.verify.bench import paired
+from fewbit.verify import bench, evaluate
 
 if TYPE_CHECKING:
     from fewbit.search.search import SearchProblem
@@ -35,72 +27,82 @@ SECONDS = 2.0  # of timing a point beside the float model
 Row = dict[str, Any]
 
 
-def uniform(
-    problem: SearchProblem, images: Images, record: Record, folder: Path, again: Callable[..., str], threads: int
-) -> Row:
-    """The row of the uniform plan of the most bits."""
-    most = problem.model.settings.most
-    return {
-        **artefact(problem, Bits(most, most), images, record, folder, threads),
-        "point": f"uniform {most}", "loss": None, "predicted_ms": problem.times(()), "predicted_bytes": None,
-        "command": again("--bits", str(most), "--out", f"run-{most}"), "file": None, "searched": False,
-    }  # fmt: skip
-
-
-def judge(
-    first: Row, problem: SearchProblem, history: History, places: Sequence[int], images: Images, record: Record, folder: Path,
-    final: Path, again: Callable[..., str], threads: int, progress: Callable[[], None],
-) -> list[Row]:  # fmt: skip
-    """A row for each point, the smallest first, behind that of the uniform plan.
-
-    Accuracy is measured on held-out images, which the search does not use; `front`: no other point is as good in
-    accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted. `command` makes the run.
+@dataclass(frozen=True)
+class Judge:
+    """What measures plans as files, in `folder`, on held-out `images`, which the search does not use; `record` is what the
+    files say of theirs. `command` is what makes the run of a point, from the options that are its own.
     """
-    rows = [first]
-    for number, place in enumerate(places, 1):
-        trial, name = history.trials[place], f"{number:02d}"
-        path, final_path = folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
-        bits = problem.bits(trial.candidate, str(final_path))
-        command = again("--bits", str(final_path), "--out", f"run-{name}")
-        row = artefact(problem, bits, images, record, folder, threads)
-        row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
-        row |= {"predicted_bytes": trial.costs["bytes"], "command": command, "file": f"points/{name}.json", "searched": True}
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"schema": 1, **bits.to_json(), "found": row})
-        rows.append(row)
-        progress()
-    columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
-    front = set(pareto(columns))
-    return [{**row, "front": i in front} for i, row in enumerate(rows)]
 
+    problem: SearchProblem
+    images: Images
+    record: Record
+    folder: Path
+    threads: int
+    command: Callable[..., str] = field(default=lambda *options: " ".join(options), repr=False)
 
-def artefact(problem: SearchProblem, bits: Bits, images: Images, record: Record, folder: Path, threads: int) -> Row:
-    """Measure an exported plan, in the file that a run would write: accuracy in percent, milliseconds of one image, bytes."""
-    model = problem.model
-    runtime = model.target.runtime
-    path, twin = folder / "point.onnx", folder / TWIN
-    plan = choose(replace(model.context, bits=bits), model.recipe)
-    write_model(on(model.graph, CPU), plan, path, model.target.file_format, record)
-    inputs, outputs, one = on(model.graph.inputs, CPU), model.graph.outputs, model.graph.at_a_time(1)
-    score = evaluate(
-        twin, path, images, outputs, task_of(model.graph), inputs=inputs, inside=model.graph.inside,
-        behind=model.graph.behind, runtime=runtime, batch=model.graph.in_a_file(16), threads=threads,
-    )  # fmt: skip
-    sessions = [open_session(runtime, file, threads=threads) for file in (twin, path)]
-    noise = torch.randn(one, *image_among(inputs).shape, generator=torch.Generator().manual_seed(0))
-    arrays = arrays_of(inputs, example(inputs, noise))
-    times = paired([partial(session.run, *arrays) for session in sessions], SECONDS)
-    float_ms, ms = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    size, float_size = bytes_of(path), bytes_of(twin)
-    path.unlink()
-    path.with_name(path.name + DATA).unlink(missing_ok=True)
-    return {
-        **score.to_json(),
-        "ms": ms,
-        "float_ms": float_ms,
-        "faster": statistics.median(a / b for a, b in times),
-        "bytes": size,
-        "float_bytes": float_size,
-        "integer_ops": len(plan.integer_ops),
-        "weight_bits": average_weight_bits(model.graph, plan),
-    }
+    def uniform(self) -> Row:
+        """The row of the uniform plan of the most bits."""
+        most = self.problem.model.settings.most
+        return {
+            **self.artefact(Bits(most, most)),
+            "point": f"uniform {most}", "loss": None, "predicted_ms": self.problem.times(()), "predicted_bytes": None,
+            "command": self.command("--bits", str(most), "--out", f"run-{most}"), "file": None, "searched": False,
+        }  # fmt: skip
+
+    def points(self, first: Row, trials: Sequence[Trial], final: Path, progress: Callable[[], None]) -> list[Row]:
+        """A row for each point, the smallest first, behind that of the uniform plan; `final` is where the folder will be.
+
+        `front`: no other point is as good in accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted.
+        """
+        rows = [first]
+        for number, trial in enumerate(trials, 1):
+            name = f"{number:02d}"
+            path, final_path = self.folder / "points" / f"{name}.json", final / "points" / f"{name}.json"
+            bits = self.problem.bits(trial.candidate, str(final_path))
+            command = self.command("--bits", str(final_path), "--out", f"run-{name}")
+            row = self.artefact(bits)
+            row |= {"point": name, "loss": trial.loss, "predicted_ms": trial.costs.get("ms")}
+            row |= {
+                "predicted_bytes": trial.costs["bytes"],
+                "command": command,
+                "file": f"points/{name}.json",
+                "searched": True,
+            }
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"schema": 1, **bits.to_json(), "found": row})
+            rows.append(row)
+            progress()
+        columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
+        front = set(pareto(columns))
+        return [{**row, "front": i in front} for i, row in enumerate(rows)]
+
+    def artefact(self, bits: Bits) -> Row:
+        """Measure the plan of some widths, in the file that a run would write: accuracy in percent, milliseconds of one image,
+        bytes; the float model's beside each.
+        """
+        model = self.problem.model
+        runtime, graph = model.target.runtime, model.graph
+        path, twin = self.folder / "point.onnx", self.folder / TWIN
+        plan = choose(replace(model.context, bits=bits), model.recipe)
+        write_model(on(graph, CPU), plan, path, model.target.file_format, self.record)
+        inputs = on(graph.inputs, CPU)
+        score = evaluate(
+            twin, path, self.images, graph.outputs, task_of(graph), inputs=inputs, inside=graph.inside, behind=graph.behind,
+            runtime=runtime, batch=graph.in_a_file(16), threads=self.threads,
+        )  # fmt: skip
+        (timed,) = bench(
+            twin, path, inputs, runtimes=[runtime], batches=[graph.at_a_time(1)], threads=self.threads, seconds=SECONDS
+        )
+        size, float_size = bytes_of(path), bytes_of(twin)
+        path.unlink()
+        path.with_name(path.name + DATA).unlink(missing_ok=True)
+        return {
+            **score.to_json(),
+            "ms": timed.quantized_ms,
+            "float_ms": timed.float_ms,
+            "faster": timed.ratio,
+            "bytes": size,
+            "float_bytes": float_size,
+            "integer_ops": len(plan.integer_ops),
+            "weight_bits": average_weight_bits(graph, plan),
+        }

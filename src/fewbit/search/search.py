@@ -23,7 +23,7 @@ from fewbit.request.command import quantize_command
 from fewbit.request.recipe_options import default_bits
 from fewbit.run import Run, helped
 from fewbit.search.costs import Sizes, costs_of, parse_budget
-from fewbit.search.judge import judge, uniform
+from fewbit.search.judge import Judge
 from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings
 from fewbit.search.run import History, pareto
 from fewbit.search.run import run as trials_of
@@ -120,10 +120,10 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         measure = Loss(placed, calibration.batches(graph.at_a_time(8)), calibration.labels, request.loss or "kl")
     with progress.stage("times"):
         problem = _timed_problem(model, measure, limits, part, request, record, progress)
-    again = partial(quantize_command, request)
+    judge = Judge(problem, held_out, record, part, request.threads, partial(quantize_command, request))
     with progress.stage("judge"):
         began = progress.spent
-        first = uniform(problem, held_out, record, part, again, request.threads)
+        first = judge.uniform()
         reserve = request.points * (progress.spent - began)  # each point takes as long
     with progress.stage("search"):
         progress.expect(request.evaluations)
@@ -136,9 +136,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     places = pick(problem, history, request.points)
     with progress.stage("judge"):
         progress.expect(len(places))
-        rows = judge(
-            first, problem, history, places, held_out, record, part, request.out, again, request.threads, progress.advance
-        )
+        rows = judge.points(first, [history.trials[place] for place in places], request.out, progress.advance)
     summary = _summary(request, problem, history, rows, {"calibration": len(calibration), "scored": len(held_out)})
     with progress.stage("report"):
         write_json(part / REPORT, summary)
