@@ -163,7 +163,7 @@ def test_the_readme_beside_the_program_says_how_other_inputs_are_given(run: Run,
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_file_that_normalizes_inside_takes_its_other_inputs_as_they_are(run: Run, tmp_path: Path, runtime: str) -> None:
     """The oracle is the file without, on floats that were made of the same pixels."""
-    graph, plan, path = run.graph(), run["plan"], tmp_path / "inside.onnx"
+    graph, plan, path = run["graph"], run["plan"], tmp_path / "inside.onnx"
     preprocess = Preprocess(SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), whole=True)
     write_model(graph, plan, path, run.record["file_format"], Record(preprocess.to_json()))
     assert [(i.name, i.type, i.shape) for i in ort.InferenceSession(str(path)).get_inputs()] == [

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from fewbit.errors import BadFile, FewbitError, IllegalGrid, Stopped, UnknownName
+from fewbit.errors import BadFile, BadValues, FewbitError, Stopped, UnknownName
 from fewbit.request import Request, SearchRequest, SensitivityRequest, SweepRequest
 from fewbit.workers import Local, check_workers, opened
 
@@ -60,7 +60,7 @@ def test_other_commands_refuse_them_too_and_a_device_beside_them(monkeypatch) ->
 
 
 def test_an_error_is_the_same_after_it_was_sent_by_another_process() -> None:
-    errors = UnknownName("recipe", "fats", ["fast"], "Hint."), IllegalGrid("a:weight", "9 bits", "8 bits", "x"), Stopped("full")
+    errors = UnknownName("recipe", "fats", ["fast"], "Hint."), BadValues("a:weight holds NaN"), Stopped("full")
     for error in (*errors, BadFile("a" * 300)):
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), again.exit_code) == (type(error), str(error), 2)

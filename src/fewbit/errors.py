@@ -7,7 +7,6 @@ FewbitError                     exit code 2: the request was wrong
 ├── BadValues                   NaN or infinite weights or activations
 ├── BadFile                     a target, plan or run file that is broken, or an output folder in the way
 │   └── InUse                   a folder that another process works in
-├── IllegalGrid                 a grid that the target does not have
 └── Stopped                     a full disk, no memory, a file that may not be written: the request may be right
 FewbitFailed                    exit code 1: the work was done and the result is not good enough
 """
@@ -72,16 +71,6 @@ class BadFile(FewbitError):
 
 class InUse(BadFile):
     """A folder that another process works in."""
-
-
-class IllegalGrid(FewbitError):
-    """A grid that the target does not allow at a site."""
-
-    def __init__(self, site: str, asked: str, allowed: str, target: str) -> None:
-        super().__init__(
-            f"{site} asks for {asked}; target {target} allows there: {allowed}. "
-            f"Pick a target that has it (fewbit targets) or keep it float: --keep-float '{site}'."
-        )
 
 
 class Stopped(FewbitError):

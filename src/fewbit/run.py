@@ -265,10 +265,6 @@ class Run:
 
         return Preprocess.from_json(self.record["preprocess"])
 
-    def graph(self) -> Graph:
-        """The graph that the plan is for, equalized where the run's was."""
-        return self["graph"]  # type: ignore[no-any-return]
-
     def images(self, source: Any, *, skip_bad: bool = False, labels: bool = True, limit: int | None = None) -> Images:
         """Images for a finished run's model, with its preprocessing and classes."""
         from fewbit.data.images import open_images

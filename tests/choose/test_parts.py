@@ -75,7 +75,7 @@ def test_a_product_that_needs_one_step_has_it_and_the_plan_says_which_part_suffe
 
 def test_the_error_of_a_part_is_that_of_brute_force(nets):
     net, grid = nets[300.0, ""], Grid(8, signed=False, symmetric=False)
-    why = suffering(net.graph, net.graph.op("concat"), grid, net.stats)
+    why = suffering(net.graph.op("concat"), grid, net.stats)
     with torch.no_grad():
         x = net.module.stem(net.images).relu()
         scores, whole = net.module.scores(x), torch.cat([net.module.boxes(x), net.module.scores(x)], 1)

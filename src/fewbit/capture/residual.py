@@ -19,8 +19,6 @@ from fewbit.core.graph import Graph, Op
 ALONG = (aten.select.int, aten.slice.Tensor, aten.expand.default, aten.clone.default, aten.contiguous.default)
 CONVS = (aten.conv2d.default,)
 CONVOLUTIONS = ("conv", "depthwise")
-CONVS = (aten.conv2d.default,)
-CONVOLUTIONS = ("conv", "depthwise")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def modules(graph: Graph) -> tuple[Module, ...]:
         softmax = softmax_behind(nodes[op.node].args[0])
         if softmax is None:
             continue
-        members = _attention(graph, nodes, by_node, op, softmax) - assigned
+        members = _attention(nodes, by_node, op, softmax) - assigned
         assigned |= members
         result.append(_module(graph, "attention", members, softmax.name))
     groups: dict[str, set[str]] = {}
@@ -80,7 +80,7 @@ def modules(graph: Graph) -> tuple[Module, ...]:
     return tuple(sorted(named, key=lambda module: place[module.ops[0]]))
 
 
-def _attention(graph: Graph, nodes: Mapping[str, Node], by_node: Mapping[str, Op], mix: Op, softmax: Node) -> set[str]:
+def _attention(nodes: Mapping[str, Node], by_node: Mapping[str, Op], mix: Op, softmax: Node) -> set[str]:
     """The two products around a softmax, the layers that make their operands, and the layer behind them."""
     members = {mix.name}
     starts: list[Any] = [nodes[mix.node].args[1]]

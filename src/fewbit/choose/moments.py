@@ -55,14 +55,14 @@ class Moments:
                 total = Moments._none(q, outputs)
             count = len(read) if weight is None else float(wide(weight).sum())
             q, x = _Centred.of(q, weight, count), _Centred.of(x, weight, count)
-            _add_products(total.gram, q, q, weight, count)
-            _add_products(total.cross, x, q, weight, count)
+            _add_products(total.gram, q, q, weight)
+            _add_products(total.cross, x, q, weight)
             total.read.add_(q.sums), total.exact.add_(x.sums)
             if residual is not None:
                 d = _Centred.of(residual[None], weight, count)
                 total.residual.add_(d.sums[0])
                 if groups == 1:
-                    _add_products(total.residual_read[None], d, q, weight, count)
+                    _add_products(total.residual_read[None], d, q, weight)
             total = replace(total, count=total.count + count)
         if total is None:
             raise ValueError("no rows")
@@ -148,9 +148,7 @@ class _Centred:
         return _Centred(rows, wide(mean), left, left + count * wide(mean))
 
 
-def _add_products(
-    total: Float[Tensor, "groups o m"], a: _Centred, b: _Centred, weight: Float[Tensor, "n"] | None, count: float
-) -> None:
+def _add_products(total: Float[Tensor, "groups o m"], a: _Centred, b: _Centred, weight: Float[Tensor, "n"] | None) -> None:
     """Add aᵀ b, in float64, from products of float32 numbers around their means: covariances keep the digits of the rows.
 
     Each row counts by its weight. About `ROWS` rows at a time, so that no product is split along the rows and the sums are the

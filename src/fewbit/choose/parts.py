@@ -28,7 +28,7 @@ def apart(graph: Graph, target: Target, answer: Allowed, stats: Stats) -> dict[s
     for op in graph.ops:
         if op.kind != "concat" or op.name not in answer.integer_ops or _products(graph, target, answer, op):
             continue
-        if why := suffering(graph, op, answer.grids[op.operands["output"]], stats):
+        if why := suffering(op, answer.grids[op.operands["output"]], stats):
             found[op.name] = why
     return found
 
@@ -40,14 +40,14 @@ def joined(graph: Graph, target: Target, answer: Allowed, stats: Stats) -> list[
         products = _products(graph, target, answer, op) if op.kind == "concat" else []
         if products:
             grid = answer.grids[next(iter(products[0].operands.values()))]
-            if why := suffering(graph, op, grid, stats):
+            if why := suffering(op, grid, stats):
                 share = graph.share(sum(product.macs for product in products))
                 read = ", ".join(product.name for product in products)
                 fallbacks.append(Fallback(op.name, "a step for each part", f"one step, which {read} needs", why, share))
     return fallbacks
 
 
-def suffering(graph: Graph, op: Op, grid: Grid, stats: Stats) -> str:
+def suffering(op: Op, grid: Grid, stats: Stats) -> str:
     """The part of a concatenation that loses most of its own spread to one step for all, in words; empty where all bear it."""
     parts = {name: stats.sites[site] for name, site in op.operands.items() if name != "output" and site in stats.sites}
     whole = reduce(Histogram.merge, parts.values(), Histogram())

@@ -56,7 +56,6 @@ class Images:
     store: Store
     rows: tuple[int, ...]
     pixels: tuple[bytes, ...]
-    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
     others: Columns = ()
@@ -231,7 +230,6 @@ def open_images(
         store=found.store,
         rows=tuple(good),
         pixels=tuple(good.values()),
-        skipped=tuple(skipped),
         notes=(*found.notes, *left_out),
         others=columns(others, found.beside, names, description),
     )

@@ -68,7 +68,7 @@ def plan_json(graph: Graph, plan: Plan) -> dict[str, Any]:
         "bits": plan.bits,
         "exemptions": list(plan.exemptions),
         "integer_ops": list(plan.integer_ops),
-        "choices": [_choice_json(graph, choice) for choice in plan.choices.values()],
+        "choices": [_choice_json(choice) for choice in plan.choices.values()],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "biases": [_bias_json(name, bias) for name, bias in plan.biases.items()],
         "log": [asdict(entry) for entry in plan.log],
@@ -218,7 +218,7 @@ def _decode(packed: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
     return packed
 
 
-def _choice_json(graph: Graph, choice: Choice) -> dict[str, Any]:
+def _choice_json(choice: Choice) -> dict[str, Any]:
     scale, zero = choice.qparams.scale, choice.qparams.zero
     return {
         "site": choice.site,
