@@ -12,6 +12,7 @@ from fewbit.core.device import CPU, on
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.files import write_json
+from fewbit.folder import TWIN
 from fewbit.onnx_file import DATA, bytes_of
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
