@@ -14,7 +14,8 @@ from fewbit.core.graph import Graph, Site
 from fewbit.core.grid import Grid, QParams, codes, in_multiples, rowwise
 from fewbit.core.plan import Choice, Fallback, Plan
 from fewbit.errors import BadValues
-from fewbit.target.allowed import Allowed, AllowedGrids
+from fewbit.target.allowed import Allowed
+from fewbit.target.grids import AllowedGrids
 from fewbit.target.sums import largest_sum
 
 BIAS_CODE = 2**30  # the largest code of a bias: half of int32 is left for the products

@@ -26,7 +26,7 @@ from fewbit.core.graph import Graph, Site
 from fewbit.core.grid import Grid, QParams, qparams_from_range
 from fewbit.core.plan import Choice, Fallback, Fixed, Plan, SameAs, SharedWith, described
 from fewbit.observe.stats import Histogram
-from fewbit.target.allowed import AllowedGrids
+from fewbit.target.grids import AllowedGrids
 
 CACHE = 1 << 17  # elements worked on at a time: half a megabyte stays in a core's cache
 

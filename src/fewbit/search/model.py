@@ -25,7 +25,8 @@ from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.recipes import plain_ranges
 from fewbit.search.space import Candidate, Dimension
-from fewbit.target.allowed import Allowed, AllowedGrids
+from fewbit.target.allowed import Allowed
+from fewbit.target.grids import AllowedGrids
 
 FLOAT = 0  # an option that is no width
 LEAST = 4  # bits (HAGO)

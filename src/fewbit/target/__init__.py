@@ -3,6 +3,7 @@
 spec       what a target file may say
 load       a target by its name or its file, and which fits this machine
 allowed    what a target allows for each op of a graph
+grids      the grids of an op's operands
 shapes     sizes for which a target has a kernel, and operands that share one scale
 lines      where something stands in a target file, for messages
 sums       widths for which no sum overflows its accumulator

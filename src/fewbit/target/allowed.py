@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import torch
-
 from fewbit.core.graph import Graph, Op, Site
-from fewbit.core.grid import Grid, safe_terms
+from fewbit.core.grid import Grid
 from fewbit.core.plan import Fallback, FallbackKind
 from fewbit.errors import UnknownName
-from fewbit.target.shapes import channel_axis, misfit, shared_groups
-from fewbit.target.spec import Accumulator, OpRule, Target, Type
-from fewbit.target.sums import narrowed_pair
-
-# operands that an op can do without: a bias is added in float, a result stays float
-OPTIONAL = ("bias", "output")
-
-
-@dataclass(frozen=True)
-class AllowedGrids:
-    """The grids that the target allows for a site (best first), which of them have a fixed scale, and who reads the codes.
-
-    `pinned` are fixed scales, `zeros` their zero points where not 0; `accumulator` is that of the op that reads a weight.
-    With `convention` a fixed scale is the target's custom, not its kernels': a recipe may search another.
-    """
-
-    grids: tuple[Grid, ...]
-    pinned: Mapping[Grid, float] = field(default_factory=dict)
-    all_readers: bool = False
-    pair_bits: int | None = None
-    zeros: Mapping[Grid, int] = field(default_factory=dict)
-    accumulator: Accumulator = Accumulator()
-    convention: bool = False
-
-    @property
-    def fixed_scale(self) -> float | None:
-        """The fixed scale of the first grid, if it has one."""
-        return self.pinned.get(self.grids[0])
-
-    @property
-    def fixed_zero(self) -> int:
-        """The zero point that goes with it."""
-        return self.zeros.get(self.grids[0], 0)
+from fewbit.target.grids import OPTIONAL, AllowedGrids, operand_grids
+from fewbit.target.shapes import misfit, shared_groups
+from fewbit.target.spec import OpRule, Target
+from fewbit.target.sums import within_chain, within_sum
 
 
 @dataclass(frozen=True)
@@ -205,17 +174,17 @@ def _fitted(
     graph: Graph, target: Target, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids], site_bits: Mapping[str, int | None]
 ) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
     """The grids of the sites that an op reads under a rule, the reason if there are none, and fallbacks for narrowed grids."""
-    op_grids = _operand_grids(graph, target, op, rule, grids, site_bits)
+    op_grids = operand_grids(graph, target, op, rule, grids, site_bits)
     if clash := next((name for name, site_grids in op_grids.items() if not site_grids.grids), None):
         return {}, f"{target.name} has no grid for {clash} that all of its readers take", []
     if not op.reduction_size or rule.weight_only:
         return op_grids, "", []
     fallbacks: list[Fallback] = []
     if rule.accumulator.chain_bits is not None:
-        op_grids, why, fallbacks = _within_chain(graph, op, rule, op_grids)
+        op_grids, why, fallbacks = within_chain(graph, op, rule, op_grids)
         if why:
             return {}, why, []
-    op_grids, why, more = _within_sum(graph, op, rule, op_grids)
+    op_grids, why, more = within_sum(graph, op, rule, op_grids)
     return op_grids, why, fallbacks + more
 
 
@@ -251,13 +220,6 @@ def _one_grid(grids: dict[str, AllowedGrids], group: Sequence[str], fallbacks: l
     return True
 
 
-def wide_enough(types: Sequence[Type], bits: int | None) -> Sequence[Type]:
-    """The types of an operand for a width, best first: those that hold it, where the first one does not and another does."""
-    if bits is None or types[0].bits >= bits:
-        return types
-    return [t for t in types if t.bits >= bits] or types
-
-
 def widest(target: Target, kind: str) -> int:
     """The largest width that every operand of a kind of op can have; biases and pinned results have their own."""
     rule = target.rule(kind)
@@ -280,44 +242,6 @@ def _result(op: Op) -> str:
     return op.operands.get("output", "")
 
 
-def _operand_grids(
-    graph: Graph,
-    target: Target,
-    op: Op,
-    rule: OpRule,
-    grids: Mapping[str, AllowedGrids],
-    site_bits: Mapping[str, int | None],
-) -> dict[str, AllowedGrids]:
-    """The grids of the sites that an op reads in integers; none for a site where an earlier op needs a different one."""
-    op_grids: dict[str, AllowedGrids] = {}
-    for operand, name in op.operands.items():
-        if not rule.types(operand) or (operand == "output" and rule.output != "integer"):
-            continue
-        site = graph.site(name)
-        types = wide_enough([target.types[t] for t in rule.types(operand)], site_bits[name])
-        axis = channel_axis(site) if site.axis is None else site.axis
-        inputs = site.shape[1] if operand == "weight" and op.kind == "linear" else 0
-        typed_grids = [(t, t.grids(axis, site_bits[name], inputs)) for t in types]
-        type_of = {g: t for t, own in reversed(typed_grids) for g in own}  # of two types with one grid the better
-        candidates = tuple(dict.fromkeys(g for _, own in typed_grids for g in own))
-        pinned = {g: scale for g, t in type_of.items() if (scale := t.step(g)) is not None}
-        zeros = {g: zero_point for g in pinned if (zero_point := type_of[g].zero(g))}
-        all_readers = operand == "output" or (rule.readers == "all" and operand.startswith("input"))
-        accumulator = rule.accumulator if operand == "weight" else Accumulator()
-        site_grids = AllowedGrids(
-            candidates, pinned, all_readers, accumulator.pair_bits, zeros, accumulator, all(t.convention for t in types)
-        )
-        before = op_grids.get(name, grids.get(name))
-        if before is not None:  # two ops read one tensor: it takes a grid that both have
-            shared = tuple(g for g in before.grids if g in site_grids.grids)
-            site_grids = replace(
-                site_grids, grids=shared, pinned=before.pinned, zeros=before.zeros,
-                all_readers=before.all_readers or all_readers, convention=before.convention and site_grids.convention,
-            )  # fmt: skip
-        op_grids[name] = site_grids
-    return op_grids
-
-
 def _without_groups(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[Fallback]:
     """A fallback where the weight's type has groups and their size does not divide the op's inputs."""
     group_size = max((target.types[t].group_size for t in rule.types("weight")), default=0)
@@ -327,70 +251,6 @@ def _without_groups(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[
     why = f"{what} cannot be cut into blocks of {group_size}"
     share = graph.share(op.macs)
     return [Fallback(op.operands["weight"], f"a step per block of {group_size}", "a step per channel", why, share)]
-
-
-def _within_chain(
-    graph: Graph, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids]
-) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
-    """The grids whose products fit in a chain, the reason if there are none, and a fallback for each narrowed site.
-
-    The first pair of grids that fits stays, and of the others those that are no larger: any two of them fit, also where
-    another op that reads the tensor takes more away.
-    """
-    chain_bits, chain = rule.accumulator.chain_bits, rule.accumulator.chain
-    assert chain_bits is not None
-    assert chain is not None
-    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
-    a, b = names[0], names[-1]  # one name where a tensor is multiplied by itself
-    terms = min(chain, op.reduction_size or chain)
-    pairs = [(g, h) for g in grids[a].grids for h in grids[b].grids if a != b or g == h]
-    best = next((pair for pair in pairs if safe_terms(chain_bits, *pair) >= terms), None)
-    g, h = pairs[0]
-    why = f"{terms} products of {g.bits} by {h.bits} bits do not fit in {chain_bits} bits: {safe_terms(chain_bits, g, h)} do"
-    if best is None:
-        return {}, why, []
-    fitting, fallbacks = _narrowed(graph, op, grids, dict(zip((a, b), best, strict=True)), why)
-    return fitting, "", fallbacks
-
-
-def _within_sum(
-    graph: Graph, op: Op, rule: OpRule, grids: Mapping[str, AllowedGrids]
-) -> tuple[dict[str, AllowedGrids], str, list[Fallback]]:
-    """The grids whose sums fit in the accumulator, the reason if there are none, and a fallback for each narrowed site.
-
-    Sums are bounded by the actual numbers of a weight, and by the largest code of an activation.
-    """
-    names = [op.operands[operand] for operand in op.operands if operand not in OPTIONAL]
-    a, b = names[0], names[-1]
-    first = (grids[a].grids[0], grids[b].grids[0])
-    if rule.accumulator.operand_bits < max(_stored_bits(grid) for grid in first):
-        return dict(grids), "", []
-    best = narrowed_pair(graph, op, rule.accumulator, grids[a].grids, grids[b].grids, same=a == b)
-    bits, terms = rule.accumulator.bits, op.reduction_size
-    if best is None:
-        g, h = grids[a].grids[-1], grids[b].grids[-1]
-        return {}, f"a sum of {terms} products of {g.bits} by {h.bits} bits does not fit in {bits} bits", []
-    why = f"a sum of {terms} products of {first[0].bits} by {first[1].bits} bits can leave {bits} bits"
-    fitting, fallbacks = _narrowed(graph, op, grids, dict(zip((a, b), best, strict=True)), why)
-    return fitting, "", fallbacks
-
-
-def _narrowed(
-    graph: Graph, op: Op, grids: Mapping[str, AllowedGrids], largest: Mapping[str, Grid], why: str
-) -> tuple[dict[str, AllowedGrids], list[Fallback]]:
-    """The grids no larger than the largest that fits (by site), and a fallback for each site that lost its first grid."""
-    fitting, fallbacks = dict(grids), []
-    for name, grid in largest.items():
-        site_grids = grids[name]
-        fitting[name] = replace(site_grids, grids=tuple(g for g in site_grids.grids if g.largest <= grid.largest))
-        if (first := fitting[name].grids[0]) != site_grids.grids[0]:
-            share = graph.share(op.macs)
-            fallbacks.append(Fallback(name, f"{site_grids.grids[0].bits} bits", f"{first.bits} bits", why, share))
-    return fitting, fallbacks
-
-
-def _stored_bits(grid: Grid) -> int:
-    return torch.iinfo(grid.container).bits
 
 
 def matches(op: Op, patterns: Sequence[str]) -> bool:
