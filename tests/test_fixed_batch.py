@@ -19,7 +19,7 @@ from conftest import SIZE, Block
 from fewbit.capture import capture
 from fewbit.capture.structure import modules
 from fewbit.choose import Context, choose
-from fewbit.choose.choose import check
+from fewbit.choose.choose import check_pass
 from fewbit.choose.reconstruct import Reconstruct
 from fewbit.choose.sensitivity import NuclearNorm, OutputKL
 from fewbit.core.bits import Bits
@@ -184,7 +184,7 @@ def test_what_draws_batches_of_its_own_is_refused(fixed: tuple[Loaded, Graph], i
     graph = fixed[1]
     context = Context(graph, observe(graph, images.split(graph.at_a_time(1))), load_target("ort-x86-vnni"), images=[images])
     with pytest.raises(FewbitError, match="trains on batches that it draws, and the model takes"):
-        check(Reconstruct(), context)
+        check_pass(Reconstruct(), context)
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     request = Request(model=Net(1).eval(), images="synthetic", score=str(tmp_path), input_size=SIZE, out=tmp_path / "run")
     with pytest.raises(BadImages, match="takes 1 images at a time and no other batch, and images are synthesized"):

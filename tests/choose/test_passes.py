@@ -11,7 +11,7 @@ from bench.ablations import ABLATIONS
 
 from fewbit.choose import Context, Pass, Recipe, choose, parse_bits
 from fewbit.choose.builder import PlanBuilder
-from fewbit.choose.choose import check
+from fewbit.choose.choose import check_pass
 from fewbit.choose.correct import OutputBias
 from fewbit.choose.recipe import Checked
 from fewbit.core.grid import QParams
@@ -122,4 +122,4 @@ def test_a_search_of_one_scale_is_refused_before_ranges_of_channels_are_chosen(c
 
 def test_a_pass_without_a_check_is_not_asked(conv_net):
     assert not isinstance(Wider(), Checked)
-    assert check(Wider(), conv_net.context(VNNI)) is None
+    assert check_pass(Wider(), conv_net.context(VNNI)) is None
