@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from capture.nets import count, graph_of, images, opened, randomize
 from fewbit.capture import normalize
 from fewbit.core.fx import argument, calls, constant
+from fewbit.realize import float_onnx
 
 SIZE = (3, 8, 8)
 TOKENS, WIDTH = 16, 12
@@ -96,12 +99,33 @@ def test_attention_is_opened_into_matmul_softmax_matmul(attend):
     assert found["softmax"] == 1
 
 
-def test_a_mask_that_hides_every_key_of_a_query_keeps_attention_closed():
-    """torch gives 0 for such a query where a softmax of -inf alone gives NaN."""
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_query_that_a_mask_leaves_no_key_has_zeros(real, all_of_them, tmp_path):
+    """As torch gives, where a softmax of -inf alone gives NaN; in onnxruntime too."""
     seen = SEEN.clone()
-    seen[3] = False
-    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.seen), seen=seen)
-    assert count(same(net))["scaled_dot_product_attention"] == 1
+    seen[: TOKENS if all_of_them else 1] = False
+    mask = torch.zeros(TOKENS, TOKENS).masked_fill(~seen, float("-inf")) if real else seen
+    net = Net(lambda net, x: heads(x) + F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.seen), seen=mask)
+    module = same(net)
+    assert count(module)["scaled_dot_product_attention"] == 0
+    x, path = torch.randn(1, *SIZE), tmp_path / "float.onnx"
+    float_onnx(graph_of(Mixed(net)), path, opset=18)
+    session = onnxruntime.InferenceSession(path)
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"images": x.numpy()})[0], Mixed(net)(x), atol=1e-5)
+
+
+class Mixed(nn.Module):
+    """A convolution in front of a net, as a graph needs a layer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.net = nn.Conv2d(3, 3, 1), net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.conv(x))
 
 
 @pytest.mark.parametrize(

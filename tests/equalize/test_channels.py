@@ -62,6 +62,17 @@ def even(net, batches):
     return CHANNELS(net.graph, batches, allowed(net.graph, TARGET).grids)
 
 
+def test_a_depthwise_convolution_with_several_outputs_of_each_channel(capture_net, batches):
+    torch.manual_seed(3)
+    stem = nn.Conv2d(3, 8, 3, padding=1)
+    with torch.no_grad():
+        stem.weight *= torch.logspace(-2, 1, 8).view(-1, 1, 1, 1)
+    given = capture_net(nn.Sequential(stem, nn.ReLU(), nn.Conv2d(8, 24, 3, groups=8), nn.Flatten(2)).eval())
+    found = CHANNELS(given.graph, batches, allowed(given.graph, TARGET).grids)
+    assert "0" in {row["op"] for row in found.record if row["moved"]}
+    assert same_function(given.graph, found.graph) == 0
+
+
 def test_what_has_a_step_for_each_channel(net):
     found = {
         p.site.name: (p.writer and p.writer.name, [r.name for r in p.readers]) for p in places(net.graph, _sites(net.graph))

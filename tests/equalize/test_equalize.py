@@ -223,3 +223,21 @@ def test_a_depthwise_layer_takes_all_of_the_range_for_its_weights_lose_nothing()
     found = balanced(low, high, high**2 / 3, w, ACTIVATION, WEIGHT)
     assert found.strength == 1.0
     assert found.after < 0.5 * found.before
+
+
+def test_a_depthwise_layer_with_several_outputs_of_each_channel_is_equalized(capture_net):
+    """Outputs in pairs that are the same lose twice what one loses; the function is the same."""
+    torch.manual_seed(1)
+    a, b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, groups=8)
+    with torch.no_grad():
+        a.weight.mul_(torch.logspace(-1, 1, 8).view(-1, 1, 1, 1))
+    given = capture_net(nn.Sequential(a, nn.ReLU(), b, nn.ReLU(), nn.Conv2d(16, 4, 1)))
+    found = Equalize(channels=False)(given.graph, given.images.split(8), grids(given))
+    assert [row["op"] for row in found.record if row["moved"]] == ["0", "2"]
+    assert same_function(given.graph, found.graph, seed=7) < 1e-4
+    low, high, w = torch.zeros(8), torch.logspace(-1, 1, 8), torch.randn(8, 1, 3, 3)
+    once = balanced(low, high, high**2 / 3, w, ACTIVATION, WEIGHT)
+    twice = balanced(low, high, high**2 / 3, w.repeat_interleave(2, 0), ACTIVATION, WEIGHT)
+    torch.testing.assert_close(twice.scale, once.scale)
+    assert twice.after == pytest.approx(2 * once.after, rel=1e-5)
+    assert twice.before == pytest.approx(2 * once.before, rel=1e-5)

@@ -544,3 +544,49 @@ def between_codes(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend([*nodes[:place], *pair, *nodes[place:]])
     model.graph.initializer.extend([constant("step", 0.02), constant("zero point", 0, np.uint8)])
     return model
+
+
+@pytest.mark.parametrize("op", ["GridSample", "RoiAlign"])
+def test_a_free_batch_of_a_file_that_runs_with_one_image_alone_is_one(op: str, tmp_path: Path) -> None:
+    """A grid that is stored for one image, which onnxruntime takes with one image alone; boxes that are of the first."""
+    grid = np.random.default_rng(0).uniform(-1, 1, (1, 5, 6, 2))
+    boxes, images = constant("boxes", [[0, 0, 6, 5]]), constant("of", [0], np.int64)
+    node = {
+        "GridSample": helper.make_node("GridSample", ["maps", "grid"], ["sampled"], "sample"),
+        "RoiAlign": helper.make_node(
+            "RoiAlign", ["maps", "boxes", "of"], ["sampled"], "sample", output_height=5, output_width=6
+        ),
+    }[op]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["maps"], "conv"), node], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *SIZE])],
+        [helper.make_tensor_value_info("sampled", TensorProto.FLOAT, ["N", 4, 5, 6])],
+        [constant("w", drawn(4, 3, 3, 3)), constant("grid", grid), boxes, images],
+    )  # fmt: skip
+    path = written(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), tmp_path)
+    loaded = load_model(str(path))
+    assert loaded.batch == 1
+    assert any("takes one image at a time and no other batch" in note for note in loaded.notes)
+    x = torch.rand(1, *SIZE)
+    with torch.no_grad():
+        got = graph_module(loaded.program)(x)
+    np.testing.assert_allclose(got.numpy(), of_runtime(path, x.numpy()), atol=1e-5)
+
+
+def test_a_node_that_nobody_reads_is_left_out(tmp_path: Path) -> None:
+    """As onnxruntime does, whatever it is."""
+    model, images = net(), drawn(2, *SIZE)
+    for op in ("Bernoulli", "NonZero"):
+        model.graph.node.append(helper.make_node(op, ["head_bias"], [f"{op}.unread"], op))
+    path = written(model, tmp_path)
+    loaded = load_model(str(path))
+    assert loaded.tail is None
+    with torch.no_grad():
+        got = graph_module(loaded.program)(torch.from_numpy(images))
+    np.testing.assert_allclose(got.numpy(), of_runtime(path, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_seems_to_be_last_is_said_to_be(tmp_path: Path) -> None:
+    model = net(size=(16, 16, "N"), batch=3)
+    with pytest.raises(BadModel, match=r"'in:put' \(3, 16, 16, N\) .* seems to have its batch last; here it is first"):
+        load_model(str(written(model, tmp_path)))

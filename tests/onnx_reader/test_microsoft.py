@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from onnx_reader.cases import run
 
@@ -82,3 +82,34 @@ def test_a_node_computes_what_onnxruntime_does(name: str) -> None:
     _, _, found = run(model, given)
     for got, want in zip(found, of_runtime(model, given), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)  # sums in another order, tanh and erf of their own
+
+
+UNREAD: dict[str, tuple[str, str, list[Any], dict[str, Any], str]] = {
+    "rotary": ("com.microsoft", "Attention", [TOKENS, drawn(8, 24), drawn(24)], {"num_heads": 2, "do_rotary": 1}, "do_rotary"),
+    "of another version": ("com.microsoft", "Gelu", [TOKENS], {"approximate": "tanh"}, "'approximate' = 'tanh'"),
+    "spatial": ("", "BatchNormalization", [IMAGE, *(drawn(4) for _ in range(4))], {"spatial": 0}, "'spatial' = 0"),
+    "unknown": ("", "Conv", [IMAGE, KERNEL], {"circular": [1, 1]}, r"'circular' = \[1, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_an_attribute_that_nobody_reads_is_refused_with_its_node_and_its_value(name: str) -> None:
+    domain, op, inputs, attributes, said = UNREAD[name]
+    with pytest.raises(AssertionError, match=rf"{op} 'node' \(opset \d+\) .*{said}"):
+        run(one_node(op, inputs, attributes, domain, opset=8), inputs)
+
+
+def test_attributes_that_change_nothing_are_taken() -> None:
+    """The default of an operator, and what the mode or the weight leave without a part."""
+    for op, inputs, attributes, opset in (
+        ("BatchNormalization", [IMAGE, drawn(4), drawn(4), drawn(4), drawn(4) ** 2], {"spatial": 1, "momentum": 0.5}, 8),
+        ("Conv", [IMAGE, KERNEL], {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, 17),
+        ("ReduceSum", [IMAGE, np.array([1])], {"noop_with_empty_axes": 1}, 17),
+        ("GlobalAveragePool", [IMAGE], {}, 17),
+        ("AveragePool", [IMAGE], {"kernel_shape": [7, 6], "count_include_pad": 1}, 17),
+        ("Mod", [np.arange(6, dtype=np.uint32), np.full(6, 4, np.uint32)], {"fmod": 1}, 17),
+    ):
+        model = one_node(op, inputs, attributes, "", opset=opset)
+        if op == "Mod":
+            model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT32
+        np.testing.assert_allclose(run(model, inputs)[2][0], of_runtime(model, inputs)[0], rtol=1e-4, atol=1e-5, err_msg=op)

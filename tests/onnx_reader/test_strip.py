@@ -122,3 +122,25 @@ def test_what_there_is_nothing_to_take_out_of_and_codes_from_elsewhere_are_refus
         read_onnx(written(model, tmp_path), requantize=True)
     with pytest.raises(FewbitError, match="--requantize is for an ONNX file, and demo is none; leave it out"):
         Request(model="demo", requantize=True)
+
+
+def test_codes_whose_type_is_an_attribute_have_the_range_of_that_type(tmp_path: Path) -> None:
+    """Opset 21: without a zero point `output_dtype` says int8."""
+    exact = net(opset=21)
+    mean = exact.graph.node[-1]
+    mean.attribute.remove(next(one for one in mean.attribute if one.name == "axes"))  # an input since opset 18
+    mean.input.append("axes")
+    exact.graph.initializer.extend([constant("axes", [1], np.int64), constant("step", 0.01)])
+    quantized = copy.deepcopy(exact)
+    front = [
+        helper.make_node("QuantizeLinear", ["in:put", "step"], ["codes"], name="q", output_dtype=TensorProto.INT8),
+        helper.make_node("DequantizeLinear", ["codes", "step"], ["real"], name="dq"),
+    ]
+    quantized.graph.node[0].input[0] = "real"
+    for node in reversed(front):
+        quantized.graph.node.insert(0, node)
+    images = drawn(2, *SIZE)
+    want = outputs(written(exact, tmp_path), np.clip(images, -1.28, 1.27))
+    got = outputs(written(quantized, tmp_path), images, requantize=True)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_runtime(tmp_path / "model.onnx", images), want, atol=0.1)

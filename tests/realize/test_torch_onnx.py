@@ -201,3 +201,36 @@ def test_the_codes_of_what_is_computed_from_constants_have_the_name_of_their_sit
     model = rendered(net.graph, plan, **load_target(target).file_format)
     written = {node.outputs[0].name for node in model.graph if node.op_type == "QuantizeLinear"}
     assert {f"{name}.codes" for name, choice in plan.choices.items() if choice.codes is None} == written
+
+
+class Computed(nn.Module):
+    """A function of the whole numbers, of both signs, that a layer makes."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.stem, self.function = nn.Conv2d(3, 4, 3), function
+        self.register_buffer("places", torch.arange(4).view(4, 1, 1))
+        for numbers in self.stem.parameters():  # whole, so that no sum is rounded
+            numbers.data.mul_(4).round_()
+
+    def forward(self, x):
+        whole = self.stem((x * 2).round()).to(torch.int64)
+        return self.function(whole, self.places).float().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda y, n: y << n, id="left"),
+        pytest.param(lambda y, n: y >> n, id="right"),
+        pytest.param(lambda y, n: y << 2, id="left by a number"),
+        pytest.param(lambda y, n: y >> 2, id="right by a number"),
+        pytest.param(lambda y, n: (y * 0.05).cumprod(1), id="cumulated product"),
+    ],
+)
+def test_shifts_and_products_are_those_of_torch(function, capture_net):
+    net = capture_net(Computed(function))
+    session = ort.InferenceSession(ir.to_proto(rendered_float(net.graph, opset=21)).SerializeToString())
+    (found,) = session.run(None, {net.graph.input_name: net.images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net.module(net.images), rtol=1e-4, atol=1e-4)

@@ -87,18 +87,18 @@ def opened(module: GraphModule) -> None:
 def open_attention(module: GraphModule) -> None:
     """scaled_dot_product_attention into matmul, softmax, matmul; the scale goes on the queries, which are fewer.
 
-    One with a mask that leaves a query no key stays one float op.
+    A query that a constant mask leaves no key has zeros, as torch gives them.
     """
     graph = module.graph
     for node in calls(graph, SDPA):
         q, k, v = cast("tuple[Node, Node, Node]", node.args[:3])
-        mask = argument(node, 3, "attn_mask")
+        mask, seeing = argument(node, 3, "attn_mask"), None
         if mask is not None:  # an addition broadcasts anyway
             mask = list(back_through(mask, {aten.expand.default}))[-1]
         if argument(node, 5, "is_causal", False):
             mask = _causal_mask(module, node, q, k)
         elif is_constant(mask):
-            mask = _additive(module, node, mask)
+            mask, seeing = _additive(module, node, mask)
         if mask is node:
             continue
         if node.kwargs.get("enable_gqa"):
@@ -116,7 +116,8 @@ def open_attention(module: GraphModule) -> None:
         elif mask is not None:
             logits = call_like(graph, node, aten.add.Tensor, logits, mask)
         probs = call_like(graph, node, aten.softmax.int, logits, -1)
-        replace(node, call_like(graph, node, aten.matmul.default, probs, v))
+        mixed = call_like(graph, node, aten.matmul.default, probs, v)
+        replace(node, mixed if seeing is None else call_like(graph, node, aten.mul.Tensor, mixed, seeing))
 
 
 def fold_batch_norm(module: GraphModule) -> None:
@@ -210,15 +211,20 @@ def _causal_mask(module: GraphModule, node: Node, q: Node, k: Node) -> Node:
     return add_constant(module, f"{node.name}_mask", torch.full(sizes, float("-inf")).triu(1), node)
 
 
-def _additive(module: GraphModule, node: Node, mask: Node) -> Node | None:
-    """A constant mask as numbers to add; None for one that hides nothing, the node itself if a query sees no key."""
-    value = constant(module, mask)
-    if value.dtype == torch.bool:
+def _additive(module: GraphModule, node: Node, mask: Node) -> tuple[Node | None, Node | None]:
+    """A constant mask as numbers to add, None for one that hides nothing; and what the results of queries are multiplied with
+    where some see no key (torch gives 0 for these, a softmax NaN): (..., queries, 1), of ones and zeros.
+    """
+    value, seeing = constant(module, mask), None
+    if new := value.dtype == torch.bool:
         value = torch.zeros(value.shape).masked_fill(~value, float("-inf"))
+    blind = (value == float("-inf")).all(-1, keepdim=True)
+    if bool(blind.any()):
+        new, value = True, value.masked_fill(blind, 0.0)
+        seeing = add_constant(module, f"{node.name}_seeing", torch.logical_not(blind).float(), node)
+    if new:
         mask = add_constant(module, f"{mask.target}_to_add", value, node)
-    if bool((value == float("-inf")).all(-1).any()):
-        return node  # torch gives 0 for such a query, a softmax gives NaN
-    return mask if bool(value.any()) else None
+    return mask if bool(value.any()) else None, seeing
 
 
 def _always_true(module: GraphModule, mask: Node) -> bool:

@@ -247,8 +247,7 @@ def conv_pairs(graph: Graph) -> list[ConvPair]:
         if second is None or second.kind not in CONVOLUTIONS or user.args[0] is not between:
             continue
         w = constant(graph.module, cast(Node, user.args[1]))
-        plain = second.kind == "depthwise" and w.shape[0] == between.meta["tensor_meta"].shape[1]
-        plain = plain or w.shape[1] == between.meta["tensor_meta"].shape[1]
+        plain = second.kind == "depthwise" or w.shape[1] == between.meta["tensor_meta"].shape[1]
         if plain and own_weight(graph, op) and own_weight(graph, second):
             pairs.append(ConvPair(op, second, between))
     return pairs

@@ -16,12 +16,14 @@ from fewbit.core.grid import Grid
 from fewbit.equalize.migrate import STRENGTHS, Migration, scales
 
 
-def per_channel_between(w: Tensor, channels: int) -> tuple[int, ...]:
-    """The view of a factor for each of the `channels` between two convolutions that multiplies w (c_out, c_in, *kernel), the
-    weight of the second: along c_out where it is depthwise, else along c_in.
+def for_weight(factor: Float[Tensor, "c"], w: Tensor) -> Tensor:
+    """A factor for each channel that a convolution reads, as it multiplies the weight w (c_out, c_in, *kernel): along c_in;
+    where the convolution is depthwise (c_in is 1) along c_out, repeated for the outputs that read the same channel.
     """
     kernel = [1] * (w.ndim - 2)
-    return (-1, 1, *kernel) if w.shape[1] == 1 and w.shape[0] == channels else (1, -1, *kernel)
+    if w.shape[1] == 1:
+        return factor.repeat_interleave(w.shape[0] // len(factor)).view(-1, 1, *kernel)
+    return factor.view(1, -1, *kernel)
 
 
 def balanced(
@@ -34,19 +36,17 @@ def balanced(
     """
     reach = torch.maximum(-low, high)
     reach = reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
-    along = per_channel_between(w, len(low))
-    depthwise = along[0] == -1
 
     def error(scale: Tensor) -> float:
         activation_scale = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
             activation.high - activation.low
         )
-        heavier = w * scale.view(along)
+        heavier = w * for_weight(scale, w)
         through = activation_scale**2 * float(heavier.square().sum())
         weight_scales = heavier.flatten(1).abs().amax(1) / weight.high
         kernel = math.prod(w.shape[2:])
-        read = squares / scale.square()
-        summed = (weight_scales.square() * read).sum() if depthwise else weight_scales.square().sum() * read.sum()
+        read = for_weight(squares / scale.square(), w).flatten()  # by each output, where depthwise
+        summed = (weight_scales.square() * read).sum() if w.shape[1] == 1 else weight_scales.square().sum() * read.sum()
         return (through + kernel * float(summed)) / 12
 
     candidates: list[tuple[float | None, Tensor]] = [(None, torch.ones_like(reach))]

@@ -20,7 +20,7 @@ from fewbit.core.grid import Grid
 from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
 from fewbit.equalize.channels import WORTH, evened, places, steps, with_factors
-from fewbit.equalize.cross_layer import balanced, per_channel_between
+from fewbit.equalize.cross_layer import balanced, for_weight
 from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.equalize.samples import sample_tensors
@@ -190,7 +190,7 @@ class _Work:
             if place.writer is not None:
                 self.new |= self._divide(place.writer, scale, torch.zeros_like(scale))
             for op in place.readers:
-                self.new[self._name(self.nodes[op.node], 1)] = self._constant(op, 1) * scale.view(-1, 1, 1, 1)
+                self.new[self._name(self.nodes[op.node], 1)] = (w := self._constant(op, 1)) * for_weight(scale, w)
             if place.multiplied:
                 self.new[place.site.name] = 1 / scale if place.writer is None else scale
             self.evened.add(place.site.name)
@@ -262,9 +262,8 @@ class _Work:
             low, high, squares = self.samples[pair.between.name]
             w = self._constant(op, 1)
             move = balanced(low, high, squares, w, activation, weight)
-            along = per_channel_between(w, len(low))
             changes = self._divide(pair.first, move.scale, torch.zeros_like(low))
-            changes[self._name(self.nodes[op.node], 1)] = w * move.scale.view(along)
+            changes[self._name(self.nodes[op.node], 1)] = w * for_weight(move.scale, w)
             self._change("convolution", pair.first, move, changes)
 
     def result(self) -> Equalized:

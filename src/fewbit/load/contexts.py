@@ -35,6 +35,25 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards each buffer of the module is the tensor that it was, with the numbers that it had."""
+    before = [
+        (part, name, value, value.clone())
+        for part in module.modules()
+        for name, value in part._buffers.items()
+        if value is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, value, numbers in before:
+                part._buffers[name] = value
+                if not torch.equal(value, numbers):
+                    value.copy_(numbers)
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """The module in eval mode; afterwards each of its parts is in the mode that it was in."""
     training = [part for part in module.modules() if part.training]

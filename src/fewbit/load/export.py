@@ -13,7 +13,7 @@ from fewbit.core.inputs import Input, image_among
 from fewbit.errors import BadModel, reason, stopped
 from fewbit.load.contexts import evaluating, quiet
 from fewbit.load.inputs import IMAGES, Arguments
-from fewbit.load.ports import NamedPorts, key_of
+from fewbit.load.ports import NamedPorts, key_of, named_tensors
 from fewbit.load.trials import noise_of, same_again, tensors_of
 
 ADVICE = "Check --input-size, or make the model exportable: torch.export.export(model, (x,)) must work."
@@ -64,6 +64,7 @@ def _exported(
             if better := _about_state(module, buffers):
                 raise better from error
             raise
+        named_tensors(out)  # refused before it is exported
         values = tensors_of(inputs, torch.zeros_like(noise))
         sizes = {1 + place: Dim.AUTO for place in free}  # type: ignore[attr-defined]
         shapes = {key_of(one.name): {**(rows if one.has_batch else {}), **(sizes if one.is_image else {})} for one in inputs}

@@ -80,7 +80,8 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     if missing := [name for name in needed if name not in trees]:
         raise incomplete(ref, names, missing)
     if len(trees) == 1 and not own and not named_by_items:
-        return (image(shape),), None
+        by_name = any(p.name == free[0] and p.kind is p.KEYWORD_ONLY for p in named)
+        return (image(shape),), Arguments((), {free[0]: IMAGES}) if by_name else None
     inputs, kwargs = list[Input](), dict[str, Any]()
     for name in sorted(trees, key=lambda name: names.index(name) if name in names else len(names)):
         leaves, spec = pytree.tree_flatten_with_path(trees[name])

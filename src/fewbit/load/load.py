@@ -140,7 +140,7 @@ def _from_onnx(path: Path, asked: _Asked) -> Loaded:
         one if one.value is None or one.name not in halves else replace(one, value=one.value.half().float()) for one in inputs
     )
     any_batch, called = file.look(inputs), (inputs, Arguments(tuple(one.name for one in inputs)))
-    record, batches = {**_entry(file, size), **asked.overrides, "input_size": size}, (file.batch,)
+    record, batches = {**_entry(file, size), **asked.overrides, "input_size": size}, (file.batch or 1,)
     notes = (*file.notes, *notes, *(about_sizes(str(path), inputs, file.free) if asked.sizes is Sizes.ONE else ()))
     loaded = from_module(
         file.module, str(path), record, given, notes=notes, called=called,

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fewbit.core.fx import is_write
 from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.task import Output
 from fewbit.errors import BadModel
+from fewbit.load.contexts import buffers_kept
 from fewbit.load.export import ADVICE
 from fewbit.load.inputs import Arguments, Given, of_module, of_ports
-from fewbit.load.ports import batch_of, input_values, output_values, outputs_of, renamed
+from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
 from fewbit.load.purpose import purpose
 from fewbit.load.refused import groups_of_images, refuse_outputs, refuse_parts, refuse_quantized, refuse_values, shown_shape
 from fewbit.load.regions import fewer_digits, without_autocast
 from fewbit.load.sizes import Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
-from fewbit.load.trials import as_alone, refuse_random
+from fewbit.load.trials import as_alone, left_out, refuse_random
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,28 @@ def from_module(
     classes = tuple(fields.pop("classes", ()))
     if said := purpose(module):
         fields.setdefault("task", said)
-    with without_autocast() as asked:
+    with without_autocast() as asked, buffers_kept(module):
         program, inputs = _program(module, ref, inputs, arguments, batches, free)
+        others = left_out(module, program, inputs, arguments) if called is None else {}  # a file gives tensors alone
+    _with_own_buffers(program)
     if types:
         notes = (*notes, f"{ref} has weights in {' and '.join(types)}; it is computed in float32.")
-    about = (*_about_types(ref, asked), *_about_names(ref, program), *_about_batch(ref, program, inputs))
+    about = (*_about_types(ref, asked), *_about_names(ref, program), *_about_others(ref, others))
+    about = (*about, *_about_batch(ref, program, inputs))
     notes = (*notes, *about, *about_sizes(ref, inputs, free))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
+
+
+def _with_own_buffers(program: ExportedProgram) -> None:
+    """Where a program writes into tensors, give it buffers of its own: those of the module that it was made from are the
+    caller's.
+    """
+    if not any(map(is_write, program.graph.nodes)):
+        return
+    for tensors in (program.state_dict, program.constants):
+        for name in program.graph_signature.buffers:
+            if isinstance(value := tensors.get(name), Tensor):
+                tensors[name] = value.clone()
 
 
 def _in_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -149,6 +166,12 @@ def _about_names(ref: str, program: ExportedProgram) -> tuple[str, ...]:
     return tuple(f"output {one}: an input has that name, and a file has each name once." for one in said)
 
 
+def _about_others(ref: str, others: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence about what a model returns beside tensors."""
+    said = ", ".join(f"{name or 'a result'} ({type(value).__name__})" for name, value in others.items())
+    return (f"{ref} returns {said} beside its tensors: the files that come out give tensors alone.",) if others else ()
+
+
 def _about_batch(ref: str, program: ExportedProgram, inputs: Sequence[Input]) -> tuple[str, ...]:
     """A sentence about a batch that is written in a model."""
     batch = batch_of(program, inputs)
@@ -195,8 +218,9 @@ def from_program(program: ExportedProgram, ref: str, record: Mapping[str, Any], 
             "Export it for one image."
         )
     fields = {**record, "input_size": shape}
-    said = (*_about_types(ref, fewer_digits(program)), *_about_names(ref, program), *_about_batch(ref, program, inputs))
-    notes = (*said, *about_sizes(ref, inputs, free))
+    said = (*_about_types(ref, fewer_digits(program)), *_about_names(ref, program))
+    others = no_tensors(result_of(program))
+    notes = (*said, *_about_others(ref, others), *_about_batch(ref, program, inputs), *about_sizes(ref, inputs, free))
     classes = tuple(fields.pop("classes", ()))
     return Loaded(ref, program, fields, classes, notes, batch=batch_of(program, inputs), inputs=inputs)
 

@@ -49,28 +49,49 @@ def named_tensors(out: Any) -> dict[str, Tensor]:
     What is no tensor (None, numbers, text) is left out. A single tensor without a name is `logits` where it may be a list of
     classes (batch, n), else `output`. Raises BadModel where there is no tensor.
     """
-    leaves = {path: leaf for path, leaf in _leaves(out) if isinstance(leaf, Tensor)}
+    leaves = [(name, leaf) for name, leaf in _named(out) if isinstance(leaf, Tensor)]
     if not leaves:
         raise BadModel(f"the model returns {type(out).__name__} without a tensor; at least one is needed.")
-    if list(leaves) == [()]:
-        (tensor,) = leaves.values()
-        return {"logits" if tensor.ndim == 2 else "output": tensor}
+    if out is leaves[0][1]:
+        return {"logits" if out.ndim == 2 else "output": out}
+    found = dict[str, Tensor]()
+    for name, tensor in leaves:
+        if not name or name in found:
+            wrong = f"two tensors under the name '{name}'" if name else "a tensor under the name '', which no file can have"
+            raise BadModel(f"the model returns {wrong}. Give each a key, or a field, of its own: return {{'logits': x}}.")
+        found[name] = tensor
+    return found
+
+
+def tensors_in(out: Any) -> list[Tensor]:
+    """The tensors of a model's result, in the order of `named_tensors`."""
+    return [leaf for _, leaf in _leaves(out) if isinstance(leaf, Tensor)]
+
+
+def no_tensors(out: Any) -> dict[str, Any]:
+    """What a model's result holds beside tensors and None, by name: numbers, text, objects."""
+    return {name: leaf for name, leaf in _named(out) if leaf is not None and not isinstance(leaf, Tensor)}
+
+
+def _named(out: Any) -> Iterator[tuple[str, Any]]:
     counted = isinstance(out, tuple | list) and not hasattr(out, "_fields")
-    names = (".".join(("output", *path) if counted else path) for path in leaves)
-    return dict(zip(names, leaves.values(), strict=True))
+    return ((".".join(("output", *path) if counted else path), leaf) for path, leaf in _leaves(out))
 
 
 def _leaves(out: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, leaf) of nested mappings, records, named tuples, tuples and lists."""
+    """(path, leaf) of nested mappings, records, named tuples, tuples, lists and whatever else torch opens."""
     if isinstance(out, Mapping):
         items: Iterable[tuple[Any, Any]] = out.items()
     elif dataclasses.is_dataclass(out):
         items = ((field.name, getattr(out, field.name)) for field in dataclasses.fields(out))
     elif isinstance(out, tuple | list):
         items = zip(getattr(out, "_fields", range(len(out))), out, strict=True)
-    else:
+    elif isinstance(out, Tensor) or pytree.tree_is_leaf(out):
         yield path, out
         return
+    else:
+        inner, _ = pytree.tree_flatten_with_path(out, is_leaf=lambda one: one is not out)
+        items = ((re.sub(r"^[.\['\"]+|['\"\]]+$", "", pytree.keystr(where)), value) for where, value in inner)
     for name, value in items:
         yield from _leaves(value, (*path, str(name)))
 
@@ -123,10 +144,15 @@ def renamed(program: ExportedProgram) -> dict[str, str]:
 
 
 def _results(program: ExportedProgram) -> dict[str, Tensor]:
+    return named_tensors(result_of(program))
+
+
+def result_of(program: ExportedProgram) -> Any:
+    """What a program gives, nested as it gives it, with fake tensors."""
     results = pytree.tree_leaves(program.graph.output_node().args[0])[-len(program.graph_signature.user_outputs) :]
     values = [r.meta.get("val") if isinstance(r, Node) else r for r in results]
     spec = program.call_spec.out_spec
-    return named_tensors(values[0] if spec is None else pytree.tree_unflatten(values, spec))
+    return values[0] if spec is None else pytree.tree_unflatten(values, spec)
 
 
 def outputs_of(program: ExportedProgram) -> tuple[Output, ...]:

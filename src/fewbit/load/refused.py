@@ -95,7 +95,7 @@ def refuse_outputs(program: ExportedProgram, inputs: Sequence[Input], ref: str) 
             shown = ", ".join(n if batch.isdecimal() else n.replace(batch, "batch") for n in shape)
             raise BadModel(
                 f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image. "
-                f"{_about_rows(ref, inputs, name, right)}"
+                f"{_about_rows(ref, inputs, name, right, shape, batch)}"
             )
         if value.is_complex():
             raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
@@ -108,9 +108,17 @@ def shown_shape(value: Tensor) -> list[str]:
     return [str(n) for n in value.shape]
 
 
-def _about_rows(ref: str, inputs: Sequence[Input], name: str, right: Sequence[str]) -> str:
-    """What to do about an output without a row for each image, where the outputs `right` have one."""
-    rows = f"with a row for each image: {name}.mean(dim=(1, 2, 3)), say; or, where it is of one image, {name}[None]"
+def _about_rows(
+    ref: str, inputs: Sequence[Input], name: str, right: Sequence[str], shape: Sequence[str], batch: str
+) -> str:  # fmt: skip
+    """What to do about an output of this shape without a row for each image, where the outputs `right` have one."""
+    if batch in shape:
+        place = shape.index(batch)
+        rows = f"with the batch in front: {name}.{'transpose(0, 1)' if place == 1 else f'movedim({place}, 0)'}"
+    elif not shape:
+        rows = f"with a row for each image: {name}.mean(dim=(1, 2, 3)), say; or, where it is of one image, {name}[None]"
+    else:
+        rows = f"with a row for each image; where it is of one image, {name}[None]"
     if not ref.endswith(".onnx"):
         return f"Return it {rows}{', or leave it out of what the model returns' if right else ''}."
     takes = [one.name for one in inputs]

@@ -18,9 +18,9 @@ from fewbit.errors import BadModel, stopped
 from fewbit.load.contexts import evaluating
 from fewbit.load.export import export
 from fewbit.load.inputs import Arguments
-from fewbit.load.ports import NamedPorts, batch_of, image_of, key_of
+from fewbit.load.ports import NamedPorts, batch_of, image_of, key_of, tensors_in
 from fewbit.load.program import graph_module
-from fewbit.load.trials import all_alike, noise_of, tensors_in, tensors_of
+from fewbit.load.trials import all_alike, noise_of, tensors_of
 
 OTHERS = "cannot be exported, or give other numbers"
 # What is added to height and width: 1, 2, 4, 8, 16 and 32, as behind strides of 1, 2, 4, ... padding and windows depend on the

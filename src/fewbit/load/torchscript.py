@@ -19,7 +19,8 @@ import torch
 from fewbit.errors import BadFile, BadModel, reason, stopped
 from fewbit.load.archive import NAMESPACES
 from fewbit.load.contexts import quiet
-from fewbit.load.trials import all_alike, noise_of, tensors_in
+from fewbit.load.ports import tensors_in
+from fewbit.load.trials import all_alike, noise_of
 
 SOURCE = re.compile(r"code/.+\.py")
 PICKLE = re.compile(r"[^/]+\.pkl")

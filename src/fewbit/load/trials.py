@@ -15,7 +15,7 @@ from fewbit.core.inputs import LOUD, Input, example, fed, image_among
 from fewbit.errors import BadModel, stopped
 from fewbit.load.contexts import evaluating, quiet
 from fewbit.load.inputs import Arguments
-from fewbit.load.ports import NamedPorts, batch_of, key_of
+from fewbit.load.ports import NamedPorts, batch_of, key_of, no_tensors, tensors_in
 from fewbit.load.program import graph_module
 
 ROUNDING = 2.0**-20  # of an image, as sums of 256 terms in float32 round
@@ -37,8 +37,8 @@ def same_again(function: Callable[[], Any], ref: str, passes: int = 2) -> Any:
     """What a model gives. Raises BadModel where another pass gives something else."""
     first, *others = (function() for _ in range(passes))
     for other in others:
-        for one, two in zip(pytree.tree_leaves(first), pytree.tree_leaves(other), strict=True):
-            if isinstance(one, Tensor) and (one.shape != two.shape or not alike(one.double(), two.double())):
+        for one, two in zip(tensors_in(first), tensors_in(other), strict=True):
+            if one.shape != two.shape or not alike(one.double(), two.double()):
                 raise BadModel(
                     f"{ref} gives two answers for one image: something in it is random (dropout left on, random masks). "
                     "Make it deterministic in eval mode; a random model cannot be compared with its integers."
@@ -56,11 +56,6 @@ def all_alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """As many tensors, each of the shape and, up to what the order of a sum changes, with the numbers of its partner."""
     pairs = zip(some, others, strict=False)
     return len(some) == len(others) and all(a.shape == b.shape and alike(a.double(), b.double()) for a, b in pairs)
-
-
-def tensors_in(result: Any) -> list[Tensor]:
-    """The tensors of what a model gives, in order, however they are nested."""
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -> bool:
@@ -110,6 +105,15 @@ def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input
                 raise halt from error
             return False  # why is said where it is exported for one image
     return all_alike(want, got)
+
+
+def left_out(
+    module: nn.Module, program: ExportedProgram, inputs: Sequence[Input], arguments: Arguments | None
+) -> dict[str, Any]:  # fmt: skip
+    """What a module gives beside tensors, by name."""
+    called = NamedPorts(module, arguments or Arguments((inputs[0].name,)))
+    with quiet(), evaluating(called), torch.no_grad():
+        return no_tensors(called.result(tensors_of(inputs, noise_of(batch_of(program, inputs), image_among(inputs).shape))))
 
 
 def _is_alone(run: GraphModule, inputs: Sequence[Input], image: Tensor, row: Sequence[Tensor]) -> bool:

@@ -10,6 +10,7 @@ strip      a file of another tool without its Q/DQ nodes
 module     the nodes as modules, run in order; what needs no image is computed once
 work       the products that nodes sum for one image
 values     what flows between nodes: tensors, and arrays whose numbers are known; host: operators on these, with numpy
+attributes what of a node nobody read: refused
 operators  the table of those that are taken, from arithmetic, shape, indexing, reduction, layers, norms, resize, attention,
            microsoft
 """

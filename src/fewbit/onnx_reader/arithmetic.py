@@ -68,10 +68,10 @@ def power(node: Node, x: Value, exponent: Value) -> Tensor:
 
 
 def modulo(node: Node, a: Value, b: Value) -> Tensor:
-    x, y = tensor(a), tensor(b)
+    x, y, truncated = tensor(a), tensor(b), node.get("fmod", 0)
     if x.dtype in UNSIGNED:
         return torch.remainder(x.to(torch.int64), y.to(torch.int64)).to(x.dtype)
-    return torch.fmod(x, y) if node.get("fmod", 0) else torch.remainder(x, y)
+    return torch.fmod(x, y) if truncated else torch.remainder(x, y)
 
 
 def shift(node: Node, a: Value, b: Value) -> Tensor:

@@ -37,19 +37,19 @@ def attention(
     bias = _bias(node, query, keys, mask, offset, lengths)
     scale = node.get("scale")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if len(node.outputs) < 4 and not node.get("softcap", 0.0) and (bias is None or lengths is None):
+    cap, mode = node.get("softcap", 0.0), node.get("qk_matmul_output_mode", 0)  # the latter of the fourth output
+    if len(node.outputs) < 4 and not cap and (bias is None or lengths is None):
         out, scores = F.scaled_dot_product_attention(query, keys, values, bias, scale=scale), query
     else:
-        out, scores = _opened(node, query, keys, values, bias, scale)
+        out, scores = _opened(query, keys, values, bias, scale, cap, mode)
     out = out.transpose(1, 2).flatten(2) if flat else out
     return (out, key, value, scores)[: len(node.outputs)]
 
 
 def _opened(
-    node: Node, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, cap: float, mode: int
 ) -> tuple[Tensor, Tensor]:
     """The same in single steps, for whoever reads the scores or caps them."""
-    mode, cap = node.get("qk_matmul_output_mode", 0), node.get("softcap", 0.0)
     raw = scores = torch.matmul(query * scale, keys.transpose(-2, -1))
     capped = scores = torch.tanh(scores / cap) * cap if cap else scores
     scores = scores if bias is None else scores + bias

@@ -27,7 +27,8 @@ STATED = ("Shape", "Size")  # what they write depends on no number of the image
 
 
 def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
-    """The model without the nodes that stay as they are, and these as its tail, where there are any.
+    """The model without the nodes that nobody reads and those that stay as they are, and the latter as its tail, where there
+    are any.
 
     What the tail reads are outputs of the model then. Raises BadModel, with the node's name, where nodes that are not
     taken stand in front of layers.
@@ -35,6 +36,10 @@ def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
     flow = Flow(model)
     strange = [i for i, node in enumerate(flow.nodes) if not flow.is_taken(node)]
     if not strange:
+        if len(flow.nodes) < len(model.graph.node):
+            read = [NodeProto.FromString(node.SerializeToString()) for node in flow.nodes]
+            del model.graph.node[:]
+            model.graph.node.extend(read)
         return model, None
     tail = _tail(flow, strange, path)
     shapes = _shapes(model)

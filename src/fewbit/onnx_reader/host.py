@@ -49,8 +49,8 @@ def _quotient(a: Any, b: Any) -> Any:
 def _reduced(symbolic: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     def call(node: Node, x: Array, axes: Array | None = None) -> Array:
         chosen = node.get("axes") if axes is None else axes.reshape(-1).tolist()
-        keep = bool(node.get("keepdims", 1))
-        if not chosen and node.get("noop_with_empty_axes", 0):
+        keep, none_is_all = bool(node.get("keepdims", 1)), not node.get("noop_with_empty_axes", 0)
+        if not chosen and not none_is_all:
             return x
         if not x.size:
             return NotImplemented

@@ -24,11 +24,10 @@ def paddings(
     node: Node, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[Any]:
     """[(before, after)] of each axis, as `pads` or `auto_pad` give them."""
-    how = node.get("auto_pad", "NOTSET")
+    how, pads = node.get("auto_pad", "NOTSET"), node.get("pads") or [0] * (2 * len(kernel))
     if how == "VALID":
         return [(0, 0)] * len(kernel)
     if how == "NOTSET":
-        pads = node.get("pads") or [0] * (2 * len(kernel))
         return list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
     ends = []
     for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
@@ -166,10 +165,9 @@ def _whole_places(node: Node, x: Tensor, values: Tensor, places: Tensor, ends: l
 def avg_pool(node: Node, x: Value) -> Tensor:
     x = tensor(x)
     kernel, stride, dilation, ends = windows(node, x)
-    dims, up = len(kernel), bool(node.get("ceil_mode", 0))
+    dims, up, counted = len(kernel), bool(node.get("ceil_mode", 0)), bool(node.get("count_include_pad", 0))
     if not any(any(p) for p in ends) and list(kernel) == list(x.shape[2:]):
         return ADAPTIVE_AVG[dims](x, 1)
-    counted = bool(node.get("count_include_pad", 0))
     fits = symmetric(ends) and all(2 * low <= k for (low, _), k in zip(ends, kernel, strict=True))
     if fits and set(dilation) == {1} and not (up and counted):
         return AVG_POOL[dims](x, kernel, stride, [low for low, _ in ends], up, counted or not any(low for low, _ in ends))

@@ -98,6 +98,8 @@ def attention(
     """The joint layer of queries, keys and values, and the attention behind it."""
     if past is not None or any(v is not None for v in rest) or len([name for name in node.outputs if name]) > 1:
         raise ValueError("it keeps keys and values for the next token, as language models do")
+    if node.get("do_rotary", 0):
+        raise ValueError("it rotates queries and keys (do_rotary); write that with RotaryEmbedding, or with Mul and Add")
     joint = F.linear(tensor(x), tensor(weights).t(), None if bias is None else tensor(bias))
     parts = node.get("qkv_hidden_sizes") or [joint.shape[-1] // 3] * 3
     q, k, v = (heads_apart(part, node.get("num_heads")) for part in joint.split(parts, -1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.errors import BadModel, FewbitError
+from fewbit.onnx_reader.attributes import refuse_unread
 from fewbit.onnx_reader.host import HOST, MOST
 from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.onnx_reader.values import Known, Node, Value, known, tensor
@@ -59,6 +60,7 @@ def computed(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise BadModel(f"node {node} cannot be run: {reason}.") from error
+    refuse_unread(node)
     return result if isinstance(result, tuple) else (result,)
 
 

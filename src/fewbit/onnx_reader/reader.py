@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from fewbit.core.graph import Port, Tail
-from fewbit.core.inputs import LOUD, Input, advice_on_channels, example, fed, image_among, the_image
+from fewbit.core.inputs import FEW, LOUD, Input, advice_on_channels, example, fed, image_among, the_image
 from fewbit.errors import BadModel, stopped
 from fewbit.onnx_reader.cut import cut
 from fewbit.onnx_reader.file import constants_of, lifted, nodes_of, opsets, read_proto, split_constants
@@ -56,13 +56,19 @@ class OnnxFile:
 
     def look(self, inputs: Sequence[Input]) -> bool:
         """Run the network once on noise and the values of its other inputs, and where the file fixes a batch, again with
-        another one. Returns whether any will do: each image has its own outputs, whatever the batch. Raises BadModel with the
-        node that cannot be run.
+        another one. Returns whether any will do: each image has its own outputs, whatever the batch. A file whose batch is free
+        may run with one image alone. Raises BadModel with the node that cannot be run.
         """
         noise = torch.randn(max(self.batch or 2, 2), *image_among(inputs).shape, generator=torch.Generator().manual_seed(0))
         own = noise[-(self.batch or 2) :]
         with torch.no_grad():
-            first = self.module.forget_unread(*fed(inputs, example(inputs, own)))
+            try:
+                first = self.module.forget_unread(*fed(inputs, example(inputs, own)))
+            except BadModel:
+                if self.batch is not None:
+                    raise
+                self.module.forget_unread(*fed(inputs, example(inputs, noise[-1:])))
+                return False
             if self.batch is None:
                 return True
             try:
@@ -79,6 +85,12 @@ class OnnxFile:
         """(channels, height, width): what the file fixes, and what is wanted for the rest."""
         dims = self.image.dims[1:]
         free, advice = not all(isinstance(d, int) for d in dims), advice_on_channels(dims)
+        if wanted is None and self._has_batch_last():
+            raise BadModel(
+                f"input {self.image} of {self.path} seems to have its batch last; here it is first. Export the model with a "
+                "forward that takes (batch, channels, height, width) and turns it: x.permute(1, 2, 3, 0). Or, where the last "
+                f"is a size, give it: --input-size {dims[0]},{dims[1]},224."
+            )
         if wanted is None and free:
             ask = "224,224,3" if advice else "3,224,224"
             raise BadModel(f"input {self.image} of {self.path} has no fixed size. Give it: --input-size {ask}.{advice}")
@@ -88,6 +100,11 @@ class OnnxFile:
             do = f"give one that fits: --input-size {fits}" if free else "leave --input-size out"
             raise BadModel(f"input {self.image} of {self.path} has a fixed size, not {tuple(wanted)}; {do}.{advice}")
         return size  # type: ignore[return-value]
+
+    def _has_batch_last(self) -> bool:
+        """Whether an image like (3, 16, 16, N), where the last size alone is free, may have its batch there."""
+        first, *between, last = self.image.dims
+        return first in FEW and between[0] not in FEW and not isinstance(last, int) and all(isinstance(d, int) for d in between)
 
 
 def read_onnx(path: Path, given: Collection[str] = (), *, each: Collection[str] = (), requantize: bool = False) -> OnnxFile:

@@ -17,9 +17,8 @@ def reduced(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Oper
     def call(node: Node, x: Value, axes: Value = None) -> Tensor:
         x = tensor(x)
         chosen = node.get("axes") if axes is None else numbers(axes, "axes")
-        if not chosen and node.get("noop_with_empty_axes", 0):
-            return function(x, (), True)
-        return function(x, tuple(chosen or range(x.ndim)), bool(node.get("keepdims", 1)))
+        keep, none_is_all = bool(node.get("keepdims", 1)), not node.get("noop_with_empty_axes", 0)
+        return function(x, tuple(chosen or range(x.ndim)), keep) if chosen or none_is_all else function(x, (), True)
 
     return call
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import array_of, opsets, title
@@ -64,7 +64,9 @@ def _followed(name: str, names: dict[str, str]) -> str:
 
 def _clip(node: NodeProto, operands: list[np.ndarray | None], model: ModelProto, path: Path) -> NodeProto:
     """A Clip to the numbers that the codes of a QuantizeLinear reach."""
-    scale, zero = operands[0], operands[1] if len(operands) > 1 else np.uint8(0)
+    kind = next((one.i for one in node.attribute if one.name == "output_dtype" and one.i), TensorProto.UINT8)
+    absent = np.zeros((), helper.tensor_dtype_to_np_dtype(kind))
+    scale, zero = operands[0], operands[1] if len(operands) > 1 else absent
     if scale is None or zero is None or scale.size > 1 or np.asarray(zero).dtype not in CODES:
         raise BadModel(f"node '{title(node)}' of {path} has no fixed scale for all and 8 or 16 bits; give the float file.")
     limits, middle, step = np.iinfo(np.asarray(zero).dtype), int(np.asarray(zero).item()), np.float32(scale.item())

@@ -57,8 +57,10 @@ class Node:
     attributes: dict[str, Any]
     batch: int | None = None  # the fixed batch of the file
     now: Any = None  # the batch that runs in its place
+    seen: set[str] = field(default_factory=set, compare=False, repr=False)  # attributes that were asked for
 
     def get(self, name: str, default: Any = None) -> Any:
+        self.seen.add(name)
         return self.attributes.get(name, default)
 
     def __str__(self) -> str:

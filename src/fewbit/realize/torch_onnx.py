@@ -15,6 +15,7 @@ from onnxscript import opset21
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from fewbit.capture.sites import path_of
 from fewbit.core.fx import aten, calls
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import PLACES, example, fed
@@ -52,6 +53,28 @@ def _sorted(x: Any, *, stable: bool | None = None, dim: int = -1, descending: bo
     return op.TopK(x, op.Gather(op.Shape(x), place), axis=dim, largest=int(descending))
 
 
+def _shifted_left(x: Any, places: Any) -> Any:
+    """The ONNX form of `aten.__lshift__`; onnx's BitShift takes numbers without a sign alone."""
+    return op.Mul(x, _power_of_two(places, x))
+
+
+def _shifted_right(x: Any, places: Any) -> Any:
+    """The ONNX form of `aten.__rshift__`: rounded down, also below zero."""
+    power = _power_of_two(places, x)
+    return op.Div(op.Sub(x, op.Mod(x, power)), power)
+
+
+def _power_of_two(places: Any, like: Any) -> Any:
+    two: Any = op.Constant(value_int=2)
+    return op.Pow(op.CastLike(two, like), op.CastLike(places, like))
+
+
+def _product(x: Any, dims: Any, *, output_dtype: int | None = None) -> Any:
+    """The ONNX form of `prims.prod`, which a cumulated product becomes."""
+    axes: Any = op.Constant(value_ints=list(dims))
+    return op.ReduceProd(x, axes, keepdims=0)
+
+
 DECOMPOSE = ExportedProgram.run_decompositions
 
 
@@ -83,6 +106,9 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     translations: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.fewbit.dequantize.default: _blocked,
         aten.sort.stable: _sorted,
+        aten.__lshift__.Tensor: _shifted_left,
+        aten.__rshift__.Tensor: _shifted_right,
+        torch.ops.prims.prod.default: _product,
     }
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
@@ -100,8 +126,8 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         except torch.onnx.OnnxExporterError as error:
             found = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(error.__cause__))
             raise BadModel(
-                f"torch.onnx cannot write {found[1] if found else 'an operator'}; write that part of the model with other "
-                "operators."
+                f"torch.onnx cannot write {found[1] if found else 'an operator'}{_places(module, found[1] if found else '')}; "
+                "write that part of the model with other operators."
             ) from error
     assert program is not None
     model = program.model
@@ -122,3 +148,11 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         value.metadata_props.clear()
     set_ports(model.graph, graph.ports, graph.input_name)
     return model
+
+
+def _places(module: GraphModule, name: str) -> str:
+    """Where an operator stands in the model, which torch may have opened: aten._cdist_forward is of aten.cdist."""
+    plain = name.rpartition(".")[2].strip("_").removesuffix("_forward")
+    nodes = [node for node in module.graph.nodes if plain and str(node.target).split(".")[1:2] == [plain]]
+    found = ", ".join(dict.fromkeys(path_of(node) or "forward itself" for node in nodes))
+    return f", which is in {found}" if found else ""
