@@ -162,6 +162,16 @@ def test_a_wrong_mask_is_named(tmp_path, write, message):
         task.read(tmp_path, pictures)
 
 
+@pytest.mark.parametrize("images", [("a/0.png", "b/0.png"), ("0.jpg", "0.png"), ("x.parquet:0", "x.parquet:1")])
+def test_two_images_do_not_share_a_mask(tmp_path, images):
+    (tmp_path / "a").mkdir()
+    for name in ("a/0.png", "x.png"):
+        Image.new("L", (64, 48)).save(tmp_path / name)
+    task = named("segment", ("logits", (3, *SIZE)))
+    with pytest.raises(BadImages, match=f"could belong to {images[0]} and to {images[1]}; each image needs its own"):
+        task.read(tmp_path, Pictures(images))
+
+
 def test_depths_and_their_errors_have_their_closed_forms():
     true = torch.rand(5, 6, dtype=torch.float64) * 4 + 1
     assert errors_of_depth(true * 1.2, true, relative=False) == pytest.approx((1.0, 0.2))

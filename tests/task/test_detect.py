@@ -291,9 +291,15 @@ def with_field(**fields) -> dict:
     return {"annotations": [{**one(7, 5, 0, 3, 10)["annotations"][0], **fields}]}
 
 
+def listed(**fields) -> dict:
+    """The images of a file, the first with other fields."""
+    images = [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(NAMES)]
+    return {"images": [{**images[0], **fields}, *images[1:]]}
+
+
 def coco(path, **changes):
     file = {
-        "images": [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(NAMES)],
+        **listed(),
         "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}],
         "annotations": [
             {"id": 1, "image_id": 0, "category_id": 7, "bbox": [10, 20, 30, 40], "area": 900.0, "iscrowd": 0},
@@ -330,7 +336,6 @@ def voc(folder):
         ((80, 100), "80 x 100"),
         ((100, 81), "100 x 81"),
         ((0, 81), "100 x 81"),
-        (("wide", 80), "could not convert"),
         (("nan", 80), "nan x 80"),
     ],
 )
@@ -343,7 +348,7 @@ def test_boxes_of_a_picture_of_another_size_are_refused(tmp_path, size, says):
         assert [len(one.labels) for one in read(tmp_path, Pictures(), ("cat", "dog"), 2)] == [1, 1, 0]
         return
     message = rf"b\.xml says that sub/b\.jpg is {says} pixels, and it is 100 x 80; give the annotations of these very pictures"
-    with pytest.raises(BadImages, match="is not in Pascal VOC's format: could not" if size[0] == "wide" else message):
+    with pytest.raises(BadImages, match=message):
         read(tmp_path, Pictures(), ("cat", "dog"), 2)
 
 
@@ -355,6 +360,110 @@ def test_three_ways_to_write_the_same_objects(tmp_path, kind):
     assert (a.labels.tolist(), b.labels.tolist(), len(c.labels)) == ([0], [1], 0)
     assert b.boxes.tolist() == [pytest.approx([0, 0, 100, 80])]
     assert a.areas.tolist() == [pytest.approx(900 if kind == "coco" else 1200)]
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": "100", "height": "80"}, {"width": None, "height": None}, {"width": 0, "height": ""}]
+)
+def test_a_size_may_be_text_or_not_known(tmp_path, size):
+    a, *_ = read(coco(tmp_path / "x.json", **listed(**size)), Pictures(), ("cat", "dog"), 2)
+    assert a.boxes.tolist() == [[10, 20, 40, 60]]
+
+
+def test_an_image_that_is_listed_twice_has_the_annotations_of_both_ids(tmp_path):
+    plain = coco(tmp_path / "x.json")
+    file = json.loads(plain.read_text())
+    first = file["annotations"][0]
+    file["images"].append({**file["images"][0], "id": 90, "file_name": "./a.jpg"})
+    file["annotations"] += [{**first, "image_id": 90}, {**first, "image_id": 90, "bbox": [1, 2, 3, 4]}]
+    a, b, c = read(coco(tmp_path / "y.json", **file), Pictures(), ("cat", "dog"), 2)
+    assert a.boxes.tolist() == [[10, 20, 40, 60], [1, 2, 4, 6]]  # the box of both ids once
+    assert (len(b.labels), len(c.labels)) == (1, 0)
+
+
+SIDES = ((80, 100),) * 2
+
+
+@pytest.mark.parametrize(
+    ("written", "images", "places"),
+    [
+        (("a/0.jpg", "b/0.jpg"), ("a/0.jpg", "b/0.jpg"), (0, 1)),
+        (("b/0.jpg", "a/0.jpg"), ("x/a/0.jpg", "x/b/0.jpg"), (1, 0)),
+        ((r"C:\val\1.jpg", r"C:\val\0.jpg"), ("0.jpg", "1.jpg"), (1, 0)),
+        ((r"val\a\0.jpg", r"val\b\0.jpg"), ("b/0.jpg", "a/0.jpg"), (1, 0)),
+        (("val/0.jpg", "val/1.jpg"), ("cat/1.jpg", "dog/0.jpg"), (1, 0)),
+        (("a/0.jpg",), ("a/0.jpg", "b/0.jpg"), r"a/0\.jpg could belong to a/0\.jpg and to b/0\.jpg; each image needs its own"),
+        (("a/0.jpg", "a/1.jpg"), ("a/0.jpg", "b/1.jpg"), r"a/1\.jpg, of another folder, is all that there is for b/1\.jpg"),
+        (("val/0.jpg", "train/0.jpg"), ("0.jpg", "1.jpg"), r"lists val/0\.jpg and train/0\.jpg, and 0\.jpg could be either"),
+    ],
+)  # fmt: skip
+def test_an_image_gets_the_boxes_of_its_own_path_alone(tmp_path, written, images, places):
+    boxes = [[i, i, 9, 9] for i in range(len(written))]
+    file = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(written)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)],
+    }
+    path = coco(tmp_path / "x.json", **file)
+    if isinstance(places, str):
+        with pytest.raises(BadImages, match=places):
+            read(path, Pictures(images, SIDES), ("cat", "dog"), 2)
+        return
+    found = read(path, Pictures(images, SIDES), ("cat", "dog"), 2)
+    assert [int(one.boxes[0, 0]) for one in found] == list(places)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".xml"])
+@pytest.mark.parametrize("images", [("a/0.jpg", "b/0.jpg"), ("a/0.jpg", "a/0.png")])
+def test_two_images_do_not_share_a_file(tmp_path, suffix, images):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / f"0{suffix}").write_text("0 0.5 0.5 1 1" if suffix == ".txt" else "<annotation></annotation>")
+    with pytest.raises(BadImages, match=rf"a/0\{suffix} could belong to {images[0]} and to {images[1]}"):
+        read(tmp_path, Pictures(images, SIDES), ("cat", "dog"), 2)
+
+
+def shards(folder, **columns):
+    """Two files of two rows; the only box of each row begins at 10 for the second file, plus its row."""
+    for k in range(2):
+        objects = [{"bbox": [[10.0 * k + row, 0.0, 5.0, 5.0]], "category": [0]} for row in range(2)]
+        pq.write_table(pa.table({"objects": objects, **columns}), folder / f"val-{k}.parquet")
+    return folder
+
+
+def test_rows_of_parquet_have_the_objects_of_their_own_file(tmp_path):
+    images = Pictures(("val-0.parquet:1", "val-1.parquet:0", "val-1.parquet:1"))
+    found = read(shards(tmp_path), images, (), 2)
+    assert [float(one.boxes[0, 0]) for one in found] == [1, 10, 11]
+    one = read(tmp_path / "val-1.parquet", Pictures(("val-1.parquet:1",), SIDES[:1]), (), 2)
+    assert one[0].boxes[0, 0] == 11
+
+
+@pytest.mark.parametrize(
+    ("file", "images", "message"),
+    [
+        ("val-0.parquet", ("val-0.parquet:0", "val-1.parquet:0"), r"has no file val-1\.parquet, whose rows are scored"),
+        ("val-0.parquet", ("val-1.parquet:0", "val-1.parquet:1"), "has no file val-1"),
+        ("", ("val-0.parquet:0", "val-2.parquet:0"), "has no file val-2"),
+        ("", ("val-0.parquet:0", "val-1.parquet:2"), r"val-1\.parquet, row 2: has no objects"),
+        ("val-0.parquet", ("000000001532.jpg", "b.jpg"), r"is parquet, .* and 000000001532\.jpg is no row of it\. Give"),
+    ],
+)  # fmt: skip
+def test_objects_of_other_rows_of_parquet_are_refused(tmp_path, file, images, message):
+    with pytest.raises(BadImages, match=message):
+        read(shards(tmp_path) / file, Pictures(images, SIDES), (), 2)
+
+
+def test_a_row_of_parquet_that_says_another_size_is_refused(tmp_path):
+    images = Pictures(("val-0.parquet:0", "val-0.parquet:1"), SIDES)
+    read(shards(tmp_path, width=[100, 100], height=[80, None]), images, (), 2)
+    with pytest.raises(BadImages, match=r"row 1: says that val-0\.parquet:1 is 100 x 81 pixels"):
+        read(shards(tmp_path, width=[100, 100], height=[80, 81]), images, (), 2)
+
+
+@pytest.mark.parametrize("line", ["1.0 0.5 0.5 0.2 0.2", "1 0.5 0.5 0.2 0.2 0.93", "1 0.5 0.5 0.2 0.2 1"])
+def test_a_line_may_have_its_class_as_a_real_number_and_a_confidence(tmp_path, line):
+    (yolo(tmp_path) / "a.txt").write_text(line)
+    a, *_ = read(tmp_path, Pictures(), (), 2)
+    assert (a.labels.tolist(), a.boxes.tolist()) == ([1], [pytest.approx([40, 32, 60, 48])])
 
 
 def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
@@ -372,7 +481,10 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
         (one(7, 5, 0, -3, 10), "boxes have to lie inside"),
         (one(4, 5, 0, 3, 10), "has category_id 4"),
         ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "lists no image sub/b.jpg"),
-        ({"images": [{"id": 0, "file_name": "a.jpg", "width": 50, "height": 40}]}, "says that a.jpg is 50 x 40 pixels"),
+        (listed(width=50, height=40), "says that a.jpg is 50 x 40 pixels, and it is 100 x 80"),
+        (listed(width="50", height="80"), "says that a.jpg is 50 x 80 pixels, and it is 100 x 80"),
+        (listed(width="wide"), r"width of a\.jpg is 'wide'; a number of pixels is needed"),
+        (listed(height=[80]), r"height of a\.jpg is \[80\]; a number of pixels is needed"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "caat"}]}, "unknown category 'caat'. Did you mean cat"),
         ({"annotations": 7}, "is not in COCO's format"),
         ({"annotations": [None]}, "is not in COCO's format"),
@@ -393,7 +505,13 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
         ({"categories": []}, "has category_id 7, and the file's categories are none"),
         ({"categories": [{"id": "x", "name": "dog"}]}, "has category 'x'; a whole number is needed"),
         ({"categories": [{"id": float("inf"), "name": "dog"}]}, "has category inf; a whole number is needed"),
-        ({"images": [{"id": 0, "file_name": "a.jpg", "height": None}]}, "says that a.jpg is 100 x None pixels"),
+        (with_field(image_id=5), r"annotation 9 has image_id 5, which is the id of no image of the file\. Mend it"),
+        (with_field(image_id="0"), r"annotation 9 has image_id '0', .* file \(0 is one, which is another type\)"),
+        (listed(id=1), r"lists a\.jpg and b\.jpg under the one id 1, so nobody can say whose"),
+        (
+            {"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]},
+            "has the categories 'dog' and 'cat' under the one id 3",
+        ),
         *((with_field(area=v), "has area .*; a number of square pixels") for v in ("9", -1, float("inf"), [9], 10**400)),
         *((with_field(iscrowd=v), "has iscrowd .*; 0 and 1 are allowed") for v in ("0", 2, [1], float("nan"))),
     ],
@@ -410,6 +528,10 @@ def test_what_is_wrong_in_an_annotation_is_named(tmp_path, changes, message):
         ("2 0.5 0.5 0.2 0.2", "has class 2; the model has classes 0 to 1"),
         ("0 0.9 0.5 0.5 0.2", "boxes have to lie inside"),
         ("0 nan 0.5 0.5 0.2", "boxes have to lie inside"),
+        ("1.5 0.5 0.5 0.2 0.2", "line 1, is '1.5 0.5 0.5 0.2 0.2'; a class and four numbers"),
+        ("inf 0.5 0.5 0.2 0.2", "a class and four numbers"),
+        ("0 0.5 0.5 0.2 0.2 7", "and perhaps a confidence"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2", "a class and four numbers"),
     ],
 )
 def test_a_wrong_line_of_a_text_file_is_named(tmp_path, text, message):

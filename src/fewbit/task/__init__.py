@@ -17,6 +17,7 @@ closeness  how near one output is to another: correlation, relative error, equal
 telling    measures that could have become worse; one that could not is replaced, and the report says why
 interval   95 % intervals of shares, of differences, and by bootstrap over images
 folder     files that belong to images: masks, depth maps, targets
+names      which file or entry is an image's
 paint      predictions on pictures
 """
 

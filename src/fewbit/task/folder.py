@@ -11,37 +11,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbit.errors import BadImages
+from fewbit.task.names import paired
 
 Array = NDArray[np.generic]
 
 
 def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
-    """For each image the file of its name (its path in the folder, or its last part) with one of the suffixes.
+    """For each image the file of its name (its path in the folder, or the end of it) with one of the suffixes.
 
-    Raises BadImages where one has none, or several.
+    Raises BadImages where one has none or several, and where two images would have the same.
     """
     if not os.path.isdir(folder):
         raise BadImages(
             f"--annotations {folder} is no folder; {what} are files ({', '.join(suffixes)}) under the images' names."
         )
-    exact, last = dict[str, list[Path]](), dict[str, list[Path]]()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes:
-            inner = path.relative_to(folder).with_suffix("")
-            exact.setdefault(inner.as_posix(), []).append(path)
-            last.setdefault(inner.name, []).append(path)
-    paths = []
-    for name in names:
-        own = PurePosixPath(name).with_suffix("")
-        candidates = exact.get(own.as_posix()) or last.get(own.name) or []
-        if len(candidates) != 1:
-            has = f"{len(candidates)} files, {' and '.join(map(str, candidates[:2]))}" if candidates else "no file"
-            raise BadImages(
-                f"{name} has {has} in {folder}; {what} are files {own.name}{'|'.join(suffixes)}, one for each scored image. "
-                "Add or remove files, or leave --annotations out."
-            )
-        paths.append(candidates[0])
-    return paths
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+
+    def unclear(name: str, found: Sequence[int]) -> BadImages:
+        some = " and ".join(str(files[i]) for i in found[:2])
+        has = f"{len(found)} files, {some}" if found else "no file"
+        return BadImages(
+            f"{name} has {has} in {folder}; {what} are files {PurePosixPath(name).stem}{'|'.join(suffixes)}, one for each "
+            "scored image. Add or remove files, or leave --annotations out."
+        )
+
+    listed = [path.relative_to(folder).as_posix() for path in files]
+    return [files[i] for i in paired(names, listed, f"--annotations {folder}", unclear, stems=True)]
 
 
 def read_array(path: Path) -> Array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,10 +20,12 @@ from torchvision.ops import box_area
 from fewbit.core.task import Placement, Scored
 from fewbit.errors import BadImages, UnknownName
 from fewbit.task.folder import beside
+from fewbit.task.names import paired, plain
 
 LARGEST = sys.float_info.max
 OUTSIDE = 1.0  # pixels that a box may reach over the border, by rounding
 KINDS = "COCO's .json, a folder of YOLO's .txt or Pascal VOC's .xml files, or .parquet with objects {bbox, category}"
+ROW = re.compile(r"(.*\.parquet):(\d+)")  # the name of an image that is a row of parquet
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
     sizes = images.sizes()
     if path.suffix.lower() == ".json":
         rows = _coco(path, images.names, sizes, names, classes)
-    elif path.suffix.lower() == ".parquet":
-        rows = _parquet(path, images.names)
+    elif path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+        rows = _parquet(path, images.names, sizes)
     elif path.is_dir():
         voc = any(path.rglob("*.xml"))
         rows = (_voc if voc else _yolo)(path, images.names, sizes, names)
@@ -94,13 +97,30 @@ def _check(row: Row, size: tuple[int, int], classes: int) -> None:
         raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Mend it.")
 
 
-def _check_size(path: Path, name: str, said: tuple[Any, Any], real: tuple[int, int]) -> None:
-    """Raise BadImages where a file says another (width, height) of a picture, so that its boxes lie in other pixels."""
-    if said != real:
+def _check_size(where: Path | str, name: str, said: tuple[Any, ...], real: tuple[int, int]) -> None:
+    """Raise BadImages where a file says another (width, height) of a picture, so that its boxes lie in other pixels. What is
+    not said, or said as 0, is not known.
+    """
+    found = [_pixels(f"{where}: {side} of {name}", value) for side, value in zip(("width", "height"), said, strict=True)]
+    width, height = (right if one is None else one for one, right in zip(found, real, strict=True))
+    if (width, height) != real:
         raise BadImages(
-            f"{path} says that {name} is {said[0]} x {said[1]} pixels, and it is {real[0]} x {real[1]}; give the annotations "
+            f"{where} says that {name} is {width} x {height} pixels, and it is {real[0]} x {real[1]}; give the annotations "
             "of these very pictures."
         )
+
+
+def _pixels(where: str, value: Any) -> int | float | None:
+    """A side of a picture as it was read, also as text; None where it is not known. Raises BadImages for what is no number."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value) if isinstance(value, str) or _is_number(value) else None
+    except ValueError:
+        number = None
+    if number is None:
+        raise BadImages(f"{where} is {value!r:.40}; a number of pixels is needed. Mend it or leave it out.")
+    return (int(number) if number.is_integer() else number) or None
 
 
 def _json(path: Path) -> Any:
@@ -131,23 +151,76 @@ def _coco(
             "annotations and categories. Give that to --annotations."
         )
     try:
-        listed = {str(one["file_name"]): one for one in file["images"]}
-        categories = {_whole(path, "category", one["id"]): str(one["name"]) for one in file["categories"]}
-        by_image: dict[Any, list[Any]] = {}
-        for one in file["annotations"]:
-            by_image.setdefault(one["image_id"], []).append(one)
+        entries = _entries(path, file["images"])
+        categories = _categories(path, file["categories"])
         index = _indices(path, categories, classes, count)
-        whole = {PurePosixPath(name).name: one for name, one in listed.items()}
+
+        def unclear(name: str, found: Sequence[int]) -> BadImages:
+            some = " and ".join(list(entries)[i] for i in found[:2])
+            if found:
+                return BadImages(f"{path} lists {some}, and {name} could be either; give file_name as the images are called.")
+            return BadImages(
+                f"{path} lists no image {name}; every scored image has to be in it, also one without objects. Add it, or give "
+                "the file of these images."
+            )
+
+        places = paired([plain(name) for name in names], list(entries), str(path), unclear)
+        by_image: dict[Any, list[Any]] = {one["id"]: [] for one in file["images"]}
+        for one in file["annotations"]:
+            if one["image_id"] not in by_image:
+                raise BadImages(
+                    f"{path}: annotation {one.get('id', '?')!s:.40} has image_id {one['image_id']!r:.40}, which is the id "
+                    f"of no image of the file{_like(one['image_id'], by_image)}. Mend it, or list its image."
+                )
+            by_image[one["image_id"]].append(one)
         rows = []
-        for name, (high, wide) in zip(names, sizes, strict=True):
-            image = listed.get(name) or whole.get(PurePosixPath(name).name)
-            if image is None:
-                raise BadImages(f"{path} lists no image {name}; every scored image has to be in it, also one without objects.")
-            _check_size(path, name, (image.get("width", wide), image.get("height", high)), (wide, high))
-            rows.append([_coco_row(path, one, index) for one in by_image.get(image["id"], [])])
+        for place, name, (high, wide) in zip(places, names, sizes, strict=True):
+            some: list[Row] = []
+            for image in list(entries.values())[place]:
+                _check_size(path, name, (image.get("width"), image.get("height")), (wide, high))
+                here = [_coco_row(path, one, index) for one in by_image[image["id"]]]
+                known = {(row.box, row.label) for row in some}
+                some += [row for row in here if (row.box, row.label) not in known]
+            rows.append(some)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadImages(f"{path} is not in COCO's format: {error!r}. It needs images, annotations and categories.") from error
     return rows
+
+
+def _entries(path: Path, images: Any) -> dict[str, list[Any]]:
+    """The images that a file lists, by path: one that is listed under several ids has all of their annotations, each box once.
+    Raises BadImages for one id of several images.
+    """
+    entries, names = dict[str, list[Any]](), dict[Any, str]()
+    for one in images:
+        name = PurePosixPath(plain(str(one["file_name"]))).as_posix()
+        if one["id"] not in names:
+            entries.setdefault(name, []).append(one)
+        elif names[one["id"]] != name:
+            raise BadImages(
+                f"{path} lists {names[one['id']]} and {name} under the one id {one['id']!r:.40}, so nobody can say whose the "
+                "annotations are. Give each image an id of its own."
+            )
+        names[one["id"]] = name
+    return entries
+
+
+def _categories(path: Path, listed: Any) -> dict[int, str]:
+    """The names of categories by id. Raises BadImages for one id of several names."""
+    found: dict[int, str] = {}
+    for one in listed:
+        number, name = _whole(path, "category", one["id"]), str(one["name"])
+        if found.setdefault(number, name) != name:
+            raise BadImages(
+                f"{path} has the categories {found[number]!r:.40} and {name!r:.40} under the one id {number}. Give each an id "
+                "of its own."
+            )
+    return found
+
+
+def _like(number: Any, known: Iterable[Any]) -> str:
+    """What to know of an id that looks like one of another type, "7" like 7."""
+    return next((f" ({one!r:.40} is one, which is another type)" for one in known if str(one) == str(number)), "")
 
 
 def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
@@ -183,10 +256,10 @@ def _four(where: str, box: Any) -> tuple[float, float, float, float]:
     return x, y, w, h
 
 
-def _whole(path: Path, what: str, number: Any) -> int:
+def _whole(where: Path | str, what: str, number: Any) -> int:
     """The number of a class or category as it was read. Raises BadImages for what is no whole number."""
     if not _is_number(number) or not float(number).is_integer():
-        raise BadImages(f"{path} has {what} {number!r:.40}; a whole number is needed. Mend it.")
+        raise BadImages(f"{where} has {what} {number!r:.40}; a whole number is needed. Mend it.")
     return int(number)
 
 
@@ -217,14 +290,16 @@ def _yolo(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], 
         for number, line in enumerate(_lines(file), 1):
             where = f"{file}, line {number},"
             try:
-                label, x, y, w, h = line.split()
+                label, x, y, w, h, *confidence = line.split()
+                if len(confidence) > 1 or not float(label).is_integer() or not all(0 <= float(c) <= 1 for c in confidence):
+                    raise ValueError
                 left, top = (float(x) - float(w) / 2) * wide, (float(y) - float(h) / 2) * high
                 box = (left, top, left + float(w) * wide, top + float(h) * high)
-                some.append(Row(where, box, int(label)))
-            except ValueError:
+                some.append(Row(where, box, int(float(label))))
+            except (ValueError, OverflowError):
                 raise BadImages(
                     f"{where} is {line!r:.60}; a class and four numbers are needed: center x, center y, width, height as "
-                    "shares of the picture."
+                    "shares of the picture, and perhaps a confidence (0 to 1), which is not looked at. Mend it."
                 ) from None
         rows.append(some)
     return rows
@@ -244,9 +319,8 @@ def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], c
     for file, name, (high, wide) in zip(beside(folder, names, (".xml",), "annotations"), names, sizes, strict=True):
         try:
             root = ElementTree.fromstring(_text(file))
-            some, said = [], [float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")]
-            width, height = (int(n) if n.is_integer() else n for n in said)
-            _check_size(file, name, (width or wide, height or high), (wide, high))  # 0 is written by tools that do not know it
+            some = []
+            _check_size(file, name, (root.findtext("size/width"), root.findtext("size/height")), (wide, high))
             for one in root.iter("object"):
                 label = str(one.findtext("name"))
                 corners = [float(str(one.findtext(f"bndbox/{end}"))) for end in ("xmin", "ymin", "xmax", "ymax")]
@@ -261,19 +335,52 @@ def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], c
     return rows
 
 
-def _parquet(path: Path, names: Sequence[str]) -> list[list[Row]]:
-    """The column `objects` of the file whose rows the images are: boxes as x, y, width, height in pixels, and classes."""
+def _parquet(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[Row]]:
+    """The column `objects` of the files whose rows the images are: boxes as x, y, width, height in pixels, and classes."""
+    places = []
+    for name in names:
+        if (row := ROW.fullmatch(name)) is None:
+            raise BadImages(
+                f"{path} is parquet, whose objects are those of the pictures in its rows, and {name} is no row of it. Give the "
+                f"pictures of {path} themselves (--score {path}), or annotations in another form: COCO's .json, .txt, .xml."
+            )
+        places.append((row[1], int(row[2])))
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    listed = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
+
+    def unclear(name: str, found: Sequence[int]) -> BadImages:
+        has = f"{len(found)} files" if found else "no file"
+        return BadImages(
+            f"--annotations {path} has {has} {name}, whose rows are scored; objects are those of the rows of a file of the "
+            "same name. Give the file or folder that holds the scored images."
+        )
+
+    shards = list(dict.fromkeys(shard for shard, _ in places))
+    own = {shard: files[i] for shard, i in zip(shards, paired(shards, listed, f"--annotations {path}", unclear), strict=True)}
+    read = {shard: _columns(file) for shard, file in own.items()}
+    return [
+        _parquet_row(f"{own[shard]}, row {row}:", name, read[shard], row, size)
+        for name, (shard, row), size in zip(names, places, sizes, strict=True)
+    ]
+
+
+def _columns(file: Path) -> dict[str, list[Any]]:
+    """The column `objects`, with `width` and `height` where they are there."""
     try:
-        column = pq.read_table(path, columns=["objects"])["objects"].to_pylist()
-        rows = []
-        for name in names:
-            place = int(name.rpartition(":")[2])
-            one, where = column[place], f"{path}, row {place}:"
-            some = []
-            for box, label in zip(one["bbox"], one["category"], strict=True):
-                x, y, w, h = _four(where, box)
-                some.append(Row(where, (x, y, x + w, y + h), _whole(path, "category", label)))
-            rows.append(some)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise BadImages(f"{path} has no objects {{bbox, category}} for the scored images: {error}. Give {KINDS}.") from error
-    return rows
+        names = [name for name in ("objects", "width", "height") if name == "objects" or name in pq.read_schema(file).names]
+        return {name: column.to_pylist() for name, column in zip(names, pq.read_table(file, columns=names), strict=True)}
+    except (OSError, ValueError, KeyError) as error:
+        raise BadImages(f"{file} has no objects {{bbox, category}} for the scored images: {error}. Give {KINDS}.") from error
+
+
+def _parquet_row(where: str, name: str, columns: Mapping[str, list[Any]], row: int, size: tuple[int, int]) -> list[Row]:
+    try:
+        said = columns.get("width"), columns.get("height")
+        _check_size(where, name, tuple(None if one is None else one[row] for one in said), size[::-1])
+        some, one = [], columns["objects"][row]
+        for box, label in zip(one["bbox"], one["category"], strict=True):
+            x, y, w, h = _four(where, box)
+            some.append(Row(where, (x, y, x + w, y + h), _whole(where, "category", label)))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise BadImages(f"{where} has no objects {{bbox, category}}: {error!r}. Give {KINDS}.") from error
+    return some
