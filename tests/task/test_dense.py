@@ -15,10 +15,10 @@ from fewbit.core.task import Output, Placement, Signature
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadImages, BadModel
 from fewbit.task import Closeness, task_named
-from fewbit.task.depth import errors_of_depth
+from fewbit.task.depth import Guesses, errors_of_depth
 from fewbit.task.embed import recall
 from fewbit.task.maps import Map
-from fewbit.task.segment import IGNORED
+from fewbit.task.segment import IGNORED, _counts, guess_of_classes
 
 SIZE = (24, 32)
 
@@ -72,7 +72,9 @@ def test_miou_is_torchmetrics(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, *SIZE), (2, *SIZE)])
 def test_masks_of_0_and_255_alone_are_those_of_two_classes(tmp_path, shape):
-    x = noise(6, *shape)
+    _, there = masks(tmp_path, classes=2)
+    towards = (there == 1)[:, None] * 2.0 - 1
+    x = noise(6, *shape) + (towards if shape[0] == 1 else torch.cat([-towards, towards], 1))
     task, ratings = named("segment", ("y", shape)), []
     for written in (1, 255):
         pictures, seen = masks(tmp_path, classes=2)
@@ -288,6 +290,69 @@ def test_a_measure_that_is_0_for_the_float_model_is_replaced_by_agreement(tmp_pa
     task, below = named("depth", ("y", SIZE)), noise(6, *SIZE) - 90
     rating = rated(task, below, below + 90, task.read(tmp_path, pictures))
     assert (rating.score, rating.agreement, "δ1 of the float model is 0.00" in rating.why) == (None, 0, True)
+
+
+def test_an_miou_no_better_than_a_guess_is_replaced_by_agreement(tmp_path):
+    task = named("segment", ("logits", (3, *SIZE)))
+    seen = (noise(6, *SIZE) > 0.5).long() + (noise(6, *SIZE, seed=1) > 1).long()
+    x = 2.0 * torch.nn.functional.one_hot(seen, 3).permute(0, 3, 1, 2) + noise(6, 3, *SIZE, seed=2)
+
+    def against(masks):
+        for i, mask in enumerate(masks.numpy().astype(np.uint8)):
+            Image.fromarray(mask.repeat(2, 0).repeat(2, 1)).save(tmp_path / f"{i}.png")
+        return rated(task, x, x.roll(1, 0), task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(6)))))
+
+    right = against(seen)
+    assert (right.measure, right.why) == ("mIoU", "")
+    one_class = torch.where(seen == 0, 0, IGNORED)  # a model that always gives this class is right everywhere
+    for masks, guess in (((seen + 1) % 3, "a guess: "), (one_class, "one class for every pixel has 100.00 %")):
+        wrong = against(masks)
+        assert (wrong.measure, wrong.score, wrong.agreement) == ("", None, right.agreement)
+        assert guess in wrong.why
+
+
+def test_the_guesses_of_classes_are_torchmetrics_of_one_class_and_of_shuffled_pixels():
+    generator = torch.Generator().manual_seed(0)
+    for shares in ([0.5, 0.3, 0.2], [0.96, 0.03, 0.01]):
+        true, given = (torch.multinomial(torch.tensor(shares), 200_000, True, generator=generator) for _ in range(2))
+        each = [100 * float(multiclass_jaccard_index(y, true, 3, average="macro")) for y in (given, torch.zeros_like(true))]
+        guess, what = guess_of_classes(_counts(true, true, 3))
+        assert guess == pytest.approx(max(each), abs=0.2)
+        assert ("shuffled" in what) == (each[0] > each[1])
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_guess_of_depths_is_the_best_of_all_constants(tmp_path, relative):
+    true = 0.5 + 5 * torch.rand(4, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 3
+    true[:, :5] = 0  # unknown
+    guesses = Guesses(relative)
+    for one in true:
+        guesses.add(one)
+    constants = [torch.full_like(true[0], c) for c in np.geomspace(0.5, 6, 400)]
+    if relative:  # any constant is fitted
+        best = np.mean([errors_of_depth(constants[0], one, relative=True)[0] for one in true])
+    else:
+        best = max(np.mean([errors_of_depth(c, one, relative=False)[0] for one in true]) for c in constants)
+    assert guesses.best() == pytest.approx(100 * best, abs=0.7)
+    task = named("depth:relative" if relative else "depth", ("y", SIZE))
+    for i, one in enumerate(true):
+        np.save(tmp_path / f"{i}.npy", one.numpy().repeat(2, 0).repeat(2, 1))
+    truth = task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(4))))
+    near = (1 / true.clamp_min(0.5) if relative else true) + 0.01 * noise(4, *SIZE)
+    assert rated(task, near, near.roll(1, 0), truth).measure == "δ1"
+    other = near.flip(2)
+    assert "one depth for every pixel" in rated(task, other, other.roll(1, 0), truth).why
+
+
+def test_the_guess_of_a_picture_is_the_mean_colour_of_the_targets(tmp_path):
+    task, x = named("restore", ("y", (3, 16, 16))), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for i, one in enumerate(x):
+        Image.fromarray((255 * one).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    stored = (255 * x).round() / 255
+    colour = stored.mean((0, 2, 3))[:, None, None].expand(3, 16, 16)
+    guess = np.mean([float(peak_signal_noise_ratio(colour, one, data_range=1.0)) for one in stored])
+    rating = rated(task, x.flip(2), x, task.read(tmp_path, Pictures(("0.jpg", "1.jpg"))))
+    assert (rating.score, f"the mean colour of all targets has {guess:.2f} dB" in rating.why) == (None, True)
 
 
 def test_pictures_outside_of_0_to_1_have_no_psnr_that_could_fall(tmp_path):

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import pkgutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_area
 
 from fewbit.core.task import Output, Placement, Signature
 from fewbit.errors import BadImages, BadModel, UnknownName
 from fewbit.task import check_name, task_named
 from fewbit.task.decode import DECODERS, Found, Queries, Ssd, Yolo, Yolox, select
-from fewbit.task.detect import Detect, apart
+from fewbit.task.detect import Boxes, Detect, apart, same_classes
 from fewbit.task.objects import Objects, read
 from fewbit.task.precision import matched
 from fewbit.tasks import BOXES, TASKS
@@ -228,6 +229,65 @@ def test_a_precision_of_0_or_of_nothing_is_replaced_by_agreement(crowd):
     assert (rating.measure, rating.score, rating.agreement) == ("", None, alone.rating(()).agreement)
     assert rating.interval == alone.rating(()).interval
     assert ("nothing of which AP could be taken" if crowd else "AP of the float model is 0.00") in rating.why
+
+
+def objects_of(task, outputs, seed=0):
+    """What the model is sure of as the truth, slightly moved, and a model that finds it."""
+    found = select(task.decoder, outputs)
+    move = torch.Generator().manual_seed(seed)
+    truth = []
+    for one in found:
+        sure = one.scores >= 0.5
+        boxes = one.boxes[sure] + torch.rand(int(sure.sum()), 4, generator=move)
+        truth.append(Objects(boxes, one.labels[sure], torch.zeros(len(boxes), dtype=torch.long), box_area(boxes), STILL))
+    return truth
+
+
+@pytest.mark.parametrize("wrong", ["classes", "images"])
+def test_a_precision_by_chance_is_replaced_by_agreement(wrong):
+    task, outputs = detr_task(), detr_outputs(12)
+    truth = objects_of(task, outputs)
+
+    def rated(truth):
+        meter = task.meter(truth)
+        meter.add(outputs, [outputs[0], outputs[1] + 0.01])
+        return meter.rating(())
+
+    right = rated(truth)
+    assert (right.measure, right.why) == ("AP", "")
+    if wrong == "classes":
+        rating = rated([replace(one, labels=(one.labels + 1) % 3) for one in truth])
+        assert " have their class, and " in rating.why
+    else:
+        rating = rated([*truth[5:], *truth[:5]])
+    assert "not clearly better than a guess" in rating.why
+    assert (rating.measure, rating.score, rating.agreement) == ("", None, right.agreement)
+
+
+def test_boxes_of_one_class_on_the_objects_of_other_images_are_by_chance():
+    box, label = torch.tensor([[0.0, 0, 40, 40]]), torch.zeros(1, dtype=torch.long)
+    shift = torch.arange(6.0)[:, None, None] * 12
+    crowd, area = label, torch.tensor([1600.0])
+    truth = [Objects(box + s, label, crowd, area, STILL) for s in shift]
+    found = [Found(box + s + 2, torch.tensor([0.9]), label) for s in shift]
+    boxes = Boxes(detr_task(), truth)
+    assert boxes._guessed(found, truth, matched(found, truth).ap()) == ""
+    turned = [*truth[1:], *truth[:1]]
+    why = boxes._guessed(found, turned, matched(found, turned).ap())
+    assert "the same boxes on the annotations of other images has" in why
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classes_by_chance_are_those_of_cohens_kappa(seed):
+    from torchmetrics.functional.classification import multiclass_cohen_kappa
+
+    true, given = (torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(seed + s)) for s in (0, 9))
+    given[:20] = true[:20]
+    boxes = torch.arange(40.0)[:, None] * 50 + torch.tensor([0.0, 0, 40, 40])
+    found = [Found(boxes, torch.ones(40), given)]
+    same, count, chance = same_classes(found, [Objects(boxes, true, 0 * true, torch.ones(40), STILL)])
+    expected = float(multiclass_cohen_kappa(given, true, 3))
+    assert (same / count - chance) / (1 - chance) == pytest.approx(expected)
 
 
 def test_the_loss_grows_with_moved_boxes_and_with_changed_scores():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,11 @@ from fewbit.task.folder import read_array
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import Map, maps, one_map
 from fewbit.task.paint import side
-from fewbit.task.telling import Range, by_truth
+from fewbit.task.telling import Range, by_truth, no_better
 from fewbit.task.tensors import rate_by_output
 
 NEAR = 0.05  # of the range of depths in an image: how near two are that agree
+BINS = 50  # of logarithms of depths between 1 and DELTA
 DELTA = 1.25  # the ratio of two depths up to which they count as equal (Eigen et al. 2014)
 
 
@@ -78,6 +80,40 @@ class Depth(Task):
 
 
 @dataclass
+class Guesses:
+    """The δ1 that a guess has: one depth for every pixel, the best one, of all images; where a scale and a shift are fitted, of
+    each image.
+    """
+
+    relative: bool
+    images: int = 0
+    shares: dict[int, float] = field(default_factory=dict)  # of pixels whose logarithm is in a bin, summed over images
+    fitted: float = 0.0
+
+    def add(self, true: Tensor) -> None:
+        """The depths (h, w) of an image, 0 where nobody knows."""
+        t = true[true > 0]
+        self.images += 1
+        if not len(t):
+            return
+        if self.relative:  # a straight line fitted to the inverse depths is their mean
+            self.fitted += errors_of_depth(torch.full_like(t, 1 / float((1 / t).mean())), t, relative=False)[0]
+            return
+        bins, counts = (t.log() / math.log(DELTA) * BINS).floor().long().unique(return_counts=True)
+        for one, share in zip(bins.tolist(), (counts / len(t)).tolist(), strict=True):
+            self.shares[one] = self.shares.get(one, 0.0) + share
+
+    def best(self) -> float:
+        """δ1 in percent: of one depth the share of pixels in the 2 * BINS bins around it."""
+        if self.relative:
+            return 100 * self.fitted / self.images
+        first = min(self.shares, default=0)
+        line = np.zeros(max(self.shares, default=0) - first + 1)
+        line[[one - first for one in self.shares]] = list(self.shares.values())
+        return 100 * float(np.convolve(line, np.ones(2 * BINS)).max()) / self.images
+
+
+@dataclass
 class Depths:
     """Errors of each image: pixels near the float model's, and against the truth of both models."""
 
@@ -87,6 +123,10 @@ class Depths:
     apart: list[float] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)  # delta1 and absolute relative error of float, then of integer
     given: Range = field(default_factory=Range)  # of the float model's depths
+    guesses: Guesses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guesses = Guesses(self.task.relative)
 
     def add(self, exact: Outputs, outputs: Outputs) -> Tensor:
         start, x, y = len(self.near), self.task.values(exact), self.task.values(outputs)
@@ -101,6 +141,7 @@ class Depths:
             for k in range(len(x)):
                 one = self.truth[start + k]
                 true = one.placed(size, 0.0) / (1000 if one.path.suffix.lower() == ".png" else 1)
+                self.guesses.add(true)
                 self.scores.append([v for y in both for v in errors_of_depth(y[k], true, self.task.relative)])
         return apart
 
@@ -122,7 +163,9 @@ class Depths:
         delta, absrel, delta_after, absrel_after = scores.mean(0).tolist()
         error = {"what": "AbsRel (less is better)", "float": absrel, "quantized": absrel_after}
         low, high = of_mean(scores[:, 2] - scores[:, 0])
-        return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[error])
+        what = "one depth for every pixel" + (" of an image" if self.task.relative else "")
+        guessed = no_better("δ1", 100 * delta, self.guesses.best(), what)
+        return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[error], guessed=guessed)
 
 
 def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +25,14 @@ from fewbit.task.interval import bootstrap
 from fewbit.task.objects import Objects
 from fewbit.task.paint import boxed
 from fewbit.task.precision import Matched, matched
-from fewbit.task.telling import NOTHING, by_truth, silent
+from fewbit.task.telling import NOTHING, by_truth, no_better, silent
 from fewbit.task.tensors import rate_by_numbers
 
 SURE = 0.3  # score from which a box of the float model counts as an object, and from which boxes are drawn
 SAME = 0.5  # IoU from which two boxes are of one object
 ROUNDS = 300  # of the bootstrap
+SLIGHT = 0.1  # Cohen's kappa of classes (1960) up to which they agree by chance
+TURNS = 3  # how many times boxes are held against the objects of other images
 DRAWN = 20  # boxes on a picture
 NOWHERE = Placement((1.0, 1.0), (0.0, 0.0), (0, 0))
 
@@ -125,17 +128,32 @@ class Boxes:
         truth = self.truth
         if truth is None:
             return self._agreed(outputs)
-        in_pictures = (
+        in_pictures = [
             [_in_picture(f, t.placement) for f, t in zip(found, truth, strict=True)] for found in (self.before, self.after)
-        )
+        ]
         one, two = (matched(found, truth) for found in in_pictures)
 
         def change(drawn: Tensor) -> float:
             return two.ap(drawn.numpy()) - one.ap(drawn.numpy())
 
-        agreed = self._agreed(outputs, judged=not one.ap() >= NOTHING)
-        interval = bootstrap(change, len(truth), rounds=ROUNDS)
-        return by_truth(agreed, "AP", one.ap(), two.ap(), interval, rows=_rows(self.task, one, two))
+        guessed = self._guessed(in_pictures[0], truth, one.ap()) if one.ap() >= NOTHING else ""
+        used = one.ap() >= NOTHING and not guessed
+        agreed = self._agreed(outputs, judged=not used)
+        interval = bootstrap(change, len(truth), rounds=ROUNDS if used else 0)
+        return by_truth(agreed, "AP", one.ap(), two.ap(), interval, rows=_rows(self.task, one, two), guessed=guessed)
+
+    def _guessed(self, found: Sequence[Found], truth: Sequence[Objects], ap: float) -> str:
+        """In words that less than half of the boxes on objects have their class, hardly more than by chance, or that AP is not
+        clearly higher than with the objects of other images; empty where neither is so.
+        """
+        same, count, chance = same_classes(found, truth)
+        if chance < 1 and 2 * same < count and (same / count - chance) / (1 - chance) <= SLIGHT:
+            return (
+                f"AP of the float model is {ap:.2f} %, not clearly better than a guess: of {count} objects that it finds "
+                f"{same} have their class, and {chance * count:.1f} would by chance"
+            )
+        others = [matched(found, [*truth[k:], *truth[:k]], ("all",)).ap() for k in range(1, min(len(truth), TURNS + 1))]
+        return no_better("AP", ap, max(others, default=-math.inf), "the same boxes on the annotations of other images")
 
     def _agreed(self, outputs: Sequence[OutputScore], judged: bool = True) -> Rating:
         """Without annotations; of what is not judged the interval is not looked for, which takes long."""
@@ -191,6 +209,22 @@ def _in_picture(found: Found, placement: Placement) -> Found:
     shift = found.boxes.new_tensor([*placement.shift, *placement.shift])
     scale = found.boxes.new_tensor([*placement.scale, *placement.scale])
     return Found((found.boxes - shift) / scale, found.scores, found.labels)
+
+
+def same_classes(found: Sequence[Found], truth: Sequence[Objects]) -> tuple[int, int, float]:
+    """How many objects have the class of the surest box on them (IoU 0.5 and more), how many have a box, and the share that
+    would have it by chance, if the same classes were dealt out anew: 1 where there is one class alone, or no box on an object.
+    """
+    pairs: list[tuple[int, int]] = []
+    for boxes, there in zip(found, truth, strict=True):
+        if len(boxes.labels) and len(there.labels):
+            near = box_iou(there.boxes.double(), boxes.boxes.double()) >= SAME
+            best = torch.where(near, boxes.scores.double(), -math.inf).argmax(1)
+            on = near.any(1)
+            pairs += zip(there.labels[on].tolist(), boxes.labels[best[on]].tolist(), strict=True)
+    true, given = (Counter(pair[k] for pair in pairs) for k in range(2))
+    chance = sum(true[label] * given[label] for label in true) / len(pairs) ** 2 if pairs else 1.0
+    return sum(a == b for a, b in pairs), len(pairs), chance
 
 
 def apart(x: Found, y: Found) -> float:

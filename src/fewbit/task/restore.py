@@ -18,7 +18,7 @@ from fewbit.errors import BadImages
 from fewbit.task.folder import beside, read_array
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import one_map
-from fewbit.task.telling import Range, by_truth
+from fewbit.task.telling import Range, by_truth, no_better
 from fewbit.task.tensors import rate_by_output
 
 
@@ -70,6 +70,7 @@ class Likeness:
     truth: list[Path] | None
     float_like: list[tuple[float, float]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)  # (2, channels) of each: means, and those of squares
     given: Range = field(default_factory=Range)  # of the float model's pictures
     shown: Range = field(default_factory=Range)  # of what a screen shows of them, which is in [0, 1]
 
@@ -82,6 +83,7 @@ class Likeness:
             self.float_like.append(likeness(y[k], x[k], peak))
             if self.truth is not None:
                 true = self._target(self.truth[start + k], tuple(x[k].shape))
+                self.targets.append(torch.stack([true.double().pow(n).mean((1, 2)) for n in (1, 2)]))
                 self.scores.append([v for z in (x[k], y[k]) for v in likeness(z.clamp(0, 1), true, 1.0)])
         return torch.tensor([1 - ssim for ssim, _ in self.float_like[start:]])
 
@@ -122,7 +124,19 @@ class Likeness:
         ssim, psnr, ssim_after, psnr_after = scores.mean(0).tolist()
         interval = of_mean(scores[:, 3] - scores[:, 1])
         more = [{"what": "SSIM", "float": 100 * ssim, "quantized": 100 * ssim_after}]
-        return by_truth(agreed, "PSNR", psnr, psnr_after, interval, unit="dB", rows=more)
+        guess = psnr_of_mean(torch.stack(self.targets))
+        guessed = no_better("PSNR", psnr, guess, "the mean colour of all targets", "dB")
+        return by_truth(agreed, "PSNR", psnr, psnr_after, interval, unit="dB", rows=more, guessed=guessed)
+
+
+def psnr_of_mean(moments: Tensor) -> float:
+    """The mean PSNR in dB, at most 100, of a picture of the mean colour of all, from the means of each and of its squares
+    (images, 2, channels).
+    """
+    mean, square = moments.unbind(1)
+    colour = mean.mean(0)
+    squared = (square - 2 * colour * mean + colour.square()).mean(1)
+    return float((-10 * squared.clamp_min(1e-10).log10()).mean())
 
 
 def likeness(y: Tensor, x: Tensor, peak: float) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from fewbit.task.folder import read_array
 from fewbit.task.interval import bootstrap, of_mean
 from fewbit.task.maps import Map, maps, one_map
 from fewbit.task.paint import overlaid
-from fewbit.task.telling import Range, by_truth
+from fewbit.task.telling import Range, by_truth, no_better
 from fewbit.task.tensors import rate_by_output
 
 IGNORED = 255  # the class of pixels that do not count
@@ -174,7 +174,8 @@ class Pixels:
         rows = tuple(
             {"what": f"IoU of {self.task.called(c)}", "float": float(each[0, c]), "quantized": float(each[1, c])} for c in seen
         )
-        return by_truth(agreed, "mIoU", before, after, bootstrap(change, len(flat)), rows=rows)
+        guessed = no_better("mIoU", before, *guess_of_classes(total[0]))
+        return by_truth(agreed, "mIoU", before, after, bootstrap(change, len(flat)), rows=rows, guessed=guessed)
 
     def _said(self) -> str:
         if not self.truth or self.truth[0].one is None:
@@ -197,5 +198,18 @@ def mean_iou(counts: Tensor) -> Tensor:
     """The mean IoU of each model from its counts (models, 3, classes), over classes that occur in truth."""
     right, given, true = counts.unbind(1)
     occurs = true > 0
-    iou = right / (given + true - right).clamp_min(1)
+    iou = right / (given + true - right).clamp_min(1e-30)
     return (iou * occurs).sum(1) / occurs.sum(1).clamp_min(1)
+
+
+def guess_of_classes(counts: Tensor) -> tuple[float, str]:
+    """The mIoU in percent of the better of two guesses, and which: the most frequent class for every pixel, and the model's
+    classes of pixels that were shuffled; from the model's counts (3, classes).
+    """
+    _, given, true = counts / counts[2].sum().clamp_min(1)
+    shuffled = mean_iou(torch.stack([given * true, given, true])[None])
+    occurs = int((true > 0).sum())
+    one = float(true.max()) / max(occurs, 1)
+    guesses = {"one class for every pixel": 100 * one, "the same classes on shuffled pixels": 100 * float(shuffled)}
+    what = max(guesses, key=lambda name: guesses[name])
+    return guesses[what], what

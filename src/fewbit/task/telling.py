@@ -15,6 +15,7 @@ from fewbit.task.closeness import SPREAD
 from fewbit.task.interval import Interval
 
 NOTHING = 0.05  # percent or dB below which a measure is shown as 0.0
+CLEAR = 1.05  # how many times as high as a guess's a measure has to be
 
 
 def by_truth(
@@ -26,25 +27,39 @@ def by_truth(
     *,
     unit: str = "%",
     rows: Sequence[Mapping[str, Json]] = (),
+    guessed: str = "",
 ) -> Rating:
     """The rating by what is known of the images: `measure` of the float model and of the integer one, and the `interval` (95 %)
     of its change; `rows` come behind those of `agreed`, the rating without it.
 
-    Where the float model's measure is 0, which cannot fall, or no number because nothing was to be found, it is `agreed`, and
-    says why.
+    Where the float model's measure is 0, which cannot fall, or no number because nothing was to be found, or where `guessed`
+    says that a guess is as good, it is `agreed`, and says why.
     """
-    if before >= NOTHING:  # not so for NaN
+    if before >= NOTHING and not guessed:  # not so for NaN
         rows = (*agreed.rows, *rows)
         return replace(agreed, measure=measure, float_score=before, score=after, interval=interval, unit=unit, rows=tuple(rows))
     found = (
         f"The annotations have nothing of which {measure} could be taken"
         if math.isnan(before)
         else f"{measure} of the float model is {max(before, 0):.2f}, which cannot fall"
+        if before < NOTHING
+        else guessed
     )
     return replace(
         agreed,
         why=f"{found}, so it is not used. Look whether --annotations are those of these images, and in the model's classes and "
         f"units. {agreed.why}".strip(),
+    )
+
+
+def no_better(measure: str, before: float, guess: float, what: str, unit: str = "%") -> str:
+    """In words that `measure` of the float model is not `CLEAR` times that of a `guess`, an answer that does not look at the
+    image; empty where it is, or is no number. `what` is the guess.
+    """
+    if not before <= CLEAR * guess:
+        return ""
+    return (
+        f"{measure} of the float model is {before:.2f} {unit}, not clearly better than a guess: {what} has {guess:.2f} {unit}"
     )
 
 
