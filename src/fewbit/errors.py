@@ -28,6 +28,9 @@ class FewbitError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
+        message = re.sub(
+            r"(?<=\w)\.\.(?=\s|$)", ".", message
+        )  # of what others said, with a full stop, at the end of a sentence
         super().__init__(
             re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", message)
         )  # nobody reads longer ones

@@ -508,6 +508,17 @@ def test_the_formats_that_are_said_to_be_allowed_are_those_that_can_be_read(tmp_
     assert len(open_images(tmp_path / "all", TINY)) == len(allowed)
 
 
+def test_a_sentence_of_pillow_ends_with_one_full_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (30, 30)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(BadImages, match=r"huge\.png .* decompression bomb DOS attack\. Mend or remove it"):
+        open_images(tmp_path, TINY)
+    assert (
+        str(BadImages("the folder .. is here, and ../a... too.. Mend it."))
+        == "the folder .. is here, and ../a... too. Mend it."
+    )
+
+
 @pytest.mark.parametrize("suffix", [".heic", ".png", ".jpg"])
 @pytest.mark.parametrize(
     "content", [b"\0\0\0\x18ftypheic", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P6 0 0 255\n"]

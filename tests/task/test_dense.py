@@ -147,7 +147,17 @@ def test_the_divergence_of_segments_is_torchs_kl_by_pixel():
             "has class 7; the model has classes 0 to 2",
         ),
         (lambda f: Image.new("L", (60, 48)).save(f / "1.png"), r"is 48 x 60 pixels \(height x width\), and 1.jpg is 48 x 64"),
-        (lambda f: Image.new("RGB", (64, 48)).save(f / "1.png"), "is 48 x 64 x 3 pixels"),
+        *(
+            (
+                lambda f, mode=mode: Image.new(mode, (64, 48)).save(f / "1.png"),
+                rf"1\.png has {bands}, and masks have one, .* as grey",
+            )
+            for mode, bands in (
+                ("RGB", r"3 bands \(R, G, B\)"),
+                ("LA", r"2 bands \(L, A\)"),
+                ("RGBA", r"4 bands \(R, G, B, A\)"),
+            )
+        ),
         (lambda f: (f / "1.png").unlink(), r"1\.jpg has no file in"),
         (lambda f: (f / "1.png").write_bytes(b"none"), "cannot be read"),
         (lambda f: ((f / "sub").mkdir(), Image.new("L", (64, 48)).save(f / "sub" / "1.png")), None),

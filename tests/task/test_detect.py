@@ -266,14 +266,16 @@ def test_a_precision_by_chance_is_replaced_by_agreement(wrong):
 
 def test_boxes_of_one_class_on_the_objects_of_other_images_are_by_chance():
     box, label = torch.tensor([[0.0, 0, 40, 40]]), torch.zeros(1, dtype=torch.long)
-    shift = torch.arange(6.0)[:, None, None] * 12
+    shift = torch.arange(6.0)[:, None, None] * 4
     crowd, area = label, torch.tensor([1600.0])
     truth = [Objects(box + s, label, crowd, area, STILL) for s in shift]
-    found = [Found(box + s + 2, torch.tensor([0.9]), label) for s in shift]
+    found = [Found(box + s + 1, torch.tensor([0.9]), label) for s in shift]
     boxes = Boxes(detr_task(), truth)
     assert boxes._guessed(found, truth, matched(found, truth).ap()) == ""
-    turned = [*truth[1:], *truth[:1]]
-    why = boxes._guessed(found, turned, matched(found, turned).ap())
+    turned = [*truth[-1:], *truth[:-1]]
+    ap = matched(found, turned).ap()
+    assert ap > 1
+    why = boxes._guessed(found, turned, ap)
     assert "the same boxes on the annotations of other images has" in why
 
 

@@ -291,9 +291,8 @@ class _Reader:
             this, that = kinds if picture else kinds[::-1]
             raise BadImages(f"it is {this}, and {self.firsts[not picture]} is {that}; give one kind")
         if self.names and (label is None) != (self.labels[0] is None):
-            raise BadImages(
-                f"it has {'no' if label is None else 'a'} label, unlike {self.names[0]}; label all, or use --no-labels"
-            )
+            has = "no" if label is None else "a"
+            raise BadImages(f"it has {has} label, unlike {self.names[0]}; all need one, unless --no-labels is given")
         if not isinstance(image, Path):
             self.shelf.append(torch.from_numpy(image))
         if not isinstance(image, Path) and not picture:
@@ -348,9 +347,8 @@ def _pair(item: Any, keys: Keys) -> tuple[Any, Any]:
         image, label = keys.of_image(item), keys.of_label(item)
         if image is None:
             allowed = ", ".join(dict.fromkeys((keys.image or IMAGES[0], *IMAGES)))
-            raise BadImages(
-                f"it is a dict with the keys {', '.join(map(str, item))}; one of {allowed} is needed, with the image"
-            )
+            found = f"a dict with the keys {', '.join(map(str, item))}" if item else "an empty dict"
+            raise BadImages(f"it is {found}; one of the keys {allowed} is needed, with the image")
         return item[image], None if label is None else item[label]
     if not isinstance(item, list | tuple) or not item:
         return item, None
@@ -371,7 +369,7 @@ def _is_class(value: Any) -> bool:
 def _class(label: Any) -> int | None:
     value = label.item() if _is_array(label) and label.ndim == 0 else label
     if value is not None and not _is_class(value):
-        raise BadImages(f"its label is of type {type(value).__name__}; a class is an integer. Mend it, or use --no-labels")
+        raise BadImages(f"its label is of type {type(value).__name__}; an integer is needed, unless --no-labels is given")
     return None if value is None else int(value)
 
 

@@ -50,6 +50,22 @@ def read_array(path: Path) -> Array:
         raise BadImages(f"{path} cannot be read: {error}. Write it again.") from error
 
 
+def one_band(path: Path, what: str) -> None:
+    """Raise BadImages for a picture of several bands where it has to have a number for each pixel, as `what` have."""
+    if path.suffix.lower() == ".npy":
+        return
+    try:
+        with Image.open(path) as picture:
+            bands = picture.getbands()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise BadImages(f"{path} cannot be read: {error}. Write it again.") from error
+    if len(bands) > 1:
+        raise BadImages(
+            f"{path} has {len(bands)} bands ({', '.join(bands)}), and {what} have one, a number for each pixel. Save it as "
+            "grey (mode L or I;16 of Pillow) or with a palette of these numbers (mode P)."
+        )
+
+
 def same_size(path: Path, found: Sequence[int], name: str, size: tuple[int, int]) -> None:
     """Raise BadImages where a map (h, w) has not the size of its picture."""
     if tuple(found) != size:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewbit.core.task import Output, Placement, Scored
 from fewbit.errors import BadModel
-from fewbit.task.folder import beside, read_array, same_size
+from fewbit.task.folder import beside, one_band, read_array, same_size
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def maps(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> li
     """The map of each image. Raises BadImages where one is missing, or has not the size of its picture."""
     found = []
     for path, name, size in zip(beside(folder, images.names, suffixes, what), images.names, images.sizes(), strict=True):
+        one_band(path, what)
         same_size(path, read_array(path).shape, name, size)
         found.append(Map(path, images.placed(size)))
     return found
