@@ -39,7 +39,8 @@ def paired(
         one = best[0]
         if one in owners:
             raise BadImages(
-                f"{where}: {listed[one]} could belong to {owners[one]} and to {name}; each image needs its own, under its path."
+                f"{where}: {listed[one]} could belong to {owners[one]} and to {name}; each image needs its own, under its "
+                "path. Add it, or score other images: --score."
             )
         owners[one] = name
         found.append(one)
@@ -50,7 +51,8 @@ def paired(
                 elsewhere = f"{listed[one]}, of another folder, is all that there is for {name}"
     if by_folder and elsewhere:
         raise BadImages(
-            f"{where}: {elsewhere}, and {by_folder} is there with its folder; each image needs its own, under its path."
+            f"{where}: {elsewhere}, and {by_folder} is there with its folder; each image needs its own, under its path. "
+            "Add it, or score other images: --score."
         )
     return found
 

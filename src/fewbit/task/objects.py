@@ -152,11 +152,12 @@ def _coco(
         )
     try:
         entries = _entries(path, file["images"])
+        known, same = list(entries), list(entries.values())
         categories = _categories(path, file["categories"])
         index = _indices(path, categories, classes, count)
 
         def unclear(name: str, found: Sequence[int]) -> BadImages:
-            some = " and ".join(list(entries)[i] for i in found[:2])
+            some = " and ".join(known[i] for i in found[:2])
             if found:
                 return BadImages(f"{path} lists {some}, and {name} could be either; give file_name as the images are called.")
             return BadImages(
@@ -164,7 +165,7 @@ def _coco(
                 "the file of these images."
             )
 
-        places = paired([plain(name) for name in names], list(entries), str(path), unclear)
+        places = paired([plain(name) for name in names], known, str(path), unclear)
         by_image: dict[Any, list[Any]] = {one["id"]: [] for one in file["images"]}
         for one in file["annotations"]:
             if one["image_id"] not in by_image:
@@ -176,11 +177,11 @@ def _coco(
         rows = []
         for place, name, (high, wide) in zip(places, names, sizes, strict=True):
             some: list[Row] = []
-            for image in list(entries.values())[place]:
+            for image in same[place]:
                 _check_size(path, name, (image.get("width"), image.get("height")), (wide, high))
                 here = [_coco_row(path, one, index) for one in by_image[image["id"]]]
-                known = {(row.box, row.label) for row in some}
-                some += [row for row in here if (row.box, row.label) not in known]
+                there = {(row.box, row.label) for row in some}
+                some += [row for row in here if (row.box, row.label) not in there]
             rows.append(some)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadImages(f"{path} is not in COCO's format: {error!r}. It needs images, annotations and categories.") from error
