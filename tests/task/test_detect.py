@@ -499,6 +499,11 @@ def test_rows_of_parquet_have_the_objects_of_their_own_file(tmp_path):
     assert one[0].boxes[0, 0] == 11
 
 
+def test_a_folder_of_text_files_may_hold_parquet_too(tmp_path):
+    a, *_ = read(shards(yolo(tmp_path)), Pictures(), (), 2)
+    assert a.boxes.tolist() == [pytest.approx([10, 20, 40, 60])]
+
+
 @pytest.mark.parametrize(
     ("file", "images", "message"),
     [

@@ -57,9 +57,10 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
     none, an image without annotation, a class that is not there, a box outside its image, or no object at all.
     """
     sizes = images.sizes()
+    are_rows = all(ROW.fullmatch(name) for name in images.names)
     if path.suffix.lower() == ".json":
         rows = _coco(path, images.names, sizes, names, classes)
-    elif path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+    elif path.suffix.lower() == ".parquet" or (are_rows and path.is_dir() and any(path.rglob("*.parquet"))):
         rows = _parquet(path, images.names, sizes)
     elif path.is_dir():
         voc = any(path.rglob("*.xml"))
