@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -274,12 +275,114 @@ def test_the_server_of_the_tutorial_answers_as_the_program(
     sys.modules.pop("predict")
 
 
+@pytest.fixture(scope="module")
+def adder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The program of a model whose answer is the picture and what its input `mask` adds to it."""
+    folder = tmp_path_factory.mktemp("adder")
+    shapes = {"x": [1, 3, 8, 8], "mask": [1, 3, 1, 1], "y": [1, 3, 8, 8]}
+    x, mask, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "mask"], ["y"])], "adder", [x, mask], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    task = {"file": "model.onnx", "runtime": "onnxruntime", "input": "x", "outputs": ["y"], "batch": 1, "index": 0}
+    (folder / "task.json").write_text(json.dumps(task))
+    how = Record(Preprocess((3, 8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).to_json()).images(False)
+    (folder / "preprocess.json").write_text(json.dumps(how))
+    np.savez(folder / "inputs.npz", mask=np.zeros((1, 3, 1, 1), np.float32))
+    names: dict[str, Any] = {"__name__": "predict", "__file__": str(folder / "predict.py")}
+    exec(compile(program("", (*PREPARE, "session", "restore", "program")), "predict.py", "exec"), names)
+    return names["main"]
+
+
+def plain(path: Path, value: int) -> str:
+    """A picture of one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (value,) * 3).save(path)
+    return str(path)
+
+
+def test_a_file_that_is_there_is_a_picture_whatever_its_name(adder: Any, tmp_path: Path, capsys: Any) -> None:
+    pictures = [plain(tmp_path / "class=cat" / "a=b.png", 51), plain(tmp_path / "mask=1.png", 102)]
+    np.save(tmp_path / "m=1.npy", np.full((1, 3, 1, 1), 0.2, np.float32))
+    assert adder([*pictures, f"mask={tmp_path / 'm=1.npy'}"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["picture"] for line in lines] == pictures
+    assert [np.unique(Image.open(line["map"])).tolist() for line in lines] == [[102], [153]]  # 0.2 more than each picture
+
+
+def test_pictures_of_one_stem_have_answers_and_pixels_of_their_own_apart_from_them(
+    adder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    pictures = [plain(tmp_path / "a.png", 51), plain(tmp_path / "a.bmp", 204)]
+    assert adder(pictures) == 0
+    answers = [Path(json.loads(line)["map"]) for line in capsys.readouterr().out.splitlines()]
+    assert answers == [tmp_path / "answers" / f"{name}.png" for name in ("a.png", "a.bmp")]
+    assert [np.unique(Image.open(file)).tolist() for file in answers] == [[51], [204]]
+    assert adder(["--pixels", *pictures]) == 0
+    found = [set((tmp_path / f"{name}.pixels").read_bytes()) for name in ("a.png", "a.bmp")]
+    assert found == [{51}, {204}]
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"a.png", "a.bmp", "a.png.pixels", "a.bmp.pixels", "answers"}
+
+
+def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
+    adder: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = plain(tmp_path / "a.png", 51)
+    np.save(tmp_path / "wide.npy", np.zeros((1, 3, 1, 2), np.float32))
+    np.save(tmp_path / "double.npy", np.zeros((1, 3, 1, 1)))
+    np.save(tmp_path / "objects.npy", np.array([None]))
+    np.save(tmp_path / "none.npy", np.zeros((0, 4, 3), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "wide.npy").read_bytes()[:40])
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(b"GIF89a" + bytes(7))
+    said = {
+        "mask=nope.npy": "nope.npy is no file that is there; give one with float32 (1, 3, 1, 1)",
+        f"mask={tmp_path / 'wide.npy'}": "holds float32 (1, 3, 1, 2); the model takes float32 (1, 3, 1, 1)",
+        f"mask={tmp_path / 'double.npy'}": "holds float64 (1, 3, 1, 1); the model takes float32",
+        f"mask={tmp_path / 'objects.npy'}": "cannot be read as a .npy file",
+        f"mask={tmp_path / 'cut.npy'}": "cannot be read as a .npy file",
+        f"mask={picture}": "cannot be read as a .npy file",
+        "class=a.png": "class=a.png is no file that is there; the program takes pictures and mask=FILE.npy.",
+        "--pixel": "--pixel is no file that is there",
+        str(tmp_path): "is no file that is there",
+        str(tmp_path / "cut.npy"): "cannot be read as a .npy file",
+        str(tmp_path / "none.npy"): "holds uint8 (0, 4, 3); the model has 3 channels",
+        str(cut): "is none that Pillow reads",
+    }
+    for word, sentence in said.items():
+        assert adder([word, picture]) == 2, word
+        given = capsys.readouterr()
+        assert sentence in given.err, (word, given.err)
+        assert given.out == ""
+    np.save(tmp_path / "m.npy", np.zeros((1, 3, 1, 1), np.float32))
+    assert adder([f"mask={tmp_path / 'm.npy'}"]) == 2
+    assert "There is no picture" in capsys.readouterr().err
+    (tmp_path / "answers").write_text("")
+    (tmp_path / "a.png.pixels").mkdir()
+    for words in ([picture], ["--pixels", picture]):
+        assert adder(words) == 2
+        assert "cannot be written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.part"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # twice as many are refused
+    assert adder([picture]) == 2
+    assert "a.png cannot be decoded as an image: Image size (64 pixels) exceeds limit" in capsys.readouterr().err
+
+
+def test_a_program_without_its_model_says_what_is_missing(adder: Any, tmp_path: Path) -> None:
+    names = adder.__globals__
+    for name in ("task.json", "preprocess.json"):
+        shutil.copy(names["HERE"] / name, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx is neither in .* nor beside it"):
+        names["Model"](tmp_path)
+
+
 def model_pixels(picture: Path) -> Any:
     return np.array(Image.open(picture))
 
 
 def pixels_of(folder: Path, picture: Path, place: Path) -> None:
-    """Write what the examples read: the resized pixels of a picture, as predict.py has them, in p.pixels."""
+    """Write what the examples read: the resized pixels of a picture, as predict.py has them, in p.png.pixels."""
     copied = Path(shutil.copy(picture, place / "p.png"))
     subprocess.run([sys.executable, str(folder / "predict.py"), "--pixels", str(copied)], check=True)
 
@@ -302,7 +405,7 @@ def test_the_example_in_cxx_gives_the_runtime_the_same_numbers(
     pixels_of(folder, pictures["wide RGB"], tmp_path)
     command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I", str(CXX), str(folder / "example.cpp"), "-o", "example"]
     subprocess.run(command, check=True, cwd=tmp_path)
-    done = subprocess.run(["./example", "model.onnx", "p.pixels"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(["./example", "model.onnx", "p.png.pixels"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert_given(inputs, pictures["wide RGB"], tmp_path)
     assert done.stdout.split()[:1] == ["2"]  # of the logits 0, 1, 2
 
@@ -311,7 +414,7 @@ NODE = """
 import {{ input, HOW, TASK }} from "{module}";
 import {{ readFileSync, writeFileSync }} from "node:fs";
 const ort = {{ Tensor: class {{ constructor(type, data, dims) {{ Object.assign(this, {{ type, data, dims }}); }} }} }};
-const x = input(ort, new Uint8Array(readFileSync("p.pixels")));
+const x = input(ort, new Uint8Array(readFileSync("p.png.pixels")));
 writeFileSync("given.bin", Buffer.from(x.data.buffer));
 console.log(JSON.stringify([x.type, x.dims, HOW.resize, TASK.input]));
 """

@@ -19,16 +19,23 @@ ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, cha
 def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     """The pixels (h, w, channels) of a picture or of a .npy file. Raises ValueError for those that the model cannot take."""
     if content.startswith(b"\x93NUMPY"):
-        pixels = np.load(io.BytesIO(content))
+        try:
+            pixels = np.load(io.BytesIO(content))
+        except Exception as error:  # a header that lies gives half a dozen kinds, MemoryError among them
+            raise ValueError(f"{name} cannot be read as a .npy file: {error}; write it again with numpy.save.") from error
         if pixels.ndim == 3 and pixels.shape[0] == channels != pixels.shape[2]:
             pixels = pixels.transpose(1, 2, 0)
-        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != channels:
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != channels or not pixels.size:
             raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {channels} channels: {ARRAYS}.")
         return np.ascontiguousarray(pixels)
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()
-    except (OSError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} cannot be decoded as an image: {error} Give a smaller one.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
         raise ValueError(f"{name} is none that Pillow reads: {error}".partition("<")[0].strip()) from error
     grey, tags = picture.mode.startswith("I;16"), getattr(picture, "tag_v2", {})
     deep = (content.startswith(b"\x89PNG") and content[24:25] == b"\x10") or max(tags.get(258, (1,))) > 8

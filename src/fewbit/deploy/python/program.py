@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,13 @@ class Model:
     """A model with what `preprocess.json` and `task.json` say of it."""
 
     def __init__(self, folder: Path = HERE, file: str = "") -> None:
+        """Raises FileNotFoundError where a file of the folder or the model is not there."""
         self.how: Mapping[str, Any] = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
         self.task: Mapping[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         name = file or self.task["file"]
         path = folder / name if (folder / name).exists() else folder.parent / name  # in a run it lies beside the folder
+        if not path.is_file():
+            raise FileNotFoundError(f"{name} is neither in {folder} nor beside it; keep predict.py with its files.")
         self.run: Run = session(path, self.task["outputs"], self.task["runtime"])
         others = folder / "inputs.npz"
         self.others: Mapping[str, NDArray[Any]] = dict(np.load(others)) if others.exists() else {}
@@ -48,40 +53,90 @@ class Model:
 
 
 def main(words: list[str]) -> int:
-    """Print an answer in JSON for each picture; maps are written beside it, as PNG or, of real numbers, as .npy. With
-    `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
+    """Print an answer in JSON for each picture; maps are written to the folder `answers` beside it, as PNG or, of real numbers,
+    as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    files = [Path(word) for word in words if "=" not in word and word != "--pixels"]
-    if not files or {"-h", "--help"}.intersection(words):
+    given = [word for word in words if word != "--pixels"]
+    if not given or {"-h", "--help"}.intersection(words):
         print("python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]", file=sys.stderr)
         return 2
-    model = Model()
-    more = {name: np.load(file) for name, file in given.items()}
-    for file in files:
-        try:
+    try:
+        model = Model()
+        files, more = told_apart(given, model.others)
+        for file in files:
             pixels = opened(file.read_bytes(), str(file), model.how["size"][0])
-        except (OSError, ValueError) as error:
-            print(error, file=sys.stderr)
-            return 2
-        if "--pixels" in words:
-            numbers = whole(prepared(pixels, model.how), model.how).astype(np.uint8).transpose(1, 2, 0)
-            file.with_suffix(".pixels").write_bytes(numbers.tobytes())
-            continue
-        found = model(pixels, **more)
-        if isinstance(found.get("map"), np.ndarray):  # and no output that is called so
-            found["map"] = saved(found["map"], file.with_suffix(""))
-        print(json.dumps({"picture": str(file), **found}, ensure_ascii=False))
+            if len(given) < len(words):
+                numbers = whole(prepared(pixels, model.how), model.how).astype(np.uint8).transpose(1, 2, 0)
+                written(file.with_name(f"{file.name}.pixels"), numbers.tobytes())
+                continue
+            found = model(pixels, **more)
+            if isinstance(found.get("map"), np.ndarray):  # and no output that is called so
+                found["map"] = written(*map_file(found["map"], file))
+            print(json.dumps({"picture": str(file), **found}, ensure_ascii=False))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
-def saved(values: NDArray[Any], stem: Path) -> str:
-    """Write a map, and give the name of its file."""
-    path = stem.with_name(stem.name + (".answer.npy" if values.dtype.kind == "f" else ".answer.png"))
-    if values.dtype.kind == "f":
-        np.save(path, values)
+def told_apart(words: list[str], others: Mapping[str, NDArray[Any]]) -> tuple[list[Path], dict[str, NDArray[Any]]]:
+    """The pictures, and by name the arrays of INPUT=FILE.npy: a file that is there is a picture, whatever its name. Raises
+    ValueError for what is neither.
+    """
+    files: list[Path] = []
+    more: dict[str, NDArray[Any]] = {}
+    for word in words:
+        name = next((one for one in others if word.startswith(f"{one}=")), None)
+        if Path(word).is_file():
+            files.append(Path(word))
+        elif name is None:
+            kinds = " and ".join(["pictures", *(f"{one}=FILE.npy" for one in others)])
+            raise ValueError(f"{word} is no file that is there; the program takes {kinds}.")
+        elif name in more:
+            raise ValueError(f"{name}= is given twice; give one file for all pictures.")
+        else:
+            more[name] = array_of(word[len(name) + 1 :], name, others[name])
+    if not files:
+        raise ValueError("There is no picture; give one: python predict.py PICTURE ... [INPUT=FILE.npy ...]")
+    return files, more
+
+
+def array_of(file: str, name: str, tried: NDArray[Any]) -> NDArray[Any]:
+    """What an input of the model is given. Raises ValueError where that is not of the type and shape that it was tried with."""
+    wanted = f"{tried.dtype} {tried.shape}, written with numpy.save"
+    if not Path(file).is_file():
+        raise ValueError(f"{name}={file}: {file} is no file that is there; give one with {wanted}.")
+    try:
+        values = np.load(file)
+    except Exception as error:  # of any other kind of file
+        raise ValueError(f"{name}={file} cannot be read as a .npy file: {error}; give one with {wanted}.") from error
+    if not isinstance(values, np.ndarray) or (values.dtype, values.shape) != (tried.dtype, tried.shape):
+        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "several arrays"
+        raise ValueError(f"{name}={file} holds {found}; the model takes {wanted}.")
+    return values
+
+
+def map_file(values: NDArray[Any], picture: Path) -> tuple[Path, bytes]:
+    """The path and the bytes of the file of a map: apart from the pictures, under the whole name of its own."""
+    content, real = io.BytesIO(), values.dtype.kind == "f"
+    if real:
+        np.save(content, values)
     else:
-        Image.fromarray(values).save(path)
+        Image.fromarray(values).save(content, "PNG")
+    return picture.parent / "answers" / f"{picture.name}.{'npy' if real else 'png'}", content.getvalue()
+
+
+def written(path: Path, content: bytes) -> str:
+    """Write a file, whole or not at all, and give its path. Raises OSError where that is not possible."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(f"{path} cannot be written: {error.strerror}; give pictures in a folder where you may write.") from error
     return str(path)
 
 
