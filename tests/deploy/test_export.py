@@ -79,6 +79,11 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: 
     for to in (tmp_path / "there", tmp_path / "there" / "mine", tmp_path / "no" / "folder", Path("/proc/x")):
         with pytest.raises(BadFile, match="--to"):
             export(run, to)
+    (tmp_path / "link").symlink_to(run)
+    for inside in (run / "inner", run / "deploy" / "inner", tmp_path / "link" / "inner"):
+        with pytest.raises(BadFile, match=r"--to .*inner is in the run"):
+            export(run, inside)
+        assert not inside.exists()
     with pytest.raises(UnknownName, match="unknown format 'tflite'"):
         export(run, tmp_path / "out", "tflite")
     other = tmp_path / "other"

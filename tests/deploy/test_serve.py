@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
 import subprocess
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +142,30 @@ def address(run: Path, picture: Path) -> Any:
     place.close()
 
 
-def test_the_endpoint_answers_and_refuses(address: str, picture: Path) -> None:
-    import json
-    import urllib.error
-    import urllib.request
+def refused(address: str, body: bytes, kind: str = "application/x-www-form-urlencoded") -> tuple[int, str]:
+    """The status and the sentence with which a body is refused; the kind is that of curl --data-binary."""
+    request = urllib.request.Request(f"{address}/predict", body, {"Content-Type": kind})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request)
+    return error.value.code, json.load(error.value)["error"]
 
+
+def test_the_endpoint_answers_and_refuses(address: str, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with urllib.request.urlopen(f"{address}/predict", picture.read_bytes()) as response:
         assert set(json.load(response)) == {"size", "float", "integer"}
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(f"{address}/predict", b"abc")
-    assert error.value.code == 400
-    assert "none that Pillow reads" in json.load(error.value)["error"]
+    code, said = refused(address, b"abc")
+    assert (code, "none that Pillow reads" in said) == (400, True)
+    raw = f"send the bytes of the picture themselves, as in curl --data-binary @picture.jpg {address}/predict."
+    assert refused(address, b"") == (400, f"the body is empty; {raw}")
+    form = b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\n" + picture.read_bytes() + b"\r\n--x--"
+    assert refused(address, form, "multipart/form-data; boundary=x") == (
+        415, f"the body is multipart/form-data and no picture; {raw}"
+    )  # fmt: skip
+    assert refused(address, b'{"picture": ""}', "Application/JSON")[0] == 415
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 44 // 2 - 1)  # twice as many are refused
+    code, said = refused(address, picture.read_bytes())
+    assert code == 400
+    assert said.startswith("the picture cannot be decoded as an image: Image size (1320 pixels) exceeds limit")
 
 
 @pytest.mark.slow

@@ -87,6 +87,8 @@ def export(run: Path, to: Path, name: str = "onnx") -> Exported:
 def _refuse(run: Path, to: Path, runtime: str, name: str) -> None:
     if to.name in ("", "..") or to.is_symlink() or (to.exists() and not (to.is_dir() and not any(to.iterdir()))):
         raise BadFile(f"--to {to} is there and not an empty folder; give another one: --to DIR.")
+    if to.resolve().is_relative_to(run.resolve()):
+        raise BadFile(f"--to {to} is in the run {run}, which holds its own files alone; give a folder outside it: --to DIR.")
     if not to.parent.is_dir():
         raise BadFile(f"--to {to}: {to.parent} is no folder; make it, or give another one: --to DIR.")
     if runtime not in runtime_names():

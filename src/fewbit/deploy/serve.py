@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Json = Any
 LARGEST = 64 << 20  # bytes of a picture
+WRAPPED = ("multipart/", "application/json")  # bodies that are no picture, as the Content-Type says
 
 
 class Pair:
@@ -88,11 +89,16 @@ def application(run: Path) -> Starlette:
         return HTMLResponse(page)
 
     async def predict(request: Request) -> Response:
-        content = bytearray()
+        content, kind = bytearray(), request.headers.get("content-type", "")
+        advice = f"send the bytes of the picture themselves, as in curl --data-binary @picture.jpg {request.url}"
         async for piece in request.stream():
             content += piece
             if len(content) > LARGEST:
                 return JSONResponse({"error": f"the picture has more than {LARGEST >> 20} MB; send a smaller one."}, 413)
+        if kind.lower().startswith(WRAPPED):
+            return JSONResponse({"error": f"the body is {kind.partition(';')[0]} and no picture; {advice}."}, 415)
+        if not content:
+            return JSONResponse({"error": f"the body is empty; {advice}."}, 400)
         try:
             return JSONResponse(await run_in_threadpool(pair.picture, bytes(content)))
         except ValueError as error:
