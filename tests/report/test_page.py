@@ -590,12 +590,15 @@ def test_the_report_says_what_to_do() -> None:
         return " ".join(part for step in answers.advice(report, tables) for part in step)
 
     text = read(report, tables).text
-    assert f"What to do next {answers.advice(report, tables)[0][0]} {command} --max-drop 0.5 --force" in text
+    assert f"What to do next {answers.advice(report, tables)[0][0]} {command} --max-drop 0.5 --out RUN-within-0.5" in text
     assert "fewbit sensitivity vit_tiny_patch32_224" in said()  # an older run says no more
-    tables["run"]["command"], report["pays"] = "fewbit quantize net.onnx --force", {"pays": False}
-    assert [step[1] for step in answers.advice(report, tables)[:2]] == [
-        "fewbit quantize net.onnx --force --only-what-pays", "fewbit quantize net.onnx --force --max-drop 0.5",
-    ]  # fmt: skip
+    report["pays"] = {"pays": False}
+    for typed in ("net.onnx --out 'my run' --force", "--force net.onnx --out='my run'", "--quick net.onnx"):
+        tables["run"]["command"], tables["next"] = f"fewbit quantize {typed}", {"folder": "my run"}
+        assert [step[1] for step in answers.advice(report, tables)[:2]] == [  # the run and its page stay
+            "fewbit quantize net.onnx --only-what-pays --out 'my run-that-pays'",
+            "fewbit quantize net.onnx --max-drop 0.5 --out 'my run-within-0.5'",
+        ]
     tables["run"]["command"] += " --only-what-pays"
     assert all("Leave float what loses time" not in what for what, _ in answers.advice(report, tables))
     tables["run"]["command"], report["pays"] = command, None
@@ -606,7 +609,7 @@ def test_the_report_says_what_to_do() -> None:
     assert "fewbit export far --to FOLDER" in said()
     assert "--max-drop" not in said()
     report["pays"] = {"pays": False}
-    assert f"{command} --only-what-pays --force" in said()
+    assert f"{command} --only-what-pays --out far-that-pays" in said()
     tables["run"]["command"] = "fewbit.quantize(...)"  # Python, which nobody types again
     assert "--only-what-pays" not in said()
     report["verify"]["problems"] = ["it is wrong"]

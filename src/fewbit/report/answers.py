@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -155,9 +156,17 @@ def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
     return [row for row in rows if row.get("kind") == "chosen"], [row for row in rows if row.get("kind") != "chosen"]
 
 
-def _with(command: str, option: str) -> str:
-    """A command, if there is one, with an option more, that writes its run again."""
-    return command and f"{command} {option}{'' if '--force' in command.split() else ' --force'}"
+def _again(command: str, folder: str, name: str, *more: str) -> str:
+    """A command, if there is one, with more options, that writes to a folder beside that of its run, which stays. It measures
+    times, also where its run did not (--quick).
+    """
+    if not command:
+        return ""
+    words = shlex.split(command)
+    places = {i for i, word in enumerate(words) if word in ("--force", "--quick") or word.startswith("--out=")}
+    places |= {place for i, word in enumerate(words) if word == "--out" for place in (i, i + 1)}
+    kept = [word for i, word in enumerate(words) if i not in places]
+    return shlex.join([*kept, *more, "--out", f"{folder.rstrip('/')}-{name}"])
 
 
 def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
@@ -175,10 +184,10 @@ def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
     folder, modules = more.get("folder", "RUN"), more.get("sensitivity") or f"fewbit sensitivity {report.get('model')}"
     steps = []
     if paid and not paid["pays"] and "--only-what-pays" not in again:
-        steps.append(("Leave float what loses time in integers.", _with(again, "--only-what-pays")))
+        steps.append(("Leave float what loses time in integers.", _again(again, folder, "that-pays", "--only-what-pays")))
     if accuracy.get("quantized") is not None and accuracy["interval"][1] < 0 and "--max-drop" not in again:
         steps.append(("It loses more than chance explains. Find the fastest file within a limit, here half a point:",
-                      _with(again, "--max-drop 0.5")))  # fmt: skip
+                      _again(again, folder, "within-0.5", "--max-drop", "0.5")))  # fmt: skip
         steps.append(
             (
                 "Or see which modules lose most, and leave them float.",
@@ -188,9 +197,9 @@ def advice(report: Json, tables: Json) -> list[tuple[str, str]]:
     if steps:
         return steps
     return [
-        ("Try it: a picture in the browser, both answers side by side.", f"fewbit serve {folder}"),
+        ("Try it: a picture in the browser, both answers side by side.", shlex.join(["fewbit", "serve", folder])),
         (
             "Take it along: the model, its preprocessing and a program without torch.",
-            f"fewbit export {folder} --to FOLDER",
+            shlex.join(["fewbit", "export", folder, "--to", "FOLDER"]),
         ),
     ]
