@@ -563,6 +563,23 @@ def test_labels_never_stand_closer_than_they_are_wide() -> None:
     assert scale.block_ticks([f"a_name_of_many_letters_{i}" for i in "ab"]) == ((0, "a_name_of_man…"), (1, "a_name_of_man…"))
 
 
+def test_few_sites_do_not_fill_a_page_and_their_labels_have_their_room() -> None:
+    view, rows = view_of("Outlier channels and tokens", Points), rows_of("Outlier channels and tokens")[:3]
+    figure = view([{**row, "site": name, "token_ratio": None} for row, name in zip(rows, "abc", strict=True)])
+    assert (figure["most_pixels"], figure["x"].ticks) == (450, ((0, "a"), (1, "b"), (2, "c")))
+    report, tables = canned()
+    tables["outliers"] = [{**row, "token_ratio": None} for row in rows]
+    html = page.render(report, tables)
+    part = html[html.index("Outlier channels") : html.index("ratio to the median")]
+    assert 'style="max-width:450px"' in part
+    assert ("largest channel" in part, "largest token" in part) == (True, False)  # no point of it is drawn
+    assert view(40 * rows)["most_pixels"] > 1140  # as wide as the page
+    assert view_of("Size and accuracy of the runs of this model", Points)(rows_of(
+        "Size and accuracy of the runs of this model"))["most_pixels"] == 0  # fmt: skip
+    for count in (1, 2, 3, 4, 5):  # each label has its room, cut to 14 characters
+        assert len(scale.block_ticks([f"{i}_of_a_long_name" for i in range(count)])) == count
+
+
 def test_where_no_time_is_the_targets_own_the_reason_is_said() -> None:
     report, _ = canned()
     report["latency"] = {}

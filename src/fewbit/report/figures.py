@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from fewbit.core.colours import dark_to_bright
-from fewbit.report.scale import MANY_POINTS, Axis, Scale, in_order, linear, logarithmic
+from fewbit.report.scale import MANY_POINTS, Axis, Scale, in_order, linear, logarithmic, most_pixels
 from fewbit.report.views import Block
 from fewbit.report.words import Json, Rows, fill, number, plural
 
@@ -57,7 +57,7 @@ def _figure(series: Sequence[Series], x: Scale, y: Scale, height: int, **more: A
     values = [mark.y for one in series for mark in one.marks]
     seen = f"from {number(min(values))} to {number(max(values))}" if values else "none"
     alt = f"{y.title}, by {x.title}: {plural(len(values), 'value')}, {seen}"
-    plain = {"title": "", "wide": False, "across": None, "diagonal": False, "band": None}
+    plain = {"title": "", "most_pixels": 0, "across": None, "diagonal": False, "band": None}
     return {"kind": "figure", "series": series, "x": x, "y": y, "height": height, "alt": alt, **plain, **more}
 
 
@@ -107,7 +107,8 @@ class Bars:
                     below[i] += value
             series.append(Series(name, colour, tuple(marks)))
         y = linear([0.0, *(mark.y for one in series for mark in one.marks)], self.y.title, left=0.0)
-        return _figure(series, in_order([str(row.get(self.along)) for row in rows], self.x_title), y, 260, wide=True)
+        x = in_order([str(row.get(self.along)) for row in rows], self.x_title)
+        return _figure(series, x, y, 260, most_pixels=most_pixels(len(rows)))
 
     def _flat(self, rows: Rows) -> Block:
         longest = max(self.y.values(rows), default=1.0) or 1.0
@@ -165,7 +166,8 @@ class Points:
         if self.diagonal:
             x, y = (linear([0.0, *ys, *self.x.values(rows)], each.title, left=0.0) for each in (x, y))
         line = (across, self.line) if across is not None else None
-        return _figure(series, x, y, 300, across=line, diagonal=self.diagonal, wide=bool(self.along))
+        most = most_pixels(len(rows)) if self.along else 0
+        return _figure(series, x, y, 300, across=line, diagonal=self.diagonal, most_pixels=most)
 
     def _series(self, key: str, name: str, colour: str, members: Sequence[tuple[int, Json]]) -> Series:
         is_line = name in self.lines

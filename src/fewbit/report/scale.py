@@ -10,7 +10,10 @@ from itertools import pairwise
 from fewbit.report.words import Json, Rows, tick
 
 CHARACTERS = 80  # that stand side by side below a figure
+PLACE, FEWEST = 150, 3  # pixels of a place on an axis in order where there are few, and for how many there is room at least
+BESIDE, LETTER = 66, 7  # pixels of a figure left and right of its axis, and of a character
 LAST = 0.95  # labels right of it end at their place
+ENDS = 0.4  # of a place, left and right of an axis in order together
 TICKS = 7  # at most
 COMMON = {"model", "module", "net", "blocks", "block", "layers", "layer", "stages", "features"}  # which say nothing of a place
 MANY_POINTS = 10  # more have no labels, which would touch
@@ -90,9 +93,14 @@ def logarithmic(values: Sequence[float], title: str = "", *, few: bool = False) 
     return Scale(10.0**low, 10.0**high, tuple((p, tick(p)) for p in shown), title, log=True)
 
 
+def most_pixels(places: int) -> int:
+    """How wide a figure with so many places side by side may be, its margins included: few do not fill a page."""
+    return PLACE * max(places, FEWEST)
+
+
 def in_order(names: Sequence[str], title: str) -> Scale:
     """The order of the graph, a place for each name, with ticks where a block starts."""
-    return Scale(-0.7, len(names) - 0.3, block_ticks(names), title)
+    return Scale(-ENDS / 2 - 0.5, len(names) - 0.5 + ENDS / 2, block_ticks(names), title)
 
 
 def block_of(name: str) -> str:
@@ -116,10 +124,12 @@ def block_ticks(names: Sequence[str]) -> Ticks:
     blocks = [block_of(name) for name in names]
     starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
     length = {start: end - start for start, end in pairwise([*starts, len(names)])}
+    pixels = (most_pixels(len(names)) - BESIDE) * len(names) / (len(names) + ENDS)
+    room = min(CHARACTERS, int(pixels / LETTER))
     taken: dict[int, tuple[float, float]] = {}
     for start in sorted(starts, key=lambda start: (-length[start], start)):
-        place, long = CHARACTERS * start / len(names), len(shorten(blocks[start]))
-        low = place - (long if place > LAST * CHARACTERS else long / 2)  # the last labels end at their place
+        place, long = room * start / len(names), len(shorten(blocks[start]))
+        low = place - (long if place > LAST * room else long / 2)  # the last labels end at their place
         if all(low > end + 1 or low + long + 1 < begin for begin, end in taken.values()):
             taken[start] = (low, low + long)
     return tuple((i, shorten(blocks[i])) for i in sorted(taken))
