@@ -22,10 +22,14 @@ class Stem(nn.Module):
         y = self.conv(x)
         if self.tail == "flatten":
             return y.flatten(2).transpose(1, 2).sum(1)
+        if self.tail == "reshape":  # as files have it
+            return y.reshape(-1, 10, 15).transpose(1, 2).sum(1)
+        if self.tail == "other reshape":  # which mixes channels
+            return y.reshape(-1, 15, 10).transpose(1, 2).sum(2)
         return y.permute(0, 2, 3, 1).sum((1, 2)) if self.tail == "permute" else y.mean((2, 3))
 
 
-@pytest.mark.parametrize("tail", ["flatten", "permute"])
+@pytest.mark.parametrize("tail", ["flatten", "reshape", "permute"])
 def test_a_patch_convolution_becomes_a_linear_layer_with_the_same_values(tail: str) -> None:
     net = Stem(tail, stride=4).eval()
     graph = capture(load_model(net, overrides={"input_size": (3, 12, 20)}))
@@ -41,6 +45,7 @@ def test_a_patch_convolution_becomes_a_linear_layer_with_the_same_values(tail: s
         ("flatten", {"stride": 2}, (3, 12, 20)),  # overlapping
         ("flatten", {"stride": 4, "padding": 2}, (3, 12, 20)),
         ("flatten", {"stride": 4}, (3, 14, 20)),  # the last rows belong to no patch
+        ("other reshape", {"stride": 4}, (3, 12, 20)),
         ("mean", {"stride": 4}, (3, 12, 20)),  # channels never go last
     ],
 )

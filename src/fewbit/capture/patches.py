@@ -11,7 +11,7 @@ from typing import cast
 
 from torch.fx import GraphModule, Node
 
-from fewbit.core.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace
+from fewbit.core.fx import add_constant, argument, aten, call_like, calls, constant, is_call, is_constant, replace, shape_of
 
 
 def patches_to_linear(module: GraphModule) -> None:
@@ -37,18 +37,26 @@ def patches_to_linear(module: GraphModule) -> None:
 
 
 def _channels_last(conv: Node) -> Node | None:
-    """The node that puts channels last: flatten(2) and transpose(1, 2), or permute(0, 2, 3, 1); no one else may read."""
+    """The node that puts channels last, a transposition behind flat maps or permute(0, 2, 3, 1); no one else may read."""
     users = list(conv.users)
     if len(users) != 1:
         return None
     if is_call(users[0], aten.permute.default) and list(cast("list[int]", users[0].args[1])) == [0, 2, 3, 1]:
         return users[0]
     flat = users[0]
-    if is_call(flat, aten.flatten.using_ints) and tuple(flat.args[1:]) in ((2,), (2, -1), (2, 3)) and len(flat.users) == 1:
+    if _is_flat(flat, conv) and len(flat.users) == 1:
         turned = next(iter(flat.users))
         if is_call(turned, aten.transpose.int) and set(turned.args[1:]) in ({1, 2}, {-1, -2}, {1, -1}):
             return turned
     return None
+
+
+def _is_flat(node: Node, conv: Node) -> bool:
+    """Whether a node joins the two places of a convolution's maps: flatten(2), or a reshape that does the same."""
+    if not is_call(node, aten.flatten.using_ints, aten.reshape.default, aten.view.default):
+        return False
+    maps, joined = shape_of(conv), shape_of(node)
+    return len(maps) == 4 and len(joined) == 3 and joined[1:] == (maps[1], maps[2] * maps[3])
 
 
 def _tiles(module: GraphModule, conv: Node) -> bool:
