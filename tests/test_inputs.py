@@ -566,7 +566,7 @@ def test_the_only_input_may_be_named_too() -> None:
     (one,) = load_model(Looking().eval(), given=Given({}, each), overrides={"input_size": SIZE}).inputs
     assert one.is_image
     assert torch.equal(next(iter(open_images(source, SMALL, image=one.name).batches(3))), PAIRS["left"][:3])
-    with pytest.raises(BadImages, match=r"keys right, left; one of images, pixel_values, .* is needed"):
+    with pytest.raises(BadImages, match=r"keys right, left; one of the keys images, pixel_values, .* is needed"):
         open_images([{name: x[0] for name, x in PAIRS.items()}], SMALL)
 
 

@@ -150,12 +150,6 @@ def test_a_model_whose_own_module_is_called_inner_keeps_its_names():
 # notes
 
 
-def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.unseen).mean((1, 2, 3))[
-        :, None, None, None
-    ] + net.conv(x)
-
-
 @pytest.mark.parametrize(
     ("net", "function", "macs"),
     [
@@ -188,7 +182,6 @@ def attend(net: Net, x: torch.Tensor) -> torch.Tensor:
             "gru",
             8 * 15 * (3 + 5),
         ),
-        (Net(attend, unseen=torch.zeros(16, 16, dtype=torch.bool)), "scaled_dot_product_attention", 2 * 2 * 16 * 16 * 6),
         (
             Net(
                 lambda net, x: net.bend(x, net.moved(x)), bend=DeformConv2d(3, 5, 3, padding=1), moved=nn.Conv2d(3, 18, 3, 1, 1)
