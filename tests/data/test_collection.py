@@ -135,13 +135,35 @@ def test_three_images_are_held_out_where_there_are_nine_or_more() -> None:
         assert [len(x) for x in open_both(request, sources_of(request), TINY, None, labels=False)] == sizes
 
 
+@pytest.mark.parametrize("scored", [2, 30, 32, 1000])
+def test_as_many_are_scored_as_are_asked_for_whatever_holds_the_images(scored: int) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8)
+    wanted = [8, min(scored, 40 - 8)]
+    for images in (pictures, list(pictures), iter(pictures), DataLoader(TensorDataset(torch.from_numpy(pictures)), 3)):
+        request = Request(model="demo", images=images, calibration=8, scored=scored)
+        assert [len(x) for x in open_both(request, sources_of(request), TINY, None, labels=False)] == wanted
+
+
+def test_a_path_with_a_transform_is_refused_with_the_list_to_give(tmp_path: Path) -> None:
+    for path in (tmp_path, str(tmp_path)):
+        with pytest.raises(
+            BadImages, match=r"^images: fewbit\.Data\('.*', \.\.\.\) has a path.* fewbit\.Data\(sorted\(pathlib\.Path"
+        ) as error:
+            Request(model="demo", images=Data(path, transform=TINY))
+        assert f"the path: '{tmp_path}'." in str(error.value)
+
+
 def test_a_loader_of_a_file(tmp_path: Path) -> None:
     text = "import torch\ndef images():\n    return [torch.full((3, 8, 8), float(i)) for i in range(4)]\n"
-    (tmp_path / "own.py").write_text(text + "def nothing(): pass\ndef fails(): raise OSError('no net')\n")
+    (tmp_path / "own.py").write_text(text + "three = 3\ndef nothing(): pass\ndef fails(): raise OSError('no net')\n")
     options: dict[str, Any] = {"model": "demo", "target": "ort-x86-vnni"}
     request = Request(loader=f"{tmp_path}/own.py:images", **options)
     assert sorted(len(x) for x in open_both(request, sources_of(request), TINY, None, labels=False)) == [1, 3]
-    for name, says in (("nothing", "images of type NoneType"), ("fails", r"fails\(\) of .*own.py failed: .*no net")):
+    for name, says in (
+        ("three", r"^--loader .*own\.py:three: images of type int were given; give a path"),
+        ("nothing", r"^--loader .*own\.py:nothing: images of type NoneType"),
+        ("fails", r"fails\(\) of .*own.py failed: .*no net"),
+    ):
         with pytest.raises(BadImages, match=says):
             sources_of(Request(loader=f"{tmp_path}/own.py:{name}", **options))
     for wrong in ("nowhere.py:f", str(tmp_path / "own.py"), "x"):
@@ -149,6 +171,9 @@ def test_a_loader_of_a_file(tmp_path: Path) -> None:
             Request(loader=wrong, **options)
     with pytest.raises(BadImages, match="takes the place"):
         Request(loader=f"{tmp_path}/own.py:images", images=PIXELS, **options)
+
+
+RELABEL = r"Mend the labels, or use --no-labels\.$"
 
 
 def broken() -> Iterator[Any]:
@@ -163,19 +188,22 @@ def broken() -> Iterator[Any]:
         (broken(), "generator failed at item 1: OSError: the disk is gone"),
         ([1], "list:0: it is of type int"),
         ({}, r"dict:0: it is an empty dict; one of the keys .* is needed, with the image\. "),
+        ([{"foo": 1}], "list:0: it is a dict with the keys foo; one of"),
         ([*PICTURES, "nowhere.png"], "list:5 cannot be decoded .*nowhere.png"),
         ([PICTURES[0], INPUTS[0]], "list:1: it is an input of the model, and list:0 is a picture"),
         ([INPUTS[0], torch.zeros(3, 9, 9)], r"list:1: it has type float32 and shape \(3, 9, 9\), and list:0 shape \(3, 8, 8\)"),
         ([INPUTS[:2], torch.full((2, 3, 8, 8), torch.nan)], "list:1:0 has 192 NaN"),
         ([PIXELS[0].astype(np.int64)], "list:0: it has type int64"),
-        ([(PICTURES[0], 1), (PICTURES[1],)], "list:1: it has no label, unlike list:0; all need one, unless"),
+        ([(PICTURES[0], 1), (PICTURES[1],)], rf"list:1: it has no label, unlike list:0\. {RELABEL}"),
+        ([(PICTURES[0], "cat")], rf"list:0: its label is of type str; a class is an integer\. {RELABEL}"),
+        ([(PICTURES[0], 1.0)], rf"list:0: its label is of type float; a class is an integer\. {RELABEL}"),
         (
-            [(PICTURES[0], "cat")],
-            "list:0: its label is of type str; an integer is needed, unless --no-labels is given. Mend or",
+            [(PICTURES[0], torch.eye(4)[1])],
+            rf"its label is of type torch.float32 and shape \(4,\); a class is an integer\. {RELABEL}",
         ),
         ([(PICTURES[0], 7)], "list:0 has label 7; allowed is 0 to 3"),
         ([{"photo": PICTURES[0]}], "keys photo"),
-        ([(INPUTS, [1, 2])], "5 images and 2 labels"),
+        ([(INPUTS, [1, 2])], rf"5 images and 2 labels\. {RELABEL}"),
         (Data(PICTURES, transform=lambda x: x.nothing), "list:0: AttributeError"),
     ],
 )

@@ -230,6 +230,16 @@ def test_two_members_of_one_name_are_refused(members, tmp_path):
         load_model(str(path))
 
 
+def test_a_file_that_is_no_archive_is_named_as_what_it_is(members, tmp_path):
+    path = written(tmp_path / "net.pt2", members)
+    for content, says in ((path.read_bytes()[:2000], "no archive, or cut off"), (b"", "empty, of 0 bytes")):
+        path.write_bytes(content)
+        with pytest.raises(
+            BadFile, match=rf"exported program: it is {says}\. Copy or download it again, or write it with torch\.export"
+        ):
+            load_model(str(path))
+
+
 def test_the_same_file_untouched_loads_and_computes_what_its_module_does(members, tmp_path):
     torch.manual_seed(0)
     net, x = Small().eval(), images(SIZE, 3)

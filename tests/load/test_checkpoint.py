@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 from torchvision import models
 
@@ -126,15 +126,25 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
     [
         ({"w": torch.zeros(2), "seen": np.float64(3)}, r"it holds numpy\S+scalar, which is no tensor\. Write them with"),
         ({"w": torch.zeros(2), "from": Path("x")}, r"it holds pathlib\.\w+, which is no tensor\. Write them with"),
-        (None, r"it is a pickle that torch\.save has not written\. Write them with"),
+        (None, r"neither safetensors nor torch\.save has written it whole\. Write them with"),
+        (b"text", r"neither safetensors nor torch\.save has written it whole\. Write them with"),
+        (b"", r"is empty, of 0 bytes\. Copy or download it again\.$"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            r"is the place of a file in Git LFS, .*: git lfs pull\.$",
+        ),
+        (save({"w": torch.zeros(500)})[:900], r"is cut off or damaged: SafetensorError: .* Copy or download it again\.$"),
         (0.5, r"is cut off: its end is missing\. Copy or download it again\.$"),
     ],
-    ids=["numpy", "path", "pickle", "cut"],
+    ids=["numpy", "path", "pickle", "text", "empty", "lfs", "cut safetensors", "cut"],
 )
-def test_a_file_that_holds_more_than_tensors_or_less_is_refused_without_advice_to_run_it(content, says, tmp_path):
-    path = tmp_path / "a.pth"
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_file_that_holds_more_than_tensors_or_less_is_refused_without_advice_to_run_it(name, content, says, tmp_path):
+    path = tmp_path / name
     if isinstance(content, dict):
         torch.save(content, path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
     elif content is None:
         path.write_bytes(pickle.dumps({"w": [1.0]}))
     else:
@@ -144,6 +154,13 @@ def test_a_file_that_holds_more_than_tensors_or_less_is_refused_without_advice_t
         read_checkpoint(path)
     assert "weights_only" not in str(found.value)
     assert "\x1b" not in str(found.value)
+
+
+def test_weights_are_read_by_what_a_file_is_and_not_by_its_name(net, tmp_path):
+    save_file(net.state_dict(), tmp_path / "w.pth")
+    torch.save(net.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        assert same(made(tmp_path / name), net)
 
 
 def test_torchscript_is_no_file_of_weights(tmp_path):

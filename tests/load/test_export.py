@@ -798,3 +798,32 @@ def test_a_number_for_an_input_with_a_batch_is_said_to_need_one() -> None:
     with pytest.raises(BadModel, match=r"Input t is given a number without a batch; .*--input t=\[NUMBER\]"):
         opened(5)
     assert [one.has_batch for one in opened([5]).inputs] == [True, True]
+
+
+class Flagged(Plain):
+    def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+        y = self.head(self.conv(x).mean((2, 3)))
+        return y * 2 if twice else y
+
+
+class Unsaid(Plain):
+    def forward(self, x: Tensor, twice) -> Tensor:  # type: ignore[no-untyped-def]
+        y = self.head(self.conv(x).mean((2, 3)))
+        return y * 2 if twice else y
+
+
+class Chosen(Plain):
+    def forward(self, x: Tensor, twice: Tensor) -> Tensor:
+        y = self.head(self.conv(x).mean((2, 3)))
+        return torch.where(twice, y * 2, y)
+
+
+@pytest.mark.parametrize("net", [Flagged, Unsaid])
+def test_a_flag_is_said_to_be_no_input(net: Callable[[], nn.Module]) -> None:
+    given = Given(constants({"twice": True}))
+    with pytest.raises(
+        BadModel, match=r"twice is a flag, True, and inputs are tensors\. .* self\.net\(x, twice=True\)\."
+    ) as error:
+        load_model(net().eval(), given=given, overrides={"input_size": SIZE})
+    assert "NUMBER" not in str(error.value)
+    assert len(load_model(Chosen().eval(), given=given, overrides={"input_size": SIZE}).inputs) == 2

@@ -124,6 +124,31 @@ def test_a_folder_keeps_the_head_of_its_own_task(tmp_path):
     torch.testing.assert_close(capture(load_model(ref)).module(x), net(x).logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (
+            "config.json",
+            lambda config: {**config, "id2label": {str(i): str(i) for i in range(7)}},
+            r"has weights of other shapes than its config\.json says: classifier\.bias \(5,\) for \(7,\), "
+            r"classifier\.weight \(5, 16\) for \(7, 16\)\. Mend config\.json, of a head id2label",
+        ),
+        (
+            "config.json",
+            lambda config: [config],
+            r"cannot be loaded: config\.json holds a list, and an object \{\.\.\.\} is needed",
+        ),
+        ("preprocessor_config.json", lambda config: [], r"preprocessor_config\.json holds a list, and an object"),
+    ],
+    ids=["other classes", "list", "list of the processor"],
+)
+def test_a_configuration_of_another_model_or_of_none_is_named(name, change, says, tmp_path):
+    ref, path = saved(tmp_path, vit()), tmp_path / name
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(BadModel, match=says):
+        load_model(ref)
+
+
 def test_weights_that_are_missing_or_have_no_place_are_named(tmp_path):
     saved(tmp_path, vit())
     config = json.loads((tmp_path / "config.json").read_text())

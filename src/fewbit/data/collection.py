@@ -51,7 +51,13 @@ def check_source(source: Any, name: str = "images") -> None:
     """Raise BadImages for what cannot be a source of images, under the name of its option; nothing is opened."""
     if is_collection(source):
         data = source.source if isinstance(source, Data) else source
-        if isinstance(data, str | Path | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        if isinstance(data, str | Path):
+            raise BadImages(
+                f"{name}: fewbit.Data('{data}', ...) has a path, and a transform takes images; give it a list of files, "
+                f"fewbit.Data(sorted(pathlib.Path('{data}').rglob('*.png')), transform=...), or without a transform the path: "
+                f"'{data}'."
+            )
+        if isinstance(data, bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
             raise BadImages(
                 f"{name} of type {type(data).__name__} were given; give a path, a NumPy array, a tensor, (images, labels), or "
                 "a DataLoader, Dataset, list or generator of images, perhaps as fewbit.Data(source, transform=...)."
@@ -168,7 +174,12 @@ def read(
                 if halt := stopped(error):
                     raise halt from error
                 if not skip_bad:
-                    raise BadImages(f"{error}. Mend or remove it, or leave such images out with --skip-bad.") from error
+                    remedy = (
+                        error.remedy
+                        if isinstance(error, _BadLabel)
+                        else "Mend or remove it, or leave such images out with --skip-bad"
+                    )
+                    raise BadImages(f"{error}. {remedy}.") from error
                 reader.bad.append(str(error))
             if len(reader.names) == most:
                 break
@@ -231,7 +242,7 @@ class _Reader:
         try:
             images = _apart(get(), self.labelled, self.keys)
         except Exception as error:
-            raise BadImages(f"{name}: {_reason(error)}") from error
+            raise _of(error, name) from error
         for k, (image, label, rest) in enumerate(images[: None if most is None else most - len(self.names)]):
             one = name if len(images) == 1 else f"{name}:{k}"
             try:
@@ -242,7 +253,7 @@ class _Reader:
                 for key, value in found.items():
                     self.beside.setdefault(key, Shelf()).append(value)
             except Exception as error:
-                raise BadImages(f"{one}: {_reason(error)}") from error
+                raise _of(error, one) from error
 
     def _transformed(self, image: Any) -> tuple[Any, dict[str, Any]]:
         """What a transform makes of an image, and what it gives beside it."""
@@ -291,8 +302,7 @@ class _Reader:
             this, that = kinds if picture else kinds[::-1]
             raise BadImages(f"it is {this}, and {self.firsts[not picture]} is {that}; give one kind")
         if self.names and (label is None) != (self.labels[0] is None):
-            has = "no" if label is None else "a"
-            raise BadImages(f"it has {has} label, unlike {self.names[0]}; all need one, unless --no-labels is given")
+            raise _BadLabel(f"it has {'no' if label is None else 'a'} label, unlike {self.names[0]}")
         if not isinstance(image, Path):
             self.shelf.append(torch.from_numpy(image))
         if not isinstance(image, Path) and not picture:
@@ -321,7 +331,7 @@ def _apart(item: Any, labelled: bool, keys: Keys) -> list[tuple[Any, Any, dict[s
         return [(image, label, rest)]
     labels = [None] * len(image) if label is None else label
     if len(labels) != len(image):
-        raise BadImages(f"it has {len(image)} images and {len(labels)} labels")
+        raise _BadLabel(f"it has {len(image)} images and {len(labels)} labels")
     pairs = [(*_pair(one, keys), own) for one, own in zip(image, labels, strict=True)]
     return [
         (one, (label if own is None else own) if labelled else None, {**row_at(rest, k), **keys.beside(image[k])})
@@ -369,8 +379,20 @@ def _is_class(value: Any) -> bool:
 def _class(label: Any) -> int | None:
     value = label.item() if _is_array(label) and label.ndim == 0 else label
     if value is not None and not _is_class(value):
-        raise BadImages(f"its label is of type {type(value).__name__}; an integer is needed, unless --no-labels is given")
+        shape = f" and shape {tuple(value.shape)}" if _is_array(value) else ""
+        raise _BadLabel(f"its label is of type {value.dtype if shape else type(value).__name__}{shape}; a class is an integer")
     return None if value is None else int(value)
+
+
+class _BadLabel(BadImages):
+    """A label that cannot be used: the image could be, without it."""
+
+    remedy = "Mend the labels, or use --no-labels"
+
+
+def _of(error: Exception, name: str) -> BadImages:
+    """What is wrong with an item, under its name."""
+    return (type(error) if isinstance(error, _BadLabel) else BadImages)(f"{name}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -68,7 +68,7 @@ def decode(item: Item, name: str, channels: int) -> Array:
         gone = f"{error.filename or name} is not there (any more)"
         raise BadImages(f"{name} cannot be decoded as an image: {gone}; give files that are there.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
-        raise BadImages(f"{name} cannot be decoded as an image: {error}.") from error
+        raise BadImages(f"{name} cannot be decoded as an image: {str(error).rstrip('. ')}.") from error
 
 
 def _decoded(item: Path | bytes, channels: int) -> Array:

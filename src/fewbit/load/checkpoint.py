@@ -26,6 +26,7 @@ from fewbit.load.torchscript import is_torchscript
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # better than what they are averages of
 WRAPS = (*AVERAGES, "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 LISTED = 4  # weights in a message
+HEAD, GIT_LFS = 24, b"version https://git-lfs"  # bytes that say what a file is
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,20 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The weights of a file. Raises BadFile where it is broken or holds anything but data."""
+    if no_weights := _without_weights(path):
+        raise BadFile(f"{path} {no_weights}")
     if is_torchscript(path):
         raise BadFile(f"{path} is TorchScript, a model and not weights alone; give it as the model: fewbit quantize {path}.")
     try:
         with quiet():
             found = _loaded(path)
     except Exception as error:
-        if path.suffix != ".safetensors" and not zipfile.is_zipfile(path) and _begins_as_zip(path):
+        if not zipfile.is_zipfile(path) and _begin(path).startswith(b"PK\3\4"):
             raise BadFile(f"{path} is cut off: its end is missing. Copy or download it again.") from error
+        if _is_safetensors(path):
+            raise BadFile(f"{path} is cut off or damaged: {reason(error)} Copy or download it again.") from error
         raise BadFile(
-            f"{path} holds no weights that can be read without running code: {_why(error)} "
+            f"{path} holds no weights that can be read without running code: {_why(error, path)} "
             "Write them with safetensors, or with torch.save(model.state_dict(), FILE)."
         ) from error
     args = found.get("args") if isinstance(found, Mapping) else None
@@ -60,24 +65,40 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state, vars(args) if isinstance(args, argparse.Namespace) else {}, notes)
 
 
-def _begins_as_zip(path: Path) -> bool:
+def _begin(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4) == b"PK\3\4"
+        return file.read(HEAD)
 
 
-def _why(error: Exception) -> str:
+def _without_weights(path: Path) -> str:
+    """What is to be said of a file that nothing was written into; empty of any other."""
+    begin = _begin(path)
+    if not begin:
+        return "is empty, of 0 bytes. Copy or download it again."
+    return "is the place of a file in Git LFS, and not that file. Get it: git lfs pull." if begin.startswith(GIT_LFS) else ""
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name is: the length of a JSON object, and that object."""
+    begin = _begin(path)
+    return begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < path.stat().st_size
+
+
+def _why(error: Exception, path: Path) -> str:
     """What a file holds that is no data, without torch's advice to run it all the same."""
-    if not isinstance(error, pickle.UnpicklingError):
+    if zipfile.is_zipfile(path) and not isinstance(error, pickle.UnpicklingError):
         return reason(error)
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it holds {found[1]}, which is no tensor." if found else "it is a pickle that torch.save has not written."
+    return f"it holds {found[1]}, which is no tensor." if found else "neither safetensors nor torch.save has written it whole."
 
 
 def _loaded(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # a record of options, no code
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a record of options, no code
+        misnamed = path.suffix == ".safetensors"  # torch.load goes by the name, of a path
+        mapped = not misnamed and zipfile.is_zipfile(path)
+        return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _state_of(path: Path, found: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:

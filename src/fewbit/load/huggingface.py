@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,11 +31,14 @@ def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...
     except ImportError as error:
         raise BadModel("hf: models need the transformers package: pip install 'fewbit[hf]'.") from error
     name = ref.removeprefix("hf:")
+    _refuse_no_objects(ref, Path(name))
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             kind = _architecture(ref, getattr(config, "architectures", None))
-            net, loading = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            net, loading = kind.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
             processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except BadModel:
         raise
@@ -50,9 +54,32 @@ def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...
                 f"{ref} {what} weights of {type(net).__name__}: {shown}. Save it again with save_pretrained, or mend "
                 f'"architectures" in its config.json.'
             )
+    if other := sorted(loading["mismatched_keys"]):
+        listed = [f"{key} {tuple(there)} for {tuple(wanted)}" for key, there, wanted in other[:LISTED]]
+        shown = ", ".join(listed) + (f" and {len(other) - LISTED} more" if len(other) > LISTED else "")
+        raise BadModel(
+            f"{ref} has weights of other shapes than its config.json says: {shown}. Mend config.json, of a head id2label or "
+            "num_labels, or save the model again with save_pretrained."
+        )
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     notes = () if saved == "float32" else (f"{ref} was saved in {saved}; it is computed in float32.",)
     return net, record_of(ref, type(processor).__name__, processor), notes
+
+
+def _refuse_no_objects(ref: str, folder: Path) -> None:
+    """Raise BadModel for a file of the configuration that holds anything but an object of JSON; what is no JSON, transformers
+    says.
+    """
+    for path in (folder / "config.json", folder / "preprocessor_config.json"):
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(found, dict):
+            raise BadModel(
+                f"{ref} cannot be loaded: {path.name} holds a {type(found).__name__}, and an object {{...}} is needed. Save it "
+                "again with save_pretrained."
+            )
 
 
 def _architecture(ref: str, names: list[str] | None) -> Any:

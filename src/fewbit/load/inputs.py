@@ -60,6 +60,8 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     unknown = [name for name in trees if name not in names]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in kinds):
         raise UnknownName(f"input of {ref}", unknown[0], names)
+    for parameter in named:
+        _refuse_flag(parameter, given.constants.get(parameter.name), ref)
     own = any(leaf is None for tree in trees.values() for leaf in pytree.tree_leaves(tree))
     free = [name for name in needed or names if name not in trees]
     named_by_items = not own and not free
@@ -90,6 +92,25 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         kwargs[name] = pytree.tree_unflatten(paths, spec)
         inputs += [_of(path, leaf, shape, each) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     return tuple(inputs), Arguments((), kwargs)
+
+
+def _refuse_flag(parameter: inspect.Parameter, value: Any, ref: str) -> None:
+    """Raise BadModel where an argument that is true or false, by its default or its annotation, is given a value."""
+    if is_flag(value) and (isinstance(parameter.default, bool) or parameter.annotation in (bool, "bool")):
+        raise BadModel(f"{ref}: {about_flag(parameter.name, value)}")
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value is a single true or false."""
+    return isinstance(value, Tensor) and value.dtype == torch.bool and not value.ndim
+
+
+def about_flag(name: str, value: Tensor) -> str:
+    """What to say of an argument of Python's that is given true or false."""
+    return (
+        f"{name} is a flag, {bool(value)}, and inputs are tensors. Give a module around it, whose forward calls it so: "
+        f"def forward(self, x): return self.net(x, {name}={bool(value)})."
+    )
 
 
 def _of(name: str, value: Tensor | None, shape: Sequence[int], each: bool) -> Input:

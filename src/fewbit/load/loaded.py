@@ -18,7 +18,7 @@ from fewbit.core.task import Output
 from fewbit.errors import BadModel
 from fewbit.load.contexts import buffers_kept
 from fewbit.load.export import ADVICE
-from fewbit.load.inputs import Arguments, Given, of_module, of_ports
+from fewbit.load.inputs import Arguments, Given, about_flag, is_flag, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
 from fewbit.load.purpose import purpose
 from fewbit.load.refused import groups_of_images, refuse_outputs, refuse_parts, refuse_quantized, refuse_values, shown_shape
@@ -148,6 +148,9 @@ def _about_numbers(error: BadModel, inputs: Sequence[Input]) -> BadModel | None:
     names = [one.name for one in inputs if one.value is not None and not one.has_batch and not one.shape]
     if not names or "cannot be exported" not in str(error):
         return None
+    if flag := next((one for one in inputs if is_flag(one.value)), None):
+        assert flag.value is not None
+        return BadModel(f"{error} Perhaps {about_flag(flag.name, flag.value)}")
     number = f"--input {names[0]}=[NUMBER] (in Python inputs={{'{names[0]}': [NUMBER]}})"
     return BadModel(
         f"{error} Input {' and '.join(names)} is given a number without a batch; give one for each image: {number}."

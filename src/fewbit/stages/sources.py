@@ -21,6 +21,7 @@ from fewbit.load.python_file import from_python
 from fewbit.request import Options
 
 FEWEST = 3  # images to hold out for scores where there are some: an embedding is compared with two others
+MOST = 1000  # to hold out where nobody says how many
 
 
 def open_both(
@@ -32,8 +33,8 @@ def open_both(
     others: Sequence[Input] = (),
     image: str = "images",
 ) -> tuple[Images, Images]:
-    """Calibration images and scored images, never the same: without `score` a part of the images is held out, and of a loader
-    a third more are read for it.
+    """Calibration images and scored images, never the same: without `score` a quarter of the images is held out, or as many as
+    `scored` says where enough are left to calibrate on; of a loader no more are read than that takes.
 
     `labels`: read those of the scored images, which are checked against the classes in `known`. `others` are the inputs that
     come with each image, `image` is the name of the one that is.
@@ -46,12 +47,14 @@ def open_both(
         calibration = open_images(source, preprocess, classes=classes, limit=request.calibration, labels=labelled, **options)
         held_out = open_images(score, preprocess, classes=known, limit=request.scored, labels=labels, **options)
         return apart(calibration, held_out), held_out
-    limit = request.calibration + -(-request.calibration // 3) if is_collection(source) else None
+    more = -(-request.calibration // 3) if request.scored is None else request.scored
+    limit = request.calibration + more if is_collection(source) else None
     whole = open_images(source, preprocess, classes=known, labels=labels, limit=limit, **options)
     if len(whole) < 2:
         raise BadImages(f"{whole.source} holds {len(whole)} image; at least 2 are needed, one to calibrate and one to score.")
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(request.seed)).tolist()
-    count = min(max(len(whole) // 4, min(FEWEST, len(whole) // 3), 1), 1000, request.scored or len(whole))
+    usual, spare = max(len(whole) // 4, min(FEWEST, len(whole) // 3), 1), len(whole) - request.calibration
+    count = min(usual, MOST) if request.scored is None else min(max(usual, spare), request.scored)
     held_out = whole.subset(sorted(order[:count]))
     rest = apart(whole.subset(order[count:]), held_out, most=math.inf)
     chosen = sorted(range(min(request.calibration, len(rest))), key=lambda i: rest.rows[i])
@@ -72,12 +75,12 @@ def sources_of(request: Options) -> tuple[Any, Any]:
 def _called(loader: str) -> Any:
     """What the function of a file.py:function returns as the source of images. Raises BadImages that names both."""
     path, python, function = from_python(loader, "--loader")
+    made = getattr(python, function)
     try:
-        made = getattr(python, function)
         source = made() if callable(made) else made
-        check_source(source)
     except (Exception, SystemExit) as error:
         raise BadImages(f"{function}() of {path} failed: {reason(error)} It has to return images.") from error
+    check_source(source, f"--loader {loader}: images")
     return source
 
 
