@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.errors import BadModel, FewbitError
 from fewbit.realize import rendered, save
 from fewbit.realize.older import in_opset
 from fewbit.request import Request
+from fewbit.run import Run
+from fewbit.stages import STAGES
 from fewbit.target import load_target
 from fewbit.target.versions import usual_ir
 
@@ -72,6 +76,26 @@ def test_what_an_older_opset_cannot_say_is_refused_by_name() -> None:
     split = helper.make_node("Split", ["x"], ["y", "z"], name="halves", axis=1, num_outputs=2)
     with pytest.raises(BadModel, match="num_outputs"):
         in_opset(model(split), 17, 8)
+
+
+class Normed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = torch.nn.Conv2d(3, 8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x).flatten(1)))
+
+
+def test_an_operator_that_the_opset_lacks_is_known_before_anything_is_calibrated(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    options: dict[str, Any] = {"images": images, "target": "ort-x86-vnni", "input_size": (3, 8, 8), "out": tmp_path / "run"}
+    for opset in (16, 17):
+        request = Request(model=Normed().eval(), opset=opset, **options)
+        refused = pytest.raises(BadModel, match=r"needs LayerNormalization .*; give --opset 17 or more, or leave it out\.")
+        with refused if opset < 17 else nullcontext(), Run.start(request, STAGES) as run:
+            run.do("capture")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_options_make_the_form_of_the_files_and_are_refused_where_they_cannot_be() -> None:

@@ -16,7 +16,8 @@ from fewbit.execute.simulate import simulate
 from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
 from fewbit.runtimes import OnnxRuntime
-from fewbit.search.costs import Sizes, costs_of, parse_budget
+from fewbit.search.budget import parse_budget, typed
+from fewbit.search.costs import Sizes, costs_of, smallest
 from fewbit.search.model import Loss, Model, Scored, Settings
 from fewbit.search.run import run
 from fewbit.search.search import problem_of
@@ -93,7 +94,7 @@ def test_another_process_finds_the_same_losses(net, edges):
     """Bit for bit, whatever it was asked before."""
     model = model_of(net, edges)
     dimensions = model.dimensions({op.name: False for op in net.graph.ops if op.name in model.base.integer_ops})
-    problem = Problem(dimensions, partial(Sizes(model), dimensions), {"bits": 6.0})
+    problem = Problem(dimensions, partial(Sizes.of(model), dimensions), {"bits": 6.0})
     score = Scored(model, Loss(net.graph, net.images.split(3), None), dimensions)
     for strategy in (Random, Greedy):
         here, there = (
@@ -106,12 +107,13 @@ def test_another_process_finds_the_same_losses(net, edges):
 def test_half_the_bits_are_half_the_bytes_of_the_codes(vit):
     model = model_of(vit)
     dimensions = model.dimensions({})
-    sizes = Sizes(model)
+    sizes = Sizes.of(model)
     low = tuple(len(d.options) - 1 for d in dimensions)
     predicted = sizes(dimensions, tuple(0 for _ in low))["bytes"] - sizes(dimensions, low)["bytes"]
     weights = sum(int(np.prod(s.shape)) for s in vit.graph.sites if s.role == "weight")
     assert predicted == pytest.approx(weights / 2, abs=len(low))  # 8 bits less 4
     assert sizes(dimensions, low)["bits"] == 4
+    assert smallest(vit.graph, model.context.allowed, 4) == sizes(dimensions, low)
 
 
 def test_every_activation_edge_is_a_dimension_of_its_own(conv_net):
@@ -226,6 +228,15 @@ def test_budgets():
     assert parse_budget("6bit") == parse_budget("6 bits") == ("bits", 6.0)
     assert parse_budget("3MB") == ("bytes", 3e6)
     assert parse_budget("1.5ms") == ("ms", 1.5)
+    for name, limit, text in (
+        ("bits", 4.0, "4bit"),
+        ("bits", 4.001, "4.01bit"),
+        ("bytes", 9.06e3, "9.1KB"),
+        ("ms", 0.0121, "0.013ms"),
+    ):
+        assert typed(name, limit) == text
+        assert parse_budget(text) == (name, pytest.approx(float(text.rstrip("bitKBms")) * (1e3 if name == "bytes" else 1)))
+        assert parse_budget(text)[1] >= limit
     for wrong in ("6", "0bit", "ms", "3GB", "nanbit", "1e309MB", "-1ms", f"{10**30}MB", "infms", ""):
         with pytest.raises(FewbitError, match="6bit"):
             parse_budget(wrong)
@@ -255,5 +266,5 @@ def test_costs_have_milliseconds_only_where_there_are_times(vit):
     model = model_of(vit)
     dimensions = model.dimensions({})
     start = tuple(0 for _ in dimensions)
-    assert set(costs_of(Sizes(model), dimensions, None)(start)) == {"bits", "bytes"}
-    assert costs_of(Sizes(model), dimensions, made_up(model, lambda name: 2.0))(start)["ms"] == 100.0
+    assert set(costs_of(Sizes.of(model), dimensions, None)(start)) == {"bits", "bytes"}
+    assert costs_of(Sizes.of(model), dimensions, made_up(model, lambda name: 2.0))(start)["ms"] == 100.0

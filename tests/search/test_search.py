@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from fewbit.cli import app
 from fewbit.core.record import MADE
+from fewbit.errors import FewbitError
 from fewbit.files import read_json
 from fewbit.onnx_file import load_proto
 from fewbit.runtimes import runtime_names
@@ -52,6 +53,16 @@ def place(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
     return root
+
+
+@pytest.mark.parametrize(("budget", "least"), [("1bit", "4bit"), ("0.4KB", "0.6KB")])
+def test_a_budget_that_no_weights_keep_is_refused_before_any_range(place, tmp_path, monkeypatch, budget, least):
+    module = importlib.import_module("fewbit.search.search")
+    monkeypatch.setattr(module, "Model", lambda *_: pytest.fail("ranges are chosen"))
+    model, images = f"{place / 'net.py'}:model", place / "images"
+    with pytest.raises(FewbitError, match=rf"keeps the budget {budget}; the smallest that one keeps is --budget {least}: give"):
+        search(model, images, out=tmp_path / "out", budget=(budget,), target="ort-x86-vnni", evaluations=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

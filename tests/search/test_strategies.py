@@ -153,7 +153,7 @@ def test_two_limits_at_once():
 
 
 def test_a_budget_that_nothing_keeps_is_refused():
-    with pytest.raises(FewbitError, match="give a larger one"):
+    with pytest.raises(FewbitError, match="the smallest that one keeps is --budget 4bit: give that or more"):
         STRATEGIES["greedy"](Problem(DIMENSIONS, bits, {"bits": 3.0}), 10)
 
 
@@ -306,8 +306,13 @@ def test_the_points_of_any_number_of_evaluations_keep_the_budget(monkeypatch, na
 
 def test_a_budget_that_nothing_keeps_is_refused_before_the_search(monkeypatch, name):
     monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "Scored", lambda *_: pytest.fail)
-    with pytest.raises(FewbitError, match="no setting of the target keeps the budget"):
+    fewest = min(bits(candidate)["bits"] for candidate in itertools.product(*(range(len(d.options)) for d in DIMENSIONS)))
+    says = rf"keeps the budget 3bit; the smallest that one keeps is --budget {fewest:g}bit: give that or more"
+    with pytest.raises(FewbitError, match=says):
         climb(Made({"bits": 3.0}), STRATEGIES[name], 300)
+    problem = Problem(DIMENSIONS, lambda c: {"bits": bits(c)["bits"], "ms": 20 - bits(c)["bits"]}, {"bits": 5.0, "ms": 14.0})
+    with pytest.raises(FewbitError, match="keeps the budget 5bit and 14ms, though one keeps each part of it"):
+        STRATEGIES[name](problem, 300)
 
 
 def test_the_seconds_of_a_journal_begin_with_those_before_it(tmp_path):

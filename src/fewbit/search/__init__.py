@@ -7,6 +7,7 @@ strategies   which candidates come next
 judge        the best points as files, scored and timed in the runtime
 model        the plan of a candidate for a model, and its loss
 costs        bits, bytes and milliseconds of a candidate
+budget       a limit of these as it is typed
 """
 
 from fewbit.search.search import execute, search

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fewbit.core.fx import constant, is_constant
-from fewbit.errors import FewbitError
+from fewbit.core.graph import Graph
+from fewbit.search.budget import WIDEST
 from fewbit.search.model import FLOAT, Model
 from fewbit.search.space import Candidate, Dimension
+from fewbit.target.allowed import Allowed
 from fewbit.verify.times import Times
-
-WIDEST = 16  # bits
-UNITS = {"bit": ("bits", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "b": ("bytes", 1.0), "ms": ("ms", 1.0)}
-
-
-def parse_budget(text: str) -> tuple[str, float]:
-    """(cost, limit) of `6bit` (per weight on average), `3MB`, `900KB` or `20ms`. Raises FewbitError for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*(bits?|[km]?b|ms)\s*", str(text).lower(), re.ASCII)
-    if match is None or float(match[1]) <= 0 or (match[2].startswith("bit") and float(match[1]) > WIDEST):
-        raise FewbitError(
-            f"--budget {text} is not understood; allowed are 6bit (a weight has 6 bits on average, at most 16), 3MB or "
-            "900KB (the file) and 20ms (one image in the target's runtime)."
-        )
-    name, factor = UNITS[match[2].rstrip("s") if match[2] != "ms" else "ms"]
-    return name, float(match[1]) * factor
 
 
 class Sizes:
     """Bits of a weight on average, and the bytes of the ONNX file: packed codes, scales, float tensors and nodes.
 
-    `rest` is the size of a file beyond its tensors, as measured on one plan.
+    A weight of `integer_ops` has `most` bits where no dimension says another width, any other is float. `rest` is the size of a
+    file beyond its tensors, as measured on one plan.
     """
 
-    def __init__(self, model: Model, rest: int = 0) -> None:
-        graph = model.graph
+    def __init__(self, graph: Graph, integer_ops: Collection[str], most: int, rest: int = 0) -> None:
         weights = {op.name: graph.site(op.operands["weight"]) for op in graph.ops if "weight" in op.operands}
         self.counts = {name: math.prod(site.shape) for name, site in weights.items()}
         self.channels = {name: site.shape[0] for name, site in weights.items()}
-        self.always = {name for name in weights if name not in model.base.integer_ops}
+        self.always = {name for name in weights if name not in integer_ops}
         weight_tensors = {site.tensor for site in weights.values()}
         nodes = [n for n in graph.module.graph.nodes if is_constant(n) and n.name not in weight_tensors]
         self.float_bytes = sum(4 * constant(graph.module, n).numel() for n in nodes)
-        self.most, self.rest = model.settings.most, rest
+        self.most, self.rest = most, rest
+
+    @staticmethod
+    def of(model: Model, rest: int = 0) -> Sizes:
+        """Those of the candidates of a model."""
+        return Sizes(model.graph, model.base.integer_ops, model.settings.most, rest)
 
     def widths(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, int]:
         """Bits of each weight by op, 32 where it is float."""
@@ -54,11 +45,22 @@ class Sizes:
         return widths
 
     def __call__(self, dimensions: Sequence[Dimension], candidate: Candidate) -> dict[str, float]:
-        widths = self.widths(dimensions, candidate)
+        return self.total(self.widths(dimensions, candidate))
+
+    def total(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """The same of weights of so many bits by op, 32 where they are float."""
         total = max(sum(self.counts.values()), 1)
         packed = sum(-(-self.counts[op] * b // 8) + (4 * self.channels[op] if b < 32 else 0) for op, b in widths.items())
         bits = sum(self.counts[op] * b for op, b in widths.items()) / total
         return {"bits": bits, "bytes": float(packed + self.float_bytes + self.rest)}
+
+
+def smallest(graph: Graph, allowed: Allowed, least: int) -> dict[str, float]:
+    """Fewer bits and bytes than these no candidate has: each weight has `least` bits, and nothing else is in the file."""
+    sizes = Sizes(graph, allowed.integer_ops, WIDEST)
+    weights = {op.name: allowed.sites[op.operands["weight"]] for op in graph.ops if op.operands.get("weight") in allowed.sites}
+    narrow = {name: min(least, *(grid.bits for grid in grids.grids)) for name, grids in weights.items()}
+    return sizes.total({name: 32 if name in sizes.always else narrow.get(name, least) for name in sizes.counts})
 
 
 def costs_of(

@@ -11,9 +11,11 @@ from typing import Any
 from fewbit.choose import Bits, Context
 from fewbit.core.device import CPU, on
 from fewbit.core.duration import parse_time
+from fewbit.core.graph import Graph
 from fewbit.core.record import Record
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.folder import PAGE, REPORT, TWIN
+from fewbit.observe import Stats
 from fewbit.onnx_file import bytes_of
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
@@ -22,7 +24,8 @@ from fewbit.request import SearchRequest
 from fewbit.request.command import quantize_command
 from fewbit.request.recipe_options import default_bits
 from fewbit.run import Run, helped
-from fewbit.search.costs import Sizes, costs_of, parse_budget
+from fewbit.search.budget import parse_budget, too_small
+from fewbit.search.costs import Sizes, costs_of, smallest
 from fewbit.search.judge import Judge
 from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings
 from fewbit.search.run import History, pareto
@@ -74,7 +77,7 @@ def problem_of(model: Model, loss: Loss, times: Times, limits: Mapping[str, floa
         floats = {name: True for name in slower if "weight" in graph.op(name).operands}
     always = tuple(name for name in slower if name not in floats)
     dimensions = model.dimensions(floats)
-    costs = costs_of(Sizes(model, rest), dimensions, times, always)
+    costs = costs_of(Sizes.of(model, rest), dimensions, times, always)
     return SearchProblem(model, loss, dimensions, costs, limits, always, times)
 
 
@@ -109,6 +112,7 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
 def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], build: Any, settings: Settings) -> dict[str, Any]:
     """The search of a run that has been started."""
     assert request.out is not None
+    _refuse_small(run["exact"], request, limits)
     part, progress, calibration, held_out = run.folder, run.progress, run["calibration"], run["scored"]
     graph, stats, record = run["graph"], run["stats"], run["inputs"].record
     placed = on(graph, request.place)
@@ -146,6 +150,14 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
     return summary
 
 
+def _refuse_small(graph: Graph, request: SearchRequest, limits: Mapping[str, float]) -> None:
+    """Raise FewbitError for fewer bits or bytes than any weights have: that is known without images."""
+    context = Context(graph, Stats({}, 0), request.hardware, request.widths, keep_float=tuple(request.keep_float))
+    least = smallest(graph, context.allowed, request.least)
+    if any(limits.get(name, value) < value for name, value in least.items()):
+        raise too_small(limits, least)
+
+
 def _timed_problem(
     model: Model,
     measure: Loss,
@@ -165,7 +177,7 @@ def _timed_problem(
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
     widest = model.dimensions({})
-    rest = bytes_of(part / WIDEST) - int(Sizes(model)(widest, (0,) * len(widest))["bytes"])
+    rest = bytes_of(part / WIDEST) - int(Sizes.of(model)(widest, (0,) * len(widest))["bytes"])
     return problem_of(model, measure, times, limits, rest)
 
 

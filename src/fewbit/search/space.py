@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 Candidate = tuple[int, ...]  # the index of the option in each dimension
 
@@ -40,6 +41,16 @@ class Problem:
             return 0.0
         costs = self.costs(candidate)
         return sum(max(0.0, costs[name] / limit - 1) for name, limit in self.limits.items())
+
+    def least(self, name: str) -> float:
+        """The smallest cost of this name: every dimension at the option that costs least while the others are at the start."""
+        start = self.start
+
+        def cost(at: int, k: int) -> float:
+            return self.costs((*start[:at], k, *start[at + 1 :]))[name]
+
+        best = tuple(min(range(len(d.options)), key=partial(cost, at)) for at, d in enumerate(self.dimensions))
+        return min(self.costs(best)[name], self.costs(start)[name])
 
     def moved(self, candidate: Candidate, at: int, by: int) -> Candidate | None:
         """The candidate with another option in one dimension; None beyond its ends."""

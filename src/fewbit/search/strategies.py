@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbit.errors import FewbitError, UnknownName
+from fewbit.search.budget import too_small
 from fewbit.search.space import Candidate, Problem
 
 Steps = Generator[Sequence[Candidate], Sequence[float], None]
@@ -44,8 +45,7 @@ class Strategy(ABC):
         self.seed = seed
         begin = problem.repaired(problem.start if start is None else start)
         if begin is None:
-            least = {name: f"at most {limit:g}" for name, limit in problem.limits.items()}
-            raise FewbitError(f"no setting of the target keeps the budget ({least}); give a larger one with --budget.")
+            raise too_small(problem.limits, {name: problem.least(name) for name in problem.limits})
         self.start = begin
         self._steps: Steps | None = None
 

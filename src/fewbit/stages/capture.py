@@ -30,6 +30,7 @@ from fewbit.request import Options
 from fewbit.stages import task
 from fewbit.stages.limit import check_memory_limit
 from fewbit.stages.load import Inputs
+from fewbit.stages.realize import check_opset
 from fewbit.stages.tail import read_tail, write_tail
 
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
@@ -40,7 +41,8 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     the sites that the target may quantize.
 
     Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
-    work on the target. The exported program is written for whoever opens the run.
+    work on the target, an operator that the opset of the files lacks. The exported program is written for whoever opens the
+    run.
     """
     if not (folder / EXPORTED).exists():
         write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
@@ -74,6 +76,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
     for one_pass in asked.method.passes:
         check_pass(one_pass, context)
+    check_opset(graph, asked.hardware.file_format)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:
         write_tensors(folder / OTHERS, values)

@@ -20,6 +20,7 @@ from fewbit.files import read_tensors, write_tensors
 from fewbit.folder import MODEL, SAMPLE, TWIN
 from fewbit.progress import Progress
 from fewbit.realize import rendered, rendered_float, save, with_metadata
+from fewbit.realize.older import OLDEST
 from fewbit.request import Request
 from fewbit.stages.load import Inputs
 
@@ -55,6 +56,14 @@ def write_twin(exact: Graph, path: Path, form: Mapping[str, Any], said: Record) 
     """Write float.onnx."""
     model = rendered_float(exact, opset=form["opset"], ir_version=form["ir_version"])
     save(with_metadata(model, said.entries(dtype=type_of(exact))), path, twin=True)
+
+
+def check_opset(graph: Graph, form: Mapping[str, Any]) -> None:
+    """Raise BadModel where the opset of the files is too old for an operator of the model: what torch.onnx makes of it, which
+    it writes in no older opset than OLDEST, is only known when it is made.
+    """
+    if form["opset"] < OLDEST:
+        rendered_float(graph, opset=form["opset"], ir_version=form["ir_version"])
 
 
 def realized(exact: Graph, folder: Path) -> tuple[Path, Path, Batch]:
