@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -20,11 +21,14 @@ from typer.testing import CliRunner
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
 from fewbit.core.plan import PassLog, described
+from fewbit.core.task import Output, Signature, Task
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.recipes import RECIPES
 from fewbit.run import Run, fail_on_drop, quantize
+from fewbit.stages.task import written
 from fewbit.target import detect
+from fewbit.task.segment import Segment
 from mutations import flips, mutations
 from small_net import NET
 
@@ -441,6 +445,40 @@ def test_annotations_that_are_not_to_be_read_are_refused_before_a_run_is_opened(
     code, text = run("evaluate", tmp_path / "none", "--images", tmp_path, "--annotations", "x.json", "--no-labels")
     assert code == 2
     assert "--annotations x.json says what is known of the images, and --no-labels ignores it; leave one out." in text
+    code, text = run("evaluate", tmp_path / "none", "--images", tmp_path, "--annotations", "x.json")
+    assert code == 2
+    assert "--annotations x.json does not exist; give the file or folder" in text
+
+
+def test_annotations_are_read_before_the_model_of_a_run_is_opened(
+    place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewbit.stages.capture.load_model", lambda *_, **__: pytest.fail("the model is opened"))
+    code, text = run("evaluate", finished, "--images", place / "classes", "--annotations", place)
+    assert code == 2, text
+    assert "task classify has none" in " ".join(text.split())
+
+
+MAP = Output("map", (5, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("ports", "tail", "task"),
+    [
+        ({"map": (1, ["batch", 5, 8, 8])}, False, Segment.of(Signature([MAP], (16, 16), list("abcde")))),
+        ({"map": (1, [1, 5, 8, 8]), "n": (7, [1, 3])}, False, Segment.of(Signature([MAP], (16, 16), list("abcde")))),
+        ({"map": (1, ["batch", 5, "height", "width"])}, False, None),
+        ({"map": (1, ["batch", 5, 8, 8])}, True, None),
+    ],
+)
+def test_the_task_of_a_run_is_what_its_float_file_gives(
+    tmp_path: Path, ports: dict[str, tuple[int, list[int | str]]], tail: bool, task: Task | None
+) -> None:
+    outputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in ports.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], outputs)), tmp_path / "float.onnx")
+    if tail:
+        (tmp_path / "tail.onnx").touch()
+    assert written({"task": "segment", "classes": list("abcde"), "preprocess": {"size": [3, 16, 16]}}, tmp_path) == task
 
 
 def test_lists_name_what_there_is() -> None:

@@ -283,10 +283,12 @@ class Run:
 
     def annotated(self, images: Images, path: Path | None) -> Images:
         """Those images with what a file or a folder says of them, in the terms of the run's task. Raises BadImages."""
-        from fewbit.stages.task import annotated
+        from fewbit.stages.task import annotated, written
         from fewbit.task import task_of
 
-        return annotated(images, task_of(self["exact"]), path)
+        if path is None:
+            return images
+        return annotated(images, written(self.record, self.folder) or task_of(self["exact"]), path)
 
     def unseen(self, images: Images) -> Images:
         """Those images that a finished run was not calibrated on, in whole batches where the model has one. Raises BadImages
@@ -294,7 +296,7 @@ class Run:
         """
         from fewbit.data.images import unseen, whole_batches
 
-        return whole_batches(unseen(images, set(self.record.get("calibrated_on", ()))), self["exact"].batch)
+        return whole_batches(unseen(images, set(self.record.get("calibrated_on", ()))), self.record["batch"])
 
     def verify(self, images: Any = None) -> Checks:
         """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""

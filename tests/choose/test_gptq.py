@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.columns import factor
 from fewbit.choose.gptq import Gptq, gain, regressed
+from fewbit.choose.headroom import codes_are_safe
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
 from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
@@ -17,7 +19,9 @@ from fewbit.core.plan import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
 from fewbit.recipes import RECIPES
+from fewbit.target import load_target
 from fewbit.workers import LOCAL
+from planning import context_for
 from tasks import Apart
 
 GRID = Grid(3, narrow=True, axis=0)
@@ -361,3 +365,48 @@ def test_some_of_the_images_are_every_so_many(conv_net):
     codes = [[c.codes for c in plan.choices.values() if c.codes is not None] for plan in (found, expected, other)]
     assert all(map(torch.equal, codes[0], codes[1]))
     assert not all(map(torch.equal, codes[0], codes[2]))
+
+
+def test_a_weight_that_keeps_its_codes_is_a_fallback(conv_net):
+    context = context_for(conv_net.graph, conv_net.stats, load_target("ort-x86-avx2"), images=conv_net.images.split(8))
+    start, grids = RECIPES["mse"].passes[0](context.start(), context), context.allowed.sites
+    wide = {  # codes of 8 bits of which no two saturate a sum of 16, with scales that some of GPTQ's fill
+        site: replace(
+            choice,
+            grid=grids[site].grids[0],
+            codes=torch.ones_like(choice.codes),
+            qparams=replace(choice.qparams, scale=choice.qparams.scale * choice.grid.largest / grids[site].grids[0].largest),
+        )
+        for site, choice in start.choices.items()
+        if choice.role == "weight"
+    }
+    start = replace(start, choices={**start.choices, **wide})
+    plan = Gptq()(start, context)
+    assert all(codes_are_safe(context.graph, plan.choices[site], plan.choices, grids[site]) for site in wide)
+    kept = {site for site, choice in wide.items() if torch.equal(plan.choices[site].codes, choice.codes)}
+    said = {f.site: (f.requested, f.actual, f.why) for f in plan.fallbacks if f not in start.fallbacks}
+    assert 0 < len(kept) < len(wide)
+    assert said == dict.fromkeys(kept, ("GPTQ weights", "those before", "GPTQ codes can saturate 16 bits"))
+
+
+class OneDimension(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.line, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv1d(8, 8, 3), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.line(torch.relu(self.stem(x)).flatten(2)).mean(2))
+
+
+def test_a_layer_of_which_no_rows_are_cut_is_a_fallback(capture_net):
+    net = capture_net(OneDimension().eval())
+    context = net.context("ort-x86-vnni", images=net.images.split(8))
+    before = choose(context, Recipe("ranges", (RECIPES["mse"].passes[0],)))
+    plan = choose(context, Recipe("both", (RECIPES["mse"].passes[0], Gptq())))
+    (found,) = [f for f in plan.fallbacks if f not in before.fallbacks]
+    line = net.graph.op("line")
+    assert (found.site, found.actual, found.macs_share) == (line.operands["weight"], "those before", net.graph.share(line.macs))
+    changed = {
+        c.site for c in plan.choices.values() if c.codes is not None and not torch.equal(c.codes, before.choices[c.site].codes)
+    }
+    assert changed == {net.graph.op(name).operands["weight"] for name in ("stem", "head")}

@@ -16,7 +16,7 @@ from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.columns import block_scales, by_row, column_codes, descended, errors_of, factor
 from fewbit.choose.context import BATCH, MEMORY, Context, few_enough
 from fewbit.choose.fisher import Importance, position_weights
-from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, weight_of
+from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, unsafe_codes, weight_of
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
 from fewbit.core.device import wide
@@ -28,6 +28,7 @@ from fewbit.core.plan import Choice, Fallback, Json, PassLog, Plan, described
 from fewbit.core.shelf import count_of
 from fewbit.workers import LOCAL, Workers, in_order
 
+NAME = "GPTQ"  # in fallbacks
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
 WORK = 1 << 23  # elements of all candidates that are held at a time
 
@@ -149,7 +150,9 @@ class Gptq:
     def _solve_layer(
         self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
     ) -> Solved | None:
-        """The codes of a weight whose range is chosen; None where the op's rows cannot be cut, or no codes are safe."""
+        """The codes of a weight whose range is chosen; None where it keeps its codes. Where its op's rows cannot be cut, or the
+        codes are not safe, that is a fallback; a weight with a width for each channel has its codes from who chose the widths.
+        """
         graph, grids = layers.graph, builder.allowed.sites[choice.site]
         site = graph.site(choice.site)
         activation = builder.choices.get(op.operands["input"])
@@ -160,6 +163,8 @@ class Gptq:
             op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions
         )
         if found is None:
+            why, share = "rows of what it reads are cut for linear layers and Conv2d alone", graph.share(op.macs)
+            builder.fallbacks.append(Fallback(choice.site, f"{NAME} weights", "those before", why, share))
             return None
         fit, outside = found
         whole = fit if outside is None else fit + outside
@@ -170,7 +175,10 @@ class Gptq:
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
         result = self.layer(choice, w, bias, whole, ridge, min_scale)
-        return result if sums_are_safe(graph, result.choice, builder.choices, grids) else None
+        if sums_are_safe(graph, result.choice, builder.choices, grids):
+            return result
+        builder.fallbacks.append(unsafe_codes(graph, result.choice, builder.choices, grids, NAME))
+        return None
 
     def layer(
         self, choice: Choice, w: Tensor, bias: Tensor | None, whole: Moments, ridge: float | None, min_scale: Tensor

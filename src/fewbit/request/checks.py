@@ -87,15 +87,15 @@ def check_task(request: Options) -> None:
         check_name(request.task)
     elif request.task is not None and not isinstance(request.task, Task):
         raise FewbitError(f"--task {request.task!r:.80} is neither a name nor a fewbit.Task; give one, as in --task segment.")
-    if request.annotations is not None and not os.path.exists(request.annotations):
-        raise BadImages(f"--annotations {request.annotations} does not exist; give the file or folder that says what is known.")
     check_annotations(request.annotations, request.labels)
 
 
 def check_annotations(path: Path | None, labels: bool) -> None:
-    """Raises BadImages for annotations beside a wish to read nothing of what is known."""
+    """Raises BadImages for annotations that are not there, or beside a wish to read nothing of what is known."""
     if path is not None and not labels:
         raise BadImages(f"--annotations {path} says what is known of the images, and --no-labels ignores it; leave one out.")
+    if path is not None and not os.path.exists(path):
+        raise BadImages(f"--annotations {path} does not exist; give the file or folder that says what is known.")
 
 
 def check_weights(request: Options) -> None:

@@ -100,4 +100,4 @@ def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedPr
     loaded = replace(loaded, program=mapped(loaded.program, folder / EXPORTED))
     inputs = tuple(replace(one, others=others.get(one.name, ())) for one in loaded.inputs)
     loaded = replace(loaded, batch=batch, ports=ports, inputs=inputs, tail=read_tail(folder))
-    return replace(graph_of(loaded), task=task.reopened(record, loaded)), loaded.program
+    return replace(graph_of(loaded), task=task.reopened(record, loaded.outputs)), loaded.program

@@ -8,18 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fewbit.core.task import Signature, Task
+from onnx import TensorProto
+
+from fewbit.core.task import Output, Signature, Task
 from fewbit.data.images import Images
 from fewbit.demo import DEMOS
 from fewbit.deploy.program import answers
 from fewbit.errors import AGAIN, BadFile, BadImages, BadModel, reason
+from fewbit.folder import TWIN
 from fewbit.load import Loaded
 from fewbit.load.python_file import from_python
+from fewbit.onnx_file import load_proto
 from fewbit.request import Options
+from fewbit.stages.tail import TAIL
 from fewbit.task import Tensors, recognise, task_named
 from fewbit.task.own import fitting
 from fewbit.tasks import OWN
 
+REAL = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 ASK = "say what they mean with --task, see `fewbit quantize --help`."
 
 
@@ -58,12 +64,24 @@ def _of_file(spec: str) -> Task:
     return task
 
 
-def reopened(record: Mapping[str, Any], loaded: Loaded) -> Task:
+def written(record: Mapping[str, Any], folder: Path) -> Task | None:
+    """The task of a finished run by its files, without its model, which takes seconds to open; None where they do not say the
+    outputs: their sizes are free, or they come from a tail.
+    """
+    ports = load_proto(folder / TWIN, data=False).graph.output
+    shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim][1:] for one in ports}
+    if (folder / TAIL).exists() or any(not size for shape in shapes.values() for size in shape):
+        return None
+    real = {one.name: one.type.tensor_type.elem_type in REAL for one in ports}
+    return reopened(record, [Output(name, tuple(shape), real[name]) for name, shape in shapes.items()])
+
+
+def reopened(record: Mapping[str, Any], outputs: Sequence[Output]) -> Task:
     """The task of a finished run. One of a user's own file is not run again: outputs are then compared as numbers."""
     spec = record.get("task")
     if not isinstance(spec, str):
         raise BadFile(f"run.json says the task {spec!r:.40}; {AGAIN}")
-    model = Signature(loaded.outputs, loaded.input_shape[1:], record["classes"] or ())
+    model = Signature(outputs, tuple(record["preprocess"]["size"][1:]), record["classes"] or ())
     return Tensors.of(model) if OWN in spec else task_named(spec, model)
 
 
