@@ -13,6 +13,7 @@ from fewbit.core.device import CPU, on
 from fewbit.core.duration import parse_time
 from fewbit.core.graph import Graph
 from fewbit.core.record import Record
+from fewbit.errors import FewbitError
 from fewbit.files import Journal, write_atomic, write_json
 from fewbit.folder import PAGE, REPORT, TWIN
 from fewbit.observe import Stats
@@ -24,7 +25,7 @@ from fewbit.request import SearchRequest
 from fewbit.request.command import quantize_command
 from fewbit.request.recipe_options import default_bits
 from fewbit.run import Run, helped
-from fewbit.search.budget import parse_budget, too_small
+from fewbit.search.budget import parse_budget, too_small, typed
 from fewbit.search.costs import Sizes, costs_of, smallest
 from fewbit.search.judge import Judge
 from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings
@@ -154,8 +155,13 @@ def _refuse_small(graph: Graph, request: SearchRequest, limits: Mapping[str, flo
     """Raise FewbitError for fewer bits or bytes than any weights have: that is known without images."""
     context = Context(graph, Stats({}, 0), request.hardware, request.widths, keep_float=tuple(request.keep_float))
     least = smallest(graph, context.allowed, request.least)
-    if any(limits.get(name, value) < value for name, value in least.items()):
+    if limits.get("bits", least["bits"]) < least["bits"]:
         raise too_small(limits, least)
+    if limits.get("bytes", least["bytes"]) < least["bytes"]:
+        raise FewbitError(
+            f"no setting keeps the budget {typed('bytes', limits['bytes'])}: the weights alone at their narrowest "
+            f"are {typed('bytes', least['bytes'])}, and a file has more than these. Give a larger one with --budget."
+        )
 
 
 def _timed_problem(
