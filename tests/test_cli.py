@@ -435,7 +435,7 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
     with pytest.raises(FewbitFailed, match=r"fell by 1\.5003 points; --max-drop allows 1\.5\."):
         fail_on_drop({**labelled, "quantized": 78.4997}, 1.5)
     fail_on_drop(labelled, 1.5)
-    with pytest.raises(FewbitFailed, match="top-1 accuracy is no number for the integer model"):
+    with pytest.raises(FewbitFailed, match="top-1 accuracy is not a number for the integer model"):
         fail_on_drop({**labelled, "quantized": float("nan")}, 1.5)
     fail_on_drop({**labelled, "float": 100 * 823 / 1000, "quantized": 100 * 822 / 1000}, 0.1)  # 0.10000000000000853
     fail_on_drop(labelled, None)

@@ -221,7 +221,7 @@ def test_what_a_constant_decides_is_weighed_by_its_gradient() -> None:
     assert len(found.counts.unique()) > 8
     context = context_for(graph, observe(graph, [x]), load_target("ort-x86-vnni"), images=[x])
     assert "mask:input" in choose(context, recipe_named("fast")).choices
-    context.refuse_fixed_batch("any")  # the first input is no image: its dimensions say nothing of the batch
+    context.refuse_fixed_batch("any")  # the first input is not an image: its dimensions say nothing of the batch
 
 
 def test_inputs_nested_in_dicts_and_given_by_keyword() -> None:
@@ -288,12 +288,12 @@ def test_what_a_module_cannot_be_given(given: dict[str, Any], says: str) -> None
     [
         (["size"], "--input size is not NAME=VALUE; type it as in"),
         (["size=1", "size=2"], "--input size is given twice"),
-        (["size=12;9"], "--input size=12;9 is no number, list of numbers or .npy file"),
-        (["size=[[1,2],[3]]"], "--input size: list is no array of numbers"),
+        (["size=12;9"], "--input size=12;9 is not a number, list of numbers or .npy file"),
+        (["size=[[1,2],[3]]"], "--input size: list is not an array of numbers"),
         (["size=12,NaN"], "--input size holds NaN"),
         (["size=[]"], r"--input size has shape \(0,\), without a number"),
         (["mask=nowhere.npy"], "--input mask: nowhere.npy does not exist"),
-        (['size="a"'], "--input size: str is no array of numbers"),
+        (['size="a"'], "--input size: str is not an array of numbers"),
     ],
 )
 def test_what_is_typed_wrong_is_refused_before_any_work(texts: list[str], says: str) -> None:
@@ -314,7 +314,7 @@ def test_what_can_be_typed(tmp_path) -> None:
     assert torch.equal(found["e"], MASK)
     assert torch.equal(found["mask"], MASK)
     (tmp_path / "broken.npy").write_bytes(b"no array")
-    with pytest.raises(FewbitError, match=r"--input mask: .*broken.npy is no readable NumPy file"):
+    with pytest.raises(FewbitError, match=r"--input mask: .*broken.npy is not a readable NumPy file"):
         Request(model="demo", inputs=[f"mask={tmp_path / 'broken.npy'}"])
 
 

@@ -67,8 +67,8 @@ def test_a_float_file_of_fewbit_has_its_preprocessing_with_it(made):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{", "is no record of preprocessing"),
-        ("[1]", "is no record of preprocessing (it is a list)"),
+        ("{", "is not a record of preprocessing"),
+        ("[1]", "is not a record of preprocessing (it is a list)"),
         ('{"mean": "0.5"}', "mean is '0.5'"),
         ('{"mean": [0.5, 0.5, 99]}', f"metadata entry {ENTRY}: mean [0.5, 0.5, 99] is not allowed"),
         ('{"mean": [0.5, 0.5]}', f"metadata entry {ENTRY}: mean has 2 numbers and the model 3 channels"),

@@ -35,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
     [
         ({"recipie": "fast"}, UnknownName, "unknown option 'recipie'. Did you mean recipe"),
         ({"recipe": "fats"}, UnknownName, "unknown recipe 'fats'. Did you mean fast"),
-        ({"recipe": 3}, FewbitError, "--recipe 3 is no name"),
+        ({"recipe": 3}, FewbitError, "--recipe 3 is not a name"),
         ({"target": "ort-x86-vnnj"}, UnknownName, "unknown target 'ort-x86-vnnj'. Did you mean ort-x86-vnni"),
         ({"bits": "w9a8"}, FewbitError, "has no integers wider than 8 bits; allowed are 2 to 8"),
         ({"bits": "eight"}, FewbitError, "--bits eight is not understood"),

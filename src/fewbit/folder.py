@@ -98,7 +98,7 @@ def check_out(out: Path, kind: str, *, force: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise BadFile(f"{out} exists and is no folder; {ANOTHER}")
+        raise BadFile(f"{out} exists and is not a folder; {ANOTHER}")
     if os.path.ismount(out):
         raise BadFile(f"{out} is a mount point and cannot be replaced; give a folder inside of it: --out {out / 'run'}.")
     if not any(out.iterdir()):
@@ -169,7 +169,7 @@ class Workplace:
             check_out(self.out, self.kind, force=self.force)
             self._replace()
         except (BadFile, OSError) as error:
-            raise Stopped(f"{self.out} cannot be written: {error}. Mend that and give the same command again.") from error
+            raise Stopped(f"{self.out} cannot be written: {error}. Fix that and give the same command again.") from error
         self.published = True
         return self.out
 

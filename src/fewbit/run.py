@@ -131,10 +131,10 @@ def helped(request: Options) -> Iterator[Workers]:
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
     """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more points than are allowed."""
     drop, measure = drop_of(accuracy)
-    if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is no number
+    if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is not a number
         what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
         digits = next((n for n in range(2, 9) if float(f"{drop:.{n}f}") > allowed), 9)  # that show what is too much
-        fell = f"fell by {drop:.{digits}f} points" if drop == drop else "is no number for the integer model or the float one"
+        fell = f"fell by {drop:.{digits}f} points" if drop == drop else "is not a number for the integer model or the float one"
         fell = f"{measure} {fell}; --max-drop allows {allowed:g}."
         raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
 

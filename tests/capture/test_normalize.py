@@ -185,7 +185,7 @@ def test_an_average_is_written_so_that_every_runtime_divides_alike(setting):
     ceil, counted, *divisor = node.args[4:]
     assert not divisor
     assert not (ceil and counted)
-    if setting[3:] in ((False, True, None), (True, False, None)):  # nothing to mend
+    if setting[3:] in ((False, True, None), (True, False, None)):  # nothing to fix
         assert count(module).keys() == {"slice", "avg_pool2d"}
 
 

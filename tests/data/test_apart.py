@@ -178,7 +178,7 @@ def test_what_is_no_file_is_named_and_left_out_only_on_request(
     (tmp_path / "d" / "sub").mkdir()
     reason, make = ODD[name]
     make(tmp_path / "d" / name)
-    with pytest.raises(BadImages, match=r"^in folder d .*\. Mend or remove it, or leave such out with --skip-bad") as refused:
+    with pytest.raises(BadImages, match=r"^in folder d .*\. Fix or remove it, or leave such out with --skip-bad") as refused:
         opened("d")
     assert f"{name} {reason}" in str(refused.value)
     images = opened("d", skip_bad=True)

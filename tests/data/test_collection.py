@@ -173,7 +173,7 @@ def test_a_loader_of_a_file(tmp_path: Path) -> None:
         Request(loader=f"{tmp_path}/own.py:images", images=PIXELS, **options)
 
 
-RELABEL = r"Mend the labels, or use --no-labels\.$"
+RELABEL = r"Fix the labels, or use --no-labels\.$"
 
 
 def broken() -> Iterator[Any]:

@@ -258,7 +258,7 @@ def test_a_class_list_of_another_encoding_is_named_and_one_with_a_mark_is_read(t
     (tmp_path / "a.txt").write_text("cat\nant\n", encoding="utf-8-sig")
     assert read_classes(tmp_path / "a.txt") == ["cat", "ant"]
     (tmp_path / "a.txt").write_text("cat\nant\n", encoding="utf-16")
-    with pytest.raises(BadFile, match="is no text in UTF-8; save it as UTF-8"):
+    with pytest.raises(BadFile, match="is not text in UTF-8; save it as UTF-8"):
         read_classes(tmp_path / "a.txt")
 
 
@@ -511,11 +511,10 @@ def test_the_formats_that_are_said_to_be_allowed_are_those_that_can_be_read(tmp_
 def test_a_sentence_of_pillow_ends_with_one_full_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (30, 30)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    with pytest.raises(BadImages, match=r"huge\.png .* decompression bomb DOS attack\. Mend or remove it"):
+    with pytest.raises(BadImages, match=r"huge\.png .* decompression bomb DOS attack\. Fix or remove it"):
         open_images(tmp_path, TINY)
     assert (
-        str(BadImages("the folder .. is here, and ../a... too.. Mend it."))
-        == "the folder .. is here, and ../a... too. Mend it."
+        str(BadImages("the folder .. is here, and ../a... too.. Fix it.")) == "the folder .. is here, and ../a... too. Fix it."
     )
 
 
@@ -714,5 +713,5 @@ def test_an_array_that_is_said_to_be_larger_than_its_file_reserves_nothing(tmp_p
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 48,)})
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("images.npy", header.getvalue() + bytes(64))
-    with pytest.raises(BadImages, match=r"x\.npz is no readable NumPy file: array images of shape .* needs 1,125,899"):
+    with pytest.raises(BadImages, match=r"x\.npz is not a readable NumPy file: array images of shape .* needs 1,125,899"):
         open_images(tmp_path / "x.npz", Preprocess((3, 8, 8)))

@@ -337,15 +337,15 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
     cut = tmp_path / "cut.png"
     cut.write_bytes(b"GIF89a" + bytes(7))
     said = {
-        "mask=nope.npy": "nope.npy is no file that is there; give one with float32 (1, 3, 1, 1)",
+        "mask=nope.npy": "nope.npy is not a file that is there; give one with float32 (1, 3, 1, 1)",
         f"mask={tmp_path / 'wide.npy'}": "holds float32 (1, 3, 1, 2); the model takes float32 (1, 3, 1, 1)",
         f"mask={tmp_path / 'double.npy'}": "holds float64 (1, 3, 1, 1); the model takes float32",
         f"mask={tmp_path / 'objects.npy'}": "cannot be read as a .npy file",
         f"mask={tmp_path / 'cut.npy'}": "cannot be read as a .npy file",
         f"mask={picture}": "cannot be read as a .npy file",
-        "class=a.png": "class=a.png is no file that is there; the program takes pictures and mask=FILE.npy.",
-        "--pixel": "--pixel is no file that is there",
-        str(tmp_path): "is no file that is there",
+        "class=a.png": "class=a.png is not a file that is there; the program takes pictures and mask=FILE.npy.",
+        "--pixel": "--pixel is not a file that is there",
+        str(tmp_path): "is not a file that is there",
         str(tmp_path / "cut.npy"): "cannot be read as a .npy file",
         str(tmp_path / "none.npy"): "holds uint8 (0, 4, 3); the model has 3 channels",
         str(cut): "is none that Pillow reads",

@@ -14,7 +14,7 @@ LONGEST = 700  # characters of a message
 ERRORS = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)]
 MESSAGE = re.compile(rf"^(?:{'|'.join(ERRORS)}): ", re.MULTILINE)
 NEXT = re.compile(
-    r"--[a-z]|`|\b(?:give|use|write|leave|type|check|mend|remove|choose|download|install|export|resize|transpose|set|see|free|"
+    r"--[a-z]|`|\b(?:give|use|write|leave|type|check|fix|remove|choose|download|install|export|resize|transpose|set|see|free|"
     r"make|move|pick|needs?|needed|must|expected|docs/|allowed|"
     r"ha[sv]e? to|in use|same command|did you mean|there are|wait|close|run|try|take|rename|name|is \S+ for)\b|\?",
     re.IGNORECASE,

@@ -196,14 +196,14 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "an opaque object": (opaque, "opaque_obj_0"),
     "a compiled library": (library, "data/aotinductor/model/model.so"),
     "the older format": (older, "is ambiguous|is not a readable exported program"),
-    "the expression of a size": (edited(MODEL, size), "the size .* is no arithmetic"),
+    "the expression of a size": (edited(MODEL, size), "the size .* is not arithmetic"),
     "the target of a node": (edited(MODEL, target), "a node calls 'torch.os.mkdir'"),
     "a function as an operand": (edited(MODEL, operand), "a node calls 'torch.os.mkdir'"),
     "a library as a node": (edited(MODEL, native), "a node calls 'torch.ops.load_library'"),
     "an operator that writes files": (edited(MODEL, file_written), "a node calls 'torch.ops.aten.from_file.default'"),
-    "the name of a node": (edited(MODEL, renamed), "is no name of a"),
-    "the name of a buffer": (edited(MODEL, quoted), "is no name of a tensor"),
-    "the name of an argument": (edited(MODEL, argument_name), "is no name of a node"),
+    "the name of a node": (edited(MODEL, renamed), "is not a name of a"),
+    "the name of a buffer": (edited(MODEL, quoted), "is not a name of a tensor"),
+    "the name of an argument": (edited(MODEL, argument_name), "is not a name of a node"),
     "a key of the arguments": (edited(MODEL, tree_key), "comes out is called .k=__import__"),
     "a type of the outputs": (edited(MODEL, tree_type), "is a 'collections.defaultdict'"),
     "an enumeration of the outputs": (edited(MODEL, tree_enum), "is called '__enum__'"),
@@ -283,5 +283,5 @@ def test_sizes_that_torch_writes_are_arithmetic(text):
 ])  # fmt: skip
 def test_anything_else_is_no_size(text):
     function = getattr(_is_size, "__wrapped__", _is_size)
-    with pytest.raises(BadFile, match="is no arithmetic of symbols"):
+    with pytest.raises(BadFile, match="is not arithmetic of symbols"):
         function(text)

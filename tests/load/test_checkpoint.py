@@ -124,8 +124,8 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"w": torch.zeros(2), "seen": np.float64(3)}, r"it holds numpy\S+scalar, which is no tensor\. Write them with"),
-        ({"w": torch.zeros(2), "from": Path("x")}, r"it holds pathlib\.\w+, which is no tensor\. Write them with"),
+        ({"w": torch.zeros(2), "seen": np.float64(3)}, r"it holds numpy\S+scalar, which is not a tensor\. Write them with"),
+        ({"w": torch.zeros(2), "from": Path("x")}, r"it holds pathlib\.\w+, which is not a tensor\. Write them with"),
         (None, r"neither safetensors nor torch\.save has written it whole\. Write them with"),
         (b"text", r"neither safetensors nor torch\.save has written it whole\. Write them with"),
         (b"", r"is empty, of 0 bytes\. Copy or download it again\.$"),

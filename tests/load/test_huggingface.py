@@ -131,7 +131,7 @@ def test_a_folder_keeps_the_head_of_its_own_task(tmp_path):
             "config.json",
             lambda config: {**config, "id2label": {str(i): str(i) for i in range(7)}},
             r"has weights of other shapes than its config\.json says: classifier\.bias \(5,\) for \(7,\), "
-            r"classifier\.weight \(5, 16\) for \(7, 16\)\. Mend config\.json, of a head id2label",
+            r"classifier\.weight \(5, 16\) for \(7, 16\)\. Fix config\.json, of a head id2label",
         ),
         (
             "config.json",

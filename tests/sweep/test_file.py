@@ -66,7 +66,7 @@ def test_a_combination_that_cannot_be_is_a_row_with_its_refusal(folder: Path) ->
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [
-        ("models = [", BadFile, "a.toml is not readable TOML .*end of document.* Mend it; a sweep begins with models = "),
+        ("models = [", BadFile, "a.toml is not readable TOML .*end of document.* Fix it; a sweep begins with models = "),
         ("", BadFile, "a.toml: models is missing; write a list of names"),
         ("models = []", BadFile, r"a.toml: models has \[\]: List should have at least 1 item"),
         ('models = "demo"', BadFile, "models has 'demo': Input should be a valid list"),
@@ -78,7 +78,7 @@ def test_a_combination_that_cannot_be_is_a_row_with_its_refusal(folder: Path) ->
         ('models = ["demo"]\nseed = 1', UnknownName, "unknown key in a.toml 'seed'.* below a line \\[options\\]"),
         ('models = ["demo"]\n[options]\nsede = 1', UnknownName, "unknown option in a.toml 'sede'. Did you mean seed"),
         ('models = ["demo"]\n[options]\nout = "x"', UnknownName, "unknown option in a.toml 'out'"),
-        ('models = ["demo"]\n[options]\nrecipe = "x"', BadFile, "recipe is no option of all rows; give it as a list"),
+        ('models = ["demo"]\n[options]\nrecipe = "x"', BadFile, "recipe is not an option of all rows; give it as a list"),
         ('models = ["demo"]\n[options]\nseed = -1', FewbitError, "a.toml: no row can be made: FewbitError: --seed -1"),
         ('models = ["demo"]\nrecipes = ["mse", "fats"]', FewbitError, "with recipe fats: UnknownName: .*Did you mean fast"),
         ('models = ["demo"]\ntargets = ["ort-x86"]', FewbitError, "no row can be made: UnknownName: unknown target 'ort-x86'"),

@@ -206,7 +206,7 @@ BROKEN = {
     "a text is not closed by '": ["a = '''x", "a = '''x''"],
     "a name in brackets is not closed": ["[a", "[[a", "[[a]"],
     "a name is missing": ["a.", "[]", "[a.]", "a = {b = 1,}", "[[]]", "[$]", "a.. = 1", "a = {,}"],
-    "this is no key": ["= 1", "?", "}", "]", "\u00e4 = 1", ","],
+    "this is not a key": ["= 1", "?", "}", "]", "\u00e4 = 1", ","],
     "more follows behind a value": [
         "[zz] x", "a = 1 b = 2", "a = 01", "a = 0x", "a = 1.", "a = 1979-13-01", "a = 12:00:61", "a = [1]]", "[a]]", "a = 1_",
     ],

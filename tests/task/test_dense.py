@@ -86,14 +86,14 @@ def test_masks_of_0_and_255_alone_are_those_of_two_classes(tmp_path, shape):
     assert (one.float_score, one.score, one.why) == (two.float_score, two.score, "")
     assert 0 < one.score < 50
     assert "255 is taken for class 1" in two.why
-    Image.fromarray(np.eye(48, 64, dtype=np.uint8)).save(tmp_path / "0.png")  # where there is a 1, 255 is no class
+    Image.fromarray(np.eye(48, 64, dtype=np.uint8)).save(tmp_path / "0.png")  # where there is a 1, 255 is not a class
     assert task.read(tmp_path, pictures)[1].one is None
 
 
 def test_masks_that_say_nothing_are_refused(tmp_path):
     pictures, _ = masks(tmp_path)
     for values, outputs, message in (
-        ([255], ("y", (3, *SIZE)), "every pixel of the masks of all 6 scored images is 255, which is no class"),
+        ([255], ("y", (3, *SIZE)), "every pixel of the masks of all 6 scored images is 255, which is not a class"),
         ([0, 255], ("y", SIZE, False), "the masks have 0 and 255 alone.* Write 1 where 255 is the foreground"),
     ):
         for i in range(6):

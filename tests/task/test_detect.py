@@ -511,7 +511,7 @@ def test_a_folder_of_text_files_may_hold_parquet_too(tmp_path):
         ("val-0.parquet", ("val-1.parquet:0", "val-1.parquet:1"), "has no file val-1"),
         ("", ("val-0.parquet:0", "val-2.parquet:0"), "has no file val-2"),
         ("", ("val-0.parquet:0", "val-1.parquet:2"), r"val-1\.parquet, row 2: has no objects"),
-        ("val-0.parquet", ("000000001532.jpg", "b.jpg"), r"is parquet, .* and 000000001532\.jpg is no row of it\. Give"),
+        ("val-0.parquet", ("000000001532.jpg", "b.jpg"), r"is parquet, .* and 000000001532\.jpg is not one of them\. Give"),
     ],
 )  # fmt: skip
 def test_objects_of_other_rows_of_parquet_are_refused(tmp_path, file, images, message):
@@ -572,7 +572,7 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
         ({"categories": []}, "has category_id 7, and the file's categories are none"),
         ({"categories": [{"id": "x", "name": "dog"}]}, "has category 'x'; a whole number is needed"),
         ({"categories": [{"id": float("inf"), "name": "dog"}]}, "has category inf; a whole number is needed"),
-        (with_field(image_id=5), r"annotation 9 has image_id 5, which is the id of no image of the file\. Mend it"),
+        (with_field(image_id=5), r"annotation 9 has image_id 5, which is the id of no image of the file\. Fix it"),
         (with_field(image_id="0"), r"annotation 9 has image_id '0', .* file \(0 is one, which is another type\)"),
         (listed(id=1), r"lists a\.jpg and b\.jpg under the one id 1, so nobody can say whose"),
         (

@@ -111,7 +111,7 @@ CALLS = {
 @pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(3), KeyError("k")])
 def test_what_a_users_method_raises_is_said_with_file_and_method(method, error):
-    said = rf"--task .*test_own\.py:Bad: \w+\.{method} raised {type(error).__name__}: .+, at line \d+\. Mend it\."
+    said = rf"--task .*test_own\.py:Bad: \w+\.{method} raised {type(error).__name__}: .+, at line \d+\. Fix it\."
     with pytest.raises(BadModel, match=said):
         CALLS[method](Bad(**{method: error}))
     refused = BadImages("own words")
@@ -163,7 +163,7 @@ def test_a_task_is_looked_at_from_where_it_is_named_on():
     task, _ = meant(given, model(Output("y", (5,))), ())
     assert isinstance(task, Upside)  # and so a classifier, whose classes are those of the images
     assert (task.index, task.classes, type(task).drawn is Task.drawn, type(given)) == (0, 5, True, Upside)
-    with pytest.raises(BadModel, match=r"test_own\.py:Upside: Upside\.divergence raised IndexError: .*, at line \d+\. Mend it"):
+    with pytest.raises(BadModel, match=r"test_own\.py:Upside: Upside\.divergence raised IndexError: .*, at line \d+\. Fix it"):
         task.divergence([torch.zeros(4, 5)], [torch.zeros(4, 5)])
     ours = Classify(0, 5)
     assert own.watched(ours) is ours

@@ -95,7 +95,7 @@ def before_padding(node: Node) -> Node:
 
 
 def shape_for_one(node: Node) -> tuple[int, ...]:
-    """The shape for one image, as shape propagation has set it; empty for what is no tensor."""
+    """The shape for one image, as shape propagation has set it; empty for what is not a tensor."""
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 

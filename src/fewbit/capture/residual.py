@@ -74,7 +74,7 @@ def residual(graph: Graph) -> Residual | None:
 
 
 def _sources(node: Node) -> list[Node] | None:
-    """What a node of the stream is put together from; None for one that is no addition, row or list of rows of it."""
+    """What a node of the stream is put together from; None for one that is not an addition, row or list of rows of it."""
     if is_call(node, *ADDS) and not node.kwargs.get("alpha") and all(isinstance(a, Node) for a in node.args[:2]):
         return [cast(Node, a) for a in node.args[:2]]
     if is_call(node, aten.cat.default):
@@ -178,7 +178,7 @@ def _block(graph: Graph, name: str, members: Iterable[str], output: Node, nodes:
 
 
 def is_count(node: Node) -> bool:
-    """A size: only the batch has one that is no constant of the graph."""
+    """A size: only the batch has one that is not a constant of the graph."""
     return "tensor_meta" not in node.meta and not is_constant(node)
 
 

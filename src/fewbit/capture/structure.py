@@ -96,7 +96,7 @@ def _attention(nodes: Mapping[str, Node], by_node: Mapping[str, Op], mix: Op, so
 
 
 def _layers_before(start: Any, by_node: Mapping[str, Op], through: set[Callable[..., Any]] | None) -> set[str]:
-    """The nearest linear layers behind a value; with `through` None, through whatever is no op and the sums of rotations."""
+    """The nearest linear layers behind a value; with `through` None, through all that are no ops and the sums of rotations."""
 
     def is_layer(node: Node) -> bool:
         return node.name in by_node and by_node[node.name].kind == "linear"

@@ -170,7 +170,7 @@ class Course:
             raise BadImages(f"task {self.task.spec} has a divergence without a gradient; take --recipe fast.")
         loss = loss / len(x)
         if not bool(loss.isfinite()):
-            raise BadValues(f"distillation diverged at step {self.step + 1}: its loss is no number. Take --recipe fast.")
+            raise BadValues(f"distillation diverged at step {self.step + 1}: its loss is not a number. Take --recipe fast.")
         parameters = self.student.parameters()
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             parameter.grad = gradient

@@ -32,7 +32,7 @@ class ModelLoss:
 
     @staticmethod
     def of(graph: Graph, batches: Sequence[Batch], labels: Tensor | None = None) -> ModelLoss:
-        """Against the outputs of the float model. Raises BadImages for labels where the model is no classifier."""
+        """Against the outputs of the float model. Raises BadImages for labels where the model is not a classifier."""
         task = task_of(graph)
         if labels is not None and task.logits is None:
             raise BadImages("--loss labels needs a model that gives a class for an image; leave it at --loss kl.")
@@ -44,7 +44,7 @@ class ModelLoss:
         return self.total(Stream(overlay, batches).outputs())
 
     def total(self, outputs: Iterable[Sequence[Tensor]]) -> float:
-        """The loss of outputs, batch by batch; infinite where one is no number."""
+        """The loss of outputs, batch by batch; infinite where one is not a number."""
         loss, count = 0.0, 0
         for i, tensors in enumerate(on(one, CPU) for one in outputs):
             n = len(tensors[0])

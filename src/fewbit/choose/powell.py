@@ -145,7 +145,7 @@ class Parabola:
 
 
 def parabola(p: Sequence[float], losses: Sequence[float]) -> Parabola | None:
-    """The least-squares parabola; None for fewer than 3 points or a loss that is no number."""
+    """The least-squares parabola; None for fewer than 3 points or a loss that is not a number."""
     if len(set(p)) < 3 or not np.isfinite(losses).all():
         return None
     middle = float(np.mean(p))

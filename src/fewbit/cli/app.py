@@ -70,7 +70,7 @@ def about(
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command: what a user can mend, or has stopped, gives one message and an exit code, not a traceback."""
+    """Register a command: what a user can fix, or has stopped, gives one message and an exit code, not a traceback."""
 
     @app.command(cls=Single)
     @wraps(function)

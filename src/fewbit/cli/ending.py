@@ -1,4 +1,4 @@
-"""How a command ends: one message and an exit code for what a user can mend or has stopped, and no traceback.
+"""How a command ends: one message and an exit code for what a user can fix or has stopped, and no traceback.
 
 Exit codes: 0 success, 1 the file is not right, not good enough or does not pay, 2 the request was invalid or the machine
 stopped the work (disk, memory), 128 + its number for a signal (130 Ctrl-C).
@@ -48,7 +48,7 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     halt = stopped(error) if isinstance(error, Exception) else None
     if halt is None and isinstance(error, OSError):
         found = f"{error.filename or 'a file'}: {error.strerror or error}"
-        halt = Stopped(f"{found}. Mend that (is it there, and may you use it?) and give the same command again.")
+        halt = Stopped(f"{found}. Fix that (is it there, and may you use it?) and give the same command again.")
     known = halt or error
     if isinstance(known, FewbitError | FewbitFailed):
         return f"{type(known).__name__}: {known}", known.exit_code

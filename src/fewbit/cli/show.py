@@ -41,7 +41,9 @@ def show(what: Path) -> None:
         out.print("Times are those of a machine and so not in the file: fewbit show RUN has them.", soft_wrap=True)
     _listed("Other entries", entries)
     if how is None:
-        out.print(f"{what} does not say how it was made: it is no integer file of a finished run of fewbit.", soft_wrap=True)
+        out.print(
+            f"{what} does not say how it was made: it is not an integer file of a finished run of fewbit.", soft_wrap=True
+        )
     if said.intact is False:
         raise FewbitFailed(f"{what} was changed after it was measured (SHA-256), so what it says does not hold for it.")
 

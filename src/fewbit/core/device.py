@@ -31,7 +31,7 @@ def device_named(name: str) -> torch.device:
     here = [*found()]
     typed = f"type --device {here[-1]}, or leave it out for the processor"
     if re.fullmatch(rf"({'|'.join(KINDS)})(:\d+)?", name) is None:
-        raise FewbitError(f"--device {name} is no device; allowed are cpu, cuda, cuda:NUMBER and mps: {typed}.")
+        raise FewbitError(f"--device {name} is not a device; allowed are cpu, cuda, cuda:NUMBER and mps: {typed}.")
     if name not in here and f"{name}:0" not in here:
         raise FewbitError(f"--device {name} is not here, torch {torch.__version__} finds {', '.join(here)}: {typed}.")
     return torch.device(name)

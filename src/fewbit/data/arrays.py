@@ -36,12 +36,12 @@ def named_arrays(path: Path) -> dict[str, Array]:
         if path.suffix == ".npy":
             return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no archive of arrays")
+            raise ValueError("it is not an archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             return {name: _stored(file, name) for name in file.files}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
         found = re.sub(r":? *<[^<>]* at 0x\w+>", "", str(error))
-        raise BadImages(f"{path} is no readable NumPy file: {found}. Write it with numpy.save or savez.") from error
+        raise BadImages(f"{path} is not a readable NumPy file: {found}. Write it with numpy.save or savez.") from error
 
 
 def _stored(file: Any, name: str) -> Array:
@@ -64,7 +64,7 @@ def placed(source: Any, where: str, size: tuple[int, int, int]) -> tuple[Array, 
             source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu()
         values = np.asarray(source)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise BadImages(f"{where} is no plain array ({error}). Give a dense one on the processor.") from error
+        raise BadImages(f"{where} is not a plain array ({error}). Give a dense one on the processor.") from error
     problem = f"{where} has type {values.dtype} and shape {values.shape}"
     channels, pixels = size[0], is_pixels(values)
     if channels == 1 and values.ndim == 3 and pixels:

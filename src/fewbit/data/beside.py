@@ -100,5 +100,5 @@ def _column(one: Input, values: np.ndarray, names: Sequence[str], where: str) ->
         try:
             rows.append(row_of(one, {one.name: value}))
         except BadImages as error:
-            raise BadImages(f"{name}: {error}. Mend {where}.") from error
+            raise BadImages(f"{name}: {error}. Fix {where}.") from error
     return torch.stack(rows)

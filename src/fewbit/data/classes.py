@@ -25,9 +25,9 @@ def read_classes(path: str | Path) -> list[str]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         content = json.loads(text) if path.suffix == ".json" else lines
     except UnicodeDecodeError as error:
-        raise BadFile(f"{path} is no text in UTF-8; save it as UTF-8, one name per line, or JSON.") from error
+        raise BadFile(f"{path} is not text in UTF-8; save it as UTF-8, one name per line, or JSON.") from error
     except (OSError, ValueError) as error:
-        raise BadFile(f"{path} is no readable list of classes: {error}. Give one name per line, or JSON.") from error
+        raise BadFile(f"{path} is not a readable list of classes: {error}. Give one name per line, or JSON.") from error
     if isinstance(content, dict):
         content = _ordered(content, path)
     if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):

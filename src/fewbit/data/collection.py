@@ -177,7 +177,7 @@ def read(
                     remedy = (
                         error.remedy
                         if isinstance(error, _BadLabel)
-                        else "Mend or remove it, or leave such images out with --skip-bad"
+                        else "Fix or remove it, or leave such images out with --skip-bad"
                     )
                     raise BadImages(f"{error}. {remedy}.") from error
                 reader.bad.append(str(error))
@@ -216,7 +216,7 @@ def _taken(items: Any, rows: list[int] | None, most: int | None, what: str) -> I
             yield count, partial(next, iter((item,)))
             count += 1
     except Exception as error:
-        raise BadImages(f"{what} failed at item {count}: {_reason(error)}. Mend it.") from error
+        raise BadImages(f"{what} failed at item {count}: {_reason(error)}. Fix it.") from error
 
 
 @dataclass
@@ -387,7 +387,7 @@ def _class(label: Any) -> int | None:
 class _BadLabel(BadImages):
     """A label that cannot be used: the image could be, without it."""
 
-    remedy = "Mend the labels, or use --no-labels"
+    remedy = "Fix the labels, or use --no-labels"
 
 
 def _of(error: Exception, name: str) -> BadImages:

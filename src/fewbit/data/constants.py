@@ -55,13 +55,15 @@ def _tensor(value: Any, name: str) -> Tensor:
     try:
         tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
-        raise FewbitError(f"--input {name}: {type(value).__name__} is no array of numbers; give numbers, {ALLOWED}.") from error
+        raise FewbitError(
+            f"--input {name}: {type(value).__name__} is not an array of numbers; give numbers, {ALLOWED}."
+        ) from error
     if tensor.is_complex() or tensor.is_quantized or tensor.layout is not torch.strided:
         raise FewbitError(f"--input {name} has type {tensor.dtype} and layout {tensor.layout}; give a plain array of numbers.")
     if not tensor.numel():
         raise FewbitError(f"--input {name} has shape {tuple(tensor.shape)}, without a number; give at least one.")
     if bool(tensor.isnan().any()):
-        raise BadValues(f"--input {name} holds NaN; only numbers can be computed with. Mend it.")
+        raise BadValues(f"--input {name} holds NaN; only numbers can be computed with. Fix it.")
     return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
 
 
@@ -71,18 +73,18 @@ def _numbers(text: str, name: str) -> Any:
             return json.loads(whole)
         except (ValueError, RecursionError):
             continue
-    raise FewbitError(f"--input {name}={text} is no number, list of numbers or .npy file; type it {ALLOWED}.")
+    raise FewbitError(f"--input {name}={text} is not a number, list of numbers or .npy file; type it {ALLOWED}.")
 
 
 def _read(path: str, name: str) -> Any:
     """The array of a .npy file, or the one of this name, or alone, in a .npz file."""
     if not os.path.isfile(path):
-        raise BadFile(f"--input {name}: {path} does not exist or is no file; give the path of a .npy or .npz file.")
+        raise BadFile(f"--input {name}: {path} does not exist or is not a file; give the path of a .npy or .npz file.")
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
     except Exception as error:  # NumPy raises whatever zip, pickle and the header parser raise
-        raise BadFile(f"--input {name}: {path} is no readable NumPy file: {error}. Write it with numpy.save.") from error
+        raise BadFile(f"--input {name}: {path} is not a readable NumPy file: {error}. Write it with numpy.save.") from error
     if name not in arrays and len(arrays) != 1:
         raise BadFile(
             f"--input {name}: {path} has the arrays {', '.join(arrays)}; name one of them '{name}', or give a .npy file."

@@ -250,7 +250,7 @@ def glance(source: Any, *, skip_bad: bool) -> None:
 
 def _refuse_unreadable(found: Found, *, skip_bad: bool) -> None:
     if found.unreadable and not skip_bad:
-        raise BadImages(f"in {found.description} {found.unreadable[0]}. Mend or remove it, or leave such out with --skip-bad.")
+        raise BadImages(f"in {found.description} {found.unreadable[0]}. Fix or remove it, or leave such out with --skip-bad.")
 
 
 def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, skip_bad: bool) -> dict[int, bytes]:
@@ -267,7 +267,7 @@ def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, ski
             good[row] = checked(item, name, preprocess.size[0])
         except BadImages as error:
             if not skip_bad:
-                raise BadImages(f"{error} Mend or remove it, or leave such images out with --skip-bad.") from error
+                raise BadImages(f"{error} Fix or remove it, or leave such images out with --skip-bad.") from error
     return good
 
 

@@ -247,22 +247,22 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
 
 
 def checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
-    """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is no class."""
+    """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is not a class."""
     try:
         labels = np.asarray(values)
     except ValueError as error:
-        raise BadImages(f"{where} has labels that are no list of integers: {error}. Mend them, or use --no-labels.") from error
+        raise BadImages(f"{where} has labels that are no list of integers: {error}. Fix them, or use --no-labels.") from error
     if labels.dtype.kind not in "iu" or labels.shape != (len(names),):
         raise BadImages(
             f"{where} has labels of type {labels.dtype} and shape {labels.shape}; "
-            f"allowed are integers of shape ({len(names)},), one for each image. Mend them, or use --no-labels."
+            f"allowed are integers of shape ({len(names)},), one for each image. Fix them, or use --no-labels."
         )
     count = classes if classes is None or isinstance(classes, int) else len(classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= (2**31 if count is None else count)))
     if len(wrong):
         allowed = "0 to 2147483647" if count is None else f"0 to {count - 1}, the model's classes"
         problem = f"{names[wrong[0]]} has label {labels[wrong[0]]}"
-        raise BadImages(f"{problem}; allowed is {allowed}. Mend it, or use --no-labels.")
+        raise BadImages(f"{problem}; allowed is {allowed}. Fix it, or use --no-labels.")
     return labels.astype(np.int64)
 
 

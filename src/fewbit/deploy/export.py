@@ -90,7 +90,7 @@ def _refuse(run: Path, to: Path, runtime: str, name: str) -> None:
     if to.resolve().is_relative_to(run.resolve()):
         raise BadFile(f"--to {to} is in the run {run}, which holds its own files alone; give a folder outside it: --to DIR.")
     if not to.parent.is_dir():
-        raise BadFile(f"--to {to}: {to.parent} is no folder; make it, or give another one: --to DIR.")
+        raise BadFile(f"--to {to}: {to.parent} is not a folder; make it, or give another one: --to DIR.")
     if runtime not in runtime_names():
         raise BadFile(f"format {name} is of {runtime}, which is not installed: pip install 'fewbit[{runtime}]'.")
     if runtime not in runtimes_for(run / MODEL):

@@ -78,7 +78,7 @@ def inspect_archive(path: Path) -> None:
             raise BadFile("its table of contents is ambiguous.")
     for name in reader.get_all_records():
         if not MEMBERS.fullmatch(name):
-            raise BadFile(f"it holds {name!r}, which is no part of an exported program.")
+            raise BadFile(f"it holds {name!r}, which is not a part of an exported program.")
         data = reader.get_record(name)
         if stored[name].compress_type != zipfile.ZIP_STORED or zlib.crc32(data) != stored[name].CRC:
             raise BadFile(f"{name} is damaged (its checksum is wrong).")
@@ -114,13 +114,13 @@ def _inspect(value: Any, key: str) -> None:
 def _is_plain(text: str) -> None:
     """Names stand in generated code, inside quotation marks where they are no identifiers."""
     if re.search(r"""["'`\\\x00-\x1f\x7f]""", text):
-        raise BadFile(f"{text[:80]!r} is no name of a tensor or module.")
+        raise BadFile(f"{text[:80]!r} is not a name of a tensor or module.")
 
 
 @cache
 def _is_identifier(text: str) -> None:
     if not re.fullmatch(r"\w*", text):
-        raise BadFile(f"{text[:80]!r} is no name of a node.")
+        raise BadFile(f"{text[:80]!r} is not a name of a node.")
 
 
 @cache
@@ -146,7 +146,7 @@ def _is_path(text: str) -> None:
 @cache
 def _is_size(text: str) -> None:
     """A size is symbols and arithmetic, in small powers; torch evaluates it as Python."""
-    refused = BadFile(f"the size {text!r:.80} is no arithmetic of symbols.")
+    refused = BadFile(f"the size {text!r:.80} is not arithmetic of symbols.")
     if not isinstance(text, str) or not re.fullmatch(r"[ -~]*", text) or "#" in text:
         raise refused
     try:

@@ -89,7 +89,9 @@ def _why(error: Exception, path: Path) -> str:
     if zipfile.is_zipfile(path) and not isinstance(error, pickle.UnpicklingError):
         return reason(error)
     found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it holds {found[1]}, which is no tensor." if found else "neither safetensors nor torch.save has written it whole."
+    return (
+        f"it holds {found[1]}, which is not a tensor." if found else "neither safetensors nor torch.save has written it whole."
+    )
 
 
 def _loaded(path: Path) -> Any:

@@ -51,14 +51,14 @@ def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...
         if keys:
             shown = ", ".join(sorted(keys)[:LISTED]) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
             raise BadModel(
-                f"{ref} {what} weights of {type(net).__name__}: {shown}. Save it again with save_pretrained, or mend "
+                f"{ref} {what} weights of {type(net).__name__}: {shown}. Save it again with save_pretrained, or fix "
                 f'"architectures" in its config.json.'
             )
     if other := sorted(loading["mismatched_keys"]):
         listed = [f"{key} {tuple(there)} for {tuple(wanted)}" for key, there, wanted in other[:LISTED]]
         shown = ", ".join(listed) + (f" and {len(other) - LISTED} more" if len(other) > LISTED else "")
         raise BadModel(
-            f"{ref} has weights of other shapes than its config.json says: {shown}. Mend config.json, of a head id2label or "
+            f"{ref} has weights of other shapes than its config.json says: {shown}. Fix config.json, of a head id2label or "
             "num_labels, or save the model again with save_pretrained."
         )
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
@@ -110,7 +110,7 @@ def record_of(ref: str, kind: str, processor: Any) -> dict[str, Any]:
             )
     except Exception as error:
         raise BadModel(
-            f"the image processor of {ref} ({kind}) fails: {reason(error)} Mend its preprocessor_config.json."
+            f"the image processor of {ref} ({kind}) fails: {reason(error)} Fix its preprocessor_config.json."
         ) from error
     if black.ndim != 3 or black.shape != other.shape:
         raise BadModel(

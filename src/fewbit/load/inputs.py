@@ -150,5 +150,5 @@ def _filled(port: Input, value: Any, given: Given, ref: str) -> Input:
     exact = port.dtype.is_floating_point or torch.equal(whole.to(port.dtype).to(whole.dtype), whole)
     if not fits or not exact or (port.has_batch and len(whole) != 1):
         kind = str(value.dtype).removeprefix("torch.")
-        raise BadModel(f"{ref} takes {port}; input {port.name} is given {kind} numbers of shape {tuple(value.shape)}. Mend it.")
+        raise BadModel(f"{ref} takes {port}; input {port.name} is given {kind} numbers of shape {tuple(value.shape)}. Fix it.")
     return replace(port, shape=own, value=whole.to(port.dtype), each=each)

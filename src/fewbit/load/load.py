@@ -101,7 +101,7 @@ def _loaded(ref: str | nn.Module | ExportedProgram, asked: _Asked) -> Loaded:
 
 
 def look_up(ref: str) -> None:
-    """Raise BadFile for a file that does not exist or is no model, UnknownName or BadModel for a name that no library knows:
+    """Raise BadFile for a file that does not exist or is not a model, UnknownName or BadModel for a name that no library knows:
     what can be said of a model before it is loaded.
     """
     READERS[form_of(ref)].look_up(ref)
@@ -122,7 +122,7 @@ def _from_pt2(ref: str, asked: _Asked) -> Loaded:
     size = fields.pop("input_size", None)
     loaded = from_program(program, str(path), {**fields, **asked.overrides}, asked.given, asked.sizes)
     if size not in (None, loaded.input_shape):
-        raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; mend or remove it.")
+        raise BadModel(f"{sidecar} has input_size {size}, {path} was exported for {loaded.input_shape}; fix or remove it.")
     checked({**fields, "input_size": loaded.input_shape}, str(sidecar))
     return loaded
 
@@ -174,7 +174,7 @@ def _entry(file: OnnxFile, size: Any) -> dict[str, Any]:
         record = read_entry(file.metadata)
     except (ValueError, RecursionError) as error:
         raise BadModel(
-            f"{where} is no record of preprocessing ({error}); remove it, and say how images are made: --mean, --std, ..."
+            f"{where} is not a record of preprocessing ({error}); remove it, and say how images are made: --mean, --std, ..."
         ) from error
     record.pop("size", None)
     return checked({**record, "input_size": size} if record else {}, where)
@@ -189,9 +189,7 @@ def _from_file(ref: str, asked: _Asked) -> Loaded:
     except FewbitError:
         raise
     except (Exception, SystemExit) as error:
-        raise BadModel(
-            f"{function}() of {path} failed: {reason(error)} Mend it; it has to return a torch.nn.Module."
-        ) from error
+        raise BadModel(f"{function}() of {path} failed: {reason(error)} Fix it; it has to return a torch.nn.Module.") from error
     if not isinstance(net, nn.Module):
         raise BadModel(f"{function}() of {path} returned {type(net).__name__}; a torch.nn.Module is needed.")
     net = unwrapped(net)

@@ -198,7 +198,7 @@ def from_program(program: ExportedProgram, ref: str, record: Mapping[str, Any], 
     """
     values = input_values(program)
     if other := [name for name, value in values.items() if not isinstance(value, Tensor)]:
-        raise BadModel(f"{ref} takes {', '.join(other)}, which is no tensor; export it with a fixed number there.")
+        raise BadModel(f"{ref} takes {', '.join(other)}, which is not a tensor; export it with a fixed number there.")
     known = {*given.constants, *flat(given.each)}
     maps = {name: value for name, value in values.items() if value.ndim == 4 and value.is_floating_point()}
     batch = next((str(maps[name].shape[0]) for name in sorted(maps, key=known.__contains__)), "batch")  # of the image, if any

@@ -46,7 +46,7 @@ def key_of(name: str) -> str:
 def named_tensors(out: Any) -> dict[str, Tensor]:
     """The tensors of a model's result, by name and in order: keys and fields joined by dots, places in tuples counted.
 
-    What is no tensor (None, numbers, text) is left out. A single tensor without a name is `logits` where it may be a list of
+    What is not a tensor (None, numbers, text) is left out. A single tensor without a name is `logits` where it may be a list of
     classes (batch, n), else `output`. Raises BadModel where there is no tensor.
     """
     leaves = [(name, leaf) for name, leaf in _named(out) if isinstance(leaf, Tensor)]

@@ -35,7 +35,7 @@ def _imported(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(python)
     except (Exception, SystemExit) as error:
-        raise BadModel(f"{path} cannot be imported: {reason(error)} Mend it; `python {path.name}` shows where.") from error
+        raise BadModel(f"{path} cannot be imported: {reason(error)} Fix it; `python {path.name}` shows where.") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return python

@@ -21,7 +21,7 @@ def beside(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path} is not JSON ({error}); mend it, or remove it and give --mean, --std, ...") from error
+        raise BadFile(f"{path} is not JSON ({error}); fix it, or remove it and give --mean, --std, ...") from error
     if not isinstance(record, dict):
         raise BadFile(f"{path} holds a {type(record).__name__}; a record is needed, as in {MEANS}.")
     if record and not record.keys() & CONSTANTS.keys():

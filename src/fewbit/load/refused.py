@@ -100,7 +100,9 @@ def refuse_outputs(program: ExportedProgram, inputs: Sequence[Input], ref: str) 
         if value.is_complex():
             raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
         if "0" in shape:
-            raise BadModel(f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; has it 0 classes?")
+            raise BadModel(
+                f"{ref} gives {name} of shape (batch, {', '.join(shape[1:])}), without a number; does it have 0 classes?"
+            )
 
 
 def shown_shape(value: Tensor) -> list[str]:
@@ -143,5 +145,5 @@ def refuse_values(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any], 
             continue
         if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
             raise BadValues(
-                f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized. Mend it."
+                f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized. Fix it."
             )

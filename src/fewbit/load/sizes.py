@@ -164,7 +164,7 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
 
 
 def of_one_size(inputs: Sequence[Input], ref: str) -> BadModel:
-    """The error where images of any size were wished for, and a model takes one alone."""
+    """The error for a model that takes one size of images, where --dynamic-size was given."""
     size = " x ".join(map(str, image_among(inputs).shape[1:]))
     return BadModel(f"{ref} takes images of {size} alone: others {OTHERS}. Leave --dynamic-size out.")
 

@@ -45,8 +45,8 @@ def is_torchscript(path: Path) -> bool:
 @contextmanager
 def as_onnx(path: Path, size: Sequence[int]) -> Iterator[tuple[Path, torch.jit.ScriptModule, int | None]]:
     """The model of a file for images of (channels, height, width) as an ONNX file that is there meanwhile, itself, and the
-    batch that is written in it, if one is. Raises BadFile for what does more than compute, BadModel for what is no function of
-    images or that torch.onnx cannot write.
+    batch that is written in it, if one is. Raises BadFile for what does more than compute, BadModel for what torch.onnx cannot
+    write, or what is not a function of images.
     """
     inspect_script(path)
     try:

@@ -84,7 +84,7 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
         written = "" if batch is None else f"has a batch of {batch} written in it, and "
         raise BadModel(
             f"{ref} {written}gives one image other outputs in another place of the batch, or beside other images: its images "
-            "depend on each other, as by a mean over the batch. Mend that, or export it for one image."
+            "depend on each other, as by a mean over the batch. Fix that, or export it for one image."
         )
     return batch is not None or _is_alone(run, inputs, noise[-1:], [value[-1:] for value in here])
 

@@ -29,7 +29,7 @@ class Inspection:
     `shift` is the distance of batch-norm input means from the running means, in running standard deviations (root mean square
     over channels, median over layers); `spread` is the mean absolute difference of log variances (median over layers). Both are
     None without batch norm. `classes` is the effective number of predicted classes: e to the entropy of the prediction shares,
-    1 if all are the same; None for a model that is no classifier. `duplicate_share` is the share of images that show one
+    1 if all are the same; None for a model that is not a classifier. `duplicate_share` is the share of images that show one
     colour or repeat another.
     """
 

@@ -31,7 +31,7 @@ def read_proto(path: Path, change: Callable[[ModelProto, Path], ModelProto] = la
     except (DecodeError, ValueError, RecursionError) as error:
         size = path.stat().st_size
         raise BadFile(
-            f"{path} ({size:,} bytes) is no readable ONNX file: it is cut off, damaged or of another kind. "
+            f"{path} ({size:,} bytes) is not a readable ONNX file: it is cut off, damaged or of another kind. "
             "Export it again: torch.onnx.export(model, (x,), 'model.onnx')."
         ) from error
     if not model.graph.node or not model.opset_import:
@@ -79,7 +79,7 @@ def refuse_names(graph: GraphProto, path: Path) -> None:
 
 
 def refuse_text(graph: GraphProto, path: Path) -> None:
-    """Raise BadModel where an output is no tensor of numbers but text, a map or a sequence, with the cut in front of it."""
+    """Raise BadModel where an output is not a tensor of numbers but text, a map or a sequence, with the cut in front of it."""
     strange = {one.name for one in graph.output if not _is_of_numbers(one.type)}
     if not strange:
         return

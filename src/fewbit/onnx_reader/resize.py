@@ -131,7 +131,7 @@ def _resized(node: Node, x: Tensor, moved: dict[int, tuple[float, Any, tuple[flo
 def _places(n: int, size: int, step: float, box: tuple[float, float], where: str) -> np.ndarray:
     """Where each new pixel lies among the old ones: onnxruntime's rule, in its float32, which decides what is nearest.
 
-    Where `step * n` is no whole number, onnx.reference (1.23) puts pixels elsewhere than onnxruntime (1.32): it counts from
+    Where `step * n` is not a whole number, onnx.reference (1.23) puts pixels elsewhere than onnxruntime (1.32): it counts from
     the end of the larger map that was not rounded down, and a single pixel of pytorch_half_pixel lies at -0.5, not at 0.
     """
     one = np.float32

@@ -59,7 +59,7 @@ def verify(result: Checks) -> dict[str, Any]:
 
 
 def outputs(result: Checks) -> Rows:
-    """The outputs, a row each; what is no number is its name, as JSON has none for it."""
+    """The outputs, a row each; what is not a number is its name, as JSON has none for it."""
     rows = [{**asdict(check), "right": not check.wrong} for check in result.outputs]
     return [{k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
 

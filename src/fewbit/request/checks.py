@@ -73,7 +73,7 @@ def check_images(request: Options) -> None:
 def check_loader(request: Options, loader: str) -> None:
     spec = re.fullmatch(r"(.+\.py):(\w+)", loader)
     if spec is None or not os.path.isfile(spec[1]):
-        raise BadImages(f"--loader {loader} is no function of a Python file that exists; type --loader file.py:function.")
+        raise BadImages(f"--loader {loader} is not a function of a Python file that exists; type --loader file.py:function.")
     if request.images is not None:
         raise BadImages(f"--loader {loader} takes the place of --images; leave one of them out.")
 

@@ -80,7 +80,7 @@ class Options(Asked):
     annotations: Annotations = None
     inputs: Annotated[dict[str, Any], BeforeValidator(as_constants)] = Field(
         default={},
-        description="NAME=VALUE of an input that is no image: a number, a list of numbers or a .npy file; may be repeated.",
+        description="NAME=VALUE of an input that is not an image: a number, a list of numbers or a .npy file; may be repeated.",
         examples=["size=640,480"],
     )
     target: Annotated[str | None, BeforeValidator(as_text)] = Field(default=None, description=TARGET)
@@ -208,7 +208,7 @@ class Options(Asked):
         from fewbit.recipes import recipe_named
 
         if not isinstance(self.recipe, str | Recipe):
-            raise FewbitError(f"--recipe {self.recipe!r} is no name; give one of `fewbit recipes`, as in --recipe mse.")
+            raise FewbitError(f"--recipe {self.recipe!r} is not a name; give one of `fewbit recipes`, as in --recipe mse.")
         return configured(recipe_named(self.recipe) if isinstance(self.recipe, str) else self.recipe, self)
 
     @cached_property

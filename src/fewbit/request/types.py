@@ -38,7 +38,7 @@ def as_path(value: Any) -> Any:
 def as_file(value: Any, info: ValidationInfo) -> Any:
     path = as_path(value)
     if isinstance(path, Path) and not os.path.isfile(path):
-        raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is no file; give the path of a file.")
+        raise BadFile(f"{option(str(info.field_name))} {path} does not exist or is not a file; give the path of a file.")
     return tuple(path) if isinstance(path, list) else path
 
 
@@ -96,7 +96,7 @@ Address = Annotated[str | None, Field(description=RAY, examples=["10.0.0.1:6379"
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
-    """A value in the limits of a type of this file, for what is no field of a request. Raises FewbitError with the option."""
+    """A value in the limits of a type of this file, for what no field of a request is. Raises FewbitError with the option."""
     try:
         return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:

@@ -28,7 +28,7 @@ from fewbit.search.space import Candidate, Dimension
 from fewbit.target.allowed import Allowed
 from fewbit.target.grids import AllowedGrids
 
-FLOAT = 0  # an option that is no width
+FLOAT = 0  # an option that is not a width
 LEAST = 4  # bits (HAGO)
 
 

@@ -113,4 +113,6 @@ def synthesis(
 
 def require_classes(outputs: int | None) -> None:
     if outputs is None:
-        raise BadImages("images are synthesized for classes, but the model's output is no list of classes; give --images DIR.")
+        raise BadImages(
+            "images are synthesized for classes, but the model's output is not a list of classes; give --images DIR."
+        )

@@ -58,7 +58,7 @@ def _of_file(spec: str) -> Task:
     try:
         task = made if isinstance(made, Task) else made()
     except (Exception, SystemExit) as error:
-        raise BadModel(f"--task {spec}: {name}() of {path} failed: {reason(error)} Mend it.") from error
+        raise BadModel(f"--task {spec}: {name}() of {path} failed: {reason(error)} Fix it.") from error
     if not isinstance(task, Task):
         raise BadModel(f"--task {spec}: {name} of {path} is a {type(task).__name__}; a fewbit.Task is needed.")
     return task
@@ -104,6 +104,6 @@ def digest(path: Path) -> str:
         try:
             content = hashlib.sha256(one.read_bytes()).hexdigest()
         except OSError as error:
-            raise BadImages(f"{one} cannot be read: {error}. Mend it, or leave --annotations out.") from error
+            raise BadImages(f"{one} cannot be read: {error}. Fix it, or leave --annotations out.") from error
         total.update(f"{one.relative_to(path).as_posix()} {content} ".encode())
     return total.hexdigest()

@@ -118,7 +118,7 @@ def _read(path: Path) -> _Lists:
         found = "is missing" if row["type"] == "missing" else f"has {row['input']!r:.80}: {row['msg']}"
         raise BadFile(f"{path}: {key} {found}; write a list of names, as in {EXAMPLE}.") from error
     except (ValueError, RecursionError) as error:  # of TOML, or of its text
-        raise BadFile(f"{path} is not readable TOML ({error}). Mend it; a sweep begins with {EXAMPLE}.") from error
+        raise BadFile(f"{path} is not readable TOML ({error}). Fix it; a sweep begins with {EXAMPLE}.") from error
 
 
 def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str
     for table in (options, *models):
         for name in set(table) - OPTIONS - ({"model"} if table is not options else set()):
             if name in AXES.values():
-                raise BadFile(f"{path}: {name} is no option of all rows; give it as a list beside the models.")
+                raise BadFile(f"{path}: {name} is not an option of all rows; give it as a list beside the models.")
             raise UnknownName(f"option in {path}", name, OPTIONS, "`fewbit quantize --help` says what each is.")
     for model in models:
         if not isinstance(model.get("model"), str):

@@ -21,7 +21,7 @@ FAULTS = (  # how a message of tomllib begins, and what is wrong in plain words
     ("Expected \"'", "a text is not closed by '"),
     ("Expected ']", "a name in brackets is not closed; write [name], or [[name]] for one of several"),
     ("Invalid initial character for a key part", "a name is missing or has a sign that a name cannot have, and no quotes"),
-    ("Invalid statement", "this is no key; write key = value, [name] or [[name]]"),
+    ("Invalid statement", "this is not a key; write key = value, [name] or [[name]]"),
     ("Expected newline", "more follows behind a value, or the value is not written as TOML writes it; one key in each line"),
     ("Cannot overwrite a value", "a key is given twice"),
     ("Duplicate inline table key", "a key is given twice"),

@@ -94,7 +94,7 @@ def load_target(name: str) -> Target:
 
 
 def _text(path: Path) -> _File:
-    """A target file as it is written. Raises BadFile where it cannot be read, is no text, or far too large."""
+    """A target file as it is written. Raises BadFile where it cannot be read, is not text, or far too large."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -46,7 +46,7 @@ class Classify(Task):
         return tuple(y / temperature if i == self.index else y for i, y in enumerate(outputs))
 
     def predict(self, outputs: Outputs) -> Tensor:
-        """The class of each image; -1 where a logit is no number."""
+        """The class of each image; -1 where a logit is not a number."""
         y = outputs[self.index].flatten(1)
         return y.argmax(1).masked_fill(y.isnan().any(1), -1)
 

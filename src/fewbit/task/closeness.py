@@ -45,7 +45,7 @@ class Closeness:
         if bool(x.isnan().any()):
             raise BadValues(
                 f"the float model gives NaN for output {self.name} on a scored image, so nothing can be compared; "
-                "mend the model, or take that image out of --score."
+                "fix the model, or take that image out of --score."
             )
         finite = x.isfinite()
         self.broken |= bool((actual.double().isnan() | (finite & ~actual.isfinite())).any())

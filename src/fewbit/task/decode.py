@@ -282,7 +282,7 @@ def select(decoder: Decoder, outputs: Outputs) -> list[Found]:
 
 
 def _selected(boxes: Tensor, scores: Tensor, overlaps: bool) -> Found:
-    """Of one image: boxes (n, 4) and scores (n, classes); what is no number is left out."""
+    """Of one image: boxes (n, 4) and scores (n, classes); what is not a number is left out."""
     scores = torch.where(boxes.isfinite().all(1)[:, None] & scores.isfinite(), scores, 0.0)
     places, labels = (scores >= LEAST).nonzero(as_tuple=True)
     values = scores[places, labels]

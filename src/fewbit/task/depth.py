@@ -64,7 +64,7 @@ class Depth(Task):
         found = maps(path, images, (".npy", ".png"), "depth maps")
         for one in found:
             if not np.isfinite(array := read_array(one.path).astype(np.float64)).all() or array.min() < 0 or not array.any():
-                raise BadImages(f"{one.path} holds no depths: all have to be 0 (unknown) or more, and one above 0. Mend it.")
+                raise BadImages(f"{one.path} holds no depths: all have to be 0 (unknown) or more, and one above 0. Fix it.")
         return found
 
     def meter(self, truth: list[Map] | None) -> Depths:

@@ -23,7 +23,7 @@ def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: st
     """
     if not os.path.isdir(folder):
         raise BadImages(
-            f"--annotations {folder} is no folder; {what} are files ({', '.join(suffixes)}) under the images' names."
+            f"--annotations {folder} is not a folder; {what} are files ({', '.join(suffixes)}) under the images' names."
         )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
 

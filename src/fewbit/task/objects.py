@@ -66,7 +66,7 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
         voc = any(path.rglob("*.xml"))
         rows = (_voc if voc else _yolo)(path, images.names, sizes, names)
     else:
-        raise BadImages(f"--annotations {path}: it is no file that holds objects. Give {KINDS}.")
+        raise BadImages(f"--annotations {path}: it is not a file that holds objects. Give {KINDS}.")
     if not any(rows):
         raise BadImages(f"--annotations {path} has no object on any of the {len(sizes)} scored images; give others.")
     found = []
@@ -91,11 +91,11 @@ def _check(row: Row, size: tuple[int, int], classes: int) -> None:
     if not inside:
         corners = ", ".join(f"{v:g}" for v in row.box)
         raise BadImages(
-            f"{row.where} is a box from ({corners}), and its picture is {wide} x {high} pixels; boxes have to lie inside. Mend "
+            f"{row.where} is a box from ({corners}), and its picture is {wide} x {high} pixels; boxes have to lie inside. Fix "
             "it, or give the annotations of these very pictures."
         )
     if not 0 <= row.label < classes:
-        raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Mend it.")
+        raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Fix it.")
 
 
 def _check_size(where: Path | str, name: str, said: tuple[Any, ...], real: tuple[int, int]) -> None:
@@ -112,7 +112,7 @@ def _check_size(where: Path | str, name: str, said: tuple[Any, ...], real: tuple
 
 
 def _pixels(where: str, value: Any) -> int | float | None:
-    """A side of a picture as it was read, also as text; None where it is not known. Raises BadImages for what is no number."""
+    """A side of a picture as it was read, also as text; None where it is unknown. Raises BadImages for what is not a number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
@@ -120,7 +120,7 @@ def _pixels(where: str, value: Any) -> int | float | None:
     except ValueError:
         number = None
     if number is None:
-        raise BadImages(f"{where} is {value!r:.40}; a number of pixels is needed. Mend it or leave it out.")
+        raise BadImages(f"{where} is {value!r:.40}; a number of pixels is needed. Fix it or leave it out.")
     return (int(number) if number.is_integer() else number) or None
 
 
@@ -172,7 +172,7 @@ def _coco(
             if one["image_id"] not in by_image:
                 raise BadImages(
                     f"{path}: annotation {one.get('id', '?')!s:.40} has image_id {one['image_id']!r:.40}, which is the id "
-                    f"of no image of the file{_like(one['image_id'], by_image)}. Mend it, or list its image."
+                    f"of no image of the file{_like(one['image_id'], by_image)}. Fix it, or list its image."
                 )
             by_image[one["image_id"]].append(one)
         rows = []
@@ -235,12 +235,12 @@ def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
     category, crowd, area = one["category_id"], one.get("iscrowd"), one.get("area")
     if not _is_number(category) or category not in index:
         known = f"are {min(index)} to {max(index)}" if index else "are none"
-        raise BadImages(f"{where} has category_id {category!r:.40}, and the file's categories {known}; mend it.")
+        raise BadImages(f"{where} has category_id {category!r:.40}, and the file's categories {known}; fix it.")
     if crowd not in (None, 0, 1):
-        raise BadImages(f"{where} has iscrowd {crowd!r:.40}; 0 and 1 are allowed. Mend it.")
+        raise BadImages(f"{where} has iscrowd {crowd!r:.40}; 0 and 1 are allowed. Fix it.")
     if area is not None and (not _is_number(area) or not 0 <= area < math.inf):
         raise BadImages(
-            f"{where} has area {area!r:.40}; a number of square pixels, 0 or more, is needed. Mend it or leave it out."
+            f"{where} has area {area!r:.40}; a number of square pixels, 0 or more, is needed. Fix it or leave it out."
         )
     return Row(where, (x, y, x + w, y + h), index[category], bool(crowd), area)
 
@@ -251,17 +251,17 @@ def _is_number(value: Any) -> bool:
 
 
 def _four(where: str, box: Any) -> tuple[float, float, float, float]:
-    """x, y, width and height in pixels as they were read. Raises BadImages for what is no list of four numbers."""
+    """x, y, width and height in pixels as they were read. Raises BadImages for what is not a list of four numbers."""
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_number, box)):
-        raise BadImages(f"{where} has bbox {box!r:.60}; four numbers are needed: x, y, width, height in pixels. Mend it.")
+        raise BadImages(f"{where} has bbox {box!r:.60}; four numbers are needed: x, y, width, height in pixels. Fix it.")
     x, y, w, h = map(float, box)
     return x, y, w, h
 
 
 def _whole(where: Path | str, what: str, number: Any) -> int:
-    """The number of a class or category as it was read. Raises BadImages for what is no whole number."""
+    """The number of a class or category as it was read. Raises BadImages for what is not a whole number."""
     if not _is_number(number) or not float(number).is_integer():
-        raise BadImages(f"{where} has {what} {number!r:.40}; a whole number is needed. Mend it.")
+        raise BadImages(f"{where} has {what} {number!r:.40}; a whole number is needed. Fix it.")
     return int(number)
 
 
@@ -301,7 +301,7 @@ def _yolo(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], 
             except (ValueError, OverflowError):
                 raise BadImages(
                     f"{where} is {line!r:.60}; a class and four numbers are needed: center x, center y, width, height as "
-                    "shares of the picture, and perhaps a confidence (0 to 1), which is not looked at. Mend it."
+                    "shares of the picture, and perhaps a confidence (0 to 1), which is not looked at. Fix it."
                 ) from None
         rows.append(some)
     return rows
@@ -343,8 +343,8 @@ def _parquet(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]])
     for name in names:
         if (row := ROW.fullmatch(name)) is None:
             raise BadImages(
-                f"{path} is parquet, whose objects are those of the pictures in its rows, and {name} is no row of it. Give the "
-                f"pictures of {path} themselves (--score {path}), or annotations in another form: COCO's .json, .txt, .xml."
+                f"{path} is parquet, whose objects are those of the pictures in its rows, and {name} is not one of them. Give "
+                f"the pictures of {path} themselves (--score {path}), or annotations in another form: COCO's .json, .txt, .xml."
             )
         places.append((row[1], int(row[2])))
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))

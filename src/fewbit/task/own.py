@@ -192,12 +192,12 @@ def _asked(task: Task, of: object, name: str, ask: Callable[[], Any]) -> Any:
         file = _file(task)
         numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f", at line {numbers[-1]}" if numbers else ""
-        raise BadModel(f"{_called(task, of, name)} raised {what}{where}. Mend it.") from error
+        raise BadModel(f"{_called(task, of, name)} raised {what}{where}. Fix it.") from error
 
 
 def _wrong(task: Task, of: object, name: str, found: Any, allowed: str, part: str = "") -> BadModel:
     shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
-    return BadModel(f"{_called(task, of, name)} gave {shown}{part}; {allowed} is needed. Mend it.")
+    return BadModel(f"{_called(task, of, name)} gave {shown}{part}; {allowed} is needed. Fix it.")
 
 
 def _called(task: Task, of: object, name: str) -> str:

@@ -95,18 +95,18 @@ class Segment(Task):
             seen |= {int(v) for v in values}
             if wrong := [int(v) for v in values if v != IGNORED and not 0 <= v < self.many]:
                 raise BadImages(
-                    f"{one.path} has class {wrong[0]}; the model has classes 0 to {self.many - 1}, and {IGNORED} is no class. "
-                    "Write the masks in the model's classes."
+                    f"{one.path} has class {wrong[0]}; the model has classes 0 to {self.many - 1}, and {IGNORED} is not a "
+                    "class. Write the masks in the model's classes."
                 )
         if seen == {IGNORED}:
             raise BadImages(
-                f"--annotations {path}: every pixel of the masks of all {len(found)} scored images is {IGNORED}, which is no "
-                "class. Write the masks in the model's classes, or leave --annotations out."
+                f"--annotations {path}: every pixel of the masks of all {len(found)} scored images is {IGNORED}, which is not "
+                "a class. Write the masks in the model's classes, or leave --annotations out."
             )
         if seen == {0, IGNORED} and self.many == IGNORED:  # nobody knows how many classes there are
             raise BadImages(
-                f"--annotations {path}: the masks have 0 and {IGNORED} alone, and {IGNORED} is no class, so one class would be "
-                f"compared. Write 1 where {IGNORED} is the foreground, or leave --annotations out."
+                f"--annotations {path}: the masks have 0 and {IGNORED} alone, and {IGNORED} is not a class, so one class "
+                f"would be compared. Write 1 where {IGNORED} is the foreground, or leave --annotations out."
             )
         return [replace(one, one=IGNORED) for one in found] if seen == {0, IGNORED} and self.many == 2 else found
 

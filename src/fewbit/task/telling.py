@@ -54,7 +54,7 @@ def by_truth(
 
 def no_better(measure: str, before: float, guess: float, what: str, unit: str = "%") -> str:
     """In words that `measure` of the float model is not `CLEAR` times that of a `guess`, an answer that does not look at the
-    image; empty where it is, or is no number. `what` is the guess.
+    image; empty where it is, or is not a number. `what` is the guess.
     """
     if not before <= CLEAR * guess:
         return ""

@@ -147,5 +147,5 @@ def _checked(node: Node, seen: _Seen) -> SelectionCheck:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Zero instead of what is no finite number: the infinities of a mask are exact."""
+    """Zero instead of what is not a finite number: the infinities of a mask are exact."""
     return x.nan_to_num(0.0, 0.0, 0.0)

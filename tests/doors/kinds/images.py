@@ -36,7 +36,7 @@ def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int 
 BROKEN: dict[str, bytes] = {
     "empty": b"",
     "a byte": b"\0",
-    "text": b"this is no picture",
+    "text": b"this is not a picture",
     "zeros": bytes(5000),
     "html": b"<html>404 not found</html>",
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',

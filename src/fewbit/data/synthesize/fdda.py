@@ -40,7 +40,7 @@ class Centres:
 def centres_of(teacher: Teacher, images: Iterable[Tensor], labels: Tensor | None, classes: int) -> Centres:
     """The centres from images that come one by one (1, c, h, w). Of several of a class the mean is taken.
 
-    Without labels (n,) the model's own answers are the classes. Raises BadImages for a label that is no class.
+    Without labels (n,) the model's own answers are the classes. Raises BadImages for a label that is not a class.
     """
     if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise BadImages(f"labels go from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes.")

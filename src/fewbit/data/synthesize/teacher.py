@@ -67,7 +67,7 @@ class Seen:
 
 class Teacher:
     """The float model, differentiable in its input and never trained. `running` are the statistics of its batch norms, `eps`
-    what each adds to a variance; `classes` is None for a model that is no classifier. It runs on `device`.
+    what each adds to a variance; `classes` is None for a model that is not a classifier. It runs on `device`.
     """
 
     def __init__(self, program: ExportedProgram, inputs: Sequence[Input] = ALONE, device: torch.device = CPU) -> None:

@@ -91,7 +91,7 @@ def told_apart(words: list[str], others: Mapping[str, NDArray[Any]]) -> tuple[li
             files.append(Path(word))
         elif name is None:
             kinds = " and ".join(["pictures", *(f"{one}=FILE.npy" for one in others)])
-            raise ValueError(f"{word} is no file that is there; the program takes {kinds}.")
+            raise ValueError(f"{word} is not a file that is there; the program takes {kinds}.")
         elif name in more:
             raise ValueError(f"{name}= is given twice; give one file for all pictures.")
         else:
@@ -105,7 +105,7 @@ def array_of(file: str, name: str, tried: NDArray[Any]) -> NDArray[Any]:
     """What an input of the model is given. Raises ValueError where that is not of the type and shape that it was tried with."""
     wanted = f"{tried.dtype} {tried.shape}, written with numpy.save"
     if not Path(file).is_file():
-        raise ValueError(f"{name}={file}: {file} is no file that is there; give one with {wanted}.")
+        raise ValueError(f"{name}={file}: {file} is not a file that is there; give one with {wanted}.")
     try:
         values = np.load(file)
     except Exception as error:  # of any other kind of file
