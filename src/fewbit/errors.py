@@ -28,12 +28,9 @@ class FewbitError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
-        message = re.sub(
-            r"(?<=\w)\.\.(?=\s|$)", ".", message
-        )  # of what others said, with a full stop, at the end of a sentence
-        super().__init__(
-            re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", message)
-        )  # nobody reads longer ones
+        one_stop = re.sub(r"(?<=\w)\.\.(?=\s|$)", ".", message)  # behind what a library said with a full stop of its own
+        short_words = re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", one_stop)
+        super().__init__(short_words)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its class and message, whatever it was made from: tasks of other processes raise it, too."""

@@ -92,10 +92,8 @@ class PlanBuilder:
             return None
         qparams = of_bias(activation, weight, self.graph.site(op.operands["weight"]).shape[0])
         if site in self.allowed.sites:
-            real_bias, grid = (
-                tensor_of(self.graph, self.graph.site(site)) if real is None else real,
-                self.allowed.sites[site].grids[0],
-            )
+            grid = self.allowed.sites[site].grids[0]
+            real_bias = tensor_of(self.graph, self.graph.site(site)) if real is None else real
             return Choice(f"{op.name}:bias", "bias", grid, qparams, "derived", codes=codes(real_bias, qparams, grid))
         if real is not None and op.name in self.allowed.integer_results:  # this kernel adds in int32
             grid = Grid(32, axis=0)

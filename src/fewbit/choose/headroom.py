@@ -122,8 +122,8 @@ def pairs_are_safe(q: Tensor, activation: Grid, bits: int) -> bool:
 
 
 def codes_are_safe(graph: Graph, choice: Choice, choices: Mapping[str, Choice], grids: AllowedGrids) -> bool:
-    """Whether no two products of a weight's codes leave the target's sum of pairs; codes on the last
-    grid that it allows always count as safe.
+    """Whether no two products of a weight's codes leave the target's sum of pairs; codes on the last grid that it allows always
+    count as safe.
     """
     if grids.pair_bits is None or choice.grid == grids.grids[-1]:
         return True

@@ -91,11 +91,8 @@ class Grid:
     def __str__(self) -> str:
         sign = "s" if self.signed else "u"
         where = "per-tensor" if self.axis is None else f"per-channel (axis {self.axis})"
-        where = (
-            f"per block of {self.group_size}" + f", {self.multiples} multiples" * bool(self.multiples)
-            if self.group_size
-            else where
-        )
+        if self.group_size:
+            where = f"per block of {self.group_size}" + f", {self.multiples} multiples" * bool(self.multiples)
         width = f"{self.mean_bits:.2f} of {self.bits}" if self.widths else self.bits
         return f"{sign}{width} [{self.low}, {self.high}] {'symmetric' if self.symmetric else 'asymmetric'} {where}"
 

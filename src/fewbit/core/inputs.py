@@ -48,9 +48,8 @@ class Input:
         return f"{self.name} ({', '.join(sizes)}) {str(self.dtype).removeprefix('torch.')}"
 
 
-Batch = (
-    Tensor | tuple[Tensor, ...]
-)  # images (b, c, h, w); or these, and a tensor with a row for each of them of every such input
+# images (b, c, h, w); or these, and of every input that comes with an image a tensor with a row for each
+Batch = Tensor | tuple[Tensor, ...]
 
 FEW = (1, 3, 4)  # channels that a picture may have
 CHANNELS = (3, 4)  # of an image in colours, rather than a mask, where nothing says which is which

@@ -49,8 +49,7 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     """The inputs of a module in the order of its `forward`, and how it is called; None: with the image alone.
 
     The image is the first argument that nothing is given for; where all are given, the first that each item of the images
-    brings. Raises BadModel for another one that is needed, UnknownName for
-    what it does not take.
+    brings. Raises BadModel for another one that is needed, UnknownName for what it does not take.
     """
     kinds = inspect.signature(module.forward).parameters.values()
     named = [p for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -66,9 +65,8 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
     free = [name for name in needed or names if name not in trees]
     named_by_items = not own and not free
     if named_by_items:
-        free = [name for name in needed or names if isinstance(given.each.get(name), Tensor) and name not in given.constants][
-            :1
-        ]
+        from_items = given.each.keys() - given.constants
+        free = [name for name in needed or names if name in from_items and isinstance(given.each[name], Tensor)][:1]
     if not own and not names:
         takes = ", ".join(map(str, kinds))
         raise BadModel(

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 from fewbit.core.duration import parse_time
 from fewbit.errors import FewbitError
 
-DEFAULT = "fast"  # recipe
-ROTATED = 6  # bits of activations below which rotations bring something
-
 if TYPE_CHECKING:
     from fewbit.choose import Bits, Mixed, Recipe
     from fewbit.request import Options
     from fewbit.target import Target
 
+DEFAULT = "fast"  # recipe
+ROTATED = 6  # bits of activations below which rotations bring something
 LOSSES = ("kl", "labels")
-
-
 OPTIONS = {"time": "seconds", "loss": "loss", "steps": "in_steps"}  # option -> the setting, or method, of a pass that has it
 
 
