@@ -2,7 +2,7 @@
 
 images       images from anywhere as normalized batches with labels, in the model's class order
 sources      names, labels and storage of those in a folder, parquet or NumPy file, before any is decoded
-collection   a DataLoader, Dataset, list or generator of a Python program
+collection   a DataLoader, Dataset, list or generator of a Python program; items: what one of its items holds
 arrays       images as one array
 beside       what comes with an image for the other inputs of a model
 constants    inputs that are the same for all images: from the command line, files or Python

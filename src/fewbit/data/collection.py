@@ -10,24 +10,22 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils._pytree as pytree
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fewbit.core.inputs import Input, flat
+from fewbit.core.inputs import Input
 from fewbit.core.shelf import Shelf
 from fewbit.data.arrays import named_arrays
-from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
-from fewbit.data.beside import IMAGES, Keys, row_of, trees
-from fewbit.data.decode import Item, decode, is_input
+from fewbit.data.beside import Keys, trees
+from fewbit.data.decode import Item
+from fewbit.data.items import BadLabel, Reader, is_array, is_batch, parts_of, reason_of, row_at
 from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, checked_labels, spread
 from fewbit.errors import BadImages, stopped
@@ -78,10 +76,10 @@ def is_collection(source: Any) -> bool:
     """Whether `source` is read item by item: no path, no array, and no (images, labels) of an array of images."""
     first = source[0] if isinstance(source, tuple) and source else source
     if isinstance(source, str | Path) or first is source:
-        return not isinstance(source, str | Path) and not _is_array(source)
+        return not isinstance(source, str | Path) and not is_array(source)
     labels = source[1] if len(source) == 2 else None
-    several = labels is not None and ((_is_array(labels) and labels.ndim == 1) or isinstance(labels, list))
-    return not _is_array(first) or (first.ndim == 3 and not several)  # grey pictures (n, h, w) with their labels
+    several = labels is not None and ((is_array(labels) and labels.ndim == 1) or isinstance(labels, list))
+    return not is_array(first) or (first.ndim == 3 and not several)  # grey pictures (n, h, w) with their labels
 
 
 def examples(source: Any) -> tuple[dict[str, Any], Any]:
@@ -103,7 +101,7 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
             first = items[0] if by_index else next(iter(items))
             data = replace(data, source=_again(first, items)) if once else data
             rest = _all_of(first)
-            image, _, rest = _apart(first, False, Keys())[0] if rest is None else (None, None, rest)
+            image, _, rest = parts_of(first, False, Keys())[0] if rest is None else (None, None, rest)
             made = {} if data.transform is None or image is None else Keys().beside(data.transform(image))
     except Exception as error:
         if halt := stopped(error):
@@ -164,7 +162,7 @@ def read(
     if isinstance(items, Mapping):
         items = [items]
     rows, most, part = _drawn(items, limit, seed)
-    reader = _Reader(preprocess, data.transform, labels, others, Keys(image, [one.name.split(".")[0] for one in others]))
+    reader = Reader(preprocess, data.transform, labels, others, Keys(image, [one.name.split(".")[0] for one in others]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of shuffling and random transforms: a resumed run reads the same
         for index, get in _taken(items, rows, most, what):
@@ -176,7 +174,7 @@ def read(
                 if not skip_bad:
                     remedy = (
                         error.remedy
-                        if isinstance(error, _BadLabel)
+                        if isinstance(error, BadLabel)
                         else "Fix or remove it, or leave such images out with --skip-bad"
                     )
                     raise BadImages(f"{error}. {remedy}.") from error
@@ -216,185 +214,4 @@ def _taken(items: Any, rows: list[int] | None, most: int | None, what: str) -> I
             yield count, partial(next, iter((item,)))
             count += 1
     except Exception as error:
-        raise BadImages(f"{what} failed at item {count}: {_reason(error)}. Fix it.") from error
-
-
-@dataclass
-class _Reader:
-    """The images that have been read so far; `bad` are sentences on items that are none."""
-
-    preprocess: Preprocess
-    transform: Callable[[Any], Any] | None
-    labelled: bool
-    others: Sequence[Input] = ()
-    keys: Keys = field(default_factory=Keys)
-    names: list[str] = field(default_factory=list)
-    labels: list[int | None] = field(default_factory=list)
-    places: list[Path | int] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-    shelf: Shelf = field(default_factory=Shelf)
-    beside: dict[str, Shelf] = field(default_factory=dict)  # by name what the other inputs take, for each image
-    firsts: dict[bool, str] = field(default_factory=dict)  # the first input of the model, the first picture
-    ends: tuple[float, float] = (np.inf, -np.inf)
-
-    def add(self, name: str, get: Callable[[], Any], most: int | None) -> None:
-        """The images of an item, up to `most` in all. Raises BadImages that names the item and, in a batch, the image."""
-        try:
-            images = _apart(get(), self.labelled, self.keys)
-        except Exception as error:
-            raise _of(error, name) from error
-        for k, (image, label, rest) in enumerate(images[: None if most is None else most - len(self.names)]):
-            one = name if len(images) == 1 else f"{name}:{k}"
-            try:
-                made, more = self._transformed(image)
-                values = flat(trees({**rest, **more}))
-                found = {other.name: row_of(other, values) for other in self.others}
-                self._keep(one, self._prepared(made), _class(label))
-                for key, value in found.items():
-                    self.beside.setdefault(key, Shelf()).append(value)
-            except Exception as error:
-                raise _of(error, one) from error
-
-    def _transformed(self, image: Any) -> tuple[Any, dict[str, Any]]:
-        """What a transform makes of an image, and what it gives beside it."""
-        if self.transform is None:
-            return image, {}
-        made = self.transform(image)
-        image, _ = _pair(made, self.keys)
-        if (isinstance(image, list) or (_is_array(image) and image.ndim == 4)) and len(image) == 1:
-            image = image[0]
-        return image, self.keys.beside(made)
-
-    def _prepared(self, image: Any) -> Path | Array:
-        """An image as it is stored: a path, pixels (h, w, channels), or a float32 input of the model."""
-        if isinstance(image, str | Path):
-            return Path(image)
-        if isinstance(image, bytes):
-            return decode(image, "the picture", self.preprocess.size[0])
-        if isinstance(image, Image.Image):
-            return of_picture(image, self.preprocess.size[0])
-        if not _is_array(image):
-            raise BadImages(f"it is of type {type(image).__name__}; {self._allowed}")
-        if isinstance(image, Tensor):
-            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
-        return self._checked(image)
-
-    def _checked(self, image: Array) -> Array:
-        shape, size = image.shape, self.preprocess.size
-        if image.dtype.kind == "f" and shape == size:
-            with np.errstate(over="ignore"):  # what becomes infinite is refused
-                return image.astype(np.float32)
-        if is_pixels(image):
-            return channels_last(image, size[0])
-        other = f", and {self.firsts[False]} shape {size}" if image.dtype.kind == "f" and False in self.firsts else ""
-        raise BadImages(f"it has type {image.dtype} and shape {shape}{other}; {self._allowed}")
-
-    @property
-    def _allowed(self) -> str:
-        size, c = self.preprocess.size, self.preprocess.size[0]
-        arrays = f"uint8 or uint16 (h, w, {c}) or ({c}, h, w)"
-        return f"allowed are pictures (PIL, path, {arrays}) and inputs of the model, floats {size}"
-
-    def _keep(self, name: str, image: Path | Array, label: int | None) -> None:
-        picture = not is_input(image)
-        if self.firsts and picture not in self.firsts:
-            kinds = "a picture", "an input of the model"
-            this, that = kinds if picture else kinds[::-1]
-            raise BadImages(f"it is {this}, and {self.firsts[not picture]} is {that}; give one kind")
-        if self.names and (label is None) != (self.labels[0] is None):
-            raise _BadLabel(f"it has {'no' if label is None else 'a'} label, unlike {self.names[0]}")
-        if not isinstance(image, Path):
-            self.shelf.append(torch.from_numpy(image))
-        if not isinstance(image, Path) and not picture:
-            self.ends = min(self.ends[0], float(image.min())), max(self.ends[1], float(image.max()))
-        self.firsts.setdefault(picture, name)
-        self.names.append(name)
-        self.labels.append(label)
-        self.places.append(image if isinstance(image, Path) else len(self.shelf) - 1)
-
-    def notes(self, what: str) -> tuple[str, ...]:
-        """A warning where inputs of the model look as if they had not been normalized."""
-        low, high = self.ends
-        if not 0 <= low <= high <= 1 or self.preprocess.ends()[0].max() >= 0:
-            return ()
-        return (
-            f"All values of {what} lie from {low:.2g} to {high:.2g}. Floats are taken as they are: subtract the mean and "
-            "divide by the deviation of each channel if the model was trained so, or give uint8 pictures.",
-        )
-
-
-def _apart(item: Any, labelled: bool, keys: Keys) -> list[tuple[Any, Any, dict[str, Any]]]:
-    """The images of an item, one or a batch, each with its label or None, and with what a dict holds beside them."""
-    image, label = _pair(item, keys)
-    label, rest = label if labelled else None, keys.beside(item)
-    if not is_batch(image):
-        return [(image, label, rest)]
-    labels = [None] * len(image) if label is None else label
-    if len(labels) != len(image):
-        raise _BadLabel(f"it has {len(image)} images and {len(labels)} labels")
-    pairs = [(*_pair(one, keys), own) for one, own in zip(image, labels, strict=True)]
-    return [
-        (one, (label if own is None else own) if labelled else None, {**row_at(rest, k), **keys.beside(image[k])})
-        for k, (one, label, own) in enumerate(pairs)
-    ]
-
-
-def is_batch(image: Any) -> bool:
-    """Whether it is several images."""
-    return isinstance(image, list | tuple) or (_is_array(image) and image.ndim == 4)
-
-
-def row_at(values: Mapping[str, Any], k: int) -> dict[str, Any]:
-    """What belongs to one image of a batch."""
-    return {name: pytree.tree_map(lambda value: value[k], tree) for name, tree in trees(values).items()}
-
-
-def _pair(item: Any, keys: Keys) -> tuple[Any, Any]:
-    """An item's image, or images, and its label: of a dict by its keys, of a tuple the first two. A list is a batch, unless
-    it is what a DataLoader makes of pairs: a batch of images and one of labels.
-    """
-    if isinstance(item, Mapping):
-        image, label = keys.of_image(item), keys.of_label(item)
-        if image is None:
-            allowed = ", ".join(dict.fromkeys((keys.image or IMAGES[0], *IMAGES)))
-            found = f"a dict with the keys {', '.join(map(str, item))}" if item else "an empty dict"
-            raise BadImages(f"it is {found}; one of the keys {allowed} is needed, with the image")
-        return item[image], None if label is None else item[label]
-    if not isinstance(item, list | tuple) or not item:
-        return item, None
-    batch = _is_array(item[0]) and item[0].ndim == 4 and len(item) <= 2
-    if isinstance(item, tuple) or batch or (len(item) == 2 and _is_class(item[1])):
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | Tensor)
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _class(label: Any) -> int | None:
-    value = label.item() if _is_array(label) and label.ndim == 0 else label
-    if value is not None and not _is_class(value):
-        shape = f" and shape {tuple(value.shape)}" if _is_array(value) else ""
-        raise _BadLabel(f"its label is of type {value.dtype if shape else type(value).__name__}{shape}; a class is an integer")
-    return None if value is None else int(value)
-
-
-class _BadLabel(BadImages):
-    """A label that cannot be used: the image could be, without it."""
-
-    remedy = "Fix the labels, or use --no-labels"
-
-
-def _of(error: Exception, name: str) -> BadImages:
-    """What is wrong with an item, under its name."""
-    return (type(error) if isinstance(error, _BadLabel) else BadImages)(f"{name}: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().rstrip(".")
-    return text if isinstance(error, BadImages) else f"{type(error).__name__}: {text}"
+        raise BadImages(f"{what} failed at item {count}: {reason_of(error)}. Fix it.") from error
