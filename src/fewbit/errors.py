@@ -28,7 +28,7 @@ class FewbitError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "") -> None:
-        one_stop = re.sub(r"(?<=\w)\.\.(?=\s|$)", ".", message)  # behind what a library said with a full stop of its own
+        one_stop = re.sub(r"(?<=[\w)`'\"])\.\.(?=\s|$)", ".", message)  # behind what a library said with a full stop of its own
         short_words = re.sub(r"\S{240,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", one_stop)
         super().__init__(short_words)
 

@@ -473,7 +473,7 @@ def test_sources_without_images_say_what_they_are(tmp_path: Path) -> None:
         "empty": "is empty",
         "notes.txt": "is a '.txt' file",
         "x.parquet": "not a readable parquet file",
-        "x.npy": "no readable NumPy file",
+        "x.npy": "not a readable NumPy file",
         "y.parquet": "columns picture: int64",
         "z.npz": "arrays a, b",
         "none.parquet": "has no rows",
@@ -514,7 +514,8 @@ def test_a_sentence_of_pillow_ends_with_one_full_stop(tmp_path: Path, monkeypatc
     with pytest.raises(BadImages, match=r"huge\.png .* decompression bomb DOS attack\. Fix or remove it"):
         open_images(tmp_path, TINY)
     assert (
-        str(BadImages("the folder .. is here, and ../a... too.. Fix it.")) == "the folder .. is here, and ../a... too. Fix it."
+        str(BadImages("the folder .. is here, and ../a... too.. (`x()`.. Fix it."))
+        == "the folder .. is here, and ../a... too. (`x()`. Fix it."
     )
 
 
@@ -608,8 +609,8 @@ def test_a_very_long_picture_takes_little_memory(monkeypatch: pytest.MonkeyPatch
         (np.full((2, 3, 8, 8), None, object), "type object"),
         (np.zeros((2, 3, 8, 8), np.complex64), "type complex64"),
         (np.zeros((2, 8, 8, 3), [("r", "u1")]), "type"),
-        (torch.zeros(2, 3, 8, 8).to_sparse(), "no plain array"),
-        (torch.zeros(2, 3, 8, 8, device="meta"), "no plain array"),
+        (torch.zeros(2, 3, 8, 8).to_sparse(), "not a plain array"),
+        (torch.zeros(2, 3, 8, 8, device="meta"), "not a plain array"),
         ((np.zeros((2, 8, 8, 3), np.uint8), [[0], [0, 1]]), "no list of integers"),
         ((np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"]), "integers"),
         ((np.zeros((2, 8, 8, 3), np.uint8), [True, False]), "integers"),
