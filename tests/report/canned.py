@@ -265,7 +265,7 @@ def searched() -> dict[str, Any]:
     measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
     row = {**measures, "point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0,
            "faster": 2.0, "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True,
-           "searched": True, "interval": [-2.0, 0.5],
+           "searched": True, "interval": [-2.0, 0.5], "over": "",
            "command": "fewbit quantize demo --bits </script>"}  # fmt: skip
     other = {**row, "point": "uniform 8", "ms": 1.5, "searched": False, "command": "fewbit quantize demo --bits 8"}
     return {"model": "demo", "target": "t", "recipe": "mse", "strategy": "greedy", "budgets": (), "evaluated": 2,

@@ -11,18 +11,22 @@ import pytest
 import torch
 
 from fewbit.choose import parse_bits
+from fewbit.core.record import Record
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.execute.simulate import simulate
+from fewbit.onnx_file import bytes_of
 from fewbit.recipes import RECIPES
 from fewbit.report import frontpage
 from fewbit.runtimes import OnnxRuntime
-from fewbit.search.budget import parse_budget, typed
+from fewbit.search.budget import parse_budget, too_small, typed
 from fewbit.search.costs import Sizes, costs_of, smallest
+from fewbit.search.judge import Judge
 from fewbit.search.model import Loss, Model, Scored, Settings
 from fewbit.search.run import run
-from fewbit.search.search import problem_of
+from fewbit.search.search import measured, problem_of
 from fewbit.search.space import Problem
-from fewbit.search.strategies import Greedy, Random
+from fewbit.search.strategies import Greedy, Random, Trial
+from fewbit.stages.realize import write_model
 from fewbit.target import load_target
 from fewbit.verify.latency import Table, Work, cache_folder, one_op, table
 from fewbit.verify.times import Times
@@ -107,7 +111,7 @@ def test_another_process_finds_the_same_losses(net, edges):
 def test_half_the_bits_are_half_the_bytes_of_the_codes(vit):
     model = model_of(vit)
     dimensions = model.dimensions({})
-    sizes = Sizes.of(model)
+    sizes = Sizes(vit.graph, model.base.integer_ops, 8)
     low = tuple(len(d.options) - 1 for d in dimensions)
     predicted = sizes(dimensions, tuple(0 for _ in low))["bytes"] - sizes(dimensions, low)["bytes"]
     weights = sum(int(np.prod(s.shape)) for s in vit.graph.sites if s.role == "weight")
@@ -237,6 +241,8 @@ def test_budgets():
         assert typed(name, limit) == text
         assert parse_budget(text) == (name, pytest.approx(float(text.rstrip("bitKBms")) * (1e3 if name == "bytes" else 1)))
         assert parse_budget(text)[1] >= limit
+    for limits, says in (({"ms": 1e-4}, "0.0001ms"), ({"bytes": 212345.0, "bits": 1.25}, "212.345KB and 1.25bit")):
+        assert f"keeps the budget {says}; the smallest" in str(too_small(limits, {"ms": 1.0, "bytes": 1e6, "bits": 4.0}))
     for wrong in ("6", "0bit", "ms", "3GB", "nanbit", "1e309MB", "-1ms", f"{10**30}MB", "infms", ""):
         with pytest.raises(FewbitError, match="6bit"):
             parse_budget(wrong)
@@ -268,3 +274,48 @@ def test_costs_have_milliseconds_only_where_there_are_times(vit):
     start = tuple(0 for _ in dimensions)
     assert set(costs_of(Sizes.of(model), dimensions, None)(start)) == {"bits", "bytes"}
     assert costs_of(Sizes.of(model), dimensions, made_up(model, lambda name: 2.0))(start)["ms"] == 100.0
+
+
+@pytest.mark.parametrize("which", ["conv_net", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("edges", ["weights", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_bytes_of_a_candidate_are_those_of_its_file(request, which, edges, tmp_path):
+    """Of any mix of widths: what unpacks codes is counted, its tables once. What saturates an activation varies a little."""
+    net = request.getfixturevalue(which)
+    model, form, nothing = model_of(net, edges), VNNI.file_format, Record({"size": [3, 8, 8]})
+    dimensions = model.dimensions({})
+
+    def written(candidate):
+        write_model(net.graph, model.plan(model.bits(dimensions, candidate)), tmp_path / "m.onnx", form, nothing)
+        return bytes_of(tmp_path / "m.onnx")
+
+    start = tuple(0 for _ in dimensions)
+    written(start)
+    sizes = Sizes.of(model, *measured(model, tmp_path / "m.onnx", form, nothing))
+    narrowest = tuple(len(d.options) - 1 for d in dimensions)
+    several = (start, narrowest, drawn(dimensions, 1)) if which == "vit" else (drawn(dimensions, 0),)
+    for candidate in several:
+        slack = 0 if edges == "weights" else 0.02 * written(candidate)
+        assert sizes(dimensions, candidate)["bytes"] == pytest.approx(written(candidate), abs=2 + slack)
+
+
+def test_a_point_over_the_budget_is_not_among_those_that_are_recommended(monkeypatch, tmp_path, vit):
+    """Whatever was predicted: the file that was written counts."""
+    model = model_of(vit)
+    problem = problem_of(
+        model, Loss(vit.graph, [vit.images], None), made_up(model, lambda name: 1.0), {"bytes": 2e5, "ms": 20.0}
+    )
+    judge = Judge(problem, None, None, tmp_path, 1)
+    row = {**searched()["points"][0], "bytes": 200_000, "ms": 20.0}
+    files = iter([{**row, "bytes": 215_610}, {**row, "bytes": 100_000, "ms": 20.5}, row])
+    monkeypatch.setattr(Judge, "artefact", lambda *_: next(files))
+    first = {**row, "point": "uniform 8", "bytes": 318_747, "ms": 99.0, "agreement": 99.0, "quantized": 99.0}
+    trial = Trial(problem.problem({}).start, 0.0, {"bytes": 1.0, "ms": 2.0})
+    rows = judge.points(first, [trial] * 3, tmp_path, lambda: None)
+    says = ["318.8KB over 200KB and 99ms over 20ms", "215.7KB over 200KB", "20.5ms over 20ms", ""]
+    assert [one["over"] for one in rows] == says
+    assert [one["front"] for one in rows] == [False, False, False, True]
+    page = frontpage.render({**searched(), "points": rows})
+    assert all(one in page for one in says)
+    picked = json.loads(page.split('id="points">')[1].split("</script>")[0])
+    assert [one["first"] for one in picked] == [False, False, False, True]
+    assert ["over the budget" in one["said"] for one in picked] == [True, True, True, False]

@@ -163,6 +163,25 @@ def test_repair_goes_over_an_option_that_is_worse():
     assert problem.repaired((0,)) == (2,)
 
 
+def test_what_pays_for_many_dimensions_only_is_found():
+    """Each narrower edge saves 2, but the first of a width costs 5 more: of one edge alone all are larger. By brute force."""
+
+    def size(candidate):
+        return {"bytes": 1e3 * (40 - 2 * sum(candidate) + 5 * len({k for k in candidate if k}))}
+
+    space = [*itertools.product(range(3), repeat=4)]
+    least = min(size(candidate)["bytes"] for candidate in space)
+    dimensions = tuple(Dimension(f"edge{i}", (8, 7, 6)) for i in range(4))
+    assert Problem(dimensions, size).least("bytes") == least == 29e3
+    for limit in sorted({size(candidate)["bytes"] for candidate in space}):
+        problem = Problem(dimensions, size, {"bytes": limit})
+        for begin in space:
+            for rng in (None, random.Random(0)):
+                assert problem.excess(problem.repaired(begin, rng)) == 0
+    with pytest.raises(FewbitError, match="the smallest that one keeps is --budget 29KB"):
+        STRATEGIES["greedy"](Problem(dimensions, size, {"bytes": least - 1}), 10)
+
+
 def test_an_interrupted_search_keeps_its_best():
     calls = []
 

@@ -19,8 +19,8 @@ from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.core.inputs import Input
 from fewbit.core.record import Record
+from fewbit.deploy import as_stored, stamped
 from fewbit.deploy import made as entry_of
-from fewbit.deploy import stamped
 from fewbit.errors import BadFile, BadModel, FewbitFailed
 from fewbit.execute.executor import Executor
 from fewbit.files import read_json
@@ -233,6 +233,34 @@ def test_every_float_and_every_step_of_plan_safetensors_is_that_of_the_model(rea
     save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "plan.safetensors")
     with pytest.raises(BadFile, match="unknown tensor more"):
         load_plan(graph, tmp_path)
+
+
+@pytest.fixture
+def stamped_as():
+    """(the entry in a file, what a run gives) -> what verify says of that file."""
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+
+    def says(stored, entry):
+        found, expected = onnx.ModelProto(), onnx.ModelProto()
+        found.CopyFrom(empty)
+        expected.CopyFrom(empty)
+        stamped(found, stored)
+        return deviations("model.onnx", found, stamped(expected, as_stored(entry, found)))
+
+    return says
+
+
+def test_an_entry_is_compared_in_the_keys_that_an_older_fewbit_knew(stamped_as):
+    ours = {"fewbit": "2", "new": 1, "hashes": {"model": "a", "later": "b"}, "measured": {"float": 82.1, "why": ""}}
+    older = {"hashes": {"model": "a"}, "fewbit": "2", "measured": {"float": 82.1}}
+    assert stamped_as(ours, ours) == stamped_as(older, ours) == ()
+    for changed, says in (
+        ({**older, "hashes": {"model": "c"}}, "has another hashes.model"),
+        ({**older, "measured": {"float": 99.0}}, "has another measured.float"),
+        ({**older, "old": 1}, "has old, which this fewbit does not write (it was written by fewbit 2)"),
+    ):
+        (found,) = stamped_as(changed, ours)
+        assert (found.name, found.what) == ("metadata entry fewbit.made", says)
 
 
 @pytest.mark.slow

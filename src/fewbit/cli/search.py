@@ -29,6 +29,8 @@ def search(request: SearchRequest) -> None:
         )  # fmt: skip
     out.print(table)
     for row in points:
+        if row["over"]:
+            out.print(f"{row['point']} is over the budget: {row['over']}.", soft_wrap=True)
         if row["front"]:
             out.print(f"{row['point']}: {row['command']}", soft_wrap=True)
     out.print(f"Report: {request.out}/report.html")

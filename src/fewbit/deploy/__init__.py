@@ -8,6 +8,6 @@ export   the folder with the model, in the form of a runtime
 serve    a page and a JSON endpoint for both models of a run
 """
 
-from fewbit.deploy.stamp import MADE, Stamp, made, read, stamp, stamped, times
+from fewbit.deploy.stamp import MADE, Stamp, as_stored, made, read, stamp, stamped, times
 
-__all__ = ["MADE", "Stamp", "made", "read", "stamp", "stamped", "times"]
+__all__ = ["MADE", "Stamp", "as_stored", "made", "read", "stamp", "stamped", "times"]

@@ -110,6 +110,23 @@ def stamped(model: onnx.ModelProto, entry: Mapping[str, Json], path: Path | None
     return model
 
 
+def as_stored(entry: Mapping[str, Json], model: onnx.ModelProto) -> dict[str, Json]:
+    """The entry with the keys of the one in a file alone, in their order: an older fewbit may have known fewer, and those that
+    it wrote are what can be compared. Keys that are the file's alone are left out, so that it differs.
+    """
+    stored = next((_parsed(one.value) for one in model.metadata_props if one.key == MADE), None)
+    if not isinstance(stored, dict) or not isinstance(stored.get("measured"), dict):
+        return dict(entry)
+    return {name: _keys_of(entry[name], value) for name, value in stored.items() if name in entry}
+
+
+def _keys_of(ours: Json, theirs: Json) -> Json:
+    """A value, and of a dict what the other has."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours
+    return {name: _keys_of(ours[name], value) for name, value in theirs.items() if name in ours}
+
+
 def read(path: Path) -> Stamp:
     """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
     model = load_proto(path, data=False)

@@ -9,10 +9,11 @@ load the file and run the kernels of int8 weights. (Bitwise nodes would not do: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from fewbit.core.plan import Plan
 from fewbit.errors import FewbitFailed
 
 WIDTHS = (8, 4, 2, 1)
+SHARED = "unpack."  # how tables and sizes that several weights read begin
 MULTIPLE_BITS = 4  # of a multiple, 1 to 16
 DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elements once, under the name of the first
 
@@ -42,19 +44,46 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
             continue
         if initializer is None or initializer.const_value is None:
             raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
-        if choice.grid.stored == 4:
-            initializer.const_value = ir.tensor(initializer.const_value.numpy(), dtype=ir.DataType.INT4, name=name)
-            initializer.dtype = ir.DataType.INT4
-            continue
-        del model.graph.initializers[name]
-        codes, low = initializer.const_value.numpy(), Grid(choice.grid.bits, choice.grid.signed).low
+        times = None
         if choice.grid.multiples:
             times = multiples_of(choice.qparams.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
-            nodes, unpacked = _multiplying(model.graph, name, codes, choice.grid.bits, low, times)
-        else:
-            nodes, unpacked = _unpacking(model.graph, name, codes, choice.grid.bits, low)
-        initializer.replace_all_uses_with(unpacked)
-        model.graph.insert_before(first, nodes)
+        model.graph.insert_before(first, _packed(model.graph, initializer, choice.grid, times))
+
+
+def part_sizes(name: str, shape: Sequence[int], grid: Grid) -> dict[str, int]:
+    """Bytes in a file of each part of a weight, by its name, with its header: the codes, what unpacks them, and the tables that
+    weights share, which begin with SHARED. `shape` is that of the initializer: (inputs, outputs) for a linear op.
+    """
+    graph = ir.Graph([], [], nodes=[], name="")
+    value = _constant(graph, name, np.zeros(shape, np.int8 if grid.bits <= 8 else np.int16))
+    if grid.bits not in (8, 16):
+        times = np.ones((shape[0] // grid.group_size, shape[1]), np.int8) if grid.multiples else None
+        graph.extend(_packed(graph, value, grid, times))
+    written, sizes = ir.to_proto(graph), dict[str, int]()
+    for kind in ("initializer", "node", "value_info"):
+        for one in getattr(written, kind):
+            alone = onnx.GraphProto()
+            getattr(alone, kind).append(one)
+            sizes[one.name] = sizes.get(one.name, 0) + alone.ByteSize()
+    return sizes
+
+
+def _packed(graph: ir.Graph, initializer: ir.Value, grid: Grid, times: NDArray[np.int8] | None) -> list[ir.Node]:
+    """Pack an initializer of codes; what unpacks it, which stands for it. `times` are the multiples of a grid that has some."""
+    assert initializer.name is not None
+    assert initializer.const_value is not None
+    name, codes, low = initializer.name, initializer.const_value.numpy(), Grid(grid.bits, grid.signed).low
+    if grid.stored == 4:
+        initializer.const_value = ir.tensor(codes, dtype=ir.DataType.INT4, name=name)
+        initializer.dtype = ir.DataType.INT4
+        return []
+    del graph.initializers[name]
+    if times is None:
+        nodes, unpacked = _unpacking(graph, name, codes, grid.bits, low)
+    else:
+        nodes, unpacked = _multiplying(graph, name, codes, grid.bits, low, times)
+    initializer.replace_all_uses_with(unpacked)
+    return nodes
 
 
 def planes(bits: int) -> Iterator[tuple[int, int]]:

@@ -17,9 +17,10 @@ FRONT = Points(
 )  # fmt: skip
 TABLE = Table((
     "point", "score:score:%", "95 % interval:ends:range", "agreement:agreement:%", "time:ms:ms", "beside float:beside",
-    "file:bytes:MB", "on the front:front", "predicted:predicted_ms:ms", "bits a weight:weight_bits:#",
+    "file:bytes:MB", "budget:kept", "on the front:front", "predicted:predicted_ms:ms", "bits a weight:weight_bits:#",
     "integer ops:integer_ops:#",
 ))  # fmt: skip
+BEST = "no other point is better in accuracy, time and size"
 MEASURED = {"runtime": "{}", "version": "{}", "processor": "{}", "threads": "{} threads", "date": "measured on {}"}
 
 
@@ -33,6 +34,7 @@ def drawn(row: Json) -> dict[str, Any]:
     labelled = row["quantized"] is not None
     words = "{point}: {quantized:.2f} % {measure}, " if labelled else "{point}: "
     words += "{agreement:.2f} % {agreement_measure}, {ms:.3g} ms ({beside}), {mb:.2f} MB"
+    words += "; over the budget: {over}" if row["over"] else ""
     beside = speed(row["faster"])
     return {
         **row,
@@ -40,7 +42,8 @@ def drawn(row: Json) -> dict[str, Any]:
         "ends": around(row),
         "measure": f"{row['measure' if labelled else 'agreement_measure']} on held-out images",
         "float": row["float"] if labelled else None,
-        "place": "no other point is better in accuracy, time and size" if row["front"] else "others",
+        "kept": row["over"] or "kept",
+        "place": "over the budget" if row["over"] else BEST if row["front"] else "others",
         "unsearched": not row["searched"],
         "beside": beside,
         "said": words.format(mb=row["bytes"] / 1e6, beside=beside, **row),
@@ -50,7 +53,7 @@ def drawn(row: Json) -> dict[str, Any]:
 def render(summary: Json) -> str:
     """The page."""
     rows = [drawn(row) for row in summary["points"]]
-    best = max((row for row in rows if row["searched"]), key=goodness, default=None)
+    best = max((row for row in rows if row["searched"] and not row["over"]), key=goodness, default=None)
     data = [{"command": row["command"], "said": row["said"], "first": row is best} for row in rows]
     where, images = summary["latency_table"], summary["images"]
     facts = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 from fewbit.errors import FewbitError
 
@@ -25,6 +26,12 @@ def parse_budget(text: str) -> tuple[str, float]:
     return name, float(match[1]) * factor
 
 
+def shown(name: str, limit: float) -> str:
+    """A budget that was typed, with all its digits."""
+    unit, size, _ = SHOWN.get(name, (f" {name}", 1.0, 3))
+    return f"{Decimal(f'{limit / size:.12g}'):f}{unit}"
+
+
 def typed(name: str, limit: float) -> str:
     """The budget of a cost, rounded up to a few digits, as it is typed."""
     unit, size, decimals = SHOWN.get(name, (f" {name}", 1.0, 3))
@@ -34,7 +41,7 @@ def typed(name: str, limit: float) -> str:
 
 def too_small(limits: Mapping[str, float], least: Mapping[str, float]) -> FewbitError:
     """The error of limits that no candidate keeps; `least` are the smallest costs, each where it alone is wanted small."""
-    asked = " and ".join(typed(name, limit) for name, limit in limits.items())
+    asked = " and ".join(shown(name, limit) for name, limit in limits.items())
     below = [name for name, limit in limits.items() if name in least and limit < least[name]]
     if not below:
         return FewbitError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from fewbit.folder import TWIN
 from fewbit.onnx_file import DATA, bytes_of
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
+from fewbit.search.budget import shown, typed
 from fewbit.search.run import Trial, pareto
 from fewbit.stages.realize import write_model
 from fewbit.task import task_of
@@ -53,7 +54,8 @@ class Judge:
     def points(self, first: Row, trials: Sequence[Trial], final: Path, progress: Callable[[], None]) -> list[Row]:
         """A row for each point, the smallest first, behind that of the uniform plan; `final` is where the folder will be.
 
-        `front`: no other point is as good in accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted.
+        `over`: in words, which limits the file is over as measured. `front`: it is over none, and no other such point is as
+        good in accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted.
         """
         rows = [first]
         for number, trial in enumerate(trials, 1):
@@ -73,8 +75,10 @@ class Judge:
             write_json(path, {"schema": 1, **bits.to_json(), "found": row})
             rows.append(row)
             progress()
-        columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in rows]
-        front = set(pareto(columns))
+        rows = [{**row, "over": over(row, self.problem.limits)} for row in rows]
+        within = [i for i, row in enumerate(rows) if not row["over"]]
+        columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in (rows[i] for i in within)]
+        front = {within[k] for k in pareto(columns)}
         return [{**row, "front": i in front} for i, row in enumerate(rows)]
 
     def artefact(self, bits: Bits) -> Row:
@@ -107,3 +111,13 @@ class Judge:
             "integer_ops": len(plan.integer_ops),
             "weight_bits": average_weight_bits(graph, plan),
         }
+
+
+def over(row: Row, limits: Mapping[str, float]) -> str:
+    """In words, which limits a file is over: what it measured beside each; empty where it keeps them."""
+    found = {"bits": row["weight_bits"], "bytes": row["bytes"], "ms": row["ms"]}
+    return " and ".join(
+        f"{typed(name, found[name])} over {shown(name, limit)}"
+        for name, limit in limits.items()
+        if found[name] > limit * (1 + 1e-9)
+    )

@@ -25,7 +25,7 @@ from fewbit.request import SearchRequest
 from fewbit.request.command import quantize_command
 from fewbit.request.recipe_options import default_bits
 from fewbit.run import Run, helped
-from fewbit.search.budget import parse_budget, too_small, typed
+from fewbit.search.budget import parse_budget, shown, too_small, typed
 from fewbit.search.costs import Sizes, costs_of, smallest
 from fewbit.search.judge import Judge
 from fewbit.search.model import FLOAT, Loss, Model, Scored, Settings
@@ -38,7 +38,7 @@ from fewbit.stages.realize import write_model
 from fewbit.verify.times import Times, times_of, whole_of
 from fewbit.workers import LOCAL, Workers
 
-JOURNAL, WIDEST = "search.jsonl", "widest.onnx"
+JOURNAL, WIDEST, NARROW = "search.jsonl", "widest.onnx", "narrow.onnx"
 LADDER = (7.0, 6.0, 5.0)  # mean bits of the searches that make the front, down to the budget; the first has no limit on bits
 
 
@@ -62,7 +62,9 @@ class SearchProblem:
         return replace(bits, floats=(*self.always, *bits.floats))
 
 
-def problem_of(model: Model, loss: Loss, times: Times, limits: Mapping[str, float], rest: int = 0) -> SearchProblem:
+def problem_of(
+    model: Model, loss: Loss, times: Times, limits: Mapping[str, float], rest: int = 0, clip: int = 0
+) -> SearchProblem:
     """The problem of a model: an op that is slower in integers starts in float, and stays float where it has no weight.
 
     With a budget of milliseconds any op may be float; without one only those, as nothing would limit the others.
@@ -78,7 +80,7 @@ def problem_of(model: Model, loss: Loss, times: Times, limits: Mapping[str, floa
         floats = {name: True for name in slower if "weight" in graph.op(name).operands}
     always = tuple(name for name in slower if name not in floats)
     dimensions = model.dimensions(floats)
-    costs = costs_of(Sizes.of(model, rest), dimensions, times, always)
+    costs = costs_of(Sizes.of(model, rest, clip), dimensions, times, always)
     return SearchProblem(model, loss, dimensions, costs, limits, always, times)
 
 
@@ -147,7 +149,7 @@ def _searched(run: Run, request: SearchRequest, limits: Mapping[str, float], bui
         write_json(part / REPORT, summary)
         page = frontpage.render(summary)
         write_atomic(part / PAGE, lambda file: file.write_text(page, encoding="utf-8"))
-    run.finish(JOURNAL, WIDEST, *(name for stage in PREPARE for name in stage.files))
+    run.finish(JOURNAL, WIDEST, NARROW, *(name for stage in PREPARE for name in stage.files))
     return summary
 
 
@@ -159,7 +161,7 @@ def _refuse_small(graph: Graph, request: SearchRequest, limits: Mapping[str, flo
         raise too_small(limits, least)
     if limits.get("bytes", least["bytes"]) < least["bytes"]:
         raise FewbitError(
-            f"no setting keeps the budget {typed('bytes', limits['bytes'])}: the weights alone at their narrowest "
+            f"no setting keeps the budget {shown('bytes', limits['bytes'])}: the weights alone at their narrowest "
             f"are {typed('bytes', least['bytes'])}, and a file has more than these. Give a larger one with --budget."
         )
 
@@ -182,9 +184,21 @@ def _timed_problem(
         graph, model.target, base, model.with_floats, whole, request.threads,
         progress=lambda text: progress.advance(1, text),
     )  # fmt: skip
-    widest = model.dimensions({})
-    rest = bytes_of(part / WIDEST) - int(Sizes.of(model)(widest, (0,) * len(widest))["bytes"])
-    return problem_of(model, measure, times, limits, rest)
+    return problem_of(model, measure, times, limits, *measured(model, part / WIDEST, request.hardware.file_format, record))
+
+
+def measured(model: Model, widest: Path, form: Mapping[str, Any], record: Record) -> tuple[int, int]:
+    """What `Sizes` has from files: `rest`, of the widest one, and `clip`, of one beside it whose activations are narrower."""
+    sizes, dimensions = Sizes.of(model), model.dimensions({})
+    start = tuple(0 for _ in dimensions)
+    narrow = tuple(int(d.name in sizes.activations and len(d.options) > 1) for d in dimensions)
+    rest = bytes_of(widest) - int(sizes(dimensions, start)["bytes"])
+    count = sizes.clipped(dimensions, narrow) - sizes.clipped(dimensions, start)
+    if count <= 0:
+        return rest, 0
+    path = widest.with_name(NARROW)
+    write_model(on(model.graph, CPU), on(model.plan(model.bits(dimensions, narrow)), CPU), path, form, record)
+    return rest, -((bytes_of(widest) - bytes_of(path)) // count)
 
 
 def _summary(

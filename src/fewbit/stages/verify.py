@@ -19,7 +19,7 @@ from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, image_among, images_of, one_and_parts, parts, rows
 from fewbit.core.plan import Plan
 from fewbit.core.record import Record
-from fewbit.deploy import made, stamped
+from fewbit.deploy import as_stored, made, stamped
 from fewbit.errors import AGAIN, BadFile, FewbitFailed
 from fewbit.files import read_json
 from fewbit.folder import MODEL, RECORD, REPORT, TABLES, TWIN, scratch
@@ -90,8 +90,9 @@ def files(
     with scratch(folder) as place:
         again, folders = Path(place), (folder, Path(place))
         write_model(graph, plan, again / MODEL, form, said)
-        expected = stamped(load_proto(again / MODEL, data=False), entry, again / MODEL)
-        found = proofs.deviations(MODEL, load_proto(model, data=False), expected, folders)
+        shipped = load_proto(model, data=False)
+        expected = stamped(load_proto(again / MODEL, data=False), as_stored(entry, shipped), again / MODEL)
+        found = proofs.deviations(MODEL, shipped, expected, folders)
         progress.advance()
         write_twin(exact, again / TWIN, form, said)
         found += proofs.deviations(TWIN, load_proto(twin, data=False), load_proto(again / TWIN, data=False), folders)

@@ -4,8 +4,10 @@ against the same plan realized again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +22,7 @@ from fewbit.core.graph import Graph, flat_name
 from fewbit.core.grid import along, multiples_of
 from fewbit.core.inputs import arrays_of, example
 from fewbit.core.plan import Choice, Plan
+from fewbit.core.record import MADE
 from fewbit.errors import AGAIN, BadFile
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import OnnxRuntime
@@ -141,4 +144,28 @@ def _entries(found: onnx.ModelProto, expected: onnx.ModelProto) -> Iterator[tupl
         if key not in theirs or key not in ours:
             yield f"metadata entry {key}", "is missing" if key in ours else "does not belong there"
         elif theirs[key] != ours[key]:
-            yield f"metadata entry {key}", "is another"
+            yield f"metadata entry {key}", _other(theirs[key], ours[key]) if key == MADE else "is another"
+
+
+def _other(theirs: str, ours: str) -> str:
+    """In which keys an entry of JSON is another; keys that are in the file alone may be those of another fewbit."""
+    try:
+        found, expected = (dict(_flat(json.loads(text))) for text in (theirs, ours))
+    except ValueError:
+        return "is another"
+    differ = [name for name, value in expected.items() if name in found and found[name] != value]
+    unknown = [name for name in found if name not in expected]
+    says = [f"has another {', '.join(differ)}"] if differ else []
+    if unknown:
+        writer = f"{found.get('fewbit')!s:.40}"
+        says.append(f"has {', '.join(unknown)}, which this fewbit does not write (it was written by fewbit {writer})")
+    return " and ".join(says) or "is another"
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of what stands in dicts; names have dots between the keys."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, one in value.items():
+        yield from _flat(one, f"{name}.{key}" if name else str(key))
