@@ -354,6 +354,28 @@ def test_the_guess_of_depths_is_the_best_of_all_constants(tmp_path, relative):
     assert "one depth for every pixel" in rated(task, other, other.roll(1, 0), truth).why
 
 
+def test_a_measure_near_100_is_clearly_better_than_a_guess_where_it_misses_less_than_half(tmp_path):
+    task, true, guesses = named("depth", ("y", SIZE)), torch.full((2, *SIZE), 2.0, dtype=torch.float64), Guesses(False)
+    true.view(2, -1)[:, :12] = 5  # 12 of 768 pixels lie apart: one depth has 98.44 %
+    for i, one in enumerate(true):
+        np.save(tmp_path / f"{i}.npy", one.numpy().repeat(2, 0).repeat(2, 1))
+        guesses.add(one)
+    assert guesses.best() == pytest.approx(100 * (1 - 12 / 768))
+    truth = task.read(tmp_path, Pictures(("0.jpg", "1.jpg")))
+
+    def with_wrong(count):
+        y = true + 0.01 * noise(2, *SIZE)
+        y.view(2, -1)[:, :count] = 2
+        return rated(task, y, y.roll(1, 0), truth)
+
+    assert [with_wrong(count).measure for count in (0, 5, 7, 12)] == ["δ1", "δ1", "", ""]
+    flat = true.clamp_max(2)  # where one depth is all there is, a perfect model has no more than the guess
+    for i, one in enumerate(flat):
+        np.save(tmp_path / f"{i}.npy", one.numpy().repeat(2, 0).repeat(2, 1))
+    y = flat + 0.01 * noise(2, *SIZE)
+    assert "100.00 %, not clearly better" in rated(task, y, y, task.read(tmp_path, Pictures(("0.jpg", "1.jpg")))).why
+
+
 def test_the_guess_of_a_picture_is_the_mean_colour_of_the_targets(tmp_path):
     task, x = named("restore", ("y", (3, 16, 16))), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for i, one in enumerate(x):

@@ -15,7 +15,8 @@ from fewbit.task.closeness import SPREAD
 from fewbit.task.interval import Interval
 
 NOTHING = 0.05  # percent or dB below which a measure is shown as 0.0
-CLEAR = 1.05  # how many times as high as a guess's a measure has to be
+CLEAR = 1.05  # how many times as high as a guess's a measure has to be,
+MISSED = 0.5  # or, of percents, what share of the guess's distance to 100 its own has to be below
 
 
 def by_truth(
@@ -54,9 +55,10 @@ def by_truth(
 
 def no_better(measure: str, before: float, guess: float, what: str, unit: str = "%") -> str:
     """In words that `measure` of the float model is not `CLEAR` times that of a `guess`, an answer that does not look at the
-    image; empty where it is, or is not a number. `what` is the guess.
+    image, nor, in percent, less than `MISSED` of its distance from 100; empty where it is, or is not a number. `what` is the
+    guess.
     """
-    if not before <= CLEAR * guess:
+    if not before <= CLEAR * guess or (unit == "%" and 100 - before < MISSED * (100 - guess)):
         return ""
     return (
         f"{measure} of the float model is {before:.2f} {unit}, not clearly better than a guess: {what} has {guess:.2f} {unit}"
