@@ -18,6 +18,7 @@ from torchvision.ops import box_area
 
 from fewbit.core.task import Output, Placement, Signature
 from fewbit.errors import BadImages, BadModel, UnknownName
+from fewbit.stages.task import digest
 from fewbit.task import check_name, task_named
 from fewbit.task.decode import DECODERS, Found, Queries, Ssd, Yolo, Yolox, select
 from fewbit.task.detect import Boxes, Detect, apart, same_classes
@@ -472,6 +473,22 @@ def test_an_image_gets_the_boxes_of_its_own_path_alone(tmp_path, written, images
         return
     found = read(path, Pictures(images, SIDES), ("cat", "dog"), 2)
     assert [int(one.boxes[0, 0]) for one in found] == list(places)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc", "parquet"])
+def test_files_in_folders_that_are_links_are_found_as_images_are(tmp_path, kind):
+    real, given = tmp_path / "real", tmp_path / "given"
+    real.mkdir(), given.mkdir()
+    {"yolo": yolo, "voc": voc, "parquet": shards}[kind](real)
+    (given / "cat").symlink_to(real, target_is_directory=True)
+    (real / "again").symlink_to(real, target_is_directory=True)  # a folder in itself is entered once
+    names = [f"val-{k}.parquet:{row}" for k in range(2) for row in range(2)] if kind == "parquet" else NAMES
+    there, here = (Pictures(tuple(f"{at}{name}" for name in names), SIDES[:1] * len(names)) for at in ("", "cat/"))
+    direct, linked = (read(folder, images, ("cat", "dog"), 2) for folder, images in ((real, there), (given, here)))
+    assert [one.boxes.tolist() for one in linked] == [one.boxes.tolist() for one in direct]
+    before = digest(given)
+    next(real.glob("*.*")).write_bytes(b"another")
+    assert digest(given) != before
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".xml"])

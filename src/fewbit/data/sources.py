@@ -6,7 +6,6 @@ import bisect
 import itertools
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from fewbit.core.walk import below, natural
 from fewbit.data.arrays import numpy_file, placed
 from fewbit.data.bands import Array
 from fewbit.data.classes import WNID, read_classes
@@ -136,53 +136,12 @@ def find(source: Any, preprocess: Preprocess, classes: int | Sequence[str] | Non
     return replace(found, beside=beside)
 
 
-def _natural(path: Path | str) -> list[Any]:
-    """A sort key by which 2 comes before 10, the one that timm uses."""
-    text = path if isinstance(path, str) else path.as_posix()
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text.lower())]
-
-
 def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _walk(root: Path) -> tuple[list[Path], list[str]]:
-    """The files below a folder, through links too, and what cannot be read, with the reason; hidden ones are left out."""
-    files: list[Path] = []
-    unreadable: list[str] = []
-    own = os.stat(root)
-    folders = [(Path(), frozenset({(own.st_dev, own.st_ino)}))]
-    while folders:
-        folder, above = folders.pop()
-        try:
-            entries = [entry for entry in os.scandir(root / folder) if not entry.name.startswith(".")]
-        except OSError as error:
-            unreadable.append(f"{folder} cannot be opened: {error.strerror}")
-            continue
-        for entry in entries:
-            path = folder / entry.name
-            shown = os.fsencode(path).decode(errors="backslashreplace")
-            try:
-                about = entry.stat()
-            except OSError as error:
-                unreadable.append(f"{shown} is a link to nothing" if entry.is_symlink() else f"{shown}: {error.strerror}")
-                continue
-            inode = (about.st_dev, about.st_ino)
-            if stat.S_ISDIR(about.st_mode) and inode not in above:
-                folders.append((path, above | {inode}))
-            elif stat.S_ISDIR(about.st_mode):
-                unreadable.append(f"{shown} is a link to a folder that it is in")
-            elif not stat.S_ISREG(about.st_mode):
-                unreadable.append(f"{shown} is a pipe, a socket or a device")
-            elif shown != path.as_posix():
-                unreadable.append(f"{shown} has a name that is not UTF-8")
-            else:
-                files.append(path)
-    return sorted(files, key=_natural), sorted(unreadable, key=_natural)
-
-
 def _folder(path: Path, classes: int | Sequence[str] | None, labels: bool) -> Found:
-    files, unreadable = _walk(path)
+    files, unreadable = below(path)
     pictures, arrays = [f for f in files if f.suffix.lower() in KNOWN], [f for f in files if f.suffix == ".npy"]
     images, notes = pictures or arrays, tuple[str, ...]()
     if pictures and arrays:
@@ -239,8 +198,8 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
     if classes is not None and len(folders) != classes:
         content = f"{len(folders)} class folders ({some(folders)})"
         raise BadImages(f"{path} has {content}, and the model has {classes} classes. {advice}")
-    if (natural := sorted(folders, key=_natural)) != folders:
-        first, other = next((a, b) for a, b in zip(folders, natural, strict=True) if a != b)
+    if (by_number := sorted(folders, key=natural)) != folders:
+        first, other = next((a, b) for a, b in zip(folders, by_number, strict=True) if a != b)
         orders = f"torchvision puts {first} before {other}, timm the reverse"
         raise BadImages(f"{path} has class folders whose order is not plain: {orders}. {advice}")
     return {name: i for i, name in enumerate(folders)}

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import TensorProto
 
 from fewbit.core.task import Output, Signature, Task
+from fewbit.core.walk import below
 from fewbit.data.images import Images
 from fewbit.demo import DEMOS
 from fewbit.deploy.program import answers
@@ -99,7 +100,7 @@ def annotated(images: Images, task: Task, path: Path | None) -> Images:
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of the files of a folder with their names."""
     total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    files = [path] if path.is_file() else [path / one for one in sorted(below(path)[0])]
     for one in files:
         try:
             content = hashlib.sha256(one.read_bytes()).hexdigest()

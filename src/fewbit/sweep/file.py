@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbit import __version__
+from fewbit.core.walk import below
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.load.load import look_up
 from fewbit.request import Request
@@ -82,7 +83,7 @@ def seen(text: str) -> list[tuple[str, int, int]]:
     """Path, size and time of the file, or of every file in the folder, that an option names; nothing where it names none."""
     path = Path(file_of(text))
     try:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = [path / p for p in sorted(below(path)[0])] if path.is_dir() else [path]
         return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError:
         return []

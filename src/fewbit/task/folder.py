@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewbit.core.walk import below
 from fewbit.errors import BadImages
 from fewbit.task.names import paired
 
@@ -25,7 +26,8 @@ def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: st
         raise BadImages(
             f"--annotations {folder} is not a folder; {what} are files ({', '.join(suffixes)}) under the images' names."
         )
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+    listed = [path.as_posix() for path in below(folder)[0] if path.suffix.lower() in suffixes]
+    files = [folder / name for name in listed]
 
     def unclear(name: str, found: Sequence[int]) -> BadImages:
         some = " and ".join(str(files[i]) for i in found[:2])
@@ -35,7 +37,6 @@ def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: st
             "scored image. Add or remove files, or leave --annotations out."
         )
 
-    listed = [path.relative_to(folder).as_posix() for path in files]
     return [files[i] for i in paired(names, listed, f"--annotations {folder}", unclear, stems=True)]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_area
 
 from fewbit.core.task import Placement, Scored
+from fewbit.core.walk import below
 from fewbit.errors import BadImages, UnknownName
 from fewbit.task.folder import beside
 from fewbit.task.names import paired, plain
@@ -57,14 +58,14 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
     none, an image without annotation, a class that is not there, a box outside its image, or no object at all.
     """
     sizes = images.sizes()
+    kinds = {file.suffix.lower() for file in below(path)[0]} if path.is_dir() else set[str]()
     are_rows = all(ROW.fullmatch(name) for name in images.names)
     if path.suffix.lower() == ".json":
         rows = _coco(path, images.names, sizes, names, classes)
-    elif path.suffix.lower() == ".parquet" or (are_rows and path.is_dir() and any(path.rglob("*.parquet"))):
+    elif path.suffix.lower() == ".parquet" or (are_rows and ".parquet" in kinds):
         rows = _parquet(path, images.names, sizes)
     elif path.is_dir():
-        voc = any(path.rglob("*.xml"))
-        rows = (_voc if voc else _yolo)(path, images.names, sizes, names)
+        rows = (_voc if ".xml" in kinds else _yolo)(path, images.names, sizes, names)
     else:
         raise BadImages(f"--annotations {path}: it is not a file that holds objects. Give {KINDS}.")
     if not any(rows):
@@ -347,8 +348,8 @@ def _parquet(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]])
                 f"the pictures of {path} themselves (--score {path}), or annotations in another form: COCO's .json, .txt, .xml."
             )
         places.append((row[1], int(row[2])))
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    listed = [file.name if path.is_file() else file.relative_to(path).as_posix() for file in files]
+    shown = [Path(path.name)] if path.is_file() else [file for file in below(path)[0] if file.suffix.lower() == ".parquet"]
+    files, listed = [path] if path.is_file() else [path / file for file in shown], [file.as_posix() for file in shown]
 
     def unclear(name: str, found: Sequence[int]) -> BadImages:
         has = f"{len(found)} files" if found else "no file"
