@@ -356,6 +356,43 @@ def test_shapes_and_types_of_a_file_are_kept(tmp_path) -> None:
             loaded(str(path), given)
 
 
+class Flagged(nn.Module):
+    """All arguments have defaults; the image is by keyword alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Conv2d(3, 4, 3)
+
+    def forward(self, *, flag: Tensor | None = None, pixel_values: Tensor | None = None) -> Tensor:
+        return self.net(pixel_values)
+
+
+class Worded(Flagged):
+    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return self.net(pixel_values)
+
+
+class Framed(Flagged):
+    def forward(self, before: Tensor | None = None, frame: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return self.net(frame)
+
+
+@pytest.mark.parametrize(("net", "given"), [(Flagged, {}), (Worded, {}), (Framed, {"frame": None})])
+def test_of_arguments_that_all_have_defaults_the_image_is_the_one_that_is_called_so(net: type[nn.Module], given: Any) -> None:
+    module = net()
+    model, x = loaded(module, given, input_size=SIZE), images(2)
+    name = "frame" if given else "pixel_values"
+    torch.testing.assert_close(Executor(capture(model))(x)[0], module(**{name: x}))
+
+
+def test_an_image_that_went_to_another_argument_is_told_how_to_be_named() -> None:
+    with pytest.raises(
+        FewbitError, match=r"The image was given to before; where it belongs to frame, name that.*\{\"frame\": None\}"
+    ):
+        loaded(Framed(), {}, input_size=SIZE)
+
+
 class Anything(nn.Module):
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0]

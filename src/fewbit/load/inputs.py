@@ -15,6 +15,7 @@ from fewbit.core.inputs import Input, dotted, flat, incomplete, the_image
 from fewbit.errors import BadModel, UnknownName
 
 IMAGES = "images"  # what files call the image of a model that takes nothing else and does not say
+USUAL = ("pixel_values", "images", "image", "imgs", "img", "pixels", "inputs", "input", "x")  # names of an argument that is it
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def image(shape: Sequence[int], name: str = IMAGES) -> Input:
 def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -> tuple[tuple[Input, ...], Arguments | None]:
     """The inputs of a module in the order of its `forward`, and how it is called; None: with the image alone.
 
-    The image is the first argument that nothing is given for; where all are given, the first that each item of the images
-    brings. Raises BadModel for another one that is needed, UnknownName for what it does not take.
+    The image is an argument that nothing is given for: of several one with a usual name, else the first; where all are given,
+    the first that each item of the images brings. Raises BadModel for another one that is needed, UnknownName for what it does
+    not take.
     """
     kinds = inspect.signature(module.forward).parameters.values()
     named = [p for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -75,13 +77,14 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         )
     if not own and not free:
         raise BadModel(f"{ref} takes {', '.join(names)}, and all of them are given; leave out the one that is the image.")
+    chosen = next((name for name in USUAL if name in free), free[0]) if free else ""
     if not own:
-        trees[free[0]] = None
+        trees[chosen] = None
     if missing := [name for name in needed if name not in trees]:
         raise incomplete(ref, names, missing)
     if len(trees) == 1 and not own and not named_by_items:
-        by_name = any(p.name == free[0] and p.kind is p.KEYWORD_ONLY for p in named)
-        return (image(shape),), Arguments((), {free[0]: IMAGES}) if by_name else None
+        by_name = chosen != names[0] or named[0].kind is inspect.Parameter.KEYWORD_ONLY
+        return (image(shape),), Arguments((), {chosen: IMAGES}) if by_name else None
     inputs, kwargs = list[Input](), dict[str, Any]()
     for name in sorted(trees, key=lambda name: names.index(name) if name in names else len(names)):
         leaves, spec = pytree.tree_flatten_with_path(trees[name])
@@ -90,6 +93,24 @@ def of_module(module: nn.Module, shape: Sequence[int], given: Given, ref: str) -
         kwargs[name] = pytree.tree_unflatten(paths, spec)
         inputs += [_of(path, leaf, shape, each) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     return tuple(inputs), Arguments((), kwargs)
+
+
+def about_image(module: nn.Module, inputs: Sequence[Input], arguments: Arguments | None) -> str:
+    """How to name the argument that is the image where a module has several and the one that was taken is not called so, in a
+    sentence that begins with a space; else empty.
+    """
+    kinds = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    given = arguments.kwargs if arguments else dict.fromkeys(names[:1], inputs[0].name)
+    images = [one.name for one in inputs if one.is_image]
+    taken = next((name for name, value in given.items() if value in images), "")
+    others = [name for name in names if name not in given]
+    if not taken or taken in USUAL or not others:
+        return ""
+    return (
+        f" The image was given to {taken}; where it belongs to {' or '.join(others[:4])}, name that, in Python "
+        f'inputs={{"{others[0]}": None}}, or give a module whose forward takes the image alone.'
+    )
 
 
 def _refuse_flag(parameter: inspect.Parameter, value: Any, ref: str) -> None:
