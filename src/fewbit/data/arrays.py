@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.data.bands import Array, is_pixels
+from fewbit.data.bands import Array, channels_behind, is_pixels
 from fewbit.errors import BadImages
 
 
@@ -76,7 +76,8 @@ def placed(source: Any, where: str, size: tuple[int, int, int]) -> tuple[Array, 
     if 0 in shape:
         raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
     if not pixels and shape[1:] != size:
-        raise BadImages(f"{problem}; allowed is {floats}. Resize them, or give uint8 or uint16 pixels.")
+        advice = channels_behind(shape, size) or "Resize them, or give uint8 or uint16 pixels."
+        raise BadImages(f"{problem}; allowed is {floats}. {advice}")
     first, last = shape[1] == channels, shape[3] == channels
     if pixels and first == last:
         which = "both ends could be the channels" if first else f"neither end has {channels} channels, which the model takes"

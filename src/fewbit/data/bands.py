@@ -32,6 +32,16 @@ def is_pixels(values: Array) -> bool:
     return values.dtype.kind == "u" and values.dtype.itemsize <= 2
 
 
+def channels_behind(shape: tuple[int, ...], size: tuple[int, int, int]) -> str:
+    """How inputs of the model that have their channels last, images (h, w, c) or arrays (n, h, w, c), become those of `size`
+    (c, h, w), in a sentence; empty where they are of another shape.
+    """
+    if shape[-3:] != (*size[1:], size[0]) or shape[-3:] == size or len(shape) > 4:
+        return ""
+    order = "2, 0, 1" if len(shape) == 3 else "0, 3, 1, 2"
+    return f"The channels are last; put them first: x.transpose({order}) in NumPy, x.permute({order}) in torch."
+
+
 def channels_last(values: Array, channels: int) -> Array:
     """Pixels (h, w, channels) of an array with the channels last or first, of one channel also (h, w). Raises BadImages."""
     placed = values[..., None] if channels == 1 and values.ndim == 2 else values

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewbit.core.inputs import Input, flat
 from fewbit.core.shelf import Shelf
-from fewbit.data.bands import Array, channels_last, is_pixels, of_picture
+from fewbit.data.bands import Array, channels_behind, channels_last, is_pixels, of_picture
 from fewbit.data.beside import IMAGES, Keys, row_of, trees
 from fewbit.data.decode import decode, is_input
 from fewbit.data.preprocess import Preprocess
@@ -89,6 +89,8 @@ class Reader:
                 return image.astype(np.float32)
         if is_pixels(image):
             return channels_last(image, size[0])
+        if image.dtype.kind == "f" and (advice := channels_behind(shape, size)):
+            raise BadImages(f"it has type {image.dtype} and shape {shape}; inputs of the model are floats {size}. {advice}")
         other = f", and {self.firsts[False]} shape {size}" if image.dtype.kind == "f" and False in self.firsts else ""
         raise BadImages(f"it has type {image.dtype} and shape {shape}{other}; {self._allowed}")
 
