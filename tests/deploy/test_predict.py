@@ -344,7 +344,8 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
         f"mask={tmp_path / 'cut.npy'}": "cannot be read as a .npy file",
         f"mask={picture}": "cannot be read as a .npy file",
         "class=a.png": "class=a.png is not a file that is there; the program takes pictures and mask=FILE.npy.",
-        "--pixel": "--pixel is not a file that is there",
+        "--pixel": "--pixel is not an option; there are --pixels and --help. Type python predict.py [--pixels] PICTURE",
+        "-n=1": "-n=1 is not an option",
         str(tmp_path): "is not a file that is there",
         str(tmp_path / "cut.npy"): "cannot be read as a .npy file",
         str(tmp_path / "none.npy"): "holds uint8 (0, 4, 3); the model has 3 channels",
@@ -367,6 +368,17 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # twice as many are refused
     assert adder([picture]) == 2
     assert "a.png cannot be decoded as an image: Image size (64 pixels) exceeds limit" in capsys.readouterr().err
+
+
+def test_help_is_printed_without_an_error_and_a_call_without_words_is_one(adder: Any, tmp_path: Path, capsys: Any) -> None:
+    for words in (["-h"], ["--help"], ["--pixels", "-h"], [plain(tmp_path / "a.png", 51), "--help"]):
+        assert adder(words) == 0
+        given = capsys.readouterr()
+        assert given.out.startswith("python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]\n")
+        assert given.err == ""
+    for words in ([], ["--pixels"]):
+        assert adder(words) == 2
+        assert capsys.readouterr().err.startswith("python predict.py")
 
 
 def test_a_program_without_its_model_says_what_is_missing(adder: Any, tmp_path: Path) -> None:

@@ -20,6 +20,14 @@ from fewbit.deploy.python.pictures import model_input, opened
 from fewbit.deploy.python.session import Run, session
 
 HERE = Path(__file__).parent
+USAGE = "python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]"
+HELP = f"""{USAGE}
+
+Prints an answer in JSON for each picture. Maps are written to the folder answers beside it.
+INPUT=FILE.npy gives another input of the model what is in the file, for all pictures.
+
+--pixels    write PICTURE.pixels instead, which the example in C++ reads: resized, uint8 (height, width, channels)
+-h, --help  print this"""
 
 
 class Model:
@@ -55,10 +63,14 @@ class Model:
 def main(words: list[str]) -> int:
     """Print an answer in JSON for each picture; maps are written to the folder `answers` beside it, as PNG or, of real numbers,
     as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
+    Gives the exit code: 2 where something cannot be read, written or understood.
     """
     given = [word for word in words if word != "--pixels"]
-    if not given or {"-h", "--help"}.intersection(words):
-        print("python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]", file=sys.stderr)
+    if {"-h", "--help"}.intersection(words):
+        print(HELP)
+        return 0
+    if not given:
+        print(USAGE, file=sys.stderr)
         return 2
     try:
         model = Model()
@@ -89,6 +101,8 @@ def told_apart(words: list[str], others: Mapping[str, NDArray[Any]]) -> tuple[li
         name = next((one for one in others if word.startswith(f"{one}=")), None)
         if Path(word).is_file():
             files.append(Path(word))
+        elif name is None and word.startswith("-"):
+            raise ValueError(f"{word} is not an option; there are --pixels and --help. Type {USAGE}")
         elif name is None:
             kinds = " and ".join(["pictures", *(f"{one}=FILE.npy" for one in others)])
             raise ValueError(f"{word} is not a file that is there; the program takes {kinds}.")
@@ -97,7 +111,7 @@ def told_apart(words: list[str], others: Mapping[str, NDArray[Any]]) -> tuple[li
         else:
             more[name] = array_of(word[len(name) + 1 :], name, others[name])
     if not files:
-        raise ValueError("There is no picture; give one: python predict.py PICTURE ... [INPUT=FILE.npy ...]")
+        raise ValueError(f"There is no picture; give one: {USAGE}")
     return files, more
 
 
