@@ -69,6 +69,7 @@ NAN, INF = float("nan"), float("inf")
         ({"mean": (0.5, 0.5), "input_size": (3, 8, 8)}, BadImages, "mean has 2 numbers and the model 3 channels"),
         ({"mean": (0.5, 0.5, NAN)}, BadImages, r"--mean \(0.5, 0.5, nan\) .*a finite number.*as in --mean 0.485"),
         ({"input_size": "3,32.5,32"}, BadImages, "--input-size 3,32.5,32 .*whole pixels, 1 to 8192, as in"),
+        ({"input_size": "3,4,32,32"}, BadImages, r"--input-size 3,4,32,32 .* Of clips fold the time into the channels: images"),
         ({"input_size": (0, 32, 32)}, BadImages, r"--input-size \(0, 32, 32\) .*channels \(1 to 1024\), height and width"),
         ({"std": (1.0, 0.0, 1.0)}, BadImages, r"--std \(1.0, 0.0, 1.0\) .*from 0.0001 to 10"),
         ({"interpolation": "bicubik"}, UnknownName, "Did you mean bicubic"),

@@ -392,6 +392,7 @@ def test_floats_are_taken_as_they_are(dtype: torch.dtype) -> None:
         (np.zeros((2, 3, 9, 9), np.float32), "Resize them, or give uint8"),
         (np.zeros((2, 8, 8, 3), np.float32), r"normalized floats .*\. The channels are last; .* x\.transpose\(0, 3, 1, 2\) in"),
         ([np.zeros((8, 8, 3), np.float32)], r"floats \(3, 8, 8\)\. The channels are last; .* x\.permute\(2, 0, 1\) in torch"),
+        (np.zeros((2, 3, 4, 8, 8), np.float32), r"Of clips fold the time into the channels: images \(channels \* time, height"),
         (np.zeros((2, 1, 8, 8), np.uint8), "neither end has 3 channels"),
         (np.zeros((2, 3, 8, 3), np.uint8), "both ends"),
         (np.zeros((8, 8, 3), np.uint8), "allowed is uint8"),

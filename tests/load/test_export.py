@@ -190,6 +190,32 @@ def test_a_wrong_input_size_is_refused_with_the_reason():
         loaded(Classifier(), input_size=(1, 8, 8))
 
 
+class Clips(nn.Module):
+    """Three channels at four times, one behind the other; `folded`: in the channels of an image."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__()
+        self.folded, self.conv = folded, nn.Conv3d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.unflatten(1, (3, 4)) if self.folded else x).flatten(1, 2)
+
+
+def test_a_model_of_clips_is_told_to_fold_the_time_into_the_channels():
+    folded, asked = (
+        Clips(True),
+        r"Of clips fold the time into the channels: .* self\.net\(x\.unflatten\(1, ",
+    )
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(graph_module(loaded(folded, input_size=(12, 8, 8)).program)(x), folded(x))  # as is advised
+    for overrides in ({"input_size": SIZE}, {}):
+        with pytest.raises(BadModel, match=asked):
+            load_model(Clips(False), overrides=overrides)
+    with pytest.raises(BadModel) as said:
+        loaded(Classifier(), input_size=(1, 8, 8))
+    assert "clips" not in str(said.value)
+
+
 def test_a_module_without_an_input_size_is_asked_for_one():
     with pytest.raises(BadModel, match=r"Classifier does not say its input size.*--input-size"):
         load_model(Classifier())

@@ -20,6 +20,10 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 RESIZES = ("squash", "center", "border", "letterbox", "corner")
 ORDERS = ("rgb", "bgr")
 FILL = (0.0, 255.0)
+CLIPS = (
+    "Images have (channels, height, width). Of clips fold the time into the channels: images (channels * time, height, width), "
+    "and a module around the model whose forward calls self.net(x.unflatten(1, (channels, time)))."
+)
 
 
 def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
@@ -29,7 +33,8 @@ def input_size(value: Any, name: str = "input_size") -> tuple[int, int, int]:
     if len(sizes) == 3 and all(low <= n <= high for n, (low, high) in zip(sizes, limits, strict=True)):
         return sizes[0], sizes[1], sizes[2]
     allowed = f"channels ({CHANNELS[0]} to {CHANNELS[1]}), height and width in whole pixels, {SIDES[0]} to {SIDES[1]}"
-    raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 3,224,224.")
+    clips = f" {CLIPS}" if len(sizes) == 4 else ""
+    raise BadImages(f"{name} {_shown(value)} is not allowed; it should be {allowed}, as in {name} 3,224,224.{clips}")
 
 
 def interpolation(value: Any, name: str = "interpolation") -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewbit.core.pixels import CLIPS
 from fewbit.data.bands import Array, channels_behind, is_pixels
 from fewbit.errors import BadImages
 
@@ -72,7 +73,8 @@ def placed(source: Any, where: str, size: tuple[int, int, int]) -> tuple[Array, 
     shape, allowed = values.shape, f"uint8 or uint16 (n, h, w, {channels}) or (n, {channels}, h, w)"
     floats = f"normalized floats (n, {size[0]}, {size[1]}, {size[2]})"
     if len(shape) != 4 or not (values.dtype.kind == "f" or pixels):
-        raise BadImages(f"{problem}; allowed is {allowed}, or {floats}. Give one of these.")
+        advice = CLIPS if len(shape) == 5 else "Give one of these."
+        raise BadImages(f"{problem}; allowed is {allowed}, or {floats}. {advice}")
     if 0 in shape:
         raise BadImages(f"{problem}: it holds no {'pixels' if shape[0] else 'images'}. Give one with n, h and w of 1 or more.")
     if not pixels and shape[1:] != size:

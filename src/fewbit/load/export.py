@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from fewbit.core.inputs import Input, image_among
 from fewbit.errors import BadModel, reason, stopped
 from fewbit.load.contexts import evaluating, quiet
-from fewbit.load.inputs import IMAGES, Arguments, about_image
+from fewbit.load.inputs import IMAGES, Arguments, about_clips, about_image
 from fewbit.load.ports import NamedPorts, key_of, named_tensors
 from fewbit.load.trials import noise_of, same_again, tensors_of
 
@@ -47,7 +47,7 @@ def export(
             failed = error
     takes = f"input (batch, {', '.join(map(str, inputs[0].shape))})" if len(inputs) == 1 else ", ".join(map(str, inputs))
     advice = CHOOSES if "data-dependent" in str(failed) else ADVICE
-    advice += about_image(module, inputs, arguments)
+    advice += about_clips(module) or about_image(module, inputs, arguments)
     raise BadModel(f"{type(module).__name__} cannot be exported for {takes}: {reason(failed)} {advice}") from failed
 
 

@@ -12,10 +12,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from fewbit.core.inputs import Input, dotted, flat, incomplete, the_image
+from fewbit.core.pixels import CLIPS
 from fewbit.errors import BadModel, UnknownName
 
 IMAGES = "images"  # what files call the image of a model that takes nothing else and does not say
 USUAL = ("pixel_values", "images", "image", "imgs", "img", "pixels", "inputs", "input", "x")  # names of an argument that is it
+
+LAYERS_3D = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ def about_image(module: nn.Module, inputs: Sequence[Input], arguments: Arguments
         f" The image was given to {taken}; where it belongs to {' or '.join(others[:4])}, name that, in Python "
         f'inputs={{"{others[0]}": None}}, or give a module whose forward takes the image alone.'
     )
+
+
+def about_clips(module: nn.Module) -> str:
+    """What to do with clips, where a module has 3D layers, in a sentence that begins with a space; else empty."""
+    return f" {CLIPS}" if any(isinstance(part, LAYERS_3D) for part in module.modules()) else ""
 
 
 def _refuse_flag(parameter: inspect.Parameter, value: Any, ref: str) -> None:

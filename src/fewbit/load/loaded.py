@@ -18,7 +18,7 @@ from fewbit.core.task import Output
 from fewbit.errors import BadModel
 from fewbit.load.contexts import buffers_kept
 from fewbit.load.export import ADVICE
-from fewbit.load.inputs import Arguments, Given, about_flag, is_flag, of_module, of_ports
+from fewbit.load.inputs import Arguments, Given, about_clips, about_flag, is_flag, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
 from fewbit.load.purpose import purpose
 from fewbit.load.refused import groups_of_images, refuse_outputs, refuse_parts, refuse_quantized, refuse_values, shown_shape
@@ -75,7 +75,8 @@ def from_module(
     """
     fields = dict(record)
     if "input_size" not in fields:
-        raise BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
+        ask = "Give it: --input-size 3,224,224 (input_size=(3, 224, 224))."
+        raise BadModel(f"{ref} does not say its input size. {ask}{about_clips(module)}")
     inputs, arguments = called or of_module(module, fields["input_size"], given, ref)
     refuse_quantized(module, ref)
     refuse_values(dict(module.named_parameters()), dict(module.named_buffers()), ref)
