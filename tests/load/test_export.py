@@ -787,6 +787,27 @@ def test_buffers_are_put_back_and_no_run_of_the_program_changes_them() -> None:
     assert net.seen.item() == net.kept.item() == 0
 
 
+class Attributes(Plain):
+    """Counts its calls in tensors that are plain attributes, one of them as a new tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.kept, self.table = torch.zeros(()), torch.zeros(()), torch.full((1, 1), torch.nan).expand(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.kept = self.kept + self.seen
+        return super().forward(x)
+
+
+def test_tensors_that_are_plain_attributes_are_put_back_too() -> None:
+    net = Attributes().eval()
+    seen, kept, table = net.seen, net.kept, net.table
+    loaded(net)
+    assert (net.seen is seen, net.kept is kept, net.table is table) == (True, True, True)
+    assert seen.item() == kept.item() == 0
+
+
 class ByKeyword(Plain):
     def forward(self, *, pixel_values: Tensor) -> Tensor:
         return super().forward(pixel_values)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -35,21 +35,24 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards each buffer of the module is the tensor that it was, with the numbers that it had."""
+def tensors_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards each buffer of the module, and each tensor that is a plain attribute of a part, is the tensor that it was,
+    with the numbers that it had.
+    """
     before = [
-        (part, name, value, value.clone())
+        (place, name, value, value.detach().clone())
         for part in module.modules()
-        for name, value in part._buffers.items()
-        if value is not None
+        for place in (part._buffers, vars(part))
+        for name, value in place.items()
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for part, name, value, numbers in before:
-                part._buffers[name] = value
-                if not torch.equal(value, numbers):
+            for place, name, value, numbers in before:
+                place[name] = value
+                if not torch.allclose(value, numbers, rtol=0, atol=0, equal_nan=True):
                     value.copy_(numbers)
 
 

@@ -16,7 +16,7 @@ from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.task import Output
 from fewbit.errors import BadModel
-from fewbit.load.contexts import buffers_kept
+from fewbit.load.contexts import tensors_kept
 from fewbit.load.export import ADVICE
 from fewbit.load.inputs import Arguments, Given, about_clips, about_flag, is_flag, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
@@ -84,7 +84,7 @@ def from_module(
     classes = tuple(fields.pop("classes", ()))
     if said := purpose(module):
         fields.setdefault("task", said)
-    with without_autocast() as asked, buffers_kept(module):
+    with without_autocast() as asked, tensors_kept(module):
         program, inputs = _program(module, ref, inputs, arguments, batches, free)
         others = left_out(module, program, inputs, arguments) if called is None else {}  # a file gives tensors alone
     _with_own_buffers(program)
