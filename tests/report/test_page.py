@@ -26,6 +26,9 @@ from report.canned import canned
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 LOADING = {"src", "href", "srcset", "poster", "data", "action"}
+WHOLE = re.compile(
+    r'<span class="whole">[^<]*</span>|<code.*?</code>|<pre.*?</pre>|<(script|style).*?</(script|style)>', re.DOTALL
+)
 QUESTIONS = ["Is it right?", "Is it good?", "Is it small and fast?", "What is not as requested?"]
 ALL = [section for part in SECTIONS.values() for section in part]
 OF_LOGS = [(name, section) for name, sections in LOG_VIEWS.items() for section in sections]
@@ -666,3 +669,13 @@ def test_a_ratio_of_pairs_that_the_two_medians_do_not_show_is_told_apart(
 
 def test_a_file_that_is_larger_is_not_called_smaller() -> None:
     assert [words.size(1.10, after) for after in (0.55, 1.10, 1.13)] == ["2.00× smaller", "as large", "1.03× larger"]
+
+
+def test_no_line_ends_within_the_name_of_an_option() -> None:
+    report, tables = canned()
+    html = page.render({**report, "skipped": ["intervals"]}, tables)
+    assert '<span class="whole">(--quick):</span>' in html
+    sentences = re.findall(r"<(p|li)\b[^>]*>(.*?)</\1>", WHOLE.sub("", html), re.DOTALL)
+    assert len(sentences) > 20
+    assert not [text for _, text in sentences if re.search(r"--[a-z]", text)]
+    assert re.search(r"\.whole \{ white-space: nowrap; \}", html)
