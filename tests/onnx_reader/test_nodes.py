@@ -66,6 +66,11 @@ POOLS = {
     "lp": ("LpPool", {"kernel_shape": [2, 2], "p": 2, "strides": [2, 1]}),
 }
 
+for how, op in itertools.product(("SAME_UPPER", "SAME_LOWER"), ("MaxPool", "AveragePool", "LpPool")):
+    for steps in ([1, 1], [2, 1], [3, 2]):
+        window = {"kernel_shape": [3, 2], "dilations": [2, 3], "strides": steps, "auto_pad": how}
+        POOLS[f"{op} {how} {steps}"] = op, window
+
 
 @pytest.mark.parametrize("name", POOLS)
 def test_a_pooling_computes_what_onnxruntime_does(name: str) -> None:
@@ -73,6 +78,26 @@ def test_a_pooling_computes_what_onnxruntime_does(name: str) -> None:
     images = [drawn(2, 4, 7, 6)]
     model = one_node(op, images, attributes, "", opset=19)
     np.testing.assert_allclose(run(model, images)[2][0], of_runtime(model, images)[0], rtol=1e-4, atol=1e-6)
+
+
+SLOPES = {  # the image, often as wide as it has channels, and the slopes
+    "of the width": ((2, 4, 5, 4), (4,)),
+    "of the channels": ((2, 4, 5, 4), (4, 1, 1)),
+    "of the channels, with a batch": ((2, 4, 5, 4), (1, 4, 1, 1)),
+    "one": ((2, 4, 5, 4), (1,)),
+    "of the images": ((4, 4, 5, 4), (4, 1, 1, 1)),
+    "of the height": ((2, 4, 4, 5), (4, 1)),
+    "of two dimensions": ((2, 4), (4,)),
+    "of tokens": ((2, 4, 4), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_spread_as_onnxruntime_spreads_them(name: str) -> None:
+    shape, slopes = SLOPES[name]
+    inputs = [drawn(*shape), drawn(*slopes)]
+    model = one_node("PRelu", inputs, {}, "")
+    np.testing.assert_allclose(run(model, inputs)[2][0], of_runtime(model, inputs)[0], rtol=1e-6)
 
 
 TRANSPOSED = [

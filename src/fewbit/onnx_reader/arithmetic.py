@@ -94,9 +94,9 @@ def hard_sigmoid(node: Node, x: Value) -> Tensor:
 def prelu(node: Node, x: Value, slope: Value) -> Tensor:
     x = tensor(x)
     weight = tensor(slope)
-    channels = weight.ndim >= x.ndim - 1 or weight.ndim == 1
-    plain = x.dtype.is_floating_point and x.ndim > 1 and channels and weight.numel() in (1, x.shape[1])
-    if plain and all(n == 1 for n in weight.shape[1 if weight.ndim < x.ndim else 2 :]):
+    place = weight.ndim - x.ndim + 1  # of the channels among the slopes, whose last dimension stands at that of x
+    by_channel = x.ndim > 1 and place >= 0 and weight.shape[place] == weight.numel() == x.shape[1]
+    if x.dtype.is_floating_point and x.ndim > 1 and (weight.numel() == 1 or by_channel):
         return F.prelu(x, weight.reshape(-1))
     return torch.where(x < 0, x * weight, x)
 

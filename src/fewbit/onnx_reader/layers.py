@@ -106,9 +106,13 @@ def gemm(node: Node, a: Value, b: Value, c: Value = None) -> Tensor:
 
 
 def windows(node: Node, x: Tensor) -> tuple[list[int], list[int], list[int], list[Any]]:
+    """The kernel, strides, dilations and paddings of a pooling. `auto_pad` pads as for a window whose places are next to each
+    other, whatever its dilations: so onnxruntime does, of a pooling and not of a convolution.
+    """
     kernel = node.get("kernel_shape")
-    stride, dilation = node.get("strides") or [1] * len(kernel), node.get("dilations") or [1] * len(kernel)
-    return kernel, stride, dilation, paddings(node, x.shape[2:], kernel, stride, dilation)
+    near = [1] * len(kernel)
+    stride, dilation = node.get("strides") or near, node.get("dilations") or near
+    return kernel, stride, dilation, paddings(node, x.shape[2:], kernel, stride, near)
 
 
 def _rounded_up(node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int], ends: list[Any]) -> list[Any]:

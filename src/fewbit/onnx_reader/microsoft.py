@@ -17,6 +17,8 @@ from fewbit.onnx_reader.resize import grid_sample
 from fewbit.onnx_reader.shape import trilu
 from fewbit.onnx_reader.values import Node, Registry, Value, tensor
 
+EPSILON = 1e-12  # of norms that have none: ONNX's own have 1e-5
+
 
 def activated(name: str, x: Tensor, parameters: list[float]) -> Tensor:
     alpha, beta = (*parameters, None, None)[:2]
@@ -73,7 +75,7 @@ def quick_gelu(node: Node, x: Value) -> Tensor:
 def skip_layer_norm(node: Node, x: Value, skip: Value, gamma: Value, beta: Value = None, bias: Value = None) -> Any:
     total = tensor(x) + tensor(skip)
     total = total if bias is None else total + tensor(bias)
-    shift, eps = None if beta is None else tensor(beta), node.get("epsilon", 1e-12)
+    shift, eps = None if beta is None else tensor(beta), node.get("epsilon", EPSILON)
     y = normed(replace(node, outputs=node.outputs[:1]), total, tensor(gamma), shift, total.ndim - 1, eps)
     return _with_sum(node, y, total)
 
@@ -81,7 +83,7 @@ def skip_layer_norm(node: Node, x: Value, skip: Value, gamma: Value, beta: Value
 def skip_rms_norm(node: Node, x: Value, skip: Value, gamma: Value, bias: Value = None) -> Any:
     total = tensor(x) + tensor(skip)
     total = total if bias is None else total + tensor(bias)
-    return _with_sum(node, rms_norm(node, total, gamma), total)
+    return _with_sum(node, rms_norm(node, total, gamma, usual=EPSILON), total)
 
 
 def _with_sum(node: Node, y: Tensor, total: Tensor) -> Any:

@@ -45,10 +45,11 @@ def normed(node: Node, x: Tensor, scale: Tensor | None, bias: Tensor | None, axi
     return y, mean, torch.rsqrt(((x - mean) ** 2).mean(axes, keepdim=True) + eps)
 
 
-def rms_norm(node: Node, x: Value, scale: Value) -> Tensor:
+def rms_norm(node: Node, x: Value, scale: Value, *, usual: float = 1e-5) -> Tensor:
+    """x over the root of its mean square, times a scale; `usual` is the epsilon of a node that has none."""
     x = tensor(x)
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
-    return x * torch.rsqrt((x * x).mean(axes, keepdim=True) + node.get("epsilon", 1e-5)) * tensor(scale)
+    return x * torch.rsqrt((x * x).mean(axes, keepdim=True) + node.get("epsilon", usual)) * tensor(scale)
 
 
 def group_norm(node: Node, x: Value, scale: Value, bias: Value) -> Tensor:
