@@ -19,6 +19,7 @@ from onnx import TensorProto
 from fewbit.core.checks import OutputCheck
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
+from fewbit.data.images import Images
 from fewbit.errors import BadModel, stopped
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
@@ -31,43 +32,44 @@ from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, Outputs, given_by, p
 
 SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
 SIZES = 2  # of those that the image may have besides its own, at which the file itself runs as well
+SEEN = 4  # images that were given, beside noise
 TRIES = (0, 1, DISTURBANCES)  # most files are read to the last digits, and nothing has to be explained
 CURVED, NEAR = ("Sigmoid", "Tanh", "Erf"), 4 * UNIT  # kernels of these are polynomials, right to the last digits of 1
 FAR = 30  # times the share that a rounding moves: such a difference of a value inside is none of rounding alone
 
 
-def as_it_runs(loaded: Loaded, path: Path, *, requantize: bool = False) -> Loaded:
-    """The model that was read in a file, if onnxruntime gives the same for the file itself: for one image alone and for
-    several, each output up to what rounding explains. Where onnxruntime cannot run it, a sentence says so.
+def as_it_runs(loaded: Loaded, path: Path, images: Images | None = None, *, requantize: bool = False) -> tuple[str, ...]:
+    """Sentences about a file whose model was read, if onnxruntime gives the same for the file itself: for noise, one image
+    alone and several, and for some of the `images`, each output up to what rounding explains. Where onnxruntime cannot run it,
+    one says so.
 
     Raises BadModel that names the output and how much it differs, and the first node whose numbers do.
     """
     with _itself(path, requantize) as file:
-        written, groups = _Written.of(file), _images(loaded)
+        written, groups = _Written.of(file), [*_noise(loaded), *_some_of(images, loaded)]
         try:
             found = _given(loaded, file, written, groups)
         except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
             if halt := stopped(error):
                 raise halt from error
             reason = first_line(error).replace(str(file), str(path))
-            return _noted(loaded, f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})")
-        wrong = next((check for check in _checks(loaded, written, groups, found) if check.wrong), None)
-        if wrong is None:
-            return loaded
+            return (_uncompared(f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})"),)
+        wrong, batch = next((one for one in _checks(loaded, written, groups, found) if one[0].wrong), (None, None))
+        if wrong is None or batch is None:
+            return ()
         finite = all(bool(value.isfinite().all()) for outputs in found for one in outputs for value in one.values())
         if written.short and not finite:
-            return _noted(
-                loaded, f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {written.short[0]}"
-            )
-        first = _first(loaded, path, file, FAR * written.step, requantize)
+            kind = written.short[0]
+            return (_uncompared(f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {kind}"),)
+        first = _first(loaded, path, file, batch, FAR * written.step, requantize)
     raise BadModel(
         f"fewbit reads {path} otherwise than {AS_WRITTEN} runs it: output {wrong.output} {_difference(wrong)}{first}. Quantize "
         "another form of the model, as an export with another opset_version or the torch module, and report this file."
     )
 
 
-def _noted(loaded: Loaded, why: str) -> Loaded:
-    return replace(loaded, notes=(*loaded.notes, f"{why}, so nobody has compared with it what fewbit reads there."))
+def _uncompared(why: str) -> str:
+    return f"{why}, so nobody has compared with it what fewbit reads there."
 
 
 def _difference(wrong: OutputCheck) -> str:
@@ -117,13 +119,22 @@ class _Written:
         )
 
 
-def _images(loaded: Loaded) -> list[list[Batch]]:
+def _noise(loaded: Loaded) -> list[list[Batch]]:
     """Batches of noise by size: one image alone and two, or the batch that is written in the model."""
     image = image_among(loaded.inputs)
     counts = [loaded.batch] if loaded.batch else [1, 1] if loaded.tail else [1, 2]
     groups = [(image.shape, counts), *((other, counts[:1]) for other in image.others[:SIZES])]
     noise = {size: noise_of(max(counts), size).half().float() for size, _ in groups}
     return [[example(loaded.inputs, noise[size][-count:]) for count in some] for size, some in groups]
+
+
+def _some_of(images: Images | None, loaded: Loaded) -> list[list[Batch]]:
+    """A batch of images that lie far apart among those that are there: what is alike for noise may differ for them."""
+    count = loaded.batch or (1 if loaded.tail else SEEN)
+    if images is None or len(images) < (loaded.batch or 1):
+        return []
+    chosen = sorted({len(images) * i // count for i in range(count)})
+    return [list(images.subset(chosen).batches(count))]
 
 
 def _given(loaded: Loaded, file: Path, written: _Written, groups: Sequence[Sequence[Batch]]) -> list[list[Outputs]]:
@@ -138,21 +149,22 @@ def _given(loaded: Loaded, file: Path, written: _Written, groups: Sequence[Seque
 
 def _checks(
     loaded: Loaded, written: _Written, groups: Sequence[Sequence[Batch]], found: Sequence[Sequence[Outputs]]
-) -> Iterator[OutputCheck]:
-    """The check of each output, in each group."""
+) -> Iterator[tuple[OutputCheck, Batch]]:
+    """The check of each output in each group, with a batch of the group."""
     for batches, outputs in zip(groups, found, strict=True):
         for check in program_checks(loaded.program, loaded.inputs, outputs, batches, AS_WRITTEN, written.step, TRIES):
-            yield replace(check, limit=max(check.limit, written.least))
+            yield replace(check, limit=max(check.limit, written.least)), batches[-1]
 
 
-def _first(loaded: Loaded, path: Path, file: Path, far: float, requantize: bool) -> str:
-    """Words about the first node whose numbers differ, as far as onnxruntime shows them; empty where none is found."""
+def _first(loaded: Loaded, path: Path, file: Path, batch: Batch, far: float, requantize: bool) -> str:
+    """Words about the first node whose numbers for a batch differ, as far as onnxruntime shows them; empty where none is
+    found.
+    """
     try:
         read = read_onnx(path, {one.name for one in loaded.inputs if not one.is_image}, requantize=requantize)
         graph = load_proto(file, data=False).graph
         names, own = [name for node in graph.node for name in node.output if name], {one.name for one in graph.output}
         session = OnnxRuntime(file, optimise=False, outputs=[name for name in dict.fromkeys(names) if name not in own])
-        batch = _images(loaded)[0][-1]
         values = session.run(*(arrays := arrays_of(loaded.inputs, batch)))
         with torch.no_grad():
             for node, written in read.module.each_node(*map(torch.from_numpy, arrays)):

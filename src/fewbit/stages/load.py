@@ -108,9 +108,7 @@ def load(asked: Options) -> Inputs:
         if asked.dynamic_size:
             raise of_one_size(loaded.inputs, loaded.ref)
         loaded = load_model(asked.model, sizes=Sizes.ONE, **options)
-    if isinstance(asked.model, str) and form_of(asked.model) is ONNX:
-        loaded = as_it_runs(loaded, Path(asked.model), requantize=asked.requantize)
-    loaded = fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
+    as_read, loaded = loaded, fitted(loaded, asked.hardware.file_format["opset"], asked.hardware.runs_in)
     names = read_classes(asked.classes) if isinstance(asked.classes, Path) else asked.classes
     classes = names or loaded.classes or None
     whole, (task, untold) = getattr(asked, "normalize_inside", False), meant(asked.task, loaded, classes or ())
@@ -148,4 +146,7 @@ def load(asked: Options) -> Inputs:
     pair = pair[0], annotated(pair[1], task, annotations_of(asked))
     unsaid = assumed(loaded, asked.overrides)
     notes = (*loaded.notes, *untold, *assumptions(loaded, preprocess, unsaid))
+    if isinstance(asked.model, str) and form_of(asked.model) is ONNX:
+        some = next(one for one in pair if isinstance(one, Images))
+        notes = (*notes, *as_it_runs(as_read, Path(asked.model), some, requantize=asked.requantize))
     return Inputs(loaded, preprocess, classes, task, *pair, notes, unsaid)
