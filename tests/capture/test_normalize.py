@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -109,7 +110,38 @@ def test_a_query_that_a_mask_leaves_no_key_has_zeros(real, all_of_them, tmp_path
     net = Net(lambda net, x: heads(x) + F.scaled_dot_product_attention(heads(x), heads(x), heads(x), net.seen), seen=mask)
     module = same(net)
     assert count(module)["scaled_dot_product_attention"] == 0
-    x, path = torch.randn(1, *SIZE), tmp_path / "float.onnx"
+    alike_in_onnxruntime(net, tmp_path)
+
+
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # of heads (b, 2, 16, 6), which leave some queries no key
+    "of keys": lambda x: (x.mean((1, 3)) > 0.3)[:, None, None].expand(-1, 1, TOKENS, TOKENS),
+    "of queries": lambda x: x[..., :1] > 0,
+    "of both": lambda x: x @ x.transpose(2, 3) > 3,
+    "numbers": lambda x: torch.zeros(()).masked_fill(x @ x.transpose(2, 3) < 3, float("-inf")),
+    "where": lambda x: torch.where(x @ x.transpose(2, 3) < 3, torch.tensor(float("-inf")), 0.5),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_query_that_a_mask_of_the_image_leaves_no_key_has_zeros(mask, tmp_path):
+    def attend(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, MASKS[mask](x))
+
+    empty = (attend(heads(images(SIZE, 3))) == 0).all(-1)
+    assert empty.any()
+    assert not empty.all()
+    net = Net(lambda net, x: heads(x) + attend(heads(x)))
+    assert count(same(net))["scaled_dot_product_attention"] == 0
+    alike_in_onnxruntime(net, tmp_path)
+
+
+def test_a_mask_of_the_image_that_is_finite_is_added_and_no_more():
+    net = Net(lambda net, x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), heads(x) @ heads(x).transpose(2, 3)))
+    assert not {"masked_fill", "any", "gt"} & set(count(same(net)))
+
+
+def alike_in_onnxruntime(net: nn.Module, folder: Path) -> None:
+    x, path = torch.randn(1, *SIZE), folder / "float.onnx"
     float_onnx(graph_of(Mixed(net)), path, opset=18)
     session = onnxruntime.InferenceSession(path)
     with torch.no_grad():

@@ -87,12 +87,12 @@ def opened(module: GraphModule) -> None:
 def open_attention(module: GraphModule) -> None:
     """scaled_dot_product_attention into matmul, softmax, matmul; the scale goes on the queries, which are fewer.
 
-    A query that a constant mask leaves no key has zeros, as torch gives them.
+    A query that a mask leaves no key has zeros, as torch gives them.
     """
     graph = module.graph
     for node in calls(graph, SDPA):
         q, k, v = cast("tuple[Node, Node, Node]", node.args[:3])
-        mask, seeing = argument(node, 3, "attn_mask"), None
+        mask, seeing, blind = argument(node, 3, "attn_mask"), None, None
         if mask is not None:  # an addition broadcasts anyway
             mask = list(back_through(mask, {aten.expand.default}))[-1]
         if argument(node, 5, "is_causal", False):
@@ -111,12 +111,18 @@ def open_attention(module: GraphModule) -> None:
         logits = call_like(graph, node, aten.matmul.default, scaled, keys)
         if mask is not None and not is_constant(mask) and mask.meta["val"].dtype == torch.bool:
             if not _always_true(module, mask):
-                hidden = call_like(graph, node, aten.logical_not.default, mask)
+                hidden, blind = _hidden(module, node, mask)
                 logits = call_like(graph, node, aten.masked_fill.Scalar, logits, hidden, float("-inf"))
         elif mask is not None:
+            if not is_constant(mask) and _reads_minus_infinity(module, mask):
+                shown = call_like(graph, node, aten.gt.Scalar, mask, float("-inf"))
+                _, blind = _hidden(module, node, shown)
+                mask = call_like(graph, node, aten.masked_fill.Scalar, mask, blind, 0.0)
             logits = call_like(graph, node, aten.add.Tensor, logits, mask)
         probs = call_like(graph, node, aten.softmax.int, logits, -1)
         mixed = call_like(graph, node, aten.matmul.default, probs, v)
+        if blind is not None:
+            mixed = call_like(graph, node, aten.masked_fill.Scalar, mixed, blind, 0.0)
         replace(node, mixed if seeing is None else call_like(graph, node, aten.mul.Tensor, mixed, seeing))
 
 
@@ -225,6 +231,30 @@ def _additive(module: GraphModule, node: Node, mask: Node) -> tuple[Node | None,
     if new:
         mask = add_constant(module, f"{mask.target}_to_add", value, node)
     return mask if bool(value.any()) else None, seeing
+
+
+def _hidden(module: GraphModule, node: Node, mask: Node) -> tuple[Node, Node]:
+    """Of a mask that the image decides, true where a key is seen: which keys are hidden from queries that see one, and which
+    queries see none: (..., queries, 1).
+    """
+    graph = module.graph
+    sees = call_like(graph, node, aten.any.dim, mask, -1, True)
+    hidden = call_like(graph, node, aten.logical_and.default, call_like(graph, node, aten.logical_not.default, mask), sees)
+    return hidden, call_like(graph, node, aten.logical_not.default, sees)
+
+
+def _reads_minus_infinity(module: GraphModule, mask: Node) -> bool:
+    """Whether minus infinity stands somewhere in what a mask is computed from, so that it may hide a key."""
+    seen, waiting = set[Node](), [mask]
+    while waiting:
+        node = waiting.pop()
+        seen.add(node)
+        if any(isinstance(one, float) and one == float("-inf") for one in (*node.args, *node.kwargs.values())):
+            return True
+        if is_constant(node) and bool((constant(module, node) == float("-inf")).any()):
+            return True
+        waiting.extend(one for one in node.all_input_nodes if one not in seen)
+    return False
 
 
 def _always_true(module: GraphModule, mask: Node) -> bool:
