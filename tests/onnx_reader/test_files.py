@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from fewbit.capture import capture
 from fewbit.errors import BadFile, BadModel, FewbitError
@@ -551,6 +552,29 @@ def test_a_reading_is_compared_on_the_images_that_were_given(
         load(request)
 
 
+@pytest.mark.parametrize("in_order", [0, 1])
+def test_a_top_k_in_any_order_is_named_with_the_line_that_puts_it_in_order(
+    tmp_path: Path, in_order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["maps"], "conv"),
+        helper.make_node("TopK", ["maps", "k"], ["y", "places"], "best", axis=1, sorted=in_order),
+    ]
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *SIZE])]
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5, 8, 8])]
+    graph = helper.make_graph(nodes, "net", ports, results, [constant("w", drawn(9, 3, 1, 1)), constant("k", [5], np.int64)])
+    path = written(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path)
+    loaded = load_model(str(path))
+    if in_order:
+        assert as_it_runs(loaded, path) == ()
+        return
+    with pytest.raises(BadModel, match=r"node TopK 'best' of .*model.onnx has sorted=0") as refused:
+        as_it_runs(loaded, path)
+    monkeypatch.chdir(tmp_path)
+    exec(str(refused.value).partition("in order: ")[2].removesuffix("."))
+    assert as_it_runs(load_model("in_order.onnx"), Path("in_order.onnx")) == ()
+
+
 def lacking(path: Path, **_: object) -> None:
     raise BadFile(f"onnxruntime cannot load {path}: it has no such operator.")
 
@@ -596,6 +620,29 @@ def test_a_free_batch_of_a_file_that_runs_with_one_image_alone_is_one(op: str, t
     with torch.no_grad():
         got = graph_module(loaded.program)(x)
     np.testing.assert_allclose(got.numpy(), of_runtime(path, x.numpy()), atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_a_grid_that_is_stored_for_several_images_asks_for_their_batch(images: int, tmp_path: Path) -> None:
+    """And the line that it says makes a file that is taken."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["maps"], "conv"),
+        helper.make_node("GridSample", ["maps", "grid"], ["y"], "sample"),
+    ]
+    places = np.random.default_rng(0).uniform(-1, 1, (images, 5, 6, 2))
+    grid = constant("grid", places[:1].repeat(images, 0))
+    sizes = {"x": ["N", *SIZE], "y": ["N", 4, 5, 6]}
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], [constant("w", drawn(4, 3, 3, 3)), grid])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+    with pytest.raises(BadModel, match=rf"'sample' .* grid is for {images} images, .*--dim_param BATCH --dim_value {images} "):
+        load_model(str(written(model, tmp_path)))
+    make_dim_param_fixed(model.graph, "N", images)  # what the line calls
+    assert load_model(str(written(model, tmp_path))).batch == images
+    model.graph.initializer[1].CopyFrom(constant("grid", places))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    with pytest.raises(BadModel, match=f"another part for each of {images} images, .* Export the model for one image"):
+        load_model(str(written(model, tmp_path)))
 
 
 def test_a_node_that_nobody_reads_is_left_out(tmp_path: Path) -> None:

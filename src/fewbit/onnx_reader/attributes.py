@@ -31,7 +31,7 @@ IDLE: dict[str, set[str]] = {
     },
     "RotaryEmbedding": {"num_heads", "rotary_embedding_dim"},  # the sizes of what it reads say them
     "Split": {"num_outputs"},  # its outputs say it
-    "TopK": {"sorted"},  # in order is as good as in any order
+    "TopK": {"sorted"},  # in order is as good as in any order; where what the runtime gives shows its own, that is said
 }  # fmt: skip
 
 

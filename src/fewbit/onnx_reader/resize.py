@@ -234,6 +234,18 @@ GRID_MODES = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest"
 
 
 def grid_sample(node: Node, x: Value, grid: Value) -> Tensor:
+    images, grids = tensor(x).shape[0], tensor(grid).shape[0]
+    if isinstance(grid, Known) and isinstance(images, int) and images != grids:
+        if bool((grid.array != grid.array[:1]).any()):
+            raise ValueError(
+                f"its stored grid has another part for each of {grids} images, so what an image gives depends on its place in "
+                "the batch. Export the model for one image"
+            )
+        raise ValueError(
+            f"its stored grid is for {grids} images, and it gets {images}. Fix the batch of the file at {grids}: python -m "
+            f"onnxruntime.tools.make_dynamic_shape_fixed --dim_param BATCH --dim_value {grids} IN.onnx OUT.onnx, with the name "
+            "that the batch has in the file for BATCH"
+        )
     mode, padding = GRID_MODES[node.get("mode", "linear")], node.get("padding_mode", "zeros")
     return F.grid_sample(tensor(x), tensor(grid), mode, padding, bool(node.get("align_corners", 0)))
 

@@ -61,6 +61,13 @@ def as_it_runs(loaded: Loaded, path: Path, images: Images | None = None, *, requ
         if written.short and not finite:
             kind = written.short[0]
             return (_uncompared(f"{AS_WRITTEN} gives infinite numbers for {path} itself, which computes in {kind}"),)
+        if written.unsorted:
+            raise BadModel(
+                f"node TopK '{written.unsorted}' of {path} has sorted=0, which leaves the order of its values to each runtime, "
+                f"and output {wrong.output} of {AS_WRITTEN} is another than that of values in order. Let them be in order: "
+                f"import onnx; m = onnx.load({str(path)!r}); [setattr(a, 'i', 1) for n in m.graph.node for a in n.attribute "
+                "if n.op_type == 'TopK' and a.name == 'sorted']; onnx.save(m, 'in_order.onnx')."
+            )
         first = _first(loaded, path, file, batch, FAR * written.step, requantize)
     raise BadModel(
         f"fewbit reads {path} otherwise than {AS_WRITTEN} runs it: output {wrong.output} {_difference(wrong)}{first}. Quantize "
@@ -95,13 +102,15 @@ def _itself(path: Path, requantize: bool) -> Iterator[Path]:
 @dataclass(frozen=True)
 class _Written:
     """What counts here of a file: its outputs, the types of fewer than 32 bits in which it computes, by name, how far rounding
-    moves what an op reads, as a share, and a difference that it explains whatever the outputs are.
+    moves what an op reads, as a share, a difference that it explains whatever the outputs are, and the name of the first TopK
+    that gives its values in any order, if there is one.
     """
 
     outputs: frozenset[str]
     short: tuple[str, ...]
     step: float
     least: float
+    unsorted: str | None
 
     @staticmethod
     def of(file: Path) -> _Written:
@@ -110,12 +119,16 @@ class _Written:
         for node in all_nodes(graph):
             types |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
             types |= {a.t.data_type for a in node.attribute if a.type == onnx.AttributeProto.TENSOR}
+        loose = [
+            n for n in all_nodes(graph) if n.op_type == "TopK" and any(a.name == "sorted" and not a.i for a in n.attribute)
+        ]
         short = [kind for kind in SHORT if kind in types]
         return _Written(
             frozenset(one.name for one in graph.output),
             tuple(TensorProto.DataType.Name(kind).lower() for kind in short),
             max((SHORT[kind] for kind in short), default=STEP),
             NEAR * any(node.op_type in CURVED for node in all_nodes(graph)),
+            loose[0].name or loose[0].output[0] if loose else None,
         )
 
 
