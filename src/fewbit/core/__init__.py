@@ -19,5 +19,6 @@ Graphs and machines
     device     where values lie and graphs run
     shelf      what grows with the number of images, in a file
     pages      files as memory, and memory that is given back
+    walk       the files below a folder, through links too
     limit      what `--memory` means, and what is held
 """
