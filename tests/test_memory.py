@@ -218,7 +218,7 @@ TRIALS: dict[str, tuple[str, Callable[..., Any], Callable[[Path], Any]]] = {
         "fewbit.runtimes.open_session", lambda _: refused, lambda folder: runtimes_for(written(onnx_net(), folder))
     ),
     "the first item of a loader": ("fewbit.data.collection._all_of", at_call(1), lambda _: examples([torch.rand(3, 8, 8)])),
-    "an image of a loader": ("fewbit.data.collection._apart", at_call(1), a_loader),
+    "an image of a loader": ("fewbit.data.items.parts_of", at_call(1), a_loader),
     "a file of --max-drop": ("fewbit.stages.settle.Walk.measure", lambda _: refused, a_file_of_a_walk),
 }  # fmt: skip
 
