@@ -273,3 +273,11 @@ class Journal:
                 file.write(line)
             self._place += len(line)
         return number
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, whole as far as its end says; one of several disks is not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from fewbit.core.pixels import CLIPS
 from fewbit.data.bands import Array, channels_behind, is_pixels
 from fewbit.errors import BadImages
+from fewbit.files import is_archive
 
 
 def numpy_file(path: Path, image: str = "") -> tuple[Array, Array | None, Mapping[str, Array]]:
@@ -36,7 +36,7 @@ def named_arrays(path: Path) -> dict[str, Array]:
     try:
         if path.suffix == ".npy":
             return {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
-        if not zipfile.is_zipfile(path):
+        if not is_archive(path):
             raise ValueError("it is not an archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             return {name: _stored(file, name) for name in file.files}

@@ -21,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 from fewbit.errors import BadFile, reason
+from fewbit.files import is_archive
 from fewbit.load.contexts import quiet
 
 MEMBERS = re.compile(
@@ -53,7 +54,7 @@ LARGEST_POWER = 8
 
 def read_program(path: Path) -> ExportedProgram:
     """The program of a file that `torch.export.save` wrote. Raises BadFile where it is broken or holds more than data."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         what = "no archive, or cut off" if path.stat().st_size else "empty, of 0 bytes"
         raise BadFile(
             f"{path} is not a readable exported program: it is {what}. Copy or download it again, or write it with "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewbit.errors import BadFile, BadModel, reason
+from fewbit.files import is_archive
 from fewbit.load.contexts import quiet
 from fewbit.load.torchscript import is_torchscript
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with quiet():
             found = _loaded(path)
     except Exception as error:
-        if not zipfile.is_zipfile(path) and _begin(path).startswith(b"PK\3\4"):
+        if not is_archive(path) and _begin(path).startswith(b"PK\3\4"):
             raise BadFile(f"{path} is cut off: its end is missing. Copy or download it again.") from error
         if _is_safetensors(path):
             raise BadFile(f"{path} is cut off or damaged: {reason(error)} Copy or download it again.") from error
@@ -86,7 +86,7 @@ def _is_safetensors(path: Path) -> bool:
 
 def _why(error: Exception, path: Path) -> str:
     """What a file holds that is no data, without torch's advice to run it all the same."""
-    if zipfile.is_zipfile(path) and not isinstance(error, pickle.UnpicklingError):
+    if is_archive(path) and not isinstance(error, pickle.UnpicklingError):
         return reason(error)
     found = re.search(r"GLOBAL (\S+)", str(error))
     return (
@@ -99,7 +99,7 @@ def _loaded(path: Path) -> Any:
         return load_file(path)
     with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # a record of options, no code
         misnamed = path.suffix == ".safetensors"  # torch.load goes by the name, of a path
-        mapped = not misnamed and zipfile.is_zipfile(path)
+        mapped = not misnamed and is_archive(path)
         return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
 
 

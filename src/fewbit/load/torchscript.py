@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from fewbit.errors import BadFile, BadModel, reason, stopped
+from fewbit.files import is_archive
 from fewbit.load.archive import NAMESPACES
 from fewbit.load.contexts import quiet
 from fewbit.load.ports import tensors_in
@@ -36,7 +37,7 @@ INSTEAD = "Give the module that it was made from (file.py:function), or its weig
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive that torch.jit.save wrote."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return "constants.pkl" in {name.partition("/")[2] for name in archive.namelist()}
