@@ -26,7 +26,7 @@ from fewbit.load.named import timm_model, timm_name, timm_record, torchvision_mo
 from fewbit.load.program import graph_module
 from fewbit.load.python_file import from_python
 from fewbit.load.record import CONSTANTS, WHOLE, beside, checked
-from fewbit.load.sizes import Sizes, about_sizes, of_one_size
+from fewbit.load.sizes import Sizes, about_sizes, of_one_size, without_size
 from fewbit.load.torchscript import as_onnx, is_torchscript, refuse_others
 from fewbit.models import (
     DEMO,
@@ -57,12 +57,6 @@ class _Asked:
     requantize: bool = False
     given: Given = ALONE
     sizes: Sizes = Sizes.WRITTEN
-
-    def size(self, where: Path, fields: Mapping[str, Any]) -> Any:
-        """The size of images that is given, or stands beside a file; raises BadModel where neither says it."""
-        if "input_size" not in (known := {**fields, **self.overrides}):
-            raise BadModel(f"{where} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).")
-        return known["input_size"]
 
 
 @unwarned()
@@ -155,7 +149,9 @@ def _from_torchscript(ref: str, asked: _Asked) -> Loaded:
     path = Path(ref)
     sidecar = path.with_suffix(".json")
     fields = {**beside(sidecar), **asked.overrides}
-    size = asked.size(path, fields)
+    if "input_size" not in fields:
+        raise without_size(ref)
+    size = fields["input_size"]
     with as_onnx(path, size) as (written, script, batch):
         try:
             loaded = _from_onnx(written, replace(asked, overrides=fields, requantize=False))

@@ -23,7 +23,7 @@ from fewbit.load.ports import batch_of, input_values, no_tensors, output_values,
 from fewbit.load.purpose import purpose
 from fewbit.load.refused import groups_of_images, refuse_outputs, refuse_parts, refuse_quantized, refuse_values, shown_shape
 from fewbit.load.regions import fewer_digits, without_autocast
-from fewbit.load.sizes import Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes
+from fewbit.load.sizes import Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes, without_size
 from fewbit.load.trials import as_alone, left_out, refuse_random
 
 
@@ -75,8 +75,7 @@ def from_module(
     """
     fields = dict(record)
     if "input_size" not in fields:
-        ask = "Give it: --input-size 3,224,224 (input_size=(3, 224, 224))."
-        raise BadModel(f"{ref} does not say its input size. {ask}{about_clips(module)}")
+        raise without_size(ref, about_clips(module))
     inputs, arguments = called or of_module(module, fields["input_size"], given, ref)
     refuse_quantized(module, ref)
     refuse_values(dict(module.named_parameters()), dict(module.named_buffers()), ref)

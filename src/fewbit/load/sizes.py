@@ -163,6 +163,11 @@ def about_sizes(ref: str, inputs: Sequence[Input], free: Sequence[int]) -> tuple
     return (f"{takes}; {free_too}, and are compared at {size}, {compared}. Other sizes are not looked at.{limits}",)
 
 
+def without_size(ref: str, more: str = "") -> BadModel:
+    """The error for a model that does not say the size of its images."""
+    return BadModel(f"{ref} does not say its input size. Give it: --input-size 3,224,224 (input_size=(3, 224, 224)).{more}")
+
+
 def of_one_size(inputs: Sequence[Input], ref: str) -> BadModel:
     """The error for a model that takes one size of images, where --dynamic-size was given."""
     size = " x ".join(map(str, image_among(inputs).shape[1:]))
