@@ -21,6 +21,7 @@ from fewbit.request.types import (
     Threads,
     WorkerCount,
 )
+from fewbit.runtimes import RUNNABLE
 from fewbit.workers import check_workers
 
 
@@ -36,7 +37,7 @@ class EvaluateRequest(OfRun):
     """Options of `fewbit evaluate`."""
 
     images: str = Field(description="Images not used for calibration.")
-    runtime: str | None = Field(default=None, description="onnxruntime or openvino")
+    runtime: str | None = Field(default=None, description=" or ".join(RUNNABLE))
     limit: Count | None = Field(default=None, description="Score on so many images at most.", examples=[1000])
     skip_bad: SkipBad = False
     annotations: Annotations = None
