@@ -82,16 +82,20 @@ def test_gptq_by_blocks_has_less_error_than_rounding_and_than_a_step_per_channel
     assert error(values(q, found, grid)) < 0.9 * error(values(r, other, alone))
 
 
-def test_without_correlations_each_block_has_the_share_that_is_best_for_it():
-    w = weight()
-    seen = Moments.of([(torch.eye(48), torch.eye(48), None)], 1, 6)
+@pytest.mark.parametrize(
+    "power", [torch.ones(48), torch.logspace(-2, 2, 48)[torch.arange(48) * 7 % 48]], ids=["even", "uneven"]
+)
+def test_without_correlations_each_block_has_the_share_that_is_best_for_it(power):
+    """The squared error of each weight counts by the power of its input."""
+    w, x = weight(), power.sqrt().diag()
+    seen = Moments.of([(x, x, None)], 1, 6)
     method = Gptq(sweeps=0, damp=1e-9)
     qparams = stepped(w, MinMax())
     _, found = method.solve(w, qparams, BLOCK, seen, torch.tensor(0.0))
     for i, row in enumerate(w):
-        for b, part in enumerate(row.split(16)):
+        for b, (part, weights) in enumerate(zip(row.split(16), power.split(16), strict=True)):
             tried = qparams.scale[i, b] * torch.tensor(method.shares)
-            lost = [((part / s).round().clamp(-7, 7) * s - part).square().sum() for s in tried]
+            lost = [(((part / s).round().clamp(-7, 7) * s - part).square() * weights).sum() for s in tried]
             assert found.scale[i, b] == tried[int(torch.stack(lost).argmin())]
 
 
@@ -108,6 +112,13 @@ def test_multiples_are_whole_and_codes_times_them_are_codes_of_one_step():
     wide = codes(w, qparams, grid) * times.repeat_interleave(16, 1)
     assert wide.abs().max() <= grid.largest == 112
     torch.testing.assert_close(wide * step[:, None], fake(w, qparams, grid), rtol=3e-7, atol=0)
+
+
+def test_a_block_far_below_the_others_of_its_row_has_the_least_multiple_and_not_none():
+    grid = Grid(4, narrow=True, axis=0, group_size=16, multiples=16)
+    scale = torch.tensor([[1.6, 1e-6, 0.26], [1e-9, 3.2, 0.1]])
+    assert multiples_of(scale, grid).tolist() == [[16, 1, 3], [1, 16, 1]]
+    torch.testing.assert_close(in_multiples(scale, grid), torch.tensor([[1.6, 0.1, 0.3], [0.2, 3.2, 0.2]]))
 
 
 def test_a_grid_says_what_cannot_be():

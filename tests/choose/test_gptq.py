@@ -118,6 +118,9 @@ def test_a_matrix_of_nothing_but_rounding_gets_the_diagonal_it_takes():
     lower = factor(h, 0.003)
     added = (lower @ lower.T - h).diagonal()
     torch.testing.assert_close(added, torch.full((3,), 0.003 * 1000 * 0.6, dtype=torch.float64))
+    beside = factor(torch.stack([h, 2 * torch.eye(3, dtype=torch.float64)]), 0.003)  # one that needs no more gets no more
+    torch.testing.assert_close(beside[0], lower)
+    torch.testing.assert_close(beside[1], (2 * 1.003) ** 0.5 * torch.eye(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("sweeps", [0, 3])
@@ -221,6 +224,39 @@ def test_the_gain_of_a_weight_that_is_too_small_by_a_factor_is_the_factor():
     seen = moments(x).centred()
     factors = torch.linspace(0.7, 1.5, 5)
     torch.testing.assert_close(gain(w / factors[:, None], seen.target(w), seen), factors, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gain_of_more_than_two_or_less_than_a_half_is_none():
+    x, (w, _) = rows(), weight()
+    seen = moments(x).centred()
+    factors = torch.tensor([0.49, 0.51, 1.0, 1.99, 2.01])
+    quantized = w / factors[:, None]
+    found = gain(quantized, seen.target(w), seen)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.51, 1.0, 1.99, 1.0]), rtol=1e-5, atol=1e-5)
+    assert gain(torch.zeros_like(w), seen.target(w), seen).tolist() == [1.0] * 5
+    assert gain(-w, seen.target(w), seen).tolist() == [1.0] * 5
+
+
+def test_the_bias_takes_the_mean_error_on_the_rows_with_what_the_branch_before_has_lost():
+    """The oracle is the layer itself, on the rows: y' = W' q + b' has the mean of y = W x + b + residual."""
+    x, read, drift = rows(), rows(seed=1) + 0.3, 0.5 + rows(c=5, seed=2)
+    (w, qparams), bias = weight(), torch.linspace(-1, 1, 5)
+    whole = Moments.of([(read, x, drift)], 1, 5)
+    choice = Choice("w", "weight", GRID, qparams, "max")
+    found = Gptq(bias=True, gain=True).layer(choice, w, bias, whole, 0.1, ZERO)
+    ours = read @ values(found.choice.codes.int(), found.choice.qparams, GRID).T + found.bias
+    torch.testing.assert_close(ours.mean(0), (x @ w.T + bias + drift).mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [1.0, 1.3])
+def test_no_scale_is_below_its_floor_behind_the_gain_either(share):
+    x, (w, qparams) = rows(), weight()
+    choice = Choice("w", "weight", GRID, qparams, "max")
+    method, floor = Gptq(ridges=(), bias=True, gain=True), share * qparams.scale
+    free = method.layer(choice, w, None, moments(x), None, ZERO).choice.qparams.scale
+    held = method.layer(choice, w, None, moments(x), None, floor).choice.qparams.scale
+    assert (free < floor).any()
+    assert (held >= floor).all()
 
 
 @pytest.mark.parametrize("name", ["vit", "conv_net"])
