@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import box_area
+from torchvision.ops import box_area, box_iou
 
 from fewbit.core.task import Output, Placement, Signature
 from fewbit.errors import BadImages, BadModel, UnknownName
 from fewbit.stages.task import digest
 from fewbit.task import check_name, task_named
-from fewbit.task.decode import DECODERS, Found, Queries, Ssd, Yolo, Yolox, select
+from fewbit.task.decode import DECODERS, Found, Queries, Selected, Ssd, Yolo, Yolox, select
 from fewbit.task.detect import Boxes, Detect, apart, same_classes
 from fewbit.task.objects import Objects, read
 from fewbit.task.precision import matched
@@ -134,6 +134,58 @@ def test_a_weaker_box_of_the_same_class_on_the_same_place_is_dropped():
     decoder = Yolo.v5(Signature([Output("y", (30, 7))], (64, 64)))
     (found,) = select(decoder, [torch.cat([rows, torch.zeros(27, 7)])[None]])
     assert [(round(s, 2), c) for s, c in zip(found.scores.tolist(), found.labels.tolist(), strict=True)] == [(0.9, 0), (0.7, 1)]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A decoder whose outputs are candidates as they are."""
+
+    overlaps: bool
+    classes: int = 3
+    alone: bool = False
+    piece: str = ""
+
+    def candidates(self, outputs):
+        return outputs
+
+
+def one_by_one(boxes, scores, overlaps):
+    """(score, box, class) of an image by a loop: all that count, best first, without weaker ones on the same place."""
+    there = [(s, tuple(box), c) for box, row in zip(boxes.tolist(), scores.tolist(), strict=True) for c, s in enumerate(row)
+             if s >= 0.01 and np.isfinite(box).all()]  # fmt: skip
+    kept = []
+    for s, box, c in sorted(there, reverse=True)[: 1000 if overlaps else 100]:
+        rivals = torch.tensor([other for _, other, of in kept if of == c], dtype=torch.float64).view(-1, 4)
+        if not overlaps or not bool((box_iou(torch.tensor([box], dtype=torch.float64), rivals) > 0.65).any()):
+            kept.append((s, box, c))
+    return kept[:100]
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_what_is_selected_is_what_brute_force_finds_and_nothing_that_is_no_number(overlaps):
+    generator = torch.Generator().manual_seed(0)
+    corner = 200 * torch.rand(2, 420, 2, generator=generator, dtype=torch.float64)
+    corner[1, :400] = torch.rand(400, 2, generator=generator)  # 1,200 candidates on one place, before others
+    boxes = torch.cat([corner, corner + 20 + 5 * torch.rand(2, 420, 2, generator=generator, dtype=torch.float64)], 2)
+    scores = 0.5 * torch.rand(2, 420, 3, generator=generator, dtype=torch.float64)
+    scores[1, :400] += 0.5
+    scores[0, 3:] *= torch.rand(417, 1, generator=generator) < 0.02  # on the first image few count
+    boxes[0, 0, 1], boxes[0, 1, 2], scores[0, 2, 1] = torch.nan, torch.inf, torch.nan
+    scores[0, 5:7], scores[0, 5, 0], scores[0, 6, 0] = 0.0, 0.01, float(np.nextafter(0.01, 0))
+    found = select(Plain(overlaps), [boxes, scores])
+    for one, *given in zip(found, boxes, scores, strict=True):
+        ours = list(zip(one.scores.tolist(), map(tuple, one.boxes.tolist()), one.labels.tolist(), strict=True))
+        assert ours == one_by_one(*given, overlaps)
+    assert found[0].scores.min() == 0.01
+    assert len(found[1].scores) == (3 if overlaps else 100)
+
+
+def test_rows_of_yolov10_that_hold_nothing_are_none():
+    """Exports fill up with rows of no class, -1."""
+    rows = torch.tensor([[10.0, 12, 30, 40, 0.9, 2], [0, 0, 0, 0, 0, -1], [1, 1, 8, 9, 0.4, 0], [0, 0, 0, 0, 0, -1]])
+    (found,) = select(Selected.v10(Signature([Output("y", (4, 6))], (64, 64))), [rows[None]])
+    assert found.boxes.tolist() == [[10, 12, 30, 40], [1, 1, 8, 9]]
+    assert found.labels.tolist() == [2, 0]
 
 
 def test_the_queries_of_detr_are_those_of_transformers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest, chi2_contingency
 from scipy.stats import bootstrap as scipys
 
 from fewbit.task.interval import bootstrap, newcombe, of_mean
@@ -28,6 +29,22 @@ def test_the_interval_of_a_difference_is_newcombes_of_his_examples(table, expect
     both, first, second, neither = table
     low, high = newcombe(*pairs(both, second, first, neither))  # the paper subtracts the second from the first
     assert (low / 100, high / 100) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("table", [(20, 5, 4, 30), (10, 6, 5, 5), (7, 5, 5, 4), (5, 9, 8, 4), (60, 2, 30, 40)])
+def test_the_interval_is_that_of_method_10_with_scipys_shares_and_yates_correlation(table):
+    """Newcombe's correlation is the root of chi squared over n: with Yates' correction where it is positive, else without."""
+    both, lost, won, neither = table
+    n, excess = sum(table), both * neither - lost * won
+    squares = [[both, lost], [won, neither]]
+    correlation = np.sign(excess) * np.sqrt(chi2_contingency(squares, correction=excess > 0).statistic / n)
+    shares = [(both + k) / n for k in (won, lost)]
+    ends = [binomtest(both + k, n).proportion_ci(method="wilson") for k in (won, lost)]
+    below = [shares[0] - ends[0].low, ends[1].high - shares[1]]
+    above = [ends[0].high - shares[0], shares[1] - ends[1].low]
+    down, up = (np.sqrt(a * a - 2 * correlation * a * b + b * b) for a, b in (below, above))
+    apart = shares[0] - shares[1]
+    assert newcombe(*pairs(*table)) == pytest.approx((100 * (apart - down), 100 * (apart + up)), abs=1e-9)
 
 
 def test_no_change_on_a_few_images_is_no_proof_of_none():
