@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import partial
 
@@ -28,7 +29,8 @@ from fewbit.search.space import Problem
 from fewbit.search.strategies import Greedy, Random, Trial
 from fewbit.stages.realize import write_model
 from fewbit.target import load_target
-from fewbit.verify.latency import Table, Work, cache_folder, one_op, table
+from fewbit.verify.latency import Table, Work, cache_folder, one_op, quantizer, table
+from fewbit.verify.latency import measured as measured_op
 from fewbit.verify.times import Times
 from fewbit.workers import LOCAL
 from planning import context_for, plan_for
@@ -211,10 +213,33 @@ def test_a_table_is_measured_once_and_says_where(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_measurement_has_both_forms(tmp_path):
-    before, after = table([LINEAR], "onnxruntime", "this", 1, folder=tmp_path)[LINEAR]
-    assert before >= 0
-    assert after >= 0
+@pytest.mark.parametrize(
+    ("work", "columns", "forms", "expected"),
+    [
+        (LINEAR, 3, [set(), {"MatMul"}, {"MatMul", "DequantizeLinear"}], (5.0 - 1.5, 3.0 - 1.5)),
+        (quantizer("quantize", (4, 6)), 2, [set(), {"QuantizeLinear"}], (0.0, 5.0 - 1.5)),
+        (quantizer("dequantize", (4, 6)), 2, [set(), {"DequantizeLinear"}], (0.0, 5.0 - 1.5)),
+    ],
+    ids=lambda one: getattr(one, "kind", ""),
+)
+def test_a_measurement_is_the_median_of_each_form_less_that_of_an_empty_graph(work, columns, forms, expected, monkeypatch):
+    module, files = importlib.import_module("fewbit.verify.latency"), []
+    rounds = [(1e-3, 4e-3, 2e-3), (2e-3, 9e-3, 8e-3), (1.5e-3, 5e-3, 3e-3)]
+
+    def opened(runtime, path, threads):
+        files.append({node.op_type for node in onnx.load(path).graph.node} & {"MatMul", "QuantizeLinear", "DequantizeLinear"})
+        return OnnxRuntime(path, threads=threads)
+
+    def timed(calls, seconds, count):
+        assert len([call() for call in calls]) == columns  # each runs on what it is given
+        return [one[:columns] for one in rounds]
+
+    monkeypatch.setattr(module, "open_session", opened)
+    monkeypatch.setattr(module, "paired", timed)
+    assert measured_op(work, "onnxruntime", 1) == pytest.approx(expected)
+    assert files == forms
+    rounds[:] = [(7e-3, 4e-3, 2e-3)]
+    assert measured_op(work, "onnxruntime", 1) == (0, 0)  # nothing takes less than no time
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

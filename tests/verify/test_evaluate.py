@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fewbit.choose.loss import ModelLoss
+from fewbit.core.task import Output
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadFile, BadModel, UnknownName
 from fewbit.task import Task, recognise
@@ -71,6 +73,90 @@ def test_percentages_are_those_of_the_answers_image_by_image(realized_vit, pictu
     assert score.outputs[0].agreement == pytest.approx(100 * np.mean(each), abs=1e-6)
     error = np.sqrt(((before - after) ** 2).mean(0)) / before.std(0)
     assert score.outputs[0].relative_error == pytest.approx(error.mean(), abs=1e-6)
+
+
+class Painted(Task):
+    """Draws its outputs as what is known of the picture; the errors of images are those that are given."""
+
+    name = "painted"
+
+    def __init__(self, errors):
+        self.errors = list(errors)
+
+    def meter(self, truth):
+        return self
+
+    def add(self, exact, outputs):
+        found, self.errors = self.errors[: len(exact[0])], self.errors[len(exact[0]) :]
+        return torch.tensor(found)
+
+    def rating(self, outputs):
+        return outputs
+
+    def divergence(self, exact, outputs):
+        return 0.0
+
+    def drawn(self, picture, outputs):
+        picture.info["logits"] = outputs[0].numpy()
+        return picture
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_the_worst_images_are_drawn_each_with_what_both_models_give_for_it(realized_vit, pictures, batch):
+    """Oracle: both models run on the images one by one."""
+    both = [answers(path, pictures) for path in (realized_vit.float_path, realized_vit.path)]
+    errors, images = np.random.default_rng(4).permutation(37) / 37, open_images(pictures, Preprocess(size=(3, 8, 8)))
+    score = evaluate(
+        realized_vit.float_path,
+        realized_vit.path,
+        images,
+        realized_vit.net.graph.outputs,
+        Painted(errors),
+        batch=batch,
+        threads=1,
+    )
+    assert score.errors.tolist() == errors.tolist()
+    assert list(score.pictures) == np.argsort(-errors)[:12].tolist()
+    for i, two in score.pictures.items():
+        seen = pictures[i].transpose(1, 2, 0) * images.preprocess.std + images.preprocess.mean
+        for one, logits in zip(two, both, strict=True):
+            np.testing.assert_allclose(one.info["logits"], logits[i : i + 1], rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(np.asarray(one), np.rint(255 * seen.clip(0, 1)))
+
+
+class Given(Local):
+    """What both models give for all images is known."""
+
+    def __init__(self, *both):
+        object.__setattr__(self, "both", both)
+
+    def each(self, function, count, size):
+        yield count, self.both
+
+
+class Silent(Painted):
+    """Says nothing of an image and draws nothing."""
+
+    drawn = Task.drawn
+
+    def add(self, exact, outputs):
+        return None
+
+
+def test_the_error_of_an_image_is_that_of_the_output_that_is_furthest_off(pictures):
+    exact = torch.tensor([[1.0, 0.0], [-1.0, 4.0], [1.0, 0.0], [-1.0, 4.0]]), torch.zeros(4, 5, dtype=torch.long)
+    found = [one.clone() for one in exact]
+    found[0][1] += torch.tensor([0.5, 1.0])  # half of the spread of both channels, which are 1 and 2
+    found[0][2] += torch.tensor([0.1, 0.2])
+    found[1][2, :3] = 1
+    found[1][3, 0] = 1
+    outputs, images = (
+        (Output("logits", (2,)), Output("places", (5,), is_real=False)),
+        open_images(pictures[:4], Preprocess((3, 8, 8))),
+    )
+    score = evaluate(Path("a"), Path("b"), images, outputs, Silent(()), workers=Given(exact, tuple(found)))
+    assert score.errors.tolist() == pytest.approx([0, 0.5, 0.6, 0.2])
+    assert score.pictures == {}
 
 
 def test_without_labels_there_is_agreement_and_no_accuracy(realized_conv_net, pictures):

@@ -18,6 +18,7 @@ from fewbit.execute.simulate import SiteTrace
 from fewbit.realize import realize
 from fewbit.target import load_target
 from fewbit.verify import compare
+from fewbit.verify.compare import added
 from fewbit.verify.ties import FUNCTIONS, OFF, TIE, checked, off_by, reach
 from planning import plan_for
 
@@ -80,6 +81,15 @@ def test_the_error_of_a_function_is_no_wrong_code_where_steps_are_smaller(tmp_pa
     assert off[site].wrong == 0 < off[site].ties < off[site].compared / 20
     monkeypatch.setattr("fewbit.verify.ties.OFF", 0.0)
     assert {check.site: check for check in compare(net.graph, plan, path, images).off}[site].wrong > 0
+
+
+def test_checks_of_several_batches_are_summed_and_the_largest_difference_is_that_of_any():
+    tables = [
+        (SiteCheck("a", 10, 3, 2, 1, 1), SiteCheck("b", 20, 0, 0, 0, 0)),
+        (SiteCheck("a", 30, 4, 1, 3, 9), SiteCheck("b", 60, 5, 5, 0, 1)),
+        (SiteCheck("a", 5, 1, 0, 1, 7), SiteCheck("b", 10, 0, 0, 0, 0)),
+    ]
+    assert added(tables) == (SiteCheck("a", 45, 8, 3, 5, 9), SiteCheck("b", 90, 5, 5, 0, 1))
 
 
 def test_only_nodes_of_such_functions_are_off():
