@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,16 +157,29 @@ def outs(place: Path) -> dict[str, Path]:
     return {**{name: place / name for name in paths}, **special}
 
 
-OUTS = ["file", "file/run", "full", "link", "dangling", "precious", "noted", "linked", "x" * 300, "x" * 252, "new/" + "x" * 300,
-        "a\0b", ".", "..", "/", "/dev/null/x", "/dev/null", "/proc/run"]  # fmt: skip
+FILE, FOREIGN, LINK, NAMELESS = (
+    "exists and is not a folder",
+    "not fewbit's; move it away",
+    "is a link to",
+    "has no name of its own",
+)
+INSIDE, LONG = "cannot be written: Not a directory", "cannot be written: File name too long"
+OUTS = {
+    "file": FILE, "file/run": INSIDE, "full": "exists and is not a run of fewbit", "link": LINK, "dangling": LINK,
+    "precious": FOREIGN, "noted": FOREIGN, "linked": FOREIGN, "x" * 300: LONG, "x" * 252: LONG, "new/" + "x" * 300: LONG,
+    "a\0b": "cannot be written: embedded null", ".": NAMELESS, "..": NAMELESS, "/": NAMELESS, "/dev/null/x": INSIDE,
+    "/dev/null": FILE, "/proc/run": "cannot be written: ",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("name", OUTS, ids=lambda name: f"{name[:12]} {len(name)}".replace("\0", "0"))
-def test_an_output_that_cannot_be_written_is_one_message_before_any_work(tmp_path: Path, name: str, force: bool) -> None:
+@pytest.mark.parametrize(("name", "why"), OUTS.items(), ids=lambda name: f"{name[:12]} {len(name)}".replace("\0", "0"))
+def test_an_output_that_cannot_be_written_is_one_message_before_any_work(
+    tmp_path: Path, name: str, why: str, force: bool
+) -> None:
     out = outs(tmp_path)[name]
     before = contents(tmp_path)
-    with pytest.raises(BadFile):
+    with pytest.raises(BadFile, match=rf"{re.escape(why)}.*(--out|move it away)"):
         Workplace(out, force=force)
     assert contents(tmp_path) == before
 
@@ -205,7 +219,7 @@ def work(out: Path, error: BaseException, *, begun: bool = True) -> None:
 
 def test_a_refusal_leaves_nothing_and_anything_else_leaves_the_work(tmp_path: Path) -> None:
     out = tmp_path / "a" / "run"
-    with pytest.raises(BadImages) as raised:
+    with pytest.raises(BadImages, match=r"^none$") as raised:
         work(out, BadImages("none"))
     assert (contents(tmp_path), getattr(raised.value, "__notes__", [])) == ({}, [])
     for error in (KeyboardInterrupt(), ZeroDivisionError(), MemoryError(), Stopped("the disk is full")):
@@ -218,7 +232,7 @@ def test_a_refusal_leaves_nothing_and_anything_else_leaves_the_work(tmp_path: Pa
 def test_a_refusal_of_another_request_leaves_what_a_killed_run_did(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path / "run", KeyboardInterrupt())
-    with pytest.raises(BadImages):  # found before the two requests were compared
+    with pytest.raises(BadImages, match=r"^none$"):  # found before the two requests were compared
         work(tmp_path / "run", BadImages("none"), begun=False)
     assert (tmp_path / "run.part" / "plan.json").exists()
 

@@ -220,13 +220,25 @@ def test_a_pipe_is_no_source_and_nothing_waits_for_it(tmp_path: Path, name: str)
         both(images=tmp_path / name)
 
 
-@pytest.mark.parametrize("source", [5, b"d", (np.zeros((1, 3, 8, 8)),), object(), "x" * 300, "nul\0", "file.txt"])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (5, "{} of type int were given; give a path"),
+        (b"d", "{} of type bytes were given; give a path"),
+        ((np.zeros((1, 3, 8, 8)),), r"{}: a tuple of 1 was given; allowed is \(images, labels\)"),
+        (object(), "{} of type object were given; give a path"),
+        ("x" * 300, r"^x+\.\.\.x+ does not exist\. Give a folder"),
+        ("nul\0", "^nul\0 does not exist. Give a folder"),
+        ("file.txt", r"^file\.txt is a '\.txt' file\. Give a folder"),
+    ],
+    ids=["number", "bytes", "tuple", "object", "long", "null", "text"],
+)
 def test_what_is_no_source_is_refused_before_a_model_is_loaded(
-    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("")
     folder(tmp_path / "d", 0)
     for options in ({"images": source}, {"images": "d", "score": source}):
-        with pytest.raises(BadImages):
+        with pytest.raises(BadImages, match=said.format(list(options)[-1])):
             Request(model="nowhere.pt2", target="ort-x86-vnni", **options)

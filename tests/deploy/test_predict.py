@@ -114,8 +114,13 @@ def test_what_would_not_be_the_same_is_refused(tmp_path: Path, pictures: dict[st
     content = bytearray(deep.read_bytes())
     content[24] = 16
     deep.write_bytes(content)
-    for file, channels in ((deep, 3), (pictures["wide RGB"], 4), (pictures["wide RGB"], 5), (pictures["bands 5"], 3)):
-        with pytest.raises(ValueError):
+    for file, channels, said in (
+        (deep, 3, "is none that Pillow reads"),
+        (pictures["wide RGB"], 4, "has no alpha, and the model has 4 channels"),
+        (pictures["wide RGB"], 5, "has mode RGB, or more bits than Pillow keeps"),
+        (pictures["bands 5"], 3, r"holds uint8 \(33, 47, 5\); the model has 3 channels"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(file.name)} {said}"):
             predict.opened(file.read_bytes(), file.name, channels)
 
 

@@ -214,7 +214,7 @@ def test_a_killed_search_computes_nothing_twice(name, tmp_path):
         return interacting(candidate)
 
     path = tmp_path / "search.jsonl"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="killed"):
         run(BUDGET, STRATEGIES[name](BUDGET, 40), score, evaluations=40, journal=Journal(path))
     again = run(BUDGET, STRATEGIES[name](BUDGET, 40), score, evaluations=40, journal=Journal(path))
     assert again.trials == whole.trials
@@ -268,7 +268,7 @@ def test_a_killed_search_with_workers_goes_on_with_what_was_stored(tmp_path):
             raise RuntimeError("killed")
         return interacting(candidate)
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="killed"):
         run(BUDGET, STRATEGIES["random"](BUDGET, 40), score, evaluations=40, journal=Journal(path), workers=Three())
     stored = len(path.read_text().splitlines())
     again = run(BUDGET, STRATEGIES["random"](BUDGET, 40), score, evaluations=40, journal=Journal(path), workers=Three())
