@@ -13,7 +13,7 @@ from scipy.special import lambertw
 
 from fewbit.choose.aciq import AnalyticClip, clipping_factor
 from fewbit.choose.ranges import MinMax, Samples
-from fewbit.core.grid import Grid, fake
+from fewbit.core.grid import TINY, Grid, QParams, fake
 
 U4 = Grid(4, signed=False, symmetric=False)
 
@@ -92,9 +92,11 @@ def test_a_range_is_never_wider_than_what_was_seen():
     assert AnalyticClip()(row(x), Grid(8, signed=False, symmetric=False)) == MinMax()(row(x), Grid(8, False, symmetric=False))
 
 
-def test_a_constant_tensor_still_has_a_step():
-    for value in (0.0, 2.0, -1.0):
-        assert AnalyticClip()(row(torch.full((5,), value)), U4).scale > 0
+@pytest.mark.parametrize(("value", "scale", "zero"), [(0.0, TINY, 0), (2.0, 2 / 15, 0), (-1.0, 1 / 15, 15)])
+def test_a_constant_tensor_still_has_a_step(value, scale, zero):
+    """From 0 to the constant, without a spread that could clip it."""
+    found = AnalyticClip()(row(torch.full((5,), value)), U4)
+    assert found == QParams(torch.tensor([scale]), torch.tensor([zero], dtype=torch.int32))
 
 
 def test_no_bits_are_refused():
