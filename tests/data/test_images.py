@@ -119,6 +119,16 @@ def test_nearest_is_the_same_with_and_without_antialias() -> None:
     assert torch.equal(nearest(picture(30, 40)), nearest.replace(antialias=False)(picture(30, 40)))
 
 
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_picture_of_an_input_is_rounded_and_what_is_beyond_black_and_white_is_black_and_white(order: str) -> None:
+    preprocess = Preprocess((3, 1, 4), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0), channel_order=order)
+    unit = torch.tensor([[-0.2, 0.0, 0.3, 1.2], [0.11, 1.5, -9.0, 1.0], [7.0, 0.5, 0.7, -0.1]])
+    x = (unit - torch.tensor([0.5, 0.25, 0.0])[:, None]) / torch.tensor([0.5, 0.25, 2.0])[:, None]
+    rows = np.rint(255 * unit.clamp(0, 1).numpy()).astype(np.uint8)
+    wanted = rows[::-1] if order == "bgr" else rows
+    np.testing.assert_array_equal(np.asarray(preprocess.undo(x[:, None]))[0].T, wanted)
+
+
 def test_mean_and_std_are_in_units_of_0_to_1() -> None:
     white, black = (Image.new("RGB", (8, 8), (n, n, n)) for n in (255, 0))
     preprocess = Preprocess((3, 8, 8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import math
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,17 @@ def test_black_and_white_of_8_and_16_bits_are_0_and_1_and_every_step_is_a_divisi
         found = prepare._unit(steps[:, None, None])
         wanted = torch.from_numpy(steps.astype(np.float32)).div(most).numpy()
         np.testing.assert_array_equal(found[0, :, 0], wanted)
+
+
+@pytest.mark.parametrize("side", [64, 416, 640])
+def test_a_corner_has_the_exact_size_of_the_picture_and_its_longer_side_fills_the_frame(side: int) -> None:
+    """Whole fractions: 393 x (416 / 393) is 416, and 415.99... in float64."""
+    how, random = Preprocess((3, side, side), resize="corner").to_json(), np.random.default_rng(0)
+    for high, wide in random.integers(20, 3000, (2000, 2)).tolist():
+        ratio = Fraction(side, max(high, wide))
+        wanted = tuple(max(1, math.floor(n * ratio)) for n in (high, wide))
+        assert prepare.resized(high, wide, how) == wanted
+        assert max(wanted) == side
 
 
 @pytest.mark.parametrize(("high", "wide", "where"), [(12, 24, (6, 0)), (24, 12, (0, 6))])

@@ -99,6 +99,7 @@ def test_the_powers_of_two_are_the_best_of_all():
     squares = torch.full((3,), 100.0)  # no tails: the extremes count
     found = evened(low, high, squares)
     assert bool((found.log2() == found.log2().round()).all())
+    assert abs(float(found.log2().mean())) <= 0.5  # the tensor as a whole stays as large as it was
     error = steps(low, high, found)["after"]
     powers = [torch.tensor(p, dtype=torch.float32).exp2() for p in itertools.product(range(-5, 6), repeat=3)]
     assert error <= 4 * min(steps(low, high, one)["after"] for one in powers)  # rounding costs a factor of two at most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 
 from fewbit.capture.residual import conv_pairs
 from fewbit.capture.structure import heads, norms
-from fewbit.core.grid import Grid
+from fewbit.core.grid import Grid, fake, qparams_from_range
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced
-from fewbit.equalize.equalize import same_function
+from fewbit.equalize.equalize import _balance_keys, same_function
 from fewbit.equalize.migrate import migrated, scales
 from fewbit.equalize.samples import sample_tensors
 from fewbit.observe import observe
@@ -219,6 +220,55 @@ def test_scales_have_a_geometric_mean_of_one():
         found = scales(reach, strength)
         torch.testing.assert_close(found.log().mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
         torch.testing.assert_close(found[2] / found[0], torch.tensor(70.0**strength))
+
+
+def test_the_error_of_a_layer_is_that_of_its_quantized_output_without_its_mean():
+    """Brute force: every share of the range of what is read and of each row of the weight."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(64, 6, generator=generator) ** 3  # far from even, so that rounding has a mean
+    w = torch.randn(5, 6, generator=generator)
+
+    def nearest(v, grid):
+        tried = [fake(v, qparams_from_range(v.min() * s, v.max() * s, grid), grid) for s in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)]
+        return min(tried, key=lambda q: float((q - v).square().sum()))
+
+    lost = nearest(x, ACTIVATION) @ torch.stack([nearest(row, replace(WEIGHT, axis=None)) for row in w]).T - x @ w.T
+    assert float(lost.mean(0).abs().max()) > 0.01
+    found = migrated(x, w, ACTIVATION, WEIGHT, strengths=(), shift=False)
+    assert found.before == pytest.approx(float(lost.var(0, correction=0).mean()), rel=1e-4)
+
+
+def test_at_full_strength_queries_and_keys_have_the_same_range_in_each_channel_of_a_head():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(100, 6, generator=generator) * torch.logspace(-a, a, 6) for a in (0.5, -1))
+    found = _balance_keys(q, k, (1.0,))
+    ranges = (q * found.scale).abs().amax(0) / (k / found.scale).abs().amax(0)
+    torch.testing.assert_close(ranges, ranges.mean().expand(6))
+    half = _balance_keys(q, k, (0.5,))
+    torch.testing.assert_close(half.scale, found.scale.sqrt())
+    assert found.after < _balance_keys(q, k, (None,)).after
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_error_between_two_convolutions_is_the_sum_over_every_product(groups):
+    """A loop: an input's rounding times its weight and a weight's rounding times its input, each uniform over its step."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 4 // groups, 3, 2, generator=generator)
+    low, high, squares = (
+        -torch.rand(4, generator=generator),
+        3 * torch.rand(4, generator=generator),
+        torch.tensor([1, 2, 0.5, 4]),
+    )
+    found = balanced(low, high, squares, w, ACTIVATION, WEIGHT)
+    for scale, expected in ((torch.ones(4), found.before), (found.scale, found.after)):
+        step = (max((high / scale).tolist()) - min((low / scale).tolist())) / 15
+        error = 0.0
+        for o in range(4):
+            read = [o] if groups == 4 else range(4)
+            heavier = {(c, k): w[o, i].flatten()[k] * scale[c] for i, c in enumerate(read) for k in range(6)}
+            own = max(abs(float(v)) for v in heavier.values()) / 7
+            error += sum(step**2 * float(v) ** 2 + own**2 * float(squares[c] / scale[c] ** 2) for (c, _), v in heavier.items())
+        assert expected == pytest.approx(error / 12, rel=1e-5)
 
 
 def test_a_depthwise_layer_takes_all_of_the_range_for_its_weights_lose_nothing():

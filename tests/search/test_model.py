@@ -128,12 +128,15 @@ def test_every_activation_edge_is_a_dimension_of_its_own(conv_net):
     assert "head:input" not in found  # the codes of the pooling, in another shape
 
 
-def made_up(model, integer):
-    """A table in which each op takes 2 ms as float and `integer(op)` ms as integers, and quantizers nothing."""
+def made_up(model, integer, quantizers=None):
+    """A table in which each op takes 2 ms as float and `integer(op)` ms as integers, and quantizers nothing or what is given by
+    their kind.
+    """
     given = model.graph, model.target, model.base
     times = Times(*given, model.with_floats, Table({}), 100.0)
     ms = {str(work): (2.0, integer(name)) for name, work in times.work.items()}
-    ms |= {str(work): (0.0, 0.0) for work in Times.works(*given) if work.kind.endswith("quantize")}
+    works = [work for work in Times.works(*given) if work.kind.endswith("quantize")]
+    ms |= {str(work): (0.0, (quantizers or {}).get(work.kind, 0.0)) for work in works}
     return Times(*given, model.with_floats, Table({}, ms), 100.0)
 
 
@@ -164,6 +167,9 @@ def test_what_stands_between_codes_and_real_numbers_is_counted_once(conv_net):
     assert kinds == ["quantize"]
     kinds = sorted(w.kind for w in times.boundary(model.with_floats(("depth",))))
     assert kinds == ["dequantize"] * 3 + ["quantize"] * 3
+    slow = made_up(model, lambda name: 1.0, {"quantize": 0.25, "dequantize": 4.0})  # each op in integers saves 1 ms
+    for floats, between in ((), 0.25), (("depth",), 3 * 0.25 + 3 * 4.0):
+        assert slow(floats) == 100 - len(model.with_floats(floats).integer_ops) + between
 
 
 def test_a_budget_of_milliseconds_gives_every_op_the_choice(vit):
