@@ -155,10 +155,9 @@ def test_another_request_empties_what_a_killed_run_left(place: Path, tmp_path: P
 
 
 def test_commands_on_a_finished_run_are_its_stages() -> None:
-    functions = {stage.name: stage.run for stage in STAGES}
-    for stage in REOPENED:
-        if stage.name in ("verify", "evaluate", "bench", "report"):
-            assert stage.run is functions[stage.name]
+    functions, reopened = ({stage.name: stage.run for stage in stages} for stages in (STAGES, REOPENED))
+    for name in ("verify", "evaluate", "bench", "report"):
+        assert reopened[name] is functions[name]
 
 
 def test_a_finished_run_scores_and_checks_as_it_did(place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

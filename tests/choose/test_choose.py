@@ -158,10 +158,9 @@ def test_a_product_is_refused_where_its_operand_has_a_grid_that_it_cannot_read(c
     torch.manual_seed(0)
     net = capture_net(SelfProduct())
     plan = net.plan("openvino-x86", everything=True)
-    for name in plan.integer_ops:
-        op = net.graph.op(name)
-        if op.kind == "matmul":
-            assert all(plan.choices[site].qparams.zero == 0 for site in op.operands.values())
+    (product,) = (op for op in map(net.graph.op, plan.integer_ops) if op.kind == "matmul")
+    assert product.name == "qk"
+    assert all(plan.choices[site].qparams.zero == 0 for site in product.operands.values())
     refused = {r.site: r.why for r in plan.fallbacks}
     first = net.graph.op("pv").operands["value"]
     assert refused == {"pv": f"openvino-x86 has no grid for {first} that all of its readers take"}

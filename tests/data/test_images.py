@@ -675,7 +675,10 @@ def test_a_damaged_file_is_an_image_or_refused(tmp_path_factory: pytest.TempPath
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
     with suppress(BadImages):
-        everything(open_images(path if kind in ("npy", "npz", "parquet") else root, TINY))
+        images = open_images(path if kind in ("npy", "npz", "parquet") else root, TINY)
+        x, black, white = everything(images), *TINY.ends()
+        assert x.shape == (len(images), 3, 8, 8)
+        assert bool(((x >= black) & (x <= white)).all())
 
 
 # The rest

@@ -18,7 +18,7 @@ from fewbit.equalize.cross_layer import balanced
 from fewbit.equalize.equalize import _balance_keys, same_function
 from fewbit.equalize.migrate import migrated, scales
 from fewbit.equalize.samples import sample_tensors
-from fewbit.observe import observe
+from fewbit.execute.executor import Executor
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
 
@@ -183,15 +183,17 @@ def test_sites_without_a_grid_stay_as_they_are(net):
     assert Equalize()(net.graph, net.images.split(8), {}).record == ()
 
 
-def test_the_range_of_a_layer_norms_output_is_smaller_afterwards(net):
-    found = Equalize(values=False, keys=False)(net.graph, net.images.split(8), grids(net))
-    stats = observe(found.graph, net.images.split(8))
-    for norm in norms(net.graph):
-        site = norm.layers[0].operands["input"]
-        row = next(r for r in found.record if r["op"] == norm.layers[0].name)
-        if row["strength"] == 1.0:
-            before, after = (s.sites[site] for s in (net.stats, stats))
-            assert (after.high - after.low) / after.variance**0.5 < (before.high - before.low) / before.variance**0.5
+def test_at_full_strength_each_channel_of_a_layer_norm_is_in_the_middle_and_reaches_as_far_as_the_others(net):
+    found = Equalize(values=False, keys=False, strengths=(1.0,))(net.graph, net.images.split(8), grids(net))
+    assert [(row["op"], row["strength"]) for row in found.record] == [(n.layers[0].name, 1.0) for n in norms(net.graph)]
+    nodes = found.graph.module.graph.nodes
+    values = {next(node for node in nodes if node.op == "placeholder"): net.images}
+    with torch.no_grad():
+        Executor(found.graph, ()).run(nodes, values)
+    for norm in norms(found.graph):
+        x = values[norm.node].flatten(0, -2)
+        torch.testing.assert_close(x.amax(0), x.max().expand(16), rtol=1e-5, atol=0)
+        torch.testing.assert_close(x.amin(0), -x.max().expand(16), rtol=1e-5, atol=0)
 
 
 def test_uneven_channels_are_scaled_fully_and_even_ones_are_left_alone():

@@ -35,6 +35,14 @@ class Head(nn.Module):
         return torch.cat([y.sigmoid() * 4, nn.functional.max_pool2d(y, 3, 1, 1)], 1).flatten(2)
 
 
+class Joined(Head):
+    """The same with the map added to the pooled one: an addition that rounds once more."""
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu())
+        return (nn.functional.max_pool2d(y, 3, 1, 1) + y).flatten(2)
+
+
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     return capture(load_model(Head(), overrides={"input_size": (3, 8, 8)}))
@@ -75,4 +83,17 @@ def test_the_cost_is_the_loss_without_these_ops(graph, plan, images):
     task, exact = task_of(graph), Executor(graph)(images)
     fewer = dataclasses.replace(plan, integer_ops=tuple(name for name in plan.integer_ops if name not in inner))
     assert found[0]["without"] == pytest.approx(task.divergence(exact, Executor.of(graph, fewer)(images)) / 4)
-    assert found[0]["loss"] == pytest.approx(task.divergence(exact, Executor.of(graph, plan)(images)) / 4)
+
+
+def test_ops_behind_the_last_layers_that_round_cost_something(images):
+    graph = capture(load_model(Joined(), overrides={"input_size": (3, 8, 8)}))
+    target, stats = load_target("ort-x86-vnni"), observe(graph, [images])
+    plan = plan_for(graph, stats, target, RECIPES["minmax"], bits=Bits(8, 8), everything=True)
+    (found,) = postprocessing(graph, plan, images)["behind_cost"]
+    exact = Executor(graph)(images)
+    layers = tuple(name for name in plan.integer_ops if graph.op(name).kind == "conv")
+    assert found["ops"] == len(plan.integer_ops) - len(layers) == 2
+    for key, names in (("loss", plan.integer_ops), ("without", layers)):
+        ours = task_of(graph).divergence(exact, Executor.of(graph, dataclasses.replace(plan, integer_ops=names))(images))
+        assert found[key] == pytest.approx(float(ours) / 4, rel=1e-6)
+    assert found["loss"] > 1.1 * found["without"]
