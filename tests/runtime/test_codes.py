@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
+from fewbit.realize.qdq import clamp_bounds
 from fewbit.runtimes import runtime_names
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
@@ -235,12 +236,29 @@ def test_clamps_whose_limits_are_those_of_the_codes_are_left_out(realized_conv_n
     assert clips(realized_conv_net.float_path) == 4
 
 
-def test_a_clamp_that_cuts_inside_of_the_codes_stays_and_agrees(capture_net, realized, monkeypatch):
+@pytest.mark.parametrize(
+    "clamp",
+    [F.relu, F.relu6, F.hardtanh, lambda x: F.hardtanh(x, -2, 3), lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=2.0),
+     lambda x: x.clamp(-1, 4), lambda x: x.clamp(2), lambda x: x.relu_()],
+    ids=["relu", "relu6", "hardtanh", "hardtanh of two", "clamp min", "clamp max", "clamp", "clamp of one", "in place"],
+)  # fmt: skip
+def test_the_limits_of_a_clamp_are_what_it_makes_of_the_infinities(clamp):
+    class Net(nn.Module):
+        def forward(self, x):
+            return clamp(x + 0)
+
+    program = torch.export.export(Net(), (torch.zeros(1, 4),))
+    (found,) = (clamp_bounds(node) for node in program.graph.nodes if clamp_bounds(node) is not None)
+    assert found == tuple(clamp(torch.tensor([-torch.inf, torch.inf])).tolist())
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(12 / 255, 7), (12 / 255, 0), (6 / 248, 7)], ids=["both", "above", "below"])
+def test_a_clamp_that_cuts_inside_of_the_codes_stays_and_agrees(capture_net, realized, monkeypatch, scale, zero):
     torch.manual_seed(0)
     net = capture_net(ConvRelu6())
     plan = net.plan("ort-x86-vnni")
     choice = plan.choices["conv:output"]
-    twice = dataclasses.replace(choice, qparams=QParams(torch.tensor(12 / 255), torch.tensor(7, dtype=torch.int32)))
+    twice = dataclasses.replace(choice, qparams=QParams(torch.tensor(scale), torch.tensor(zero, dtype=torch.int32)))
     wide = dataclasses.replace(plan, choices={**plan.choices, "conv:output": twice})
     monkeypatch.setattr(type(net), "plan", lambda *_, **__: wide)
     run = realized(net)
