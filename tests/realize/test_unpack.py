@@ -195,21 +195,22 @@ def test_eight_bits_are_written_as_they_are(odd, tmp_path, as_int8):
 
 
 class Twice(nn.Module):
-    """Two linears of equal weights, which torch.onnx writes once."""
+    """Two linears of equal weights, which torch.onnx writes once where they have at most 1,024 elements."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.size, self.a, self.b = size, nn.Linear(size, size), nn.Linear(size, size)
         self.b.load_state_dict(self.a.state_dict())
 
     def forward(self, x):
-        return self.b(F.gelu(self.a(x)))
+        return self.b(F.gelu(self.a(x.flatten(1)[:, : 4 * self.size].unflatten(1, (4, -1)))))
 
 
-def test_equal_weights_are_stored_once_and_read_twice(capture_net, realized):
+@pytest.mark.parametrize(("size", "stored"), [(8, 1), (32, 1), (33, 2)])
+def test_equal_weights_are_stored_once_and_read_twice(capture_net, realized, size, stored):
     torch.manual_seed(0)
-    run = realized(capture_net(Twice()), bits=Bits(5, 8))
-    assert len([name for name in initializers(run.path) if name.endswith(".bits4")]) == 1
+    run = realized(capture_net(Twice(size)), bits=Bits(5, 8))
+    assert len([name for name in initializers(run.path) if name.endswith(".bits4")]) == stored
     checks = compare(run.net.graph, run.plan, run.path, run.net.images.split(8))
     assert checks.wrong == ()
     assert checks.kernels["found"] == checks.kernels["expected"] == 2

@@ -238,9 +238,11 @@ def test_clamps_whose_limits_are_those_of_the_codes_are_left_out(realized_conv_n
 
 @pytest.mark.parametrize(
     "clamp",
-    [F.relu, F.relu6, F.hardtanh, lambda x: F.hardtanh(x, -2, 3), lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=2.0),
+    [F.relu, F.relu6, F.hardtanh, torch.ops.aten.hardtanh, lambda x: F.hardtanh(x, -2, 3),
+     lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=2.0),
      lambda x: x.clamp(-1, 4), lambda x: x.clamp(2), lambda x: x.relu_()],
-    ids=["relu", "relu6", "hardtanh", "hardtanh of two", "clamp min", "clamp max", "clamp", "clamp of one", "in place"],
+    ids=["relu", "relu6", "hardtanh", "hardtanh of nothing", "hardtanh of two",
+         "clamp min", "clamp max", "clamp", "clamp of one", "in place"],
 )  # fmt: skip
 def test_the_limits_of_a_clamp_are_what_it_makes_of_the_infinities(clamp):
     class Net(nn.Module):
