@@ -57,6 +57,17 @@ def test_moments_of_pieces_are_those_of_all_rows_and_centre_as_covariances_do():
 
 
 @pytest.mark.parametrize("groups", [1, 3])
+def test_moments_without_a_target_are_the_same_but_for_what_is_not_read(groups):
+    pieces = [(rows(seed=1)[part], rows()[part], rows(c=6, seed=2)[part]) for part in (slice(0, 150), slice(150, 300))]
+    plain, without = (Moments.of(pieces, groups, 6, target=target) for target in (True, False))
+    assert (len(without.cross), len(plain.cross)) == (0, groups)
+    for one in (Moments.centred, lambda moments: moments, lambda moments: moments + moments):
+        for name in ("read", "exact", "gram", "residual"):
+            torch.testing.assert_close(getattr(one(without), name), getattr(one(plain), name), rtol=0, atol=0)
+        assert not one(without).residual_read.any()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
 def test_a_row_of_weight_three_counts_as_three_rows(groups):
     x, q, drift = rows(), rows(seed=1), rows(c=6, seed=2)
     weight = torch.arange(len(x)) % 4
@@ -342,8 +353,16 @@ def test_images_that_there_is_no_room_for_are_refused_in_words(conv_net, monkeyp
 def test_a_layer_of_many_inputs_has_more_tokens_of_an_image_at_eight_bits():
     grid = Grid(8, narrow=True, axis=0)
     choice = Choice("w", "weight", grid, qparams_from_range(-torch.ones(2), torch.ones(2), grid), "max")
-    assert Gptq()._for(choice, None, 1001, 10).tokens == 251  # 2,510 rows, the first whole tokens that are 2.5 for an input
-    assert Gptq()._for(choice, None, 1001, 1000).tokens == 32
+    assert (
+        Gptq()._for("linear", 1001, choice, None, 10).tokens == 251
+    )  # 2,510 rows, the first whole tokens that are 2.5 for an input
+    assert Gptq()._for("linear", 1001, choice, None, 1000).tokens == 32
+
+
+def test_at_eight_bits_a_gain_is_for_convolutions():
+    grid = Grid(8, narrow=True, axis=0)
+    choice = Choice("w", "weight", grid, qparams_from_range(-torch.ones(2), torch.ones(2), grid), "max")
+    assert [Gptq(gain=True)._for(kind, 9, choice, None, 10).gain for kind in ("linear", "conv2d")] == [False, True]
 
 
 def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_them():
@@ -354,7 +373,7 @@ def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_th
     choice = Choice("w", "weight", grid, qparams_from_range(w.amin(1), w.amax(1), grid), "max")
     errors = []
     for light in (8, 9):
-        method = Gptq(light=light)._for(choice, None, 100, 10)
+        method = Gptq(light=light)._for("linear", 100, choice, None, 10)
         assert bool(method.ridges) == (light == 9)
         assert method.tokens == (None if light == 9 else 32)  # of 10 images: more than 2.5 rows for each of 100 inputs
         q, qparams = method.solve(w, choice.qparams, grid, whole, ZERO)

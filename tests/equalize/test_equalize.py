@@ -15,7 +15,7 @@ from fewbit.capture.structure import heads, norms
 from fewbit.core.grid import Grid, fake, qparams_from_range
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced
-from fewbit.equalize.equalize import _balance_keys, same_function
+from fewbit.equalize.equalize import _balance_keys, _Work, same_function
 from fewbit.equalize.migrate import migrated, scales
 from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
@@ -170,6 +170,21 @@ def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
         "blocks.0.qkv.2",
     ]
     assert [(p.first.name, p.second.name) for p in conv_pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
+
+
+def test_one_place_that_would_change_the_function_is_left_out_and_the_others_are_as_they_were(net, monkeypatch):
+    whole, multiply = Equalize()(net.graph, net.images.split(8), grids(net)), _Work._multiply
+
+    def wrong(self, op, move):
+        factor = 1.5 if op.name == "head" else 1.0
+        return {name: factor * value for name, value in multiply(self, op, move).items()}
+
+    monkeypatch.setattr(_Work, "_multiply", wrong)
+    found = Equalize()(net.graph, net.images.split(8), grids(net))
+    assert [row["op"] for row in found.record if not row["moved"]] == ["head"]
+    assert same_function(net.graph, found.graph, seed=7) < 1e-4
+    assert found.constants.keys() < whole.constants.keys()
+    assert all(torch.equal(found.constants[name], whole.constants[name]) for name in found.constants)
 
 
 def test_a_rewrite_that_would_change_the_function_is_left_out_and_says_so(net, monkeypatch):

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from fewbit.choose import Bits
 from fewbit.core.grid import QParams
 from fewbit.realize.qdq import clamp_bounds
+from fewbit.report.tables import integer_share
 from fewbit.runtimes import runtime_names
+from fewbit.stages.kernels import as_run
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
@@ -48,6 +50,28 @@ class ConvRelu6(nn.Module):
 
     def forward(self, x):
         return self.after(F.relu6(self.conv(x)))
+
+
+class NoBias(nn.Module):
+    """Convolutions whose results nothing is added to, behind ReLUs that codes make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 4, 3, bias=False)
+
+    def forward(self, x):
+        return self.after(F.relu(F.relu6(F.relu(self.conv(x))))).relu()
+
+
+class Cropped(nn.Module):
+    """A padding that takes places away in front of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.after(F.pad(self.conv(x).relu(), (-1, -1, 1, -1)))
 
 
 class PaddedDepthwise(nn.Module):
@@ -119,6 +143,8 @@ KINDS = {
     "linear": (Tokens, {"MatMulIntegerToFloat": 2}),
     "flat linear": (FlatHead, {"MatMulIntegerToFloat": 2}),
     "conv": (ConvRelu6, {"QLinearConv": 2}),
+    "no bias": (NoBias, {"QLinearConv": 2}),
+    "cropped": (Cropped, {"QLinearConv": 2}),
     "depthwise": (PaddedDepthwise, {"QLinearConv": 2}),
     "add": (Residual, {"QLinearConv": 2, "QLinearAdd": 1}),
     "avgpool": (Pooled, {"QLinearConv": 1, "QLinearGlobalAveragePool": 1, "MatMulIntegerToFloat": 1}),
@@ -163,6 +189,29 @@ def test_every_op_of_the_plan_has_become_an_integer_kernel(kind, of_kind):
     found = kernels(of_kind.plan, of_kind.path)
     assert found["found"] == found["expected"] == len(of_kind.plan.integer_ops)
     assert {name: found["ops"].get(name, 0) for name in KINDS[kind][1]} == KINDS[kind][1]
+
+
+def test_what_the_runtime_leaves_in_float_is_not_in_the_share(capture_net, realized, ort_target):
+    torch.manual_seed(0)
+    run = realized(capture_net(ConvRelu6()), recipe="mse", everything=True)
+    target, graph = load_target(ort_target), run.net.graph
+    assert as_run(graph, run.plan, run.path, target) is run.plan
+    model = onnx.load(str(run.path))
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    others = [node for node in model.graph.node if first.output[0] in node.input]
+    between = onnx.helper.make_node("Neg", [first.output[0]], ["negative"], name="between")
+    for node in others:
+        node.input[:] = ["negative" if name == first.output[0] else name for name in node.input]
+    model.graph.node.insert([*model.graph.node].index(first) + 1, between)
+    path = run.path.with_name("negative.onnx")
+    onnx.save(model, str(path))
+    assert kernels(run.plan, path)["ops"]["QLinearConv"] == 1  # the runtime's own words: one of two is left
+    plan = as_run(graph, run.plan, path, target)
+    (lost,) = [one for one in plan.fallbacks if one.kind == "kernels"]
+    macs = {op.name: op.macs for op in graph.ops if op.macs}
+    assert (lost.site, lost.actual) == (first.name, "float")
+    assert lost.macs_share == pytest.approx(macs["conv"] / sum(macs.values()))
+    assert integer_share(graph, plan) == pytest.approx(macs["after"] / sum(macs.values()))
 
 
 @pytest.mark.parametrize(

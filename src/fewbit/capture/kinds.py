@@ -83,12 +83,13 @@ def clamped(node: Node) -> Node:
 def before_padding(node: Node) -> Node:
     """The tensor behind a padding with zeros: its codes are the padded codes, since zero is always a code.
 
-    Runtimes put the padding into the convolution, so Q/DQ stand before it.
+    Runtimes put the padding into the convolution, so Q/DQ stand before it; one that takes places away they do not.
     """
     while is_call(node, *PADS):
         mode = argument(node, 2, "mode", "constant") if is_call(node, aten.pad.default) else "constant"
         value = argument(node, 3 if is_call(node, aten.pad.default) else 2, "value", 0) or 0
-        if mode != "constant" or value != 0:
+        taken = any(isinstance(places, int) and places < 0 for places in cast(list[object], node.args[1]))
+        if mode != "constant" or value != 0 or taken:
             break
         node = cast(Node, node.args[0])
     return node

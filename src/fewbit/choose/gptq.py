@@ -61,9 +61,9 @@ class Gptq:
     With `bias` the mean error of each output on all rows goes into its bias, and the fit is of the rest; with `gain` each
     output is then multiplied by cov(y, ŷ) / var(ŷ), which goes into its scale (y the float output, ŷ the quantized layer's).
 
-    Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself gives the same
-    answers in a part of the time, with `few` tokens of each image, or as many as give `rows` for each input of a layer
-    (bench/notes/accuracy-8-bits.md).
+    Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself, without a gain of
+    linear layers, gives the same answers in a part of the time, with `few` tokens of each image, or as many as give `rows` for
+    each input of a layer (bench/notes/accuracy-8-bits.md).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -118,7 +118,7 @@ class Gptq:
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
                 inputs = math.prod(site.shape[1:])
-                method = self._for(choice, builder.choices.get(op.operands["input"]), inputs, count_of(batches))
+                method = self._for(op.kind, inputs, choice, builder.choices.get(op.operands["input"]), count_of(batches))
                 result = method._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
@@ -139,13 +139,14 @@ class Gptq:
         ops = [graph.op(site.readers[0][0]) for site in sites]
         return position_weights(graph, ops, batches, self.importance, context.seed)
 
-    def _for(self, weight: Choice, activation: Choice | None, inputs: int, images: int) -> Gptq:
-        """The settings for a weight of so many inputs and what it multiplies (None: real numbers)."""
+    def _for(self, kind: str, inputs: int, weight: Choice, activation: Choice | None, images: int) -> Gptq:
+        """The settings for the weight of an op of a kind, with so many inputs, and what it multiplies (None: real numbers)."""
         if min(one.grid.bits for one in (weight, activation) if one is not None) < self.light:
             return self
         return replace(
-            self, ridges=(), shares=self.shares[:1], sweeps=0, tokens=max(self.few, math.ceil(self.rows * inputs / images))
-        )
+            self, ridges=(), shares=self.shares[:1], sweeps=0, gain=self.gain and kind != "linear",
+            tokens=max(self.few, math.ceil(self.rows * inputs / images)),
+        )  # fmt: skip
 
     def _solve_layer(
         self, layers: Layers, op: Op, choice: Choice, builder: PlanBuilder, positions: Tensor | None
@@ -160,8 +161,9 @@ class Gptq:
             return None
         w = weight_of(graph, site)
         found = layers.moments(
-            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions
-        )
+            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions,
+            target=bool(self.ridges) or self.gain,
+        )  # fmt: skip
         if found is None:
             why, share = "rows of what it reads are cut for linear layers and Conv2d alone", graph.share(op.macs)
             builder.fallbacks.append(Fallback(choice.site, f"{NAME} weights", "those before", why, share))

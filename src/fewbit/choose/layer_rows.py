@@ -39,16 +39,17 @@ class Layers:
 
     def moments(
         self, op: Op, activation: Choice | None, places: int, outputs: int, *, residual: bool, tokens: int | None = None,
-        positions: Tensor | None = None,
+        positions: Tensor | None = None, target: bool = True,
     ) -> Fit | None:  # fmt: skip
-        """The moments of what an op reads (`rows`), of `tokens` rows an image of a linear layer (None: of all).
+        """The moments of what an op reads (`rows`), of `tokens` rows an image of a linear layer (None: of all), with those that
+        the layer's `target` needs or without.
 
         Layers that read the same, such as those of queries, keys and values, share them.
         """
         groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         tensor = self.graph.site(op.operands["input"]).tensor
         alone = op.kind != "linear" or positions is not None or (residual and self._other(op) is not None)
-        if not alone and self._last is not None and self._last.is_of(tensor, activation, tokens):
+        if not alone and self._last is not None and self._last.is_of(tensor, activation, tokens, target):
             return self._last.of_outputs(outputs)
         self._last = None
         pieces = self.rows(op, activation, places, residual=residual, positions=positions)
@@ -56,9 +57,9 @@ class Layers:
             return None
         if tokens is not None and op.kind == "linear":
             pieces = (_drawn(piece, tokens * self.images, i) for i, piece in enumerate(pieces))
-        found = fit, outside = moments_of(pieces, groups, outputs)
+        found = fit, outside = moments_of(pieces, groups, outputs, target=target)
         if not alone and sum(user.target == self.nodes[op.node].target for user in self.nodes[tensor].users) > 1:
-            self._last = _Read(tensor, activation, tokens, fit.copied(), None if outside is None else outside.copied())
+            self._last = _Read(tensor, activation, tokens, target, fit.copied(), None if outside is None else outside.copied())
         return found
 
     def rows(
@@ -101,16 +102,17 @@ class Layers:
 
 @dataclass(frozen=True)
 class _Read:
-    """The moments of a tensor that was read as one choice, of so many rows an image."""
+    """The moments of a tensor that was read as one choice, of so many rows an image, for a layer's target or not."""
 
     tensor: str
     activation: Choice | None
     tokens: int | None
+    target: bool
     fit: Moments
     outside: Moments | None
 
-    def is_of(self, tensor: str, activation: Choice | None, tokens: int | None) -> bool:
-        return self.tensor == tensor and self.activation is activation and self.tokens == tokens
+    def is_of(self, tensor: str, activation: Choice | None, tokens: int | None, target: bool) -> bool:
+        return (self.tensor, self.tokens, self.target) == (tensor, tokens, target) and self.activation is activation
 
     def of_outputs(self, outputs: int) -> Fit:
         """For another layer that reads the same."""
@@ -137,15 +139,17 @@ def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -
         yield torch.cat([positions[places_of(len(positions), each, i, 0)] for i in range(first, behind)])
 
 
-def moments_of(pieces: Iterable[Piece], groups: int, outputs: int) -> Fit:
-    """The moments of the batches that weights are fitted to, and of those held out to select the ridge."""
+def moments_of(pieces: Iterable[Piece], groups: int, outputs: int, *, target: bool = True) -> Fit:
+    """The moments of the batches that weights are fitted to, and of those held out to select the ridge; without `target` there
+    is no ridge, and none is held out.
+    """
     fit: Moments | None = None
     outside: Moments | None = None
     for i, (read, exact, error, weight) in enumerate(pieces):
-        if i % HELD_OUT == HELD_OUT - 1:
-            outside = Moments.of([(read, exact, error)], groups, outputs, weight, outside)
+        if target and i % HELD_OUT == HELD_OUT - 1:
+            outside = Moments.of([(read, exact, error)], groups, outputs, weight, outside, target=target)
         else:
-            fit = Moments.of([(read, exact, error)], groups, outputs, weight, fit)
+            fit = Moments.of([(read, exact, error)], groups, outputs, weight, fit, target=target)
     if fit is None:
         raise ValueError("no rows")
     return fit, outside

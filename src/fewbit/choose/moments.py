@@ -27,7 +27,7 @@ class Moments:
     `read` (groups, m) and `exact` (groups, m) sum the rows of the quantized and of the float model, `gram` (groups, m, m) the
     products of read with read, `cross` of exact with read. `residual` (c_out,) sums the residual error, float minus quantized
     value of the branch that the output is added to, `residual_read` (c_out, m) its products with what is read; zeros without
-    such a branch.
+    such a branch. Products with what is not read are there where the layer's `target` is asked for: else `cross` has no group.
     """
 
     count: float
@@ -45,23 +45,26 @@ class Moments:
         outputs: int,
         weight: Float[Tensor, "n"] | None = None,
         total: Moments | None = None,
+        *,
+        target: bool = True,
     ) -> Moments:
         """The moments of pieces (read, exact, residual), in the place of those of `total`, which they are added to; `weight` is
-        of the rows of each piece.
+        of the rows of each piece. Without `target` there are no products with what is not read.
         """
         for read, exact, residual in rows:
             q, x = (v.unflatten(1, (groups, -1)).transpose(0, 1) for v in (read, exact))
             if total is None:
-                total = Moments._none(q, outputs)
+                total = Moments._none(q, outputs, target)
             count = len(read) if weight is None else float(wide(weight).sum())
             q, x = _Centred.of(q, weight, count), _Centred.of(x, weight, count)
             _add_products(total.gram, q, q, weight)
-            _add_products(total.cross, x, q, weight)
+            if target:
+                _add_products(total.cross, x, q, weight)
             total.read.add_(q.sums), total.exact.add_(x.sums)
             if residual is not None:
                 d = _Centred.of(residual[None], weight, count)
                 total.residual.add_(d.sums[0])
-                if groups == 1:
+                if groups == 1 and target:
                     _add_products(total.residual_read[None], d, q, weight)
             total = replace(total, count=total.count + count)
         if total is None:
@@ -69,16 +72,15 @@ class Moments:
         return total
 
     @staticmethod
-    def _none(rows: Float[Tensor, "groups n m"], outputs: int) -> Moments:
+    def _none(rows: Float[Tensor, "groups n m"], outputs: int, target: bool) -> Moments:
         """Those of no rows, to which rows like these are to be added."""
         groups, _, m = rows.shape
 
         def zeros(*shape: int) -> Tensor:
             return rows.new_zeros(shape, dtype=widest(rows.device))
 
-        return Moments(
-            0, zeros(groups, m), zeros(groups, m), zeros(groups, m, m), zeros(groups, m, m), zeros(outputs), zeros(outputs, m)
-        )
+        cross = zeros(groups if target else 0, m, m)
+        return Moments(0, zeros(groups, m), zeros(groups, m), zeros(groups, m, m), cross, zeros(outputs), zeros(outputs, m))
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both."""
@@ -104,8 +106,10 @@ class Moments:
     def centre(self) -> Moments:
         """The same in the place of these, which are gone then."""
         n, (q, x, d) = self.count, self.means()
-        behind = torch.zeros_like(self.residual_read) if len(q) > 1 else self.residual_read / n - d[:, None] * q[0]
-        gram, cross = _less(self.gram.div_(n), q, q), _less(self.cross.div_(n), x, q)
+        alone = len(q) > 1 or not len(self.cross)
+        behind = torch.zeros_like(self.residual_read) if alone else self.residual_read / n - d[:, None] * q[0]
+        gram = _less(self.gram.div_(n), q, q)
+        cross = _less(self.cross.div_(n), x, q) if len(self.cross) else self.cross
         return Moments(1, q, x, gram, cross, d, behind)
 
     def to_read(self) -> Moments:

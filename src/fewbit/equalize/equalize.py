@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -90,7 +90,7 @@ class Equalize:
             (self.convolutions, work.convolutions),
         ):
             if flag:
-                rewrite()
+                work.together(rewrite)
         return work.result()
 
     def _rotate(self, graph: Graph) -> Equalized:
@@ -163,6 +163,7 @@ class _Work:
         self.heads: list[Heads] = heads(graph)
         self.places = list(places(graph, grids))
         self.evened: set[str] = set()  # sites whose channels have had their factors
+        self.one_by_one = False  # each change is looked at alone, and left out if it changes the function
 
     def watched(self, settings: Equalize) -> set[str]:
         """The nodes of which rows are sampled."""
@@ -177,6 +178,25 @@ class _Work:
         """The nodes whose channels are looked at."""
         names = {place.site.tensor for place in self.places} if settings.channels else set()
         return names | ({p.between.name for p in conv_pairs(self.graph)} if settings.convolutions else set())
+
+    def together(self, rewrite: Callable[[], None]) -> None:
+        """A rewrite of many places, with one look at the outputs behind all; place by place where that finds a difference."""
+        before, rows = dict(self.new), len(self.record)
+        rewrite()
+        changed = [row for row in self.record[rows:] if row["moved"] and "difference" not in row]
+        if not changed:
+            return
+        output = _output(Executor(replaced(self.graph, self.new)))
+        difference = _difference(self.output, output)
+        if difference <= TOLERANCE:
+            self.output = output
+            for row in changed:
+                row["difference"] = difference
+            return
+        self.new, self.one_by_one = before, True
+        del self.record[rows:]
+        rewrite()
+        self.one_by_one, self.running = False, None
 
     def channels(self) -> None:
         """All places at once: powers of two round nothing, so one look at the outputs is enough."""
@@ -270,10 +290,12 @@ class _Work:
         return Equalized(replaced(self.graph, self.new), self.new, tuple(self.record))
 
     def _change(self, kind: str, op: Op, move: Migration, changes: Mapping[str, Tensor]) -> None:
-        """Apply changed constants, if the function is the same with them."""
+        """Apply changed constants; where changes are looked at one by one, if the function is the same with them."""
         row: dict[str, Json] = {"kind": kind, "op": op.name, "strength": move.strength, "before": move.before}
         moved = move.strength is not None or bool(move.shift.any())
-        if moved:
+        if moved and not self.one_by_one:
+            self.new |= changes
+        elif moved:
             output = self._tried(changes)
             row["difference"] = difference = _difference(self.output, output)
             if difference <= TOLERANCE:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fewbit.core.grid import Grid, fake, qparams_from_range
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a range; the one with the smallest squared error wins
+WHOLE = 8  # bits from which on a channel of a weight loses less to rounding than to a smaller range
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 NOISE = 1e-5  # of a tensor's largest number; what varies by less is rounding
 WORK = 1 << 18  # numbers of a weight that are tried at a time: they stay in the cache
@@ -71,6 +72,8 @@ def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
 
 def _rows_alone(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
     low, high = w.amin(1), w.amax(1)
+    if grid.bits >= WHOLE:
+        return fake(w, qparams_from_range(low, high, grid), grid)
     best, least = w, torch.full_like(low, torch.inf)
     for share in SHARES:
         candidate = fake(w, qparams_from_range(low * share, high * share, grid), grid)

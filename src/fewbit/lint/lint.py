@@ -24,7 +24,8 @@ from fewbit.target import Target
 @dataclass(frozen=True)
 class Row:
     """One node that computes. `macs`: multiply-accumulates at batch 1; `share`: of the whole file's, 0 to 1; `integer_macs`:
-    those in integers, which are not all where one kernel holds a product in integers and attention in float."""
+    those in integers, which are not all where one kernel holds a product in integers and attention in float; `reads_codes`:
+    whether one of its inputs is the real numbers of codes."""
 
     index: int
     name: str
@@ -35,6 +36,7 @@ class Row:
     macs: int
     share: float
     integer_macs: int
+    reads_codes: bool
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,18 @@ def lint(path: Path, target: Target) -> Lint:
     integer = {n.index: macs[n.index] - graph.float_macs(n) if verdicts[n.index].integer else 0 for n in graph.computing}
     total = sum(macs.values()) or 1
     rows = tuple(
-        Row(n.index, n.name, n.op, v.integer, v.rule, v.change, macs[n.index], macs[n.index] / total, integer[n.index])
+        Row(
+            n.index,
+            n.name,
+            n.op,
+            v.integer,
+            v.rule,
+            v.change,
+            macs[n.index],
+            macs[n.index] / total,
+            integer[n.index],
+            any(name in graph.producer and graph.producer[name].op == DEQUANTIZE for name in n.inputs),
+        )
         for n in graph.computing
         for v in (verdicts[n.index],)
     )

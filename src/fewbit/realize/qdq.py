@@ -136,9 +136,9 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
         quantizer[quantized] = site.name
         for user in users:
             user.replace_input_with(tensor, real)
+    module.graph.eliminate_dead_code()  # a clamp that saturation has replaced reads nothing
     if plan.choices:
         _add_float_biases(module)
-    module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
     return module.eval(), [quantizer[node] for node in module.graph.nodes if node in quantizer]
@@ -303,16 +303,15 @@ def _reads(node: ir.Node, constants: Collection[str]) -> bool:
 
 
 def _without_clamp(tensor: Node, choice: Choice, users: list[Node]) -> Node:
-    """The tensor before a relu or clamp whose limits are those of the grid: saturation does the same for nothing."""
-    bounds = clamp_bounds(tensor)
-    if bounds is None or len(users) != len(tensor.users):
-        return tensor
-    grid = choice.grid
-    if grid.axis is not None:
-        return tensor
-    ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.qparams, grid)
-    redundant = ends.tolist() == [grid.low, grid.high]
-    return cast(Node, tensor.args[0]) if redundant else tensor
+    """The tensor before relus or clamps whose limits are those of the grid: saturation does the same for nothing."""
+    bounds, grid, alone = clamp_bounds(tensor), choice.grid, len(users) == len(tensor.users)
+    while bounds is not None and alone and grid.axis is None:
+        ends = codes(torch.tensor(bounds, dtype=torch.float64).clamp(-1e30, 1e30).float(), choice.qparams, grid)
+        if ends.tolist() != [grid.low, grid.high]:
+            break
+        tensor = cast(Node, tensor.args[0])
+        bounds, alone = clamp_bounds(tensor), len(tensor.users) == 1
+    return tensor
 
 
 def clamp_bounds(node: Node) -> tuple[float, float] | None:

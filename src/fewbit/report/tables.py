@@ -125,9 +125,12 @@ def files(folder: Path) -> Rows:
 
 
 def integer_share(graph: Graph, plan: Plan) -> float:
-    """The share of multiply-accumulates whose op runs in integers; products of real numbers and codes do not."""
+    """The share of multiply-accumulates whose op runs in integers; products of real numbers and codes do not, and ops that
+    the runtime leaves in float (fallbacks of kind kernels).
+    """
     integer_inputs = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
-    return graph.share(sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs))
+    planned = graph.share(sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs))
+    return max(0.0, planned - sum(one.macs_share for one in plan.fallbacks if one.kind == "kernels"))
 
 
 def fallbacks(plan: Plan) -> Rows:

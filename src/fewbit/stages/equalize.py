@@ -20,7 +20,7 @@ from fewbit.target.allowed import allowed
 EQUALIZED = "equalized.safetensors"  # the constants that equalize has changed, if any
 EQUALIZATION = "equalization.json"  # the factors, while the run works
 EQUALIZED_STATS = "equalized-stats.safetensors"
-SAMPLED = 512  # images of which equalization sees rows
+SAMPLED = 64  # images of which equalization sees rows
 
 
 def equalize(

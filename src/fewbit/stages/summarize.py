@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fewbit.core.checks import Checks
 from fewbit.core.graph import Graph
-from fewbit.core.plan import Fallback, Plan
+from fewbit.core.plan import Plan
 from fewbit.data.images import Images
 from fewbit.deploy import made, stamp
 from fewbit.files import write_json
@@ -28,7 +27,8 @@ from fewbit.report import tables
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.request.command import sensitivity_command
-from fewbit.runtimes import RUNNABLE, RUNTIMES
+from fewbit.runtimes import RUNNABLE
+from fewbit.stages.kernels import as_run
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
 from fewbit.stages.settle import said
@@ -48,9 +48,7 @@ def summarize(
     progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
-    target = request.hardware
-    if RUNTIMES[target.runtime].kernels:
-        plan = note_kernels(plan, checks)
+    plan = as_run(graph, plan, folder / MODEL, request.hardware)
     size = exact.at_a_time(8)
     few = islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1))
     standing = () if request.quick else outliers(exact, few)
@@ -103,16 +101,6 @@ def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Requ
         "fallbacks": tables.fallbacks(plan),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def note_kernels(plan: Plan, checks: Checks) -> Plan:
-    """A fallback where onnxruntime fused fewer integer kernels than the plan has integer ops."""
-    expected, fused = int(checks.kernels["expected"]), int(checks.kernels["found"])
-    if fused >= expected:
-        return plan
-    why = "onnxruntime left the others as they are written"
-    lost = Fallback("the optimised graph", f"{expected} integer kernels", f"{fused}", why, kind="kernels")
-    return replace(plan, fallbacks=(*plan.fallbacks, lost))
 
 
 def _record(request: Request, identity: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
