@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import torch
 from PIL import Image
 
 from fewbit.capture import capture
+from fewbit.core.inputs import Input
 from fewbit.core.record import Record
 from fewbit.core.task import Output, Signature
 from fewbit.data.decode import decode
@@ -187,9 +190,10 @@ def test_examples_show_classes_where_the_file_gives_them_and_outputs_behind_a_ta
     pieces, fields = decoded(SimpleNamespace(task=Classify(0, 5), tail=tail))  # type: ignore[arg-type]
     task = {**fields, "pieces": pieces, "input": "x", "outputs": ["z"], "batch": 1, "classes": None}
     images = {"size": [3, 8, 8], "mean": [0.0] * 3, "std": [1.0] * 3, "normalize": "outside"}
-    text = rendered("example.cpp", {"name": "net", "task": task, "images": images})
-    assert ("logits[a] > logits[b]" in text, "GetShape" in text) == (tail is None, tail is not None)
-    assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", {"name": "net", "task": task, "images": images})
+    values = {"name": "net", "task": task, "images": images, "page": True, "around": [0] * 3}
+    text = rendered("example.cpp", values)
+    assert ("scores[a] > scores[b]" in text, "GetShape" in text) == (tail is None, tail is not None)
+    assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", values)
 
 
 @pytest.mark.parametrize("shape", [(5, 12, 16), (1, 12, 16), (12, 16)])
@@ -413,18 +417,31 @@ def assert_given(inputs: Any, picture: Path, place: Path) -> None:
 CXX = Path(__file__).parent / "stub"
 
 
+SCORES = {"logits": [0.0, 1.0, 2.0], "probabilities": [0.05, 0.05, 0.9]}
+
+
+def probabilities(scores: list[float]) -> list[tuple[int, float]]:
+    """Classes and their probabilities, as predict.py has them."""
+    found = names_of("classify").answer([np.array([scores], np.float32)], {"index": 0, "classes": None}, None)
+    return [(one["index"], one["probability"]) for one in found["classes"]]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the example with")
-def test_the_example_in_cxx_gives_the_runtime_the_same_numbers(
+def test_the_example_in_cxx_gives_the_runtime_the_same_numbers_and_says_the_same_probabilities(
     shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Oracle: what a stand-in for the runtime was given; its logits are made up."""
+    """Oracles: what a stand-in for the runtime was given, and what predict.py says of its scores, which are made up."""
     inputs, folder = shipped
     pixels_of(folder, pictures["wide RGB"], tmp_path)
     command = ["g++", "-std=c++17", "-Wall", "-Werror", "-I", str(CXX), str(folder / "example.cpp"), "-o", "example"]
     subprocess.run(command, check=True, cwd=tmp_path)
-    done = subprocess.run(["./example", "model.onnx", "p.png.pixels"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert_given(inputs, pictures["wide RGB"], tmp_path)
-    assert done.stdout.split()[:1] == ["2"]  # of the logits 0, 1, 2
+    for scores in SCORES.values():
+        np.array(scores, np.float32).tofile(tmp_path / "scores.bin")
+        words = ["./example", "model.onnx", "p.png.pixels"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert_given(inputs, pictures["wide RGB"], tmp_path)
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert [(int(i), round(float(share), 4)) for i, share in rows] == probabilities(scores)
 
 
 NODE = """
@@ -447,6 +464,141 @@ def test_the_example_in_javascript_gives_the_runtime_the_same_numbers(
     done = subprocess.run(["node", "try.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(done.stdout) == ["float32", [1, 3, 8, 8], "center", "in:put"]
     assert_given(inputs, pictures["high RGB"], tmp_path)
+
+
+ASKED = """
+import {{ answer, HOW, TASK }} from "{module}";
+const ort = {{ Tensor: class {{}} }};
+for (const scores of {scores}) {{
+  const session = {{ run: async () => ({{ [TASK.outputs[0]]: {{ data: Float32Array.from(scores) }} }}) }};
+  console.log(JSON.stringify(await answer(ort, session, new Uint8Array(HOW.size[0] * HOW.size[1] * HOW.size[2]))));
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the example with")
+def test_the_example_in_javascript_says_the_probabilities_of_predict_py(shipped: tuple[Any, Path], tmp_path: Path) -> None:
+    module = shipped[1] / "example.mjs"
+    (tmp_path / "try.mjs").write_text(ASKED.format(module=module, scores=json.dumps(list(SCORES.values()))))
+    done = subprocess.run(["node", "try.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    for line, scores in zip(done.stdout.splitlines(), SCORES.values(), strict=True):
+        assert [(one["index"], round(one["probability"], 4)) for one in json.loads(line)] == probabilities(scores)
+
+
+# A canvas that takes the nearest pixel, and is transparent where nothing was drawn.
+DRAW = """
+import { readFileSync, writeFileSync } from "node:fs";
+globalThis.document = { createElement: () => ({ getContext() {
+  const canvas = this;
+  return {
+    drawImage(picture, left, top, wide, high) {
+      canvas.data = new Uint8ClampedArray(canvas.width * canvas.height * 4);
+      for (let y = Math.max(0, top); y < Math.min(canvas.height, top + high); ++y)
+        for (let x = Math.max(0, left); x < Math.min(canvas.width, left + wide); ++x) {
+          const row = Math.floor(((y - top + 0.5) * picture.height) / high);
+          const from = 4 * (row * picture.width + Math.floor(((x - left + 0.5) * picture.width) / wide));
+          canvas.data.set(picture.data.subarray(from, from + 4), 4 * (y * canvas.width + x));
+        }
+    },
+    getImageData: () => ({ data: canvas.data }),
+  };
+} }) };
+const [pictures, modules] = process.argv.slice(2).map((text) => JSON.parse(text));
+for (const module of modules) {
+  const { resized } = await import(module);
+  for (const [name, width, height] of pictures) {
+    const picture = { width, height, data: new Uint8Array(readFileSync(name)) };
+    writeFileSync(`${module}.${name}`, resized(picture));
+    picture.data[3] = 254;
+    try { resized(picture); } catch (error) { console.log(error.message); }
+  }
+}
+"""
+DRAWN = {
+    "border": {"resize": "border", "channel_order": "bgr", "mean": (0.2, 0.3, 0.7)},
+    "grey": {"size": (1, 8, 8), "resize": "border", "mean": (0.3,), "std": (0.5,)},
+    "corner": {"resize": "corner", "fill": 51.3},
+    "letterbox": {"resize": "letterbox", "size": (3, 7, 12)},
+    "center": {"resize": "center", "crop_pct": 0.7, "size": (3, 9, 9)},
+    "oblong": {"resize": "center", "crop_pct": 0.6, "size": (3, 7, 12)},
+}
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the example with")
+def test_the_example_in_javascript_places_and_orders_pixels_as_predict_py(tmp_path: Path) -> None:
+    """On a canvas that resizes as Pillow does; a picture with a transparent place is refused."""
+    predict, pictures = names_of(*PREPARE), {}
+    for name, (high, wide) in {"wide": (11, 28), "high": (29, 13), "small": (5, 5), "long": (3, 41)}.items():
+        pictures[name] = RNG.integers(0, 256, (high, wide, 3), np.uint8)
+        np.dstack([pictures[name], np.full((high, wide), 255, np.uint8)]).tofile(tmp_path / name)
+    modules, wanted = [], []
+    task = {"pieces": [], "input": "x", "outputs": ["y"], "batch": 1, "classes": None}
+    for name, fields in DRAWN.items():
+        own = Preprocess(**{"size": (3, 8, 8), "interpolation": "nearest", **fields})  # type: ignore[arg-type]
+        images = Record(own.to_json()).images(False)
+        frame = [round(255 * value) for value in predict.around(images)]
+        values = {"name": "net", "task": task, "images": images, "page": True, "around": frame}
+        modules.append(str(tmp_path / f"{name}.mjs"))
+        Path(modules[-1]).write_text(rendered("example.mjs", values))
+        for file, pixels in pictures.items():
+            given = predict.opened(png(pixels), file, own.size[0])
+            x = predict.whole(predict.prepared(given, images), images).astype(np.uint8).transpose(1, 2, 0)
+            wanted.append((f"{name}.mjs.{file}", x))
+    (tmp_path / "draw.mjs").write_text(DRAW)
+    words = [json.dumps([[name, x.shape[1], x.shape[0]] for name, x in pictures.items()]), json.dumps(modules)]
+    done = subprocess.run(["node", "draw.mjs", *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    for file, x in wanted:
+        np.testing.assert_array_equal(np.fromfile(tmp_path / file, np.uint8).reshape(x.shape), x, err_msg=file)
+    assert "the picture has transparent places; give it without alpha, as a JPEG has it" in done.stdout
+
+
+def png(pixels: Any) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def graph_of(channels: int, others: tuple[str, ...] = ()) -> Any:
+    """What `write` reads of a graph that takes an image of 8 by 8 and, of each of `others`, a number."""
+    image = Input("x", (channels, 8, 8))
+    more = [Input(name, (), has_batch=False, value=torch.zeros(())) for name in others]
+    task, output = Classify(0, 5), Output("z", (5,))
+    return SimpleNamespace(
+        task=task, tail=None, outputs=(output,), inputs=(image, *more), input_name="x", in_a_file=lambda n: n, ports=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "fields", "files", "said"),
+    [
+        (1, {}, {"cpp", "mjs", "html"}, "`example.html` with `example.mjs` in a browser"),
+        (3, {"dtype": "uint8"}, {"cpp", "mjs", "html"}, "and takes none with transparent places"),
+        (4, {}, {"cpp"}, "no example for browsers: a canvas does not give pictures of 4 channels as they are."),
+        (3, {"processor": '{"a": 1}'}, {"cpp"}, "no example for browsers: transformers makes the images of this model."),
+        (3, {"dtype": "float16"}, set(), "for a model that takes its image in float16.\n"),
+    ],
+)
+def test_the_readme_says_which_examples_there_are_and_why_no_others(
+    tmp_path: Path, channels: int, fields: dict[str, Any], files: set[str], said: str
+) -> None:
+    images = {**Record(Preprocess((channels, 8, 8)).to_json()).images(False), **fields}
+    write(tmp_path, graph_of(channels), About("net", "ort-x86-vnni", "mse", "w8a8", "onnxruntime", (), images))
+    assert {path.suffix[1:] for path in tmp_path.glob("example.*")} == files
+    text = (tmp_path / "README.md").read_text()
+    assert said in text
+    assert ("example.html" in text, "example.cpp" in text) == ("html" in files, "cpp" in files)
+
+
+def test_the_readme_of_a_model_with_another_input_quotes_its_name(tmp_path: Path) -> None:
+    images = Record(Preprocess((3, 8, 8)).to_json()).images(False)
+    about = About("net", "ort-x86-vnni", "mse", "w8a8", "onnxruntime", (), images)
+    write(tmp_path, graph_of(3, ('a`b "c"',)), about)
+    text = (tmp_path / "README.md").read_text()
+    (shell,) = re.findall("``(python predict.py picture.jpg .*?)``", text)
+    assert shlex.split(shell)[2:] == ["picture.jpg", 'a`b "c"=FILE.npy']
+    (call,) = re.findall(r"``Model\(\)\(pixels, \*\*(.*?): array}\)``", text)
+    assert ast.literal_eval(call + ": 0}") == {'a`b "c"': 0}
+    assert "There are no examples in C++ and JavaScript for a model that takes more than its image.\n" in text
 
 
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -69,13 +69,18 @@ def centred(x: Floats, how: How) -> Floats:
     """
     (h, w), (high, wide) = how["size"][1:], x.shape[1:]
     frame = np.empty((len(x), max(h, high), max(w, wide)), np.float32)
-    fill = [(how.get("fill") or 0.0) / 255] * len(x)
-    if how["resize"] == "border":
-        fill = [round(255 * m) / 255 for m in (how["mean"][::-1] if flips(how) else how["mean"])]
-    frame[:] = _column(fill)
+    fill = around(how)
+    frame[:] = _column(fill[::-1] if flips(how) else fill)
     (top, first_row), (left, first_column) = corner(high, h, how), corner(wide, w, how)
     frame[:, top : top + high, left : left + wide] = x
     return frame[:, first_row : first_row + h, first_column : first_column + w]
+
+
+def around(how: How) -> list[float]:
+    """What is around a picture that is smaller than the input, 0 to 1 for each channel of the model."""
+    if how["resize"] == "border":
+        return [round(255 * m) / 255 for m in how["mean"]]
+    return [(how.get("fill") or 0.0) / 255] * int(how["size"][0])
 
 
 def corner(length: int, side: int, how: How) -> tuple[int, int]:

@@ -6,6 +6,7 @@ program  predict.py, put together from its pieces
 python   the pieces
 export   the folder with the model, in the form of a runtime
 serve    a page and a JSON endpoint for both models of a run
+compared how far their answers are apart
 """
 
 from fewbit.deploy.stamp import MADE, Stamp, as_stored, made, read, stamp, stamped, times

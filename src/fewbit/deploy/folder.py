@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import arrays_of, example, image_among
+from fewbit.data.prepare import around
 from fewbit.deploy.program import program
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MODEL
@@ -53,9 +56,10 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     if others:
         write_atomic(folder / "inputs.npz", lambda part: _save(part, _constants(graph)))
     name = re.sub(r"[^\w .:+-]", "_", about.model)
-    images, examples = {"processor": "", **about.images}, _examples(graph, about)
+    images, examples = {"processor": "", **about.images}, _examples(graph, about.images)
     values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
-    values |= {"others": list(others), "each": any(one.each for one in others.values())}
+    values |= {"others": list(others), "each": any(one.each for one in others.values()), "page": "example.html" in examples}
+    values |= {"around": [round(255 * value) for value in around(images)]}
     text = program(rendered("predict.txt", values), pieces)
     written = {"README.md": rendered("README.md", values), "predict.py": text}
     for file, content in {**written, **{file: rendered(file, values) for file in examples}}.items():
@@ -85,10 +89,14 @@ def _save(part: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _examples(graph: Graph, about: About) -> tuple[str, ...]:
-    """The examples in other languages: of files that take nothing but the image, as float32 or pixels."""
-    plain = len(graph.inputs) == 1 and about.images["dtype"] in ("float32", "uint8")
-    return ("example.cpp", "example.mjs", "example.html") if plain else ()
+def _examples(graph: Graph, images: Mapping[str, Json]) -> tuple[str, ...]:
+    """The examples in other languages: of files that take nothing but the image, as float32 or pixels; for browsers of images
+    that a canvas makes as predict.py does, which are grey or of three colours, and of no image processor.
+    """
+    if len(graph.inputs) > 1 or images["dtype"] not in ("float32", "uint8"):
+        return ()
+    drawn = images["size"][0] in (1, 3) and not images.get("processor")
+    return ("example.cpp", "example.mjs", "example.html") if drawn else ("example.cpp",)
 
 
 def rendered(name: str, values: Mapping[str, Json]) -> str:
@@ -98,10 +106,22 @@ def rendered(name: str, values: Mapping[str, Json]) -> str:
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         autoescape=".html" in name,
     )  # fmt: skip
-    environment.filters["cpp"] = _cpp
+    environment.filters |= {"cpp": _cpp, "code": _code, "shell": shlex.quote, "literal": _literal}
     return environment.get_template(f"{name}.j2").render(values)
 
 
 def _cpp(text: str) -> str:
     """A text as a literal of C++: what is not plain ASCII as octal bytes."""
     return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
+def _code(text: str) -> str:
+    """A text of one line as code in Markdown, whatever it holds."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
+
+
+def _literal(text: str) -> str:
+    """A text as a literal of Python."""
+    return json.dumps(text, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 from functools import partial
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewbit.data.images import data_uri
+from fewbit.deploy.compared import compared
 from fewbit.deploy.folder import FOLDER, rendered
 from fewbit.deploy.program import loaded
 from fewbit.files import read_json
@@ -47,22 +49,40 @@ class Pair:
     def picture(self, content: bytes) -> dict[str, Json]:
         """The answers for an encoded picture. Raises ValueError for one that the model cannot take."""
         pixels = self.predict.opened(content, "the picture", self.integer.how["size"][0])
-        return {"size": [pixels.shape[1], pixels.shape[0]], **self.answers(pixels)}
+        found = {"size": [pixels.shape[1], pixels.shape[0]], **self.answers(pixels)}
+        return {name: as_json(value) for name, value in found.items()}
 
     def answers(self, pixels: NDArray[Any]) -> dict[str, Json]:
-        """Of both models; `ms` are those of the runtime alone, the median of a few rounds."""
+        """Of both models, and how far they are apart in words; `ms` are those of the runtime alone, the median of a few
+        rounds.
+        """
         models = {"float": self.float, "integer": self.integer}
         feeds = [model.feeds(pixels) for model in models.values()]
         with self._lock:
             rounds = paired([partial(model.run, one) for model, one in zip(models.values(), feeds, strict=True)], 0.0)
             outputs = [model.run(one) for model, one in zip(models.values(), feeds, strict=True)]
-        found = {}
-        for (name, model), given, seconds in zip(models.items(), outputs, zip(*rounds, strict=True), strict=True):
-            answer = model.answer(given, pixels.shape[0], pixels.shape[1])
+        answers = [
+            model.answer(given, pixels.shape[0], pixels.shape[1]) for model, given in zip(models.values(), outputs, strict=True)
+        ]
+        found: dict[str, Json] = {"compared": compared(self.task, answers, [self._first(given) for given in outputs])}
+        for name, answer, seconds in zip(models, answers, zip(*rounds, strict=True), strict=True):
             if "map" in answer:
                 answer["map"] = data_uri(coloured(answer["map"], are_classes="classes" in answer))
             found[name] = {"ms": round(1e3 * statistics.median(seconds), 3), **answer}
         return found
+
+    def _first(self, outputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Those of one picture, where a file with a batch written in it took it several times."""
+        return [y[:1] if self.task["batch"] > 1 else y for y in outputs]
+
+
+def as_json(value: Json) -> Json:
+    """A value with each number that JSON does not have as a word: nan, inf, -inf."""
+    if isinstance(value, dict):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [as_json(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def coloured(values: NDArray[Any], *, are_classes: bool) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewbit.core.task import Outputs, OutputScore, Rating, Signature, Task
+from fewbit.core.task import Json, Outputs, OutputScore, Rating, Signature, Task
 from fewbit.errors import BadImages, BadModel
 from fewbit.task.interval import of_mean
 from fewbit.task.telling import same_rows
@@ -45,6 +45,9 @@ class Embed(Task):
 
     def meter(self, truth: None) -> Neighbours:
         return Neighbours(self.index)
+
+    def program(self) -> tuple[tuple[str, ...], dict[str, Json]]:
+        return ("numbers",), {"index": self.index}
 
 
 @dataclass

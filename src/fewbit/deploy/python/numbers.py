@@ -11,8 +11,9 @@ SHOWN = 100
 
 
 def answer(outputs: Sequence[NDArray[Any]], task: Mapping[str, Any], placed: Any) -> dict[str, Any]:
-    """The outputs of one picture by name; of large ones the shape and where the numbers lie. `Model.outputs` gives all."""
-    return {name: y.tolist() if y.size <= SHOWN else _described(y) for name, y in zip(task["outputs"], outputs, strict=True)}
+    """The outputs of one picture by name; of large ones the shape and where the numbers lie. `Model.run` gives all."""
+    named = zip(task["outputs"], outputs, strict=True)
+    return {"outputs": {name: y.tolist() if y.size <= SHOWN else _described(y) for name, y in named}}
 
 
 def _described(y: NDArray[Any]) -> dict[str, Any]:
