@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fewbit.capture import capture
 from fewbit.core.inputs import Input
@@ -550,6 +550,40 @@ def test_the_example_in_javascript_places_and_orders_pixels_as_predict_py(tmp_pa
     for file, x in wanted:
         np.testing.assert_array_equal(np.fromfile(tmp_path / file, np.uint8).reshape(x.shape), x, err_msg=file)
     assert "the picture has transparent places; give it without alpha, as a JPEG has it" in done.stdout
+
+
+STORED = """
+import { stored } from "./example.mjs";
+import { readFileSync, writeFileSync } from "node:fs";
+globalThis.createImageBitmap = async (blob, options) => [Buffer.from(await blob.arrayBuffer()), options];
+for (const name of ["a.jpg", "a.png", "none.jpg"]) {
+  const [bytes, options] = await stored(new Blob([readFileSync(name)]));
+  writeFileSync(`of ${name}`, bytes);
+  console.log(JSON.stringify(options));
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the example with")
+def test_the_example_in_javascript_does_not_turn_pictures(shipped: tuple[Any, Path], tmp_path: Path) -> None:
+    """Oracle: what Pillow reads of a JPEG that the browser is given; of a PNG the bytes, all but the first of EXIF."""
+    shutil.copy(shipped[1] / "example.mjs", tmp_path)
+    picture, turned = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), np.uint8)), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "a.jpg", exif=turned)
+    picture.save(tmp_path / "a.png", exif=turned)
+    picture.save(tmp_path / "none.jpg")
+    (tmp_path / "try.mjs").write_text(STORED)
+    done = subprocess.run(["node", "try.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    options = {"imageOrientation": "none", "premultiplyAlpha": "none", "colorSpaceConversion": "none"}
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [options] * 3
+    before, after = (Image.open(tmp_path / name) for name in ("a.jpg", "of a.jpg"))
+    assert (dict(before.getexif()), dict(after.getexif())) == ({ExifTags.Base.Orientation: 6}, {})
+    np.testing.assert_array_equal(np.array(after), np.array(before))
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"eXIf") + 4
+    assert (tmp_path / "of a.png").read_bytes() == content[:at] + bytes(4) + content[at + 4 :]
+    assert (tmp_path / "of none.jpg").read_bytes() == (tmp_path / "none.jpg").read_bytes()
 
 
 def png(pixels: Any) -> bytes:
