@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 
 from fewbit.errors import BadFile, UnknownName
@@ -65,7 +66,7 @@ def test_a_file_of_ones_own_loads_by_its_path(tmp_path):
         ('readers = "all"', 'reader = "all"', 2, "op.2.reader: Extra inputs"),
         ('output = "integer"', 'output = "int"', 3, "op.4.output"),
         ("pair_bits = 16", 'pair_bits = "x"', 2, "op.1.accumulator.pair_bits"),
-        ("pair_bits = 16", "chain = 8", 1, "op.0.accumulator: Value error, chain and chain_bits belong together"),
+        ("pair_bits = 16", "chain = 8", 1, "op.0.accumulator: chain and chain_bits belong together"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_line(tmp_path, old, new, nth, says):
@@ -441,7 +442,12 @@ def test_what_does_not_go_together_is_named_with_its_line(tmp_path, old, new, at
         ("narrow = true", "multiples = 16", "[types.w4]", "16 times 8 is none"),
         ("bits = 4", "bits = 5", "[types.w4]", "a container of 4 bits holds codes of a weight with at most 4"),
         ("[[op]]", "[[op]]\naccumulator = { bits = 16 }", "operands = {", "'w4' has blocks, which are for linear"),
-        ("opset = 21", "opset = 20", "opset = 20", "int4 and blocks are in files of opset 21 and later, not 20"),
+        (
+            "opset = 21",
+            "opset = 20",
+            "opset = 20",
+            "type 'w4': int4 codes are in files of opset 21 and later, not 20: opset = 21",
+        ),
         ("opset = 21", 'opset = 21\nweights = "float"', 'weights = "float"', "codes of 4 bits and blocks are kept as codes"),
     ],
 )
@@ -452,6 +458,81 @@ def test_what_a_block_does_not_go_with_is_named_with_its_line(tmp_path, old, new
     line = next(i for i, found in enumerate(path.read_text().splitlines(), 1) if at in found)
     with pytest.raises(BadFile, match=rf"mine\.toml, line {line}: .*{says}"):
         load_target(str(path))
+
+
+def signed_in(opset: int, dtype: str, block: bool) -> bool:
+    """Whether onnx's own schemas have codes of a type in QuantizeLinear or DequantizeLinear."""
+    schema = onnx.defs.get_schema("DequantizeLinear", opset, "")
+    types = {one for constraint in schema.type_constraints for one in constraint.allowed_type_strs}
+    return f"tensor({dtype})" in types and (not block or "block_size" in schema.attributes)
+
+
+@pytest.mark.parametrize(
+    ("what", "dtype", "block"),
+    [
+        ("bits = 8", "int8", False),
+        ("bits = 9", "int16", False),
+        ("bits = 16", "int16", False),
+        ("bits = 8\ncontainer = 16", "int16", False),
+        ("bits = 4", "int8", False),
+        ("bits = 4\ncontainer = 4", "int4", False),
+        ("bits = 4\ngroup_size = 32", "int8", True),
+        ("bits = 4\ngroup_size = 32\nmultiples = 16", "int8", False),
+    ],
+)
+@pytest.mark.parametrize("opset", range(13, 24))
+def test_an_opset_whose_nodes_lack_a_type_is_refused_with_its_line_and_the_smallest(tmp_path, what, dtype, block, opset):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'schema = 1\nname = "mine"\nabout = ""\nruntime = "other"\nopset = {opset}\n[types.w]\n{what}\nsigned = true\n'
+        'narrow = true\ngranularity = "channel"\n[[op]]\nkind = "linear"\noperands = {weight = ["w"]}\n'
+    )
+    if signed_in(opset, dtype, block):
+        assert load_target(str(path)).opset == opset
+        return
+    least = next(newer for newer in range(opset, 24) if signed_in(newer, dtype, block))
+    with pytest.raises(BadFile, match=rf"mine\.toml, line 5: type 'w': .* {least} and later, not {opset}: opset = {least}"):
+        load_target(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('extends = "ort-x86-vnni"\n[types.a8]\nbits = 16\nsigned = false', 5),  # the opset is the base's
+        ('extends = "ort-x86-w4"\nopset = 19', 5),  # the type is
+        ('extends = "ort-x86-vnni"\n[types.a8]\nbits = 8\nsigned = false\ncontainer = 32', 5),  # the operand is
+    ],
+)
+def test_of_two_fields_at_odds_the_one_that_the_file_itself_says_is_named(tmp_path, text, line):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'schema = 1\nname = "mine"\nabout = ""\n\n{text}\n'.replace("\n\n", "\n", 1))
+    with pytest.raises(BadFile, match=rf"mine\.toml, line {line}: "):
+        load_target(str(path))
+
+
+@pytest.mark.parametrize("old", ["bits = 8", "bits = 8\ncontainer = 32", "bits = 32"])
+@pytest.mark.parametrize("operand", ["input", "weight", "bias"])
+def test_what_no_quantizelinear_makes_is_refused(tmp_path, old, operand):
+    """QuantizeLinear has no codes of 32 bits in any opset; the DequantizeLinear of a bias or weight does."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'schema = 1\nname = "mine"\nabout = ""\nruntime = "other"\n'
+        f'[types.x]\n{old}\nsigned = true\ngranularity = "channel"\n'
+        f'[[op]]\nkind = "conv"\noperands = {{{operand} = ["x"]}}\n'
+    )
+    if old == "bits = 8" or operand == "bias" or (operand == "weight" and "container" in old):
+        load_target(str(path))
+        return
+    line = path.read_text().splitlines().index(f'operands = {{{operand} = ["x"]}}') + 1
+    with pytest.raises(BadFile, match=rf"line {line}: .* operand {operand}: type 'x' has codes of 32 bits; .*16 or fewer"):
+        load_target(str(path))
+
+
+@pytest.mark.parametrize("machine", ["([", "a{99999999999999999999}", "*"])
+def test_a_machine_that_is_no_regular_expression_is_named_with_its_line(tmp_path, machine):
+    path, line = planted(tmp_path, 'machine = "x86_64|AMD64"', f'machine = "{machine}"')
+    with pytest.raises(BadFile, match=rf"mine\.toml, line {line}: machine: it is a regular expression"):
+        load_target(path)
 
 
 NESTED = """\

@@ -59,12 +59,20 @@ class _Document:
         types = {name: entry.value for name, entry in self.types.items()}
         return {**fields, "types": types, "op": [entry.value for entry in self.ops]}
 
+    def _entry(self, location: Location) -> tuple[_Entry | None, Location]:
+        """What a location is in, and the rest of its path there."""
+        if len(location) > 1 and location[0] in ("op", "types"):
+            return self.ops[int(location[1])] if location[0] == "op" else self.types[str(location[1])], location[2:]
+        return self.fields.get(str(location[0])), location[1:]
+
+    def says(self, location: Location) -> bool:
+        """Whether a field is written in the file itself, not in one that it extends."""
+        entry, _ = self._entry(location)
+        return entry is not None and entry.file is self.file
+
     def error(self, location: Location, message: str) -> BadFile:
         """An error about a field of the merged document, with the file and line where that is written."""
-        entry, rest = self.fields.get(str(location[0])), location[1:]
-        if len(location) > 1 and location[0] in ("op", "types"):
-            entry = self.ops[int(location[1])] if location[0] == "op" else self.types[str(location[1])]
-            rest = location[2:]
+        entry, rest = self._entry(location)
         return self.file.error(location, message) if entry is None else entry.file.error((*entry.at, *rest), message)
 
 
@@ -87,9 +95,13 @@ def load_target(name: str) -> Target:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         got = "" if first["type"] == "missing" else f" (found {first['input']!r:.80})"
-        raise document.error(first["loc"], f"{where}: {first['msg']}{got}{_near_fields(first)}") from error
-    for location, message in contradictions(target):
-        raise document.error(location, message)
+        raise document.error(
+            first["loc"], f"{where}: {first['msg'].removeprefix('Value error, ')}{got}{_near_fields(first)}"
+        ) from error
+    found = list(contradictions(target))
+    for _, message in found[:1]:
+        places = [location for location, same in found if same == message]
+        raise document.error(next(filter(document.says, places), places[0]), message)
     return target
 
 

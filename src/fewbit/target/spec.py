@@ -96,6 +96,17 @@ class Type(Strict):
             multiples=multiples,
         )
 
+    @property
+    def least_opset(self) -> tuple[int, str]:
+        """The oldest opset whose QuantizeLinear and DequantizeLinear have this type, and what older ones lack."""
+        if self.container == 4:
+            return 21, "int4 codes"
+        if self.group_size and not self.multiples:
+            return 21, "scales of blocks"
+        if 8 < max(self.bits, self.container) <= 16:
+            return 21, "16-bit codes"
+        return OPSETS[0], ""
+
     def grids(self, axis: int | None, bits: int | None = None, inputs: int = 0) -> tuple[Grid, ...]:
         """The grid with `bits`, and those that it may be narrowed to."""
         first = self.grid(axis, bits, inputs)
@@ -239,6 +250,17 @@ class Target(Strict):
     types: Mapping[str, Type] = Field(default_factory=dict)
     op: tuple[OpRule, ...] = ()
 
+    @field_validator("machine")
+    @classmethod
+    def _is_expression(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f'it is a regular expression over the name of a processor, as in "x86_64|AMD64", and this is none: {error}'
+            ) from error
+        return text
+
     @field_validator("runtime")
     @classmethod
     def _is_known(cls, name: str) -> str:
@@ -298,7 +320,7 @@ class Target(Strict):
 
 
 def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Contradictions between fields of a target: the location and an error message."""
+    """Contradictions between fields of a target: the location and an error message; one between two fields is at each."""
     runs: dict[str, str] = {}
     fusions = RUNTIMES[target.runtime].fusions
     if unknown := [name for name in target.fuse if name not in fusions]:
@@ -308,8 +330,11 @@ def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]
     if target.ir_version is not None and target.ir_version < (least := least_ir(target.opset)):
         error = f"opset {target.opset} is in files of IR version {least} and later, not {target.ir_version}"
         yield ("ir_version",), error
-    if special and target.opset < 21:
-        yield ("opset",), f"type '{special[0]}': int4 and blocks are in files of opset 21 and later, not {target.opset}"
+    for name, (least, what) in ((name, t.least_opset) for name, t in target.types.items()):
+        if target.opset < least:
+            error = f"type '{name}': {what} are in files of opset {least} and later, not {target.opset}: opset = {least}"
+            yield ("opset",), error
+            yield ("types", name), error
     if target.weights == "float" and (special or any(t.group_size for t in target.types.values())):
         yield ("weights",), 'codes of 4 bits and blocks are kept as codes: weights = "codes"'
     for i, rule in enumerate(target.op):
@@ -323,6 +348,14 @@ def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]
             if missing := [name for name in names if name not in target.types]:
                 error = f"{where} names type '{missing[0]}'; there are {', '.join(sorted(target.types))}"
                 yield ("op", i, "operands", operand), error
+            for name in () if operand == "bias" else (name for name in names if name in target.types):
+                made = operand != "weight" or target.weights == "float"  # by a QuantizeLinear of the file
+                if (bits := max(target.types[name].bits, target.types[name].container if made else 0)) > 16:
+                    error = (
+                        f"{where}: type '{name}' has codes of {bits} bits; QuantizeLinear makes at most 16, give it 16 or fewer"
+                    )
+                    yield ("op", i, "operands", operand), error
+                    yield ("types", name), error
         if unlisted := [name for name in rule.shared if name not in rule.operands]:
             error = f"op {rule.kind}: shared names '{unlisted[0]}'; it can name {', '.join(rule.operands)}"
             yield ("op", i, "shared"), error
