@@ -13,10 +13,13 @@ from onnx import numpy_helper
 
 from fewbit.cli.answers import fail_on_wrong
 from fewbit.errors import FewbitFailed
+from fewbit.recipes import RECIPES
 from fewbit.run import Run, quantize
+from fewbit.stages.times import elsewhere
 from fewbit.target import load_target, target_names
 from fewbit.target.allowed import allowed
 from fewbit.verify.compare import compare
+from planning import plan_for
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NETS = ("mixed_net", "wide_vit")
@@ -228,3 +231,46 @@ def test_a_run_for_a_processor_that_is_not_this_one_says_so(flags, mixed_net, mo
     with pytest.raises(FewbitFailed) as failed:
         fail_on_wrong({"problems": ["3 codes differ, first at stem:output"]}, result.report)
     assert ("ort-x86-avx2 needs x86_64 with avx2" in str(failed.value)) == (not flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "flags", "says"),
+    [
+        (
+            "arm-int7",
+            "x86_64",
+            {"avx2", "avx512_vnni"},
+            "onnxruntime computed the file in the kernels of another processor, {for}",
+        ),
+        ("arm-int7", "x86_64", {"avx2"}, "onnxruntime computed the file in the kernels of another processor, {for}"),
+        ("ort-arm64", "x86_64", {"avx_vnni"}, "onnxruntime computed the file in the kernels of another processor, {for}"),
+        ("ort-arm64", "x86_64", {"avx2"}, "{for}; they add two products in 16 bits, which those of {first} may saturate"),
+        (
+            "npu-int16",
+            "x86_64",
+            {"avx2", "avx512_vnni"},
+            "other cannot run here: onnxruntime computed the file as written, {for}",
+        ),
+        ("tensorrt", "x86_64", {"avx2"}, "{for}; they add two products in 16 bits, which those of {first} may saturate"),
+        ("ort-x86-vnni", "aarch64", set(), "onnxruntime computed the file in the kernels of another processor, {for}"),
+        ("ort-x86-vnni", "riscv64", set(), "{for}; how they add products is not known, as no target of fewbit is for them"),
+        ("ort-x86-w4", "aarch64", set(), "onnxruntime computed the file in the kernels of another processor, {for}"),
+        ("openvino-x86", "x86_64", {"avx2"}, "{for}; they add two products in 16 bits, which those of {first} may saturate"),
+        ("openvino-x86", "x86_64", {"avx2", "avx_vnni"}, None),
+    ],
+)
+def test_what_another_processor_may_do_to_a_plan_is_what_its_codes_allow(name, machine, flags, says, mixed_net, monkeypatch):
+    """Oracle: products counted here. 8 by 8 bits, 2 * 255 * 127 = 64,770, leave 16 bits; 7 by 7, 2 * 191 * 63 = 24,066, do not;
+    VNNI and ARM add every product in 32 bits.
+    """
+    monkeypatch.setattr("fewbit.stages.times.processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    target = load_target(name)
+    plan = plan_for(mixed_net.graph, mixed_net.stats, target, RECIPES["minmax"])
+    found = elsewhere(mixed_net.graph, plan, target)
+    if says is None:
+        assert found == ()
+        return
+    (fallback,) = found
+    first = next(op.name for op in mixed_net.graph.ops if op.name in plan.integer_ops and op.reduction_size)
+    assert fallback.why.endswith(says.replace("{for}", "for codes and accuracy").replace("{first}", first))

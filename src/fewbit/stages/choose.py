@@ -12,7 +12,7 @@ from fewbit.choose.recipe import Synthesizes
 from fewbit.core.bits import Mixed
 from fewbit.core.device import on
 from fewbit.core.graph import Graph
-from fewbit.core.plan import PassLog, Plan
+from fewbit.core.plan import Fallback, PassLog, Plan
 from fewbit.core.shelf import Shelf
 from fewbit.data.images import Images
 from fewbit.data.synthesize.source import Synthesis
@@ -55,18 +55,17 @@ def choose(
         log.append(slower)
     if recipe.equalize is not None and equalized:
         log.append(PassLog.of("equalize", recipe.equalize, tuple(dict(row) for row in equalized)))
-    fallbacks = elsewhere(request.hardware)
+    fallbacks: tuple[Fallback, ...] = ()
     context = replace(context, graph=on(graph, request.place))
     if isinstance(bits, Mixed):
         progress.begin("allocate", None)
         widths = allocate(context, bits, recipe)
-        context, fallbacks = replace(context, bits=widths.bits), (*widths.fallbacks, *fallbacks)
+        context, fallbacks = replace(context, bits=widths.bits), widths.fallbacks
         log.append(widths.log)
     progress.expect(len(graph.sites) * len(recipe.passes))
     plan = plan_of(context, recipe)
-    plan = replace(
-        plan, fallbacks=(*fallbacks, *plan.fallbacks), log=(*log, *plan.log), model=request.ref, settings=repr(recipe)
-    )
+    fallbacks = (*fallbacks, *elsewhere(graph, plan, request.hardware), *plan.fallbacks)
+    plan = replace(plan, fallbacks=fallbacks, log=(*log, *plan.log), model=request.ref, settings=repr(recipe))
     save_plan(graph, plan, folder)
     return plan
 

@@ -14,15 +14,18 @@ from typing import Any
 from fewbit.choose import Bits, Context, choose
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Fallback, PassLog, Plan
+from fewbit.errors import UnknownName
 from fewbit.folder import TWIN, scratch
 from fewbit.observe import Stats
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx
 from fewbit.recipes import RECIPES
 from fewbit.request import Planned
-from fewbit.target import Target, absent, processor_flags
+from fewbit.target import Target, absent, detect, load_target, processor_flags
 from fewbit.target.allowed import Allowed
 from fewbit.verify.times import Times, times_of, whole_of
+
+PRODUCTS = (("input", "weight"), ("query", "key"), ("probs", "value"), ("left", "right"))  # operands that are multiplied
 
 
 def context_of(graph: Graph, stats: Stats, request: Planned, **more: Any) -> Context:
@@ -34,15 +37,39 @@ def context_of(graph: Graph, stats: Stats, request: Planned, **more: Any) -> Con
     )  # fmt: skip
 
 
-def elsewhere(target: Target) -> tuple[Fallback, ...]:
-    """Fallbacks where the target's runtime or processor is not available here."""
+def elsewhere(graph: Graph, plan: Plan, target: Target) -> tuple[Fallback, ...]:
+    """Fallbacks where the target's runtime or processor is not available here, with what that may do to the codes of a plan."""
     if target.runtime != target.runs_in:
         why = f"{target.runtime} cannot run here: {target.runs_in} computed the file as written, for codes and accuracy"
+        why += _saturation(graph, plan, target)
         return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
     if not target.fits(platform.machine(), processor_flags()):
-        why = "this is another processor, whose kernels may saturate sums of 8-bit products"
+        why = f"{target.runs_in} computed the file in the kernels of another processor, for codes and accuracy"
+        why += _saturation(graph, plan, target)
         return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
     return ()
+
+
+def _saturation(graph: Graph, plan: Plan, target: Target) -> str:
+    """That sums of two products of a plan may saturate in this machine's kernels, where the target for them says so."""
+    try:
+        here = load_target(detect(target.runs_in, platform.machine(), processor_flags()))
+    except UnknownName:
+        return "; how they add products is not known, as no target of fewbit is for them"
+    widths = {rule.kind: rule.accumulator.pair_bits for rule in here.op}
+    smallest = min((bits for bits in widths.values() if bits), default=None)
+    for op in graph.ops:
+        bits = widths.get(op.kind, smallest)
+        for pair in PRODUCTS if bits and op.name in plan.integer_ops else ():
+            first, second = (plan.choices.get(op.operands.get(operand, "")) for operand in pair)
+            if first is None or second is None:
+                continue
+            if max(first.grid.bits, first.grid.stored, second.grid.bits, second.grid.stored) > 8:  # multiplied in float
+                continue
+            unsigned = first.grid.high + 128 * first.grid.signed  # what x86 multiplies: 8-bit codes without sign by such with
+            if bits and 2 * unsigned * second.grid.largest >= 2 ** (bits - 1):
+                return f"; they add two products in {bits} bits, which those of {op.name} may saturate"
+    return ""
 
 
 def times_here(
