@@ -400,6 +400,45 @@ def test_the_command(tmp_path: Path) -> None:
     assert run(app, ["lint", str(tmp_path / "none.onnx"), "--target", "ort-x86-vnni"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("made", "target", "says"),
+    [
+        ('{"target": "openvino-x86"}', "openvino-x86", "openvino-x86 is the one that the file says it was made for"),
+        ('{"target": "ort-x86-vnni"}', "ort-x86-vnni", "ort-x86-vnni is the one that the file says it was made for"),
+        ("[1]", "ort-arm64", "ort-arm64 is the one that fits this machine"),
+        ("{}", "ort-arm64", "ort-arm64 is the one that fits this machine"),
+        (None, "ort-arm64", "ort-arm64 is the one that fits this machine"),
+    ],
+)
+def test_without_a_target_the_one_that_the_file_was_made_for_is_taken(made, target, says, tmp_path, monkeypatch) -> None:
+    """Oracle: what lint says where that target is named; a convolution without a QuantizeLinear behind it is in integers in
+    openvino alone.
+    """
+    monkeypatch.setattr("fewbit.target.detect", lambda: "ort-arm64")
+    net, output = open_conv()
+    path = net.save(tmp_path / "net.onnx", output)
+    if made is not None:
+        model = onnx.load(str(path))
+        model.metadata_props.add(key="fewbit.made", value=made)
+        onnx.save(model, str(path))
+    chosen, asked = (CliRunner().invoke(app, ["lint", str(path), *more]) for more in ((), ("--target", target)))
+    assert (chosen.exit_code, asked.exit_code) == (0, 0)
+    assert f"No --target was given: {says}." in chosen.output
+    assert chosen.output.replace(f"No --target was given: {says}.\n", "") == asked.output
+    assert ("100.0 % of" in chosen.output) == (target == "openvino-x86")
+
+
+def test_a_file_that_was_made_for_a_target_of_somebody_asks_for_its_file(tmp_path) -> None:
+    net, output = open_conv()
+    path = net.save(tmp_path / "net.onnx", output)
+    model = onnx.load(str(path))
+    model.metadata_props.add(key="fewbit.made", value='{"target": "my-chip"}')
+    onnx.save(model, str(path))
+    done = CliRunner().invoke(app, ["lint", str(path)])
+    assert done.exit_code == 2
+    assert isinstance(done.exception, FewbitError) or "made for my-chip" in done.output
+
+
 SHARED = Path(__file__).parents[2].parent / "shared"
 
 

@@ -140,6 +140,13 @@ def read(path: Path) -> Stamp:
     return Stamp(entries, None if said is None else said == _without(model, path))
 
 
+def target_of(path: Path) -> str:
+    """The target that a file says it was made for; empty where it does not say. Raises BadFile for a broken one."""
+    entry = next((_parsed(one.value) for one in load_proto(path, data=False).metadata_props if one.key == MADE), None)
+    target = entry.get("target") if isinstance(entry, dict) else None
+    return target if isinstance(target, str) else ""
+
+
 def _without(model: onnx.ModelProto, path: Path | None) -> str:
     """Take the entry out of a model, and give the SHA-256 of what is left, with the file beside it."""
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != MADE]
