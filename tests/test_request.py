@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -21,7 +22,15 @@ from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadFile, BadImages, FewbitError, UnknownName
 from fewbit.load.load import READERS
 from fewbit.recipes import RECIPES, RECOMMENDED
-from fewbit.request import BenchRequest, EvaluateRequest, Request, SearchRequest, VerifyRequest
+from fewbit.request import (
+    BenchRequest,
+    EvaluateRequest,
+    Request,
+    SearchRequest,
+    SensitivityRequest,
+    SweepRequest,
+    VerifyRequest,
+)
 from fewbit.request.recipe_options import DEFAULT
 from fewbit.request.types import Asked, option
 from fewbit.run import quantize
@@ -34,6 +43,11 @@ NAN, INF = float("nan"), float("inf")
     ("options", "kind", "says"),
     [
         ({"recipie": "fast"}, UnknownName, "unknown option 'recipie'. Did you mean recipe"),
+        ({"label": True}, UnknownName, r"unknown option 'label'\. Did you mean no_labels .*`fewbit quantize --help` says"),
+        ({"labels": True, "no_labels": False}, FewbitError, "labels and no_labels are one option, --no-labels; leave one"),
+        ({"inputs": {"a": 1}, "input": ["a=1"]}, FewbitError, "inputs and input are one option, --input; leave one"),
+        ({"no_labels": "yes"}, FewbitError, "--no-labels 'yes' is not allowed; it should be a valid boolean"),
+        ({"annotations": 3}, FewbitError, "--annotations 3 is not allowed; it should be a path"),
         ({"recipe": "fats"}, UnknownName, "unknown recipe 'fats'. Did you mean fast"),
         ({"recipe": 3}, FewbitError, "--recipe 3 is not a name"),
         ({"target": "ort-x86-vnnj"}, UnknownName, "unknown target 'ort-x86-vnnj'. Did you mean ort-x86-vnni"),
@@ -191,12 +205,11 @@ def test_commands_on_a_run_say_of_an_option_what_quantize_says() -> None:
     of_quantize = {p.name: p.help for p in commands["quantize"].params}
     shared = {
         name: {p.name for p in commands[name].params if p.help and of_quantize.get(p.name) == p.help} - {"help"}
-        for name in ("evaluate", "bench", "lint")
+        for name in ("evaluate", "bench")
     }
     assert shared == {
         "evaluate": {"skip_bad", "annotations", "labels", "threads", "workers", "ray"},
         "bench": {"threads", "seconds"},
-        "lint": {"target"},
     }
 
 
@@ -312,3 +325,26 @@ def test_time_is_read(text, seconds):
 def test_time_that_is_not_understood_says_what_is_allowed(text):
     with pytest.raises(FewbitError, match="allowed are seconds, minutes and hours: 90s, 10min, 1h"):
         parse_time(text)
+
+
+REQUESTS = (Request, SensitivityRequest, SearchRequest, SweepRequest, EvaluateRequest, VerifyRequest, BenchRequest)
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_an_option_has_the_name_that_the_help_lists_with_an_underline(kind):
+    """Oracle: the options that typer itself makes for the command."""
+    name = kind.__name__.removesuffix("Request").lower() or "quantize"
+    parameters = typer.main.get_command(app).commands[name].params
+    typed = {text for one in parameters if one.name != "help" for text in one.opts if text.startswith("--")}
+    arguments = {field: "demo" if field == "model" else __file__ for field in kind.ARGUMENTS}
+    with pytest.raises(UnknownName, match=f"`fewbit {name} --help`") as caught:
+        kind(**arguments, qqqq=1, **({"images": "x"} if kind is EvaluateRequest else {}))
+    allowed = str(caught.value).partition("There are: ")[2].partition(". `")[0].split(", ")
+    assert {f"--{one.replace('_', '-')}" for one in allowed if one not in kind.ARGUMENTS} == typed
+
+
+def test_the_names_that_are_typed_mean_what_they_do_on_the_command_line():
+    typed = Request(model="demo", no_labels=True, input=["size=[[3, 4]]"])
+    ours = Request(model="demo", labels=False, inputs={"size": [[3, 4]]})
+    assert (typed.labels, ours.labels, Request(model="demo", no_labels=False).labels) == (False, False, True)
+    assert typed.inputs["size"].tolist() == ours.inputs["size"].tolist() == [[3, 4]]

@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.zeros((4, 8, 8, 3), np.uint8))
     Path("net.py").write_text("def small(): ...\n")
+    Path("broken.py").write_text("1 / 0\n")
     save_file({"weight": torch.zeros(2)}, "weights.safetensors")
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), "net.pt")
     return tmp_path
@@ -46,6 +47,17 @@ def test_rows_are_the_product_of_the_lists_with_the_options_of_all_and_of_each_m
     assert len({row.name for row in found}) == 8
 
 
+def test_options_may_have_the_names_that_are_typed(folder: Path) -> None:
+    found = rows(
+        'models = ["demo", {model = "demo:resnet20", no_labels = false, input = ["b=2"]}]\n'
+        '[options]\nno_labels = true\ninput = ["a=1"]\n'
+    )
+    requests = [row.request(Path("x")) for row in found]
+    assert [(one.labels, {name: float(value) for name, value in one.inputs.items()}) for one in requests] == [
+        (False, {"a": 1.0}), (True, {"b": 2.0}),
+    ]  # fmt: skip
+
+
 def test_torchscript_is_a_model_of_a_sweep_as_of_quantize(folder: Path) -> None:
     (row,) = rows('models = [{model = "net.pt", images = "images.npy", input_size = "3,8,8"}]')
     assert (row.options["model"], row.refusal) == ("net.pt", "")
@@ -67,9 +79,15 @@ def test_a_combination_that_cannot_be_is_a_row_with_its_refusal(folder: Path) ->
     ("text", "kind", "says"),
     [
         ("models = [", BadFile, "a.toml is not readable TOML .*end of document.* Fix it; a sweep begins with models = "),
-        ("", BadFile, "a.toml: models is missing; write a list of names"),
-        ("models = []", BadFile, r"a.toml: models has \[\]: List should have at least 1 item"),
-        ('models = "demo"', BadFile, "models has 'demo': Input should be a valid list"),
+        ("", BadFile, "a.toml: models is missing; it is a list of names"),
+        ("models = []", BadFile, r"a.toml: models is an empty list; it is a list of names .*: write models = \["),
+        ('models = ["demo"]\ntargets = []', BadFile, r"targets is an empty list; .*, or leave targets out\.$"),
+        ('models = ["demo"]\nrecipes = []', BadFile, r"recipes is an empty list; .*, or leave recipes out\.$"),
+        ('models = ["demo"]\nbits = []', BadFile, r"bits is an empty list; .*: write bits = \[8, .*, or leave bits out\.$"),
+        ('models = ["demo"]\n[options]\nimages = []', BadFile, "a.toml: images is an empty list; give it a value, or leave"),
+        ('models = [{model = "demo", keep_float = []}]', BadFile, "a.toml: keep_float is an empty list"),
+        ('options = []\nmodels = ["demo"]', BadFile, r"options is \[\]; it is a table, \[options\], with a line for each"),
+        ('models = "demo"', BadFile, "models is 'demo', which is no list; it is a list of names"),
         ('models = [""]', BadFile, "models has ''"),
         ('models = ["demo"]\nbits = [8.0]', BadFile, "bits has 8.0"),
         ('models = ["demo"]\nbits = [true]', BadFile, "bits has True"),
@@ -85,6 +103,13 @@ def test_a_combination_that_cannot_be_is_a_row_with_its_refusal(folder: Path) ->
         ('models = ["demo"]\nbits = ["eight"]', FewbitError, "no row can be made: .*--bits eight is not understood"),
         ('models = ["demo", "nowhere.onnx"]', BadFile, "nowhere.onnx does not exist"),
         ('models = ["demo", "nowhere.py:net"]', BadFile, "nowhere.py does not exist"),
+        ('models = ["demo", "net.py:smal"]', UnknownName, "unknown function in net.py 'smal'. Did you mean small"),
+        ('models = ["demo", "broken.py:net"]', BadModel, "broken.py cannot be imported: ZeroDivisionError"),
+        ('models = ["demo", "hf:nowhere"]', BadModel, "hf:nowhere cannot be loaded: .* Give a folder with config.json"),
+        ('models = ["demo"]\n[options]\nloader = "net.py:smal"', UnknownName, "unknown function in net.py 'smal'"),
+        ('models = ["demo"]\n[options]\ntask = "net.py:smal"', UnknownName, "unknown function in net.py 'smal'"),
+        ('models = ["demo"]\n[options]\nno_label = true', UnknownName, "option in a.toml 'no_label'. Did you mean no_labels"),
+        ('models = ["demo"]\n[options]\nno_labels = 3', FewbitError, "--no-labels 3 is not allowed; it should be a valid"),
         ('models = ["demo", "nowhere.pt"]', BadFile, "nowhere.pt does not exist; a file of weights goes with a name"),
         ('models = ["demo", "weights.safetensors"]', BadModel, "weights.safetensors holds weights and not the model"),
         ('models = ["demo", "torchvision:resnet19"]', UnknownName, "unknown torchvision model .resnet19.. Did you mean resnet"),

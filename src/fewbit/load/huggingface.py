@@ -26,27 +26,14 @@ FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's 
 
 def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...]]:
     """The model, its record and what to say about it. Raises BadModel where a weight is missing or the head has no use here."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise BadModel("hf: models need the transformers package: pip install 'fewbit[hf]'.") from error
-    name = ref.removeprefix("hf:")
-    _refuse_no_objects(ref, Path(name))
+    config, kind, processor = parts_of(ref)
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-            kind = _architecture(ref, getattr(config, "architectures", None))
             net, loading = kind.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                ref.removeprefix("hf:"), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except BadModel:
-        raise
     except Exception as error:
-        raise BadModel(
-            f"{ref} cannot be loaded: {reason(error)} "
-            "Give a folder with config.json, preprocessor_config.json and model.safetensors."
-        ) from error
+        raise _unloaded(ref, error) from error
     for what, keys in (("lacks", loading["missing_keys"]), ("has no place for", loading["unexpected_keys"])):
         if keys:
             shown = ", ".join(sorted(keys)[:LISTED]) + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
@@ -64,6 +51,32 @@ def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     notes = () if saved == "float32" else (f"{ref} was saved in {saved}; it is computed in float32.",)
     return net, record_of(ref, type(processor).__name__, processor), notes
+
+
+def parts_of(ref: str) -> tuple[Any, Any, Any]:
+    """All of a model but its weights: its configuration, its class and its image processor. Raises BadModel."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise BadModel("hf: models need the transformers package: pip install 'fewbit[hf]'.") from error
+    name = ref.removeprefix("hf:")
+    _refuse_no_objects(ref, Path(name))
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            kind = _architecture(ref, getattr(config, "architectures", None))
+            return config, kind, transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except BadModel:
+        raise
+    except Exception as error:
+        raise _unloaded(ref, error) from error
+
+
+def _unloaded(ref: str, error: Exception) -> BadModel:
+    return BadModel(
+        f"{ref} cannot be loaded: {reason(error)} "
+        "Give a folder with config.json, preprocessor_config.json and model.safetensors."
+    )
 
 
 def _refuse_no_objects(ref: str, folder: Path) -> None:

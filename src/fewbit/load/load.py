@@ -19,7 +19,7 @@ from fewbit.errors import BadFile, BadModel, FewbitError, reason
 from fewbit.load.archive import read_program
 from fewbit.load.checkpoint import refuse_file, unwrapped
 from fewbit.load.contexts import unwarned
-from fewbit.load.huggingface import hugging_face
+from fewbit.load.huggingface import hugging_face, parts_of
 from fewbit.load.inputs import Arguments, Given, of_ports
 from fewbit.load.loaded import Loaded, from_module, from_program
 from fewbit.load.named import timm_model, timm_name, timm_record, torchvision_model, torchvision_name
@@ -95,8 +95,8 @@ def _loaded(ref: str | nn.Module | ExportedProgram, asked: _Asked) -> Loaded:
 
 
 def look_up(ref: str) -> None:
-    """Raise BadFile for a file that does not exist or is not a model, UnknownName or BadModel for a name that no library knows:
-    what can be said of a model before it is loaded.
+    """Raise BadFile for a file that does not exist or is not a model, UnknownName or BadModel for a name that no library knows
+    or a function that a Python file, which is imported, does not have: what can be said of a model before it is loaded.
     """
     READERS[form_of(ref)].look_up(ref)
 
@@ -241,9 +241,9 @@ READERS: Mapping[Form, _Reader] = {
     DEMO: _Reader(_from_file),
     TIMM: _Reader(_from_timm, lambda ref: timm_name(ref, OTHERS, MODEL)),
     TORCHVISION: _Reader(_from_torchvision, torchvision_name),
-    HUGGING_FACE: _Reader(_from_hf),
+    HUGGING_FACE: _Reader(_from_hf, parts_of),
     ONNX: _Reader(lambda ref, asked: _from_onnx(Path(ref), asked), _exists),
     PROGRAM: _Reader(_from_pt2, _exists),
     TORCHSCRIPT: _Reader(_from_torchscript, _is_script),
-    FUNCTION: _Reader(_from_file, _exists),
+    FUNCTION: _Reader(_from_file, lambda ref: from_python(ref, "MODEL")),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,10 +15,32 @@ from fewbit.core.limit import parse
 from fewbit.core.pixels import FIELDS
 from fewbit.errors import BadFile, FewbitError, UnknownName
 
+TYPED = {"labels": "no_labels", "inputs": "input"}  # fields whose option has another name, with _ for -
+
 
 def option(name: str) -> str:
     """The name of a field on the command line."""
-    return {"labels": "--no-labels", "inputs": "--input", "file": "FILE", "run": "RUN"}.get(name, f"--{name.replace('_', '-')}")
+    return {"file": "FILE", "run": "RUN"}.get(name, f"--{TYPED.get(name, name).replace('_', '-')}")
+
+
+def by_field(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names of fields, where some may have the names that they are typed by: no_labels, input. Raises
+    FewbitError for one that is given under both names.
+    """
+    named = dict(options)
+    for field, typed in TYPED.items():
+        if typed not in named:
+            continue
+        if field in named:
+            raise FewbitError(f"{field} and {typed} are one option, {option(field)}; leave one of them out.")
+        value = named.pop(typed)
+        named[field] = not value if field == "labels" and isinstance(value, bool) else value
+    return named
+
+
+def names_of(fields: Iterable[str]) -> list[str]:
+    """What options are called where they are given: by what is typed, with _ for -."""
+    return [TYPED.get(name, name) for name in fields if name != "command"]
 
 
 def as_pixels(value: Any, info: ValidationInfo) -> Any:
@@ -105,7 +128,8 @@ def checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def not_allowed(flag: str, row: Any) -> str:
-    return f"{flag} {row['input']!r} is not allowed; it should be {row['msg'].removeprefix('Input should be ')}"
+    allowed = row["msg"].removeprefix("Input should be ").replace("an instance of Path", "a path")
+    return f"{flag} {row['input']!r} is not allowed; it should be {allowed}"
 
 
 class Asked(BaseModel):
@@ -117,6 +141,7 @@ class Asked(BaseModel):
 
     def __init__(self, **options: Any) -> None:
         """Raises FewbitError that names the option, the value and what is allowed."""
+        options = by_field(options)
         for name, value in options.items():
             if isinstance(value, str) and not value:
                 raise FewbitError(f"{option(name)} '' is empty; give a value, or leave it out.")
@@ -132,7 +157,9 @@ def _invalid(kind: type[Asked], error: ValidationError) -> FewbitError:
     for row in error.errors():
         name = str(row["loc"][0])
         if row["type"] == "extra_forbidden":
-            return UnknownName("option", name, kind.model_fields, "`fewbit quantize --help` says what each is.")
+            command = kind.__name__.removesuffix("Request").lower() or "quantize"
+            hint = f"`fewbit {command} --help` says what each is, with - for _."
+            return UnknownName("option", name, names_of(kind.model_fields), hint)
         field, flag = kind.model_fields[name], option(name)
         example = next(iter(field.examples or [field.default]))
         typed = flag if isinstance(example, bool) else f"{flag} {example}"

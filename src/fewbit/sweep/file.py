@@ -18,8 +18,11 @@ from fewbit import __version__
 from fewbit.core.walk import below
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.load.load import look_up
+from fewbit.load.python_file import from_python
+from fewbit.models import FUNCTION, form_of
 from fewbit.request import Request
 from fewbit.request.recipe_options import DEFAULT
+from fewbit.request.types import by_field, names_of, option
 from fewbit.target import detect
 from fewbit.workers.machines import file_of
 
@@ -27,6 +30,13 @@ AXES = {"models": "model", "targets": "target", "recipes": "recipe", "bits": "bi
 OPTIONS = frozenset(Request.model_fields) - {*AXES.values(), "out", "force", "workers", "ray", "command"}
 MOST = 100_000  # rows
 EXAMPLE = 'models = ["demo", "net.onnx"]'
+FUNCTIONS = ("loader", "task")  # options that may be file.py:function
+LISTS = {  # what a list holds, and an example
+    "models": ('names of models, or tables {model = "NAME", ...}', EXAMPLE),
+    "targets": ("names of targets", 'targets = ["tensorrt"]'),
+    "recipes": ("names of recipes", 'recipes = ["fast", "mse"]'),
+    "bits": ("whole numbers or texts", 'bits = [8, "w4a8"]'),
+}
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -62,8 +72,9 @@ def rows_of(path: Path) -> tuple[Row, ...]:
     combination that cannot be is a row with its refusal.
     """
     lists = _read(path)
-    models = [dict(model) if isinstance(model, dict) else {"model": model} for model in lists.models]
-    _check(path, models, lists.options)
+    models = [by_field(model) if isinstance(model, dict) else {"model": model} for model in lists.models]
+    shared = by_field(lists.options)
+    _check(path, models, shared)
     count = len(models) * len(lists.targets) * len(lists.recipes) * len(lists.bits)
     if count > MOST:
         raise BadFile(f"{path} has {count:,} rows; a sweep has at most {MOST:,}, so make several files of it.")
@@ -71,7 +82,7 @@ def rows_of(path: Path) -> tuple[Row, ...]:
     rows = []
     for model, target, recipe, bits in product(models, lists.targets, lists.recipes, lists.bits):
         widths = {} if bits is None else {"bits": str(bits)}
-        options = {**lists.options, **model, "target": target, "recipe": recipe, **widths}
+        options = {**shared, **model, "target": target, "recipe": recipe, **widths}
         files |= {text: seen(text) for text in options.values() if isinstance(text, str) and text not in files}
         row = Row(options, _name(options, files))
         rows.append(Row(options, row.name, refusal) if (refusal := _refusal(row)) else row)
@@ -116,10 +127,23 @@ def _read(path: Path) -> _Lists:
         if row["type"] == "extra_forbidden":
             hint = "Options for all rows go below a line [options]."
             raise UnknownName(f"key in {path}", key, _Lists.model_fields, hint) from error
-        found = "is missing" if row["type"] == "missing" else f"has {row['input']!r:.80}: {row['msg']}"
-        raise BadFile(f"{path}: {key} {found}; write a list of names, as in {EXAMPLE}.") from error
+        raise BadFile(f"{path}: {_fault(key, row)}.") from error
     except (ValueError, RecursionError) as error:  # of TOML, or of its text
         raise BadFile(f"{path} is not readable TOML ({error}). Fix it; a sweep begins with {EXAMPLE}.") from error
+
+
+def _fault(key: str, row: Any) -> str:
+    """What is wrong with a list or the table of options, by the first of pydantic's errors, and what to write."""
+    if key not in LISTS:
+        return f"{key} is {row['input']!r:.80}; it is a table, [{key}], with a line for each option, as in seed = 1"
+    holds, example = LISTS[key]
+    again = f"write {example}" if key == "models" else f"write {example}, or leave {key} out"
+    if row["type"] == "missing":
+        return f"{key} is missing; it is a list of {holds}: {again}"
+    if len(row["loc"]) > 1:
+        return f"{key} has {row['input']!r:.80}; it is a list of {holds}: {again}"
+    found = "is an empty list" if row["input"] == [] else f"is {row['input']!r:.80}, which is no list"
+    return f"{key} {found}; it is a list of {holds}: {again}"
 
 
 def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
@@ -128,7 +152,13 @@ def _check(path: Path, models: Sequence[Mapping[str, Any]], options: Mapping[str
         for name in set(table) - OPTIONS - ({"model"} if table is not options else set()):
             if name in AXES.values():
                 raise BadFile(f"{path}: {name} is not an option of all rows; give it as a list beside the models.")
-            raise UnknownName(f"option in {path}", name, OPTIONS, "`fewbit quantize --help` says what each is.")
+            hint = "`fewbit quantize --help` says what each is, with - for _."
+            raise UnknownName(f"option in {path}", name, names_of(OPTIONS), hint)
+        if empty := next((name for name, value in table.items() if value == []), None):
+            raise BadFile(f"{path}: {empty} is an empty list; give it a value, or leave it out.")
+        for name in FUNCTIONS:
+            if isinstance(spec := table.get(name), str) and form_of(spec) is FUNCTION:
+                from_python(spec, option(name))
     for model in models:
         if not isinstance(model.get("model"), str):
             raise BadFile(f'{path}: a model {dict(model)!r:.80} has no name; write {{model = "NAME", ...}}.')
