@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -36,6 +38,10 @@ class Pictures:
     """Pictures of 48 x 64 pixels that are squashed into 24 x 32."""
 
     names: tuple[str, ...]
+
+    @property
+    def paths(self):
+        return self.names
 
     def sizes(self):
         return [(48, 64)] * len(self.names)
@@ -174,7 +180,7 @@ def test_a_wrong_mask_is_named(tmp_path, write, message):
         task.read(tmp_path, pictures)
 
 
-@pytest.mark.parametrize("images", [("a/0.png", "b/0.png"), ("0.jpg", "0.png"), ("x.parquet:0", "x.parquet:1")])
+@pytest.mark.parametrize("images", [("a/0.png", "b/0.png"), ("0.jpg", "0.png")])
 def test_two_images_do_not_share_a_mask(tmp_path, images):
     (tmp_path / "a").mkdir()
     for name in ("a/0.png", "x.png"):
@@ -182,6 +188,64 @@ def test_two_images_do_not_share_a_mask(tmp_path, images):
     task = named("segment", ("logits", (3, *SIZE)))
     with pytest.raises(BadImages, match=f"could belong to {images[0]} and to {images[1]}; each image needs its own"):
         task.read(tmp_path, Pictures(images))
+
+
+def shards(folder, names, paths):
+    """The pictures of a folder in two parquet files, where each row has a path; and what is opened of them."""
+    for k, part in enumerate(np.array_split(np.arange(len(names)), 2)):
+        images = [{"bytes": (folder / names[i]).read_bytes(), "path": paths[i]} for i in part]
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()} if any(paths) else {"bytes": pa.binary()})
+        (folder / "shards").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": pa.array(images, kind)}), folder / "shards" / f"{k}.parquet")
+    return open_images(folder / "shards", Preprocess((3, *SIZE)), labels=False)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five pictures in two folders, and of each a mask, a depth map and a target."""
+    rng, names = np.random.default_rng(0), [f"{'ab'[i % 2]}/{i // 2}.png" for i in range(5)]
+    for name in names:
+        for kind, shape in (("real", (48, 64, 3)), ("masks", (48, 64)), ("targets", (*SIZE, 3))):
+            (tmp_path / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 3, shape).astype(np.uint8)).save(tmp_path / kind / name)
+        (tmp_path / "depths" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save((tmp_path / "depths" / name).with_suffix(".npy"), rng.uniform(1, 5, (48, 64)))
+    return tmp_path, names
+
+
+@pytest.mark.parametrize("path", ["{}", "/somewhere/else/{}", "C:\\data\\{}"])
+@pytest.mark.parametrize(
+    ("spec", "output", "kind"),
+    [("segment", (3, *SIZE), "masks"), ("depth", SIZE, "depths"), ("restore", (3, *SIZE), "targets")],
+)
+def test_a_row_of_parquet_has_the_file_of_its_own_path(pictures, path, spec, output, kind):
+    """Oracle: the file that was written under the picture's name, by the bytes of the picture that the row holds."""
+    folder, names = pictures
+    rows = [(folder / "real" / name).read_bytes() for name in names]
+    images = shards(folder / "real", names, [path.format(name.replace("/", "\\" if "C:" in path else "/")) for name in names])
+    found = named(spec, ("out", output)).read(folder / kind, images)
+    held = [names[rows.index(bytes(item))] for item in images.store.items(images.rows)]
+    expected = [(folder / kind / name).with_suffix(".npy" if kind == "depths" else ".png") for name in held]
+    assert [getattr(one, "path", one) for one in found] == expected
+    assert images.subset([3, 1]).paths == (images.paths[3], images.paths[1])
+
+
+@pytest.mark.parametrize("known", [0, 4])
+def test_a_row_without_a_path_is_told_what_can_be_given(pictures, known):
+    folder, names = pictures
+    paths = [*names[:known], *[None] * (len(names) - known)]
+    images = shards(folder / "real", names, paths)
+    assert images.paths == tuple(path or name for path, name in zip(paths, images.names, strict=True))
+    first = images.names[known]
+    with pytest.raises(BadImages, match=rf"{first} is a row without a path, .*\(--score DIR\), or parquet whose column image"):
+        named("segment", ("out", (3, *SIZE))).read(folder / "masks", images)
+
+
+def test_a_row_of_an_array_is_told_what_can_be_given(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 48, 64, 3), np.uint8))
+    images = open_images(tmp_path / "x.npy", Preprocess((3, *SIZE)))
+    with pytest.raises(BadImages, match=r"x.npy:0 is a row without a path, and masks are found by the path .* \(--score DIR\)"):
+        named("segment", ("out", (3, *SIZE))).read(tmp_path, images)
 
 
 def test_depths_and_their_errors_have_their_closed_forms():

@@ -386,6 +386,12 @@ class Pictures:
     names: tuple[str, ...] = ("a.jpg", "sub/b.jpg", "c.jpg")
     wide: tuple[tuple[int, int], ...] = field(default=((80, 100),) * 3)
 
+    where: tuple[str, ...] = ()
+
+    @property
+    def paths(self):
+        return self.where or self.names
+
     def sizes(self):
         return list(self.wide)
 
@@ -558,6 +564,18 @@ def shards(folder, **columns):
         objects = [{"bbox": [[10.0 * k + row, 0.0, 5.0, 5.0]], "category": [0]} for row in range(2)]
         pq.write_table(pa.table({"objects": objects, **columns}), folder / f"val-{k}.parquet")
     return folder
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc", "json"])
+def test_a_row_of_parquet_has_the_objects_of_its_own_path(tmp_path, kind):
+    """Oracle: those of the same pictures under their names."""
+    made = {"yolo": yolo, "voc": voc, "json": lambda folder: coco(folder / "x.json")}[kind](tmp_path)
+    path = made if kind == "json" else tmp_path
+    there = Pictures() if kind == "json" else Pictures(NAMES)
+    expected = read(path, there, ("cat", "dog"), 2)
+    images = Pictures(tuple(f"val-0.parquet:{row}" for row in range(3)), where=tuple(f"/data/{name}" for name in there.names))
+    assert any(len(one.boxes) for one in expected)
+    assert [one.boxes.tolist() for one in read(path, images, ("cat", "dog"), 2)] == [one.boxes.tolist() for one in expected]
 
 
 def test_rows_of_parquet_have_the_objects_of_their_own_file(tmp_path):

@@ -125,6 +125,10 @@ class Scored(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What a file that belongs to an image is found by: the path that a row of parquet has for its image, else the name."""
+
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each picture in pixels, before it is prepared."""
 

@@ -33,7 +33,7 @@ from fewbit.data.collection import check_source, is_collection, read
 from fewbit.data.decode import checked, decode, encoded, is_input
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
-from fewbit.data.sources import Found, Store, find, some, spread
+from fewbit.data.sources import Found, Parquet, Store, find, some, spread
 from fewbit.errors import BadImages
 
 GLANCED = 8  # images of a source that are decoded before a model is loaded
@@ -85,6 +85,13 @@ class Images:
     def remembered(self, memory: Memory) -> Images:
         """The same images, each decoded once and then taken from `memory`."""
         return dataclasses.replace(self, memory=memory)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What a file that belongs to an image is found by: the path that a row of parquet has for its image, else the name."""
+        if not isinstance(self.store, Parquet):
+            return self.names
+        return tuple(path or name for path, name in zip(self.store.own_paths(self.rows), self.names, strict=True))
 
     def subset(self, indices: Iterable[int]) -> Images:
         """The images at `indices`, in that order. Raises IndexError for an index outside."""

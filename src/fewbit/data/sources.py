@@ -80,6 +80,21 @@ class Parquet:
             by_row = dict(zip(ordered, self._stream(ordered), strict=True))
             yield from (by_row[row] for row in rows)
 
+    def own_paths(self, rows: Sequence[int]) -> list[str]:
+        """The path that each row has for its image (`image.path`); empty where it has none."""
+        found: list[Any] = []
+        for path in self.paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    kind = file.schema_arrow.field("image").type
+                    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+                        found += [(cell or {}).get("path") for cell in file.read(columns=["image.path"]).column(0).to_pylist()]
+                    else:
+                        found += [None] * file.metadata.num_rows
+            except Exception as error:
+                raise BadImages(f"{path} is broken: {error}. Download or write it again.") from error
+        return [text if isinstance(text := found[row], str) else "" for row in rows]
+
     def _stream(self, rows: Sequence[int]) -> Iterator[Item]:
         for path, start in zip(self.paths, self.starts, strict=True):
             try:

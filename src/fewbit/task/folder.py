@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -10,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewbit.core.task import Scored
 from fewbit.core.walk import below
 from fewbit.errors import BadImages
-from fewbit.task.names import paired
+from fewbit.task.names import paired, plain
 
+NUMBERED = re.compile(r".*\.(parquet|npy|npz):\d+")  # what a row of a file is called that has no path
 Array = NDArray[np.generic]
 
 
-def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
-    """For each image the file of its name (its path in the folder, or the end of it) with one of the suffixes.
+def beside(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> list[Path]:
+    """For each image the file of its path (in the folder, or the end of it) with one of the suffixes.
 
-    Raises BadImages where one has none or several, and where two images would have the same.
+    Raises BadImages where one has none or several or is a row that has no path, and where two images would have the same.
     """
     if not os.path.isdir(folder):
         raise BadImages(
@@ -28,6 +31,12 @@ def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: st
         )
     listed = [path.as_posix() for path in below(folder)[0] if path.suffix.lower() in suffixes]
     files = [folder / name for name in listed]
+
+    if numbered := next((path for path in images.paths if NUMBERED.fullmatch(path)), ""):
+        raise BadImages(
+            f"{numbered} is a row without a path, and {what} are found by the path of each picture; give a folder of pictures "
+            "(--score DIR), or parquet whose column image has a path in each row, or leave --annotations out."
+        )
 
     def unclear(name: str, found: Sequence[int]) -> BadImages:
         some = " and ".join(str(files[i]) for i in found[:2])
@@ -37,7 +46,8 @@ def beside(folder: Path, names: Sequence[str], suffixes: Sequence[str], what: st
             "scored image. Add or remove files, or leave --annotations out."
         )
 
-    return [files[i] for i in paired(names, listed, f"--annotations {folder}", unclear, stems=True)]
+    paths = [plain(path) for path in images.paths]
+    return [files[i] for i in paired(paths, listed, f"--annotations {folder}", unclear, stems=True)]
 
 
 def read_array(path: Path) -> Array:

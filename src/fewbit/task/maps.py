@@ -42,7 +42,7 @@ class Map:
 def maps(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> list[Map]:
     """The map of each image. Raises BadImages where one is missing, or has not the size of its picture."""
     found = []
-    for path, name, size in zip(beside(folder, images.names, suffixes, what), images.names, images.sizes(), strict=True):
+    for path, name, size in zip(beside(folder, images, suffixes, what), images.names, images.sizes(), strict=True):
         one_band(path, what)
         same_size(path, read_array(path).shape, name, size)
         found.append(Map(path, images.placed(size)))

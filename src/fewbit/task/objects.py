@@ -48,11 +48,11 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list
     kinds = {file.suffix.lower() for file in below(path)[0]} if path.is_dir() else set[str]()
     are_rows = all(ROW.fullmatch(name) for name in images.names)
     if path.suffix.lower() == ".json":
-        rows = coco(path, images.names, sizes, names, classes)
+        rows = coco(path, images.paths, sizes, names, classes)
     elif path.suffix.lower() == ".parquet" or (are_rows and ".parquet" in kinds):
         rows = _parquet(path, images.names, sizes)
     elif path.is_dir():
-        rows = (_voc if ".xml" in kinds else _yolo)(path, images.names, sizes, names)
+        rows = (_voc if ".xml" in kinds else _yolo)(path, images, sizes, names)
     else:
         raise BadImages(f"--annotations {path}: it is not a file that holds objects. Give {KINDS}.")
     if not any(rows):
@@ -86,9 +86,9 @@ def _check(row: Row, size: tuple[int, int], classes: int) -> None:
         raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Fix it.")
 
 
-def _yolo(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
+def _yolo(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
     rows = []
-    for file, (high, wide) in zip(beside(folder, names, (".txt",), "annotations"), sizes, strict=True):
+    for file, (high, wide) in zip(beside(folder, images, (".txt",), "annotations"), sizes, strict=True):
         some = []
         for number, line in enumerate(_lines(file), 1):
             where = f"{file}, line {number},"
@@ -115,11 +115,11 @@ def _lines(file: Path) -> Iterable[str]:
         raise BadImages(f"{file} cannot be read: {error}. Write it again.") from error
 
 
-def _voc(folder: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
+def _voc(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
     if not classes:
         raise BadImages(f"{folder} names classes, and the model's have no names; give them in order: --classes FILE.")
     rows = []
-    for file, name, (high, wide) in zip(beside(folder, names, (".xml",), "annotations"), names, sizes, strict=True):
+    for file, name, (high, wide) in zip(beside(folder, images, (".xml",), "annotations"), images.names, sizes, strict=True):
         try:
             root = ElementTree.fromstring(text_of(file))
             some = []

@@ -48,7 +48,7 @@ class Restore(Task):
 
     def read(self, path: Path, images: Scored) -> list[Path]:
         """What the pictures should become: pictures of the output's size. Raises BadImages."""
-        return beside(path, images.names, (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "targets")
+        return beside(path, images, (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "targets")
 
     def meter(self, truth: list[Path] | None) -> Likeness:
         return Likeness(self, truth)
