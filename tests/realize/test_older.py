@@ -106,7 +106,7 @@ def test_the_options_make_the_form_of_the_files_and_are_refused_where_they_canno
     for given, says in (
         ({"opset": 12}, "--opset 12 is not allowed"),
         ({"opset": 20, "ir_version": 8}, "--ir-version 8: opset 20 is in files of IR version 9 and later, not 8"),
-        ({"target": "ort-x86-w4", "opset": 18}, "--opset 18: type 'w4': int4 and blocks are in files of opset 21 and later"),
+        ({"target": "ort-x86-w4", "opset": 18}, "--opset 18: type 'w4': int4 codes are in files of opset 21 and later"),
     ):
         with pytest.raises(FewbitError) as error:
             Request(**{"model": "resnet18", "images": images, "target": "ort-x86-vnni", **given})

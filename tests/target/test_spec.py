@@ -446,7 +446,7 @@ def test_what_does_not_go_together_is_named_with_its_line(tmp_path, old, new, at
             "opset = 21",
             "opset = 20",
             "opset = 20",
-            "type 'w4': int4 codes are in files of opset 21 and later, not 20: opset = 21",
+            "type 'w4': int4 codes are in files of opset 21 and later, not 20",
         ),
         ("opset = 21", 'opset = 21\nweights = "float"', 'weights = "float"', "codes of 4 bits and blocks are kept as codes"),
     ],
@@ -491,7 +491,7 @@ def test_an_opset_whose_nodes_lack_a_type_is_refused_with_its_line_and_the_small
         assert load_target(str(path)).opset == opset
         return
     least = next(newer for newer in range(opset, 24) if signed_in(newer, dtype, block))
-    with pytest.raises(BadFile, match=rf"mine\.toml, line 5: type 'w': .* {least} and later, not {opset}: opset = {least}"):
+    with pytest.raises(BadFile, match=rf"mine\.toml, line 5: type 'w': .* {least} and later, not {opset}"):
         load_target(str(path))
 
 

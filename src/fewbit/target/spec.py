@@ -332,7 +332,7 @@ def contradictions(target: Target) -> Iterator[tuple[tuple[int | str, ...], str]
         yield ("ir_version",), error
     for name, (least, what) in ((name, t.least_opset) for name, t in target.types.items()):
         if target.opset < least:
-            error = f"type '{name}': {what} are in files of opset {least} and later, not {target.opset}: opset = {least}"
+            error = f"type '{name}': {what} are in files of opset {least} and later, not {target.opset}"
             yield ("opset",), error
             yield ("types", name), error
     if target.weights == "float" and (special or any(t.group_size for t in target.types.values())):
