@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.utils._pytree as pytree
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
@@ -504,6 +505,39 @@ def test_weights_that_were_never_loaded_are_refused(value):
         parameter.data.fill_(value)
     with pytest.raises(BadValues, match="every weight of Classifier is zero or below 1e-30"):
         loaded(net)
+
+
+class Beside(Classifier):
+    """A classifier with a buffer, which it may add to its logits."""
+
+    def __init__(self, form: str, value: float, reads: bool) -> None:
+        super().__init__(form)
+        self.register_buffer("beside", torch.tensor([0.0, value]))
+        self.reads = reads
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return super().forward(pixel_values + self.beside.sum() if self.reads else pixel_values)
+
+
+@pytest.mark.parametrize("form", ["tensor", "dict"])
+def test_numbers_that_are_none_are_refused_only_where_something_reads_them(tmp_path, form):
+    nan, unread = float("nan"), Beside(form, float("nan"), reads=False)
+    unread.left = nn.Parameter(torch.full((2,), nan))
+    same = Classifier(form)
+    same.load_state_dict(unread.state_dict(), strict=False)
+    x = images(SIZE, 2)
+    found = pytree.tree_leaves(graph_module(loaded(unread).program)(x))
+    for ours, theirs in zip(found, pytree.tree_leaves(same(x)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert loaded(Beside(form, float("inf"), reads=False)) is not None
+    message = r"^weight beside of .* holds NaN or infinite values \(1 of 2\); .* Load a checkpoint"
+    for give in (loaded, lambda net: load_model(saved(tmp_path / "net.pt2", net))):
+        with pytest.raises(BadValues, match=message):
+            give(Beside(form, nan, reads=True))
+    with pytest.raises(BadValues, match=r"^weight conv\.weight of .* \(1 of 108\)"):
+        broken = Classifier(form)
+        broken.conv.weight.data[0, 0, 0, 0] = float("-inf")
+        loaded(broken)
 
 
 # timm

@@ -19,7 +19,7 @@ from fewbit.core.inputs import Input
 from fewbit.core.plan import Choice
 from fewbit.errors import BadModel
 from fewbit.load.loaded import Loaded
-from fewbit.load.ports import WRAPPER
+from fewbit.load.ports import without_wrapper
 from fewbit.load.program import graph_module
 
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight
@@ -95,7 +95,7 @@ def path_of(node: Node) -> str:
     """The module path of a node, from torch.export's metadata, without the wrapper of NamedPorts."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
-    return "" if path.startswith("_empty") else path.removeprefix(WRAPPER).removeprefix(".")
+    return "" if path.startswith("_empty") else without_wrapper(path)
 
 
 def _op_names(module: GraphModule, computed: Collection[Node], floats: Collection[Node]) -> Mapping[Node, tuple[str, OpKind]]:

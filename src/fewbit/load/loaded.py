@@ -21,7 +21,16 @@ from fewbit.load.export import ADVICE
 from fewbit.load.inputs import Arguments, Given, about_clips, about_flag, is_flag, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
 from fewbit.load.purpose import purpose
-from fewbit.load.refused import groups_of_images, refuse_outputs, refuse_parts, refuse_quantized, refuse_values, shown_shape
+from fewbit.load.refused import (
+    groups_of_images,
+    refuse_infinite,
+    refuse_infinite_read,
+    refuse_outputs,
+    refuse_parts,
+    refuse_quantized,
+    refuse_unloaded,
+    shown_shape,
+)
 from fewbit.load.regions import fewer_digits, without_autocast
 from fewbit.load.sizes import Sizes, about_sizes, by_guards, exported, free_sizes, size_of, with_other_sizes, without_size
 from fewbit.load.trials import as_alone, left_out, refuse_random
@@ -78,13 +87,19 @@ def from_module(
         raise without_size(ref, about_clips(module))
     inputs, arguments = called or of_module(module, fields["input_size"], given, ref)
     refuse_quantized(module, ref)
-    refuse_values(dict(module.named_parameters()), dict(module.named_buffers()), ref)
+    weights = dict(module.named_parameters()), dict(module.named_buffers())
+    refuse_unloaded(*weights, ref)
     module, types = _in_float32(module)
     classes = tuple(fields.pop("classes", ()))
     if said := purpose(module):
         fields.setdefault("task", said)
     with without_autocast() as asked, tensors_kept(module):
-        program, inputs = _program(module, ref, inputs, arguments, batches, free)
+        try:
+            program, inputs = _program(module, ref, inputs, arguments, batches, free)
+        except BadModel:
+            refuse_infinite(*weights, ref)  # the outputs may be wrong for that
+            raise
+        refuse_infinite_read(program, ref)
         others = left_out(module, program, inputs, arguments) if called is None else {}  # a file gives tensors alone
     _with_own_buffers(program)
     if types:
@@ -205,7 +220,8 @@ def from_program(program: ExportedProgram, ref: str, record: Mapping[str, Any], 
     inputs = of_ports([_port(name, value, batch) for name, value in values.items()], given, ref)
     image = values[image_among(inputs).name]
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
-    refuse_values(parameters, {**program.state_dict, **program.constants}, ref)
+    refuse_unloaded(parameters, {**program.state_dict, **program.constants}, ref)
+    refuse_infinite_read(program, ref)
     refuse_parts(program, ref)
     kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
     if kinds:

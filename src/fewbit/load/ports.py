@@ -17,7 +17,7 @@ from fewbit.core.task import Output
 from fewbit.errors import BadModel
 from fewbit.load.inputs import IMAGES, Arguments
 
-WRAPPER = "_fewbit_model"  # where NamedPorts keeps the module; sites.path_of takes it out of the names again
+WRAPPER = "_fewbit_model"  # where NamedPorts keeps the module; `without_wrapper` takes it out of the names again
 
 
 class NamedPorts(nn.Module):
@@ -36,6 +36,11 @@ class NamedPorts(nn.Module):
         given = self.arguments.args, dict(self.arguments.kwargs)
         args, kwargs = pytree.tree_map(lambda name: tensors[key_of(name)], given)
         return self.get_submodule(WRAPPER)(*args, **kwargs)
+
+
+def without_wrapper(path: str) -> str:
+    """A path in a module that NamedPorts may hold, as it is in that module."""
+    return path.removeprefix(WRAPPER).removeprefix(".")
 
 
 def key_of(name: str) -> str:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fewbit.core.inputs import Input
 from fewbit.errors import BadModel, BadValues
-from fewbit.load.ports import image_of, output_values
+from fewbit.load.ports import image_of, output_values, without_wrapper
 from fewbit.load.regions import WITH_GRADIENTS, WITH_TYPES
 
 PREPARED = ("FakeQuantizeBase", "ObserverBase")  # classes of torch.ao, by name: releases to come are without it
@@ -130,20 +130,34 @@ def _about_rows(
     return f"{left}the model {rows}."
 
 
-def refuse_values(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any], ref: str) -> None:
-    """Raise BadValues where parameters are not finite, or all zero, or a buffer is NaN (a mask may be infinite), and BadModel
-    where a weight has no numbers yet.
-    """
+def refuse_unloaded(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any], ref: str) -> None:
+    """Raise BadModel where a weight has no numbers yet, and BadValues where parameters are all zero."""
     for name, tensor in {**buffers, **parameters}.items():
         if isinstance(tensor, Tensor) and (is_lazy(tensor) or tensor.is_meta):
             raise BadModel(f"weight {name} of {ref} has no numbers yet (a lazy layer, or device meta); give it loaded.")
     largest = [float(p.detach().abs().max()) for p in parameters.values() if p.is_floating_point() and p.numel()]
     if largest and max(largest) < SMALLEST:
         raise BadValues(f"every weight of {ref} is zero or below {SMALLEST:g}: have its weights been loaded?")
+
+
+def refuse_infinite(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any], ref: str) -> None:
+    """Raise BadValues where a parameter is not finite, or a buffer is NaN (a mask may be infinite)."""
     for name, tensor in {**buffers, **parameters}.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
-        if bool(torch.isnan(tensor).any()) or (name in parameters and bool(torch.isinf(tensor).any())):
+        wrong = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        if count := int(wrong.sum()):
             raise BadValues(
-                f"weight {name} of {ref} holds NaN or infinite values; only finite weights can be quantized. Fix it."
+                f"weight {name} of {ref} holds NaN or infinite values ({count:,} of {tensor.numel():,}); only finite weights "
+                "can be quantized. Load a checkpoint from before they became so."
             )
+
+
+def refuse_infinite_read(program: ExportedProgram, ref: str) -> None:
+    """The same for what nodes of a program read: what none reads may hold anything."""
+    said, stored = program.graph_signature, {**program.state_dict, **program.constants}
+    names = {**said.inputs_to_parameters, **said.inputs_to_buffers, **said.inputs_to_lifted_tensor_constants}
+    read = [names[node.name] for node in program.graph.find_nodes(op="placeholder") if node.users and node.name in names]
+    values = {without_wrapper(name): stored[name] for name in read if name in stored}
+    parameters = {without_wrapper(name) for name in said.parameters}
+    refuse_infinite({name: value for name, value in values.items() if name in parameters}, values, ref)

@@ -72,7 +72,7 @@ FACTORIES: dict[str, str] = {  # the body of model()
     "a ReLU": "return nn.Sequential(nn.ReLU(), nn.Flatten())",
     "NaN weights": "n = Net(); n.head.weight.data[0, 0] = float('nan'); return n",
     "infinite weights": "n = Net(); n.head.weight.data[0, 0] = float('inf'); return n",
-    "NaN in a buffer": "n = Net(); n.register_buffer('b', torch.tensor(float('nan'))); return n",
+    "NaN in a buffer": "n = normed(); n.conv[1].running_var[2] = float('nan'); return n",
     "NaN in a batch norm": "n = normed(); n.conv[1].running_mean[0] = float('nan'); return n",
     "a batch norm of negative variance": "n = normed(); n.conv[1].running_var[:] = -1; return n",
     "zero weights": "n = Net(); [p.data.zero_() for p in n.parameters()]; return n",
