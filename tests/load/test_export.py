@@ -534,10 +534,33 @@ def test_numbers_that_are_none_are_refused_only_where_something_reads_them(tmp_p
     for give in (loaded, lambda net: load_model(saved(tmp_path / "net.pt2", net))):
         with pytest.raises(BadValues, match=message):
             give(Beside(form, nan, reads=True))
+    broken = Classifier(form)
+    broken.conv.weight.data[0, 0, 0, 0] = float("-inf")
     with pytest.raises(BadValues, match=r"^weight conv\.weight of .* \(1 of 108\)"):
-        broken = Classifier(form)
-        broken.conv.weight.data[0, 0, 0, 0] = float("-inf")
         loaded(broken)
+
+
+class Joins(Classifier):
+    """A classifier that joins features and tokens that are none, from numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("none", torch.from_numpy(np.zeros((1, 0, 6, 6), np.float32)))
+        self.nothing = nn.Parameter(torch.from_numpy(np.zeros((4, 0), np.float32)))
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        features = torch.cat([self.conv(pixel_values), self.none.expand(pixel_values.shape[0], -1, -1, -1)], 1)
+        return self.head(torch.cat([features.mean((2, 3)), self.nothing.sum(0).expand(pixel_values.shape[0], 0)], 1))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["module", "program"])
+def test_a_tensor_without_numbers_is_stored_whatever_its_strides(tmp_path, given):
+    net, x = Joins().eval(), images(SIZE, 2)
+    assert set(net.none.stride()) == {0}
+    model = torch.export.export(net, (x,), dynamic_shapes=DYNAMIC) if given else net
+    torch.export.save(load_model(model, overrides={"input_size": SIZE}).program, tmp_path / "net.pt2")
+    again = load_model(str(tmp_path / "net.pt2"))
+    torch.testing.assert_close(graph_module(again.program)(x), net(x))
 
 
 # timm

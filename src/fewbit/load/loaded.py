@@ -102,6 +102,7 @@ def from_module(
         refuse_infinite_read(program, ref)
         others = left_out(module, program, inputs, arguments) if called is None else {}  # a file gives tensors alone
     _with_own_buffers(program)
+    _with_plain_strides(program)
     if types:
         notes = (*notes, f"{ref} has weights in {' and '.join(types)}; it is computed in float32.")
     about = (*_about_types(ref, asked), *_about_names(ref, program), *_about_others(ref, others))
@@ -120,6 +121,15 @@ def _with_own_buffers(program: ExportedProgram) -> None:
         for name in program.graph_signature.buffers:
             if isinstance(value := tensors.get(name), Tensor):
                 tensors[name] = value.clone()
+
+
+def _with_plain_strides(program: ExportedProgram) -> None:
+    """Lay tensors without numbers out as torch does: with numpy's strides of 0 torch.export.save stores none of them."""
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, Tensor) and not value.numel():
+                plain = torch.empty(value.shape, dtype=value.dtype)
+                tensors[name] = nn.Parameter(plain, requires_grad=False) if isinstance(value, nn.Parameter) else plain
 
 
 def _in_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -222,6 +232,7 @@ def from_program(program: ExportedProgram, ref: str, record: Mapping[str, Any], 
     parameters = {name: program.state_dict[name] for name in program.graph_signature.parameters}
     refuse_unloaded(parameters, {**program.state_dict, **program.constants}, ref)
     refuse_infinite_read(program, ref)
+    _with_plain_strides(program)
     refuse_parts(program, ref)
     kinds = {str(t.dtype).removeprefix("torch.") for t in (image, *parameters.values())} - {"float32"}
     if kinds:
