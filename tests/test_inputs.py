@@ -270,7 +270,8 @@ def test_ops_on_what_no_image_changes_stay_float() -> None:
     """An input without a batch is read by the linear layer `size` alone, whose rows are those of no image."""
     graph = capture(loaded(Masked(), GIVEN, input_size=SIZE))
     assert {op.name for op in graph.ops} >= {"stem", "mask", "head"}
-    assert [product.name for product in graph.float_products] == ["size"]
+    (product,) = graph.float_products
+    assert (product.name, product.function) == ("size", "linear of numbers that are the same for every image")
 
 
 @pytest.mark.parametrize(

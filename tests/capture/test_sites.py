@@ -15,6 +15,8 @@ from fewbit.load import load_model
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
 
+EXPERTS = torch.randn(4, 4, 5)
+
 # padding
 
 
@@ -164,7 +166,27 @@ def test_a_model_whose_own_module_is_called_inner_keeps_its_names():
             "conv_transpose2d",
             36 * 4 * 3 * 4,
         ),
-        (Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(2) @ net.w, w=torch.randn(4, 36, 36)), "matmul", 4 * 36 * 36),
+        (
+            Net(lambda net, x: net.conv(x).flatten(2).unsqueeze(2) @ net.w, w=torch.randn(4, 36, 36)),
+            "matmul with a constant matrix for each head or expert",
+            4 * 36 * 36,
+        ),
+        (
+            Net(lambda net, x: torch.einsum("bec,ecd->bed", net.conv(x).mean(3)[:, :, None, :4].flatten(2), net.w), w=EXPERTS),
+            "matmul with a constant matrix for each head or expert",
+            4 * 4 * 5,
+        ),
+        (Net(lambda net, x: net.conv(x).flatten(2) @ net.w, w=torch.randn(36)), "matmul with a constant vector", 4 * 36),
+        (
+            Net(
+                lambda net, x: (
+                    F.conv2d(x.flatten(0, 1)[None], x.mean((2, 3)).reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1))
+                    + net.conv(x).mean()
+                )
+            ),
+            "conv2d with weights that are computed",
+            64 * 3 * 3,
+        ),
         (Net(lambda net, x: torch.einsum("bchw,bchw->b", x, x) + net.conv(x).mean((1, 2, 3))), "einsum", 3 * 64),
         (Net(lambda net, x: net.vol(net.conv(x).unsqueeze(2)), vol=nn.Conv3d(4, 5, (1, 3, 3))), "conv3d", 5 * 16 * 4 * 9),
         (

@@ -10,9 +10,10 @@ from typing import cast
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fewbit.capture.canonicalize import MATMUL
 from fewbit.capture.costs import count_costs
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
-from fewbit.capture.normalize import normalize
+from fewbit.capture.normalize import CONVS, normalize
 from fewbit.core.fx import MOVES, back_through, constant, is_call, is_constant, reached
 from fewbit.core.graph import FloatProduct, Graph, Op, Site
 from fewbit.core.inputs import Input
@@ -37,7 +38,7 @@ def capture(loaded: Loaded) -> Graph:
             f"{loaded.ref} has no linear, convolution or matrix product; there is nothing to quantize; give another model."
         )
     taken = {op.node for op in ops}
-    others = _float_products(node for node in module.graph.nodes if node in computed and node.name not in taken)
+    others = _float_products(module, (node for node in module.graph.nodes if node in computed and node.name not in taken))
     many = loaded.batch or 1
     behind = (replace(one, macs=one.macs // many) for one in (loaded.tail.products if loaded.tail else ()))
     return Graph(
@@ -82,13 +83,23 @@ def find(module: GraphModule, computed: Collection[Node], floats: Collection[Nod
     return ops, sites
 
 
-def _float_products(others: Iterable[Node]) -> tuple[FloatProduct, ...]:
+def _float_products(module: GraphModule, others: Iterable[Node]) -> tuple[FloatProduct, ...]:
     """Those of the nodes that are no ops that have products."""
     nodes = [node for node in others if node.meta.get("macs")]
-    called = [str(node.target).split(".")[1:2] or [node.name] for node in nodes]  # aten.conv_transpose2d.input
-    return tuple(
-        FloatProduct(path_of(node) or node.name, name, node.meta["macs"]) for node, (name,) in zip(nodes, called, strict=True)
-    )
+    return tuple(FloatProduct(path_of(node) or node.name, _function(module, node), node.meta["macs"]) for node in nodes)
+
+
+def _function(module: GraphModule, node: Node) -> str:
+    """What a node that is no op computes: its function, and where others of it are ops, in what it differs from them."""
+    (name,) = str(node.target).split(".")[1:2] or [node.name]  # aten.conv_transpose2d.input
+    if (kind := kind_of(module, node)) is not None:
+        whole = any(not _is_real(read) for read in kind.reads(node).values())
+        return f"{kind.name} of {'whole numbers' if whole else 'numbers that are the same for every image'}"
+    if is_call(node, MATMUL):
+        constants = [constant(module, one) for one in node.all_input_nodes if is_constant(one)]
+        many = any(one.ndim > 2 for one in constants)
+        return f"{name} with {'a constant matrix for each head or expert' if many else 'a constant vector'}"
+    return f"{name} with weights that are computed" if is_call(node, *CONVS) else name
 
 
 def path_of(node: Node) -> str:

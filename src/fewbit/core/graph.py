@@ -56,7 +56,7 @@ class Op:
 @dataclass(frozen=True)
 class FloatProduct:
     """Sums of products that no kind of op describes (a transposed or deformable convolution, an LSTM behind the layers): where
-    they stand, the name of the function, and the multiply-accumulates for one image.
+    they stand, the function in words, and the multiply-accumulates for one image.
     """
 
     name: str
