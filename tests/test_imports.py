@@ -44,6 +44,7 @@ COMMON = {
     "onnx_file",
     "progress",
     "runtimes",
+    "said",
     "workers",
 }  # every room may import these, and they import only each other
 HOME = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def stopped(error: BaseException) -> Stopped | None:
         if isinstance(one, Stopped):
             return one
         if isinstance(one, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(str(one)):
-            found = f" ({type(one).__name__}: {str(one).strip().splitlines()[0][:160]})" if str(one).strip() else ""
+            found = f" ({type(one).__name__}: {shortened(str(one).strip().splitlines()[0], 160)})" if str(one).strip() else ""
             return Stopped(
                 f"there is not enough memory{found}. Close other programs, raise the limit (ulimit -v), or take a smaller "
                 "--input-size or fewer images: --calibration 32."
@@ -125,10 +126,15 @@ class FewbitFailed(Exception):
     exit_code = 1
 
 
+def shortened(text: str, most: int) -> str:
+    """Words of others on one line, of at most so many characters; what is longer ends behind a word, in dots."""
+    return textwrap.shorten(text, most, placeholder=" ...")
+
+
 def reason(error: BaseException) -> str:
     """The first informative line of an exception and, where it says so, the line of the model; without its stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400].rstrip(". ")
+    reason = f"{type(error).__name__}: {shortened(lines[0], 400) if lines else 'no message'}".rstrip(". ")
     places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
     if places:
         file, line, source = places[-1]

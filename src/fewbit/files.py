@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from fewbit.core.pages import mapped
-from fewbit.errors import AGAIN, FULL, BadFile, Stopped
+from fewbit.errors import AGAIN, FULL, BadFile, Stopped, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,8 +185,8 @@ def going_on_from(path: Path) -> Iterator[Any]:
         pickle.UnpicklingError,
     ) as error:  # fmt: skip
         raise BadFile(
-            f"{path} is damaged ({str(error).partition(chr(10))[0][:100]}), so nothing can go on from it; the same command "
-            "again starts anew."
+            f"{path} is damaged ({shortened(str(error).partition(chr(10))[0], 100)}), so nothing can go on from it; the same "
+            "command again starts anew."
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, shortened
 
 if TYPE_CHECKING:
     import onnx
@@ -35,8 +35,8 @@ def load_proto(path: Path, *, data: bool = True) -> onnx.ModelProto:
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadFile(
-            f"{path} is not a readable ONNX file ({said:.200}). Give an ONNX file or the folder of a finished run, as in "
-            "run/model.onnx or run; a run whose own file is broken is written again with fewbit quantize --force."
+            f"{path} is not a readable ONNX file ({shortened(said, 200)}). Give an ONNX file or the folder of a finished "
+            "run, as in run/model.onnx or run; a run whose own file is broken is written again with fewbit quantize --force."
         ) from error
 
 

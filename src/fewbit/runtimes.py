@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from fewbit.core.record import normalized_inside, pixels_of
 from fewbit.errors import BadFile, FewbitError, UnknownName, stopped
 from fewbit.onnx_file import DATA, is_external, load_proto, with_outputs
+from fewbit.said import said
 
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # what is no float32
 AS_WRITTEN = "onnxruntime"  # runs any file as written: the default, and the stand-in for a runtime that is not installed
@@ -90,7 +90,7 @@ run = lambda inputs: session.run(None, inputs)
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BadFile(f"onnxruntime cannot load {path}: {_said(error)}") from error
+            raise BadFile(f"onnxruntime cannot load {path}: {said(error, path)}") from error
         self._names, ports = [output.name for output in self._session.get_outputs()], self._session.get_inputs()
         self._inputs = [port.name for port in ports]
         self.feed = feed_of(path, [np.dtype(TYPES.get(port.type, np.float32)) for port in ports])
@@ -136,7 +136,7 @@ run = lambda inputs: request.infer(inputs)
                 model.add_outputs(list(outputs))
             self.compiled = core.compile_model(model, "CPU", config)
         except Exception as error:
-            raise BadFile(f"openvino cannot load {path}: {_said(error)}") from error
+            raise BadFile(f"openvino cannot load {path}: {said(error, path)}") from error
         self._request = self.compiled.create_infer_request()
         self.feed = feed_of(path, [np.dtype(port.get_element_type().to_dtype()) for port in self.compiled.inputs])
 
@@ -219,23 +219,6 @@ RUNTIMES: Mapping[str, Runtime] = {
     )
 }
 RUNNABLE = {name: runtime for name, runtime in RUNTIMES.items() if runtime.session is not None}
-
-
-ELSEWHERE = "Choose a target of another runtime (fewbit targets), or take these out of the model."
-WHERE = re.compile(
-    r"^(Exception from|Check '.*' failed at|FrontEnd API failed|.*failed\. Failed operations|Summary:)|\.cpp:\d+"
-)
-LACKING = re.compile(r"No conversion rule found for operations: ([\w., -]+)")
-
-
-def _said(error: Exception) -> str:
-    """What a runtime says, on one line; of openvino, which operators it lacks, or the reason without where in its own code."""
-    if found := LACKING.search(str(error)):
-        lacks = [re.sub(r"-(\d+)$", r" (opset \1)", one.strip()) for one in found[1].split(",")]
-        return f"it has no {' and no '.join(lacks)}. {ELSEWHERE}"
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not WHERE.search(line)] or lines
-    return " ".join(" ".join(kept).split())[:400]
 
 
 def runtime_names() -> tuple[str, ...]:

@@ -575,6 +575,43 @@ def test_a_top_k_in_any_order_is_named_with_the_line_that_puts_it_in_order(
     assert as_it_runs(load_model("in_order.onnx"), Path("in_order.onnx")) == ()
 
 
+def test_a_file_that_is_laid_out_for_one_processor_is_refused_with_how_to_save_it(tmp_path: Path) -> None:
+    """onnxruntime itself lays it out, and saves it again as the message says."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["maps"], "conv"), helper.make_node("Relu", ["maps"], ["y"], "relu")]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["N", *SIZE]), ("y", ["N", 16, 8, 8]))]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], [constant("w", drawn(16, 3, 1, 1))])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path, options, saved = written(model, tmp_path), onnxruntime.SessionOptions(), tmp_path / "saved.onnx"
+    options.optimized_model_filepath = str(saved)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if not any(node.domain == "com.microsoft.nchwc" for node in onnx.load(saved).graph.node):
+        pytest.skip("onnxruntime lays nothing out for this processor")
+    with pytest.raises(
+        BadModel, match=r"saved\.onnx was saved by onnxruntime with all .* such as com\.microsoft\.nchwc\."
+    ) as found:
+        load_model(str(saved))
+    assert "extract_model" not in str(found.value)
+    exec(str(found.value).rpartition(": ")[2].removesuffix("."), {"onnxruntime": onnxruntime, "options": options})
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    images = drawn(2, *SIZE)
+    with torch.no_grad():
+        (got,) = pytree.tree_leaves(capture(load_model(str(saved))).module(torch.from_numpy(images)))
+    np.testing.assert_allclose(got, of_runtime(path, images), rtol=1e-4, atol=1e-5)
+
+
+def test_why_onnxruntime_does_not_run_a_file_is_said_whole(tmp_path: Path) -> None:
+    model, folder = net(), tmp_path / ("a folder with words " * 8)
+    folder.mkdir()
+    for node in (model.graph.node[0], model.graph.node[-1]):
+        node.name = "twice"
+    path = written(model, folder)
+    (note,) = as_it_runs(load_model(str(path)), path)
+    assert note == (
+        f"onnxruntime does not run {path} itself (two nodes with same node name (twice)), so nobody has compared with it what "
+        "fewbit reads there."
+    )
+
+
 def lacking(path: Path, **_: object) -> None:
     raise BadFile(f"onnxruntime cannot load {path}: it has no such operator.")
 

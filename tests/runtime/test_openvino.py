@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from fewbit.capture import capture
@@ -15,19 +19,25 @@ from fewbit.choose import Bits, choose
 from fewbit.choose.builder import PlanBuilder
 from fewbit.core.checks import Checks
 from fewbit.core.plan import Plan
-from fewbit.errors import BadFile
+from fewbit.errors import BadFile, BadModel
 from fewbit.execute.simulate import simulate
 from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.realize import realize
 from fewbit.realize.qdq import CODES
 from fewbit.recipes import recipe_named
+from fewbit.request import Request
+from fewbit.run import Run
 from fewbit.runtimes import OpenVino
+from fewbit.stages import STAGES
 from fewbit.target import load_target
 from fewbit.verify.compare import compare
 from planning import context_for, plan_for
 
 pytest.importorskip("openvino")
+
+
+AROUND = r"^openvino cannot run Sequential: it does not take Pad '.*pad.*': .*\[wrap\]\. Choose a target of another runtime"
 
 
 class Attention(nn.Module):
@@ -272,6 +282,60 @@ def _checked(net: nn.Module, folder: Path, name: str, bits: Bits | None = None, 
     plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"), bits=bits or Bits())
     realize(graph, plan, folder / "model.onnx", **target.file_format)
     return plan, compare(graph, plan, folder / "model.onnx", [images], runtime="openvino")
+
+
+def _two_nodes(folder: Path, first: NodeProto, constants: Mapping[str, np.ndarray], *shapes: tuple[int, ...]) -> Path:
+    """A file of a node that reads inputs x, grid, ... of these shapes, and a convolution behind it."""
+    size = (1,) * len(shapes[0])
+    nodes = [first, helper.make_node("Conv", ["inside", "w"], ["y"], "/conv")]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip(("x", "grid"), shapes, strict=False)]
+    stored = [numpy_helper.from_array(np.ones((2, 4, *size[2:]), np.float32), "w")]
+    stored += [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", ports, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+MAP, CROP = (1, 4, 8, 8), {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
+TWICE, PART = np.float32([1, 1, 2, 2]), np.float32([0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9])
+NOT_TAKEN = {
+    "wrap": (
+        helper.make_node("Pad", ["x", "pads"], ["inside"], "/pad", mode="wrap"), {"pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1])},
+        (MAP,), r"it does not take Pad '/pad': Unsupported padding mode: \[wrap\]\.",
+    ),
+    "no name": (
+        helper.make_node("Pad", ["x", "pads"], ["inside"], mode="wrap"), {"pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}, (MAP,),
+        r"it does not take Pad 'inside': ",
+    ),
+    "volume": (
+        helper.make_node("GridSample", ["x", "grid"], ["inside"], "/grid"), {}, ((1, 4, 4, 4, 4), (1, 3, 3, 3, 3)),
+        r"it does not take GridSample '/grid': GridSample is only supported for 4D input tensors\. Got rank: 5\.",
+    ),
+    "crop": (
+        helper.make_node("Resize", ["x", "part", "scales"], ["inside"], "/crop", **CROP), {"part": PART, "scales": TWICE},
+        (MAP,), r"it does not take Resize '/crop': tf_crop_and_resize - this type of coordinate transformation mode is not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_a_node_that_openvino_does_not_take_is_named_and_not_those_behind_it(tmp_path: Path, name: str) -> None:
+    node, constants, shapes, said = NOT_TAKEN[name]
+    path = _two_nodes(tmp_path, node, constants, *shapes)
+    onnxruntime.InferenceSession(path)  # nothing is wrong with the file
+    with pytest.raises(BadFile, match=rf"^openvino cannot load .*net\.onnx: {said}.* Choose a target of another") as found:
+        OpenVino(path)
+    assert "/conv" not in str(found.value)
+    assert "Conv-" not in str(found.value)
+
+
+def test_a_model_that_openvino_does_not_take_is_refused_before_anything_is_observed(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(256, 2))
+    images = np.random.default_rng(0).random((24, 3, 8, 8), np.float32)
+    for target, refused in (("ort-x86-vnni", nullcontext()), ("openvino-x86", pytest.raises(BadModel, match=AROUND))):
+        request = Request(model=net.eval(), images=images, input_size=(3, 8, 8), target=target)
+        with Run.start(request, STAGES) as run, refused:
+            run.do("capture")
 
 
 def test_an_operator_that_openvino_has_not_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from fewbit.errors import BadFile, stopped
+from fewbit.errors import BadFile, shortened, stopped
 from fewbit.folder import MODEL
 from fewbit.onnx_reader.work import multiplied
 
@@ -195,8 +195,8 @@ def read(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except Exception as error:
         raise BadFile(
-            f"{path} is not an ONNX file that lint can read: {str(error).strip().splitlines()[0]:.200}. Give an ONNX file that "
-            "onnxruntime loads, as in fewbit lint run/model.onnx."
+            f"{path} is not an ONNX file that lint can read: {shortened(str(error).strip().splitlines()[0], 200)}. Give an "
+            "ONNX file that onnxruntime loads, as in fewbit lint run/model.onnx."
         ) from error
     return model
 

@@ -21,6 +21,7 @@ import onnx
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.lint.graph import Graph, Node, read
+from fewbit.said import said
 
 TOKEN = re.compile(r"lint\d{6}")
 INTEGER_OPS = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|MatMulNBits|QuantizeLinear$")
@@ -96,7 +97,7 @@ def _onnxruntime(path: Path) -> dict[str, Ran]:
         feeds = {value.name: _zeros(value.shape, value.type) for value in session.get_inputs()}
         session.run(None, feeds)
     except Exception as error:
-        raise BadFile(f"onnxruntime cannot run this file: {str(error).strip().splitlines()[0]:.300}") from error
+        raise BadFile(f"onnxruntime cannot run this file: {said(error, path)}") from error
     events = json.loads(Path(session.end_profiling()).read_text())
     kernels: dict[str, Ran] = {}
     for event in events:

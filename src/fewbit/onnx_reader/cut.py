@@ -20,6 +20,7 @@ from fewbit.onnx_reader.work import products
 
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
 CHOOSES = ("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK")
+LAYOUTS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # domains of onnxruntime's last optimisations
 NOTHING = ValueInfoProto()
 WHY = {True: "belongs to such a node", False: "torch cannot express it"}
 Shapes = Mapping[str, ValueInfoProto]
@@ -31,10 +32,11 @@ def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
     are any.
 
     What the tail reads are outputs of the model then. Raises BadModel, with the node's name, where nodes that are not
-    taken stand in front of layers.
+    taken stand in front of layers, or are laid out for one processor.
     """
     flow = Flow(model)
     strange = [i for i, node in enumerate(flow.nodes) if not flow.is_taken(node)]
+    _refuse_layouts([flow.nodes[i] for i in strange], path)
     if not strange:
         if len(flow.nodes) < len(model.graph.node):
             read = [NodeProto.FromString(node.SerializeToString()) for node in flow.nodes]
@@ -102,6 +104,17 @@ def _read(graph: GraphProto) -> Iterable[NodeProto]:
             nodes.append(node)
             names |= {*reads(node)}
     return reversed(nodes)
+
+
+def _refuse_layouts(strange: Sequence[NodeProto], path: Path) -> None:
+    """Raise BadModel where onnxruntime has laid a file out for a processor, with how to save it before that."""
+    found = [node for node in strange if domain(node) in LAYOUTS or node.op_type.startswith("Nhwc")]
+    if found:
+        raise BadModel(
+            f"{path} was saved by onnxruntime with all of its optimisations, which lay it out for one kind of processor: "
+            f"{len(found)} nodes such as {label(found[0])} '{title(found[0])}'. Give the file that it was made from, or save "
+            "that with fewer: options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED."
+        )
 
 
 def _tail(flow: Flow, strange: Sequence[int], path: Path) -> set[int]:

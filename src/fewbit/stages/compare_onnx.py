@@ -20,14 +20,15 @@ from fewbit.core.checks import OutputCheck
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
 from fewbit.data.images import Images
-from fewbit.errors import BadModel, stopped
+from fewbit.errors import BadFile, BadModel, stopped
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
 from fewbit.onnx_file import load_proto
 from fewbit.onnx_reader import read_onnx
-from fewbit.onnx_reader.file import all_nodes, first_line, read_proto
+from fewbit.onnx_reader.file import all_nodes, read_proto
 from fewbit.onnx_reader.strip import stripped
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
+from fewbit.said import said
 from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, Outputs, given_by, program_checks
 
 SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
@@ -52,8 +53,9 @@ def as_it_runs(loaded: Loaded, path: Path, images: Images | None = None, *, requ
         except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
             if halt := stopped(error):
                 raise halt from error
-            reason = first_line(error).replace(str(file), str(path))
-            return (_uncompared(f"{AS_WRITTEN} does not run {path} itself ({reason[:200]})"),)
+            reason = said(error.__cause__ if isinstance(error, BadFile) and error.__cause__ else error)
+            why = reason.replace(str(file), str(path)).rstrip(".")
+            return (_uncompared(f"{AS_WRITTEN} does not run {path} itself ({why})"),)
         wrong, batch = next((one for one in _checks(loaded, written, groups, found) if one[0].wrong), (None, None))
         if wrong is None or batch is None:
             return ()

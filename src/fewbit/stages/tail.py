@@ -11,7 +11,8 @@ from fewbit.files import write_atomic
 from fewbit.load import Loaded
 from fewbit.onnx_file import load_proto
 from fewbit.onnx_reader.cut import first_of, of_opset, tail_of
-from fewbit.runtimes import AS_WRITTEN, ELSEWHERE, open_session
+from fewbit.runtimes import AS_WRITTEN, open_session
+from fewbit.said import ELSEWHERE, OTHERWISE
 from fewbit.verify.tail import written
 
 TAIL = "tail.onnx"
@@ -30,9 +31,8 @@ def fitted(loaded: Loaded, opset: int, runtime: str) -> Loaded:
             try:
                 open_session(name, path)
             except BadFile as error:
-                reason = (
-                    str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref).removesuffix(ELSEWHERE).rstrip(". ")
-                )
+                reason = str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref)
+                reason = reason.removesuffix(ELSEWHERE).removesuffix(OTHERWISE).rstrip(". ")
                 ends = [[one.name for one in ports] for ports in (loaded.inputs, loaded.outputs)]
                 raise BadModel(
                     f"{loaded.ref} has {named}, which torch cannot express and {name} cannot run: {reason}. Choose a target of "

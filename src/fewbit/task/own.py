@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.core.task import Meter, Output, Outputs, OutputScore, Rating, Scored, Task
-from fewbit.errors import BadModel, FewbitError, stopped
+from fewbit.errors import BadModel, FewbitError, shortened, stopped
 
 
 def watched(task: Task) -> Task:
@@ -188,7 +188,7 @@ def _asked(task: Task, of: object, name: str, ask: Callable[[], Any]) -> Any:
         if stopped(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300].rstrip(". ")
+        what = f"{type(error).__name__}: {shortened(lines[0], 300) if lines else 'no message'}".rstrip(". ")
         file = _file(task)
         numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f", at line {numbers[-1]}" if numbers else ""

@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from fewbit.errors import FewbitError, Stopped
+from fewbit.errors import FewbitError, Stopped, shortened
 from fewbit.workers.local import LOCAL, Item, Result, Workers
 
 INSTALL = 'pip install "fewbit[scale]"'
@@ -141,7 +141,7 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
     try:
         ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = shortened(str(error), 200)
         raise Stopped(f"Ray cannot be started here: {why} Give the command again, or do without: no --workers.") from error
 
 
@@ -165,7 +165,7 @@ def _join(address: str, options: dict[str, Any]) -> None:
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
             raise
-        found = " ".join(str(error).split())[:300]
+        found = shortened(str(error), 300)
         raise FewbitError(
             f"--ray {address}: {found} Give both the same versions; here is Ray {version('ray')}: pip install ray==VERSION."
         ) from error
