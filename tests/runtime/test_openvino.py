@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from fewbit.choose import Bits, choose
 from fewbit.choose.builder import PlanBuilder
 from fewbit.core.checks import Checks
 from fewbit.core.plan import Plan
-from fewbit.errors import BadFile, BadModel
+from fewbit.errors import BadFile, BadModel, FewbitFailed
 from fewbit.execute.simulate import simulate
 from fewbit.load import load_model
 from fewbit.observe import observe
@@ -35,9 +35,6 @@ from fewbit.verify.compare import compare
 from planning import context_for, plan_for
 
 pytest.importorskip("openvino")
-
-
-AROUND = r"^openvino cannot run Sequential: it does not take Pad '.*pad.*': .*\[wrap\]\. Choose a target of another runtime"
 
 
 class Attention(nn.Module):
@@ -329,13 +326,35 @@ def test_a_node_that_openvino_does_not_take_is_named_and_not_those_behind_it(tmp
     assert "Conv-" not in str(found.value)
 
 
-def test_a_model_that_openvino_does_not_take_is_refused_before_anything_is_observed(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(256, 2))
+class Halved(nn.Module):
+    """A map at half the size, with the mean of the pixels around where `antialias` asks for it."""
+
+    def __init__(self, antialias: bool) -> None:
+        super().__init__()
+        self.conv, self.antialias = nn.Conv2d(3, 2, 3), antialias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=self.antialias)
+        return self.conv(x).mean((2, 3))
+
+
+CIRCULAR = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(256, 2))
+AROUND = r"^openvino cannot run Sequential: it does not take Pad '.*pad.*': .*\[wrap\]\. Choose a target of another runtime"
+WRONGLY = r"^openvino computes the float model wrongly \(logits differs by .*; onnxruntime computes it rightly\)"
+BEFORE: dict[str, tuple[nn.Module, str, AbstractContextManager[object]]] = {
+    "another runtime": (CIRCULAR, "ort-x86-vnni", nullcontext()),
+    "not taken": (CIRCULAR, "openvino-x86", pytest.raises(BadModel, match=AROUND)),
+    "right": (Halved(antialias=False), "openvino-x86", nullcontext()),
+    "wrong": (Halved(antialias=True), "openvino-x86", pytest.raises(FewbitFailed, match=WRONGLY)),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_what_openvino_does_not_compute_is_refused_before_anything_is_observed(name: str) -> None:
+    net, target, refused = BEFORE[name]
     images = np.random.default_rng(0).random((24, 3, 8, 8), np.float32)
-    for target, refused in (("ort-x86-vnni", nullcontext()), ("openvino-x86", pytest.raises(BadModel, match=AROUND))):
-        request = Request(model=net.eval(), images=images, input_size=(3, 8, 8), target=target)
-        with Run.start(request, STAGES) as run, refused:
-            run.do("capture")
+    with Run.start(Request(model=net.eval(), images=images, input_size=(3, 8, 8), target=target), STAGES) as run, refused:
+        run.do("capture")
 
 
 def test_an_operator_that_openvino_has_not_is_named(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ from fewbit.runtimes import AS_WRITTEN, open_session
 from fewbit.stages import task
 from fewbit.stages.limit import check_memory_limit
 from fewbit.stages.load import Inputs
-from fewbit.stages.realize import check_opset, write_twin
+from fewbit.stages.realize import check_opset, sample_of, write_twin
 from fewbit.stages.tail import read_tail, write_tail
+from fewbit.stages.verify import twin_of
 
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
 
@@ -88,7 +89,9 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
 
 
 def _check_runtime(inputs: Inputs, graph: Graph, asked: Request, twin: Path) -> None:
-    """Write float.onnx, which stage realize would write, and raise BadModel where the runtime does not take the file."""
+    """Write float.onnx, which stage realize would write. Raises BadModel where the runtime does not take the file, and
+    FewbitFailed where it computes something else.
+    """
     if not twin.exists():
         write_twin(graph, twin, asked.hardware.file_format, inputs.record)
     try:
@@ -96,6 +99,7 @@ def _check_runtime(inputs: Inputs, graph: Graph, asked: Request, twin: Path) -> 
     except BadFile as error:
         why = str(error).partition(f"{twin}: ")[2] or str(error)
         raise BadModel(f"{asked.hardware.runs_in} cannot run {inputs.loaded.ref}: {why}") from error
+    twin_of(graph, inputs.loaded.program, twin, sample_of(graph, inputs.scored), asked.hardware.runs_in)
 
 
 def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedProgram]:
