@@ -34,7 +34,7 @@ from fewbit.stages.verify import twin_of
 from fewbit.target import load_target
 from fewbit.verify import compare, deviations, twin_checks
 from fewbit.verify.file import initializers, stored_codes
-from fewbit.verify.outputs import distance, disturbances, judged
+from fewbit.verify.outputs import Moved, apart, disturbances, judged
 
 NETS = ("realized_conv_net", "realized_vit")
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
@@ -139,18 +139,34 @@ def test_rounding_of_float32_is_inside_the_limit_and_a_thousand_times_of_it_is_n
         with torch.no_grad():
             found, exact = net.module(net.images), copy.deepcopy(net.module).double()(net.images.double())
             (disturbed,), (free,) = executor(net.images, calls=disturbances(executor)), executor(net.images)
-            moved = distance(disturbed, free)
+            moved = apart(disturbed, free)
         (check,) = judged("here", {"logits": exact.float()}, {"logits": found}, {"logits": moved})
         assert 0 < check.difference < check.limit < 1e-4 * float(exact.abs().max())
         off = exact.float() + 1e3 * (found - exact.float())
         assert judged("here", {"logits": exact.float()}, {"logits": off}, {"logits": moved})[0].wrong
 
 
+def test_where_rounding_moves_a_few_boxes_far_it_does_not_explain_that_all_of_them_are_elsewhere():
+    boxes = torch.rand(4, 50, 4, generator=torch.Generator().manual_seed(0))
+    tied, elsewhere = boxes.clone(), (boxes + 0.4).remainder(1)
+    tied[1, 7] += 0.3  # one query of 200 reads another code
+    moved = apart(tied, boxes) | Moved(0.1, 2e-6)
+    assert moved == Moved(pytest.approx(0.3, rel=1e-5), 2e-6)
+    assert apart(elsewhere, boxes).usual == pytest.approx(
+        float(np.median((elsewhere - boxes).abs().double().numpy())), rel=1e-3
+    )
+    right, wrong = (judged("here", {"boxes": boxes}, {"boxes": found}, {"boxes": moved})[0] for found in (tied, elsewhere))
+    assert not right.wrong
+    assert wrong.difference < wrong.limit
+    assert wrong.wrong
+    assert wrong.said == f"differs by {wrong.usual:.3g} in the middle, where float32 rounding explains {wrong.usual_limit:.2g}"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
 def test_an_output_that_is_no_number_or_not_there_is_wrong(value):
     expected = torch.ones(2, 3)
     found = {} if value is None else {"logits": torch.full((2, 3), value)}
-    (check,) = judged("here", {"logits": expected}, found, {"logits": 1.0})
+    (check,) = judged("here", {"logits": expected}, found, {"logits": Moved(1.0, 1.0)})
     assert check.wrong
 
 
@@ -328,4 +344,4 @@ def test_a_twin_whose_numbers_stand_on_a_border_is_right_and_a_wrong_one_is_not(
 
 def test_an_output_whose_shape_rounding_decides_is_not_compared():
     with pytest.raises(BadModel, match=r"keypoints has the shape \(1, 0, 2\) or \(1, 75, 2\)"):
-        distance(torch.zeros(1, 0, 2), torch.zeros(1, 75, 2), "keypoints")
+        apart(torch.zeros(1, 0, 2), torch.zeros(1, 75, 2), "keypoints")

@@ -76,8 +76,9 @@ def verify(request: VerifyRequest) -> None:
         )
     out.print(table)
     for check in checks.outputs:
-        explained = f"{check.limit:.2g} explained by rounding, cosine {check.cosine:.6f}"
-        out.print(f"{check.output}, {check.place}: largest difference {check.difference:.3g} ({explained})")
+        largest = f"largest difference {check.difference:.3g} ({check.limit:.2g} explained by rounding)"
+        usual = f"middle one {check.usual:.2g} ({check.usual_limit:.2g})"
+        out.print(f"{check.output}, {check.place}: {largest}, {usual}, cosine {check.cosine:.6f}")
     found = tables.verify(checks)
     if said := near_ties(found):
         out.print(said, soft_wrap=True)

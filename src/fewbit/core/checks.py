@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ class SelectionCheck:
 class OutputCheck:
     """One output of a file in a runtime (`place` says which and where), against what it should be.
 
-    `limit` is the largest difference that rounding explains; agreement is that of the largest entry, in percent.
+    `limit` is the largest difference that rounding explains, `usual_limit` that of the middle one of all numbers (`usual`);
+    agreement is that of the largest entry, in percent.
     """
 
     place: str
@@ -54,10 +56,21 @@ class OutputCheck:
     limit: float
     cosine: float
     agreement: float
+    usual: float = 0.0
+    usual_limit: float = math.inf
 
     @property
     def wrong(self) -> bool:
-        return not self.difference <= self.limit  # a NaN is wrong, too
+        return not (self.difference <= self.limit and self.usual <= self.usual_limit)  # a NaN is wrong, too
+
+    @property
+    def said(self) -> str:
+        """By how much it differs, and how much rounding explains: of the largest difference, or of the middle one where that
+        alone is too large.
+        """
+        if self.difference <= self.limit and self.wrong:
+            return f"differs by {self.usual:.3g} in the middle, where float32 rounding explains {self.usual_limit:.2g}"
+        return f"differs by {self.difference:.3g}, where float32 rounding explains {self.limit:.2g}"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def problems(result: Checks, most: int = 5) -> list[str]:
             )
     for each in result.wrong_outputs:
         where = f"output {each.output} ({each.place})"
-        lines.append(f"{where} differs by {each.difference:.3g}, where float32 rounding explains {each.limit:.2g}")
+        lines.append(f"{where} {each.said}")
     return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
 
 

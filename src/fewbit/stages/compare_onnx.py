@@ -84,7 +84,7 @@ def _uncompared(why: str) -> str:
 def _difference(wrong: OutputCheck) -> str:
     if not math.isfinite(wrong.difference):
         return "has another shape, or numbers that are not finite"
-    return f"differs by {wrong.difference:.3g}, where rounding explains {wrong.limit:.2g}"
+    return wrong.said
 
 
 @contextmanager
@@ -168,7 +168,8 @@ def _checks(
     """The check of each output in each group, with a batch of the group."""
     for batches, outputs in zip(groups, found, strict=True):
         for check in program_checks(loaded.program, loaded.inputs, outputs, batches, AS_WRITTEN, written.step, TRIES):
-            yield replace(check, limit=max(check.limit, written.least)), batches[-1]
+            limit, usual_limit = (max(one, written.least) for one in (check.limit, check.usual_limit))
+            yield replace(check, limit=limit, usual_limit=usual_limit), batches[-1]
 
 
 def _first(loaded: Loaded, path: Path, file: Path, batch: Batch, far: float, requantize: bool) -> str:

@@ -46,7 +46,7 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
     wrong = next((check for check in checks if check.wrong), None)
     if wrong is None:
         return checks
-    differs = f"{wrong.output} differs by {wrong.difference:.3g}, where float32 rounding explains {wrong.limit:.2g}"
+    differs = f"{wrong.output} {wrong.said}"
     differs = differs if math.isfinite(wrong.difference) else f"{wrong.output} has another shape or is not there"
     again = () if runtime == AS_WRITTEN else checked_in(AS_WRITTEN)
     if again and not any(check.wrong for check in again):

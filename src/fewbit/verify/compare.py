@@ -34,8 +34,9 @@ from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session
 from fewbit.verify.file import stored_codes
 from fewbit.verify.outputs import (
     DISTURBANCES,
+    Moved,
     Outputs,
-    distance,
+    apart,
     disturbances,
     given_by,
     joined,
@@ -61,7 +62,7 @@ class Forced:
     selections: tuple[SelectionCheck, ...]
     expected: Outputs
     found: Outputs
-    moved: Mapping[str, float]
+    moved: Mapping[str, Moved]
 
     def judged(self, place: str) -> tuple[OutputCheck, ...]:
         """The checks of the outputs; `place` says which file ran where."""
@@ -132,7 +133,7 @@ def forced(
     selects, the value of the session that has its places.
     """
     tables, chosen = list[tuple[SiteCheck, ...]](), list[tuple[SelectionCheck, ...]]()
-    pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, 0.0), disturbances(module.executor, rounded)
+    pairs, moved, noise = list[tuple[Outputs, Outputs]](), dict.fromkeys(names, Moved()), disturbances(module.executor, rounded)
     for batch in images:
         values = dict(session.run(*arrays_of(module.executor.inputs, batch)))
         codes = {site: torch.from_numpy(values.pop(site + CODES)) for site in sites}
@@ -141,7 +142,7 @@ def forced(
         tables.append(checks)
         pairs.append((named(expected, names), picked(values, names)))
         disturbed = named(_disturbed(module, batch, codes, {**noise, **selected.calls}), names)
-        moved = {name: max(moved[name], distance(disturbed[name], pairs[-1][0][name], name)) for name in names}
+        moved = {name: moved[name] | apart(disturbed[name], pairs[-1][0][name], name) for name in names}
         chosen.append(_selections(module, batch, codes, selected, rounded))
     ours, theirs = zip(*pairs, strict=True)
     return Forced(added(tables), of_all(chosen), joined(ours), joined_where_alike(theirs), moved)

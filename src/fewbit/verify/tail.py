@@ -22,7 +22,7 @@ from fewbit.core.graph import Graph, Tail
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.folder import scratch
 from fewbit.runtimes import OnnxRuntime, Session, open_session
-from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, distance
+from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, apart
 
 NEAR = 0.02  # two rows are the same where no number differs by more, as a share of the largest of its column
 MOST = 1000  # rows of an output that are looked for in another
@@ -96,7 +96,7 @@ def _check(place: str, name: str, ours: Tensor, theirs: Tensor, moved: Sequence[
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    return distance(a, b.to(a.dtype)) if a.shape == b.shape else float("inf")
+    return apart(a, b.to(a.dtype)).largest if a.shape == b.shape else float("inf")
 
 
 def _worst(checks: Sequence[OutputCheck]) -> OutputCheck:
