@@ -149,7 +149,7 @@ def test_the_report_lists_what_each_input_was_given(run: Run) -> None:
 def test_the_readme_beside_the_program_says_how_other_inputs_are_given(run: Run, tmp_path: Path) -> None:
     """The oracle is the program: the command of the README, with another size, gives other boxes."""
     text = (run.folder / "deploy" / "README.md").read_text(encoding="utf-8")
-    assert "more than a picture: size, mask." in text
+    assert "more than a picture: `size`, `mask`." in text
     assert "calibration image" not in text  # both are constants
     command = re.search(r"python (predict\.py) picture\.jpg (size=FILE\.npy)", text)
     assert command is not None
