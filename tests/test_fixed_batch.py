@@ -35,10 +35,9 @@ from fewbit.observe import observe
 from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
 from fewbit.request import Request
-from fewbit.stages import verify
 from fewbit.stages.bench import bench
 from fewbit.stages.load import load
-from fewbit.stages.realize import sample_of
+from fewbit.stages.twin import batches_of, sample_of
 from fewbit.target import load_target
 from fewbit.verify import compare, twin_checks
 
@@ -319,7 +318,7 @@ def test_files_are_compared_with_one_image_alone_and_with_several(tmp_path: Path
     net = OfOne(lambda x, z: z).eval()
     graph = capture(load_model(net, overrides={"input_size": SIZE}))
     float_onnx(graph, tmp_path / "float.onnx", opset=17)
-    batches = verify._batches(graph, torch.rand(6, *SIZE))
+    batches = batches_of(graph, torch.rand(6, *SIZE))
     assert [len(batch) for batch in batches] == [1, 4, 1]
     model = onnx.load(tmp_path / "float.onnx")
     name = model.graph.output[0].name

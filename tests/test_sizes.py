@@ -34,7 +34,7 @@ from fewbit.realize import float_onnx, realize
 from fewbit.request import Request
 from fewbit.stages.capture import reopened
 from fewbit.stages.load import Inputs, described, load
-from fewbit.stages.verify import at_other_sizes
+from fewbit.stages.twin import at_other_sizes
 from fewbit.target import load_target
 from fewbit.verify import compare, twin_checks
 from onnx_reader.test_microsoft import drawn

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from fewbit.verify import Latency, Score
 
 ROUNDING = 1e-9  # points; a drop is a difference of two percentages
-SHARED = ("inputs", "calibration", "scored", "exact", "given", "quantized", "observed", "verdict")  # the same for any recipe
+OF_MODEL = ("inputs", "scored", "exact", "given", "quantized", "twin", "sample", "trusted")  # the same for any images
+SHARED = (*OF_MODEL, "calibration", "observed", "verdict")  # the same for any recipe
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,7 @@ class Run:
         It works in `folder`, without a progress bar, and is never finished.
         """
         request = request or self["request"]
-        captured = ("inputs", "scored", "exact", "given", "quantized", "workers")
-        shared = {name: self[name] for name in ("workers", *SHARED) if not values or name in captured}
+        shared = {name: self[name] for name in ("workers", *(OF_MODEL if values else SHARED))}
         return Run(folder, self.stages.values(), {**_options(request), **shared, **values})
 
     def __getitem__(self, name: str) -> Any:
@@ -300,7 +300,7 @@ class Run:
 
     def verify(self, images: Any = None) -> Checks:
         """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""
-        from fewbit.stages.realize import sample_of
+        from fewbit.stages.twin import sample_of
 
         sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
         return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]

@@ -30,7 +30,7 @@ from fewbit.realize import load_plan, rendered, rendered_float, save_plan, with_
 from fewbit.report.tables import verify as summary
 from fewbit.run import Run, quantize
 from fewbit.runtimes import AS_WRITTEN, runtime_names
-from fewbit.stages.verify import twin_of
+from fewbit.stages.twin import twin_of
 from fewbit.target import load_target
 from fewbit.verify import compare, deviations, twin_checks
 from fewbit.verify.file import initializers, stored_codes

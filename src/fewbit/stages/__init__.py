@@ -3,8 +3,8 @@
 `Run` (fewbit/run.py) is the loop: it computes a value on first access, resumes from the files of a killed run, and
 times each stage. A finished run is read by REOPENED, in which verify, evaluate, bench and report are the same functions.
 
-Each stage has the file of its name, but report, which is report/draw.py and needs no torch. twin and files, which make sure of
-what verify relies on, are in verify.py. The other files:
+Each stage has the file of its name, but report, which is report/draw.py and needs no torch; float is in twin.py, and files,
+which makes sure of what verify relies on, in verify.py. The other files:
 
 stage          what a stage is
 sources        where the images of a request come from
@@ -15,6 +15,7 @@ sizes          whether float.onnx is the model at other sizes of images
 tail           what stays as it is behind the layers of an ONNX file
 limit          whether --memory is likely to be enough
 times          what a plan takes on this machine
+kernels        what the runtime leaves in float of what the plan has in integers
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from fewbit.stages import (
     sensitivity,
     settle,
     summarize,
+    twin,
     verify,
 )  # fmt: skip
 from fewbit.stages.stage import Stage
@@ -47,10 +49,9 @@ CHOOSE = Stage(
     "choose", choose.choose, ("plan",), (folder.PLAN, folder.NUMBERS), choose.chosen,
     scratch=(choose.JOURNAL, choose.UNITS),
 )  # fmt: skip
-REALIZE = Stage(
-    "realize", realize.realize, ("model", "twin", "sample"), (folder.MODEL, folder.TWIN, folder.SAMPLE), realize.realized
-)
-TWIN = Stage("twin", verify.twin_of, ("trusted",))
+FLOAT = Stage("float", twin.float_model, ("twin", "sample"), (folder.TWIN, folder.SAMPLE), twin.reopened)
+TWIN = Stage("twin", twin.twin_of, ("trusted",))
+REALIZE = Stage("realize", realize.realize, ("model",), (folder.MODEL,), realize.realized)
 VERIFY = Stage("verify", verify.verify, ("checks",))
 EVALUATE = Stage("evaluate", evaluate.evaluate, ("score",))
 BENCH = Stage("bench", bench.bench, ("timings", "loads"))
@@ -66,6 +67,8 @@ STAGES = (
     Stage("load", load.load, ("inputs",)),
     Stage("capture", capture.capture, ("inputs", "exact", "given", "quantized"), (folder.EXPORTED, capture.OTHERS, TAIL)),
     Stage("images", images.images, ("calibration", "judged", "scored"), (images.MADE,)),  # written only for synthetic images
+    FLOAT,
+    TWIN,
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
     Stage("settle", settle.settle, ("request", "attempts"), scratch=(settle.FILE,), when=lambda values: values["asked"].drops),
     Stage(
@@ -75,7 +78,6 @@ STAGES = (
     ),
     CHOOSE,
     REALIZE,
-    TWIN,
     VERIFY,
     EVALUATE,
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
@@ -85,7 +87,7 @@ STAGES = (
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip
-PREPARE = STAGES[:6]  # the first stages of a search
+PREPARE = tuple(stage for stage in STAGES[:8] if stage not in (FLOAT, TWIN))  # the first stages of a search
 SENSITIVITY = (
     *PREPARE, CHOOSE, Stage("sensitivity", sensitivity.measured, ("summary",), (sensitivity.FILE, sensitivity.PAGE)),
 )  # fmt: skip
@@ -95,6 +97,7 @@ REOPENED = (
     Stage("equalize", equalize.reopened, ("graph",)),
     CHOOSE,
     REALIZE,
+    FLOAT,
     TWIN,
     Stage("files", verify.files, ("deviations",)),
     VERIFY,

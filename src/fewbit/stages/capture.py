@@ -19,21 +19,19 @@ from fewbit.choose.context import set_aside
 from fewbit.core.bits import Bits
 from fewbit.core.graph import Graph, Port
 from fewbit.data.images import Images
-from fewbit.errors import AGAIN, BadFile, BadModel, FewbitError
+from fewbit.errors import AGAIN, BadFile, FewbitError
 from fewbit.files import read_tensors, write_stream, write_tensors
-from fewbit.folder import EXPORTED, RECORD, TWIN
+from fewbit.folder import EXPORTED, RECORD
 from fewbit.load import load_model
 from fewbit.load.inputs import Given
 from fewbit.load.sizes import Sizes
 from fewbit.observe import Stats, refuse_extremes
-from fewbit.request import Options, Request
-from fewbit.runtimes import AS_WRITTEN, open_session
+from fewbit.request import Options
 from fewbit.stages import task
 from fewbit.stages.limit import check_memory_limit
 from fewbit.stages.load import Inputs
-from fewbit.stages.realize import check_opset, sample_of, write_twin
 from fewbit.stages.tail import read_tail, write_tail
-from fewbit.stages.verify import twin_of
+from fewbit.stages.twin import check_opset
 
 OTHERS = "inputs.safetensors"  # what the inputs are given that are no image, where there are any
 
@@ -43,8 +41,8 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     the sites that the target may quantize.
 
     Raises FewbitError for what is known to fail now: a name in `keep_float` or `bits` that the model lacks, a pass that cannot
-    work on the target, an operator that the opset of the files or the target's runtime lacks. The exported program is written
-    for whoever opens the run.
+    work on the target, an operator that the opset of the files lacks. The exported program is written for whoever opens the
+    run.
     """
     if not (folder / EXPORTED).exists():
         write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
@@ -79,27 +77,11 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     for one_pass in asked.method.passes:
         check_pass(one_pass, context)
     check_opset(graph, asked.hardware.file_format)
-    if isinstance(asked, Request) and asked.hardware.runs_in != AS_WRITTEN:
-        _check_runtime(inputs, graph, asked, folder / TWIN)
     values = {one.name: one.value for one in graph.inputs if one.value is not None}
     if values:
         write_tensors(folder / OTHERS, values)
     write_tail(graph.tail, folder)
     return inputs, graph, inputs.loaded.program, quantized
-
-
-def _check_runtime(inputs: Inputs, graph: Graph, asked: Request, twin: Path) -> None:
-    """Write float.onnx, which stage realize would write. Raises BadModel where the runtime does not take the file, and
-    FewbitFailed where it computes something else.
-    """
-    if not twin.exists():
-        write_twin(graph, twin, asked.hardware.file_format, inputs.record)
-    try:
-        open_session(asked.hardware.runs_in, twin, threads=asked.threads)
-    except BadFile as error:
-        why = str(error).partition(f"{twin}: ")[2] or str(error)
-        raise BadModel(f"{asked.hardware.runs_in} cannot run {inputs.loaded.ref}: {why}") from error
-    twin_of(graph, inputs.loaded.program, twin, sample_of(graph, inputs.scored), asked.hardware.runs_in)
 
 
 def reopened(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ExportedProgram]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.files import read_json, write_json
-from fewbit.folder import TWIN, scratch
+from fewbit.folder import scratch
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.run import Run
@@ -21,7 +20,7 @@ FILE = "curve.json"
 
 
 def curve(
-    run: Run, request: Request, exact: Graph, calibration: Images, twin: Path, folder: Path, progress: Progress
+    run: Run, request: Request, exact: Graph, calibration: Images, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """A row for each number of images, by the stages from observe to evaluate; empty where the request has no curve.
 
@@ -38,7 +37,6 @@ def curve(
     for n in counts:
         if n not in {row["images"] for row in rows}:
             with scratch(folder) as own:
-                os.link(twin, Path(own) / TWIN)
                 part = run.fork(Path(own), calibration=calibration.subset(sorted(order[:n])))
                 change = part["verdict"]["range_change"]
                 rows.append({"images": n, "range_change": change, **part["score"].to_json()})

@@ -24,7 +24,6 @@ from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError, stopped
 from fewbit.files import read_json, write_json
-from fewbit.folder import TWIN
 from fewbit.progress import Progress
 from fewbit.report.tables import integer_share
 from fewbit.report.words import plural
@@ -156,12 +155,8 @@ class Walk:
         own = self.folder / FOLDER / str(index)
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
-        if (self.folder / TWIN).exists():
-            os.link(self.folder / TWIN, own / TWIN)
         part = self.run.fork(own, request)
-        accuracy = part.do("evaluate", scored=self.judged, trusted=()).to_json()
-        if not (self.folder / TWIN).exists():
-            os.link(own / TWIN, self.folder / TWIN)
+        accuracy = part.do("evaluate", scored=self.judged).to_json()
         exact: Graph = part["exact"]
         (timed,) = bench(
             part["twin"], part["model"], exact.inputs, runtimes=[request.hardware.runs_in], batches=[exact.in_a_file(1)],

@@ -1,22 +1,20 @@
-"""Verify: float.onnx is the model that was given (twin), the files of a finished run are what its plan gives (files), and
-model.onnx computes the codes and outputs of the simulation (verify).
+"""Verify: the files of a finished run are what its plan gives (files), and model.onnx computes the codes and outputs of the
+simulation (verify).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
-from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
 from fewbit.core.checks import Checks, Deviation, OutputCheck
 from fewbit.core.graph import Graph
-from fewbit.core.inputs import Batch, image_among, images_of, one_and_parts, parts, rows
+from fewbit.core.inputs import Batch
 from fewbit.core.plan import Plan
 from fewbit.core.record import Record
 from fewbit.deploy import as_stored, made, stamped
@@ -26,38 +24,8 @@ from fewbit.folder import MODEL, RECORD, REPORT, TABLES, TWIN, scratch
 from fewbit.load.program import fingerprint
 from fewbit.onnx_file import load_proto
 from fewbit.progress import Progress
-from fewbit.runtimes import AS_WRITTEN
-from fewbit.stages.realize import write_model, write_twin
-
-
-def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, runtime: str) -> tuple[OutputCheck, ...]:
-    """The outputs of float.onnx in the runtime, compared with the given model's before anything is compared with them.
-
-    Raises FewbitFailed where they differ by more than float32 rounding explains.
-    """
-    groups = {"": _batches(exact, sample), **at_other_sizes(exact, sample)}
-
-    def checked_in(name: str) -> tuple[OutputCheck, ...]:
-        sizes = (proofs.twin_checks(given, exact.inputs, twin, name, batches, where) for where, batches in groups.items())
-        behind = proofs.tail_checks(exact, twin, None, groups[""], "float.onnx, ")
-        return (*(check for checks in sizes for check in checks), *behind)
-
-    checks = checked_in(runtime)
-    wrong = next((check for check in checks if check.wrong), None)
-    if wrong is None:
-        return checks
-    differs = f"{wrong.output} {wrong.said}"
-    differs = differs if math.isfinite(wrong.difference) else f"{wrong.output} has another shape or is not there"
-    again = () if runtime == AS_WRITTEN else checked_in(AS_WRITTEN)
-    if again and not any(check.wrong for check in again):
-        raise FewbitFailed(
-            f"{runtime} computes the float model wrongly ({differs}; {AS_WRITTEN} computes it rightly), so nothing can be "
-            f"compared with it. Choose a target of another runtime: --target NAME, see `fewbit targets`."
-        )
-    raise FewbitFailed(
-        f"{twin} in {runtime} is not the model that was given: {differs}, so nothing can be compared with it. "
-        "Was the file changed? Write the run again with fewbit quantize --force."
-    )
+from fewbit.stages.realize import write_model
+from fewbit.stages.twin import at_other_sizes, batches_of, write_twin
 
 
 def files(
@@ -109,7 +77,7 @@ def verify(
     Raises FewbitFailed for a file of another model, whose codes have other shapes.
     """
     progress.expect(5)
-    batches, place = _batches(graph, sample), None if stands_in(plan) else runtime
+    batches, place = batches_of(graph, sample), None if stands_in(plan) else runtime
     try:
         checks = proofs.compare(
             graph, plan, model, batches, runtime=place,
@@ -127,20 +95,3 @@ def verify(
 def stands_in(plan: Plan) -> bool:
     """Whether the plan is for a runtime that cannot run here, and another one computes its file as written."""
     return any(fallback.kind == "runtime" for fallback in plan.fallbacks)
-
-
-def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
-    """An image of each other size, where a model takes any, by what is said of it; their numbers are some of the sample's, so
-    that a file that takes pixels or float16 can hold them.
-    """
-    image, few = image_among(graph.inputs), rows(sample, slice(graph.in_a_file(1)))
-    groups = dict[str, list[Batch]]()
-    for _, *sides in image.others:
-        images = interpolate(images_of(few), tuple(sides), mode="nearest")
-        groups[", {} x {}".format(*sides)] = [(images, *few[1:]) if isinstance(few, tuple) else images]
-    return groups
-
-
-def _batches(graph: Graph, sample: Batch) -> list[Batch]:
-    """The sample in the batches in which files are compared: those that are written in the model, or one image and several."""
-    return parts(sample, graph.batch) if graph.batch else one_and_parts(sample, graph.in_a_file(4))
