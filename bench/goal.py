@@ -59,7 +59,7 @@ def theirs(folder: Path, name: str, target: str, shared: Path) -> dict[str, Any]
     import nncf
     import openvino as ov
 
-    from fewbit.data.images import halves
+    from fewbit.data.shares import halves
     from fewbit.task.task import recognise
     from fewbit.verify import evaluate
 

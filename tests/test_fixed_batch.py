@@ -25,8 +25,9 @@ from fewbit.choose.sensitivity import NuclearNorm, OutputKL
 from fewbit.core.bits import Bits
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
-from fewbit.data.images import open_images, whole_batches
+from fewbit.data.images import open_images
 from fewbit.data.preprocess import Preprocess
+from fewbit.data.shares import whole_batches
 from fewbit.errors import BadImages, BadModel, FewbitError
 from fewbit.execute.samples import op_samples
 from fewbit.load import Loaded, load_model

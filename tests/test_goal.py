@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.data.images import Preprocess, halves, open_images
+from fewbit.data.images import Preprocess, open_images
+from fewbit.data.shares import halves
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
 from fewbit.onnx_file import load_proto

@@ -294,7 +294,7 @@ class Run:
         """Those images that a finished run was not calibrated on, in whole batches where the model has one. Raises BadImages
         where it was calibrated on half of them.
         """
-        from fewbit.data.images import unseen, whole_batches
+        from fewbit.data.shares import unseen, whole_batches
 
         return whole_batches(unseen(images, set(self.record.get("calibrated_on", ()))), self.record["batch"])
 

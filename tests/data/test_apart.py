@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewbit.data.images import Images, Preprocess, apart, open_images, unseen
+from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.data.shares import apart, unseen
 from fewbit.errors import BadImages
 from fewbit.request import Request
 from fewbit.stages.sources import open_both, sources_of

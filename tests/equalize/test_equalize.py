@@ -15,8 +15,8 @@ from fewbit.capture.structure import heads, norms
 from fewbit.core.grid import Grid, fake, qparams_from_range
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced
-from fewbit.equalize.equalize import _balance_keys, _Work, same_function
-from fewbit.equalize.migrate import migrated, scales
+from fewbit.equalize.equalize import _Work, same_function
+from fewbit.equalize.migrate import balanced_keys, migrated, scales
 from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
 from fewbit.target import load_target
@@ -258,12 +258,12 @@ def test_the_error_of_a_layer_is_that_of_its_quantized_output_without_its_mean()
 def test_at_full_strength_queries_and_keys_have_the_same_range_in_each_channel_of_a_head():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(100, 6, generator=generator) * torch.logspace(-a, a, 6) for a in (0.5, -1))
-    found = _balance_keys(q, k, (1.0,))
+    found = balanced_keys(q, k, (1.0,))
     ranges = (q * found.scale).abs().amax(0) / (k / found.scale).abs().amax(0)
     torch.testing.assert_close(ranges, ranges.mean().expand(6))
-    half = _balance_keys(q, k, (0.5,))
+    half = balanced_keys(q, k, (0.5,))
     torch.testing.assert_close(half.scale, found.scale.sqrt())
-    assert found.after < _balance_keys(q, k, (None,)).after
+    assert found.after < balanced_keys(q, k, (None,)).after
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -1,6 +1,7 @@
 """Data: where images come from, how they become the inputs of a model, and what their labels are.
 
 images       images from anywhere as normalized batches with labels, in the model's class order
+shares       which of them calibrate, choose and are scored
 sources      names, labels and storage of those in a folder, parquet or NumPy file, before any is decoded
 collection   a DataLoader, Dataset, list or generator of a Python program; items: what one of its items holds
 arrays       images as one array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -21,7 +21,7 @@ from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
 from fewbit.equalize.channels import WORTH, evened, places, steps, with_factors
 from fewbit.equalize.cross_layer import balanced, for_weight
-from fewbit.equalize.migrate import STRENGTHS, Migration, middle_and_reach, migrated, scales, varies
+from fewbit.equalize.migrate import STRENGTHS, Migration, balanced_keys, middle_and_reach, migrated, varies
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
 from fewbit.equalize.samples import sample_tensors
 from fewbit.execute.executor import Executor
@@ -268,8 +268,8 @@ class _Work:
             if q.shape[1] != k.shape[1] or not varies(k):
                 continue
             middle, _ = middle_and_reach(k)
-            move = _balance_keys(q, k - middle, (None, *self.strengths))
-            before = _balance_keys(q, k, (None,)).after
+            move = balanced_keys(q, k - middle, (None, *self.strengths))
+            before = balanced_keys(q, k, (None,)).after
             changes = self._divide(h.key, move.scale, middle) | self._divide(h.query, 1 / move.scale, torch.zeros_like(middle))
             self._change("key", h.key, Migration(move.scale, middle, move.strength, before, move.after), changes)
 
@@ -343,22 +343,3 @@ class _Work:
 
     def _constant(self, op: Op, place: int) -> Tensor:
         return self._at(self.nodes[op.node], place)
-
-
-def _balance_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
-    """The scale that keys are divided by and queries multiplied with, for the smallest expected error of their products.
-
-    A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides.
-    """
-    reach = [x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30) for x in (q, k)]
-
-    def error(scale: Tensor) -> float:
-        a, b = q * scale, k / scale
-        widths = [float(x.amax() - x.amin()) for x in (a, b)]
-        return float(widths[0] ** 2 * b.square().sum(1).mean() + widths[1] ** 2 * a.square().sum(1).mean())
-
-    one = torch.ones_like(reach[0])
-    candidates = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
-    errors = [error(scale) for _, scale in candidates]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])

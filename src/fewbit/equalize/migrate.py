@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -118,3 +118,22 @@ def migrated(
     best = min(range(len(errors)), key=errors.__getitem__)
     strength, scale, offset = candidates[best]
     return Migration(scale, offset, strength, errors[0], errors[best])
+
+
+def balanced_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
+    """The scale that keys are divided by and queries multiplied with, for the smallest expected error of their products.
+
+    A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides.
+    """
+    reach = [x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30) for x in (q, k)]
+
+    def error(scale: Tensor) -> float:
+        a, b = q * scale, k / scale
+        widths = [float(x.amax() - x.amin()) for x in (a, b)]
+        return float(widths[0] ** 2 * b.square().sum(1).mean() + widths[1] ** 2 * a.square().sum(1).mean())
+
+    one = torch.ones_like(reach[0])
+    candidates = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
+    errors = [error(scale) for _, scale in candidates]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])

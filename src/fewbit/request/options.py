@@ -192,7 +192,7 @@ class Options(Asked):
     def hardware(self) -> Target:
         """The target by its name, or the one that fits this machine."""
         from fewbit.target import detect, load_target
-        from fewbit.target.spec import contradictions
+        from fewbit.target.contradictions import contradictions
 
         target = load_target(self.target or detect()).written(self.opset, self.ir_version)
         for (where, *_), message in contradictions(target):

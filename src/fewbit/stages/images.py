@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewbit.data.images import Images, Memory, halves, whole_batches
+from fewbit.data.images import Images, Memory
+from fewbit.data.shares import halves, whole_batches
 from fewbit.data.synthesize.source import Synthesis
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.progress import Progress

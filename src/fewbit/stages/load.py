@@ -17,7 +17,8 @@ from fewbit.core.inputs import Input, advice_on_channels, image_among
 from fewbit.core.record import Record
 from fewbit.core.task import Task
 from fewbit.data.collection import examples
-from fewbit.data.images import Images, Preprocess, glance, read_classes, whole_batches
+from fewbit.data.images import Images, Preprocess, glance, read_classes
+from fewbit.data.shares import whole_batches
 from fewbit.data.synthesize.source import Synthesis
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.errors import BadImages

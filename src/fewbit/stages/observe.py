@@ -9,7 +9,8 @@ from typing import Any
 
 from fewbit.core.device import on
 from fewbit.core.graph import Graph
-from fewbit.data.images import Images, every_second
+from fewbit.data.images import Images
+from fewbit.data.shares import every_second
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.files import read_json, read_tensors, write_json, write_tensors
 from fewbit.observe import Stats, refuse_extremes

@@ -10,7 +10,8 @@ import torch
 
 from fewbit.core.inputs import Input
 from fewbit.data.collection import check_source, is_collection
-from fewbit.data.images import Images, Preprocess, apart, open_images
+from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.data.shares import apart
 from fewbit.data.synthesize.source import Synthesis, method_for
 from fewbit.data.synthesize.teacher import Teacher
 from fewbit.demo import DEMOS

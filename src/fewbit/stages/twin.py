@@ -19,7 +19,8 @@ from fewbit.core.checks import OutputCheck
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, image_among, images_of, joined, one_and_parts, parts, rows
 from fewbit.core.record import Record
-from fewbit.data.images import Images, whole_batches
+from fewbit.data.images import Images
+from fewbit.data.shares import whole_batches
 from fewbit.errors import BadFile, BadModel, FewbitFailed
 from fewbit.files import read_tensors, write_tensors
 from fewbit.folder import SAMPLE, TWIN

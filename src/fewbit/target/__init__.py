@@ -1,6 +1,6 @@
 """Targets: hardware and runtime as data, and the one function that decides what is allowed.
 
-spec       what a target file may say
+spec       what a target file may say; contradictions: what it may not say at once
 load       a target by its name or its file, and which fits this machine
 allowed    what a target allows for each op of a graph
 grids      the grids of an op's operands

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import AS_WRITTEN, RUNNABLE, runtime_names
+from fewbit.target.contradictions import contradictions
 from fewbit.target.lines import Location, line_of, syntax_error
-from fewbit.target.spec import Target, contradictions
+from fewbit.target.spec import Target
 
 HERE = Path(__file__).parent
 LARGEST, DEEPEST, LONGEST = 200_000, 8, 8  # bytes of a file, levels of lists and tables, files that extend one another
