@@ -415,6 +415,7 @@ def test_report_beside_a_folder_that_is_no_run_writes_nothing(finished: Path, tm
 def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
     measures = {
         "measure": "top-1 accuracy",
+        "unit": "%",
         "agreement_measure": "agreement in class",
         "why": "Labels are missing.",
         "interval": (-3, 0.5),
@@ -439,6 +440,11 @@ def test_a_drop_beyond_the_floor_is_exit_code_1() -> None:
         fail_on_drop({**labelled, "quantized": float("nan")}, 1.5)
     fail_on_drop({**labelled, "float": 100 * 823 / 1000, "quantized": 100 * 822 / 1000}, 0.1)  # 0.10000000000000853
     fail_on_drop(labelled, None)
+    restored = {**labelled, "measure": "PSNR", "unit": "dB", "float": 22.91, "quantized": 21.82}
+    with pytest.raises(FewbitFailed, match=r"^PSNR fell by 1\.09 dB; --max-drop allows 0\.3\."):
+        fail_on_drop(restored, 0.3)
+    with pytest.raises(FewbitFailed, match=r"^agreement in class fell by 3\.00 points; "):  # which is in percent
+        fail_on_drop({**restored, "float": None, "quantized": None}, 0.3)
 
 
 def test_annotations_that_are_not_to_be_read_are_refused_before_a_run_is_opened(tmp_path: Path) -> None:

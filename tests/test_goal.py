@@ -117,6 +117,7 @@ def test_the_sentence_says_which_file_was_taken_and_whether_it_is_within() -> No
         "what": "recipe mse",
         "limit": 0.5,
         "measure": "accuracy",
+        "unit": "%",
         "drop": -0.2,
         "images": 50,
         "by": "",
@@ -129,6 +130,7 @@ def test_the_sentence_says_which_file_was_taken_and_whether_it_is_within() -> No
     note = said([{**row, "within": False, "drop": 1.0}])
     assert "none is within the limit, so the nearest was taken: recipe mse." in note
     assert note.endswith("accuracy fell by 1.00 points.")
+    assert said([{**row, "measure": "PSNR", "unit": "dB", "drop": 1.0}]).endswith("PSNR fell by 1.00 dB.")
     assert said([]) == ""
 
 

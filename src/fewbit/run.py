@@ -130,12 +130,16 @@ def helped(request: Options) -> Iterator[Workers]:
 
 
 def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
-    """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more points than are allowed."""
-    drop, measure = drop_of(accuracy)
+    """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more (points of percent, or
+    the measure's unit) than is allowed.
+    """
+    drop, measure, unit = drop_of(accuracy)
+    points = "points" if unit == "%" else unit
     if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is not a number
         what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
         digits = next((n for n in range(2, 9) if float(f"{drop:.{n}f}") > allowed), 9)  # that show what is too much
-        fell = f"fell by {drop:.{digits}f} points" if drop == drop else "is not a number for the integer model or the float one"
+        fell = f"fell by {drop:.{digits}f} {points}".rstrip()
+        fell = fell if drop == drop else "is not a number for the integer model or the float one"
         fell = f"{measure} {fell}; --max-drop allows {allowed:g}."
         raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
 
@@ -148,11 +152,11 @@ def fail_on_time(report: Mapping[str, Any], must_pay: bool) -> None:
         raise FewbitFailed(unpaid(report["pays"]).replace("\u00a0", " "))
 
 
-def drop_of(accuracy: Mapping[str, Any]) -> tuple[float, str]:
-    """By how many points the measure dropped (without labels: agreement, from 100 %), and its name."""
+def drop_of(accuracy: Mapping[str, Any]) -> tuple[float, str, str]:
+    """By how much the measure dropped (without labels: agreement, from 100 %), its name and its unit; of percent in points."""
     if accuracy["quantized"] is not None:
-        return accuracy["float"] - accuracy["quantized"], accuracy["measure"]
-    return 100 - accuracy["agreement"], accuracy["agreement_measure"]
+        return accuracy["float"] - accuracy["quantized"], accuracy["measure"], accuracy["unit"]
+    return 100 - accuracy["agreement"], accuracy["agreement_measure"], "%"
 
 
 class Run:

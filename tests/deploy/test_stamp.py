@@ -143,7 +143,7 @@ def test_times_stand_beside_the_file_with_the_machine_and_not_in_it(tmp_path: Pa
     for words in (
         "processor │ Some CPU", "threads │ 7", "batch │ 4", "milliseconds │ 12.3 ms (middle half 12 to 13)",
         "fastest float model │ 24 ms (middle half 23 to 25) in onnxruntime",
-        "times as fast │ 1.940, 95 % interval 1.900 to 1.980",
+        "times as fast │ 1.940 in paired rounds, 95 % interval 1.900 to 1.980",
         "pays │ yes",
     ):  # fmt: skip
         assert words in shown, (words, shown)

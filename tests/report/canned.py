@@ -98,7 +98,7 @@ def _curve() -> Rows:
     """Accuracy that rises with the number of images."""
     return [
         {"images": 2**i, "range_change": 0.15 / 2**i if i else None, "float": 75.45, "quantized": 60 + 2.0 * i,
-         "agreement": 70 + 2.0 * i, "measure": "top-1 accuracy",
+         "agreement": 70 + 2.0 * i, "measure": "top-1 accuracy", "unit": "%",
          "agreement_measure": "agreement in class", "interval": [2.0 * i - 17.45, 2.0 * i - 13.45], "runtime": "onnxruntime"}
         for i in range(8)
     ]  # fmt: skip
@@ -113,7 +113,7 @@ def _runs() -> Rows:
         ("mse, one width", "4", 3_361_904, 4.0, 62.4, [60.2, 64.5]),
     ]
     keys = ("kind", "label", "bytes", "bits", "accuracy", "interval")
-    return [{**dict(zip(keys, row, strict=True)), "measure": "accuracy", "float": 75.45} for row in rows]
+    return [{**dict(zip(keys, row, strict=True)), "measure": "accuracy", "unit": "%", "float": 75.45} for row in rows]
 
 
 def _mixed() -> dict[str, Any]:
@@ -193,7 +193,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
         "accuracy": {"float": 75.45, "quantized": 74.6, "agreement": 92.35, "measure": "top-1 accuracy",
                      "agreement_measure": "agreement in class with the float model", "why": "",
                      "interval": [-1.55, -0.15], "unit": "%",
-                     "rows": [{"what": "AP50", "float": 57.5, "quantized": 55.25}],
+                     "rows": [{"what": "AP50", "float": 57.5, "quantized": 55.25, "unit": "%", "better": "more"}],
                      "outputs": [{"output": "logits", "measure": "correlation", "agreement": 99.41, "interval": [99.2, 99.6],
                                   "relative_error": 0.108}],
                      "runtime": "onnxruntime"},
@@ -262,7 +262,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def searched() -> dict[str, Any]:
     """The report.json of a search with two points."""
-    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    measures = {"measure": "top-1 accuracy", "unit": "%", "agreement_measure": "agreement in class"}
     row = {**measures, "point": "01", "quantized": 90.0, "agreement": 95.0, "float": 91.0, "ms": 1.0, "float_ms": 2.0,
            "faster": 2.0, "bytes": 1000000, "weight_bits": 5.0, "predicted_ms": 1.1, "integer_ops": 3, "front": True,
            "searched": True, "interval": [-2.0, 0.5], "over": "",

@@ -164,7 +164,7 @@ def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
         "The weights in the file are the plan's",
         "75.45 → 74.60 % top-1 accuracy",
         "Change on the same images −0.85 points, 95 % interval −1.55 to −0.15.",
-        "AP50 57.5 55.2",
+        "AP50 57.50 % 55.25 % more",
         "92.35 % agreement in class with the float model.",
         "2,000 images scored in onnxruntime, 128 others for calibration.",
         "Left alone on request: patch_embed.proj stays at 8 bits; head stays at 8 bits.",
@@ -194,7 +194,7 @@ def test_the_tables_are_the_numbers_of_their_rows(whole: Reader) -> None:
         "blocks.2.mlp.fc2:input 122.4 7, 199 25.00 % 1.54 % 0, 17 12.50 % clipped at 61.2 of 122",
         "difference between the ranges of two halves, median 9.00 %",
         "0004.png label class 4 float class 4 integer class 3",
-        "64 72.00 % 82.00 % 70 to 74 0.23 %",
+        "64 72.00 % 82.00 % 70.00 % to 74.00 % 0.23 %",
         "processor x86-64 with VNNI",
     ]:
         assert said in whole.text, said
@@ -206,7 +206,7 @@ def test_without_labels_agreement_leads_and_no_accuracy_is_claimed() -> None:
     text = read(report, tables).text
     good = text[text.index("Is it good?") : text.index("Is it small and fast?")]
     assert good.startswith("Is it good? 92.35 % agreement in class with the float model")
-    assert "There are no labels, so there is no accuracy." in good
+    assert "This is agreement with the float model, not accuracy: no labels were used." in good
     assert "points" not in good
 
 
@@ -657,6 +657,7 @@ def test_a_site_has_the_share_of_its_modules_loss() -> None:
     ("before", "after", "ratio", "said"),
     [
         (1.0, 0.5, 2.0, "2.00\u00a0× faster"),
+        (1.0, 0.5, 2.06, "2.06\u00a0× faster in paired rounds"),
         (0.29, 0.28, 1.27, "1.27\u00a0× faster in paired rounds, and 1.04\u00a0× faster by these two medians: noise"),
         (0.51, 0.53, 1.07, "1.07\u00a0× faster in paired rounds, and 1.04\u00a0× slower by these two medians: noise"),
     ],
@@ -665,6 +666,80 @@ def test_a_ratio_of_pairs_that_the_two_medians_do_not_show_is_told_apart(
     before: float, after: float, ratio: float, said: str
 ) -> None:
     assert words.paired_speed(before, after, ratio) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (None, "%", "–"), (0.0, "%", "0.00 %"), (100.0, "%", "100.00 %"), (100 * (0.1 + 0.2 + 0.7), "%", "100.00 %"),
+        (1.4e-3, "%", "< 0.01 %"), (99.9986, "%", "> 99.99 %"), (0.0051, "%", "0.01 %"), (99.99, "%", "99.99 %"),
+        (-1e-3, "%", "> −0.01 %"), (-0.0, "%", "0.00 %"), (22.914, "dB", "22.91 dB"), (-3.2, "dB", "−3.20 dB"),
+        (99.9999, "dB", "100.00 dB"), (0.12345, "", "0.1235"), (float("inf"), "dB", "∞"), (float("nan"), "%", "not a number"),
+    ],
+)  # fmt: skip
+def test_a_measure_has_its_unit_and_a_percentage_is_0_or_100_only_where_it_is(
+    value: float | None, unit: str, said: str
+) -> None:
+    assert words.measured(value, unit).replace("\u00a0", " ") == said
+    if unit == "%" and value is not None:
+        assert words.share(value / 100).replace("\u00a0", " ") == said
+
+
+def test_bytes_are_never_0_where_there_are_some() -> None:
+    shown = {0: "0 B", 1: "1 B", 3_572: "3.57 kB", 9_999: "10.00 kB", 10_000: "0.01 MB", 194_809: "0.19 MB", None: "–"}
+    assert {value: words.megabytes(value).replace("\u00a0", " ") for value in shown} == shown
+
+
+def test_decibels_are_not_percent_and_their_fall_has_no_points() -> None:
+    report, tables = canned()
+    report["accuracy"].update(measure="PSNR", unit="dB", float=22.91, quantized=21.82)
+    report["accuracy"]["rows"] = [
+        {"what": "SSIM", "float": 99.99997, "quantized": 95.0, "unit": "%", "better": "more"},
+        {"what": "AbsRel", "float": 0.1, "quantized": 0.12345, "unit": "", "better": "less"},
+    ]
+    for key, score in (("curve", "quantized"), ("runs", "accuracy")):
+        tables[key] = [{**row, "measure": "PSNR", "unit": "dB", score: 21.82} for row in tables[key]]
+    goal = {"index": 0, "what": "recipe mse", "drop": 1.09, "unit": "dB", "within": True, "taken": True}
+    tables["goal"] = [goal, {**goal, "index": 1, "drop": 1.5, "unit": "%"}]
+    html, text = page.render(report, tables), read(report, tables).text
+    for said in (
+        "22.91 → 21.82 dB PSNR", "Change on the same images −1.09 dB,", "SSIM > 99.99 % 95.00 % more",
+        "AbsRel 0.1 0.1235 less", "64 21.82 dB 82.00 %", "recipe mse 1.09 dB", "recipe mse 1.50 points",
+    ):  # fmt: skip
+        assert said in text.replace("\u00a0", " "), said
+    for said in ("PSNR, dB", "1 image: 21.82\u00a0dB", "64 images: 21.82\u00a0dB", "4.00 bits a weight, 21.82\u00a0dB"):
+        assert said in html, said
+    assert not re.search(r"(PSNR, |21\.82\W?)%|1 images", html.replace("\u00a0", ""))
+
+
+def test_where_accuracy_is_not_used_the_page_does_not_say_that_there_are_no_labels() -> None:
+    report, _ = canned()
+    why = "The float model is right for 1 of 50 labels, no better than guessing among 10 classes, so accuracy is not used."
+    report["accuracy"].update(float=None, quantized=None, why=why)
+    text = read(report, {}).text
+    assert "This is agreement with the float model, not accuracy." in text
+    assert why in text
+    assert "no labels" not in text
+
+
+@pytest.mark.parametrize(("ms", "alone"), [(9.06, ", by these two medians alone 1.16\u00a0× slower"), (7.82 / 0.776, "")])
+def test_why_a_file_does_not_pay_says_which_ratio_is_that_of_pairs(ms: float, alone: str) -> None:
+    """Oracle: 9.06 / 7.82 = 1.16, and 1 / 0.776 = 1.29."""
+    paid = {
+        "runtime": "openvino", "batch": 1, "threads": 2, "ms": ms, "spread": [9.0, 9.1], "float_runtime": "openvino",
+        "float_ms": 7.82, "float_spread": [7.0, 8.0], "rounds": 9, "ratio": 0.776, "interval": [0.7, 0.8], "pays": False,
+    }  # fmt: skip
+    ratio = "(median ratio 0.776, 95\u00a0% interval 0.700 to 0.800)"
+    assert f"In paired rounds the file is 1.29\u00a0× slower {ratio}{alone}; a file pays" in answers.unpaid(paid)
+
+
+def test_a_share_of_work_that_nobody_has_counted_is_not_0() -> None:
+    report, _ = canned()
+    row = {"requested": "a step", "actual": "steps", "why": "no grid", "kind": "site"}
+    report["fallbacks"] = [{**row, "site": "a", "macs_share": 0.25}, {**row, "site": "b", "macs_share": None}]
+    text = read(report, {}).text
+    assert "a step steps no grid 2 sites a b" in text.replace("  ", " ")
+    assert "a step steps no grid 2 sites a b 25.00" not in text.replace("  ", " ")
 
 
 def test_a_file_that_is_larger_is_not_called_smaller() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,21 @@ from fewbit.errors import BadFile
 from fewbit.observe.outliers import Outliers
 from fewbit.report import tables
 from fewbit.report.rows import attention, outliers
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [([1], "1 code at 1 site differs between"), ([2, 3], "5 codes at 2 sites differ between")]
+)
+def test_one_code_at_one_site_is_said_as_one(wrong: list[int], said: str) -> None:
+    found = [SimpleNamespace(site="a", wrong=count, max_difference=1) for count in wrong]
+    result = SimpleNamespace(file=(), weights=(), selections=((), ()), off=found, on=(), wrong_outputs=())
+    (line,) = tables.problems(result)  # type: ignore[arg-type]
+    assert line.startswith(said)
+
+
+def test_a_site_without_a_ratio_of_signal_to_noise_is_none_of_the_worst() -> None:
+    rows = [{"site": name, "range": [0, 1], "observed": [0, 0], "sqnr_db": value} for name, value in (("a", None), ("b", 9.0))]
+    assert [row["site"] for row in tables.histograms(rows, {"a": {}, "b": {}})] == ["b"]
 
 
 def plan(*rows: dict[str, Any]) -> Plan:
@@ -43,7 +59,7 @@ def test_files_are_weighed(tmp_path: Path) -> None:
 
 def one(bits: str = "4", quantized: float | None = 70.0, model: str = "m", images: str = "i") -> tuple[Any, Any]:
     """report.json and run.json of a run."""
-    measures = {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    measures = {"measure": "top-1 accuracy", "unit": "%", "agreement_measure": "agreement in class"}
     score = {"float": 75.0, "quantized": quantized, "agreement": 90.0, "interval": [-7.0, -3.0], **measures}
     size = {"float_bytes": 32, "onnx_bytes": 5, "average_weight_bits": 4.5}
     report = {"bits": bits, "recipe": "mse", "accuracy": score, "size": size}
@@ -52,7 +68,7 @@ def one(bits: str = "4", quantized: float | None = 70.0, model: str = "m", image
 
 def test_runs_become_rows_beside_the_accuracy_of_the_float_model() -> None:
     point = {"bytes": 5, "bits": 4.5, "accuracy": 70.0, "interval": [68.0, 72.0], "float": 75.0}
-    point |= {"measure": "top-1 accuracy", "agreement_measure": "agreement in class"}
+    point |= {"measure": "top-1 accuracy", "unit": "%", "agreement_measure": "agreement in class"}
     assert tables.runs({"a": one(), "b": one("mixed:5:4,5")}) == [
         {"kind": "mse, one width", "label": "4", "agreement": 90.0} | point,
         {"kind": "mse, mixed precision", "label": "mixed:5:4,5", "agreement": 90.0} | point,

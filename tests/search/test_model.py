@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,7 @@ from fewbit.search.space import Problem
 from fewbit.search.strategies import Greedy, Random, Trial
 from fewbit.stages.realize import write_model
 from fewbit.target import load_target
+from fewbit.task import Tensors
 from fewbit.verify.latency import Table, Work, cache_folder, one_op, quantizer, table
 from fewbit.verify.latency import measured as measured_op
 from fewbit.verify.times import Times
@@ -295,8 +297,34 @@ def test_the_page_has_a_command_for_every_point():
     page = frontpage.render(summary)
     data = page.split('<script type="application/json" id="points">')[1].split("</script>")[0]
     assert [r["command"] for r in json.loads(data)] == [row["command"], other["command"]]
-    assert [said in page for said in ("1.1", "89 to 91.5", "2.00\u00a0× faster", "Apollo 7, 3 threads")] == [True] * 4
+    assert [said in page for said in ("1.1", "89.00\u00a0% to 91.50\u00a0%", "2.00\u00a0× faster", "Apollo 7, 3 threads")] == [
+        True
+    ] * 4
     assert frontpage.render({**summary, "points": []}).count("No candidate was evaluated.") == 1
+
+
+def test_the_points_of_a_search_have_the_unit_of_their_measure_and_the_loss_is_named():
+    summary = searched()
+    summary["measure"] = "squared error by variance, from the float model"
+    points = {"measure": "PSNR", "unit": "dB", "quantized": 22.91, "float": 23.0, "interval": [-0.5, 0.1], "bytes": 3_572}
+    summary["points"] = [{**row, **points} for row in summary["points"]]
+    page = frontpage.render(summary).replace("\u00a0", " ")
+    for said in (
+        "PSNR on held-out images, dB", "22.91 dB PSNR, 95.00 % agreement in class", "22.50 dB to 23.10 dB", "3.57 kB",
+        "squared error by variance, from the float model", "judged on 1 calibration image",
+    ):  # fmt: skip
+        assert said in page, said
+    assert "22.91 %" not in page
+
+
+def test_the_loss_that_judges_is_named_by_the_task(conv_net):
+    """Oracle: what each task says that its divergence is; none of them but a classifier's is a KL divergence of answers."""
+    images = [conv_net.images[:2]]
+    assert Loss(conv_net.graph, images, None).measure.what == "KL divergence, nats, from the float model"
+    other = replace(conv_net.graph, task=Tensors((True,)))
+    assert Loss(other, images, None).measure.what == "squared error by variance, from the float model"
+    labels = torch.zeros(2, dtype=torch.int64)
+    assert Loss(conv_net.graph, images, labels, "labels").measure.what == "cross-entropy with labels, nats"
 
 
 def test_costs_have_milliseconds_only_where_there_are_times(vit):

@@ -211,7 +211,7 @@ def test_the_page_escapes_what_it_is_given_and_names_every_row() -> None:
     for words in (
         "Sweep: b",
         "97.12",
-        "95 to 99",
+        "95.00\u00a0% to 99.00\u00a0%",
         "1.50",
         "2.00\u00a0× slower in onnxruntime",
         "&lt;i&gt;no",
@@ -219,3 +219,8 @@ def test_the_page_escapes_what_it_is_given_and_names_every_row() -> None:
     ):
         assert words in page
     assert math.isclose(flat(found)["ms onnxruntime"], 2.0)
+    found |= {"measure": "PSNR", "unit": "dB", "float": 23.0, "quantized": 22.91, "interval": [-0.5, 0.1]}
+    page = render({"rows": [found], "file": "b.toml", "at once": 1, "command": "fewbit sweep"}).replace("\u00a0", " ")
+    assert [said in page for said in ("23.00 dB", "22.91 dB", "22.50 dB to 23.10 dB", "97.12 %", "22.91 %")] == [
+        *[True] * 4, False,
+    ]  # fmt: skip

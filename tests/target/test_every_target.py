@@ -272,5 +272,6 @@ def test_what_another_processor_may_do_to_a_plan_is_what_its_codes_allow(name, m
         assert found == ()
         return
     (fallback,) = found
+    assert fallback.macs_share == 1.0  # all of the work
     first = next(op.name for op in mixed_net.graph.ops if op.name in plan.integer_ops and op.reduction_size)
     assert fallback.why.endswith(says.replace("{for}", "for codes and accuracy").replace("{first}", first))

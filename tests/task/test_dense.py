@@ -13,7 +13,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from fewbit.core.task import Output, Placement, Signature
+from fewbit.core.task import Output, Placement, Signature, told
 from fewbit.data.images import Preprocess, open_images
 from fewbit.errors import BadImages, BadModel
 from fewbit.task import Closeness, task_named
@@ -271,8 +271,11 @@ def test_depth_maps_of_both_kinds_are_read_and_compared(tmp_path):
     meter.add([x], [x * torch.tensor([1.2, 1.3])[:, None, None]])
     rating = meter.rating(())
     assert (rating.float_score, rating.score) == (100, 50)
-    (row,) = [row for row in rating.rows if "AbsRel" in row["what"]]
+    apart, row = rating.rows
     assert (row["float"], row["quantized"]) == pytest.approx((0, 0.25), abs=1e-3)
+    assert (row["what"], row["unit"], row["better"]) == ("AbsRel", "", "less")
+    assert apart["error"] == pytest.approx(25, abs=1e-3)  # percent: the mean of 20 and 30
+    assert (apart["unit"], apart["better"]) == ("%", "less")
 
 
 def test_an_embeddings_neighbours_are_those_of_all_pairs():
@@ -306,6 +309,8 @@ def test_the_psnr_of_a_picture_is_torchmetrics(tmp_path):
         expected = [float(peak_signal_noise_ratio(a, b, data_range=1.0)) for a, b in zip(t, stored, strict=True)]
         assert found == pytest.approx(np.mean(expected), abs=1e-3)
     assert rating.unit == "dB"
+    assert [told(row)["unit"] for row in rating.rows] == ["dB", "%"]
+    assert {told(row)["better"] for row in rating.rows} == {"more"}
     assert rating.agreement < 100
 
 

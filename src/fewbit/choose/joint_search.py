@@ -30,7 +30,7 @@ from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 
-LOSSES = {"kl": "KL from the float model", "labels": "cross-entropy with labels"}
+LOSSES = ("kl", "labels")
 
 
 class OutOfBudgetError(Exception):
@@ -129,7 +129,7 @@ class JointSearch:
         except OutOfBudgetError:
             over = late()
         images = count_of(batches)
-        return model.plan(best, self._log(start, losses, images, len(model.free), out_of_time=over))
+        return model.plan(best, self._log(start, losses, images, len(model.free), measure.what, out_of_time=over))
 
     @property
     def powell(self) -> Powell:
@@ -145,10 +145,10 @@ class JointSearch:
 
         return replace(self.start, activations=normed(self.start.activations), weights=normed(self.start.weights))
 
-    def _log(self, start: Start, losses: Sequence[float], images: int, sites: int, *, out_of_time: bool) -> PassLog:
+    def _log(self, start: Start, losses: Sequence[float], images: int, sites: int, what: str, *, out_of_time: bool) -> PassLog:
         rows = tuple({"evaluation": i, "loss": _json(v), "best": _json(b)} for i, v, b in thinned(losses))
         summary = {
-            "loss": LOSSES[self.loss],
+            "loss": what,
             "images": images,
             "sites": sites,
             "norms": [{"p": p, "loss": _json(v)} for p, v in sorted(start.losses.items())],

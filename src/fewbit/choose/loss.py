@@ -39,6 +39,11 @@ class ModelLoss:
         exact = () if labels is not None else [on(one, CPU) for one in Stream(Executor(graph), batches).outputs()]
         return ModelLoss(task, exact, labels)
 
+    @property
+    def what(self) -> str:
+        """What it is, in words, with its unit."""
+        return "cross-entropy with labels, nats" if self.labels is not None else f"{self.task.distance}, from the float model"
+
     def __call__(self, overlay: Executor, batches: Sequence[Batch]) -> float:
         """The loss of an overlay's outputs for batches of images."""
         return self.total(Stream(overlay, batches).outputs())

@@ -18,6 +18,8 @@ from fewbit.core.device import wide
 from fewbit.core.grid import Grid, QParams
 from fewbit.observe.stats import Histogram
 
+LOSSLESS = 200.0  # dB of values that their codes hold exactly
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -82,8 +84,11 @@ def ranged(method: RangeMethod, samples: Samples, grid: Grid) -> QParams:
     return QParams(scale, zero)
 
 
-def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float, float]:
-    """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1)."""
+def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float | None, float]:
+    """Signal to quantization noise in dB over all rows, and the share of values outside of the range (0 to 1).
+
+    Of values that are all 0 there is no ratio: None. Where nothing is lost it is infinite, and given as `LOSSLESS`.
+    """
     scale, zero = qparams.scale.reshape(-1, 1), qparams.zero.reshape(-1, 1)
     code = torch.round(samples.values / scale) + zero
     low, high = (end.reshape(-1, 1) for end in grid.ends(scale.device))
@@ -92,4 +97,6 @@ def fidelity(samples: Samples, qparams: QParams, grid: Grid) -> tuple[float, flo
     outside = wide(((code < low) | (code > high)) * samples.counts).sum().item()
     total = wide(samples.counts.expand_as(samples.values)).sum().item()
     error = wide(noise).sum().item()
-    return (10 * math.log10(power / error) if error > 0 and power > 0 else 200.0), outside / total
+    if not power > 0 or math.isnan(error):
+        return None, outside / total
+    return (10 * math.log10(power / error) if error > 0 else LOSSLESS), outside / total

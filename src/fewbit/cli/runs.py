@@ -20,6 +20,8 @@ from fewbit.request import BenchRequest, EvaluateRequest, VerifyRequest
 @options(EvaluateRequest)
 def evaluate(request: EvaluateRequest) -> None:
     """Accuracy with labels, agreement with the float model without; float beside integer, in the runtime."""
+    from fewbit.core.task import told
+    from fewbit.report.words import ends_of, measured, percent
     from fewbit.run import Run
     from fewbit.workers import opened
     from fewbit.workers.machines import refuse_missing
@@ -38,14 +40,17 @@ def evaluate(request: EvaluateRequest) -> None:
     top = ["-", "-", "-"]
     before, after = rating.float_score, rating.score
     if before is not None and after is not None:
-        top = [f"{before:.2f} {rating.unit}", f"{after:.2f} {rating.unit}", f"{after - before:+.2f}"]
+        top = [*(measured(value, rating.unit).translate(PLAIN) for value in (before, after)), f"{after - before:+.2f}"]
     low, high = rating.interval
-    interval = f"{low:.2f} to {high:.2f} %" if after is None else f"{low:+.2f} to {high:+.2f}"
-    table.add_row(name, *top, f"{rating.agreement:.2f} %", interval, str(score.images))
+    interval = ends_of(rating.interval).translate(PLAIN) if after is None else f"{low:+.2f} to {high:+.2f}"
+    table.add_row(name, *top, percent(rating.agreement).translate(PLAIN), interval, str(score.images))
     out.print(table)
-    for row in rating.rows:
-        numbers = ", ".join(f"{key} {value:.2f}" for key, value in row.items() if key != "what")
-        out.print(f"{row['what']}: {numbers}")
+    for row in (told(row) for row in rating.rows):
+        numbers = ", ".join(
+            f"{key} {measured(value, row['unit'])}" for key, value in row.items() if isinstance(value, (int, float))
+        )
+        better = "" if row["better"] == "more" else f" ({row['better']} is better)"
+        out.print(f"{row['what']}{better}: {numbers}".translate(PLAIN), soft_wrap=True)
     for note in others.notes:
         out.print(f"Warning: {note}", style="yellow", soft_wrap=True)
     out.print(f"Agreement is {rating.agreement_measure}. {rating.why}".strip(), soft_wrap=True)
@@ -92,7 +97,7 @@ def bench(request: BenchRequest) -> None:
     from fewbit.onnx_file import bytes_of
     from fewbit.report.answers import ELSEWHERE, unpaid
     from fewbit.report.tables import pays
-    from fewbit.report.words import paired_speed
+    from fewbit.report.words import megabytes, paired_speed
     from fewbit.run import Run
 
     with drawn() as progress:
@@ -127,7 +132,7 @@ def bench(request: BenchRequest) -> None:
         )
     out.print(table)
     for name in (TWIN, MODEL, NUMBERS):
-        out.print(f"{name}: {bytes_of(request.run / name) / 1e6:.2f} MB")
+        out.print(f"{name}: {megabytes(bytes_of(request.run / name)).translate(PLAIN)}")
 
 
 def _spread(middle: float, ends: tuple[float, float]) -> str:

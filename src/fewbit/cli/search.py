@@ -18,14 +18,14 @@ def search(request: SearchRequest) -> None:
 
     with drawn() as progress:
         points = execute(request, progress)["points"]
-    from fewbit.report.words import speed
+    from fewbit.report.words import measured, megabytes, percent, speed
 
-    table = Table("point", "accuracy", "agreement", "ms", "predicted", "than float", "MB", "bits", "front")
+    table = Table("point", "accuracy", "agreement", "ms", "predicted", "than float", "file", "bits", "front")
     for row in points:
         table.add_row(
-            row["point"], "-" if row["quantized"] is None else f"{row['quantized']:.2f} %", f"{row['agreement']:.2f} %",
+            row["point"], measured(row["quantized"], row["unit"]).translate(PLAIN), percent(row["agreement"]).translate(PLAIN),
             f"{row['ms']:.3f}", f"{row['predicted_ms']:.3f}", speed(row["faster"]).translate(PLAIN),
-            f"{row['bytes'] / 1e6:.3f}", f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
+            megabytes(row["bytes"]).translate(PLAIN), f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
         )  # fmt: skip
     out.print(table)
     for row in points:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from fewbit.cli.app import command
 from fewbit.cli.options import options
-from fewbit.cli.terminal import drawn, out
+from fewbit.cli.terminal import PLAIN, drawn, out
 from fewbit.request import SensitivityRequest
 
 SHOWN = 12  # rows on the terminal; the page has all
@@ -19,6 +19,7 @@ def sensitivity(request: SensitivityRequest) -> None:
     """What each module loses and gains in integers, and which to leave float first."""
     from fewbit import run
     from fewbit.report.sensitivity import note
+    from fewbit.report.words import share
 
     with drawn() as progress:
         summary = run.sensitivity(request, progress)
@@ -27,7 +28,12 @@ def sensitivity(request: SensitivityRequest) -> None:
     for row in rows[:SHOWN]:
         ms = [f"{row['ms']:.3f}"] if timed else []
         table.add_row(
-            str(row["place"]), row["module"], f"{row['loss']:.3g}", f"{row['regained']:.3g}", *ms, f"{row['macs_share']:.1%}"
+            str(row["place"]),
+            row["module"],
+            f"{row['loss']:.3g}",
+            f"{row['regained']:.3g}",
+            *ms,
+            share(row["macs_share"]).translate(PLAIN),
         )
     out.print(table)
     if len(rows) > SHOWN:

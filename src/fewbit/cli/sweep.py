@@ -17,20 +17,20 @@ from fewbit.request import SweepRequest
 @options(SweepRequest)
 def sweep(request: SweepRequest) -> None:
     """Models x targets x recipes x bits of a TOML file, each quantized and verified, on one page; a killed sweep goes on."""
-    from fewbit.report.words import speed
+    from fewbit.report.words import measured, megabytes, percent, speed
     from fewbit.sweep import execute
 
     with drawn() as progress:
         rows = execute(request, progress)["rows"]
-    table = Table("model", "target", "recipe", "bits", "end", "accuracy", "agreement", "codes wrong", "MB", "than float")
+    table = Table("model", "target", "recipe", "bits", "end", "accuracy", "agreement", "codes wrong", "file", "than float")
     for row in rows:
         about = [str(row[key] or "") for key in ("model", "target", "recipe", "bits")]
         if "faster" not in row:
             table.add_row(*about, f"{row['end']}: {row['why']}")
             continue
         table.add_row(
-            *about, row["end"], "-" if row["quantized"] is None else f"{row['quantized']:.2f} {row['unit']}",
-            f"{row['agreement']:.2f} %", f"{row['codes_wrong']}", f"{row['bytes'] / 1e6:.3f}",
+            *about, row["end"], measured(row["quantized"], row["unit"]).translate(PLAIN),
+            percent(row["agreement"]).translate(PLAIN), f"{row['codes_wrong']}", megabytes(row["bytes"]).translate(PLAIN),
             ", ".join(speed(ratio).translate(PLAIN) for ratio in row["faster"].values()),
         )  # fmt: skip
     out.print(table)

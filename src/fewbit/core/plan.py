@@ -94,7 +94,8 @@ FallbackKind = Literal["site", "chosen", "accumulator", "calibration", "kernels"
 
 @dataclass(frozen=True)
 class Fallback:
-    """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1).
+    """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1; None:
+    nobody has counted).
 
     `kind` is its subject: a site or op, one that stays float on request or because that is faster (chosen: nothing was
     refused), a narrower grid that an accumulator needs, the calibration images, kernels that were not fused, or a
@@ -105,7 +106,7 @@ class Fallback:
     requested: str
     actual: str
     why: str
-    macs_share: float = 0.0
+    macs_share: float | None = None
     kind: FallbackKind = "site"
 
 

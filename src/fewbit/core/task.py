@@ -89,7 +89,8 @@ class Rating:
     More is better. `agreement_measure` says in what they agree. `interval` (95 %) is that of the difference `score` minus
     `float_score`, or of the agreement where there are no labels. `why` says why another measure than the task's first was
     taken, if one was. `float_answers` and `answers` are the classes of the images, int64 (images,), of a task that gives such.
-    `rows` are further measures, by class or size: each has a `what` and numbers.
+    `rows` are further measures, by class or size: each has a `what` and numbers (`float`, `quantized`, `agreement` or `error`),
+    and, where they are not percent of which more is better, a `unit` ("dB"; "" for none) and what is `better`: "less".
     """
 
     measure: str
@@ -103,6 +104,11 @@ class Rating:
     answers: Tensor | None = None
     unit: str = "%"
     rows: tuple[Mapping[str, Json], ...] = ()
+
+
+def told(row: Mapping[str, Json]) -> dict[str, Json]:
+    """A row of a rating with its unit, and whether more or less is better."""
+    return {"unit": "%", "better": "more", **row}
 
 
 class Meter(Protocol):

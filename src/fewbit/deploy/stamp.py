@@ -86,7 +86,7 @@ def times(report: Mapping[str, Json], record: Mapping[str, Json]) -> dict[str, J
         "batch": paid["batch"],
         "milliseconds": _timed(paid["ms"], paid["spread"]),
         "fastest float model": f"{_timed(paid['float_ms'], paid['float_spread'])} in {paid['float_runtime']}",
-        "times as fast": f"{paid['ratio']:.3f}, 95 % interval {low:.3f} to {high:.3f}",
+        "times as fast": f"{paid['ratio']:.3f} in paired rounds, 95 % interval {low:.3f} to {high:.3f}",
         "pays": paid["pays"],
     }
 

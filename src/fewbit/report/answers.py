@@ -6,7 +6,23 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fewbit.report.words import UNIT, Json, grouped, megabytes, paired_speed, percent, plural, share, signed, size, speed
+from fewbit.report.words import (
+    UNIT,
+    Json,
+    bare,
+    ends_of,
+    fall,
+    grouped,
+    measured,
+    megabytes,
+    paired_speed,
+    percent,
+    plural,
+    share,
+    signed,
+    size,
+    speed,
+)
 
 ELSEWHERE = ("runtime", "machine")  # kinds of fallbacks where another runtime or processor than the target's computed
 MARGIN = 1.02  # times as fast as the runtime's fastest float model, from which an integer file pays
@@ -71,15 +87,16 @@ def good(report: Json) -> Card:
     what, ends = str(accuracy["agreement_measure"]), accuracy.get("interval")
     agreement = percent(accuracy["agreement"])
     if before is not None and after is not None:
-        points = "points" if unit == "%" else unit
         low, high = map(signed, ends)
-        big, small = f"{before:.2f} → {after:.2f}{UNIT}{unit}", accuracy["measure"]
-        change = f"Change on the same images {signed(after - before)} {points}, 95{UNIT}% interval {low} to {high}."
+        big, small = f"{bare(before, unit)} → {measured(after, unit)}", accuracy["measure"]
+        moved = ("+" if after >= before else "") + fall(after - before, unit)
+        change = f"Change on the same images {moved}, 95{UNIT}% interval {low} to {high}."
         lines = [change, f"{agreement} {what}."]
     else:
         big, small = agreement, what
-        interval = " to ".join(map(percent, ends)) if ends else "not known"
-        lines = [f"95{UNIT}% interval {interval}. There are no labels, so there is no accuracy."]
+        interval = ends_of(ends) if ends else "not known"
+        unused = "" if accuracy["why"] else ": no labels were used"
+        lines = [f"95{UNIT}% interval {interval}. This is agreement with the float model, not accuracy{unused}."]
     scored = f"{plural(images.get('scored', 0), 'image')} scored in {accuracy['runtime']}"
     calibrated = f", {images['calibration']:,} others for calibration" if "calibration" in images else ""
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
@@ -92,7 +109,9 @@ def small_and_fast(report: Json) -> Card:
     sizes, timings, question = report.get("size"), report.get("latency") or {}, "Is it small and fast?"
     big, small, lines, loud = "not exported", "", list[str](), list[str]()
     if sizes:
-        big = f"{sizes['float_bytes'] / 1e6:.2f} → {megabytes(sizes['onnx_bytes'])}"
+        before, after = (megabytes(sizes[name]) for name in ("float_bytes", "onnx_bytes"))
+        unit = after[after.rindex(UNIT) :]
+        big = f"{before.removesuffix(unit)} → {after}"
         small = size(sizes["float_bytes"], sizes["onnx_bytes"])
         lines.append(f"ONNX files; {sizes['average_weight_bits']:.2f} bits a weight.")
     for runtime, row in timings.items():
@@ -120,9 +139,11 @@ def unpaid(paid: Json) -> str:
     low, high = paid["interval"]
     where = f"batch {paid['batch']}, threads: {paid['threads']}, {plural(paid['rounds'], 'round')}"
     before, after = f"{time('float_')} in {paid['float_runtime']}", f"{time('')} in {paid['runtime']}"
-    ratio = f"ratio {paid['ratio']:.3f}, 95{UNIT}% interval {low:.3f} to {high:.3f}"
-    words = f"Keep your float model: it takes {before}, the file {after} ({where}). That is {speed(paid['ratio'])} ({ratio}); "
-    words += f"a file pays from {100 * (MARGIN - 1):.0f}{UNIT}% faster."
+    ratio = f"median ratio {paid['ratio']:.3f}, 95{UNIT}% interval {low:.3f} to {high:.3f}"
+    said, alone = speed(paid["ratio"]), speed(paid["float_ms"] / paid["ms"])
+    medians = "" if said == alone else f", by these two medians alone {alone}"
+    words = f"Keep your float model: it takes {before}, the file {after} ({where}). In paired rounds the file is {said} "
+    words += f"({ratio}){medians}; a file pays from {100 * (MARGIN - 1):.0f}{UNIT}% faster in paired rounds."
     noise = " Noise may have decided: measure again with fewbit bench when little else runs."
     return words + noise if high >= MARGIN else words
 

@@ -7,16 +7,16 @@ from typing import Any
 from fewbit.report.figures import Points
 from fewbit.report.page import templates
 from fewbit.report.scale import Axis
-from fewbit.report.tables import around
+from fewbit.report.tables import around, headline
 from fewbit.report.views import Facts, Table
-from fewbit.report.words import Json, speed, title_of
+from fewbit.report.words import Json, measured, megabytes, percent, plural, speed, title_of, titled
 
 FRONT = Points(
-    Axis("score", "{measure}, %"), Axis("bytes", "ONNX file, MB (10⁶ bytes)", 1e-6), group="{place}", label="{point}",
+    Axis("score", "{title}"), Axis("bytes", "ONNX file, MB (10⁶ bytes)", 1e-6), group="{place}", label="{point}",
     hover="{said}", interval="ends", mark="unsearched", line="float",
 )  # fmt: skip
 TABLE = Table((
-    "point", "score:score:%", "95 % interval:ends:range", "agreement:agreement:%", "time:ms:ms", "beside float:beside",
+    "point", "score:score:measure", "95 % interval:ends:ends", "agreement:agreement:%", "time:ms:ms", "beside float:beside",
     "file:bytes:MB", "budget:kept", "on the front:front", "predicted:predicted_ms:ms", "bits a weight:weight_bits:#",
     "integer ops:integer_ops:#",
 ))  # fmt: skip
@@ -25,28 +25,30 @@ MEASURED = {"runtime": "{}", "version": "{}", "processor": "{}", "threads": "{} 
 
 
 def goodness(row: Json) -> float:
-    """Accuracy with labels, agreement with the float model without."""
-    return float(row["agreement"] if row["quantized"] is None else row["quantized"])
+    """Accuracy with labels, agreement with the float model without; more is better."""
+    return float(headline(row)[1])
 
 
 def drawn(row: Json) -> dict[str, Any]:
     """A point with what the page shows of it."""
     labelled = row["quantized"] is not None
-    words = "{point}: {quantized:.2f} % {measure}, " if labelled else "{point}: "
-    words += "{agreement:.2f} % {agreement_measure}, {ms:.3g} ms ({beside}), {mb:.2f} MB"
-    words += "; over the budget: {over}" if row["over"] else ""
+    measure, score, unit = headline(row)
     beside = speed(row["faster"])
+    scores = [f"{measured(score, unit)} {measure}"] if labelled else []
+    scores += [f"{percent(row['agreement'])} {row['agreement_measure']}"]
+    said = f"{row['point']}: {', '.join(scores)}, {row['ms']:.3g} ms ({beside}), {megabytes(row['bytes'])}"
     return {
         **row,
-        "score": goodness(row),
+        "score": score,
+        "unit": unit,
         "ends": around(row),
-        "measure": f"{row['measure' if labelled else 'agreement_measure']} on held-out images",
+        "title": titled(f"{measure} on held-out images", unit),
         "float": row["float"] if labelled else None,
         "kept": row["over"] or "kept",
         "place": "over the budget" if row["over"] else BEST if row["front"] else "others",
         "unsearched": not row["searched"],
         "beside": beside,
-        "said": words.format(mb=row["bytes"] / 1e6, beside=beside, **row),
+        "said": said + (f"; over the budget: {row['over']}" if row["over"] else ""),
     }
 
 
@@ -61,8 +63,9 @@ def render(summary: Json) -> str:
         "ranges of recipe": summary["recipe"],
         "strategy": summary["strategy"],
         "budget": ", ".join(summary["budgets"]) or "none",
-        "candidates": f"{summary['evaluated']}, by {summary['measure']} on {images['calibration']} calibration images",
-        "points": f"judged on {images['scored']} other images in {where['runtime']}",
+        "candidates": f"{summary['evaluated']}, judged on {plural(images['calibration'], 'calibration image')}",
+        "loss that judged them": summary["measure"],
+        "points": f"judged on {plural(images['scored'], 'other image')} in {where['runtime']}",
         "left in float": ", ".join(summary["left_float"]) or "none",
         "times of single ops": ", ".join(said.format(where[key]) for key, said in MEASURED.items() if key in where),
         "command": summary["command"],

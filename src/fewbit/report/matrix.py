@@ -12,7 +12,7 @@ from fewbit.report.views import Facts, Table
 from fewbit.report.words import Json, speed
 
 TABLE = Table((
-    "model", "target", "recipe", "bits", "end", "float:float:%", "score:score:%", "95 % interval:ends:range",
+    "model", "target", "recipe", "bits", "end", "float:float:measure", "score:score:measure", "95 % interval:ends:ends",
     "agreement:agreement:%", "codes wrong:codes_wrong:#", "of codes:codes_compared:#", "file:bytes:MB",
     "beside float:beside", "in integers:integer_share:share", "not had:fallbacks:#", "seconds:seconds:#",
 ), search=True)  # fmt: skip
@@ -26,6 +26,7 @@ def drawn(row: Json) -> dict[str, Any]:
     labelled = row["quantized"] is not None
     return {
         **row,
+        "unit": row["unit"] if labelled else "%",
         "score": row["quantized"],
         "float": row["float"] if labelled else None,
         "ends": around(row),

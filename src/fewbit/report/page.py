@@ -13,9 +13,9 @@ import jinja2
 
 from fewbit.report.answers import advice, answers, chosen_and_refused
 from fewbit.report.sections import PASSES, SECTIONS, passes
-from fewbit.report.tables import around
+from fewbit.report.tables import around, headline
 from fewbit.report.views import Block
-from fewbit.report.words import Json, title_of
+from fewbit.report.words import Json, Rows, measured, megabytes, plural, share, title_of, titled
 
 APART = ("classes", "preprocess", "assumed", "metadata")  # of run.json: a section of their own, or too long for a page
 WORST = 10  # modules in the table of those that lose most
@@ -39,10 +39,10 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
     """tables.json, plus the parts of report.json that sections show, as rows."""
     curve = []
     for row in tables.get("curve") or ():
-        labelled = row["quantized"] is not None
-        measure = row["measure" if labelled else "agreement_measure"]
-        score = row["quantized" if labelled else "agreement"]
-        curve.append({**row, "measure": measure, "score": score, "interval": around(row)})
+        measure, score, unit = headline(row)
+        said = f"{plural(row['images'], 'image')}: {measured(score, unit)}"
+        shown = {"score": score, "unit": unit, "title": titled(measure, unit), "said": said}
+        curve.append({**row, **shown, "interval": around(row)})
     run = tables.get("run") or {}
     chosen, refused = chosen_and_refused(report.get("fallbacks") or ())
     losing = tables.get("sensitivity") or ()
@@ -58,8 +58,21 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
         "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), **dict.fromkeys(APART)}] if run else [],
         "kernels": [row] if (row := tables.get("kernels")) else [],
+        "size": [{**row, "weighs": megabytes(row["bytes"])} for row in tables.get("size") or ()],
+        "runs": [_run(row) for row in tables.get("runs") or ()],
+        **{key: _flipped(tables.get(key) or ()) for key in ("attention", "flips")},
     }
     return {**tables, **rows, "curve": curve}
+
+
+def _run(row: Json) -> dict[str, Any]:
+    """A run of the figure of several, with its words."""
+    said = measured(row["accuracy"], row["unit"])
+    return {**row, "title": titled(row["measure"], row["unit"]), "said": said, "weighs": megabytes(row["bytes"])}
+
+
+def _flipped(rows: Rows) -> Rows:
+    return [{**row, "flipped": share(row["flipped_share"])} for row in rows]
 
 
 def render(report: Json, tables: Json) -> str:

@@ -56,7 +56,7 @@ FALLBACKS = (
 )
 ACCURACY = (
     Section("How --max-drop found this file", "goal", (
-        Table(("file:index:#", "what was tried:what", "drop, points:drop:#", "within", "taken", "ms:ms:#",
+        Table(("file:index:#", "what was tried:what", "drop:drop:fall", "within", "taken", "ms:ms:#",
                "times as fast as float:faster:#", "in integers:share:share", "why", "seconds:seconds:#")),
     ), "Files from the cheapest to the dearest, each measured on images that are neither calibrated on nor scored."),
     Section("Calibration images", "calibration", (
@@ -71,22 +71,23 @@ ACCURACY = (
     Section("Synthetic images", "synthetic", (Gallery(("{label}",)),),
             "Calibration images that were made from the model alone, each with its target class."),
     Section("Accuracy against the number of calibration images", "curve", (
-        Points(Axis("score", "{measure}, %"), Axis("images", "calibration images", log=True), lines=("",),
-               hover="{images} images: {score:.2f} %", interval="interval", line="float"),
-        Table(("images:images:#", "accuracy:quantized:%", "agreement:agreement:%", "95 % interval, %:interval:range",
+        Points(Axis("score", "{title}"), Axis("images", "calibration images", log=True), lines=("",),
+               hover="{said}", interval="interval", line="float"),
+        Table(("images:images:#", "accuracy:quantized:measure", "agreement:agreement:%", "95 % interval:interval:ends",
                "difference between halves:range_change:share")),
     ), "Each set of images contains the one before it. Bars are 95 % intervals; the dotted line is the float model."),
     Section("Size and accuracy of the runs of this model", "runs", (
-        Points(Axis("accuracy", "{measure}, %"), Axis("bytes", f"ONNX file, {MB}", 1e-6), group="{kind}", label="{label}",
-               hover="{label}, {x:.3f} MB, {bits:.2f} bits a weight, {y:.2f} %", interval="interval", line="float"),
+        Points(Axis("accuracy", "{title}"), Axis("bytes", f"ONNX file, {MB}", 1e-6), group="{kind}", label="{label}",
+               hover="{label}, {weighs}, {bits:.2f} bits a weight, {said}", interval="interval", line="float"),
     ), "All runs were scored on the same images. Bars are 95 % intervals; the dotted line is the float model."),
     Section("Outputs: integer against float", "closeness", (
-        Table(("output", "measure", "agreement:agreement:%", "95 % interval, %:interval:range",
+        Table(("output", "measure", "agreement:agreement:%", "95 % interval:interval:ends",
                "error relative to the spread:relative_error:share")),
     ), "Over all scored images, in the runtime. Correlation and error are means over channels."),
     Section("Other measures", "measures", (
-        Table(("measure:what", "float:float:#", "integer:quantized:#", "agreement:agreement:#", "error:error:#")),
-    ), "In percent, and more is better, unless the row says otherwise."),
+        Table(("measure:what", "float:float:measure", "integer:quantized:measure", "agreement:agreement:measure",
+               "error:error:measure", "is better:better")),
+    ), "The last column says whether more or less is better."),
     Section("Scored images", "images", (
         Gallery(("{name}", "label {label}", "float {float}", "integer {quantized}", "error relative to the spread {error:.2g}"),
                 differs=("float", "quantized")),
@@ -124,10 +125,10 @@ ERROR = (
     Section("The image that the attention maps look at", "attended", (Gallery(("{name}",)),)),
     Section("Attention maps", "attention", (
         Each(Heatmap(Axis("", ""), "x", "y", panels={"float": "float", "quantized": "quantized"}),
-             "{op}, head {head}: {flipped_share:.2%} of key pairs change order"),
+             "{op}, head {head}: {flipped} of key pairs change order"),
     ), "Float beside quantized, on one colour scale. Where the axes are patches, it is the attention of the class token."),
     Section("Order of attention scores by head", "flips", (
-        Heatmap(Axis("flipped_share", "%", 100.0), "head", "op", "{op}, head {head}:, {flipped_share:.2%} of key pairs"),
+        Heatmap(Axis("flipped_share", "%", 100.0), "head", "op", "{op}, head {head}: {flipped} of key pairs"),
     ), "How many key pairs, in percent, are in another order than in the float model."),
 )
 RUNTIME = (
@@ -154,14 +155,15 @@ COST = (
                   hover="float {float_ms:.3f} ms, integer {quantized_ms:.3f} ms, {runs} runs"),
              "batch of {batch}", key="batch", wide=True),
         Table(("runtime", "batch:batch:#", "float:float_ms:ms", "middle half, ms:float_spread:range", "integer:quantized_ms:ms",
-               "middle half, ms:quantized_spread:range", "float / integer:ratio:#", "pairs of runs:runs:#", "load:load:#")),
+               "middle half, ms:quantized_spread:range", "float / integer, median of pairs:ratio:#", "pairs of runs:runs:#",
+               "load:load:#")),
     ), "Medians on this machine, in every runtime that runs the file. Load: the processes that ran meanwhile, these included."),
     Section("Loading", "loads", (
         Table(("runtime", "load, float:float_seconds:s", "load, integer:quantized_seconds:s",
                "peak memory, float:float_bytes:MB", "peak memory, integer:quantized_bytes:MB",
                "without a model:baseline_bytes:MB")),
     ), "A fresh process loads each file and runs one image."),
-    Section("Files", "size", (Bars(Axis("bytes", MB, 1e-6), label="{what}", number="{value:.2f} MB"),)),
+    Section("Files", "size", (Bars(Axis("bytes", MB, 1e-6), label="{what}", number="{weighs}"),)),
     Section("Time of each stage", "seconds", (Bars(Axis("seconds", "s"), label="{stage}", number="{value:.1f} s"),)),
 )
 DETAILS = (

@@ -12,6 +12,7 @@ from fewbit.errors import BadFile
 from fewbit.folder import MODEL, NUMBERS, TWIN
 from fewbit.onnx_file import bytes_of
 from fewbit.report.answers import ELSEWHERE, MARGIN
+from fewbit.report.words import plural
 from fewbit.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ WEIGHED = {TWIN: "float model, ONNX", MODEL: "integer model, ONNX", NUMBERS: "pl
 
 def histograms(sites: Rows, counts: Mapping[str, Mapping[str, object]], worst: int = 8) -> Rows:
     """The activation sites with the smallest signal to noise ratio, worst first; `counts` has edges and counts by site."""
-    selection = sorted((row for row in sites if row["site"] in counts), key=lambda row: row["sqnr_db"])[:worst]
+    known = (row for row in sites if row["site"] in counts and row["sqnr_db"] is not None)
+    selection = sorted(known, key=lambda row: row["sqnr_db"])[:worst]
     return [{**counts[r["site"]], **{k: r[k] for k in ("site", "range", "observed", "sqnr_db")}} for r in selection]
 
 
@@ -79,7 +81,8 @@ def problems(result: Checks, most: int = 5) -> list[str]:
         if wrong:
             total = sum(check.wrong for check in wrong)
             lines.append(
-                f"{total:,} codes at {len(wrong)} sites differ between simulation and runtime ({name}), "
+                f"{plural(total, 'code')} at {plural(len(wrong), 'site')} {'differs' if total == 1 else 'differ'} between "
+                f"simulation and runtime ({name}), "
                 f"first at {wrong[0].site}, off by up to {wrong[0].max_difference}"
             )
     for each in result.wrong_outputs:
@@ -130,7 +133,7 @@ def integer_share(graph: Graph, plan: Plan) -> float:
     """
     integer_inputs = {op.name for op in graph.ops if "weight" not in op.operands or op.operands["input"] in plan.choices}
     planned = graph.share(sum(op.macs for op in graph.ops if op.name in plan.integer_ops and op.name in integer_inputs))
-    return max(0.0, planned - sum(one.macs_share for one in plan.fallbacks if one.kind == "kernels"))
+    return max(0.0, planned - sum(one.macs_share or 0.0 for one in plan.fallbacks if one.kind == "kernels"))
 
 
 def fallbacks(plan: Plan) -> Rows:
@@ -185,6 +188,15 @@ def around(score: Mapping[str, Any]) -> list[float] | None:
     return interval if interval is None or score["quantized"] is None else [score["float"] + end for end in interval]
 
 
+def headline(score: Mapping[str, Any]) -> tuple[str, float, str]:
+    """The measure of an accuracy, its number for the integer model and its unit: with labels the task's, else the agreement,
+    which is in percent.
+    """
+    if score["quantized"] is None:
+        return score["agreement_measure"], score["agreement"], "%"
+    return score["measure"], score["quantized"], score["unit"]
+
+
 def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
     """Bytes against accuracy of several runs, beside that of the float model; (report.json, run.json) by folder.
 
@@ -207,6 +219,7 @@ def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
                     "bytes": size["onnx_bytes"],
                     "bits": size["average_weight_bits"],
                     "measure": score["measure"],
+                    "unit": score["unit"],
                     "agreement_measure": score["agreement_measure"],
                     "accuracy": score["quantized"],
                     "interval": around(score),
@@ -219,5 +232,5 @@ def runs(records: Mapping[str, tuple[Any, Any]]) -> Rows:
     if any(row["accuracy"] is None for row in rows):
         for row in rows:  # the interval is that of the accuracy where there is one
             row["interval"] = row["interval"] if row["accuracy"] is None else None
-            row |= {"measure": row["agreement_measure"], "accuracy": row["agreement"], "float": None}
+            row |= {"measure": row["agreement_measure"], "accuracy": row["agreement"], "unit": "%", "float": None}
     return rows

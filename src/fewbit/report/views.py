@@ -11,7 +11,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewbit.report.words import UNIT, Rows, fill, grouped, interval, megabytes, number, percent, plural, share
+from fewbit.report.words import (
+    UNIT,
+    Json,
+    Rows,
+    ends_of,
+    fall,
+    fill,
+    grouped,
+    interval,
+    measured,
+    megabytes,
+    number,
+    percent,
+    plural,
+    share,
+)
 
 Block = Mapping[str, Any]
 View = Callable[[Rows], Block | None]
@@ -30,7 +45,7 @@ def fixed(digits: int, unit: str) -> Callable[[Any], str]:
 
 
 KEY = re.compile(r"{(\w+)")  # what a line shows of a row
-TEXT = ("", "sites", "range")  # formats of columns that stand on the left
+TEXT = ("", "sites", "range", "ends")  # formats of columns that stand on the left
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "": number,
     "#": number,
@@ -44,11 +59,12 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "sites": number,
     "range": interval,
 }
+MEASURES: Mapping[str, Callable[[Any, str], str]] = {"measure": measured, "fall": fall, "ends": ends_of}  # with the row's unit
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column from `heading`, `heading:key` or `heading:key:format`, the key of the row and one of FORMATS."""
+    """A column from `heading`, `heading:key` or `heading:key:format`, the key of the row and one of FORMATS or MEASURES."""
 
     heading: str
     key: str
@@ -59,13 +75,16 @@ class Column:
         heading, *rest = words.split(":")
         return Column(heading, *rest) if rest else Column(heading, heading)
 
-    def cell(self, value: Any) -> Block:
+    def cell(self, row: Json) -> Block:
         """The text, the number by which the column is sorted, and the names where there are several."""
+        value: Any = row.get(self.key)
         many = self.format == "sites" and isinstance(value, (list, tuple)) and len(value) > 1
         if many:
             return {"text": plural(len(value), "site"), "sort": len(value), "names": list(map(number, value))}
         plain = isinstance(value, (int, float)) and math.isfinite(value)
-        return {"text": FORMATS[self.format](value), "sort": value if plain else None, "names": ()}
+        unit = str(row.get("unit", "%"))
+        text = MEASURES[self.format](value, unit) if self.format in MEASURES else FORMATS[self.format](value)
+        return {"text": text, "sort": value if plain else None, "names": ()}
 
 
 def _every(rows: Rows) -> list[Column]:
@@ -98,7 +117,7 @@ class Table:
         if not rows or not columns:
             return None
         head = [{"text": c.heading, "right": c.format not in TEXT} for c in columns]
-        cells = [[c.cell(row.get(c.key)) for c in columns] for row in rows]
+        cells = [[c.cell(row) for c in columns] for row in rows]
         return {"kind": "table", "head": head, "rows": cells, "search": self.search, "folded": len(rows) > FOLDED}
 
 

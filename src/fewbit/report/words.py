@@ -14,6 +14,7 @@ Json = Mapping[str, Any]
 Rows = Sequence[Json]
 
 UNIT = "\u00a0"  # a unit stays on the line of its number
+EXACT = 1e-9  # percent from 0 or 100, up to which it is float rounding
 NEAR = 0.05  # of a ratio, within which two ways to count it say the same
 FILE = re.compile(r"\.(onnx|pt2|ep|py|pt|pth|safetensors)(:\w+)?$")
 FIELDS = {  # of a site's choice in plan.json, where the page has another word for it
@@ -39,8 +40,42 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}".replace("-", "−")
 
 
+def measured(value: float | None, unit: str = "%") -> str:
+    """A measure with its unit (%, dB; "" for none); a percentage is 0 or 100 only where it is."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{bare(value, unit)}{UNIT}{unit}" if unit else bare(value, unit)
+
+
+def bare(value: float, unit: str = "%") -> str:
+    """A measure without its unit, where that stands elsewhere."""
+    if not unit or not math.isfinite(value):
+        return number(value)
+    text = f"{value:.2f}".replace("-", "−")
+    if unit != "%" or min(abs(value), abs(value - 100)) < EXACT:
+        return text.replace("−0.00", "0.00")
+    near = {"0.00": "< 0.01", "−0.00": "> −0.01", "100.00": "> 99.99" if value < 100 else "> 100.00"}
+    return near.get(text, text)
+
+
+def ends_of(ends: Sequence[float] | None, unit: str = "%") -> str:
+    """An interval of a measure."""
+    return " to ".join(measured(end, unit) for end in ends) if ends else "–"
+
+
+def fall(value: float | None, unit: str = "%") -> str:
+    """By how much a measure fell or rose: a difference of percentages is one of points."""
+    digits = "–" if value is None else signed(value).removeprefix("+") if math.isfinite(value) else number(value)
+    return digits if value is None or not unit else f"{digits}{UNIT}{'points' if unit == '%' else unit}"
+
+
+def titled(measure: str, unit: str = "%") -> str:
+    """The title of an axis or a column of a measure, with its unit if it has one."""
+    return f"{measure}, {unit}" if unit else measure
+
+
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}{UNIT}%"
+    return measured(value)
 
 
 def share(value: float | None) -> str:
@@ -48,7 +83,10 @@ def share(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.2f}{UNIT}MB"
+    """Bytes in MB, below 10 kB in kB (powers of ten), and where they are fewer one by one."""
+    if value is None or abs(value) < 1_000:
+        return number(value) if value is None else f"{value:.0f}{UNIT}B"
+    return f"{value / 1e3:.2f}{UNIT}kB" if abs(value) < 10_000 else f"{value / 1e6:.2f}{UNIT}MB"
 
 
 def interval(value: Sequence[Any] | None) -> str:
@@ -71,10 +109,15 @@ def speed(ratio: float) -> str:
 
 
 def paired_speed(before: float, after: float, ratio: float) -> str:
-    """How much faster a file is by the median of paired rounds; what the two medians alone say where that is not the same."""
+    """How much faster a file is, beside its time and the float model's: `ratio` is the median of paired rounds, which is not
+    the ratio of the two medians, and the words say so where one sees it.
+    """
     alone = before / after
-    said = speed(ratio)
-    return said if abs(alone / ratio - 1) < NEAR else f"{said} in paired rounds, and {speed(alone)} by these two medians: noise"
+    said, other = speed(ratio), speed(alone)
+    if said == other:
+        return said
+    paired = f"{said} in paired rounds"
+    return paired if abs(alone / ratio - 1) < NEAR else f"{paired}, and {other} by these two medians: noise"
 
 
 def size(before: float, after: float) -> str:
@@ -117,14 +160,21 @@ def fill(template: str, row: Json) -> str:
     return _Words().vformat(template, (), row)
 
 
+def _sum(values: Sequence[Any]) -> Any:
+    if not all(isinstance(value, (int, float, type(None))) for value in values):
+        return values
+    return None if None in values else sum(values)
+
+
 def grouped(rows: Rows, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for all rows with equal `keys`, in order of appearance: numbers are added, other values listed."""
+    """One row for all rows with equal `keys`, in order of appearance: numbers are added (None where one of
+    them is not known), other values listed.
+    """
     groups: dict[str, list[Json]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row.get(key) for key in keys]), []).append(row)
     sums = []
     for members in groups.values():
         lists = {key: [row[key] for row in members if key in row] for row in members for key in row}
-        merged = {k: sum(v) if all(isinstance(x, (int, float)) for x in v) else v for k, v in lists.items()}
-        sums.append({**merged, **{key: members[0].get(key) for key in keys}})
+        sums.append({**{k: _sum(v) for k, v in lists.items()}, **{key: members[0].get(key) for key in keys}})
     return sums

@@ -211,7 +211,7 @@ def _summary(
         "budgets": list(request.budget),
         "command": request.command,
         "images": dict(images),
-        "measure": "KL from the float model" if request.loss == "kl" else "cross-entropy with labels",
+        "measure": problem.loss.measure.what,
         "dimensions": [{"name": d.name, "options": list(d.options)} for d in problem.dimensions],
         "left_float": list(problem.always) + [d.name for d in problem.dimensions if d.options[d.start] == FLOAT],
         "evaluated": len(history.trials),

@@ -26,7 +26,7 @@ from fewbit.errors import FewbitError, stopped
 from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
 from fewbit.report.tables import integer_share
-from fewbit.report.words import plural
+from fewbit.report.words import UNIT, fall, plural
 from fewbit.request import Options, Request
 from fewbit.run import ROUNDING, Run, drop_of
 from fewbit.stages.kernels import as_run
@@ -162,10 +162,11 @@ class Walk:
             part["twin"], part["model"], exact.inputs, runtimes=[request.hardware.runs_in], batches=[exact.in_a_file(1)],
             threads=request.threads, seconds=min(SECONDS, request.seconds),
         )  # fmt: skip
-        drop, measure = drop_of(accuracy)
+        drop, measure, unit = drop_of(accuracy)
         return {
             "drop": drop,
             "measure": measure,
+            "unit": unit,
             "interval": accuracy["interval"],
             "images": len(self.judged),
             "within": drop <= self.limit + ROUNDING,
@@ -214,7 +215,7 @@ def said(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"--max-drop {taken['limit']:g}: {plural(len(rows), 'file')} tried; {found}: {taken['what']}. On the {taken['images']} "
         f"images that chose it, {taken['measure']} {'fell' if taken['drop'] >= 0 else 'rose'} by "
-        f"{abs(taken['drop']):.2f} points.{order}"
+        f"{fall(abs(taken['drop']), taken['unit'])}.{order}".replace(UNIT, " ")
     )
 
 

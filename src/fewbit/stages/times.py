@@ -42,11 +42,11 @@ def elsewhere(graph: Graph, plan: Plan, target: Target) -> tuple[Fallback, ...]:
     if target.runtime != target.runs_in:
         why = f"{target.runtime} cannot run here: {target.runs_in} computed the file as written, for codes and accuracy"
         why += _saturation(graph, plan, target)
-        return (Fallback("the runtime", target.runtime, target.runs_in, why, kind="runtime"),)
+        return (Fallback("the runtime", target.runtime, target.runs_in, why, 1.0, "runtime"),)
     if not target.fits(platform.machine(), processor_flags()):
         why = f"{target.runs_in} computed the file in the kernels of another processor, for codes and accuracy"
         why += _saturation(graph, plan, target)
-        return (Fallback("this machine", target.processor, "another processor", why, kind="machine"),)
+        return (Fallback("this machine", target.processor, "another processor", why, 1.0, "machine"),)
     return ()
 
 

@@ -154,18 +154,19 @@ class Depths:
             return rate_by_output(outputs, self.task.index, f"{every}, so outputs are compared.")
         near, apart = (torch.tensor(v, dtype=torch.float64) for v in (self.near, self.apart))
         measure = f"pixels within {NEAR:.0%} of the float model's range of depths"
-        rows = [{"what": "relative error from the float model", "error": float(apart.mean())}]
+        error = 100 * float(apart.mean())
+        rows = [{"what": "relative error from the float model", "error": error, "unit": "%", "better": "less"}]
         low, high = of_mean(near)
         agreed = Rating("", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows))
         if not self.scores:
             return agreed
         scores = torch.tensor(self.scores, dtype=torch.float64)
         delta, absrel, delta_after, absrel_after = scores.mean(0).tolist()
-        error = {"what": "AbsRel (less is better)", "float": absrel, "quantized": absrel_after}
+        more = {"what": "AbsRel", "float": absrel, "quantized": absrel_after, "unit": "", "better": "less"}
         low, high = of_mean(scores[:, 2] - scores[:, 0])
         what = "one depth for every pixel" + (" of an image" if self.task.relative else "")
         guessed = no_better("δ1", 100 * delta, self.guesses.best(), what)
-        return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[error], guessed=guessed)
+        return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[more], guessed=guessed)
 
 
 def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, float]:

@@ -107,7 +107,10 @@ class Likeness:
             return rate_by_output(outputs, self.task.index, why)
         like = torch.tensor(self.float_like, dtype=torch.float64)
         measure, rows = "SSIM with the float model's picture", [
-            {"what": "PSNR of the integer model's picture against the float model's, dB", "agreement": float(like[:, 1].mean())}
+            {
+                "what": "PSNR of the integer model's picture against the float model's",
+                "agreement": float(like[:, 1].mean()), "unit": "dB",
+            }
         ]  # fmt: skip
         agreement = 100 * max(float(like[:, 0].mean()), 0.0)
         low, high = of_mean(like[:, 0])

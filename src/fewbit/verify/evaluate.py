@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
-from fewbit.core.task import Output, Outputs, Rating, Task
+from fewbit.core.task import Output, Outputs, Rating, Task, told
 from fewbit.data.images import Images
 from fewbit.runtimes import AS_WRITTEN, Session, open_session
 from fewbit.task import Closeness, OutputScore
@@ -54,7 +54,7 @@ class Score:
             "agreement_measure": rating.agreement_measure,
             "interval": list(rating.interval),
             "unit": rating.unit,
-            "rows": [dict(row) for row in rating.rows],
+            "rows": [told(row) for row in rating.rows],
             "why": rating.why,
             "outputs": [output.to_json() for output in self.outputs],
             "runtime": self.runtime,
