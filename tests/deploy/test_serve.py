@@ -63,7 +63,7 @@ def test_both_answers_are_those_of_the_program_that_ships(run: Path, picture: Pa
     wanted = program.Model(run / "deploy")(np.array(Image.open(picture)))
     assert found["size"] == [44, 30]
     best = wanted["classes"][0]
-    assert found["compared"] == f"Both say {best['name']}: " + " and ".join([f"{100 * best['probability']:.1f} %"] * 2) + "."
+    assert found["compared"] == f"Both say {best['name']}: " + " and ".join([f"{100 * best['probability']:.2f} %"] * 2) + "."
     for side, ms in (("float", 2.0), ("integer", 5.0)):  # medians
         assert found[side].pop("ms") == ms
         assert found[side] == wanted
@@ -129,8 +129,8 @@ def said(kind: str, *answers: Any, **task: Any) -> str:
 
 def test_classes_are_compared_by_the_likeliest() -> None:
     both = [{"classes": [{"name": "cat", "index": i, "probability": p}]} for i, p in ((0, 0.91), (0, 0.834), (1, 0.5))]
-    assert said("classify", *both[:2]) == "Both say cat: 91.0 % and 83.4 %."
-    assert said("classify", *both[1:]) == "They differ. Float: cat, 83.4 %. Integer: cat, 50.0 %."
+    assert said("classify", *both[:2]) == "Both say cat: 91.00 % and 83.40 %."
+    assert said("classify", *both[1:]) == "They differ. Float: cat, 83.40 %. Integer: cat, 50.00 %."
 
 
 def objects(*found: tuple[str, float, list[float]]) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def test_a_picture_dropped_in_a_browser_is_answered_twice(address: str, tmp_path
         assert part.count("<th ") == 4
         assert re.findall(r'<canvas width="(\d+)" height="(\d+)"', part) == [("320", "218")]  # 44 by 30, as it is stored
     assert len(re.findall(r'<span class="ms">\d+\.\d\d ms</span>', page)) == 2
-    assert re.search(r'id="said" role="status">Both say [^:]+: [0-9.]+ % and [0-9.]+ %\.<', page)
+    assert re.search(r'id="said" role="status">Both say [^:]+: (&gt; )?[0-9.]+ % and (&gt; )?[0-9.]+ %\.<', page)
     assert "<i>net</i>" not in page
     assert "<b>cat</b>" not in page
     assert "CONSOLE" not in done.stderr, done.stderr

@@ -134,6 +134,8 @@ def test_what_a_users_method_raises_is_said_with_file_and_method(method, error):
         ("rating", replace(RATING, float_score=3.0), r"gave \(3.0, None\) as float_score and score"),
         ("rating", replace(RATING, agreement_measure=None), "gave None as agreement_measure; a text"),
         ("rating", replace(RATING, rows=({"float": 3},)), "as rows"),
+        ("rating", replace(RATING, rows=({"what": "a", "unit": 3},)), "as rows"),
+        ("rating", replace(RATING, rows=({"what": "a", "better": "down"},)), "as rows"),
         ("divergence", "x", "gave 'x'; a number, or a tensor of shape"),
         ("divergence", torch.zeros(4), r"gave a tensor of shape \(4,\)"),
         ("divergence", None, "gave None"),

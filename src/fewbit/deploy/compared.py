@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
+from fewbit.report.words import UNIT, share
 from fewbit.task.detect import SAME, SURE
 
 Json = Any
@@ -41,7 +42,7 @@ def compared(task: Mapping[str, Json], answers: Answers, outputs: Outputs) -> st
 def _classes(before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
     """The likeliest class of each."""
     (x, *_), (y, *_) = before["classes"], after["classes"]
-    p, q = (f"{100 * one['probability']:.1f} %" for one in (x, y))
+    p, q = (share(one["probability"]).replace(UNIT, " ") for one in (x, y))
     if x["index"] == y["index"]:
         return f"Both say {x['name']}: {p} and {q}."
     return f"They differ. Float: {x['name']}, {p}. Integer: {y['name']}, {q}."

@@ -43,8 +43,8 @@ class Request(Planned):
     seconds: Seconds = 4.0
     max_drop: Points | None = Field(
         default=None,
-        description="Find the fastest file that loses no more points of accuracy (without labels: agreement): other recipes, "
-        "then modules in float. Exit code 1 where none does; --time limits how long it looks.",
+        description="Find the fastest file that loses no more points of accuracy (PSNR: dB; without labels: agreement): other "
+        "recipes, then modules in float. Exit code 1 where none does; --time limits how long it looks.",
         examples=[1.0],
     )
     memory: Annotated[str | None, AfterValidator(check_memory)] = Field(

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fewbit.core.task import Meter, Output, Outputs, OutputScore, Rating, Scored, Task
+from fewbit.core.task import Meter, Output, Outputs, OutputScore, Rating, Scored, Task, told
 from fewbit.errors import BadModel, FewbitError, shortened, stopped
 
 
@@ -135,6 +135,9 @@ LOOKS: Mapping[str, Callable[..., Any]] = {  # method -> what looks at what it g
 }
 
 
+ROW = "a tuple of dictionaries that have a `what`, maybe a text as `unit`, and maybe more or less as what is `better`"
+
+
 @dataclass
 class _Watched:
     """A meter of a user's task."""
@@ -164,14 +167,20 @@ def _parts(rating: Rating) -> list[tuple[str, Any, bool, str]]:
     both = scores == (None, None) or all(map(_is_finite, scores))
     pair = isinstance(rating.interval, tuple | list) and len(rating.interval) == 2
     texts = [(name, getattr(rating, name)) for name in ("measure", "agreement_measure", "why", "unit")]
-    rows = isinstance(rating.rows, tuple | list) and all(isinstance(row, Mapping) and "what" in row for row in rating.rows)
+    rows = isinstance(rating.rows, tuple | list) and all(map(_is_row, rating.rows))
     return [
         *((name, text, isinstance(text, str), "a text") for name, text in texts),
         ("agreement", rating.agreement, _is_finite(rating.agreement) and -1e-6 <= rating.agreement <= 100 + 1e-6, percent),
         ("interval", rating.interval, pair and all(map(_is_finite, rating.interval)), "two finite numbers"),
         ("float_score and score", scores, both, "two finite numbers, or twice None"),
-        ("rows", rating.rows, rows, "a tuple of dictionaries that have a `what`"),
+        ("rows", rating.rows, rows, ROW),
     ]  # fmt: skip
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, Mapping) or "what" not in row:
+        return False
+    return isinstance((row := told(row))["unit"], str) and row["better"] in ("more", "less")
 
 
 def _is_finite(value: Any) -> bool:
