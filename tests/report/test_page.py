@@ -686,7 +686,16 @@ def test_a_measure_has_its_unit_and_a_percentage_is_0_or_100_only_where_it_is(
 
 
 def test_bytes_are_never_0_where_there_are_some() -> None:
-    shown = {0: "0 B", 1: "1 B", 3_572: "3.57 kB", 9_999: "10.00 kB", 10_000: "0.01 MB", 194_809: "0.19 MB", None: "–"}
+    shown = {
+        0: "0 B",
+        1: "1 B",
+        3_572: "3.57 kB",
+        9_999: "10.00 kB",
+        10_000: "0.010 MB",
+        13_642: "0.014 MB",
+        194_809: "0.19 MB",
+        None: "–",
+    }
     assert {value: words.megabytes(value).replace("\u00a0", " ") for value in shown} == shown
 
 

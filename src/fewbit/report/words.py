@@ -83,10 +83,10 @@ def share(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes in MB, below 10 kB in kB (powers of ten), and where they are fewer one by one."""
+    """Bytes in MB, below 10 kB in kB (powers of ten), below 1 kB one by one: two digits that say something, or more."""
     if value is None or abs(value) < 1_000:
         return number(value) if value is None else f"{value:.0f}{UNIT}B"
-    return f"{value / 1e3:.2f}{UNIT}kB" if abs(value) < 10_000 else f"{value / 1e6:.2f}{UNIT}MB"
+    return f"{value / 1e3:.2f}{UNIT}kB" if abs(value) < 10_000 else f"{value / 1e6:.{2 if value >= 1e5 else 3}f}{UNIT}MB"
 
 
 def interval(value: Sequence[Any] | None) -> str:
