@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ def models(shared: Path) -> Mapping[str, Sequence[object]]:
 
 
 def row(folder: Path, name: str, recipe: str, target: str, given: Sequence[object]) -> dict[str, Any]:
-    """One run, as the only child of this process, so that the children's peak is its own."""
+    """One run, in a process of its own, so that its peak is its own."""
     out = folder / "run"
     tail = ("--recipe", recipe, "--target", target, "--threads", "1", "--seconds", "1", "--out", out, "--force")
     command = [sys.executable, "-m", "fewbit", "quantize", *given, *tail]
@@ -63,7 +62,7 @@ def row(folder: Path, name: str, recipe: str, target: str, given: Sequence[objec
     return {
         "model": name, "recipe": recipe, "target": target, "accuracy": report["accuracy"], "images": report["images"],
         "seconds": report["seconds"], "wrong": report["verify"]["codes_wrong"],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "peak_bytes": report["peak_memory_bytes"],
     }  # fmt: skip
 
 

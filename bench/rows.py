@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from scipy.stats import binomtest
 from fewbit import Run
 from fewbit.choose import Recipe
 from fewbit.core.bits import parse_bits
+from fewbit.core.peak import peak
 from fewbit.core.plan import Plan
 from fewbit.files import read_json, write_json
 from fewbit.request import Request
@@ -158,11 +158,6 @@ def edited(target: str, edits: Iterable[tuple[str, str]], path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return str(path)
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def rows_of(folder: Path, **fields: Any) -> list[dict[str, Any]]:

@@ -314,6 +314,8 @@ def test_report_json_has_the_fields_that_others_read(finished: Path) -> None:
     }  # fmt: skip
     assert set(report["size"]) == {"float_bytes", "onnx_bytes", "packed_bytes", "average_weight_bits"}
     assert report["size"]["onnx_bytes"] == (finished / "model.onnx").stat().st_size
+    listed = [row["bytes"] for row in json.loads((finished / "tables.json").read_text())["size"]]
+    assert listed == [(finished / name).stat().st_size for name in ("float.onnx", "model.onnx", "plan.safetensors")]
     assert report["verify"]["codes_wrong"] == 0
     assert report["accuracy"]["quantized"] is None  # no labels in a flat folder
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import torch
 from fewbit import quantize
 from fewbit.choose import Recipe
 from fewbit.core import limit
+from fewbit.core.peak import peak
 from fewbit.data.collection import Data, examples
 from fewbit.data.images import Preprocess, open_images
 from fewbit.data.synthesize.fdda import Fdda
@@ -49,6 +52,20 @@ images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 quantize(net, images.numpy(), input_size=(3, 32, 32), out=sys.argv[1], memory=sys.argv[2], threads=1, quick=True)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
+
+
+def test_the_peak_of_a_process_is_not_that_of_whoever_started_it() -> None:
+    child = "x = b'1' * 80_000_000; from fewbit.core.peak import peak; print(peak())"
+    parent = f"import subprocess, sys; x = b'1' * 400_000_000; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    held = int(subprocess.run([sys.executable, "-c", parent], check=True, capture_output=True).stdout)
+    assert 80e6 < held < 200e6
+
+
+def test_the_peak_is_found_where_the_system_does_not_say_vmhwm(monkeypatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", lambda *_: io.StringIO("VmRSS: 5 kB\n"))
+        found = peak()
+    assert found == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.01)
 
 
 def test_a_limit_changes_no_byte_of_the_plan_and_of_the_files(conv_net, tmp_path, monkeypatch):

@@ -91,6 +91,17 @@ def test_ratios_are_those_of_numpy():
     assert row.rest_of_tokens == pytest.approx(tokens[~over].max() / tokens.max())
 
 
+def test_all_are_counted_where_few_are_listed():
+    channels, tokens = torch.ones(100), torch.ones(2, 60)
+    channels[3:40], tokens[0, 5:17] = torch.arange(50.0, 87), torch.arange(50.0, 62)
+    tokens[1, 5] = 50.0
+    row = standing_out("a:input", channels, tokens, 10.0)
+    assert (row.channel_count, row.position_count) == (37, 12)
+    assert row.channels == tuple(range(39, 31, -1))
+    assert (row.positions[0], len(row.positions)) == (5, 8)
+    assert (row.rest_of_channels, row.rest_of_tokens) == (pytest.approx(1 / 86), pytest.approx(1 / 61))
+
+
 def test_maps_have_channels_and_no_tokens(conv_net):
     rows = outliers(conv_net.graph, [conv_net.images[:4]])
     assert {row.site for row in rows} >= {op.operands["input"] for op in conv_net.graph.ops if op.kind == "conv"}

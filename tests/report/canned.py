@@ -86,9 +86,11 @@ def _outliers() -> Rows:
         rows.append({
             "site": f"blocks.{block}.{op}:input", "reach": 122.4 if far else 6.0, "any": far, "limit": 10.0,
             "over": ["channel_ratio", "token_ratio"] if far else [],
-            "channel_ratio": 42.0 if far else 3.0 + block / 4, "channels": [7, 199] if far else [],
+            "channel_ratio": 42.0 if far else 3.0 + block / 4, "channel_count": 2 if far else 0,
+            "channels": [7, 199] if far else [],
             "rest_of_channels": 0.25 if far else 1.0, "token_ratio": 14.8 if far else 1.5,
-            "token_share": 0.0154 if far else 0.0, "positions": [0, 17] if far else [],
+            "token_share": 0.0154 if far else 0.0, "position_count": 2 if far else 0,
+            "positions": [0, 17] if far else [],
             "rest_of_tokens": 0.125 if far else 1.0, "done": "clipped at 61.2 of 122",
         })  # fmt: skip
     return rows

@@ -191,7 +191,7 @@ def test_the_tables_are_the_numbers_of_their_rows(whole: Reader) -> None:
         "3,637,248 40 40 0",  # codes: compared, differing, ties, wrong
         "integer kernels in the runtime's optimised graph 74",
         "QLinearMatMul: 49",
-        "blocks.2.mlp.fc2:input 122.4 7, 199 25.00 % 1.54 % 0, 17 12.50 % clipped at 61.2 of 122",
+        "blocks.2.mlp.fc2:input 122.4 2 7, 199 25.00 % 1.54 % 2 0, 17 12.50 % clipped at 61.2 of 122",
         "difference between the ranges of two halves, median 9.00 %",
         "0004.png label class 4 float class 4 integer class 3",
         "64 72.00 % 82.00 % 70.00 % to 74.00 % 0.23 %",

@@ -101,7 +101,7 @@ def test_a_run_whose_record_lacks_something_is_named(place: str) -> None:
 
 def test_what_was_done_about_an_outlier_is_read_from_the_plan() -> None:
     def found(site: str) -> Outliers:
-        return Outliers(site, 100.0, 20.0, (3,), 0.1, None, 0.0, (), 1.0)
+        return Outliers(site, 100.0, 20.0, 1, (3,), 0.1, None, 0.0, 0, (), 1.0)
 
     def chosen(site: str, scale: float, axis: int | None = None) -> Choice:
         steps = torch.full((4,) if axis is not None else (), scale)

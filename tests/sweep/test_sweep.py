@@ -34,7 +34,7 @@ def report(bits: str, problems: list[str]) -> dict[str, Any]:
         "size": {"onnx_bytes": 1_500_000, "float_bytes": 6_000_000},
         "latency": {"onnxruntime": {"ratio": 2.0, "quantized_ms": 1.25}, "openvino": {"ratio": 0.5, "quantized_ms": 4.0}},
         "integer_share": 0.75,
-        "fallbacks": [{}, {}],
+        "fallbacks": [{"kind": "chosen"}, {"kind": "site"}, {"kind": "chosen"}, {"kind": "accumulator"}],
         "seconds": {"load": 1.0, "choose": 2.5},
     }
 

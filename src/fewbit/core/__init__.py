@@ -21,4 +21,5 @@ Graphs and machines
     pages      files as memory, and memory that is given back
     walk       the files below a folder, through links too
     limit      what `--memory` means, and what is held
+    peak       the most memory that a process has held
 """

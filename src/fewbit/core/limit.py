@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import math
 import re
-import resource
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from fewbit.core.pages import large_apart
+from fewbit.core.peak import peak
 from fewbit.errors import FewbitError, Stopped
 
 UNITS = {"MB": 10**6, "GB": 10**9}
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 LIBRARIES = 1.1e9  # bytes, with a batch of a small model
 MODEL = 2.2  # bytes held for each byte of float weights; bench/big.py
 INSIDE, SMALL = 4.4, 128 << 20  # the same of the first bytes, which stand in one file
@@ -55,14 +54,6 @@ def begin() -> None:
     large_apart()
     with suppress(OSError):
         CLEAR.write_text("5")
-
-
-def peak() -> int:
-    """The most bytes that this process has held since it began, or since `begin`."""
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check(text: str, stage: str) -> None:

@@ -30,17 +30,20 @@ class Outliers:
     """The outliers of one activation. Reach is the largest magnitude of a channel over all tokens, or of a token over all
     channels; ratios are the largest reach over the median reach.
 
-    `channels` are the outlier channels, `token_share` is the share of outlier tokens and `positions` are their positions, the
-    most frequent first. `rest_of_channels` and `rest_of_tokens` are the reach without outliers, over the reach with them.
+    `channels` are the outlier channels, the largest first, `token_share` is the share of outlier tokens and `positions` are
+    their positions, the most frequent first; of both at most SHOWN, of `channel_count` and `position_count`.
+    `rest_of_channels` and `rest_of_tokens` are the reach without all outliers, over the reach with them.
     """
 
     site: str
     reach: float
     channel_ratio: float
+    channel_count: int
     channels: tuple[int, ...]
     rest_of_channels: float
     token_ratio: float | None
     token_share: float
+    position_count: int
     positions: tuple[int, ...]
     rest_of_tokens: float
 
@@ -85,14 +88,16 @@ def standing_out(site: str, channels: Float[Tensor, "c"], tokens: Float[Tensor, 
     median = float(channels.median().clamp_min(1e-30))
     is_outlier = channels > limit * median
     channel_rest = float(channels[~is_outlier].max()) / reach
-    indices = channels.argsort(descending=True)[: min(int(is_outlier.sum()), SHOWN)].tolist()
-    ratio, share, positions, token_rest = None, 0.0, (), 1.0
+    many = int(is_outlier.sum())
+    indices = tuple(channels.argsort(descending=True)[: min(many, SHOWN)].tolist())
+    ratio, share, places, token_rest = None, 0.0, Counter[int](), 1.0
     if tokens is not None and tokens.shape[1] > 1:
         is_outlier_token = tokens > limit * tokens.median().clamp_min(1e-30)
         ratio, share = float(tokens.max() / tokens.median().clamp_min(1e-30)), float(is_outlier_token.float().mean())
-        positions = tuple(place for place, _ in Counter(is_outlier_token.nonzero()[:, 1].tolist()).most_common(SHOWN))
+        places = Counter(is_outlier_token.nonzero()[:, 1].tolist())
         token_rest = float(tokens[~is_outlier_token].max()) / max(float(tokens.max()), 1e-30)
-    return Outliers(site, reach, reach / median, tuple(indices), channel_rest, ratio, share, positions, token_rest)
+    positions = tuple(place for place, _ in places.most_common(SHOWN))
+    return Outliers(site, reach, reach / median, many, indices, channel_rest, ratio, share, len(places), positions, token_rest)
 
 
 def _activations(graph: Graph) -> list[str]:

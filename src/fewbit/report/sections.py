@@ -58,7 +58,8 @@ ACCURACY = (
     Section("How --max-drop found this file", "goal", (
         Table(("file:index:#", "what was tried:what", "drop:drop:fall", "within", "taken", "ms:ms:#",
                "times as fast as float:faster:#", "in integers:share:share", "why", "seconds:seconds:#")),
-    ), "Files from the cheapest to the dearest, each measured on images that are neither calibrated on nor scored."),
+    ), "In the order in which they were tried, each measured on images that are neither calibrated on nor scored: recipes, "
+       "then twice as many modules each time until it suffices, then halfway between too few and enough."),
     Section("Calibration images", "calibration", (
         Facts((
             "source", "images", "difference between the ranges of two halves, median:range_change:share",
@@ -118,10 +119,12 @@ ERROR = (
         Points(Axis({"channel_ratio": "largest channel", "token_ratio": "largest token"}, "ratio to the median", log=True,
                     most=1000.0), along="site", mark="over", line="limit",
                hover="{site}: channel {channel_ratio:.1f}, token {token_ratio:.1f} times the median; {done}"),
-        Table(("site", "largest value:reach:#", "outlier channels:channels", "largest without them:rest_of_channels:share",
-               "outlier tokens:token_share:share", "their positions:positions", "largest without:rest_of_tokens:share",
+        Table(("site", "largest value:reach:#", "outlier channels:channel_count:#", "largest of them:channels",
+               "largest without all of them:rest_of_channels:share", "outlier tokens:token_share:share",
+               "at positions:position_count:#", "most frequent of them:positions", "largest without:rest_of_tokens:share",
                "what was done:done"), where="any"),
-    ), "The largest channel and token, relative to the median one. Diamonds are over the limit; points end at 1,000."),
+    ), "The largest channel and token, relative to the median one. Diamonds are over the limit; points end at 1,000. Of "
+       "outlier channels and positions at most 8 are listed."),
     Section("The image that the attention maps look at", "attended", (Gallery(("{name}",)),)),
     Section("Attention maps", "attention", (
         Each(Heatmap(Axis("", ""), "x", "y", panels={"float": "float", "quantized": "quantized"}),

@@ -1,7 +1,8 @@
 """Settle: from what was asked, with a limit of the drop, to the request whose file is the fastest within it.
 
-Files are tried from the cheapest to the dearest: the recipe that was asked for and a better one; then modules with 8 bits, or
-in float, in the order of sensitivity.py; then a reconstruction, where there is time for one. Each is a file that ran in the
+Ways are tried from the cheapest to the dearest: the recipe that was asked for and a better one; then modules with 8 bits, or
+in float, in the order of sensitivity.py, twice as many each time until it suffices and then halfway between too few and enough;
+then a reconstruction, where there is time for one. Each is a file that ran in the
 runtime, on images that neither calibrate nor are scored: the score of the run is of others.
 """
 

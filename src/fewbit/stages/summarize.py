@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fewbit.core.checks import Checks
 from fewbit.core.graph import Graph
+from fewbit.core.peak import peak
 from fewbit.core.plan import Plan
 from fewbit.data.images import Images
 from fewbit.deploy import made, stamp
@@ -52,12 +52,12 @@ def summarize(
     size = exact.at_a_time(8)
     few = islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1))
     standing = () if request.quick else outliers(exact, few)
-    rows = tables_of(graph, plan, stats, standing, checks, timings, loads, sample, folder)
-    rows |= {} if request.quick else looked_at(graph, plan, scored, score, sample, inputs.classes or ())
     record = _record(request, identity, inputs)
     counts = {"calibration": len(calibration), "scored": score.images}
     proven = {"verify": tables.verify(checks), "accuracy": score.to_json(), "images": counts}
-    stamp(folder / MODEL, made(plan, record, proven))
+    stamp(folder / MODEL, made(plan, record, proven))  # in front of whatever counts its bytes
+    rows = tables_of(graph, plan, stats, standing, checks, timings, loads, sample, folder)
+    rows |= {} if request.quick else looked_at(graph, plan, scored, score, sample, inputs.classes or ())
     rows |= {
         "run": record,
         "next": {"sensitivity": sensitivity_command(request.command), "folder": str(request.out or "RUN")},
@@ -99,7 +99,7 @@ def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Requ
         "pays": tables.pays(timings, request.hardware.runtime, plan),
         "integer_share": tables.integer_share(graph, plan),
         "fallbacks": tables.fallbacks(plan),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak(),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from fewbit.errors import FewbitError, FewbitFailed, InUse, Stopped, stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import RECORD, REPORT, checked
+from fewbit.report.answers import chosen_and_refused
 from fewbit.request import Request
 from fewbit.run import execute
 from fewbit.sweep.file import Row
@@ -98,6 +99,6 @@ def _measured(folder: Path) -> Found:
         "faster": {name: row["ratio"] for name, row in report["latency"].items()},
         "ms": {name: row["quantized_ms"] for name, row in report["latency"].items()},
         "integer_share": report["integer_share"],
-        "fallbacks": len(report["fallbacks"]),
+        "fallbacks": len(chosen_and_refused(report["fallbacks"])[1]),
         "seconds": round(sum(report["seconds"].values()), 1),
     }

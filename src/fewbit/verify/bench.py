@@ -5,6 +5,7 @@ Also load time, and peak memory of a fresh process for each file.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import math
@@ -25,11 +26,12 @@ import torch
 from numpy.typing import NDArray
 
 from fewbit.core.inputs import Input, arrays_of, example, image_among
+from fewbit.core.peak import peak
 from fewbit.errors import BadFile, UnknownName
 from fewbit.runtimes import RUNNABLE, RUNTIMES, open_session, runtime_names
 
 # What a fresh process does: import the runtime and nothing of fewbit, whose torch takes more memory than most models; load a
-# file, run an image of zeros. The peak is VmHWM, as Linux lets a child inherit the ru_maxrss of its parent.
+# file, run an image of zeros.
 CHILD = """
 import io, json, sys, time
 import numpy as np
@@ -42,13 +44,8 @@ if path:
     exec({load!r})
     seconds = time.perf_counter() - start
     run(inputs)
-try:
-    with open("/proc/self/status") as status:
-        peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-except OSError:
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps([seconds, peak]))
+{peak}
+print(json.dumps([seconds, peak()]))
 """
 
 
@@ -201,7 +198,7 @@ def loads(
         progress(runtime)
         rounds = [[_load(runtime, p, inputs, batch, threads) for p in (float_path, path, None)] for _ in range(runs)]
         seconds = [statistics.median(second for second, _ in column) for column in zip(*rounds, strict=True)]
-        peaks = [int(statistics.median(peak for _, peak in column)) for column in zip(*rounds, strict=True)]
+        peaks = [int(statistics.median(held for _, held in column)) for column in zip(*rounds, strict=True)]
         rows.append(Load(runtime, threads, seconds[0], seconds[1], peaks[0], peaks[1], peaks[2], runs))
     return rows
 
@@ -211,7 +208,7 @@ def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, 
     session = RUNNABLE[runtime].session
     assert session is not None
     imports, load = session.script
-    child = CHILD.format(imports=imports, load=load)
+    child = CHILD.format(imports=imports, load=load, peak=inspect.getsource(peak))
     arrays = io.BytesIO()
     np.savez(arrays, **({} if path is None else _zeros(path, inputs, batch)))  # type: ignore[arg-type]
     command = [sys.executable, "-P", "-c", child, "" if path is None else str(path), str(threads)]
@@ -219,8 +216,8 @@ def _load(runtime: str, path: Path | None, inputs: Sequence[Input], batch: int, 
     if process.returncode:
         why = (process.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
         raise BadFile(f"{runtime} cannot load {path}: {why}")
-    seconds, peak = json.loads(process.stdout.splitlines()[-1])
-    return seconds, peak
+    seconds, held = json.loads(process.stdout.splitlines()[-1])
+    return seconds, held
 
 
 def _zeros(path: Path, inputs: Sequence[Input], batch: int) -> dict[str, NDArray[Any]]:
