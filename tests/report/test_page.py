@@ -176,7 +176,7 @@ def test_the_answers_are_the_numbers_of_the_report(whole: Reader) -> None:
         "Most often 4 bits became 8 bits, at 24 sites: no 4-bit operand",
         "98.73 % of the multiply-accumulates run in integers.",
         "12 sites stayed float.",
-        "2 sites left in float on purpose: float attention is faster here.",
+        "2 ops left in float on purpose: float attention is faster here.",
     ]:
         assert said in whole.text
 

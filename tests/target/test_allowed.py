@@ -134,6 +134,23 @@ def test_onnxruntime_gives_the_integers_of_the_plan(net, realized, request):
     assert max(int(q.abs().max()) for q in codes) == 63
 
 
+def test_on_request_are_those_ops_alone_that_are_in_integers_without_it(vit):
+    target = load_target("ort-x86-vnni")
+    before, after = allowed(vit.graph, target), allowed(vit.graph, target, keep_float=("blocks.0.*",))
+    asked = {r.site for r in after.fallbacks if "on request" in r.why}
+    assert asked == {name for name in before.integer_ops if name.startswith("blocks.0.")}
+    assert len(asked) == 6  # attention's products are float anyway, and so are both additions
+    assert {r for r in after.fallbacks if r.site not in asked} == set(before.fallbacks)
+
+
+def test_a_pattern_of_ops_does_not_mean_those_that_read_their_results(conv_net):
+    assert conv_net.graph.op("depth").operands["input"] == "stem:output"
+    for pattern, kept in (("stem*", {"stem"}), ("stem:out*", {"stem", "depth"})):
+        answer = allowed(conv_net.graph, load_target("ort-x86-vnni"), keep_float=(pattern,))
+        assert {r.site for r in answer.fallbacks} == kept
+        assert not kept & set(answer.integer_ops)
+
+
 def test_what_stays_float_on_purpose_is_told_from_what_could_not_be_had(vit):
     target, attention = load_target("ort-x86-vnni"), [op.name for op in vit.graph.ops if op.kind == "matmul"]
     answer = allowed(vit.graph, target, keep_float=("head",))

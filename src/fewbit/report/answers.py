@@ -17,6 +17,7 @@ from fewbit.report.words import (
     megabytes,
     paired_speed,
     percent,
+    places,
     plural,
     share,
     signed,
@@ -158,15 +159,15 @@ def not_as_requested(report: Json) -> Card:
     inside = [row for row in refused if row.get("kind") not in ELSEWHERE]
     if inside:
         most = max(grouped(inside, ("requested", "actual", "why")), key=lambda group: len(group["site"]))
-        places = plural(len(most["site"]), "site")
-        lines.append(f"Most often {most['requested']} became {most['actual']}, at {places}: {most['why']}.")
+        where = places(most["site"])
+        lines.append(f"Most often {most['requested']} became {most['actual']}, at {where}: {most['why']}.")
     if report.get("skipped"):
         lines.append(f"Left out on request (--quick): {', '.join(report['skipped'])}.")
     islands = {row["site"] for row in refused if row["actual"] == "float"}
     if islands:
-        lines.append(f"{plural(len(islands), 'site')} stayed float.")
+        lines.append(f"{places([*islands])} stayed float.")
     for group in grouped(chosen, ("why",)):
-        lines.append(f"{plural(len(group['site']), 'site')} left in float on purpose: {group['why']}.")
+        lines.append(f"{places(group['site'])} left in float on purpose: {group['why']}.")
     big, small = (f"{len(refused):,}", "fallback" if len(refused) == 1 else "fallbacks") if refused else ("nothing", "")
     return Card("What is not as requested?", big, small, lines)
 

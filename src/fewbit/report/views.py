@@ -24,7 +24,7 @@ from fewbit.report.words import (
     megabytes,
     number,
     percent,
-    plural,
+    places,
     share,
 )
 
@@ -80,7 +80,7 @@ class Column:
         value: Any = row.get(self.key)
         many = self.format == "sites" and isinstance(value, (list, tuple)) and len(value) > 1
         if many:
-            return {"text": plural(len(value), "site"), "sort": len(value), "names": list(map(number, value))}
+            return {"text": places(value), "sort": len(value), "names": list(map(number, value))}
         plain = isinstance(value, (int, float)) and math.isfinite(value)
         unit = str(row.get("unit", "%"))
         text = MEASURES[self.format](value, unit) if self.format in MEASURES else FORMATS[self.format](value)

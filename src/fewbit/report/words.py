@@ -101,6 +101,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def places(names: Sequence[Any]) -> str:
+    """How many ops or sites there are: a site is called <op>:<operand>."""
+    of_sites = {":" in str(name) for name in names}
+    return plural(len(names), "place" if len(of_sites) > 1 else "op" if of_sites == {False} else "site")
+
+
 def speed(ratio: float) -> str:
     """How much faster or slower something is than what took `ratio` times as long: never "0.92 times faster"."""
     if abs(ratio - 1) < 0.005:

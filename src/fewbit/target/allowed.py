@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -65,15 +65,23 @@ def allowed(
 
     `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
     the largest width that one of them asks for, or, where it is named itself as a site, its own.
-    `keep_float` are patterns of op or site names (`blocks.3.mlp.*`); `everything` also takes the ops that the target can
+    `keep_float` are patterns of ops (`blocks.3.mlp.*`) or, with a colon, of sites (`head:input`), whose readers stay float;
+    what would be float without them keeps the reason that it has then. `everything` also takes the ops that the target can
     run in integers and runs faster in float; `slower` are ops, by name, that lose time there, `apart` those whose numbers speak
     against it, and why. Raises UnknownName for a pattern that matches nothing.
     """
     for pattern in keep_float:
         if not any(matches(op, (pattern,)) for op in graph.ops):
             raise UnknownName("site or op in --keep-float", pattern, [op.name for op in graph.ops])
+    kept = [op.name for op in graph.ops if matches(op, keep_float)]
     site_bits = {site.name: _site_bits(site, weight_bits, activation_bits, widths) for site in graph.sites}
-    entries, fallbacks = _all_entries(graph, target, keep_float, slower, apart, everything=everything, site_bits=site_bits)
+    entries, fallbacks = _all_entries(graph, target, kept, slower, apart, everything=everything, site_bits=site_bits)
+    if kept:
+        without = allowed(
+            graph, target, weight_bits=weight_bits, activation_bits=activation_bits, widths=widths, everything=everything,
+            slower=slower, apart=apart,
+        )  # fmt: skip
+        fallbacks += _kept(graph, kept, without)
     grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for follows in (False, True):
@@ -113,19 +121,20 @@ def rule_of(graph: Graph, target: Target, op: Op, grids: Mapping[str, Grid]) -> 
 def _all_entries(
     graph: Graph,
     target: Target,
-    keep_float: Sequence[str],
+    kept: Collection[str],
     slower: Mapping[str, str],
     apart: Mapping[str, str],
     *,
     everything: bool,
     site_bits: Mapping[str, int | None],
 ) -> tuple[dict[str, list[OpRule]], list[Fallback]]:
-    """The usable entries of the target for each op, and a fallback for each op that has none or stays float on request."""
+    """The usable entries of the target for each op, and a fallback for each op that has none; none of both for those that are
+    `kept` in float.
+    """
     entries: dict[str, list[OpRule]] = {}
     fallbacks: list[Fallback] = []
     for op in graph.ops if target.op else ():
-        if matches(op, keep_float):
-            fallbacks.append(_fallback(graph, op, "kept float on request (--keep-float)", "chosen"))
+        if op.name in kept:
             continue
         if op.name in slower:
             fallbacks.append(_fallback(graph, op, slower[op.name], "chosen"))
@@ -140,6 +149,17 @@ def _all_entries(
         why, share = f"{target.name} has no integer {other.function}", graph.share(other.macs)
         fallbacks.append(Fallback(other.name, "integers", "float", why, share))
     return entries, fallbacks
+
+
+def _kept(graph: Graph, kept: Sequence[str], without: Allowed) -> list[Fallback]:
+    """Fallbacks of ops that are kept in float: on request those that are in integers `without` it, others as they are there."""
+    why, found = "kept float on request (--keep-float)", []
+    for name in kept:
+        if name in without.integer_ops:
+            found.append(_fallback(graph, graph.op(name), why, "chosen"))
+        else:
+            found += [row for row in without.fallbacks if row.site == name and row.actual == "float"]
+    return found
 
 
 def _entries(
@@ -254,8 +274,14 @@ def _without_groups(graph: Graph, target: Target, op: Op, rule: OpRule) -> list[
 
 
 def matches(op: Op, patterns: Sequence[str]) -> bool:
-    names = [op.name, *op.operands.values()]
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
+    """Whether a pattern is of the op or, where it has a colon, of a site that it reads or writes. The site of a result begins
+    with the name of the op that gives it, so a pattern of ops does not mean those that read it.
+    """
+    return any(
+        name == pattern or fnmatch.fnmatchcase(name, pattern)
+        for pattern in patterns
+        for name in (op.operands.values() if ":" in pattern else (op.name,))
+    )
 
 
 def _fallback(graph: Graph, op: Op, why: str, kind: FallbackKind = "site") -> Fallback:
