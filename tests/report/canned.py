@@ -234,6 +234,7 @@ def canned() -> tuple[dict[str, Any], dict[str, Any]]:
                      "agreement": 100.0, "right": True},
                     {"place": "openvino, as it ships", "output": "logits", "difference": 0.0934, "limit": 0.2,
                      "cosine": 0.9998712, "agreement": 99.6, "right": True}],
+        "by_rules": [{"integer": 70, "nodes": 75, "expected": 74, "rules": "those of fewbit lint for openvino"}],
         "kernels": {"expected": 75, "found": 74, "ops": {"MatMulInteger": 24, "QLinearMatMul": 49, "QLinearConv": 1}},
         "images": [{"name": f"{i:04d}.png", "thumbnail": thumbnail(41 * i), "label": f"class {i % 5}",
                     "float": f"class {i % 5}", "quantized": f"class {3 if i == 4 else i % 5}"} for i in range(8)],

@@ -190,6 +190,7 @@ def test_the_tables_are_the_numbers_of_their_rows(whole: Reader) -> None:
         "openvino 0.094 s 0.050 s 151.40 MB 98.70 MB 61.20 MB",
         "3,637,248 40 40 0",  # codes: compared, differing, ties, wrong
         "integer kernels in the runtime's optimised graph 74",
+        "nodes of the file that compute in integers 70 nodes of the file that compute 75 integer operators of the plan 74",
         "QLinearMatMul: 49",
         "blocks.2.mlp.fc2:input 122.4 2 7, 199 25.00 % 1.54 % 2 0, 17 12.50 % clipped at 61.2 of 122",
         "difference between the ranges of two halves, median 9.00 %",

@@ -12,11 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewbit.choose import Bits
+from fewbit.core.checks import Checks
 from fewbit.core.grid import QParams
+from fewbit.core.plan import Fallback
+from fewbit.lint.truth import truth
 from fewbit.realize.qdq import clamp_bounds
 from fewbit.report.tables import integer_share
 from fewbit.runtimes import runtime_names
-from fewbit.stages.kernels import as_run
+from fewbit.stages.kernels import as_run, fused
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
@@ -189,6 +192,23 @@ def test_every_op_of_the_plan_has_become_an_integer_kernel(kind, of_kind):
     found = kernels(of_kind.plan, of_kind.path)
     assert found["found"] == found["expected"] == len(of_kind.plan.integer_ops)
     assert {name: found["ops"].get(name, 0) for name in KINDS[kind][1]} == KINDS[kind][1]
+
+
+def test_kernels_of_onnxruntime_are_told_of_no_other_runtime_and_no_other_processor(conv_net, realized, ort_target):
+    counted = Checks((), (), (), {"found": 7, "expected": 7, "ops": {}})
+    own = realized(conv_net, ort_target)
+    assert fused(own.plan, counted, own.path, load_target(ort_target)) == {"kernels": counted.kernels}
+    away = dataclasses.replace(own.plan, fallbacks=(Fallback("this machine", "another", "this one", "", kind="machine"),))
+    assert "by_rules" in fused(away, counted, own.path, load_target(ort_target))
+    run = realized(conv_net, "openvino-x86", everything=True)
+    tables = fused(run.plan, counted, run.path, load_target("openvino-x86"))
+    (row,) = tables["by_rules"]
+    ran = truth(run.path, "openvino")  # openvino's own words
+    assert (row["integer"], row["nodes"]) == (sum(one.integer for one in ran.values()), len(ran))
+    assert (row["expected"], tables["kernels"]) == (len(run.plan.integer_ops), {})
+    assert "for openvino, held against" in row["rules"]
+    unheld = fused(run.plan, counted, run.path, load_target("tensorrt"))["by_rules"][0]
+    assert "for tensorrt, which nobody has held against it" in unheld["rules"]
 
 
 def test_what_the_runtime_leaves_in_float_is_not_in_the_share(capture_net, realized, ort_target):

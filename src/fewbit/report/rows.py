@@ -67,7 +67,6 @@ def tables_of(
         "size": tables.files(folder),
         "checks": tables.checks(checks),
         "outputs": tables.outputs(checks),
-        "kernels": checks.kernels,
         "log": [asdict(entry) for entry in plan.log],
     }
 

@@ -150,6 +150,10 @@ RUNTIME = (
         Facts(("integer kernels in the runtime's optimised graph:found", "integer operators of the plan:expected",
                "all nodes of that graph:ops")),
     )),
+    Section("Nodes in integers, by rules", "by_rules", (
+        Facts(("nodes of the file that compute in integers:integer", "nodes of the file that compute:nodes",
+               "integer operators of the plan:expected", "rules")),
+    ), "The kernels of the target's own runtime were not counted: it was not here, or does not show them."),
 )
 COST = (
     Section("Latency", "latency", (

@@ -15,7 +15,7 @@ sizes          whether float.onnx is the model at other sizes of images
 tail           what stays as it is behind the layers of an ONNX file
 limit          whether --memory is likely to be enough
 times          what a plan takes on this machine
-kernels        what the runtime leaves in float of what the plan has in integers
+kernels        what the runtime leaves in float of what the plan has in integers, and what is said of its kernels
 """
 
 from collections.abc import Mapping
