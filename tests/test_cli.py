@@ -8,7 +8,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,12 +20,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fewbit.choose import parse_bits
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
+from fewbit.cli.diff import changes, counted
 from fewbit.core.plan import PassLog, described
 from fewbit.core.task import Output, Signature, Task
 from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
+from fewbit.realize import save_plan
 from fewbit.recipes import RECIPES
 from fewbit.run import Run, fail_on_drop, quantize
 from fewbit.stages.task import written
@@ -365,6 +370,7 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     code, text = run("diff", finished, tmp_path / "other", "--json", tmp_path / "diff.json")
     assert code == 0, text
     changed = {row["site"] for row in json.loads((tmp_path / "diff.json").read_text())}
+    assert any(row["field"] == "codes" and row["differing"] for row in json.loads((tmp_path / "diff.json").read_text()))
     assert "head:input" in changed
     assert text.index("codes that are wrong") < text.index("The plans differ")  # what came out of both is first
     assert f"The plans differ at {len(changed)} sites: " in text
@@ -373,6 +379,48 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     assert "head:input" in listed
     assert not re.search(r"\w\(\w+=|all_readers|\{'", text + listed)  # no name or value as Python writes it
     assert "The plans are the same." in run("diff", finished, finished)[1]
+
+
+def test_diff_counts_every_code_bias_and_scale_that_differs(conv_net: Any, tmp_path: Path) -> None:
+    plan = conv_net.plan("ort-x86-vnni", "mse", bits=parse_bits("w3a8"))
+    mixed = replace(plan.choices["b:weight"].grid, widths=(0, 1, 2, 3) * (conv_net.graph.site("b:weight").shape[0] // 4))
+    codes = {name: choice.codes.clone() for name, choice in plan.choices.items() if choice.codes is not None}
+    codes["b:weight"] = torch.zeros_like(codes["b:weight"])
+    others = {name: value.clone() for name, value in codes.items()}
+    for name, places in (("a:weight", [0, 1, 7, -1]), ("b:weight", [0, -1])):
+        flat = others[name][3::4].flatten() if name == "b:weight" else others[name].flatten()
+        flat[places] = torch.where(flat[places] == 0, 1, 0).to(flat.dtype)
+        if name == "b:weight":
+            others[name][3::4] = flat.reshape(others[name][3::4].shape)  # of the channels that have 3 bits
+            others[name][2, 0, 0, 0] = -1
+        else:
+            others[name] = flat.reshape(others[name].shape)
+    folders = []
+    for name, own in (("one", codes), ("two", others)):
+        grids = {site: mixed if site == "b:weight" else plan.choices[site].grid for site in own}
+        choices = {**plan.choices, **{s: replace(plan.choices[s], codes=own[s], grid=grids[s]) for s in own}}
+        if name == "two":
+            scale = choices["stem:weight"].qparams.scale.clone()
+            middle = scale.flatten().argsort()[1]  # neither the least nor the largest
+            scale.view(-1)[middle] *= 1.0001
+            choices["stem:weight"] = replace(
+                choices["stem:weight"], qparams=replace(choices["stem:weight"].qparams, scale=scale)
+            )
+        op, bias = next(iter(plan.biases.items()))
+        moved = replace(bias, integer=replace(bias.integer, codes=bias.integer.codes + (name == "two")))
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        save_plan(conv_net.graph, replace(plan, choices=choices, biases={**plan.biases, op: moved}), folders[-1])
+    found = {(row["site"], row["field"]): row["differing"] for row in changes(*folders)}
+    count = plan.biases[op].integer.codes.numel()
+    assert found == {
+        ("a:weight", "codes"): 4,
+        ("b:weight", "codes"): 3,
+        ("stem:weight", "scale"): 1,
+        (f"{op}:bias", "bias"): count,
+    }
+    assert counted(changes(*folders)) == "7 codes at 2, scale at 1, bias at 1"
+    assert changes(folders[0], folders[0]) == []
 
 
 def test_report_draws_other_runs_beside_and_keeps_them(place: Path, finished: Path, tmp_path: Path) -> None:

@@ -119,6 +119,38 @@ def load_plan(graph: Graph, folder: Path) -> Plan:
     return plan
 
 
+def stored_numbers(folder: Path) -> dict[str, Tensor]:
+    """The numbers (n,) of a run's plan.safetensors by their names there, codes one by one and zero points of every site: what
+    two plans are compared by, without their models. Behind packed codes may stand a few of the lowest. Raises BadFile.
+    """
+    record, tensors = read_json(folder / PLAN), read_tensors(folder / NUMBERS)
+    numbers = {name: tensor.flatten() for name, tensor in tensors.items()}
+    try:
+        for row in record["choices"]:
+            site, grid = row["site"], _grid(row["grid"])
+            scale = numbers[f"{site}.scale"]
+            numbers.setdefault(f"{site}.zero", torch.full(scale.shape, row["zero"], dtype=torch.int32))
+            if f"{site}.codes" in numbers:
+                numbers[f"{site}.codes"] = _one_by_one(numbers[f"{site}.codes"], grid)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{folder / PLAN} and plan.safetensors do not fit each other ({error}); {AGAIN}") from error
+    return numbers
+
+
+def _one_by_one(packed: Tensor, grid: Grid) -> Tensor:
+    """The codes (n,) that `_encode` packed, in its order."""
+    if not grid.widths:
+        if grid.bits in (8, 16, 32):
+            return packed
+        return unpack(packed, grid.bits, grid.low, (8 * len(packed) // grid.bits,))
+    groups = [(len(rows), like) for rows, like in _alike(grid)]
+    each = 8 * len(packed) // max(sum(count * like.bits for count, like in groups), 1)  # codes of a channel, at most
+    while sum(sizes := [-(-count * each * like.bits // 8) for count, like in groups]) > len(packed):
+        each -= 1
+    parts = zip(packed.split(sizes), groups, strict=True)
+    return torch.cat([unpack(part, like.bits, like.low, (8 * len(part) // like.bits,)) for part, (_, like) in parts])
+
+
 def _unlike(found: Any, expected: Any, place: str) -> Iterator[str]:
     """Where two JSON values differ, and how."""
     if isinstance(found, dict) and isinstance(expected, dict):
