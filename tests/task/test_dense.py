@@ -76,6 +76,41 @@ def test_miou_is_torchmetrics(tmp_path):
     assert [row["what"] for row in rating.rows] == ["IoU of sky", "IoU of road", "IoU of tree"]
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, torch.bool])
+def test_classes_of_pixels_may_keep_an_axis_of_channels(tmp_path, kind):
+    """Oracle: the same classes without that axis."""
+    classes = 2 if kind is torch.bool else 3
+    pictures, seen = masks(tmp_path, classes=classes)
+    x, y = (torch.where(noise(6, *SIZE, seed=k) > k, seen.clamp_max(classes - 1), 0).to(kind) for k in range(2))
+    flat, kept = named("segment", ("y", SIZE, False)), named("segment", ("y", (1, *SIZE), False))
+    expected = rated(flat, x, y, flat.read(tmp_path, pictures))
+    found = rated(kept, x[:, None], y[:, None], kept.read(tmp_path, pictures))
+    assert 0 < expected.score < expected.float_score < 100
+    assert (found.measure, found.float_score, found.score, found.rows) == ("mIoU", *(
+        getattr(expected, what) for what in ("float_score", "score", "rows")
+    ))  # fmt: skip
+    assert kept.divergence([x[:, None]], [y[:, None]]) == pytest.approx(float((x != y).double().mean((1, 2)).sum()))
+    assert kept.drawn(Image.new("RGB", SIZE[::-1]), [x[:1, None]]).size == SIZE[::-1]
+
+
+def test_integers_of_several_channels_are_no_map():
+    for shape, real in (((3, *SIZE), False), (SIZE[:1], False), ((2, 3, *SIZE), True)):
+        with pytest.raises(
+            BadModel, match=r"one number or integer for each pixel, \(batch, 1, height, width\) or .* is needed"
+        ):
+            named("segment", ("y", shape, real))
+    for task in ("depth", "restore"):
+        with pytest.raises(BadModel, match="is needed"):
+            named(task, ("y", (1, *SIZE), False))
+
+
+def test_masks_of_more_classes_than_are_counted_are_refused(tmp_path):
+    pictures, _ = masks(tmp_path)
+    Image.fromarray(np.full((48, 64), 300, np.uint16)).save(tmp_path / "0.png")
+    with pytest.raises(BadImages, match=r"has class 300; of a model that gives classes these may be 0 to 254, and 255 is not"):
+        named("segment", ("y", SIZE, False)).read(tmp_path, pictures)
+
+
 @pytest.mark.parametrize("shape", [(1, *SIZE), (2, *SIZE)])
 def test_masks_of_0_and_255_alone_are_those_of_two_classes(tmp_path, shape):
     _, there = masks(tmp_path, classes=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import pkgutil
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,14 @@ def test_where_nothing_is_found_the_precision_is_0():
     assert matched(empty, truth).ap() == 0
 
 
+SELECTED = {
+    "yolov10": Selected.v10(Signature([Output("y", (4, 6))], (64, 64))),
+    "torchvision": Selected.named(
+        Signature([Output("labels", (4,), False), Output("boxes", (4, 4)), Output("scores", (4,))], (64, 64))
+    ),
+}
+
+
 def test_yolox_is_decoded_as_its_authors_do():
     model = Signature([Output("output", (84, 8))], (64, 64))
     decoder = Yolox.of(model)
@@ -188,6 +197,14 @@ def test_rows_of_yolov10_that_hold_nothing_are_none():
     assert found.labels.tolist() == [2, 0]
 
 
+def test_a_row_of_yolov10_may_have_any_number_as_its_class():
+    """A matrix with a column for each class up to the highest would not fit into any memory."""
+    rows = torch.tensor([[10.0, 12, 30, 40, 0.9, 2**40], [0, 0, 9, 9, 0.5, torch.nan], [1, 1, 8, 9, 0.4, 3]])
+    (found,) = select(SELECTED["yolov10"], [rows[None]])
+    assert found.labels.tolist() == [2**40, 0, 3]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.4])
+
+
 def test_the_queries_of_detr_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
@@ -237,10 +254,59 @@ def test_a_form_has_to_be_named_and_to_fit():
         task_named("detect", Signature(outputs, (64, 64)))
     with pytest.raises(BadModel, match=r"--task detect:detr: logits .* are needed; the model gives output \(batch, 84, 8\)"):
         task_named("detect:detr", Signature(outputs, (64, 64)))
+    lonely = [Output("logits", (8, 1)), Output("pred_boxes", (8, 4))]
+    with pytest.raises(
+        BadModel, match=r'detect:detr: logits of two or more columns .* "no object".* take --task detect:rtdetr'
+    ):
+        task_named("detect:detr", Signature(lonely, (64, 64)))
+    assert task_named("detect:rtdetr", Signature(lonely, (64, 64))).decoder.classes == 1
+    with pytest.raises(BadModel, match=r"these outputs could be rtdetr\b"):
+        task_named("detect", Signature(lonely, (64, 64)))
+    for form, outputs in (
+        ("detr", [Output("logits", (8,)), Output("pred_boxes", (8, 4))]),
+        ("rtdetr", [Output("logits", (8, 3)), Output("pred_boxes", (9, 4))]),
+        ("rtdetr", [Output("logits", (8, 3)), Output("pred_boxes", (8, 5))]),
+        ("torchvision", [Output("boxes", (8, 5)), Output("scores", (8,)), Output("labels", (8,), False)]),
+        ("torchvision", [Output("boxes", (8, 4)), Output("scores", (8, 2)), Output("labels", (8,), False)]),
+        ("ssd", [Output("boxes", (3234, 4)), Output("classes", (3234, 1))]),
+    ):
+        with pytest.raises(BadModel, match=f"detect:{form}: .* (are|is) needed"):
+            task_named(f"detect:{form}", Signature(outputs, (64, 64)))
     with pytest.raises(UnknownName, match="Did you mean yolox"):
         check_name("detect:yolx")
     with pytest.raises(UnknownName, match=r"unknown task 'detekt'\. Did you mean detect"):
         check_name("detekt")
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes", "size", "names", "classes"),
+    [
+        ("yolov8", [(84, 8400)], 640, 0, 80),
+        ("yolov8", [(84, 64)], 64, 80, 80),
+        ("yolov8", [(1207, 525)], 160, 0, 1203),  # as many boxes as the grids have cells: 400 + 100 + 25
+        ("yolov8", [(84, 84)], 64, 80, 80),
+        ("yolov8", [(84, 90), (7, 90)], 64, 3, 3),  # the names say which
+        ("yolov8", [(84, 90), (7, 90)], 64, 0, "one output"),
+        ("yolov8", [(84, 90)], 64, 3, 80),
+        ("yolov8", [(84, 84)], 64, 0, r"more boxes than 4 \+ classes, or the 84 of grids .* give the names .*--classes FILE"),
+        ("yolov8", [(84, 64)], 64, 0, "with fewer boxes it is the number of classes that says which axis is which"),
+        ("yolov8", [(84, 64)], 64, 20, r"which axis is which: 4 \+ the 20 named ones is 24"),
+        ("yolov8", [(8400, 84)], 640, 80, "one output"),
+        ("yolov8", [(4, 90)], 64, 0, "one output"),
+        ("yolov5", [(25200, 85)], 640, 0, 80),
+        ("yolov5", [(64, 85)], 64, 80, 80),
+        ("yolov7", [(252, 1208)], 64, 0, 1203),
+        ("yolov5", [(64, 85)], 64, 0, "with fewer boxes"),
+    ],
+)  # fmt: skip
+def test_which_axis_of_a_yolo_counts_boxes_is_taken_from_what_is_certain(form, shapes, size, names, classes):
+    outputs = [Output(f"y{i}", shape) for i, shape in enumerate(shapes)]
+    model = Signature(outputs, (size, size), tuple(f"n{i}" for i in range(names)))
+    if isinstance(classes, int):
+        assert task_named(f"detect:{form}", model).decoder.classes == classes
+    else:
+        with pytest.raises(BadModel, match=classes):
+            task_named(f"detect:{form}", model)
 
 
 def detr_outputs(n: int = 5) -> list[torch.Tensor]:
@@ -351,6 +417,105 @@ def test_the_loss_grows_with_moved_boxes_and_with_changed_scores():
     changed = [task.divergence([logits, boxes], [logits * s, boxes]) for s in (0.95, 0.8, 0.4)]
     for losses in (moved, changed):
         assert 0 < losses[0] < losses[1] < losses[2]
+
+
+def written(form, boxes, scores, labels):
+    """Rows (b, n, ...) as a model that selects by itself writes them."""
+    if form == "torchvision":
+        return [labels, boxes, scores]
+    return [torch.cat([boxes, scores[..., None], labels[..., None].to(boxes)], 2)]
+
+
+def selection(seed, classes, count=4):
+    """Two images with rows on four places, in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.tensor([[4.0, 4], [30, 6], [8, 34], [36, 36]])[torch.randperm(4, generator=generator)[:count]]
+    boxes = torch.cat([corner, corner + 16], 1) + 3 * torch.randn(2, count, 4, generator=generator)
+    labels = torch.randint(0, classes, (2, count), generator=generator)
+    return boxes.double(), torch.rand(2, count, generator=generator).double(), labels
+
+
+def nearest(exact, others):
+    """The least over all orders of the rows of what two lists of candidates, a column for each class, are apart, in numpy."""
+    (a, s, c), (b, t, d) = ([one.numpy() for one in rows] for rows in (exact, others))
+    side = np.tile((a[..., 2:] - a[..., :2]).clip(1), 2)
+
+    def apart(i, order):
+        p, q = (np.clip(np.eye(9)[x] * y[:, None], 1e-6, 1 - 1e-6) for x, y in ((c[i], s[i]), (d[i][order], t[i][order])))
+        scores = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+        error = np.abs(a[i] - b[i][order]) / side[i]
+        places = (np.where(error < 1, error**2 / 2, error - 0.5).mean(1) * s[i]).sum()
+        return (scores + places) / max(s[i].sum(), 1)
+
+    return sum(min(apart(i, list(order)) for order in itertools.permutations(range(4))) for i in range(2))
+
+
+@pytest.mark.parametrize("form", SELECTED)
+def test_rows_of_a_selection_are_paired_so_that_they_are_nearest(form):
+    task = Detect(form, SELECTED[form])
+    for seed in range(6):
+        exact, others = selection(seed, 3), selection(seed + 90, 9)  # of other classes, the highest among them
+        given = [written(form, *one) for one in (exact, others)]
+        assert float(task.divergence(*given)) == pytest.approx(nearest(exact, others), rel=1e-5)
+        turned = [one[:, [2, 0, 3, 1]] for one in given[1]]
+        assert float(task.divergence(given[0], turned)) == pytest.approx(float(task.divergence(*given)))
+        assert float(task.divergence(turned, given[1])) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("fewer", [0, 1])
+def test_a_row_that_is_missing_is_one_without_a_score(fewer):
+    task, whole = Detect("torchvision", SELECTED["torchvision"]), selection(0, 3)
+    short = [one[:, :3] for one in whole]
+    boxes, scores, labels = (one.clone() for one in whole)
+    scores[:, 3], boxes[:, 3], labels[:, 3] = 0, 0, 0
+    pairs = [written("torchvision", *one) for one in (whole, short)], [written("torchvision", *whole), [labels, boxes, scores]]
+    found, expected = (task.divergence(*(reversed(pair) if fewer else pair)) for pair in pairs)
+    assert float(found) == pytest.approx(float(expected))
+    assert found > 0
+
+
+FORMS = {
+    "yolox": [("y", (84, 8))], "yolov5": [("y", (90, 8))], "yolov8": [("y", (7, 90))], "yolov10": [("y", (30, 6))],
+    "detr": [("logits", (20, 4)), ("pred_boxes", (20, 4))], "rtdetr": [("logits", (20, 3)), ("pred_boxes", (20, 4))],
+    "torchvision": [("boxes", (30, 4)), ("labels", (30,)), ("scores", (30,))],
+    "ssd": [("boxes", (3234, 4)), ("classes", (3234, 3))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_of_any_two_outputs_is_a_number_with_a_gradient(form):
+    size = (320, 320) if form == "ssd" else (64, 64)
+    task = task_named(f"detect:{form}", Signature([Output(*one, one[0] != "labels") for one in FORMS[form]], size))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(scale, broken=()):
+        found = []
+        for name, shape in FORMS[form]:
+            y = scale * torch.rand(2, *shape, generator=generator)
+            for i, value in enumerate(broken):
+                y.view(-1)[i * 7 :: 37] = value
+            found.append(y.nan_to_num(0, 0, 0).long() if name == "labels" else y)
+        return found
+
+    huge = torch.finfo(torch.float32).max
+    for exact in (drawn(1), drawn(60), drawn(9, (torch.inf, huge))):
+        for other in (drawn(1), drawn(60), drawn(2000), drawn(1, (torch.nan, torch.inf, -torch.inf, huge, -huge))):
+            real = [y.requires_grad_() for y in other if y.is_floating_point()]
+            loss = task.divergence(exact, other)
+            assert 0 < loss.item() < float("inf")
+            for gradient in torch.autograd.grad(loss, real, allow_unused=True):
+                assert gradient is None or bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("form", ["yolov10", "torchvision"])
+def test_the_loss_of_a_selection_falls_along_its_gradient(form):
+    task, (boxes, scores, labels) = Detect(form, SELECTED[form]), selection(0, 3)
+    exact = written(form, boxes, scores, labels)
+    moved, other = (boxes + 2).requires_grad_(), (scores * 0.7).requires_grad_()
+    loss = task.divergence(exact, written(form, moved, other, labels))
+    along = torch.autograd.grad(loss, [moved, other])
+    less = task.divergence(exact, written(form, moved - along[0], other - 1e-3 * along[1], labels))
+    assert 0 < less.item() < loss.item()
 
 
 def test_boxes_elsewhere_or_of_another_class_are_apart():
@@ -625,6 +790,18 @@ def test_categories_without_names_of_classes_are_those_in_order(tmp_path):
     assert (a.labels.tolist(), b.labels.tolist()) == ([1], [0])
     with pytest.raises(BadImages, match="has 2 categories and the model 5 classes without names"):
         read(tmp_path / "x.json", Pictures(), (), 5)
+
+
+def test_of_a_selection_without_names_nobody_knows_how_many_classes_there_are(tmp_path):
+    classes = SELECTED["yolov10"].classes
+    with pytest.raises(BadImages, match=r"has 2 categories \(ids 3 to 7\), and nobody knows how many .* --classes FILE"):
+        read(coco(tmp_path / "x.json"), Pictures(), (), classes)
+    listed = {"categories": [{"id": 0, "name": "cat"}, {"id": 70000, "name": "dog"}]}
+    a, *_ = read(coco(tmp_path / "x.json", **listed, **one(70000, 5, 0, 3, 10)), Pictures(), (), classes)
+    assert a.labels.tolist() == [70000]  # numbers from 0 are the model's
+    (yolo(tmp_path) / "a.txt").write_text("-1 0.5 0.5 0.2 0.2")
+    with pytest.raises(BadImages, match=r"line 1, has class -1; classes are counted from 0\. Fix it"):
+        read(tmp_path, Pictures(), (), classes)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def _json(path: Path) -> Any:
 
 
 def coco(
-    path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str], count: int
+    path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], classes: Sequence[str], count: int | None
 ) -> list[list[Row]]:
     file = _json(path)
     if isinstance(file, list):
@@ -123,9 +123,9 @@ def _coco_row(path: Path, one: Any, index: dict[int, int]) -> Row:
     return Row(where, (x, y, x + w, y + h), index[category], bool(crowd), area)
 
 
-def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count: int) -> dict[int, int]:
+def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count: int | None) -> dict[int, int]:
     """From the ids of a file to the model's classes: by name where those are known, else in their order where there are as
-    many, or as they are where they begin at 0. Raises BadImages.
+    many, or as they are where they begin at 0. `count` is None where nobody knows how many classes there are. Raises BadImages.
     """
     if names:
         places = {name: i for i, name in enumerate(names)}
@@ -135,9 +135,16 @@ def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count
         return {number: places[name] for number, name in categories.items()}
     if len(categories) == count:
         return {number: i for i, number in enumerate(sorted(categories))}
-    if categories and min(categories) == 0 and max(categories) < count:
+    if categories and min(categories) == 0 and (count is None or max(categories) < count):
         return {number: number for number in categories}
+    which = "give the names of the model's classes in order: --classes FILE."
+    if count is None:
+        known = f"{min(categories)} to {max(categories)}" if categories else "none"
+        raise BadImages(
+            f"{path} has {len(categories)} categories (ids {known}), and nobody knows how many classes the model has or which "
+            f"is which, since they have no names; {which}"
+        )
     raise BadImages(
         f"{path} has {len(categories)} categories and the model {count} classes without names, so nobody can say which is "
-        "which; give the names of the model's classes in order: --classes FILE."
+        f"which; {which}"
     )

@@ -23,6 +23,7 @@ LEAST = 0.01  # score of a box that counts
 OVERLAP = 0.65  # IoU from which the weaker of two boxes of a class is dropped
 MOST = 1000  # candidates before that
 KEPT = 100  # boxes of an image, as COCO counts them
+QUERIES = "logits (batch, n, classes) and pred_boxes (batch, n, 4) are needed"
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,22 @@ class Found:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a model selected on each image: corners (b, n, 4) in pixels of its input, scores (b, n), classes (b, n) from 0."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
 class Decoder(Protocol):
     """How outputs become candidates; `classes` is how many there are, `overlaps` whether the model leaves several boxes of one
     object, so that all but the best are dropped, `alone` whether a box has its likeliest class only, and no second guess,
     `piece` the piece of `predict.py` (deploy/python/) that does the same, empty where there is none.
+
+    Candidate k of an image is the same place of the model's whatever the image; of models that select by themselves, which
+    write boxes in any order, see `Selected`.
     """
 
     @property
@@ -71,8 +84,7 @@ class Yolox:
 
     @staticmethod
     def of(model: Signature) -> Yolox:
-        h, w = model.size
-        cells = sum((h // s) * (w // s) for s in STRIDES)
+        cells = _cells(model)
         index, shape = _one(model, lambda s: len(s) == 2 and s[0] == cells and s[1] > 5, f"({cells}, 5 + classes)")
         return Yolox(index, shape[1] - 5, model.size)
 
@@ -108,12 +120,12 @@ class Yolo:
 
     @staticmethod
     def v5(model: Signature) -> Yolo:
-        index, shape = _one(model, lambda s: len(s) == 2 and s[0] > s[1] > 5, "(boxes, 5 + classes)")
+        index, shape = _rows(model, axis=0, fixed=5, cells=3 * _cells(model), needed="(boxes, 5 + classes)")
         return Yolo(index, shape[1] - 5, objectness=True)
 
     @staticmethod
     def v8(model: Signature) -> Yolo:
-        index, shape = _one(model, lambda s: len(s) == 2 and s[1] > s[0] > 4, "(4 + classes, boxes)")
+        index, shape = _rows(model, axis=1, fixed=4, cells=_cells(model), needed="(4 + classes, boxes)")
         return Yolo(index, shape[0] - 4, objectness=False)
 
     def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -126,11 +138,12 @@ class Yolo:
 @dataclass(frozen=True)
 class Selected:
     """YOLOv10 and what ends in a selection: (b, n, 6), corners in pixels, score, class; or these as outputs of their own named
-    boxes, scores and labels, as torchvision has them.
+    boxes, scores and labels, as torchvision has them. `classes` is None where the model's have no names: their shapes do not
+    say how many there are.
     """
 
     places: tuple[int, ...]
-    classes: int
+    classes: int | None
     overlaps = False
     piece = "detect_selected"
     alone = False
@@ -138,25 +151,24 @@ class Selected:
     @staticmethod
     def v10(model: Signature) -> Selected:
         index, _ = _one(model, lambda s: len(s) == 2 and s[1] == 6, "(boxes, 6)")
-        return Selected((index,), len(model.names) or 2**15)
+        return Selected((index,), len(model.names) or None)
 
     @staticmethod
     def named(model: Signature) -> Selected:
-        names = [output.name for output in model.outputs]
-        if not {"boxes", "scores", "labels"} <= set(names):
+        at = {output.name: i for i, output in enumerate(model.outputs)}
+        shapes = [model.outputs[at[name]].shape if name in at else () for name in ("boxes", "scores", "labels")]
+        count = shapes[0][:1]
+        if shapes != [(*count, 4), count, count] or not count:
             raise BadModel("outputs named boxes (batch, n, 4), scores (batch, n) and labels (batch, n) are needed")
-        return Selected(tuple(map(names.index, ("boxes", "scores", "labels"))), len(model.names) or 2**15)
+        return Selected((at["boxes"], at["scores"], at["labels"]), len(model.names) or None)
 
-    def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        boxes, scores, labels = self._columns(outputs)
-        return boxes, torch.nn.functional.one_hot(labels, max(int(labels.max()) + 1, 1)) * scores[..., None]
-
-    def _columns(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, outputs: Outputs) -> Rows:
+        """What was selected; rows of no class (-1) are of class 0, with the score that they have."""
         if len(self.places) == 1:
             y = outputs[self.places[0]].double()
-            return y[..., :4], y[..., 4], y[..., 5].round().long().clamp_min(0)
+            return Rows(y[..., :4], y[..., 4], y[..., 5].round().long().clamp_min(0))
         boxes, scores, labels = (outputs[i] for i in self.places)
-        return boxes.double(), scores.double(), labels.long().clamp_min(0)
+        return Rows(boxes.double(), scores.double(), labels.long().clamp_min(0))
 
 
 @dataclass(frozen=True)
@@ -192,9 +204,17 @@ class Queries:
             lists = [i for i, output in enumerate(model.outputs) if len(output.shape) == 2]
             boxes = [i for i in lists if model.outputs[i].shape[1] == 4]
             if len(lists) != 2 or len(boxes) != 1:
-                raise BadModel("logits (batch, n, classes) and pred_boxes (batch, n, 4) are needed")
+                raise BadModel(QUERIES)
             at = {"pred_boxes": boxes[0], "logits": next(i for i in lists if i != boxes[0])}
-        classes = model.outputs[at["logits"]].shape[1] - (not independent)
+        logits, corners = (model.outputs[at[name]].shape for name in ("logits", "pred_boxes"))
+        if len(logits) != 2 or corners != (logits[0], 4):
+            raise BadModel(QUERIES)
+        if logits[1] < 2 and not independent:
+            raise BadModel(
+                'logits of two or more columns are needed, the classes and behind them "no object"; where one column is the '
+                "only class and goes through a sigmoid, take --task detect:rtdetr"
+            )
+        classes = logits[1] - (not independent)
         return Queries(at["logits"], at["pred_boxes"], classes, model.size, independent)
 
     def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -222,7 +242,9 @@ class Ssd:
     @staticmethod
     def of(model: Signature) -> Ssd:
         offsets, shape = _one(model, lambda s: len(s) == 2 and s[0] in (8732, 3234) and s[1] == 4, "(8732 or 3234, 4)")
-        logits, other = _one(model, lambda s: len(s) == 2 and s[0] == shape[0] and s[1] != 4, f"({shape[0]}, 1 + classes)")
+        logits, other = _one(
+            model, lambda s: len(s) == 2 and s[0] == shape[0] and s[1] > 1 and s[1] != 4, f"({shape[0]}, 1 + classes)"
+        )
         return Ssd(offsets, logits, other[1] - 1, model.size, shape[0])
 
     def candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -251,7 +273,7 @@ def _defaults(count: int, size: tuple[int, int]) -> Tensor:
     return made(ImageList(image, [size]), [torch.zeros(1, 1, n, n) for n in sides])[0].double()
 
 
-DECODERS: Mapping[str, Callable[[Signature], Decoder]] = {
+DECODERS: Mapping[str, Callable[[Signature], Decoder | Selected]] = {
     "yolox": Yolox.of,
     "yolov5": Yolo.v5,
     "yolov7": Yolo.v5,
@@ -265,30 +287,74 @@ DECODERS: Mapping[str, Callable[[Signature], Decoder]] = {
 }
 
 
-def _one(model: Signature, fits: Callable[[tuple[int, ...]], bool], needed: str) -> tuple[int, tuple[int, ...]]:
-    """The number and the shape of the one output that fits. Raises BadModel."""
+def _one(
+    model: Signature, fits: Callable[[tuple[int, ...]], bool], needed: str, clear: str = ""
+) -> tuple[int, tuple[int, ...]]:
+    """The number and the shape of the one output that fits; `clear` says what else makes one fit. Raises BadModel."""
     found = [(i, output.shape) for i, output in enumerate(model.outputs) if output.is_real and fits(output.shape)]
     if len(found) != 1:
-        raise BadModel(f"one output (batch, {needed[1:]} is needed for images of {model.size[0]} x {model.size[1]}")
+        raise BadModel(f"one output (batch, {needed[1:]} is needed for images of {model.size[0]} x {model.size[1]}{clear}")
     return found[0]
 
 
-def select(decoder: Decoder, outputs: Outputs) -> list[Found]:
+def _cells(model: Signature) -> int:
+    """How many cells the three grids of a YOLO have."""
+    h, w = model.size
+    return sum((h // s) * (w // s) for s in STRIDES)
+
+
+def _rows(model: Signature, axis: int, fixed: int, cells: int, needed: str) -> tuple[int, tuple[int, ...]]:
+    """The one output of two axes of which `axis` counts boxes and the other has `fixed` + classes columns: known by the names
+    of the classes, else where there are more boxes than columns, or as many as `cells`. Raises BadModel.
+    """
+    names = len(model.names)
+
+    def fits(shape: tuple[int, ...], by_names: bool) -> bool:
+        if len(shape) != 2:
+            return False
+        boxes, columns = shape[axis], shape[1 - axis]
+        if by_names:
+            return columns == fixed + names
+        return columns > fixed and (boxes > columns or boxes == cells != columns)
+
+    by_names = names > 0 and sum(output.is_real and fits(output.shape, True) for output in model.outputs) == 1
+    told = f"{fixed} + the {names} named ones is {fixed + names}" if names else "give the names of the classes (--classes FILE)"
+    clear = (
+        f", with more boxes than {fixed} + classes, or the {cells} of grids of 8, 16 and 32 pixels; with fewer boxes it is the "
+        f"number of classes that says which axis is which: {told}"
+    )
+    return _one(model, lambda shape: fits(shape, by_names), needed, clear)
+
+
+def select(decoder: Decoder | Selected, outputs: Outputs) -> list[Found]:
     """What a detector found on each image: boxes of at least `LEAST`, one for each object, the best `KEPT`."""
+    if isinstance(decoder, Selected):
+        rows = decoder.rows(outputs)
+        some = zip(rows.boxes, counted(rows.boxes, rows.scores[..., None])[..., 0], rows.labels, strict=True)
+        return [_best(boxes, scores, labels, KEPT) for boxes, scores, labels in some]
     boxes, scores = decoder.candidates(outputs)
     if decoder.alone:
         scores = torch.where(scores == scores.amax(2, keepdim=True), scores, 0.0)
-    return [_selected(*one, decoder.overlaps) for one in zip(boxes, scores, strict=True)]
+    return [_selected(*one, decoder.overlaps) for one in zip(boxes, counted(boxes, scores), strict=True)]
+
+
+def counted(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Scores (..., n, classes) of boxes (..., n, 4), 0 where the box or the score is not a finite number."""
+    return torch.where(boxes.isfinite().all(-1, keepdim=True) & scores.isfinite(), scores, 0.0)
 
 
 def _selected(boxes: Tensor, scores: Tensor, overlaps: bool) -> Found:
-    """Of one image: boxes (n, 4) and scores (n, classes); what is not a number is left out."""
-    scores = torch.where(boxes.isfinite().all(1)[:, None] & scores.isfinite(), scores, 0.0)
+    """Of one image: boxes (n, 4) and scores (n, classes)."""
     places, labels = (scores >= LEAST).nonzero(as_tuple=True)
-    values = scores[places, labels]
-    order = values.argsort(descending=True, stable=True)[: MOST if overlaps else KEPT]
-    boxes, values, labels = boxes[places[order]], values[order], labels[order]
-    if overlaps:
-        kept = batched_nms(boxes, values, labels, OVERLAP)[:KEPT]
-        boxes, values, labels = boxes[kept], values[kept], labels[kept]
-    return Found(boxes, values, labels)
+    found = _best(boxes[places], scores[places, labels], labels, MOST if overlaps else KEPT)
+    if not overlaps:
+        return found
+    kept = batched_nms(found.boxes, found.scores, found.labels, OVERLAP)[:KEPT]
+    return Found(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def _best(boxes: Tensor, scores: Tensor, labels: Tensor, most: int) -> Found:
+    """Of rows (n, ...) those of at least `LEAST`, the best first."""
+    order = scores.argsort(descending=True, stable=True)[:most]
+    order = order[scores[order] >= LEAST]
+    return Found(boxes[order], scores[order], labels[order])

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_area, box_iou
@@ -20,7 +19,8 @@ from fewbit.core.task import Json, Outputs, OutputScore, Placement, Rating, Scor
 from fewbit.errors import BadModel
 from fewbit.task import objects
 from fewbit.task.closeness import SPREAD
-from fewbit.task.decode import DECODERS, Decoder, Found, select
+from fewbit.task.decode import DECODERS, Decoder, Found, Selected, select
+from fewbit.task.distance import of_candidates, of_rows, passing
 from fewbit.task.interval import bootstrap
 from fewbit.task.objects import Objects
 from fewbit.task.paint import boxed
@@ -42,7 +42,7 @@ class Detect(Task):
     """Boxes with classes and scores, as `decoder` makes them of the outputs; `kind` is its name."""
 
     kind: str
-    decoder: Decoder
+    decoder: Decoder | Selected
     names: tuple[str, ...] = ()
     name: ClassVar[str] = "detect"
     distance: ClassVar[str] = "KL divergence of scores and distance of corners"
@@ -68,18 +68,13 @@ class Detect(Task):
         return Detect(variant, DECODERS[variant](model), tuple(model.names))
 
     def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
-        """How far scores and boxes are from exact ones, candidate by candidate: the KL divergence of the scores, and the
-        distance of the corners by the side of the box, counted by the exact score; both by the sum of exact scores.
+        """How far scores and boxes are from exact ones, candidate by candidate; of a model that selects by itself they are
+        paired so that this is the least. The KL divergence of the scores, and the distance of the corners by the side of the
+        box, counted by the exact score; both by the sum of exact scores. Finite: a box that is not a number has no score.
         """
-        (boxes, p), (other, q) = (self.decoder.candidates(one) for one in (exact, outputs))
-        if p.shape != q.shape:  # of a model that selects by itself
-            return torch.tensor(len(p) * math.inf)
-        sure = p.amax(2)
-        p, q = (t.clamp(1e-6, 1 - 1e-6) for t in (p, q))
-        scores = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum((1, 2))
-        side = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1).repeat(1, 1, 2)
-        places = (F.smooth_l1_loss(other / side, boxes / side, reduction="none").mean(2) * sure).sum(1)
-        return ((scores + places) / sure.sum(1).clamp_min(1)).sum()
+        if isinstance(self.decoder, Selected):
+            return of_rows(self.decoder.rows(exact), self.decoder.rows(passing(outputs)))
+        return of_candidates(self.decoder.candidates(exact), self.decoder.candidates(passing(outputs)))
 
     def read(self, path: Path, images: Scored) -> list[Objects]:
         """Boxes from COCO's JSON, YOLO's text files, Pascal VOC's XML or parquet. Raises BadImages."""
@@ -93,7 +88,7 @@ class Detect(Task):
         if not self.decoder.piece:
             return super().program()
         said = {"overlaps": self.decoder.overlaps, "alone": self.decoder.alone}
-        return ("detect", self.decoder.piece), {**asdict(self.decoder), **said}  # type: ignore[call-overload]
+        return ("detect", self.decoder.piece), {**asdict(self.decoder), **said}  # type: ignore[arg-type]
 
     def drawn(self, picture: Image.Image, outputs: Outputs) -> Image.Image:
         """The boxes of which the model is sure, with class and score."""

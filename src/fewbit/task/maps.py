@@ -50,11 +50,18 @@ def maps(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> li
 
 
 def one_map(outputs: Sequence[Output], channels: Sequence[int] | None, what: str) -> tuple[int, tuple[int, ...]]:
-    """The number and shape of the output that is a map, of several the one named `out`, `logits` or `predicted_depth`."""
-    found = [
-        i for i, one in enumerate(outputs)
-        if (len(one.shape) == 3 and one.is_real and (channels is None or one.shape[0] in channels)) or len(one.shape) == 2
-    ]  # fmt: skip
+    """The number and shape of the output that is a map, of several the one named `out`, `logits` or `predicted_depth`.
+
+    A map is (h, w), or (channels, h, w) of as many real numbers as `channels` allows; where it allows any (None), of one
+    integer or boolean as well, the class of each pixel. Raises BadModel.
+    """
+
+    def fits(one: Output) -> bool:
+        if len(one.shape) != 3:
+            return len(one.shape) == 2
+        return one.shape[0] == 1 or one.is_real if channels is None else one.is_real and one.shape[0] in channels
+
+    found = [i for i, one in enumerate(outputs) if fits(one)]
     named = [i for i in found if outputs[i].name in ("out", "logits", "predicted_depth")] or found
     if len(named) != 1:
         raise BadModel(f"{what} is needed, one alone or named `out` or `logits`")

@@ -40,8 +40,8 @@ class Objects:
     placement: Placement
 
 
-def read(path: Path, images: Scored, names: Sequence[str], classes: int) -> list[Objects]:
-    """The objects of each image; `names` are those of the model's `classes`, if known. Raises BadImages for a file that is
+def read(path: Path, images: Scored, names: Sequence[str], classes: int | None) -> list[Objects]:
+    """The objects of each image; `names` are those of the model's `classes`, each if known. Raises BadImages for a file that is
     none, an image without annotation, a class that is not there, a box outside its image, or no object at all.
     """
     sizes = images.sizes()
@@ -72,7 +72,7 @@ def _objects(rows: Sequence[Row], placement: Placement) -> Objects:
     return Objects(boxes, labels, crowd, torch.where(given.isnan(), box_area(boxes), given), placement)
 
 
-def _check(row: Row, size: tuple[int, int], classes: int) -> None:
+def _check(row: Row, size: tuple[int, int], classes: int | None) -> None:
     high, wide = size
     x0, y0, x1, y1 = row.box
     inside = -OUTSIDE <= x0 <= x1 <= wide + OUTSIDE and -OUTSIDE <= y0 <= y1 <= high + OUTSIDE  # not so for NaN
@@ -82,8 +82,9 @@ def _check(row: Row, size: tuple[int, int], classes: int) -> None:
             f"{row.where} is a box from ({corners}), and its picture is {wide} x {high} pixels; boxes have to lie inside. Fix "
             "it, or give the annotations of these very pictures."
         )
-    if not 0 <= row.label < classes:
-        raise BadImages(f"{row.where} has class {row.label}; the model has classes 0 to {classes - 1}. Fix it.")
+    if row.label < 0 or (classes is not None and row.label >= classes):
+        allowed = "classes are counted from 0" if classes is None else f"the model has classes 0 to {classes - 1}"
+        raise BadImages(f"{row.where} has class {row.label}; {allowed}. Fix it.")
 
 
 def _yolo(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:

@@ -29,7 +29,7 @@ BACKGROUNDS = ("background", "__background__", "unlabeled", "void", "n/a")
 @dataclass(frozen=True)
 class Segment(Task):
     """A class for each pixel: output number `index` has logits (b, classes, h, w), of one channel a foreground that begins at
-    `threshold`, or the class itself (b, h, w).
+    `threshold`, or the class itself, an integer (b, h, w) or (b, 1, h, w).
     """
 
     index: int
@@ -47,10 +47,12 @@ class Segment(Task):
 
     @staticmethod
     def of(model: Signature, variant: str = "") -> Segment:
-        index, shape = one_map(model.outputs, None, "a map (batch, classes, height, width) or (batch, height, width)")
-        channels = shape[0] if len(shape) == 3 else None
-        if channels is None and model.outputs[index].is_real:
-            channels = 1
+        what = (
+            "a map of real numbers (batch, classes, height, width), or of one number or integer for each pixel, (batch, 1, "
+            "height, width) or (batch, height, width),"
+        )
+        index, shape = one_map(model.outputs, None, what)
+        channels = (shape[0] if len(shape) == 3 else 1) if model.outputs[index].is_real else None
         given = variant == "probability"
         threshold = (0.5 if given else 0.0) if channels == 1 else None
         return Segment(index, 2 if channels == 1 else channels or IGNORED, threshold, given, tuple(model.names))
@@ -94,9 +96,10 @@ class Segment(Task):
             values = np.unique(read_array(one.path))
             seen |= {int(v) for v in values}
             if wrong := [int(v) for v in values if v != IGNORED and not 0 <= v < self.many]:
+                known = "the model has classes" if self.many != IGNORED else "of a model that gives classes these may be"
                 raise BadImages(
-                    f"{one.path} has class {wrong[0]}; the model has classes 0 to {self.many - 1}, and {IGNORED} is not a "
-                    "class. Write the masks in the model's classes."
+                    f"{one.path} has class {wrong[0]}; {known} 0 to {self.many - 1}, and {IGNORED} is not a class. Write the "
+                    "masks in the model's classes."
                 )
         if seen == {IGNORED}:
             raise BadImages(
