@@ -196,6 +196,16 @@ def test_examples_show_classes_where_the_file_gives_them_and_outputs_behind_a_ta
     assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", values)
 
 
+@pytest.mark.parametrize("shape", [(1, 12, 16), (12, 16)])
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.int64])
+def test_classes_of_pixels_are_the_map(shape: tuple[int, ...], kind: Any) -> None:
+    y = RNG.integers(0, 2, (1, *shape)).astype(kind)
+    segment = Segment.of(Signature([Output("out", shape, is_real=False)], (12, 16)))
+    found = piece_of(segment)([y], {"classes": None})
+    np.testing.assert_array_equal(found["map"], y.reshape(12, 16))
+    np.testing.assert_array_equal(segment.predict([torch.from_numpy(y)])[0], y.reshape(12, 16))
+
+
 @pytest.mark.parametrize("shape", [(5, 12, 16), (1, 12, 16), (12, 16)])
 def test_maps_are_those_of_the_task(shape: tuple[int, ...]) -> None:
     y = RNG.normal(size=(1, *shape)).astype(np.float32)

@@ -162,6 +162,16 @@ def test_where_rounding_moves_a_few_boxes_far_it_does_not_explain_that_all_of_th
     assert wrong.said == f"differs by {wrong.usual:.3g} in the middle, where float32 rounding explains {wrong.usual_limit:.2g}"
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64])
+def test_of_classes_one_may_be_another_where_no_rounding_is_seen_to_change_one(kind):
+    mask = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).to(kind)
+    one, two = mask.clone(), mask.clone()
+    one[0, 0, 0, :1], two[0, 0, 0, :2] = 1 - one[0, 0, 0, :1].long(), 1 - two[0, 0, 0, :2].long()
+    checks = [judged("here", {"mask": mask}, {"mask": found}, {"mask": apart(mask, mask)})[0] for found in (mask, one, two)]
+    assert [check.difference for check in checks] == [0, 1 / 128, 2 / 128]
+    assert [check.wrong for check in checks] == [False, False, True]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None], ids=str)
 def test_an_output_that_is_no_number_or_not_there_is_wrong(value):
     expected = torch.ones(2, 3)

@@ -4,6 +4,7 @@ task       which task a model has; a new one is a file beside these and a line i
 classify   a class for an image
 detect     objects: boxes, classes, scores
 decode     from the outputs of a detector to boxes
+distance   how far the boxes of two models are apart, as a loss
 objects    objects as people write them down: YOLO, Pascal VOC, parquet; coco: COCO; rows: what one of them may be
 precision  average precision, as COCO measures it
 segment    a class for each pixel

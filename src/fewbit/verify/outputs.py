@@ -169,12 +169,12 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
     expected, step = expected.to(found.dtype), STEP
     if found.dtype in (torch.float16, torch.bfloat16):  # a file may give fewer digits than are computed
         step = torch.finfo(found.dtype).eps
-    finite = expected[expected.isfinite()]
-    own, usual_limit = step * (float(finite.abs().max()) if finite.numel() else 0.0), math.inf
     if expected.is_floating_point():
+        finite = expected[expected.isfinite()]
+        own = step * (float(finite.abs().max()) if finite.numel() else 0.0)
         limit, usual_limit = MARGIN * moved.largest + own, MARGIN * moved.usual + own
     else:  # one of them may stand on a boundary that no disturbance has crossed
-        limit = MARGIN * moved.largest + 1 / max(expected.numel(), 1)
+        limit, usual_limit = MARGIN * moved.largest + 1 / max(expected.numel(), 1), math.inf
     rows, columns = (x.double().reshape(max(len(x), 1), -1) for x in (expected, found))
     cosine = float(torch.nn.functional.cosine_similarity(rows.flatten(), columns.flatten(), dim=0))
     agreement = 100 * float((rows.argmax(1) == columns.argmax(1)).double().mean())
