@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewbit.core.task import Outputs
-from fewbit.task.decode import MOST, Rows, counted
+from fewbit.task.decode import Rows, counted
 
 FAR = 1e6  # pixels; a corner beyond counts as there
+PAIRED = 300  # rows of an image, as many as YOLOv10 gives; the time of pairing grows with their cube
 SURE_OF = 1e-6  # a score is at least so far from 0 and from 1
 
 
@@ -38,7 +39,7 @@ def of_candidates(exact: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -
 
 def of_rows(exact: Rows, others: Rows) -> Tensor:
     """The distance of rows from exact ones, paired so that it is the least; two of different classes are as far as one that is
-    missing and one too many. The best `MOST` of each image are looked at.
+    missing and one too many. The best `PAIRED` of each image are looked at.
     """
     return torch.stack([_of_image(*pair) for pair in zip(_images(exact), _images(others), strict=True)]).sum()
 
@@ -46,7 +47,7 @@ def of_rows(exact: Rows, others: Rows) -> Tensor:
 def _images(rows: Rows) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each image the boxes (n, 4), scores (n,) and classes (n,) of its best rows."""
     scores = counted(rows.boxes, rows.scores[..., None])[..., 0]
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, :MOST]
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :PAIRED]
     return [(_finite(b[i]), s[i], c[i]) for b, s, c, i in zip(rows.boxes, scores, rows.labels, best, strict=True)]
 
 
