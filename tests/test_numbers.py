@@ -143,7 +143,7 @@ def test_a_stage_refuses_a_number_before_it_opens_a_file(name: str, value: Any, 
         bench(None, nowhere, nowhere, progress=Progress(), **options)
     if name == "threads":
         with pytest.raises(FewbitError, match=f"^{says} "):
-            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress(), LOCAL)  # type: ignore[arg-type]
+            evaluate(None, nowhere, nowhere, None, (), "onnxruntime", value, Progress(), LOCAL, False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "1.5", "-0.1"])

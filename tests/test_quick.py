@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from fewbit import Run, quantize
@@ -15,6 +19,9 @@ from fewbit.errors import FewbitError
 from fewbit.files import read_json
 from fewbit.report.page import joined
 from fewbit.request import Request
+from fewbit.run import _options
+from fewbit.stages import SENSITIVITY, STAGES
+from fewbit.task import Segment
 
 OPTIONS = {"calibration": 4, "scored": 8, "threads": 1, "seconds": 0.01}
 LEFT_OUT = ("latency", "loads", "sensitivity", "outliers", "attention", "attended", "flips", "images", "pictures")
@@ -64,6 +71,32 @@ def test_a_quick_run_is_opened_shown_drawn_again_and_exported(both: tuple[Path, 
     assert "Times were not measured (--quick)" in runner.invoke(app, ["show", str(quick)]).output
     assert (tmp_path / "taken" / "model.onnx").exists()
     assert runner.invoke(app, ["serve", str(quick), "--help"]).exit_code == 0
+
+
+def test_a_stage_leaves_no_value_of_a_run_at_its_default() -> None:
+    """`Stage.takes` passes parameters with a default only where they are given by name."""
+    request = Request(model="demo", quick=True)
+    for stages in (STAGES, SENSITIVITY):
+        values = {*_options(request), *(name for stage in stages for name in stage.gives)}
+        for function in (one for stage in stages for one in (stage.run, stage.load) if one is not None):
+            parameters = inspect.signature(function).parameters.values()
+            assert not {one.name for one in parameters if one.default is not one.empty} & values, function
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_run_draws_no_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+    drawn = []
+    monkeypatch.setattr(Segment, "drawn", lambda self, picture, outputs: drawn.append(picture))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    options = {"task": "segment", "input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    quantize(net, pixels, out=tmp_path / "run", quick=quick, **OPTIONS, **options)
+    assert len(drawn) == (0 if quick else 16)
+    run = Run.open(tmp_path / "run")
+    drawn.clear()
+    run.do("evaluate", scored=run.images(pixels), threads=1)
+    assert not drawn
 
 
 @pytest.mark.parametrize("option", ["must_pay", "only_what_pays"])

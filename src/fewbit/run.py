@@ -211,7 +211,7 @@ class Run:
         """Open a finished run. Raises BadFile where the folder is not one, or a file in it is not as the run wrote it."""
         path = Path(folder)
         record = checked(path)
-        return cls(path, (), {"runtime": record["runtime"], "record": record}, progress, record)
+        return cls(path, (), {"runtime": record["runtime"], "record": record, "drawn": False}, progress, record)
 
     def fork(self, folder: Path, request: Options | None = None, **values: Any) -> Run:
         """A second run with another request or other images; values that do not depend on them are shared.
@@ -332,5 +332,8 @@ def _options(request: Options) -> dict[str, Any]:
     which stage `settle` finds where a drop has a limit.
     """
     seconds = getattr(request, "seconds", None)
-    values = {"asked": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in}
+    values = {
+        "asked": request, "threads": request.threads, "seconds": seconds, "runtime": request.hardware.runs_in,
+        "drawn": not getattr(request, "quick", False),
+    }  # fmt: skip
     return values if request.drops else {**values, "request": request}

@@ -39,7 +39,7 @@ def curve(
             with scratch(folder) as own:
                 part = run.fork(Path(own), calibration=calibration.subset(sorted(order[:n])))
                 change = part["verdict"]["range_change"]
-                rows.append({"images": n, "range_change": change, **part["score"].to_json()})
+                rows.append({"images": n, "range_change": change, **part.do("evaluate", drawn=False).to_json()})
             write_json(path, {"rows": rows})
         progress.advance()
     return rows

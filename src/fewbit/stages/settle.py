@@ -157,7 +157,7 @@ class Walk:
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
         part = self.run.fork(own, request)
-        accuracy = part.do("evaluate", scored=self.judged).to_json()
+        accuracy = part.do("evaluate", scored=self.judged, drawn=False).to_json()
         exact: Graph = part["exact"]
         (timed,) = bench(
             part["twin"], part["model"], exact.inputs, runtimes=[request.hardware.runs_in], batches=[exact.in_a_file(1)],
