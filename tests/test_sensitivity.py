@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import itertools
+import math
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fewbit.choose.sensitivity import Losses
+from fewbit.capture.structure import modules
+from fewbit.choose.joint_search import JointSearch
+from fewbit.choose.sensitivity import Losses, OutputKL
 from fewbit.cli import app
 from fewbit.core.plan import Plan
-from fewbit.errors import BadFile, FewbitError
+from fewbit.core.task import Outputs
+from fewbit.errors import BadFile, BadValues, FewbitError
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.files import read_json
@@ -29,6 +34,7 @@ from fewbit.run import sensitivity
 from fewbit.stages.sensitivity import Worth, ordered, units, with_commands, with_regained, worths
 from fewbit.stages.times import times_here, without_slower
 from fewbit.target import load_target
+from fewbit.task import Classify
 from fewbit.verify.latency import Work
 from fewbit.workers import LOCAL
 from planning import context_for, plan_for
@@ -68,6 +74,25 @@ def test_losses_are_those_of_a_plan_with_the_module_alone_and_with_all_but_it(ne
         assert row.loss == pytest.approx(divergence(net, plan, list(row.ops)), rel=1e-4, abs=1e-9)
         assert whole - row.regained == pytest.approx(divergence(net, plan, others), rel=1e-4, abs=1e-9)
         assert row.macs_share == sum(net.graph.op(op).macs for op in row.ops) / net.graph.macs
+
+
+class Unsure(Classify):
+    """A classifier of fewbit's kind whose divergence is no number."""
+
+    def divergence(self, exact: Outputs, outputs: Outputs) -> Tensor:
+        return super().divergence(exact, outputs) * math.nan
+
+
+def test_a_loss_that_is_no_number_is_not_called_none(conv_net) -> None:
+    graph = replace(conv_net.graph, task=Unsure(0, 10))
+    plan = plan_of(conv_net)
+    with pytest.raises(BadValues, match=r"task classify: the divergence from the float model with \S+ in integers is nan"):
+        Losses(graph, plan, [conv_net.images])(plan.integer_ops[:1], plan.integer_ops[:1])
+    with pytest.raises(BadValues, match=r"divergence .* in integers is nan; a finite number is needed"):
+        OutputKL()(graph, modules(graph), {8: plan}, [conv_net.images])
+    context = context_for(graph, conv_net.stats, VNNI, images=[conv_net.images])
+    with pytest.raises(BadValues, match=r"the loss of the whole model .* is not a finite number for any of \d+ plans"):
+        JointSearch(seconds=None, evaluations=3)(context.start(), context)
 
 
 def test_losses_are_the_same_in_any_order(vit) -> None:

@@ -139,6 +139,12 @@ def test_what_a_users_method_raises_is_said_with_file_and_method(method, error):
         ("divergence", "x", "gave 'x'; a number, or a tensor of shape"),
         ("divergence", torch.zeros(4), r"gave a tensor of shape \(4,\)"),
         ("divergence", None, "gave None"),
+        ("divergence", math.nan, "gave nan; a finite number of 0 or more is needed"),
+        ("divergence", torch.tensor(math.inf), "gave inf; a finite number of 0 or more"),
+        ("divergence", torch.tensor([-1.0], requires_grad=True), r"gave -1\.0; a finite number of 0 or more"),
+        ("add", torch.tensor([0, math.nan, 1, 2]), "gave nan for an image; None, or a finite number of 0 or more"),
+        ("add", torch.tensor([0, 3, -1, 2]), "gave -1 for an image; None, or a finite number of 0 or more"),
+        ("rating", replace(RATING, rows=({"what": "x", "float": math.nan},)), "as rows; .* finite numbers is needed"),
         ("softened", [], r"gave \[\]; a list of 1 tensors, one for each output, is needed"),
         ("softened", torch.zeros(4, 2), r"gave a tensor of shape \(4, 2\); a list of 1 tensors"),
         ("read", [1], r"gave \[1\]; a list of what is known of each of the 2 images"),
@@ -151,6 +157,13 @@ def test_what_a_users_method_gives_and_may_not_is_said(method, gives, message):
     right = Bad(read=["a", "b"])
     assert CALLS["rating"](right) == RATING
     assert (CALLS["add"](right), CALLS["divergence"](right), CALLS["drawn"](right)) == (None, 0.5, None)
+
+
+def test_a_loss_of_outputs_that_are_not_finite_is_no_fault_of_the_task():
+    task, broken = own.watched(Bad(divergence=math.nan)), [torch.tensor([1, math.inf])]
+    assert math.isnan(task.divergence([torch.ones(2)], broken))
+    assert ModelLoss(task, [[torch.ones(2)]]).total([broken]) == math.inf
+    assert own.watched(Bad(divergence=-1e-7)).divergence([torch.ones(2)], [torch.ones(2)]) == -1e-7  # rounding
 
 
 class Upside(Classify):

@@ -26,7 +26,7 @@ from fewbit.choose.ranges import MseRange, Ranges
 from fewbit.core.grid import TINY, QParams
 from fewbit.core.plan import Choice, PassLog, Plan, SameAs, described
 from fewbit.core.shelf import count_of
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 
@@ -128,6 +128,11 @@ class JointSearch:
             self.powell(loss, len(model.free), model.kinds)
         except OutOfBudgetError:
             over = late()
+        if not math.isfinite(min(losses)):
+            raise BadValues(
+                f"the loss of the whole model ({LOSSES[self.loss]}) is not a finite number for any of {len(losses)} plans, so "
+                "none can be chosen by it. Look at the model's outputs, or take --recipe fast."
+            )
         images = count_of(batches)
         return model.plan(best, self._log(start, losses, images, len(model.free), measure.what, out_of_time=over))
 

@@ -17,6 +17,7 @@ from fewbit.core.device import CPU, on
 from fewbit.core.graph import Graph, Op
 from fewbit.core.inputs import Batch
 from fewbit.core.plan import Plan
+from fewbit.core.task import mean_divergence
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream, joined_values, walked
 from fewbit.task import task_of
@@ -132,10 +133,10 @@ class OutputKL(ModuleMeasure):
     def against(
         self, graph: Graph, module: Module, exact: Sequence[Tensor]
     ) -> tuple[Callable[[Sequence[Tensor]], float], float | None]:
-        task, count, exact = task_of(graph), len(exact[0]), on(tuple(exact), CPU)
+        task, exact = task_of(graph), on(tuple(exact), CPU)
 
         def divergence(quantized: Sequence[Tensor]) -> float:
-            return max(0.0, float(task.divergence(exact, on(tuple(quantized), CPU))) / count)
+            return mean_divergence(task, exact, on(tuple(quantized), CPU), module.name)
 
         return divergence, None
 
@@ -166,7 +167,8 @@ class Losses:
         exact = self.exact
         self.stream.overlay = Executor.of(self.graph, self.plan, ops)
         outputs = joined(self.stream.outputs_from(self._first(changed)))
-        return max(0.0, float(task_of(self.graph).divergence(exact, outputs)) / len(exact[0]))
+        what = ", ".join(ops[:2]) + (f" and {len(ops) - 2} other ops" if len(ops) > 2 else "")
+        return mean_divergence(task_of(self.graph), exact, outputs, what)
 
     def of_each(
         self, sets: Sequence[tuple[Sequence[str], Sequence[str]]], workers: Workers = LOCAL

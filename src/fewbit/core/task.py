@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from PIL import Image
 from torch import Tensor
 
-from fewbit.errors import BadImages
+from fewbit.errors import BadImages, BadValues
 
 Json = Any
 Outputs = Sequence[Tensor]
@@ -208,3 +209,17 @@ class Task(ABC):
         the numbers that they need, as JSON. By default the answer is the outputs.
         """
         return ("numbers",), {}
+
+
+def mean_divergence(task: Task, exact: Outputs, outputs: Outputs, what: str) -> float:
+    """The divergence of a batch of outputs, mean over images; 0 where rounding makes it less. `what` is in integers, in words.
+
+    Raises BadValues where it is not a finite number.
+    """
+    mean = float(task.divergence(exact, outputs)) / len(exact[0])
+    if not math.isfinite(mean):
+        raise BadValues(
+            f"task {task.spec}: the divergence from the float model with {what} in integers is {mean}; a finite number is "
+            "needed. Look at the numbers that the model gives, or leave that in float: --keep-float NAME."
+        )
+    return max(0.0, mean)

@@ -18,11 +18,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from fewbit.core.task import Meter, Output, Outputs, OutputScore, Rating, Scored, Task, told
 from fewbit.errors import BadModel, FewbitError, shortened, stopped
+
+ROUNDING = 1e-3  # how far below 0 the distance of an image may be: sums of many numbers in float32
 
 
 def watched(task: Task) -> Task:
@@ -86,7 +89,18 @@ def _divergence(task: Task, found: Any, exact: Outputs, outputs: Outputs) -> Ten
     single = isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex()
     if not single and (not isinstance(found, Real) or isinstance(found, bool)):
         raise _wrong(task, task, "divergence", found, "a number, or a tensor of shape ()")
+    value = found.detach() if isinstance(found, Tensor) else torch.tensor(float(found))
+    if not _is_distance(value / len(exact[0]), exact, outputs):
+        raise _wrong(task, task, "divergence", float(value), "a finite number of 0 or more")
     return found  # type: ignore[no-any-return]
+
+
+def _is_distance(values: Tensor, exact: Outputs, outputs: Outputs) -> bool:
+    """Whether values, by image, are finite and 0 or more, up to rounding. Of outputs that are not finite they may be what they
+    like: that is no fault of the task, and whoever asked sees to it.
+    """
+    finite = all(bool(one.isfinite().all()) for one in (*exact, *outputs))
+    return not finite or bool((values.isfinite() & (values >= -ROUNDING)).all())
 
 
 def _softened(task: Task, found: Any, outputs: Outputs, temperature: float) -> Outputs:
@@ -149,6 +163,11 @@ class _Watched:
         found, count = _asked(self.task, self.meter, "add", partial(self.meter.add, exact, outputs)), len(exact[0])
         if found is not None and (not isinstance(found, Tensor) or tuple(found.shape) != (count,) or found.is_complex()):
             raise _wrong(self.task, self.meter, "add", found, f"None, or a tensor of shape ({count},), a number for each image")
+        if found is not None and not _is_distance(found, exact, outputs):
+            bad = found[~(found.isfinite() & (found >= -ROUNDING))][0].item()
+            raise _wrong(
+                self.task, self.meter, "add", bad, "None, or a finite number of 0 or more for each image", " for an image"
+            )
         return found
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
@@ -178,9 +197,11 @@ def _parts(rating: Rating) -> list[tuple[str, Any, bool, str]]:
 
 
 def _is_row(row: Any) -> bool:
-    if not isinstance(row, Mapping) or "what" not in row:
+    if not isinstance(row, Mapping) or not isinstance(row.get("what"), str) or not all(isinstance(key, str) for key in row):
         return False
-    return isinstance((row := told(row))["unit"], str) and row["better"] in ("more", "less")
+    said = told(row)
+    texts = isinstance(said["unit"], str) and said["better"] in ("more", "less")
+    return texts and all(_is_finite(row[key]) for key in row if key not in ("what", "unit", "better"))
 
 
 def _is_finite(value: Any) -> bool:

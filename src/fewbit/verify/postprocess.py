@@ -13,6 +13,7 @@ from fewbit.core.fx import MOVES, is_call
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, count
 from fewbit.core.plan import Plan
+from fewbit.core.task import mean_divergence
 from fewbit.execute.executor import Executor
 from fewbit.task import task_of
 
@@ -62,7 +63,8 @@ def _cost(graph: Graph, plan: Plan, integer: set[str], sample: Batch) -> Mapping
     exact = Executor(graph)(sample)
     others = [name for name in plan.integer_ops if name not in integer]
     whole, without = (
-        float(task.divergence(exact, Executor.of(graph, plan, names)(sample))) / images for names in (plan.integer_ops, others)
+        mean_divergence(task, exact, Executor.of(graph, plan, names)(sample), what)
+        for names, what in ((plan.integer_ops, "all ops of the plan"), (others, "all but those behind the last layers"))
     )
     share = graph.share(sum(graph.op(name).macs for name in integer))
     return {"ops": len(integer), "macs_share": share, "loss": whole, "without": without, "images": images}
