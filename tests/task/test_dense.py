@@ -313,6 +313,84 @@ def test_depth_maps_of_both_kinds_are_read_and_compared(tmp_path):
     assert (apart["unit"], apart["better"]) == ("%", "less")
 
 
+@pytest.mark.parametrize(("spec", "known"), [("depth", 0), ("depth:relative", 2)])
+def test_an_image_without_enough_depths_where_the_model_looks_is_left_out_and_counted(tmp_path, spec, known):
+    task, true = named(spec, ("y", SIZE)), 1 + 4 * torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(0)).double()
+    hidden = np.zeros((48, 64))
+    hidden[0, 0] = 3  # nearest pixels of the picture are at odd places
+    hidden[1, 1 : 2 * known : 2] = 2
+    for i, one in enumerate(true):
+        np.save(tmp_path / f"{i}.npy", hidden if i == 1 else one.numpy().repeat(2, 0).repeat(2, 1))
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "4.png")
+    x = torch.cat([true, true[:1]])
+    x, y = (1 / x + 3, 1 / x.flip(1) + 3) if task.relative else (x, x * torch.tensor([1.2, 9, 1.2, 1.3, 9])[:, None, None])
+    rating = rated(task, x, y, task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(5)))))
+    kept = [errors_of_depth(y[i], true[i], task.relative) for i in (0, 2, 3)]
+    assert (rating.measure, rating.float_score) == ("δ1", 100)
+    assert rating.score == pytest.approx(100 * np.mean([delta for delta, _ in kept]))
+    (row,) = [row for row in rating.rows if "AbsRel" in row["what"]]
+    assert (row["float"], row["quantized"]) == pytest.approx((0, np.mean([error for _, error in kept])), abs=1e-9)
+    assert not task.relative or 0 < rating.score < 100
+    assert rating.score < 100
+    assert "δ1 and AbsRel are of 3 of 5 images: 2 of the depth maps without" in rating.why
+    alone = rated(task, x[1:2], y[1:2], task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(5))))[1:2])  # a share
+    assert (alone.score, "None of the 1 depth maps has" in alone.why) == (None, True)
+    with pytest.raises(BadImages, match=r"none of the 2 depth maps has .* known depths? at the pixels that the model sees"):
+        task.read(tmp_path, Pictures(("1.jpg", "4.jpg")))
+
+
+def test_depths_with_a_palette_are_refused_and_masks_have_its_numbers(tmp_path):
+    numbers = np.resize(np.uint8([2, 0, 1]), (48, 64))
+    picture = Image.fromarray(numbers)
+    picture.putpalette([255, 255, 255, 9, 9, 9, 0, 200, 0])
+    picture.save(tmp_path / "a.png")
+    (mask,) = named("segment", ("y", (3, *SIZE))).read(tmp_path, Pictures(("a.jpg",)))
+    assert mask.placed((48, 64), 9).tolist() == Map(tmp_path / "a.png", mask.placement).placed((48, 64), 9).tolist()
+    assert set(mask.placed(SIZE, 9).unique().tolist()) == {0, 1, 2}
+    with pytest.raises(BadImages, match=r"a\.png has a palette, whose numbers are colours, and depth maps have none"):
+        named("depth", ("y", SIZE)).read(tmp_path, Pictures(("a.jpg",)))
+    Image.fromarray(numbers == 1).save(tmp_path / "a.png")  # 1 bit: black and white
+    (mask,) = named("segment", ("y", (2, *SIZE))).read(tmp_path, Pictures(("a.jpg",)))
+    assert (set(mask.placed(SIZE, 255).unique().tolist()), mask.one) == ({0, 1}, 255)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_target_of_any_form_is_the_picture_that_it_shows(tmp_path, bands):
+    shape = (bands, 16, 16)
+    dots = noise(16, 16) > 0
+    white = dots.float().expand(shape)
+    grey = Image.fromarray((255 * dots).byte().numpy())
+    small = Image.fromarray((~dots).byte().numpy())
+    small.putpalette([255] * 3 + [0] * 3)  # number 0 is white
+    forms = {"P": small, "8": grey} if bands == 1 else {"P": small, "8": grey.convert("RGB")}
+    forms |= {"1": grey.convert("1"), "LA": grey.convert("LA")} if bands == 1 else {"RGBA": grey.convert("RGBA")}
+    forms |= {"16": Image.fromarray((65535 * dots.numpy()).astype(np.uint16))} if bands == 1 else {}
+    exact, task = (0.8 * white + 0.1)[None], named("restore", ("y", shape))
+    for one in forms.values():
+        one.save(tmp_path / "a.png")
+        rating = rated(task, exact, exact.flip(2), task.read(tmp_path, Pictures(("a.jpg",))))
+        expected = [float(peak_signal_noise_ratio(y, white, data_range=1.0)) for y in (exact[0], exact.flip(2)[0])]
+        assert (rating.float_score, rating.score) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("RGB", (15, 16)), "is 16 x 15 pixels .* of 3 channels, and the model gives 16 x 16 pixels .* of 3 channels"),
+        (Image.new("L", (16, 16)), "is 16 x 16 pixels .* of 1 channel, and the model gives .* of 3 channels; give such"),
+        (Image.new("F", (16, 16)), "has floats .mode F of Pillow., whose white nobody knows; save it with 8 or 16 bits"),
+        (None, "cannot be read: .* Write it again"),
+    ],
+)
+def test_a_target_that_is_another_picture_is_refused_when_it_is_read(tmp_path, picture, message):
+    if picture is None:
+        (tmp_path / "a.tif").write_bytes(b"no picture")
+    else:
+        picture.save(tmp_path / "a.tif")
+    with pytest.raises(BadImages, match=rf"a\.tif {message}"):
+        named("restore", ("y", (3, 16, 16))).read(tmp_path, Pictures(("a.jpg",)))
+
+
 def test_an_embeddings_neighbours_are_those_of_all_pairs():
     x, y = (torch.nn.functional.normalize(noise(40, 8, seed=s)) for s in (0, 1))
     y = torch.nn.functional.normalize(x + 0.3 * y)

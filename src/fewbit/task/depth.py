@@ -25,6 +25,7 @@ from fewbit.task.tensors import rate_by_output
 
 NEAR = 0.05  # of the range of depths in an image: how near two are that agree
 BINS = 50  # of logarithms of depths between 1 and DELTA
+FITTED = 2  # numbers of an image that `relative` fits: a scale and a shift
 DELTA = 1.25  # the ratio of two depths up to which they count as equal (Eigen et al. 2014)
 
 
@@ -60,12 +61,29 @@ class Depth(Task):
         return ((x - y).abs().mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Map]:
-        """Depth maps: .npy in the model's unit, or PNG in thousandths of it; 0 where nobody knows. Raises BadImages."""
-        found = maps(path, images, (".npy", ".png"), "depth maps")
+        """Depth maps: .npy in the model's unit, or PNG in thousandths of it; 0 where nobody knows. Raises BadImages, also where
+        no map has enough depths at the pixels that the model sees.
+        """
+        found = maps(path, images, (".npy", ".png"), "depth maps", palette=False)
         for one in found:
-            if not np.isfinite(array := read_array(one.path).astype(np.float64)).all() or array.min() < 0 or not array.any():
-                raise BadImages(f"{one.path} holds no depths: all have to be 0 (unknown) or more, and one above 0. Fix it.")
+            if not np.isfinite(array := read_array(one.path).astype(np.float64)).all() or array.min() < 0:
+                raise BadImages(f"{one.path} holds no depths: all have to be finite numbers, 0 (unknown) or more. Fix it.")
+        if not any(self.is_told(seen(one, one.placement.size)) for one in found):
+            raise BadImages(
+                f"--annotations {path}: none of the {len(found)} depth maps has {self.enough} at the pixels that the model "
+                "sees (what lies outside of its crop, or between the pixels that a smaller picture has, is not looked at). "
+                "Give denser maps, keep more of each picture (--crop-pct 1, --resize squash), or leave --annotations out."
+            )
         return found
+
+    def is_told(self, true: Tensor) -> bool:
+        """Whether depths (h, w), 0 where nobody knows, say anything: two or less are met by any scale and shift."""
+        return int((true > 0).sum()) > (FITTED if self.relative else 0)
+
+    @property
+    def enough(self) -> str:
+        """What a map needs to say something, in words."""
+        return f"{FITTED + 1} known depths" if self.relative else "a known depth"
 
     def meter(self, truth: list[Map] | None) -> Depths:
         return Depths(self, truth)
@@ -91,11 +109,9 @@ class Guesses:
     fitted: float = 0.0
 
     def add(self, true: Tensor) -> None:
-        """The depths (h, w) of an image, 0 where nobody knows."""
+        """The depths (h, w) of an image, one above 0; 0 where nobody knows."""
         t = true[true > 0]
         self.images += 1
-        if not len(t):
-            return
         if self.relative:  # a straight line fitted to the inverse depths is their mean
             self.fitted += errors_of_depth(torch.full_like(t, 1 / float((1 / t).mean())), t, relative=False)[0]
             return
@@ -122,6 +138,7 @@ class Depths:
     near: list[float] = field(default_factory=list)
     apart: list[float] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)  # delta1 and absolute relative error of float, then of integer
+    silent: int = 0  # images whose truth says nothing
     given: Range = field(default_factory=Range)  # of the float model's depths
     guesses: Guesses = field(init=False)
 
@@ -139,14 +156,17 @@ class Depths:
             size = self.truth[start].placement.size
             both = [self.task.values(one, size) for one in (exact, outputs)]
             for k in range(len(x)):
-                one = self.truth[start + k]
-                true = one.placed(size, 0.0) / (1000 if one.path.suffix.lower() == ".png" else 1)
+                true = seen(self.truth[start + k], size)
+                if not self.task.is_told(true):
+                    self.silent += 1
+                    continue
                 self.guesses.add(true)
                 self.scores.append([v for y in both for v in errors_of_depth(y[k], true, self.task.relative)])
         return apart
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
-        """δ1, the share of pixels within 25 % of the truth, mean over images; without truth those near the float model's.
+        """δ1, the share of pixels within 25 % of the truth, mean over images whose truth says something; without truth those
+        near the float model's.
         Raises BadImages where the float model gives one depth alone.
         """
         if self.given.is_one:
@@ -157,7 +177,9 @@ class Depths:
         error = 100 * float(apart.mean())
         rows = [{"what": "relative error from the float model", "error": error, "unit": "%", "better": "less"}]
         low, high = of_mean(near)
-        agreed = Rating("", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), rows=tuple(rows))
+        agreed = Rating(
+            "", measure, None, None, 100 * float(near.mean()), (100 * low, 100 * high), self._said(), rows=tuple(rows)
+        )
         if not self.scores:
             return agreed
         scores = torch.tensor(self.scores, dtype=torch.float64)
@@ -168,9 +190,22 @@ class Depths:
         guessed = no_better("δ1", 100 * delta, self.guesses.best(), what)
         return by_truth(agreed, "δ1", 100 * delta, 100 * delta_after, (100 * low, 100 * high), rows=[more], guessed=guessed)
 
+    def _said(self) -> str:
+        if not self.silent:
+            return ""
+        seen, images = f"{self.task.enough} at the pixels that the model sees", len(self.near)
+        if not self.scores:
+            return f"None of the {images} depth maps has {seen}, so δ1 is not used."
+        return f"δ1 and AbsRel are of {len(self.scores)} of {images} images: {self.silent} of the depth maps without {seen}."
+
+
+def seen(one: Map, size: tuple[int, int]) -> Tensor:
+    """The depths of a file as the model's input sees them, (h, w) of `size` in the model's unit, 0 where nobody knows."""
+    return one.placed(size, 0.0) / (1000 if one.path.suffix.lower() == ".png" else 1)
+
 
 def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, float]:
-    """δ1 (a share) and the absolute relative error of depths (h, w), where the truth is above 0."""
+    """δ1 (a share) and the absolute relative error of depths (h, w), where the truth is above 0, as it is somewhere."""
     known = true > 0
     y, t = y[known], true[known]
     if relative:

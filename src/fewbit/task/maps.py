@@ -39,11 +39,13 @@ class Map:
         return torch.where(inside, found, outside)
 
 
-def maps(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> list[Map]:
-    """The map of each image. Raises BadImages where one is missing, or has not the size of its picture."""
+def maps(folder: Path, images: Scored, suffixes: Sequence[str], what: str, palette: bool = True) -> list[Map]:
+    """The map of each image, `what` they are, as pictures with or without a `palette` of their numbers. Raises BadImages where
+    one is missing, or has not the size of its picture.
+    """
     found = []
     for path, name, size in zip(beside(folder, images, suffixes, what), images.names, images.sizes(), strict=True):
-        one_band(path, what)
+        one_band(path, what, palette)
         same_size(path, read_array(path).shape, name, size)
         found.append(Map(path, images.placed(size)))
     return found

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from fewbit.core.task import Json, Outputs, OutputScore, Rating, Scored, Signature, Task
 from fewbit.errors import BadImages
-from fewbit.task.folder import beside, read_array
+from fewbit.task.folder import beside, read_picture
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import one_map
 from fewbit.task.telling import Range, by_truth, no_better
@@ -24,17 +23,20 @@ from fewbit.task.tensors import rate_by_output
 
 @dataclass(frozen=True)
 class Restore(Task):
-    """A picture for a picture: output number `index` is (b, channels, h, w) in [0, 1]."""
+    """A picture for a picture: output number `index` is (b, channels, h, w) in [0, 1], of one channel perhaps (b, h, w);
+    `shape` is (channels, h, w).
+    """
 
     index: int
+    shape: tuple[int, ...]
     name: ClassVar[str] = "restore"
     distance: ClassVar[str] = "squared error by variance"
     classes = None
 
     @staticmethod
     def of(model: Signature, variant: str = "") -> Restore:
-        index, _ = one_map(model.outputs, (1, 3), "a picture (batch, 1 or 3, height, width)")
-        return Restore(index)
+        index, shape = one_map(model.outputs, (1, 3), "a picture (batch, 1 or 3, height, width)")
+        return Restore(index, shape if len(shape) == 3 else (1, *shape))
 
     def values(self, outputs: Outputs) -> Tensor:
         """The pictures (b, channels, h, w)."""
@@ -47,8 +49,11 @@ class Restore(Task):
         return ((x - y).square().mean((1, 2, 3)) / x.var((1, 2, 3)).clamp_min(1e-30)).sum()
 
     def read(self, path: Path, images: Scored) -> list[Path]:
-        """What the pictures should become: pictures of the output's size. Raises BadImages."""
-        return beside(path, images, (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "targets")
+        """What the pictures should become: pictures of the output's size and channels, as they are seen. Raises BadImages."""
+        found = beside(path, images, (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "targets")
+        for one in found:
+            target(one, self.shape)
+        return found
 
     def meter(self, truth: list[Path] | None) -> Likeness:
         return Likeness(self, truth)
@@ -82,20 +87,10 @@ class Likeness:
             peak = float(x[k].max() - x[k].min()) or 1.0
             self.float_like.append(likeness(y[k], x[k], peak))
             if self.truth is not None:
-                true = self._target(self.truth[start + k], tuple(x[k].shape))
+                true = target(self.truth[start + k], tuple(x[k].shape))
                 self.targets.append(torch.stack([true.double().pow(n).mean((1, 2)) for n in (1, 2)]))
                 self.scores.append([v for z in (x[k], y[k]) for v in likeness(z.clamp(0, 1), true, 1.0)])
         return torch.tensor([1 - ssim for ssim, _ in self.float_like[start:]])
-
-    @staticmethod
-    def _target(path: Path, shape: tuple[int, ...]) -> Tensor:
-        array = read_array(path)
-        array = array[:, :, None] if array.ndim == 2 else array
-        if array.shape != (*shape[1:], shape[0]):
-            raise BadImages(
-                f"{path} is {array.shape} (height, width, channels), and the model gives {shape}; give such pictures."
-            )
-        return torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / (255 if array.dtype == np.uint8 else 65535)
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
         """PSNR in dB against the truth, mean over images; without it SSIM against the float model's picture.
@@ -130,6 +125,18 @@ class Likeness:
         guess = psnr_of_mean(torch.stack(self.targets))
         guessed = no_better("PSNR", psnr, guess, "the mean colour of all targets", "dB")
         return by_truth(agreed, "PSNR", psnr, psnr_after, interval, unit="dB", rows=more, guessed=guessed)
+
+
+def target(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A target picture, `shape` (channels, h, w), numbers from 0 to 1. Raises BadImages where it is no such picture."""
+    array = read_picture(path, shape[0])
+    if array.shape != (*shape[1:], shape[0]):
+        found, needed = (
+            f"{h} x {w} pixels (height x width) of {c} channel{'s' * (c > 1)}"
+            for h, w, c in (array.shape, (*shape[1:], shape[0]))
+        )
+        raise BadImages(f"{path} is {found}, and the model gives {needed}; give such pictures, or leave --annotations out.")
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def psnr_of_mean(moments: Tensor) -> float:
