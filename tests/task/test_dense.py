@@ -332,11 +332,34 @@ def test_an_image_without_enough_depths_where_the_model_looks_is_left_out_and_co
     assert (row["float"], row["quantized"]) == pytest.approx((0, np.mean([error for _, error in kept])), abs=1e-9)
     assert not task.relative or 0 < rating.score < 100
     assert rating.score < 100
-    assert "δ1 and AbsRel are of 3 of 5 images: 2 of the depth maps without" in rating.why
+    assert "δ1 and AbsRel are of 3 of 5 images: no other depth map has" in rating.why
     alone = rated(task, x[1:2], y[1:2], task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(5))))[1:2])  # a share
     assert (alone.score, "None of the 1 depth maps has" in alone.why) == (None, True)
     with pytest.raises(BadImages, match=r"none of the 2 depth maps has .* known depths? at the pixels that the model sees"):
         task.read(tmp_path, Pictures(("1.jpg", "4.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"), [("depth", SIZE), ("depth:relative", SIZE), ("embed", (8,)), ("restore", (3, 16, 16))]
+)
+def test_outputs_that_are_no_numbers_have_a_score_that_a_report_can_hold(tmp_path, spec, shape):
+    task, x, truth = named(spec, ("y", shape)), 3 + noise(4, *shape), None
+    y = x.clone()
+    y[1], y[2, ..., 0] = torch.nan, torch.inf
+    if spec != "embed":
+        for i in range(4):
+            np.save(tmp_path / f"{i}.npy", 3 + noise(48, 64, seed=i).clamp(-1, 1).numpy())
+            Image.new("RGB", (16, 16), (i, 99, 9 * i)).save(tmp_path / f"{i}.bmp")
+        truth = task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(4))))
+    meter = task.meter(truth)
+    apart = meter.add([x], [y])
+    near = Closeness("y", True)
+    near.add(x, y)
+    rating = meter.rating([near.score()])
+    numbers = [value for row in rating.rows for key, value in row.items() if key != "what"]
+    assert np.isfinite([*apart.tolist(), rating.agreement, *rating.interval, *numbers]).all()
+    assert apart[0] < 1e-6 < 0.1 < min(apart[1:3])
+    assert rating.agreement < 100
 
 
 def test_depths_with_a_palette_are_refused_and_masks_have_its_numbers(tmp_path):

@@ -149,8 +149,10 @@ class Depths:
         start, x, y = len(self.near), self.task.values(exact), self.task.values(outputs)
         self.given.add(x)
         error, spread = (x - y).abs(), (x.amax((1, 2)) - x.amin((1, 2))).clamp_min(1e-30)
-        self.near += (error <= NEAR * spread[:, None, None]).double().mean((1, 2)).tolist()
-        apart = error.mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30)
+        finite = error.isfinite().all(2).all(1)  # an image with numbers that are none is wrong everywhere
+        near = (error <= NEAR * spread[:, None, None]).double().mean((1, 2))
+        self.near += torch.where(finite, near, 0.0).tolist()
+        apart = torch.where(finite, error.mean((1, 2)) / x.abs().mean((1, 2)).clamp_min(1e-30), 1.0)
         self.apart += apart.tolist()
         if self.truth is not None:
             size = self.truth[start].placement.size
@@ -196,7 +198,7 @@ class Depths:
         seen, images = f"{self.task.enough} at the pixels that the model sees", len(self.near)
         if not self.scores:
             return f"None of the {images} depth maps has {seen}, so δ1 is not used."
-        return f"δ1 and AbsRel are of {len(self.scores)} of {images} images: {self.silent} of the depth maps without {seen}."
+        return f"δ1 and AbsRel are of {len(self.scores)} of {images} images: no other depth map has {seen}."
 
 
 def seen(one: Map, size: tuple[int, int]) -> Tensor:
@@ -208,6 +210,8 @@ def errors_of_depth(y: Tensor, true: Tensor, relative: bool) -> tuple[float, flo
     """δ1 (a share) and the absolute relative error of depths (h, w), where the truth is above 0, as it is somewhere."""
     known = true > 0
     y, t = y[known], true[known]
+    if not bool(y.isfinite().all()):  # of a map that has numbers which are none
+        return 0.0, 1.0
     if relative:
         columns = torch.stack([y, torch.ones_like(y)], 1)
         scale, shift = torch.linalg.lstsq(columns, (1 / t)[:, None]).solution.flatten()

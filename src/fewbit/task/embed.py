@@ -62,7 +62,7 @@ class Neighbours:
         x, y = (F.normalize(one[self.index].float()) for one in (exact, outputs))
         self.before.append(x)
         self.after.append(y)
-        return (1 - (x * y).sum(1)).clamp_min(0)
+        return (1 - (x * y).sum(1).nan_to_num()).clamp_min(0)
 
     def rating(self, outputs: Sequence[OutputScore]) -> Rating:
         """Recall at 1: the share of images whose nearest neighbour among the others is the float model's; rows have that at 10,

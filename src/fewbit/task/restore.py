@@ -153,9 +153,9 @@ def likeness(y: Tensor, x: Tensor, peak: float) -> tuple[float, float]:
     """SSIM (Wang et al. 2004) and PSNR in dB, at most 100, of a picture (c, h, w) against another with values up to `peak`."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+    if not bool((y.isfinite() & x.isfinite()).all()):  # of a picture that has numbers which are none
+        return 0.0, 0.0
     squared = float((y.double() - x.double()).square().mean())
     decibel = min(10 * math.log10(peak * peak / squared), 100.0) if squared else 100.0
     value: Any = ssim(y[None], x[None], data_range=peak)
-    if not math.isfinite(float(value)):  # of a picture that has numbers which are none
-        return 0.0, 0.0
-    return float(value), decibel
+    return (float(value), decibel) if math.isfinite(float(value)) else (0.0, 0.0)  # squares of numbers of 1e20 have no float32
