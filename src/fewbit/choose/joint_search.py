@@ -130,7 +130,7 @@ class JointSearch:
             over = late()
         if not math.isfinite(min(losses)):
             raise BadValues(
-                f"the loss of the whole model ({LOSSES[self.loss]}) is not a finite number for any of {len(losses)} plans, so "
+                f"the loss of the whole model ({measure.what}) is not a finite number for any of {len(losses)} plans, so "
                 "none can be chosen by it. Look at the model's outputs, or take --recipe fast."
             )
         images = count_of(batches)

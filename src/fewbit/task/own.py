@@ -149,7 +149,7 @@ LOOKS: Mapping[str, Callable[..., Any]] = {  # method -> what looks at what it g
 }
 
 
-ROW = "a tuple of dictionaries that have a `what`, maybe a text as `unit`, and maybe more or less as what is `better`"
+ROW = "a tuple of dictionaries that have a `what`, maybe a `unit` and what is `better`, more or less, and else finite numbers"
 
 
 @dataclass
