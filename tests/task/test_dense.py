@@ -412,6 +412,10 @@ def test_a_target_that_is_another_picture_is_refused_when_it_is_read(tmp_path, p
         picture.save(tmp_path / "a.tif")
     with pytest.raises(BadImages, match=rf"a\.tif {message}"):
         named("restore", ("y", (3, 16, 16))).read(tmp_path, Pictures(("a.jpg",)))
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.tif")
+    (found,) = named("restore", ("y", (3, -1, -1))).read(tmp_path, Pictures(("a.jpg",)))  # a model of any size
+    with pytest.raises(BadImages, match="and the model gives 8 x 16 pixels"):
+        named("restore", ("y", (3, -1, -1))).meter([found]).add([torch.rand(1, 3, 8, 16)], [torch.rand(1, 3, 8, 16)])
 
 
 def test_an_embeddings_neighbours_are_those_of_all_pairs():

@@ -24,7 +24,7 @@ from fewbit.task.tensors import rate_by_output
 @dataclass(frozen=True)
 class Restore(Task):
     """A picture for a picture: output number `index` is (b, channels, h, w) in [0, 1], of one channel perhaps (b, h, w);
-    `shape` is (channels, h, w).
+    `shape` is (channels, h, w), -1 where a size is free.
     """
 
     index: int
@@ -128,9 +128,9 @@ class Likeness:
 
 
 def target(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A target picture, `shape` (channels, h, w), numbers from 0 to 1. Raises BadImages where it is no such picture."""
+    """A target picture, `shape` (channels, h, w), -1 where a size is free; numbers from 0 to 1. Raises BadImages for another."""
     array = read_picture(path, shape[0])
-    if array.shape != (*shape[1:], shape[0]):
+    if any(n not in (-1, found) for n, found in zip((*shape[1:], shape[0]), array.shape, strict=True)):
         found, needed = (
             f"{h} x {w} pixels (height x width) of {c} channel{'s' * (c > 1)}"
             for h, w, c in (array.shape, (*shape[1:], shape[0]))
