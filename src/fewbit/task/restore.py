@@ -128,7 +128,7 @@ class Likeness:
 
 
 def target(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A target picture, `shape` (channels, h, w), -1 where a size is free; numbers from 0 to 1. Raises BadImages for another."""
+    """A target, `shape` (channels, h, w), -1 where a size is free; numbers are 0 to 1. Raises BadImages for another."""
     array = read_picture(path, shape[0])
     if any(n not in (-1, found) for n, found in zip((*shape[1:], shape[0]), array.shape, strict=True)):
         found, needed = (
