@@ -53,8 +53,8 @@ def test_a_file_that_does_not_pay_is_said_on_the_first_page_and_fails_where_it_m
     card = small_and_fast(report)
     said = (
         "Keep your float model: it takes 3.00 ms (2.00 to 4.00) in openvino-bf16, the file 4.00 ms (3.00 to 5.00) in openvino "
-        "(batch 1, threads: 2, 9 rounds). That is 1.33 × slower (ratio 0.750, 95 % interval 0.740 to 0.760); a file pays from "
-        "2 % faster."
+        "(batch 1, threads: 2, 9 rounds). In paired rounds the file is 1.33 × slower (median ratio 0.750, 95 % interval 0.740 "
+        "to 0.760); a file pays from 2 % faster in paired rounds."
     )
     assert (card.word, card.mood) == ("keep your float model", "bad")
     assert [line.replace("\u00a0", " ") for line in card.loud] == [said]

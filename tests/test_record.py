@@ -21,6 +21,7 @@ from fewbit.request import Request
 from fewbit.stages.load import load
 from fewbit.stages.preprocessing import assumed, preprocess_of
 from fewbit.stages.realize import realize
+from fewbit.stages.twin import float_model
 from onnx_reader.test_files import net, written
 
 SAID = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 1.0), "interpolation": "bilinear", "crop_pct": 0.75}
@@ -36,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     request = Request(model=str(written(model, folder)), images=images, target="ort-x86-vnni", **SAID)
     inputs, out = load(request), tmp_path_factory.mktemp("run")
     graph, plan = capture(inputs.loaded), Plan("ort-x86-vnni", "mse", "w8a8", {}, ())
-    return realize(graph, graph, plan, inputs.scored, inputs, request, out, Progress())[:2]
+    return realize(graph, plan, inputs, request, out, Progress()), float_model(graph, inputs.scored, inputs, request, out)[0]
 
 
 def metadata(path: Path) -> dict[str, str]:

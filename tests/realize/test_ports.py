@@ -26,7 +26,7 @@ from fewbit.progress import Progress
 from fewbit.realize import float_onnx, realize
 from fewbit.stages.bench import bench
 from fewbit.stages.capture import reopened
-from fewbit.stages.realize import sample_of
+from fewbit.stages.twin import sample_of
 from fewbit.target import load_target
 from fewbit.task import task_of
 from fewbit.verify import compare, twin_checks

@@ -748,8 +748,8 @@ def test_a_share_of_work_that_nobody_has_counted_is_not_0() -> None:
     row = {"requested": "a step", "actual": "steps", "why": "no grid", "kind": "site"}
     report["fallbacks"] = [{**row, "site": "a", "macs_share": 0.25}, {**row, "site": "b", "macs_share": None}]
     text = read(report, {}).text
-    assert "a step steps no grid 2 sites a b" in text.replace("  ", " ")
-    assert "a step steps no grid 2 sites a b 25.00" not in text.replace("  ", " ")
+    assert "a step steps no grid 2 ops a b" in text.replace("  ", " ")
+    assert "a step steps no grid 2 ops a b 25.00" not in text.replace("  ", " ")
 
 
 def test_a_file_that_is_larger_is_not_called_smaller() -> None:
