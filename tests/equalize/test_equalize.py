@@ -172,6 +172,11 @@ def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
     assert [(p.first.name, p.second.name) for p in conv_pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
 
 
+def test_nets_of_convolutions_are_looked_at_by_their_maps_and_transformers_are_not(net, plain):
+    seen = {name: Equalize().sees_maps(given.graph, grids(given)) for name, given in (("net", net), ("plain", plain))}
+    assert seen == {"net": False, "plain": True}
+
+
 def test_one_place_that_would_change_the_function_is_left_out_and_the_others_are_as_they_were(net, monkeypatch):
     whole, multiply = Equalize()(net.graph, net.images.split(8), grids(net)), _Work._multiply
 

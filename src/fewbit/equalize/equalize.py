@@ -69,6 +69,10 @@ class Equalize:
         turned = ", behind random rotations" if self.rotate or self.rotate_heads else ""
         return f"ranges made alike from channel to channel{turned}"
 
+    def sees_maps(self, graph: Graph, grids: Mapping[str, Grid]) -> bool:
+        """Whether it looks at the extremes of maps, which each further image may raise, or at rows of tokens alone."""
+        return bool(_Work(graph, grids, self.strengths).maps(self))
+
     def __call__(self, graph: Graph, batches: Collection[Tensor], grids: Mapping[str, Grid]) -> Equalized:
         """The graph equalized for the grids of its sites (by name; a site without one is unchanged).
 

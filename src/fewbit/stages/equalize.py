@@ -20,7 +20,8 @@ from fewbit.target.allowed import allowed
 EQUALIZED = "equalized.safetensors"  # the constants that equalize has changed, if any
 EQUALIZATION = "equalization.json"  # the factors, while the run works
 EQUALIZED_STATS = "equalized-stats.safetensors"
-SAMPLED = 64  # images of which equalization sees rows
+SAMPLED = 512  # images of which equalization sees maps
+ROWS = 64  # where it sees rows of tokens alone
 
 
 def equalize(
@@ -30,13 +31,13 @@ def equalize(
     method, bits = request.method.equalize, request.widths
     if method is None:
         return exact, observed, ()
-    some = spread(calibration, SAMPLED, exact.at_a_time(1))
-    progress.expect(len(some) + len(calibration))
     widths = bits.of(exact) if isinstance(bits, Bits) else Bits(round(bits.mean), round(bits.mean))
     slots = allowed(
         exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
+    some = spread(calibration, SAMPLED if method.sees_maps(exact, slots.grids) else ROWS, exact.at_a_time(1))
+    progress.expect(len(some) + len(calibration))
     size = exact.at_a_time(8)
     result = method(on(exact, request.place), progress.counted(some.batches(size)), slots.grids)
     constants = on(result.constants, CPU)
