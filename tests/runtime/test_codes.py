@@ -19,7 +19,7 @@ from fewbit.lint.truth import truth
 from fewbit.realize.qdq import clamp_bounds
 from fewbit.report.tables import integer_share
 from fewbit.runtimes import runtime_names
-from fewbit.stages.kernels import as_run, fused
+from fewbit.stages.kernels import as_run, fused, linted
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
 
@@ -197,17 +197,17 @@ def test_every_op_of_the_plan_has_become_an_integer_kernel(kind, of_kind):
 def test_kernels_of_onnxruntime_are_told_of_no_other_runtime_and_no_other_processor(conv_net, realized, ort_target):
     counted = Checks((), (), (), {"found": 7, "expected": 7, "ops": {}})
     own = realized(conv_net, ort_target)
-    assert fused(own.plan, counted, own.path, load_target(ort_target)) == {"kernels": counted.kernels}
+    assert fused(own.plan, counted, linted(own.path, target := load_target(ort_target)), target) == {"kernels": counted.kernels}
     away = dataclasses.replace(own.plan, fallbacks=(Fallback("this machine", "another", "this one", "", kind="machine"),))
-    assert "by_rules" in fused(away, counted, own.path, load_target(ort_target))
+    assert "by_rules" in fused(away, counted, linted(own.path, target := load_target(ort_target)), target)
     run = realized(conv_net, "openvino-x86", everything=True)
-    tables = fused(run.plan, counted, run.path, load_target("openvino-x86"))
+    tables = fused(run.plan, counted, linted(run.path, target := load_target("openvino-x86")), target)
     (row,) = tables["by_rules"]
     ran = truth(run.path, "openvino")  # openvino's own words
     assert (row["integer"], row["nodes"]) == (sum(one.integer for one in ran.values()), len(ran))
     assert (row["expected"], tables["kernels"]) == (len(run.plan.integer_ops), {})
     assert "for openvino, held against" in row["rules"]
-    unheld = fused(run.plan, counted, run.path, load_target("tensorrt"))["by_rules"][0]
+    unheld = fused(run.plan, counted, linted(run.path, target := load_target("tensorrt")), target)["by_rules"][0]
     assert "for tensorrt, which nobody has held against it" in unheld["rules"]
 
 
@@ -215,7 +215,7 @@ def test_what_the_runtime_leaves_in_float_is_not_in_the_share(capture_net, reali
     torch.manual_seed(0)
     run = realized(capture_net(ConvRelu6()), recipe="mse", everything=True)
     target, graph = load_target(ort_target), run.net.graph
-    assert as_run(graph, run.plan, run.path, target) is run.plan
+    assert as_run(graph, run.plan, linted(run.path, target), target) is run.plan
     model = onnx.load(str(run.path))
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     others = [node for node in model.graph.node if first.output[0] in node.input]
@@ -226,7 +226,7 @@ def test_what_the_runtime_leaves_in_float_is_not_in_the_share(capture_net, reali
     path = run.path.with_name("negative.onnx")
     onnx.save(model, str(path))
     assert kernels(run.plan, path)["ops"]["QLinearConv"] == 1  # the runtime's own words: one of two is left
-    plan = as_run(graph, run.plan, path, target)
+    plan = as_run(graph, run.plan, linted(path, target), target)
     (lost,) = [one for one in plan.fallbacks if one.kind == "kernels"]
     macs = {op.name: op.macs for op in graph.ops if op.macs}
     assert (lost.site, lost.actual) == (first.name, "float")

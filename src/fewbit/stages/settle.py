@@ -30,7 +30,7 @@ from fewbit.report.tables import integer_share
 from fewbit.report.words import UNIT, fall, plural
 from fewbit.request import Options, Request
 from fewbit.run import ROUNDING, Run, drop_of
-from fewbit.stages.kernels import as_run
+from fewbit.stages.kernels import as_run, linted
 from fewbit.stages.sensitivity import FASTER, LIGHTER, Worth, ordered, some, worths
 from fewbit.stages.times import context_of, times_here
 from fewbit.verify import bench
@@ -173,7 +173,9 @@ class Walk:
             "within": drop <= self.limit + ROUNDING,
             "ms": timed.quantized_ms,
             "faster": timed.ratio,
-            "share": integer_share(part["graph"], as_run(part["graph"], part["plan"], part["model"], request.hardware)),
+            "share": integer_share(
+                part["graph"], as_run(part["graph"], part["plan"], linted(part["model"], request.hardware), request.hardware)
+            ),
         }
 
     def request(self, changes: Mapping[str, Any]) -> Request:

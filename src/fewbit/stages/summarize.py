@@ -28,7 +28,7 @@ from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.request.command import sensitivity_command
 from fewbit.runtimes import RUNNABLE
-from fewbit.stages.kernels import as_run, fused
+from fewbit.stages.kernels import as_run, fused, linted
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
 from fewbit.stages.settle import said
@@ -48,7 +48,8 @@ def summarize(
     progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
-    plan = as_run(graph, plan, folder / MODEL, request.hardware)
+    rules = linted(folder / MODEL, request.hardware)
+    plan = as_run(graph, plan, rules, request.hardware)
     size = exact.at_a_time(8)
     few = islice(calibration.batches(size), max(OUTLIER_IMAGES // size, 1))
     standing = () if request.quick else outliers(exact, few)
@@ -58,7 +59,7 @@ def summarize(
     stamp(folder / MODEL, made(plan, record, proven))  # in front of whatever counts its bytes
     rows = tables_of(graph, plan, stats, standing, checks, timings, loads, sample, folder)
     rows |= {} if request.quick else looked_at(graph, plan, scored, score, sample, inputs.classes or ())
-    rows |= fused(plan, checks, folder / MODEL, request.hardware)
+    rows |= fused(plan, checks, rules, request.hardware)
     rows |= {
         "run": record,
         "next": {"sensitivity": sensitivity_command(request.command), "folder": str(request.out or "RUN")},
