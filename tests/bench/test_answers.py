@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench.answers import BLANK, FACES, STRINGS, TEXT, decoded, distance
 
-from fewbit.task.decode import select
+from fewbit.task.selection import select
 
 
 def test_what_is_read_has_neither_blanks_nor_repetitions() -> None:

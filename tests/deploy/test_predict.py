@@ -33,8 +33,9 @@ from fewbit.deploy.program import program
 from fewbit.request import Request
 from fewbit.stages.load import load
 from fewbit.task import Classify, Depth, Detect, Restore, Segment, Task
-from fewbit.task.decode import DECODERS, select
+from fewbit.task.decode import DECODERS
 from fewbit.task.detect import SURE
+from fewbit.task.selection import select
 from onnx_reader.test_files import net, written
 
 PREPARE = ("prepare", "pictures")

@@ -21,10 +21,11 @@ from fewbit.core.task import Output, Placement, Signature
 from fewbit.errors import BadImages, BadModel, UnknownName
 from fewbit.stages.task import digest
 from fewbit.task import check_name, task_named
-from fewbit.task.decode import DECODERS, Found, Queries, Selected, Ssd, Yolo, Yolox, select
+from fewbit.task.decode import DECODERS, Queries, Selected, Ssd, Yolo, Yolox
 from fewbit.task.detect import Boxes, Detect, apart, same_classes
 from fewbit.task.objects import Objects, read
 from fewbit.task.precision import matched
+from fewbit.task.selection import Found, select
 from fewbit.tasks import BOXES, TASKS
 
 STILL = Placement((1.0, 1.0), (0.0, 0.0), (64, 64))

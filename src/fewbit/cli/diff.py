@@ -69,14 +69,14 @@ def counted(rows: Sequence[Json]) -> str:
 
 def outcome(report: Json) -> dict[str, str]:
     """What a run is and what came out of it, in words."""
-    from fewbit.report.words import megabytes, percent, share, signed, speed
+    from fewbit.report.words import measured, megabytes, percent, share, signed, speed
 
     score, size = report["accuracy"], report["size"]
     words = {name: str(report[name]) for name in ("model", "target", "recipe", "bits")}
     if score["quantized"] is not None:
         low, high = map(signed, score["interval"])
         change = f"{signed(score['quantized'] - score['float'])} ({low} to {high})"
-        words |= {str(score["measure"]): f"{score['quantized']:.2f} {score['unit']}", "change from float": change}
+        words |= {str(score["measure"]): measured(score["quantized"], score["unit"]), "change from float": change}
     words[str(score["agreement_measure"])] = percent(score["agreement"])
     words |= {"file": megabytes(size["onnx_bytes"]), "bits a weight": f"{size['average_weight_bits']:.2f}"}
     for runtime, row in report["latency"].items():

@@ -3,7 +3,7 @@
 task       which task a model has; a new one is a file beside these and a line in tasks.py
 classify   a class for an image
 detect     objects: boxes, classes, scores
-decode     from the outputs of a detector to boxes
+decode     from the outputs of a detector to boxes; selection: which of these it found
 distance   how far the boxes of two models are apart, as a loss
 objects    objects as people write them down: YOLO, Pascal VOC, parquet; coco: COCO; rows: what one of them may be
 precision  average precision, as COCO measures it

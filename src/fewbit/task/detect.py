@@ -19,12 +19,13 @@ from fewbit.core.task import Json, Outputs, OutputScore, Placement, Rating, Scor
 from fewbit.errors import BadModel
 from fewbit.task import objects
 from fewbit.task.closeness import SPREAD
-from fewbit.task.decode import DECODERS, Decoder, Found, Selected, select
+from fewbit.task.decode import DECODERS, Decoder, Selected
 from fewbit.task.distance import of_candidates, of_rows, passing
 from fewbit.task.interval import bootstrap
 from fewbit.task.objects import Objects
 from fewbit.task.paint import boxed
 from fewbit.task.precision import Matched, matched
+from fewbit.task.selection import Found, select
 from fewbit.task.telling import NOTHING, by_truth, no_better, silent
 from fewbit.task.tensors import rate_by_numbers
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewbit.core.task import Outputs
-from fewbit.task.decode import Rows, counted
+from fewbit.task.decode import Rows
+from fewbit.task.selection import counted
 
 FAR = 1e6  # pixels; a corner beyond counts as there
 PAIRED = 300  # rows of an image, as many as YOLOv10 gives; the time of pairing grows with their cube

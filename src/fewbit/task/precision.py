@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.ops import box_convert
 
-from fewbit.task.decode import KEPT, Found
 from fewbit.task.objects import Objects
+from fewbit.task.selection import KEPT, Found
 
 Array = NDArray[Any]
 SIZES = ("all", "small", "medium", "large")  # areas up to 32 x 32, up to 96 x 96, above, in pixels
