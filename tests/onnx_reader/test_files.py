@@ -371,6 +371,23 @@ SEQUENCES = {
         node("SequenceAt", ["t", "-1"], "a"), node("SequenceAt", ["t", "0"], "b"), node("Sub", ["a", "b"], "two"),
     ],
     "optional": [node("Optional", ["lower"], "o"), node("OptionalGetElement", ["o"], "two")],
+    "erased": [
+        node("SequenceConstruct", ["maps", "lower", "maps"], "s"), node("SequenceErase", ["s", "0"], "e"), node("SequenceErase", ["e"], "f"),
+        node("SequenceAt", ["f", "0"], "two"),
+    ],
+    "split by sizes": [
+        node("SplitToSequence", ["maps", "24s"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"), node("SequenceAt", ["s", "-1"], "b"),
+        node("Concat", ["b", "a"], "two", axis=1),
+    ],
+    "split by one size, the last smaller": [
+        node("SplitToSequence", ["maps", "4"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"), node("SequenceAt", ["s", "-1"], "b"),
+        node("Concat", ["b", "a"], "two", axis=1),
+    ],
+    "split into ones": [
+        node("SplitToSequence", ["maps"], "s", axis=1, keepdims=0), node("SequenceAt", ["s", "-1"], "a"), node("SequenceLength", ["s"], "n"),
+        node("Cast", ["n"], "count", to=TensorProto.FLOAT), node("Unsqueeze", ["a", "1s"], "b"), node("Mul", ["b", "count"], "c"),
+        node("Add", ["lower", "c"], "two"),
+    ],
 }  # fmt: skip
 
 
@@ -380,8 +397,9 @@ def test_sequences_that_the_file_lists_itself_are_read_between_its_layers(tmp_pa
     model.graph.node[1].input[0] = "two"
     for one in reversed([node("Neg", ["maps"], "lower"), *SEQUENCES[name]]):
         model.graph.node.insert(1, one)
-    model.graph.initializer.extend(constant(one, int(one), np.int64) for one in ("0", "-1"))
-    model.graph.initializer.extend(constant(f"{one}s", [one], np.int64) for one in (0, 2, 4))
+    model.graph.initializer.extend(constant(one, int(one), np.int64) for one in ("0", "-1", "4"))
+    model.graph.initializer.extend(constant(f"{one}s", [one], np.int64) for one in (0, 1, 2, 4))
+    model.graph.initializer.append(constant("24s", [2, 4], np.int64))
     path, images = written(model, tmp_path), drawn(3, *SIZE)
     with torch.no_grad():
         (got,) = pytree.tree_leaves(capture(load_model(str(path))).module(torch.from_numpy(images)))
