@@ -372,20 +372,25 @@ SEQUENCES = {
     ],
     "optional": [node("Optional", ["lower"], "o"), node("OptionalGetElement", ["o"], "two")],
     "erased": [
-        node("SequenceConstruct", ["maps", "lower", "maps"], "s"), node("SequenceErase", ["s", "0"], "e"), node("SequenceErase", ["e"], "f"),
+        node("SequenceConstruct", ["maps", "lower", "maps"], "s"), node("SequenceErase", ["s", "0"], "e"),
+        node("SequenceErase", ["e"], "f"),
         node("SequenceAt", ["f", "0"], "two"),
     ],
     "split by sizes": [
-        node("SplitToSequence", ["maps", "24s"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"), node("SequenceAt", ["s", "-1"], "b"),
+        node("SplitToSequence", ["maps", "24s"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"),
+        node("SequenceAt", ["s", "-1"], "b"),
         node("Concat", ["b", "a"], "two", axis=1),
     ],
     "split by one size, the last smaller": [
-        node("SplitToSequence", ["maps", "4"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"), node("SequenceAt", ["s", "-1"], "b"),
+        node("SplitToSequence", ["maps", "4"], "s", axis=1), node("SequenceAt", ["s", "0"], "a"),
+        node("SequenceAt", ["s", "-1"], "b"),
         node("Concat", ["b", "a"], "two", axis=1),
     ],
     "split into ones": [
-        node("SplitToSequence", ["maps"], "s", axis=1, keepdims=0), node("SequenceAt", ["s", "-1"], "a"), node("SequenceLength", ["s"], "n"),
-        node("Cast", ["n"], "count", to=TensorProto.FLOAT), node("Unsqueeze", ["a", "1s"], "b"), node("Mul", ["b", "count"], "c"),
+        node("SplitToSequence", ["maps"], "s", axis=1, keepdims=0), node("SequenceAt", ["s", "-1"], "a"),
+        node("SequenceLength", ["s"], "n"),
+        node("Cast", ["n"], "count", to=TensorProto.FLOAT), node("Unsqueeze", ["a", "1s"], "b"),
+        node("Mul", ["b", "count"], "c"),
         node("Add", ["lower", "c"], "two"),
     ],
 }  # fmt: skip
