@@ -103,7 +103,19 @@ def good(report: Json) -> Card:
     warnings = (*report.get("notes", ()), *(report.get("calibration") or {}).get("warnings", ()))
     loud = [str(line) for line in (accuracy["why"], *warnings) if line]
     goal = [report["goal"]] if report.get("goal") else []
-    return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *goal, *exempt], loud)
+    more = more_images((report.get("calibration") or {}).get("seen"))
+    return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *more, *goal, *exempt], loud)
+
+
+def more_images(seen: Json) -> list[str]:
+    """What more calibration images can bring: a part of what the file does better on those that it was fitted to."""
+    if not seen:
+        return []
+    gap, known = seen["agreement"] - seen["others"], percent(seen["agreement"])
+    here = f"On {seen['images']:,} of the calibration images it is {known}"
+    if gap <= seen["chance"]:
+        return [f"{here}, no more than chance away: more of them would bring little."]
+    return [f"{here}: codes are fitted to these. More images (--calibration) can bring a part of the {gap:.1f} points between."]
 
 
 def small_and_fast(report: Json) -> Card:

@@ -42,7 +42,7 @@ PACKAGES = ("fewbit", "torch", "onnx", *RUNNABLE, "timm")
 
 def summarize(
     exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
-    timings: Sequence[Latency], loads: Sequence[Load], curve: Sequence[Mapping[str, Any]], inputs: Inputs,
+    timings: Sequence[Latency], loads: Sequence[Load], known: Mapping[str, Any] | None, curve: Sequence[Mapping[str, Any]], inputs: Inputs,
     calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]],
     sensitive: Sequence[Mapping[str, Any]], sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
     progress: Progress,
@@ -76,7 +76,7 @@ def summarize(
         "notes": list(inputs.notes),
         "goal": said(attempts),
         "skipped": list(SKIPPED) if request.quick else [],
-        "calibration": {"source": calibration.source, **verdict},
+        "calibration": {"source": calibration.source, **verdict, "seen": known},
         "seconds": dict(progress.seconds),
     }
     chosen_by = judged.pixels if attempts else ()
