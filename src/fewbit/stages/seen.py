@@ -1,4 +1,4 @@
-"""Seen: how model.onnx does on images that it was fitted to. What it does better there than on others, more images can bring."""
+"""Seen: how model.onnx does on images that it was fitted to. What is better there than on others, more images can bring."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ PACKAGES = ("fewbit", "torch", "onnx", *RUNNABLE, "timm")
 
 def summarize(
     exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
-    timings: Sequence[Latency], loads: Sequence[Load], known: Mapping[str, Any] | None, curve: Sequence[Mapping[str, Any]], inputs: Inputs,
-    calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]],
+    timings: Sequence[Latency], loads: Sequence[Load], known: Mapping[str, Any] | None,
+    curve: Sequence[Mapping[str, Any]], inputs: Inputs, calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]],
     sensitive: Sequence[Mapping[str, Any]], sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
     progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
