@@ -43,9 +43,9 @@ PACKAGES = ("fewbit", "torch", "onnx", *RUNNABLE, "timm")
 def summarize(
     exact: Graph, graph: Graph, plan: Plan, stats: Stats, verdict: Mapping[str, Any], checks: Checks, score: Score,
     timings: Sequence[Latency], loads: Sequence[Load], known: Mapping[str, Any] | None,
-    curve: Sequence[Mapping[str, Any]], inputs: Inputs, calibration: Images, judged: Images, scored: Images, attempts: Sequence[Mapping[str, Any]],
-    sensitive: Sequence[Mapping[str, Any]], sample: Tensor, identity: Mapping[str, Any], request: Request, folder: Path,
-    progress: Progress,
+    curve: Sequence[Mapping[str, Any]], inputs: Inputs, calibration: Images, judged: Images, scored: Images,
+    attempts: Sequence[Mapping[str, Any]], sensitive: Sequence[Mapping[str, Any]], sample: Tensor,
+    identity: Mapping[str, Any], request: Request, folder: Path, progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
     rules = linted(folder / MODEL, request.hardware)
