@@ -46,6 +46,13 @@ class Session(Protocol):
     def call(self, inputs: Sequence[NDArray[Any]]) -> None: ...
 
 
+def _refused(runtime: str, path: Path, error: Exception) -> BadFile:
+    """What is raised where a runtime does not load a file."""
+    if not path.exists():
+        return BadFile(f"{path} is not there, which {runtime} was to load: something removed it. Run the same command again.")
+    return BadFile(f"{runtime} cannot load {path}: {said(error, path)}")
+
+
 class OnnxRuntime:
     """onnxruntime's CPU provider. Spinning is off, so that two sessions in one process do not steal each other's cores."""
 
@@ -90,7 +97,7 @@ run = lambda inputs: session.run(None, inputs)
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BadFile(f"onnxruntime cannot load {path}: {said(error, path)}") from error
+            raise _refused("onnxruntime", path, error) from error
         self._names, ports = [output.name for output in self._session.get_outputs()], self._session.get_inputs()
         self._inputs = [port.name for port in ports]
         self.feed = feed_of(path, [np.dtype(TYPES.get(port.type, np.float32)) for port in ports])
@@ -136,7 +143,7 @@ run = lambda inputs: request.infer(inputs)
                 model.add_outputs(list(outputs))
             self.compiled = core.compile_model(model, "CPU", config)
         except Exception as error:
-            raise BadFile(f"openvino cannot load {path}: {said(error, path)}") from error
+            raise _refused("openvino", path, error) from error
         self._request = self.compiled.create_infer_request()
         self.feed = feed_of(path, [np.dtype(port.get_element_type().to_dtype()) for port in self.compiled.inputs])
 

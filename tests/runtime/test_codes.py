@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import pytest
@@ -15,10 +16,11 @@ from fewbit.choose import Bits
 from fewbit.core.checks import Checks
 from fewbit.core.grid import QParams
 from fewbit.core.plan import Fallback
+from fewbit.errors import BadFile
 from fewbit.lint.truth import truth
 from fewbit.realize.qdq import clamp_bounds
 from fewbit.report.tables import integer_share
-from fewbit.runtimes import runtime_names
+from fewbit.runtimes import open_session, runtime_names
 from fewbit.stages.kernels import as_run, fused, linted
 from fewbit.target import load_target
 from fewbit.verify.compare import compare, kernels
@@ -335,3 +337,12 @@ def test_a_clamp_that_cuts_inside_of_the_codes_stays_and_agrees(capture_net, rea
     run = realized(net)
     assert clips(run.path) == 1
     assert_agree(run, verified(run))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_was_removed_is_told_from_one_that_cannot_be_loaded(tmp_path: Path, runtime: str) -> None:
+    with pytest.raises(BadFile, match=rf"gone\.onnx is not there, which {runtime} was to load: .* Run the same command again"):
+        open_session(runtime, tmp_path / "gone.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(BadFile, match=rf"^{runtime} cannot load .*text\.onnx"):
+        open_session(runtime, tmp_path / "text.onnx")

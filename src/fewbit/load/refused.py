@@ -149,7 +149,7 @@ def refuse_infinite(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]
         if count := int(wrong.sum()):
             raise BadValues(
                 f"weight {name} of {ref} holds NaN or infinite values ({count:,} of {tensor.numel():,}); only finite weights "
-                "can be quantized. Load a checkpoint from before they became so."
+                "can be quantized. Give a checkpoint from before they became so."
             )
 
 
