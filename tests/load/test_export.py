@@ -531,7 +531,7 @@ def test_numbers_that_are_none_are_refused_only_where_something_reads_them(tmp_p
         for ours, theirs in zip(found, pytree.tree_leaves(same(x)), strict=True):
             torch.testing.assert_close(ours, theirs)
     nan = float("nan")
-    message = r"^weight beside of .* holds NaN or infinite values \(1 of 2\); .* Load a checkpoint"
+    message = r"^weight beside of .* holds NaN or infinite values \(1 of 2\); .* Give a checkpoint"
     for give in (loaded, lambda net: load_model(saved(tmp_path / "net.pt2", net))):
         with pytest.raises(BadValues, match=message):
             give(Beside(form, nan, reads=True))

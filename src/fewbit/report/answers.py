@@ -107,7 +107,7 @@ def good(report: Json) -> Card:
     return Card(question, big, small, [*lines, f"{scored}{calibrated}.", *more, *goal, *exempt], loud)
 
 
-def more_images(seen: Json) -> list[str]:
+def more_images(seen: Json | None) -> list[str]:
     """What more calibration images can bring: a part of what the file does better on those that it was fitted to."""
     if not seen:
         return []
