@@ -31,6 +31,7 @@ LEFT_OUT = {
     "string": "text",
     "float64_to_int64|int64_to_float64": "the bits of a float64, which is computed in float32",
     "col2im_5d": "blocks of three dimensions",
+    "lstm_with_peepholes": "weights from the cell to its gates, which torch has not",
     "roialign_mode_max": "the largest sample of a box",
     "resize_downsample_scales_(linear|cubic)_align_corners": "a size that is not a whole number; onnxruntime 1.32 fails it",
 }

@@ -301,10 +301,12 @@ def constant_node(name: str, *shape: int) -> NodeProto:
 
 @pytest.mark.parametrize("batch", [1, 4, "batch"])
 def test_products_of_a_tail_count_as_float_work_of_one_image(tmp_path: Path, batch: object) -> None:
-    """An LSTM over 16 places with 2 inputs and 3 hidden numbers, and a product with a matrix behind it, in closed form."""
+    """An LSTM with clip, which torch has not, over 16 places with 2 inputs and 3 hidden numbers, and a product with a matrix
+    behind it, in closed form.
+    """
     nodes = [
         constant_node("gates", 1, 12, 2), constant_node("own", 1, 12, 3), node("Transpose", ["scores"], ["s"], perm=[2, 0, 1]),
-        node("LSTM", ["s", "gates", "own"], ["all", "last of all"], "/lstm", hidden_size=3),
+        node("LSTM", ["s", "gates", "own"], ["all", "last of all"], "/lstm", hidden_size=3, clip=9.0),
         node("Transpose", ["all"], ["rows"], perm=[2, 1, 0, 3]), node("Transpose", ["all"], ["columns"], perm=[2, 1, 3, 0]),
         node("MatMul", ["rows", "columns"], ["all rows"], "/rows"),
     ]  # fmt: skip

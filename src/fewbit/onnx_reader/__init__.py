@@ -12,7 +12,7 @@ work       the products that nodes sum for one image
 values     what flows between nodes: tensors, and arrays whose numbers are known; host: operators on these, with numpy
 attributes what of a node nobody read: refused
 operators  the table of those that are taken, from arithmetic, shape, indexing, reduction, layers, norms, resize, attention,
-           microsoft
+           recurrent, microsoft
 """
 
 from fewbit.onnx_reader.reader import OnnxFile, read_onnx

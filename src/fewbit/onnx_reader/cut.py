@@ -16,6 +16,7 @@ from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opsets, raw_array, reads, title
 from fewbit.onnx_reader.module import WEIGHTED
 from fewbit.onnx_reader.operators import CONTROL, OPERATORS
+from fewbit.onnx_reader.recurrent import unusual
 from fewbit.onnx_reader.work import products
 
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
@@ -71,7 +72,7 @@ class Flow:
     def is_taken(self, node: NodeProto) -> bool:
         """Whether torch expresses a node: all of its operators are in the tables, and no number of the image decides."""
         known = all(
-            one.op_type in OPERATORS.get(domain(one), {}) or (not domain(one) and one.op_type in CONTROL)
+            (one.op_type in OPERATORS.get(domain(one), {}) or (not domain(one) and one.op_type in CONTROL)) and not unusual(one)
             for one in (node, *inner_nodes(node))
         )
         return known and not (node.op_type == "If" and node.input[0] in self.varies)
@@ -136,7 +137,9 @@ def _tail(flow: Flow, strange: Sequence[int], path: Path) -> set[int]:
 def _refusal(flow: Flow, nodes: Sequence[int], path: Path, *, between: bool) -> str:
     """The message about nodes that no tail can hold, with the cut that can be made."""
     named, versions = [flow.nodes[i] for i in nodes], opsets(flow.model)
-    said = ", ".join(f"{label(n)} '{title(n)}' (opset {versions.get(domain(n), 0)})" for n in named[:4])
+    said = ", ".join(
+        " ".join(filter(None, (f"{label(n)} '{title(n)}' (opset {versions.get(domain(n), 0)})", unusual(n)))) for n in named[:4]
+    )
     more = f" and {len(named) - 4} more" if len(named) > 4 else ""
     message = f"{path} has operators that are not taken, {'between' if between else 'in front of'} its layers: {said}{more}."
     taken = f"{message} docs/onnx.md lists those that are, and those behind the last layer may be others."

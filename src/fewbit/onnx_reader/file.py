@@ -253,7 +253,9 @@ def attribute(proto: AttributeProto, versions: Mapping[str, int], folder: Path, 
     value = onnx.helper.get_attribute_value(proto)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in value]
+    return value
 
 
 def split_constants(nodes: Sequence[Node]) -> tuple[list[Node], dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from fewbit.onnx_reader.indexing import INDEXING
 from fewbit.onnx_reader.layers import LAYERS
 from fewbit.onnx_reader.microsoft import MICROSOFT
 from fewbit.onnx_reader.norms import NORMS, rms_norm
+from fewbit.onnx_reader.recurrent import RECURRENT
 from fewbit.onnx_reader.reduction import REDUCTION
 from fewbit.onnx_reader.resize import RESIZE
 from fewbit.onnx_reader.shape import SHAPE
@@ -22,6 +23,7 @@ STANDARD: Registry = {
     **NORMS,
     **RESIZE,
     **ATTENTION,
+    **RECURRENT,
     "SimplifiedLayerNormalization": rms_norm,  # onnxruntime's optimizer writes it into the standard domain
 }
 OPERATORS: dict[str, Registry] = {"": STANDARD, "com.microsoft": MICROSOFT}

@@ -23,11 +23,12 @@ def size(node: Node, x: Tensor) -> Known:
 
 def reshape(node: Node, x: Value, wanted: Value) -> Tensor:
     y, target = tensor(x), numbers(wanted, "shape")
+    copied = bool(target) and not node.get("allowzero", 0) and isinstance(target[0], int) and target[0] == 0
     if not node.get("allowzero", 0):
-        if node.batch is not None and target and target[0] == 0:
+        if node.batch is not None and copied and not isinstance(x, Tensor):
             target[0] = node.now
         target = [y.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(target)]
-    if isinstance(x, Tensor) and isinstance(wanted, Known):
+    if isinstance(x, Tensor) and isinstance(wanted, Known) and not copied:  # what is copied is of the batch that runs
         target = freed(node, y, target, written=wanted.written)
     start = len(target) - 1
     if 0 < start < y.ndim - 1 and list(map(str, y.shape[:start])) == list(map(str, target[:start])):
