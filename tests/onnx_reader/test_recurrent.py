@@ -14,13 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fewbit.capture import capture
 from fewbit.choose import Context, choose
+from fewbit.core.graph import Turned
 from fewbit.errors import BadModel
 from fewbit.load import load_model
 from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
+from fewbit.run import Run, quantize
+from fewbit.stages.compare_onnx import as_it_runs
+from fewbit.stages.tail import fitted
 from fewbit.target import allowed, load_target
-from fewbit.verify import compare
+from fewbit.verify import compare, tail_checks
 from onnx_reader.cases import module_of, run
 from onnx_reader.test_microsoft import drawn, of_runtime
 from onnx_reader.test_tail import outputs_of, ports_of
@@ -95,15 +99,17 @@ def test_a_recurrent_node_that_torch_has_not_is_refused(name: str) -> None:
         module_of(model, {})(*map(torch.from_numpy, inputs))
 
 
-def recogniser(op: str, batch: object, folder: Path, **given: Any) -> Path:
-    """Two convolutions, their mean over the height, a recurrent layer over the 8 columns, time first, and a linear layer."""
+def recogniser(op: str, batch: object, folder: Path, *, end: str = "batch first", **given: Any) -> Path:
+    """Two convolutions, their mean over the height, a recurrent layer over the 8 columns, time first, and a linear layer, which
+    gives (batch, 8, 7), (8, batch, 7), or (8, 7) of one image.
+    """
     rows = GATES[op] * 5
     weights = {
         "v": 0.5 * drawn(6, 1, 3, 3), "u": 0.3 * drawn(6, 6, 3, 3), "w": 0.4 * drawn(2, rows, 6), "r": 0.4 * drawn(2, rows, 5),
         "head": drawn(10, 7),
     }  # fmt: skip
     start = [batch] if isinstance(batch, int) else []
-    weights |= {"h": np.zeros((2, 1, 5), np.float32)} if start else {}
+    weights |= {"h": np.zeros((2, batch, 5), np.float32)} if start else {}
     nodes = [
         helper.make_node("Conv", ["image", "v"], ["a"], "/stem", strides=[2, 2], pads=[1] * 4),
         helper.make_node("Relu", ["a"], ["b"], "/relu"),
@@ -116,14 +122,29 @@ def recogniser(op: str, batch: object, folder: Path, **given: Any) -> Path:
         ),
         helper.make_node("Transpose", ["f"], ["g"], "/ways", perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["g", "joined"], ["i"], "/joined"),
-        helper.make_node("Transpose", ["i"], ["j"], "/rows", perm=[1, 0, 2]),
-        helper.make_node("MatMul", ["j", "head"], ["letters"], "/head"),
     ]  # fmt: skip
+    if end == "time first, by rows":  # as a linear layer of PyTorch is exported behind a view
+        weights |= {"bias": drawn(7)}
+        nodes += [
+            helper.make_node("Shape", ["i"], ["whole"], "/whole"),
+            helper.make_node("Slice", ["whole", "zero", "two"], ["front"], "/front"),
+            helper.make_node("Concat", ["front", "minus"], ["letters of"], "/letters_of", axis=0),
+            helper.make_node("Reshape", ["i", "flat"], ["rows"], "/flat"),
+            helper.make_node("Gemm", ["rows", "head", "bias"], ["scores"], "/head"),
+            helper.make_node("Reshape", ["scores", "letters of"], ["letters"], "/letters"),
+        ]
+    else:
+        turned, last = end == "batch first", end == "one image"
+        nodes += [helper.make_node("Transpose", ["i"], ["j"], "/rows", perm=[1, 0, 2])] if turned else []
+        nodes += [helper.make_node("MatMul", ["j" if turned else "i", "head"], ["all" if last else "letters"], "/head")]
+        nodes += [helper.make_node("Squeeze", ["all", "one"], ["letters"], "/one")] if last else []
+    shape = {"batch first": [batch, 8, 7], "time first": [8, batch, 7], "one image": [8, 7]}.get(end, ["a", "b", "c"])
+    whole = {"joined": [0, 0, -1], "one": [1], "zero": [0], "two": [2], "minus": [-1], "flat": [-1, 10]}
     graph = helper.make_graph(
         nodes, "net", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, 8, 16])],
-        [helper.make_tensor_value_info("letters", TensorProto.FLOAT, [batch, 8, 7])],
+        [helper.make_tensor_value_info("letters", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(np.float32(value), name) for name, value in weights.items()]
-        + [numpy_helper.from_array(np.array([0, 0, -1]), "joined")],
+        + [numpy_helper.from_array(np.array(value), name) for name, value in whole.items()],
     )  # fmt: skip
     path = folder / "given.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -176,3 +197,59 @@ def test_a_recurrent_layer_of_another_kind_is_carried_or_named(tmp_path: Path) -
     tail = read_onnx(path).tail
     assert tail is not None
     assert {"/columns", "/cell"} <= {row["node"] for row in tail.nodes}
+
+
+TURNED = {  # how the file ends, its batch, and the dimensions of its output that are those of the network's
+    "a free batch": ("time first", "N", (1, 0, 2)),
+    "a batch without a name": ("time first", None, (1, 0, 2)),
+    "sizes that follow from a number alone": ("time first, by rows", "N", (1, 0, 2)),
+    "a batch of one": ("time first", 1, (1, 0, 2)),
+    "a batch of three": ("time first", 3, (1, 0, 2)),
+    "no batch": ("one image", 1, ()),
+}
+
+
+def named(path: Path) -> list[tuple[str, str, int]]:
+    """Names, types and ranks: sizes that a file leaves open may be known now."""
+    return [(name, kind, len(sizes)) for name, kind, sizes in ports_of(path)]
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_an_output_without_the_batch_in_front_is_taken_and_given_as_it_was(name: str, tmp_path: Path, ort_target: str) -> None:
+    """The network gives it with the batch in front; both files give what the file gave."""
+    end, batch, order = TURNED[name]
+    path, out, twin = recogniser("LSTM", batch, tmp_path, end=end), tmp_path / "out.onnx", tmp_path / "float.onnx"
+    loaded = fitted(load_model(str(path)), 20, "onnxruntime")
+    assert as_it_runs(loaded, path) == ()
+    assert "output letters has the batch elsewhere than in front" in loaded.notes[-1]
+    graph, target = capture(loaded), load_target(ort_target)
+    count = batch if isinstance(batch, int) else 1
+    images = torch.from_numpy(drawn(6, 1, 8, 16)).split(count)
+    (rows,) = (output.name for output in graph.outputs)
+    assert graph.turned == {rows: Turned("letters", order)}
+    float_onnx(graph, twin, opset=20)
+    assert named(twin) == named(path)
+    for image in images:
+        want, got = outputs_of(path, image=image.numpy()), outputs_of(twin, image=image.numpy())
+        np.testing.assert_allclose(want[0], got[0], rtol=1e-4, atol=1e-5)
+        assert graph.turned[rows].by_rows(torch.from_numpy(want[0])).shape == (count, 8, 7)
+    plan = choose(Context(graph, observe(graph, images), target, images=images), ABLATIONS["minmax"])
+    realize(graph, plan, out, **target.file_format)
+    assert named(out) == named(path)
+    checks = compare(graph, plan, out, images, runtime="onnxruntime")
+    behind = tail_checks(graph, out, "onnxruntime", images)
+    assert (list(checks.wrong), [one for one in (*checks.outputs, *behind) if one.wrong]) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
+@pytest.mark.parametrize("op", GATES)
+def test_a_run_of_a_recogniser_with_time_first_is_right_and_rated_by_its_letters(tmp_path: Path, op: str, target: str) -> None:
+    given = recogniser(op, "N", tmp_path, end="time first")
+    images = np.random.default_rng(0).normal(size=(12, 1, 8, 16)).astype(np.float32)
+    result = quantize(str(given), images, target=target, recipe="minmax", seconds=0.2, out=tmp_path / "run")
+    assert result.report["verify"]["problems"] == []
+    (row,) = result.report["accuracy"]["outputs"]
+    assert (row["output"], row["measure"]) == ("letters", "correlation")
+    checks = Run.open(tmp_path / "run").verify()
+    assert (checks.file, checks.wrong, checks.wrong_outputs) == ((), (), ())

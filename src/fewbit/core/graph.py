@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -77,12 +77,27 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """An output of a file whose batch is not in front: its `name`, and which of its dimensions are those of the graph's output,
+    which has the batch in front; none where the graph gives the one image of a file a dimension of its own.
+    """
+
+    name: str
+    order: tuple[int, ...] = ()
+
+    def by_rows(self, value: torch.Tensor) -> torch.Tensor:
+        """What the file gives as the graph gives it."""
+        return value.permute(self.order) if self.order else value[None]
+
+
+@dataclass(frozen=True)
 class Tail:
     """What stands behind the layers of an ONNX file and torch cannot express: it stays as it is, in float.
 
     `model` is an ONNX file of its own. It `reads` outputs of the layers and inputs of the file, and `gives` every output of
     the file, in order, those of the layers among them. `nodes` are the carried ones, as rows for people; `products` are their
-    sums of products, where shapes say how many: in float, as all of the tail.
+    sums of products, where shapes say how many: in float, as all of the tail. `turned` are outputs of the layers, by name, that
+    it gives with their batch elsewhere, and nothing else done to them.
     """
 
     model: bytes
@@ -90,6 +105,7 @@ class Tail:
     gives: tuple[str, ...]
     nodes: tuple[Mapping[str, Json], ...]
     products: tuple[FloatProduct, ...] = ()
+    turned: Mapping[str, Turned] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,11 @@ class Graph:
         """The outputs of a file that a tail computes."""
         own = {output.name for output in self.outputs}
         return tuple(name for name in self.tail.gives if name not in own) if self.tail else ()
+
+    @property
+    def turned(self) -> Mapping[str, Turned]:
+        """Those of the outputs that its file gives with the batch elsewhere."""
+        return self.tail.turned if self.tail else {}
 
     @property
     def inside(self) -> tuple[str, ...]:

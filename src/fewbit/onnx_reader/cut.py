@@ -4,6 +4,7 @@ the layers, and the tail behind it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,16 @@ from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opse
 from fewbit.onnx_reader.module import WEIGHTED
 from fewbit.onnx_reader.operators import CONTROL, OPERATORS
 from fewbit.onnx_reader.recurrent import unusual
+from fewbit.onnx_reader.turned import Sizes, place_of_batch, turn, turned
 from fewbit.onnx_reader.work import products
 
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
 CHOOSES = ("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK")
 LAYOUTS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # domains of onnxruntime's last optimisations
 NOTHING = ValueInfoProto()
+FEW = 64  # numbers of a weight that may be a shape
 WHY = {True: "belongs to such a node", False: "torch cannot express it"}
+TURNS = "puts the batch where the file has it"
 Shapes = Mapping[str, ValueInfoProto]
 STATED = ("Shape", "Size")  # what they write depends on no number of the image
 
@@ -38,13 +42,16 @@ def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
     flow = Flow(model)
     strange = [i for i, node in enumerate(flow.nodes) if not flow.is_taken(node)]
     _refuse_layouts([flow.nodes[i] for i in strange], path)
-    if not strange:
+    tail = _tail(flow, strange, path)
+    if behind := _turned(model, flow, tail):
+        flow = Flow(model)
+        tail |= {flow.maker[name] for name in behind}
+    if not tail:
         if len(flow.nodes) < len(model.graph.node):
             read = [NodeProto.FromString(node.SerializeToString()) for node in flow.nodes]
             del model.graph.node[:]
             model.graph.node.extend(read)
         return model, None
-    tail = _tail(flow, strange, path)
     shapes = _shapes(model)
     tail = _with_whole_batches(flow, tail, shapes)
     file = _file(flow, tail, shapes, path.parent)
@@ -167,10 +174,84 @@ def _shapes(model: ModelProto) -> Shapes:
     return {one.name: one for one in (*found.value_info, *found.output, *found.input)}
 
 
+def _batch(flow: Flow, shapes: Shapes) -> int | str | None:
+    """What the batch is called, rather than its number."""
+    firsts = [dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4]
+    return next((first for first in sorted(firsts, key=lambda first: isinstance(first, int))), None)
+
+
+def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
+    """The outputs in front of a tail whose batch is known to stand elsewhere than in front, turned in place."""
+    batch = _batch(flow, flow.inputs)
+    waiting = [
+        one for one in model.graph.output
+        if flow.maker.get(one.name) not in (None, *tail) and one.name in flow.varies
+        and (not batch or _dims(one)[:1] != [batch])
+    ]  # fmt: skip
+    if not waiting:
+        return []
+    light, found = _without_numbers(model), list[str]()
+    try:
+        shapes = _shapes(light)
+        batch = _batch(flow, shapes)
+        for output in waiting:
+            sizes: Sizes = _known(_dims(shapes.get(output.name, NOTHING)), _dims(output), batch)
+            place = place_of_batch(sizes, batch)
+            if place is None and not isinstance(batch, int):
+                place, sizes = _place_by_trial(light, output.name, batch, sizes)
+            if place or (sizes and place is None and batch == 1 and all(isinstance(size, int) for size in sizes)):
+                turn(model, output, sizes, place, batch)
+                found.append(output.name)
+    except onnx.shape_inference.InferenceError:
+        pass  # what does not fit together is said where it runs
+    return found
+
+
+def _without_numbers(model: ModelProto) -> ModelProto:
+    """A model with the shapes of its larger weights alone, as inputs."""
+    graph = model.graph
+    large = [one for one in graph.initializer if math.prod(one.dims) > FEW]
+    named, taken = {one.name for one in large}, {one.name for one in graph.input}
+    inputs = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in large if one.name not in taken]
+    light = helper.make_graph(
+        graph.node, graph.name, [*graph.input, *inputs], graph.output,
+        [one for one in graph.initializer if one.name not in named], value_info=graph.value_info,
+    )  # fmt: skip
+    return helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
+
+
+def _place_by_trial(model: ModelProto, name: str, batch: str | None, sizes: Sizes) -> tuple[int | None, Sizes]:
+    """The dimension of an output that is 2 for a batch of two and 3 for one of three, as far as shapes follow; None where none
+    or several are. And its sizes, from what is known of them.
+    """
+    found = []
+    for count in (2, 3):
+        trial = ModelProto.FromString(model.SerializeToString())
+        del trial.graph.value_info[:]
+        for one in trial.graph.output:
+            one.type.tensor_type.ClearField("shape")
+        for one in trial.graph.input:
+            dims = one.type.tensor_type.shape.dim
+            for dim in dims:
+                if dim.dim_value <= 0 and (dim.dim_param == batch or (dim is dims[0] and len(dims) == 4 and not dim.dim_param)):
+                    dim.dim_value = count
+        found.append(_dims(_shapes(trial).get(name, NOTHING)))
+    places = [i for i, pair in enumerate(zip(*found, strict=False)) if pair == (2, 3)]
+    if len(places) != 1 or len(found[0]) != len(found[1]):
+        return None, sizes
+    return places[0], [a if a == b else None for a, b in zip(*found, strict=True)]
+
+
+def _known(found: list[int | str | None], said: list[int | str | None], batch: int | str | None) -> list[int | str | None]:
+    """The sizes of an output: those that follow, and where none does, those that the file says."""
+    if len(found) != len(said):
+        return found or said
+    return [a if isinstance(a, int) or a == batch or b is None else b for a, b in zip(found, said, strict=True)]
+
+
 def _with_whole_batches(flow: Flow, tail: set[int], shapes: Shapes) -> set[int]:
     """The tail from where values are known to have the batch in front; what depends on no number of the image is in it."""
-    firsts = [dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4]
-    batch = next((first for first in sorted(firsts, key=lambda first: isinstance(first, int))), None)  # rather one with a name
+    batch = _batch(flow, shapes)
     while True:
         more = {
             flow.maker[name] for i in tail for name in flow.reads[i]
@@ -229,19 +310,25 @@ def _dense(tensor: TensorProto, folder: Path) -> TensorProto:
 
 def tail_of(model: ModelProto) -> Tail:
     """A tail from its file."""
-    flow, versions = Flow(model), opsets(model)
+    flow, versions, others = Flow(model), opsets(model), turned(model)
+    ends = {one.name for one in others.values()}
     rows = (
-        {"node": title(n), "operator": label(n), "opset": versions.get(domain(n), 0), "why": WHY[flow.is_taken(n)]}
+        {
+            "node": title(n),
+            "operator": label(n),
+            "opset": versions.get(domain(n), 0),
+            "why": TURNS if ends & {*n.output} else WHY[flow.is_taken(n)],
+        }
         for n in flow.nodes
         if n.op_type != "Constant"
     )
     reads, gives = (tuple(one.name for one in ports) for ports in (model.graph.input, model.graph.output))
-    return Tail(model.SerializeToString(deterministic=True), reads, gives, tuple(rows), tuple(products(model)))
+    return Tail(model.SerializeToString(deterministic=True), reads, gives, tuple(rows), tuple(products(model)), others)
 
 
 def first_of(tail: Tail) -> str:
-    """The first node that torch cannot express, in words."""
-    row = next(row for row in tail.nodes if row["why"] == WHY[False])
+    """The first node that torch cannot express, in words; where there is none, the first."""
+    row = next((row for row in tail.nodes if row["why"] == WHY[False]), tail.nodes[0])
     return f"{row['operator']} '{row['node']}' (opset {row['opset']})"
 
 

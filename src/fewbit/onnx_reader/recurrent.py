@@ -95,20 +95,24 @@ def _run(
 
 def _refuse_lengths(lengths: Value, time: Any) -> None:
     """Raise ValueError where an image has fewer steps than there are; those that the image gives are seen when it runs."""
-    if lengths is None or (isinstance(lengths, Tensor) and isinstance(lengths, FakeTensor)):
+    if lengths is None or isinstance(lengths, FakeTensor):
         return
-    found = tensor(lengths) if isinstance(lengths, Known) else lengths
+    found = lengths.array if isinstance(lengths, Known) else lengths.numpy()
     if bool((found != time).any()):
         raise ValueError(f"its sequence_lens are {found.tolist()}, and only all {time} steps of time are taken")
 
 
 def _state(value: Value, x: Tensor, directions: int, hidden: int, *, images_first: bool) -> Tensor:
-    """(directions, batch, hidden): zeros, or what is given, for each image where it is given for one."""
+    """(directions, batch, hidden): zeros, or what is given; what is the same for all images is so for any number."""
     if value is None:
         return torch.zeros(directions, x.shape[1], hidden)
     state = tensor(value).transpose(0, 1) if images_first else tensor(value)
-    one = isinstance(value, Known) and state.shape[1] == 1
-    return state.expand(directions, x.shape[1], hidden).contiguous() if one else state
+    images = (value.array.swapaxes(0, 1) if images_first else value.array) if isinstance(value, Known) else None
+    if images is not None and bool((images == images[:, :1]).all()):
+        return state[:, :1].expand(directions, x.shape[1], hidden).contiguous()
+    if images is not None and state.shape[1] != x.shape[1]:  # torch would read beside it
+        raise ValueError(f"its states are of {state.shape[1]} images, and {x.shape[1]} run")
+    return state
 
 
 def _parameters(op: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[Tensor]:

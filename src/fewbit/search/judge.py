@@ -93,7 +93,7 @@ class Judge:
         inputs = on(graph.inputs, CPU)
         score = evaluate(
             twin, path, self.images, graph.outputs, task_of(graph), inputs=inputs, inside=graph.inside, behind=graph.behind,
-            runtime=runtime, batch=graph.in_a_file(16), threads=self.threads,
+            turned=graph.turned, runtime=runtime, batch=graph.in_a_file(16), threads=self.threads,
         )  # fmt: skip
         (timed,) = bench(
             twin, path, inputs, runtimes=[runtime], batches=[graph.at_a_time(1)], threads=self.threads, seconds=SECONDS

@@ -155,11 +155,19 @@ def _some_of(images: Images | None, loaded: Loaded) -> list[list[Batch]]:
 def _given(loaded: Loaded, file: Path, written: _Written, groups: Sequence[Sequence[Batch]]) -> list[list[Outputs]]:
     """What onnxruntime gives for the file itself, for each group of batches."""
     names = [output.name for output in loaded.outputs]
-    session = OnnxRuntime(file, optimise=False, outputs=[name for name in names if name not in written.outputs])
-    found = [[given_by(session, loaded.inputs, batch, names) for batch in batches] for batches in groups]
+    turned = loaded.tail.turned if loaded.tail else {}
+    own = [turned[name].name if name in turned else name for name in names]
+    session = OnnxRuntime(file, optimise=False, outputs=[name for name in own if name not in written.outputs])
+    found = [[given_by(session, loaded.inputs, batch, own) for batch in batches] for batches in groups]
     del session
     give_back()  # it has the weights, which the model has as well
-    return found
+    if not turned:
+        return found
+    both = [*zip(names, own, strict=True)]
+    return [
+        [{name: turned[name].by_rows(out[of]) if name in turned else out[of] for name, of in both} for out in some]
+        for some in found
+    ]
 
 
 def _checks(

@@ -27,6 +27,6 @@ def evaluate(
     progress.expect(len(scored))
     return proofs.evaluate(
         twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
-        runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance, workers=workers,
-        drawn=drawn,
+        turned=exact.turned, runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance,
+        workers=workers, drawn=drawn,
     )  # fmt: skip

@@ -33,12 +33,17 @@ def fitted(loaded: Loaded, opset: int, runtime: str) -> Loaded:
             except BadFile as error:
                 reason = str(error).partition(f"{path}: ")[2].replace(str(path), loaded.ref)
                 reason = reason.removesuffix(ELSEWHERE).removesuffix(OTHERWISE).rstrip(". ")
-                ends = [[one.name for one in ports] for ports in (loaded.inputs, loaded.outputs)]
+                ports = [[one.name for one in some] for some in (loaded.inputs, loaded.outputs)]
                 raise BadModel(
                     f"{loaded.ref} has {named}, which torch cannot express and {name} cannot run: {reason}. Choose a target of "
                     "another runtime, or cut the file in front of it: "
-                    f"onnx.utils.extract_model({loaded.ref!r}, 'front.onnx', {ends[0]}, {ends[1]})."
+                    f"onnx.utils.extract_model({loaded.ref!r}, 'front.onnx', {ports[0]}, {ports[1]})."
                 ) from error
+    ends = [one.name for one in tail.turned.values()]
+    if len(ends) == count:
+        several = f"outputs {', '.join(ends)} have" if len(ends) > 1 else f"output {ends[0]} has"
+        note = f"{loaded.ref}: its {several} the batch elsewhere than in front, as before; compared and rated by image."
+        return replace(loaded, tail=tail, notes=(*loaded.notes, note))
     nodes = f"{count} nodes stay, {named} and those about it," if count > 1 else f"{named} stays"
     note = f"{loaded.ref}: {nodes} in float behind what is quantized; what is chosen there comes from integers."
     return replace(loaded, tail=tail, notes=(*loaded.notes, note))

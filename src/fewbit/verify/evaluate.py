@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewbit.core.graph import Turned
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
 from fewbit.core.task import Output, Outputs, Rating, Task, told
 from fewbit.data.images import Images
@@ -71,6 +72,7 @@ def evaluate(
     inputs: Sequence[Input] = ALONE,
     inside: Sequence[str] = (),
     behind: Sequence[str] = (),
+    turned: Mapping[str, Turned] | None = None,
     runtime: str = AS_WRITTEN,
     batch: int = 16,
     threads: int = 0,
@@ -82,15 +84,17 @@ def evaluate(
     the images, whoever ran the models.
 
     `inside` are those of the outputs that the files do not give by themselves, which are not rated; `behind` are the outputs of
-    a tail, of which rows are counted. Predictions are `drawn` where the task does that.
+    a tail, of which rows are counted. Those that are `turned` are called as their files call them, and rated. Predictions are
+    `drawn` where the task does that.
 
     Raises BadImages or BadValues where the float model's outputs say nothing: NaN, or the same for every image.
     """
     closeness = [Closeness(output.name, output.is_real) for output in outputs]
     meter = task.meter(images.labels if images.truth is None else images.truth)
     names, found = [output.name for output in outputs], list[Tensor]()
-    same = {name: _Rows(name) for name in behind}
-    files = _Files((float_path, path), runtime, threads, tuple(inputs), (*names, *behind), tuple(inside))
+    called = {name: one.name for name, one in (turned or {}).items()}
+    same = {name: _Rows(name) for name in behind if name not in called.values()}
+    files = _Files((float_path, path), runtime, threads, tuple(inputs), (*names, *same), tuple(inside))
     for done, given in workers.each(partial(_run, files, images, batch), len(images), TOGETHER * batch):
         both = [values[: len(names)] for values in given]
         each = [one.add(exact, actual) for one, exact, actual in zip(closeness, *both, strict=True)]
@@ -100,7 +104,8 @@ def evaluate(
             rows.add(exact, actual)
         progress(done)
     scores, errors = [*(one.score() for one in closeness), *(one.score() for one in same.values())], torch.cat(found)
-    rating = meter.rating([replace(one, inside=one.name in inside) for one in scores])
+    scores = [replace(one, inside=one.name in {*inside} - {*called}, name=called.get(one.name, one.name)) for one in scores]
+    rating = meter.rating(scores)
     pictures = _pictures(task, files, images, errors, batch) if drawn and type(task).drawn is not Task.drawn else {}
     return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
 
