@@ -436,7 +436,7 @@ BAD_OUTPUTS = {
     "flat": (lambda y: y.flatten(), r"shape \(4\*batch\)"),
     "steps in front": (
         lambda y: y.view(-1, 2, 2).transpose(0, 1),
-        r"Return it with the batch in front: \w+\.transpose\(0, 1\)\.$",
+        r"Return it with the batch in front: \w+\.transpose\(0, 1\); .*: model.register_forward_hook\(lambda .*\)\.$",
     ),
     "a constant": (
         lambda y: (y, torch.arange(5.0)),
@@ -450,6 +450,15 @@ BAD_OUTPUTS = {
     "dropout": (lambda y: nn.functional.dropout(y, 0.5, training=True), "two answers for one image"),
     "noise": (lambda y: y + torch.randn_like(y), "two answers for one image"),
 }
+
+
+@pytest.mark.parametrize("turn", [lambda y: y.view(-1, 2, 2).transpose(0, 1), lambda y: y.view(-1, 2, 2).movedim(0, 2)])
+def test_the_line_that_a_refusal_says_puts_the_batch_in_front(turn):
+    model = Gives(turn).eval()
+    with pytest.raises(BadModel, match="batch in front") as refused:
+        load_model(model, overrides={"input_size": (3, 8, 8)})
+    eval(str(refused.value).partition("change to its code: ")[2].removesuffix("."))
+    assert [one.shape for one in load_model(model, overrides={"input_size": (3, 8, 8)}).outputs] == [(2, 2)]
 
 
 @pytest.mark.parametrize("out", [lambda y: y.mean()[None], lambda y: (y, y.new_ones(1, 7) * 2), lambda y: y[0][None]])

@@ -95,7 +95,7 @@ def refuse_outputs(program: ExportedProgram, inputs: Sequence[Input], ref: str) 
             shown = ", ".join(n if batch.isdecimal() else n.replace(batch, "batch") for n in shape)
             raise BadModel(
                 f"{ref} gives {name} of shape ({shown}); its first dimension has to be the batch, one row per image. "
-                f"{_about_rows(ref, inputs, name, right, shape, batch)}"
+                f"{_about_rows(ref, inputs, name, right, shape, batch, alone=len(outputs) == 1)}"
             )
         if value.is_complex():
             raise BadModel(f"{ref} gives {name} in complex numbers; ONNX has none: write torch.view_as_real of it.")
@@ -111,12 +111,17 @@ def shown_shape(value: Tensor) -> list[str]:
 
 
 def _about_rows(
-    ref: str, inputs: Sequence[Input], name: str, right: Sequence[str], shape: Sequence[str], batch: str
+    ref: str, inputs: Sequence[Input], name: str, right: Sequence[str], shape: Sequence[str], batch: str, *, alone: bool
 ) -> str:  # fmt: skip
-    """What to do about an output of this shape without a row for each image, where the outputs `right` have one."""
+    """What to do about an output of this shape without a row for each image, where the outputs `right` have one; `alone` says
+    that there is no other.
+    """
     if batch in shape:
         place = shape.index(batch)
-        rows = f"with the batch in front: {name}.{'transpose(0, 1)' if place == 1 else f'movedim({place}, 0)'}"
+        turn = "transpose(0, 1)" if place == 1 else f"movedim({place}, 0)"
+        rows = f"with the batch in front: {name}.{turn}"
+        if alone and name == "output" and not ref.endswith(".onnx"):
+            rows += f"; without a change to its code: model.register_forward_hook(lambda module, args, out: out.{turn})"
     elif not shape:
         rows = f"with a row for each image: {name}.mean(dim=(1, 2, 3)), say; or, where it is of one image, {name}[None]"
     else:
