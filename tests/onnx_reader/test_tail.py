@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -286,6 +287,27 @@ def test_what_cannot_be_carried_is_refused_with_what_to_do(tmp_path: Path, name:
     path = file(tmp_path, nodes, [("late", FLOAT, None)], **options)
     with pytest.raises(BadModel, match=message):
         fitted(load_model(str(path)), 20, runtime)
+
+
+CHOSEN = [  # between the layers, from numbers without a batch, as a proposal network chooses its boxes
+    *BOUND, node("Squeeze", ["scores", "front"], ["alone"], "/alone"), node("Greater", ["alone", "bound"], ["is"], "/is"),
+    node("NonZero", ["is"], ["kept"], "/kept"), node("Cast", ["kept"], ["places"], "/cast", to=FLOAT),
+    node("MatMul", ["places", "anchors"], ["late"], "/head/MatMul"), node("Squeeze", ["boxes", "front"], ["one"], "/one"),
+    node("Gather", ["one", "kept"], ["some"], "/some", axis=0),
+]  # fmt: skip
+
+
+def test_the_cut_that_a_refusal_proposes_is_taken(tmp_path: Path) -> None:
+    """It ends at values with a batch in front that no numbers choose, of every head."""
+    zero = node("Constant", [], ["front"], value=numpy_helper.from_array(np.int64([0])))
+    path = file(tmp_path, [zero, *CHOSEN], [("late", FLOAT, None), ("some", FLOAT, None), ("b", FLOAT, ["batch", 4, 8, 8])])
+    with pytest.raises(BadModel, match=r"between its layers: NonZero '/kept'") as refused:
+        load_model(str(path))
+    said = str(refused.value).partition("extract_model(")[2].removesuffix(").")
+    _, _, inputs, ends = ast.literal_eval(f"({said})")
+    assert ends == ["scores", "boxes", "b"]
+    onnx.utils.extract_model(str(path), str(tmp_path / "front.onnx"), inputs, ends)
+    assert [one.name for one in load_model(str(tmp_path / "front.onnx")).outputs] == ends
 
 
 def test_a_file_with_an_operator_of_onnxruntime_is_carried_there(tmp_path: Path) -> None:

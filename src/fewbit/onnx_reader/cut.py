@@ -152,14 +152,34 @@ def _refusal(flow: Flow, nodes: Sequence[int], path: Path, *, between: bool) -> 
     taken = f"{message} docs/onnx.md lists those that are, and those behind the last layer may be others."
     if not between:
         return f"{taken} Cut the file behind them with onnx.utils.extract_model, and give the images that they make."
-    behind = flow.behind(nodes)
-    front = {name for i, node in enumerate(flow.nodes) if i not in behind for name in node.output if name in flow.varies}
-    ends = [n for i in sorted(behind) for n in flow.reads[i] if n in front]
-    ends += [one.name for one in flow.model.graph.output if one.name in front]
+    ends = _front(flow, flow.behind(nodes), _shapes(_without_numbers(flow.model)))
     return (
         f"{taken} Quantize what stands in front of them: onnx.utils.extract_model({str(path)!r}, 'front.onnx', "
-        f"{[*flow.inputs]}, {[*dict.fromkeys(ends)]})."
+        f"{[*flow.inputs]}, {ends})."
     )
+
+
+def _front(flow: Flow, behind: set[int], shapes: Shapes) -> list[str]:
+    """What the nodes in front of others give to them, and to the outputs: as far in front as it takes for values that have the
+    batch in front and are chosen by no numbers, where shapes say so and layers are left.
+    """
+    batch, whole = _batch(flow, shapes), set(behind)
+    while True:
+        more = {
+            i for name in _given(flow, whole) if (i := flow.maker.get(name)) is not None
+            and (flow.nodes[i].op_type in CHOOSES or _dims(shapes.get(name, NOTHING))[:1] != [batch])
+        }  # fmt: skip
+        if not more:
+            break
+        whole |= flow.behind(more)
+    return _given(flow, whole if flow.layers - whole else behind)
+
+
+def _given(flow: Flow, behind: set[int]) -> list[str]:
+    """What some nodes read of those in front of them, and the outputs of the latter."""
+    front = {name for i, node in enumerate(flow.nodes) if i not in behind for name in node.output if name in flow.varies}
+    ends = [name for i in sorted(behind) for name in flow.reads[i] if name in front]
+    return [*dict.fromkeys([*ends, *(one.name for one in flow.model.graph.output if one.name in front)])]
 
 
 def _shapes(model: ModelProto) -> Shapes:
