@@ -660,7 +660,7 @@ def test_pixels_of_an_image_processor_are_those_that_fewbit_scores(pictures: dic
     from fewbit.load.huggingface import record_of
 
     name, fields = PROCESSORS[kind]
-    record = record_of("hf:x", name, getattr(transformers, name)(**fields))
+    record, _ = record_of("hf:x", name, getattr(transformers, name)(**fields))
     own = Preprocess(record["input_size"], record["mean"], record["std"], processor=record["processor"])
     predict = names_of("prepare", "processed", "pictures")
     for file in (pictures["wide RGB"], pictures["high L"], pictures["wide CMYK"]):

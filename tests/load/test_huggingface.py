@@ -13,10 +13,12 @@ from PIL import Image
 
 from capture.nets import images
 from fewbit.capture import capture
+from fewbit.core.inputs import fed
 from fewbit.data.images import Preprocess
 from fewbit.errors import BadModel
 from fewbit.load import Loaded, load_model
 from fewbit.load.huggingface import record_of
+from fewbit.load.inputs import Given
 from fewbit.stages.preprocessing import preprocess_of
 
 transformers = pytest.importorskip("transformers")
@@ -66,7 +68,9 @@ def plain(tmp_path_factory) -> Path:
 def test_pixels_are_those_of_the_folders_own_processor(case):
     name, options = PROCESSORS[case]
     processor = getattr(transformers, name)(**options)
-    preprocess = preprocess_of(Loaded("hf:net", None, record_of("hf:net", name, processor)), {})
+    record, notes = record_of("hf:net", name, processor)
+    preprocess = preprocess_of(Loaded("hf:net", None, record), {})
+    assert not notes
     reread = Preprocess.from_json(json.loads(json.dumps(preprocess.to_json())))
     for shape in ((50, 40), (33, 61), (20, 24)):
         expected = processor(picture(*shape), return_tensors="pt")["pixel_values"][0].float()
@@ -93,6 +97,100 @@ def test_a_processor_that_keeps_the_shape_of_pictures_is_refused(tmp_path):
         BadModel, match=r"gives \(3, 32, 42\) and \(3, 53, 32\) for pictures of two shapes.*preprocessor_config"
     ):
         load_model(ref)
+
+
+@pytest.mark.parametrize(("high", "wide"), [(28, 28), (28, 56)])
+def test_a_processor_that_keeps_the_ratio_makes_pictures_of_its_own_ratio_as_before(high, wide):
+    """Depth Anything and DPT, as they are published."""
+    sizes = {"size": {"height": high, "width": wide}, "ensure_multiple_of": 14}
+    kept = transformers.DPTImageProcessor(**sizes, keep_aspect_ratio=True)
+    record, (note,) = record_of("hf:net", "DPTImageProcessor", kept)
+    preprocess = preprocess_of(Loaded("hf:net", None, record), {})
+    assert f"each is resized to {high} x {wide}" in note
+    for times in (2, 3):
+        shown = picture(8 * wide * times, 8 * high * times)
+        assert torch.equal(preprocess(shown), kept(shown, return_tensors="pt")["pixel_values"][0])
+    squeezed = transformers.DPTImageProcessor(**sizes, keep_aspect_ratio=False)
+    other = picture(64, 200)
+    assert torch.equal(preprocess(other), squeezed(other, return_tensors="pt")["pixel_values"][0])
+
+
+def test_a_processor_that_keeps_the_ratio_and_does_more_is_refused():
+    """No picture gets the processor's own pixels where the size is no multiple of what the sides have to be."""
+    kept = transformers.DPTImageProcessor(size={"height": 20, "width": 50}, ensure_multiple_of=16, keep_aspect_ratio=True)
+    made = kept(Image.new("RGB", (96, 32)), return_tensors="pt")["pixel_values"].shape[2:]
+    squeezed = transformers.DPTImageProcessor(size={"height": 20, "width": 50}, ensure_multiple_of=16)
+    assert made != squeezed(Image.new("RGB", (96, 32)), return_tensors="pt")["pixel_values"].shape[2:]
+    with pytest.raises(BadModel, match="one size is needed"):
+        record_of("hf:net", "DPTImageProcessor", kept)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> tuple[str, Any]:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = {"vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 1}
+    vision = {"image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(vision_config={**SIZES, **vision}, text_config={**SIZES, **text}, projection_dim=8)
+    net = transformers.CLIPModel(config).eval()
+    return saved(folder, net, transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=THIRTY_TWO)), net
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_a_model_for_images_and_text_is_taken_with_constant_texts(clip, texts):
+    ref, net = clip
+    ids = torch.tensor([[48, 3, 5, 49], [48, 7, 49, 1]])[:texts]
+    loaded = load_model(ref, given=Given({"input_ids": ids}))
+    assert loaded.batch is None
+    assert {one.name: (one.shape, one.has_batch) for one in loaded.inputs} == {
+        "input_ids": ((texts, 4), False),
+        "pixel_values": ((3, 32, 32), True),
+    }
+    x = images((3, 32, 32), 3)
+    wanted = net(input_ids=ids, pixel_values=x)
+    results = capture(loaded).module(*fed(loaded.inputs, x))
+    found = dict(zip([one.name for one in loaded.outputs], results, strict=True))
+    for name in ("logits_per_image", "image_embeds"):
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-4)
+    assert not {"text_embeds", "logits_per_text"} & {*found}
+    (note,) = loaded.notes
+    assert "gives logits_per_text, text_embeds, text_model_output" in note
+    assert "left out" in note
+
+
+def test_a_model_for_images_and_text_says_what_is_missing(clip):
+    with pytest.raises(BadModel, match=r"input_ids must be given.*--input input_ids=VALUE.*CLIPVisionModelWithProjection"):
+        load_model(clip[0])
+
+
+@pytest.mark.slow
+def test_a_model_whose_image_has_another_name_is_taken(tmp_path):
+    sizes = {"num_latents": 4, "d_latents": 16, "num_blocks": 1, "num_self_attends_per_block": 1, "num_labels": 5}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 1}
+    torch.manual_seed(0)
+    config = transformers.PerceiverConfig(**sizes, **heads, image_size=32)
+    net = transformers.PerceiverForImageClassificationConvProcessing(config).eval()
+    ref = saved(tmp_path, net, transformers.PerceiverImageProcessor(size=THIRTY_TWO, crop_size=THIRTY_TWO))
+    x = images((3, 32, 32), 2)
+    torch.testing.assert_close(capture(load_model(ref)).module(x), net(x).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_processor_that_takes_more_than_pictures_is_named_and_not_asked_where_arrays_are_given(tmp_path):
+    ref = saved(tmp_path, vit(), transformers.VitMatteImageProcessor())
+    with pytest.raises(BadModel, match=r"takes trimaps beside each picture.*arrays.*--input-size 3,HEIGHT,WIDTH and \.npy"):
+        load_model(ref)
+    loaded = load_model(ref, overrides={"input_size": (3, 32, 32)})
+    assert loaded.input_shape == (3, 32, 32)
+    assert "trimaps beside each picture. It is not asked" in loaded.notes[0]
+    assert "processor" not in loaded.record
+
+
+def test_all_options_together_decide_and_the_processor_is_not_asked(plain):
+    given = {"input_size": (3, 32, 32), "resize": "squash", "mean": (0.1, 0.2, 0.3), "std": (0.5,)}
+    loaded = load_model(f"hf:{plain}", overrides=given)
+    assert "is not asked: --input-size, --resize, --mean and --std decide" in loaded.notes[0]
+    found = preprocess_of(loaded, {**given, "interpolation": "bilinear"})
+    assert found == Preprocess((3, 32, 32), (0.1, 0.2, 0.3), (0.5,) * 3, "bilinear", "squash", found.crop_pct)
 
 
 def test_options_that_the_processor_decides_are_refused(plain):

@@ -6,9 +6,11 @@ and size are measured on pictures of one colour.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,41 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fewbit.core.inputs import incomplete
+from fewbit.core.pixels import input_size
 from fewbit.errors import BadModel, reason
 from fewbit.load.contexts import quiet
+from fewbit.load.inputs import Given
+from fewbit.load.ports import named_tensors
 
 SHAPES = ((640, 480), (300, 500))  # width and height of two pictures, which a model of one input size has to get alike
 LISTED = 4  # names of weights in a message
+IMAGE = "pixel_values"  # what transformers calls the image
+COUNTS = (2, 3)  # of images that a model is shown, to see which outputs have a row for each
+DECIDE = ("input_size", "resize", "mean", "std")  # fields of the preprocessing that decide it all, without the processor
+ALL_OF_THEM = "--input-size, --resize, --mean and --std"
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...]]:
-    """The model, its record and what to say about it. Raises BadModel where a weight is missing or the head has no use here."""
+@dataclass(frozen=True)
+class Found:
+    """A model, its record and what to say about it; `shared` are constants that are one for all images though their first
+    dimension is 1, as a text beside which every image is laid.
+    """
+
+    net: nn.Module
+    record: Mapping[str, Any]
+    notes: tuple[str, ...]
+    shared: tuple[str, ...]
+
+
+def hugging_face(ref: str, given: Given, overrides: Mapping[str, Any]) -> Found:
+    """The model, its record and what to say about it. Raises BadModel where a weight or an input is missing, where the head has
+    no use here, or where its image processor gives no one size and `overrides` do not say the size either.
+    """
     config, kind, processor = parts_of(ref)
+    _refuse_missing(ref, kind, given)
+    record, about = _record(ref, config, processor, overrides)
     try:
         with quiet():
             net, loading = kind.from_pretrained(
@@ -50,7 +76,11 @@ def hugging_face(ref: str) -> tuple[nn.Module, Mapping[str, Any], tuple[str, ...
         )
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     notes = () if saved == "float32" else (f"{ref} was saved in {saved}; it is computed in float32.",)
-    return net, record_of(ref, type(processor).__name__, processor), notes
+    shared, left = _beside_others(net, record["input_size"], given) if given.constants else ((), ())
+    if left:
+        about = (*about, f"{ref} gives {', '.join(left)} without a row for each image; they are left out.")
+        _leave_out(net, left)
+    return Found(net, record, (*notes, *about), shared)
 
 
 def parts_of(ref: str) -> tuple[Any, Any, Any]:
@@ -107,31 +137,132 @@ def _architecture(ref: str, names: list[str] | None) -> Any:
             f"{ref} is a {names[0]}, which transformers {transformers.__version__} does not have; write the name of one of its "
             "classes into config.json (architectures)."
         )
-    if kind.main_input_name != "pixel_values":
-        raise BadModel(f"{ref} is a {names[0]}, which takes {kind.main_input_name}; a model that takes images alone is needed.")
+    if IMAGE not in inspect.signature(kind.forward).parameters:
+        main = ", ".join(_main(kind))
+        raise BadModel(f"{ref} is a {names[0]}, which takes {main} and no {IMAGE}; a model that takes images is needed.")
     return kind
 
 
-def record_of(ref: str, kind: str, processor: Any) -> dict[str, Any]:
-    """Size, mean and std as the processor applies them, with the processor itself as JSON."""
-    text = json.dumps({**json.loads(processor.to_json_string()), "image_processor_type": kind}, sort_keys=True)
+def _main(kind: Any) -> list[str]:
+    """The inputs without which a class of transformers computes nothing."""
+    return [kind.main_input_name] if isinstance(kind.main_input_name, str) else [*kind.main_input_name]
+
+
+def _refuse_missing(ref: str, kind: Any, given: Given) -> None:
+    """Raise BadModel where nothing is given for an input that a class needs beside the image."""
+    taken = inspect.signature(kind.forward).parameters
+    needed = [name for name, one in taken.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [name for name in dict.fromkeys((*needed, *_main(kind))) if name not in ("self", IMAGE) and name in taken]
+    if "image" in kind.input_modalities and needed == ["inputs"]:  # Perceiver's name of the image
+        return
+    missing = [name for name in needed if name not in {*given.constants, *given.each}]
+    if missing:
+        towers = _towers(kind)
+        tower = f" Or take the vision tower alone: {towers}.from_pretrained(...).save_pretrained('tower')." if towers else ""
+        raise BadModel(f"{incomplete(ref, dict.fromkeys((IMAGE, *needed)), missing)}{tower}")
+
+
+def _towers(kind: Any) -> str:
+    """The class of transformers that is the image's part of a model for images and text, if there is one."""
+    import transformers
+
+    prefix = next((n for n in range(len(kind.__name__), 0, -1) if hasattr(transformers, f"{kind.__name__[:n]}VisionModel")), 0)
+    names = (f"{kind.__name__[:prefix]}VisionModel{end}" for end in ("WithProjection", "")) if prefix else ()
+    return next((name for name in names if hasattr(transformers, name)), "")
+
+
+def _beside_others(net: nn.Module, size: tuple[int, ...], given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The constants with a batch of 1 that are not to be spread over the images, for then outputs have a column for each image;
+    and the outputs without a row for each image. By what the model gives for two and for three images.
+    """
+    one = {name: value for name, value in given.constants.items() if isinstance(value, Tensor) and value.shape[:1] == (1,)}
+    rows = {name: value[None] for name, value in given.each.items() if isinstance(value, Tensor) and name != IMAGE}
+    shared: tuple[str, ...] = ()
+    try:
+        found = [_given_by(net, size, given.constants, {**rows, **one}, n) for n in COUNTS]
+        if any(a.shape[1:] != b.shape[1:] for a, b in zip(*(out.values() for out in found), strict=True)):
+            shared = tuple(one)
+            found = [_given_by(net, size, given.constants, rows, n) for n in COUNTS]
+    except Exception:  # which is said when it is exported
+        return (), ()
+    kept = {name for name in found[0] if all(out[name].shape[:1] == (n,) for out, n in zip(found, COUNTS, strict=True))}
+    return shared, tuple(name for name in found[0] if kept and name not in kept)
+
+
+def _given_by(
+    net: nn.Module, size: tuple[int, ...], constants: Mapping[str, Any], rows: Mapping[str, Tensor], images: int
+) -> dict[str, Tensor]:  # fmt: skip
+    """What a model gives for so many grey images, with the same row of other inputs for each."""
+    spread = {name: value.expand(images, *value.shape[1:]) for name, value in rows.items()}
+    with torch.no_grad(), quiet():
+        return named_tensors(net.eval()(**{**constants, **spread, IMAGE: torch.zeros(images, *size)}))
+
+
+def _leave_out(net: nn.Module, left: tuple[str, ...]) -> None:
+    """Let a model give all of its outputs but some."""
+    whole = type(net)
+
+    @wraps(whole.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        given = named_tensors(whole.forward(self, *args, **kwargs))
+        return {name: value for name, value in given.items() if name not in left}
+
+    net.__class__ = type(whole.__name__, (whole,), {"forward": forward, "__module__": whole.__module__})
+
+
+def _record(ref: str, config: Any, processor: Any, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The record of a model, by its processor unless the options decide, and what to say of it. Raises BadModel."""
+    kind, size = type(processor).__name__, overrides.get("input_size")
+    if all(name in overrides for name in DECIDE):
+        return {"input_size": input_size(size)}, (f"the image processor of {ref} ({kind}) is not asked: {ALL_OF_THEM} decide.",)
+    try:
+        record, about = record_of(ref, kind, processor)
+    except BadModel as error:
+        if size is None:
+            channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", None) or "CHANNELS"
+            raise BadModel(
+                f"{error} Or give arrays as the model takes them, which need no processor: --input-size "
+                f"{channels},HEIGHT,WIDTH and .npy files ({channels}, height, width)."
+            ) from error
+        return {"input_size": input_size(size)}, (f"{error} It is not asked: --input-size decides.",)
+    if size is not None and tuple(size) != record["input_size"]:
+        raise BadModel(
+            f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead, or give "
+            f"all of {ALL_OF_THEM}, which decide then."
+        )
+    return record, about
+
+
+def record_of(ref: str, kind: str, processor: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Size, mean and std as the processor applies them, with the processor itself as JSON; and what to say of it. Raises
+    BadModel where it takes more than pictures, where it fails, and where it gives pictures of two shapes two sizes.
+    """
+    taken = inspect.signature(processor.preprocess).parameters.values()
+    more = [p.name for p in taken if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    if more:
+        raise BadModel(f"the image processor of {ref} ({kind}) takes {' and '.join(more)} beside each picture.")
+    fields = {**json.loads(processor.to_json_string()), "image_processor_type": kind}
+    text = own = json.dumps(fields, sort_keys=True)
+    notes: tuple[str, ...] = ()
     try:
         with quiet():
-            black, other, white = (
-                pixels(text, Image.new("RGB", shape, colour))
-                for shape, colour in ((SHAPES[0], (0,) * 3), (SHAPES[1], (0,) * 3), (SHAPES[0], (255,) * 3))
-            )
+            shown = _shown(text)
+            if fields.get("keep_aspect_ratio") and shown[0].shape != shown[1].shape:
+                text = json.dumps({**fields, "keep_aspect_ratio": False}, sort_keys=True)
+                shown = _shown(text)
+                notes = _about_ratio(ref, kind, own, text, shown[0])
     except Exception as error:
         raise BadModel(
             f"the image processor of {ref} ({kind}) fails: {reason(error)} Fix its preprocessor_config.json."
         ) from error
-    if black.ndim != 3 or black.shape != other.shape:
+    black, other, white = shown
+    if black.ndim != 3 or black.shape != other.shape or (text != own and not notes):
         raise BadModel(
             f"the image processor of {ref} ({kind}) gives {tuple(black.shape)} and {tuple(other.shape)} for pictures of two "
             'shapes; one size is needed: "size": {"height": 224, "width": 224} or a center crop in preprocessor_config.json.'
         )
     low, high = (image.flatten(1)[:, image[0].numel() // 2 + image.shape[2] // 2].double() for image in (black, white))
-    return {
+    record = {
         "input_size": tuple(black.shape),
         "mean": tuple((-low / (high - low)).tolist()),
         "std": tuple((1 / (high - low)).tolist()),
@@ -140,6 +271,31 @@ def record_of(ref: str, kind: str, processor: Any) -> dict[str, Any]:
         "crop_pct": 1.0,
         "processor": text,
     }
+    return record, notes
+
+
+def _shown(text: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What a processor makes of black, of black in another shape and of white."""
+    black, white = (0,) * 3, (255,) * 3
+    shown = ((SHAPES[0], black), (SHAPES[1], black), (SHAPES[0], white))
+    first, second, third = (pixels(text, Image.new("RGB", shape, colour)) for shape, colour in shown)
+    return first, second, third
+
+
+def _about_ratio(ref: str, kind: str, own: str, text: str, made: Tensor) -> tuple[str, ...]:
+    """What to say where a processor that keeps the ratio of height and width is taken without that; nothing where it gives a
+    picture with the ratio of its size other pixels than it does itself.
+    """
+    high, wide = made.shape[1:]
+    slopes = Image.radial_gradient("L").convert("RGB").resize((2 * wide, 2 * high))
+    same = pixels(own, slopes)
+    if same.shape != made.shape or not torch.equal(same, pixels(text, slopes)):
+        return ()
+    return (
+        f"the image processor of {ref} ({kind}) keeps the ratio of height and width, which gives each picture a size of its "
+        f"own; here each is resized to {high} x {wide}. Pictures with that ratio get the processor's pixels, others are "
+        "squeezed unless you crop them to it.",
+    )
 
 
 def pixels(processor: str, picture: Image.Image) -> Tensor:

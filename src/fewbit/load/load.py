@@ -12,7 +12,7 @@ from onnx import TensorProto
 from torch import nn
 from torch.export import ExportedProgram
 
-from fewbit.core.inputs import flat
+from fewbit.core.inputs import Input, flat
 from fewbit.core.record import ENTRY, read_entry
 from fewbit.demo import DEMOS
 from fewbit.errors import BadFile, BadModel, FewbitError, reason
@@ -20,7 +20,7 @@ from fewbit.load.archive import read_program
 from fewbit.load.checkpoint import refuse_file, unwrapped
 from fewbit.load.contexts import unwarned
 from fewbit.load.huggingface import hugging_face, parts_of
-from fewbit.load.inputs import Arguments, Given, of_ports
+from fewbit.load.inputs import Arguments, Given, of_module, of_ports
 from fewbit.load.loaded import Loaded, from_module, from_program
 from fewbit.load.named import timm_model, timm_name, timm_record, torchvision_model, torchvision_name
 from fewbit.load.program import graph_module
@@ -198,13 +198,20 @@ def _from_file(ref: str, asked: _Asked) -> Loaded:
 
 
 def _from_hf(ref: str, asked: _Asked) -> Loaded:
-    net, record, notes = hugging_face(ref)
-    size = asked.overrides.get("input_size")
-    if size is not None and tuple(size) != record["input_size"]:
-        raise BadModel(
-            f"the image processor of {ref} gives {record['input_size']}; change its preprocessor_config.json instead."
-        )
-    return _from_module(net, ref, checked(record, ref), replace(asked, overrides={}), notes)
+    found = hugging_face(ref, asked.given, asked.overrides)
+    record = checked(found.record, ref)
+    inputs, arguments = of_module(found.net, record["input_size"], asked.given, ref)
+    given = tuple(_as_given(one) if one.name in found.shared else one for one in inputs)
+    called = (given, arguments) if found.shared and arguments else None
+    return from_module(
+        found.net, ref, record, asked.given, notes=found.notes, called=called, free=asked.sizes.of_module,
+    )  # fmt: skip
+
+
+def _as_given(one: Input) -> Input:
+    """A constant that is the same tensor for any number of images."""
+    assert one.value is not None
+    return replace(one, shape=tuple(one.value.shape), has_batch=False)
 
 
 def _from_torchvision(ref: str, asked: _Asked) -> Loaded:

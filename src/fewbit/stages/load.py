@@ -26,7 +26,7 @@ from fewbit.load import Loaded, load_model
 from fewbit.load.inputs import Given
 from fewbit.load.program import fingerprint
 from fewbit.load.sizes import Sizes, of_one_size
-from fewbit.models import ONNX, form_of
+from fewbit.models import HUGGING_FACE, ONNX, form_of
 from fewbit.request import Options
 from fewbit.stages.compare_onnx import as_it_runs
 from fewbit.stages.preprocessing import assumed, assumptions, preprocess_of
@@ -95,7 +95,8 @@ def described(one: Input) -> dict[str, Any]:
 
 def load(asked: Options) -> Inputs:
     """The model, exported, and the images, opened. Raises BadModel or BadImages where they cannot be used."""
-    overrides = {k: v for k, v in asked.overrides.items() if k == "input_size"}
+    by_processor = isinstance(asked.model, str) and form_of(asked.model) is HUGGING_FACE  # unless the options say it all
+    overrides = {k: v for k, v in asked.overrides.items() if by_processor or k == "input_size"}
     source, score = sources_of(asked)
     for one in (source, score):
         glance(one, skip_bad=asked.skip_bad)

@@ -20,8 +20,8 @@ def preprocess_of(loaded: Loaded, overrides: Mapping[str, Any]) -> Preprocess:
     own: dict[str, Any] = {k: record[k] for k in kept if k in record}
     if "processor" in own and (given := [option(name) for name in overrides if name != "input_size"]):
         raise BadModel(
-            f"{', '.join(given)}: the image processor of {loaded.ref} makes its images; leave the option out, or change "
-            "preprocessor_config.json in its folder."
+            f"{', '.join(given)}: the image processor of {loaded.ref} makes its images; leave the option out, change "
+            "preprocessor_config.json in its folder, or give all of --input-size, --resize, --mean and --std: then they decide."
         )
     own |= {name: value for name, value in overrides.items() if name != "input_size"}  # which the record has
     if own.get("resize") in LETTERBOXES and record.get("crop_pct") is None:  # which hold the whole picture
