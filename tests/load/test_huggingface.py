@@ -161,6 +161,8 @@ def test_a_model_for_images_and_text_is_taken_with_constant_texts(clip, texts):
 def test_a_model_for_images_and_text_says_what_is_missing(clip):
     with pytest.raises(BadModel, match=r"input_ids must be given.*--input input_ids=VALUE.*CLIPVisionModelWithProjection"):
         load_model(clip[0])
+    with pytest.raises(BadModel, match=r"input_ids are whole numbers, and floats are given.*--input input_ids=ids\.npy"):
+        load_model(clip[0], given=Given({"input_ids": torch.rand(1, 4)}))
 
 
 @pytest.mark.slow
@@ -190,7 +192,7 @@ def test_all_options_together_decide_and_the_processor_is_not_asked(plain):
     loaded = load_model(f"hf:{plain}", overrides=given)
     assert "is not asked: --input-size, --resize, --mean and --std decide" in loaded.notes[0]
     found = preprocess_of(loaded, {**given, "interpolation": "bilinear"})
-    assert found == Preprocess((3, 32, 32), (0.1, 0.2, 0.3), (0.5,) * 3, "bilinear", "squash", found.crop_pct)
+    assert found == Preprocess((3, 32, 32), (0.1, 0.2, 0.3), (0.5,) * 3, "bilinear", "squash", crop_pct=1.0)
 
 
 def test_options_that_the_processor_decides_are_refused(plain):

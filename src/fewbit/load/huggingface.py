@@ -149,7 +149,13 @@ def _main(kind: Any) -> list[str]:
 
 
 def _refuse_missing(ref: str, kind: Any, given: Given) -> None:
-    """Raise BadModel where nothing is given for an input that a class needs beside the image."""
+    """Raise BadModel where nothing is given for an input that a class needs beside the image, or floats for token ids."""
+    for name, value in given.constants.items():
+        if name.endswith("_ids") and isinstance(value, Tensor) and value.is_floating_point():
+            raise BadModel(
+                f"{ref}: {name} are whole numbers, and floats are given; give them as the tokenizer of the model makes them: "
+                f"--input {name}=ids.npy, of int64 numbers (texts, tokens)."
+            )
     taken = inspect.signature(kind.forward).parameters
     needed = [name for name, one in taken.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     needed = [name for name in dict.fromkeys((*needed, *_main(kind))) if name not in ("self", IMAGE) and name in taken]
@@ -214,7 +220,8 @@ def _record(ref: str, config: Any, processor: Any, overrides: Mapping[str, Any])
     """The record of a model, by its processor unless the options decide, and what to say of it. Raises BadModel."""
     kind, size = type(processor).__name__, overrides.get("input_size")
     if all(name in overrides for name in DECIDE):
-        return {"input_size": input_size(size)}, (f"the image processor of {ref} ({kind}) is not asked: {ALL_OF_THEM} decide.",)
+        about = f"the image processor of {ref} ({kind}) is not asked: {ALL_OF_THEM} decide."
+        return {"input_size": input_size(size), "crop_pct": 1.0}, (about,)
     try:
         record, about = record_of(ref, kind, processor)
     except BadModel as error:
