@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from deploy.test_predict import BLOCKED, made
 from fewbit.cli import app
 from fewbit.deploy import export as exporting
+from fewbit.deploy import read
 from fewbit.deploy.export import export
 from fewbit.errors import BadFile, FewbitFailed, UnknownName
 from fewbit.files import write_json
@@ -24,6 +25,9 @@ from fewbit.folder import seal
 from fewbit.runtimes import runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
+
+
+TEXTS = (".md", ".py", ".cpp", ".mjs", ".html", ".json")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,14 @@ def test_every_format_answers_as_the_run_s_own_file(run: Path, tmp_path: Path, f
         answers.append(json.loads(done.stdout)["classes"])
     assert answers[0] == answers[1]
     file = {"onnx": "model.onnx", "ort": "model.ort", "openvino": "model.xml"}[form]
-    assert f"`{file}` is the model" in (tmp_path / form / "README.md").read_text()
+    texts = {path.name: path.read_text() for path in (tmp_path / form).iterdir() if path.suffix in TEXTS}
+    assert f"`{file}` is the model" in texts["README.md"]
+    assert f"The file is {file}, in this folder" in texts["predict.py"]
+    if form != "onnx":
+        assert not [name for name, text in texts.items() if "model.onnx" in text]
+        assert "measured is in the run: `fewbit show RUN`" in texts["README.md"]
+        with pytest.raises(BadFile, match=r"(onnxruntime's own form|openvino's IR), which cannot be shown.*fewbit show RUN"):
+            read(tmp_path / form / file)
     assert (tmp_path / form / "example.cpp").exists() == (form != "openvino")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([form, "p.png"])
 

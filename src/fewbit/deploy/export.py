@@ -30,6 +30,7 @@ from fewbit.onnx_file import DATA, is_external
 from fewbit.runtimes import RUNTIMES, runtime_names, runtimes_for
 
 Arrays = Mapping[str, NDArray[Any]]
+MEASURED = (f"is in the file: `fewbit show {MODEL}`", "is in the run: `fewbit show RUN`")  # other forms cannot be shown
 LOADS = 5  # times that a file is loaded to time it
 
 
@@ -108,9 +109,18 @@ def _tell(part: Path, task: Mapping[str, Any]) -> None:
         for path in part.glob("example.*"):
             path.unlink()
     readme = readme.replace("pillow onnxruntime", f"pillow {task['runtime']}")
-    (part / "README.md").write_text(readme.replace(f"`{MODEL}` is", f"`{task['file']}` is"), encoding="utf-8")
-    if (page := part / "example.html").exists():
-        page.write_text(page.read_text(encoding="utf-8").replace(MODEL, task["file"]), encoding="utf-8")
+    if task["file"] != MODEL:
+        readme = readme.replace(*MEASURED)
+    (part / "README.md").write_text(readme, encoding="utf-8")
+    for path in (part / "README.md", part / "predict.py", *part.glob("example.*")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        named = (line if _is_title(i, line) else line.replace(MODEL, task["file"]) for i, line in enumerate(lines))
+        path.write_text("".join(named), encoding="utf-8")
+
+
+def _is_title(place: int, line: str) -> bool:
+    """Whether a line of a text names the model that was quantized, which may be called as the file of a run is."""
+    return place == 0 or line.startswith(("<title>", "<h1>"))
 
 
 def _compared(run: Path, part: Path, task: Mapping[str, Any], feeds: list[Arrays]) -> tuple[float, float]:

@@ -128,7 +128,10 @@ def _keys_of(ours: Json, theirs: Json) -> Json:
 
 
 def read(path: Path) -> Stamp:
-    """What a file says of itself. Raises BadFile for a broken one, and where the entry is none of fewbit's."""
+    """What a file says of itself. Raises BadFile for a broken one, for one in a runtime's own form, and where the entry is none
+    of fewbit's.
+    """
+    _refuse_forms(path)
     model = load_proto(path, data=False)
     if not model.graph.output:
         raise BadFile(f"{path} holds no graph, so it is no ONNX file; give one, as in fewbit show run/model.onnx.")
@@ -138,6 +141,22 @@ def read(path: Path) -> Stamp:
     except (KeyError, TypeError) as error:
         raise BadFile(f"{path}: its metadata entry {MADE} is not as fewbit writes it; make the file again.") from error
     return Stamp(entries, None if said is None else said == _without(model, path))
+
+
+def _refuse_forms(path: Path) -> None:
+    """Raise BadFile for a file that `fewbit export` wrote in the form of a runtime, which holds nothing that can be shown."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:  # which is said when it is read
+        return
+    weights = path.suffix == ".bin" and path.with_suffix(".xml").is_file()
+    form = "onnxruntime's own form" if head[4:8] == b"ORTM" else "openvino's IR" if head.startswith(b"<?xml") or weights else ""
+    if form:
+        raise BadFile(
+            f"{path} is {form}, which cannot be shown. How it was made and what was measured stands in the run that it was "
+            "exported from: fewbit show RUN, or fewbit show RUN/model.onnx."
+        )
 
 
 def target_of(path: Path) -> str:
