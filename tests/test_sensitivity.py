@@ -273,6 +273,11 @@ def test_the_folder_has_the_layer_that_integers_ruin_first(here, tmp_path, monke
     page = (tmp_path / "found" / "sensitivity.html").read_text()
     assert "Half of what single modules lose is lost by 1 of 3 modules." in page
     assert summary["rows"][1]["command"] in html.unescape(page)
+    assert summary["rows"][2]["command"] == ""
+    monkeypatch.setattr("fewbit.run.sensitivity", lambda request, progress: summary)
+    done = CliRunner().invoke(app, ["sensitivity", "demo", "--out", str(tmp_path / "other")])
+    listed = done.output.split("(the page has one for each row):\n")[1].splitlines()
+    assert listed[:3] == [f"  {row['command']}" for row in summary["rows"][:2]] + ["  Nothing would be left in integers."]
     with pytest.raises(BadFile, match="exists; replace it with --force"):
         sensitivity(request)
     with pytest.raises(FewbitError, match=r"all 3 ops of Ruined float, so there is nothing to quantize\. Choose"):

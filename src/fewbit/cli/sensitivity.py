@@ -18,7 +18,7 @@ COMMANDS = 3
 def sensitivity(request: SensitivityRequest) -> None:
     """What each module loses and gains in integers, and which to leave float first."""
     from fewbit import run
-    from fewbit.report.sensitivity import note
+    from fewbit.report.sensitivity import NOTHING, note
     from fewbit.report.words import share
 
     with drawn() as progress:
@@ -41,5 +41,5 @@ def sensitivity(request: SensitivityRequest) -> None:
     out.print(note(summary), soft_wrap=True)
     out.print("To leave the first in float, then the first two, and so on (the page has one for each row):", soft_wrap=True)
     for row in rows[:COMMANDS]:
-        out.print(f"  {row['command']}", soft_wrap=True)
+        out.print(f"  {row['command'] or NOTHING}", soft_wrap=True)
     out.print(f"Report: {request.out}/sensitivity.html")

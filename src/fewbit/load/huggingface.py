@@ -220,8 +220,8 @@ def _record(ref: str, config: Any, processor: Any, overrides: Mapping[str, Any])
     """The record of a model, by its processor unless the options decide, and what to say of it. Raises BadModel."""
     kind, size = type(processor).__name__, overrides.get("input_size")
     if all(name in overrides for name in DECIDE):
-        about = f"the image processor of {ref} ({kind}) is not asked: {ALL_OF_THEM} decide."
-        return {"input_size": input_size(size), "crop_pct": 1.0}, (about,)
+        said = f"the image processor of {ref} ({kind}) is not asked: {ALL_OF_THEM} decide."
+        return {"input_size": input_size(size), "crop_pct": 1.0}, (said,)
     try:
         record, about = record_of(ref, kind, processor)
     except BadModel as error:

@@ -20,6 +20,7 @@ FIGURES = (
          hover="{module}: {ms:.3f} ms"),
 )  # fmt: skip
 LONG = 30  # more rows have a box to scroll in
+NOTHING = "Nothing would be left in integers."  # where all modules are float, and there is no command
 MEASURED = ("runtime", "version", "processor", "threads", "date")
 
 
@@ -27,8 +28,7 @@ def draw(summary: Json) -> str:
     """The page."""
     rows, timed = summary["rows"], summary["milliseconds"]
     images, where = summary["images"], summary["latency_table"] or {}
-    data = [{"command": row["command"] or "Nothing would be left in integers.", "said": said(row), "first": k == 0}
-            for k, row in enumerate(rows)]  # fmt: skip
+    data = [{"command": row["command"], "instead": NOTHING, "said": said(row), "first": k == 0} for k, row in enumerate(rows)]
     along = sorted(rows, key=lambda row: row["position"])
     facts = {
         **{key: summary[key] for key in ("target", "recipe", "bits")},
