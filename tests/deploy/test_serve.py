@@ -307,6 +307,43 @@ def test_the_endpoint_answers_and_refuses(address: str, picture: Path, monkeypat
     assert said.startswith("the picture cannot be decoded as an image: Image size (1320 pixels) exceeds limit")
 
 
+# the page's script beside a document of plain objects; the answers come when they are told to
+ASKED = """
+const made = () => ({ textContent: "", children: [], addEventListener() {}, append(...more) { this.children.push(...more); },
+  replaceChildren() { this.children = []; } });
+const parts = {}, document = { getElementById: (id) => (parts[id] ??= made()), querySelector: (id) => (parts[id] ??= made()),
+  createElement: made };
+const location = { href: "" }, coming = [];
+const fetch = () => new Promise((done, failed) => coming.push({
+  done: (found) => done({ status: 200, json: async () => found }), failed }));
+%s
+const shown = () => [said.textContent, ...["float", "integer"].map((side) =>
+  parts[`#of-${side} .ms`].textContent + (document.getElementById(side).children[0]?.textContent ?? ""))];
+const answer = (n) => ({ compared: `picture ${n}`, float: { ms: n, outputs: { n } }, integer: { ms: n, outputs: { n } } });
+const later = () => new Promise((done) => setTimeout(done, 5)), seen = [];
+const first = ask(null), second = ask(null);
+coming[1].done(answer(2)); await later(); seen.push(shown());
+coming[0].done(answer(1)); await later(); seen.push(shown());
+const third = ask(null); seen.push(shown());
+coming[2].done({ error: "no picture" }); await later(); seen.push(shown());
+const fourth = ask(null); coming[3].failed(new Error("down")); await fourth.catch(() => 0); seen.push(shown());
+console.log(JSON.stringify(seen));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
+def test_the_page_shows_the_answer_to_the_last_picture_alone(address: str, tmp_path: Path) -> None:
+    with urllib.request.urlopen(address) as response:
+        script = response.read().decode().partition("<script>")[2].partition("</script>")[0]
+    (tmp_path / "page.mjs").write_text(ASKED % script)
+    done = subprocess.run(["node", "page.mjs"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    both = ["picture 2", *['2.00 ms{\n "n": 2\n}'] * 2]
+    asking, refused, down = (
+        [words, "", ""] for words in ("Asking both.", "Not answered: no picture", "Not answered: the server does not answer")
+    )
+    assert json.loads(done.stdout) == [both, both, asking, refused, down]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 @pytest.mark.parametrize("width", [1400, 400])
