@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.nn import functional as F
 
@@ -192,6 +195,24 @@ def write_twice(net: Net, x: Tensor) -> Tensor:
 def test_a_write_that_is_seen_under_another_name_is_kept(does):
     module = same(Net(does))
     assert not {name for name in count(module) if name.endswith("_")}
+
+
+def test_writes_of_a_program_are_made_explicit_once_and_with_the_tensors_that_it_has_then(monkeypatch):
+    net, x = Net(lambda net, x: write_into_a_part(net, net.conv(x)), conv=nn.Conv2d(3, 3, 1)), torch.rand(2, *SIZE)
+    program, traced = torch.export.export(net, (x,)), []
+    run_decompositions = ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        ExportedProgram, "run_decompositions", lambda own, table: traced.append(own) or run_decompositions(own, table)
+    )
+    torch.testing.assert_close(graph_module(program)(x), net(x))
+    net.conv.weight = program.state_dict["conv.weight"] = nn.Parameter(net.conv.weight.detach() + 1)
+    torch.testing.assert_close(graph_module(program)(x), net(x))
+    assert len(traced) == 1
+    traced.clear()
+    kept = weakref.ref(program)
+    del program
+    gc.collect()
+    assert kept() is None  # neither the program nor what was made of it stays
 
 
 def test_a_write_into_a_view_that_alone_is_read_is_simple():

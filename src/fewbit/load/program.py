@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils._pytree as pytree
@@ -17,6 +18,8 @@ from fewbit.core.fx import DROPOUTS, is_call, is_write
 from fewbit.load.contexts import quiet
 from fewbit.load.regions import open_regions
 
+EXPLICIT = WeakKeyDictionary[ExportedProgram, ExportedProgram]()  # programs whose writes through views were made explicit
+
 
 def graph_module(program: ExportedProgram) -> GraphModule:
     """The program as a graph module of aten calls whose constants are attributes; the tensors of `input_values` in, those of
@@ -26,7 +29,7 @@ def graph_module(program: ExportedProgram) -> GraphModule:
     """
     with quiet():
         if writes_through_views(program.graph):
-            program = program.run_decompositions({})  # nothing is decomposed, writes are made explicit
+            program = _with_explicit_writes(program)
         module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     open_regions(module)
@@ -38,6 +41,18 @@ def graph_module(program: ExportedProgram) -> GraphModule:
     output.args = (results[0] if len(results) == 1 else tuple(results),)
     module.graph.set_codegen(CodeGen())  # plain arguments, however the model takes its images
     return GraphModule(module, module.graph)  # without the program's hooks, which check the old arguments
+
+
+def _with_explicit_writes(program: ExportedProgram) -> ExportedProgram:
+    """The program without writes into memory that has other names, with the tensors that it has now; it is traced anew for
+    that, which takes long, so it is kept for as long as the program is.
+    """
+    found = EXPLICIT.get(program)
+    if found is None:
+        found = EXPLICIT[program] = program.run_decompositions({})  # nothing is decomposed, writes are made explicit
+    for own, kept in ((program.state_dict, found.state_dict), (program.constants, found.constants)):
+        kept.update({name: own[name] for name in kept if name in own})
+    return found
 
 
 def fingerprint(program: ExportedProgram) -> str:
