@@ -2,6 +2,7 @@
 
 load       a reader for each way to name a model (models.py), most in modules of their own: archive (.pt2), checkpoint (weights
            in .pt and .safetensors), huggingface, named (timm, torchvision), python_file, torchscript; ONNX files: `onnx_reader`
+texts      what models of transformers take beside the image
 record     the preprocessing that stands beside a model; purpose: the task that a class of Hugging Face or torchvision has
 loaded     a module or a program becomes `Loaded`, or is refused (refused)
 inputs     which input is the image and what the others are given; ports: tensors in and out by name; sizes: images of any size

@@ -10,7 +10,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewbit.core.inputs import incomplete
 from fewbit.core.pixels import input_size
 from fewbit.errors import BadModel, reason
 from fewbit.load.contexts import quiet
 from fewbit.load.inputs import Given
-from fewbit.load.ports import named_tensors
+from fewbit.load.texts import IMAGE, beside_others, leave_out, needed_by, refuse_missing
 
 SHAPES = ((640, 480), (300, 500))  # width and height of two pictures, which a model of one input size has to get alike
 LISTED = 4  # names of weights in a message
-IMAGE = "pixel_values"  # what transformers calls the image
-COUNTS = (2, 3)  # of images that a model is shown, to see which outputs have a row for each
 DECIDE = ("input_size", "resize", "mean", "std")  # fields of the preprocessing that decide it all, without the processor
 ALL_OF_THEM = "--input-size, --resize, --mean and --std"
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -51,7 +48,7 @@ def hugging_face(ref: str, given: Given, overrides: Mapping[str, Any]) -> Found:
     no use here, or where its image processor gives no one size and `overrides` do not say the size either.
     """
     config, kind, processor = parts_of(ref)
-    _refuse_missing(ref, kind, given)
+    refuse_missing(ref, kind, given)
     record, about = _record(ref, config, processor, overrides)
     try:
         with quiet():
@@ -76,10 +73,10 @@ def hugging_face(ref: str, given: Given, overrides: Mapping[str, Any]) -> Found:
         )
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     notes = () if saved == "float32" else (f"{ref} was saved in {saved}; it is computed in float32.",)
-    shared, left = _beside_others(net, record["input_size"], given) if given.constants else ((), ())
+    shared, left = beside_others(net, record["input_size"], given) if given.constants else ((), ())
     if left:
         about = (*about, f"{ref} gives {', '.join(left)} without a row for each image; they are left out.")
-        _leave_out(net, left)
+        leave_out(net, left)
     return Found(net, record, (*notes, *about), shared)
 
 
@@ -138,82 +135,9 @@ def _architecture(ref: str, names: list[str] | None) -> Any:
             "classes into config.json (architectures)."
         )
     if IMAGE not in inspect.signature(kind.forward).parameters:
-        main = ", ".join(_main(kind))
+        main = ", ".join(needed_by(kind))
         raise BadModel(f"{ref} is a {names[0]}, which takes {main} and no {IMAGE}; a model that takes images is needed.")
     return kind
-
-
-def _main(kind: Any) -> list[str]:
-    """The inputs without which a class of transformers computes nothing."""
-    return [kind.main_input_name] if isinstance(kind.main_input_name, str) else [*kind.main_input_name]
-
-
-def _refuse_missing(ref: str, kind: Any, given: Given) -> None:
-    """Raise BadModel where nothing is given for an input that a class needs beside the image, or floats for token ids."""
-    for name, value in given.constants.items():
-        if name.endswith("_ids") and isinstance(value, Tensor) and value.is_floating_point():
-            raise BadModel(
-                f"{ref}: {name} are whole numbers, and floats are given; give them as the tokenizer of the model makes them: "
-                f"--input {name}=ids.npy, of int64 numbers (texts, tokens)."
-            )
-    taken = inspect.signature(kind.forward).parameters
-    needed = [name for name, one in taken.items() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    needed = [name for name in dict.fromkeys((*needed, *_main(kind))) if name not in ("self", IMAGE) and name in taken]
-    if "image" in kind.input_modalities and needed == ["inputs"]:  # Perceiver's name of the image
-        return
-    missing = [name for name in needed if name not in {*given.constants, *given.each}]
-    if missing:
-        towers = _towers(kind)
-        tower = f" Or take the vision tower alone: {towers}.from_pretrained(...).save_pretrained('tower')." if towers else ""
-        raise BadModel(f"{incomplete(ref, dict.fromkeys((IMAGE, *needed)), missing)}{tower}")
-
-
-def _towers(kind: Any) -> str:
-    """The class of transformers that is the image's part of a model for images and text, if there is one."""
-    import transformers
-
-    prefix = next((n for n in range(len(kind.__name__), 0, -1) if hasattr(transformers, f"{kind.__name__[:n]}VisionModel")), 0)
-    names = (f"{kind.__name__[:prefix]}VisionModel{end}" for end in ("WithProjection", "")) if prefix else ()
-    return next((name for name in names if hasattr(transformers, name)), "")
-
-
-def _beside_others(net: nn.Module, size: tuple[int, ...], given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The constants with a batch of 1 that are not to be spread over the images, for then outputs have a column for each image;
-    and the outputs without a row for each image. By what the model gives for two and for three images.
-    """
-    one = {name: value for name, value in given.constants.items() if isinstance(value, Tensor) and value.shape[:1] == (1,)}
-    rows = {name: value[None] for name, value in given.each.items() if isinstance(value, Tensor) and name != IMAGE}
-    shared: tuple[str, ...] = ()
-    try:
-        found = [_given_by(net, size, given.constants, {**rows, **one}, n) for n in COUNTS]
-        if any(a.shape[1:] != b.shape[1:] for a, b in zip(*(out.values() for out in found), strict=True)):
-            shared = tuple(one)
-            found = [_given_by(net, size, given.constants, rows, n) for n in COUNTS]
-    except Exception:  # which is said when it is exported
-        return (), ()
-    kept = {name for name in found[0] if all(out[name].shape[:1] == (n,) for out, n in zip(found, COUNTS, strict=True))}
-    return shared, tuple(name for name in found[0] if kept and name not in kept)
-
-
-def _given_by(
-    net: nn.Module, size: tuple[int, ...], constants: Mapping[str, Any], rows: Mapping[str, Tensor], images: int
-) -> dict[str, Tensor]:  # fmt: skip
-    """What a model gives for so many grey images, with the same row of other inputs for each."""
-    spread = {name: value.expand(images, *value.shape[1:]) for name, value in rows.items()}
-    with torch.no_grad(), quiet():
-        return named_tensors(net.eval()(**{**constants, **spread, IMAGE: torch.zeros(images, *size)}))
-
-
-def _leave_out(net: nn.Module, left: tuple[str, ...]) -> None:
-    """Let a model give all of its outputs but some."""
-    whole = type(net)
-
-    @wraps(whole.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        given = named_tensors(whole.forward(self, *args, **kwargs))
-        return {name: value for name, value in given.items() if name not in left}
-
-    net.__class__ = type(whole.__name__, (whole,), {"forward": forward, "__module__": whole.__module__})
 
 
 def _record(ref: str, config: Any, processor: Any, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
