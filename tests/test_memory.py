@@ -31,6 +31,7 @@ from fewbit.load import load_model
 from fewbit.load.sizes import Sizes
 from fewbit.onnx_reader.operators import OPERATORS
 from fewbit.progress import Progress
+from fewbit.recipes import RECIPES
 from fewbit.runtimes import runtimes_for
 from fewbit.stages.compare_onnx import as_it_runs
 from fewbit.stages.limit import check_memory_limit
@@ -102,14 +103,25 @@ def test_a_limit_that_is_passed_stops_the_run_and_more_of_it_goes_on(conv_net, t
 
 def test_a_limit_that_cannot_be_enough_is_refused_with_one_that_is(tmp_path):
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8192), torch.nn.ReLU(), torch.nn.Linear(8192, 10))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6000), torch.nn.ReLU(), torch.nn.Linear(6000, 10))
     images = torch.rand(8, 3, 8, 8)
     options = {"input_size": (3, 8, 8), "out": tmp_path / "run"}
-    wanted = limit.LIBRARIES + 9 * 8 * 8192**2  # the matrices of the second layer's inputs
-    with pytest.raises(FewbitError, match=rf"8,192 inputs to a layer takes about {limit.shown(wanted)}; type --memory 6"):
-        quantize(net, images, recipe="fast", memory="4GB", **options)
+    wanted = limit.LIBRARIES + 9 * 8 * 6000**2  # the matrices of the second layer's inputs
+    with pytest.raises(
+        FewbitError, match=rf"6,000 inputs to a layer at a time takes about {limit.shown(wanted)}; type --memory 3"
+    ):
+        quantize(net, images, recipe="fast", memory="3GB", **options)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.part").exists()
+
+
+def test_a_layer_with_more_inputs_than_are_solved_at_once_counts_as_its_parts(capture_net):
+    torch.manual_seed(0)
+    net = capture_net(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7000), torch.nn.Linear(7000, 10)))
+    wanted = limit.LIBRARIES + 9 * 8 * 2048**2
+    with pytest.raises(FewbitError, match=rf"2,048 inputs to a layer at a time takes about {limit.shown(wanted)};"):
+        check_memory_limit("1.2GB", SimpleNamespace(state_dict={}), net.graph, RECIPES["fast"])
+    check_memory_limit(limit.shown(wanted), SimpleNamespace(state_dict={}), net.graph, RECIPES["fast"])
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class Own:
 
 def test_a_pass_of_a_users_own_says_what_it_holds_and_from_which_models_it_makes_images(conv_net, tmp_path):
     wanted = limit.LIBRARIES + 9 * 8 * 20_000**2
-    with pytest.raises(FewbitError, match=rf"20,000 inputs to a layer takes about {re.escape(limit.shown(wanted))};"):
+    with pytest.raises(FewbitError, match=rf"20,000 inputs to a layer at a time takes about {re.escape(limit.shown(wanted))};"):
         check_memory_limit("4GB", SimpleNamespace(state_dict={}), conv_net.graph, Recipe("", (Own(20_000),)))
     check_memory_limit("4GB", SimpleNamespace(state_dict={}), conv_net.graph, Recipe("", (Own(100),)))
     with pytest.raises(BadModel, match="no images can be made of a model with 0 batch norms"):

@@ -14,7 +14,8 @@ from fewbit.choose.gptq import Gptq, gain, regressed
 from fewbit.choose.headroom import codes_are_safe
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
-from fewbit.core.grid import Grid, QParams, codes, qparams_from_range, values
+from fewbit.choose.wide_layers import columns_of, solved_in_parts, variances
+from fewbit.core.grid import Grid, QParams, codes, fake, qparams_from_range, values
 from fewbit.core.plan import Choice
 from fewbit.execute.executor import Executor
 from fewbit.execute.samples import op_rows
@@ -27,6 +28,9 @@ from tasks import Apart
 GRID = Grid(3, narrow=True, axis=0)
 PLAIN = Gptq(ridges=(), shares=(1.0,), sweeps=0)
 ZERO = torch.tensor(0.0)
+*BEFORE, FAST = RECIPES["fast"].passes
+assert isinstance(FAST, Gptq)
+IN_PARTS = replace(RECIPES["fast"], passes=(*BEFORE, replace(FAST, whole=8, part=8)))
 
 
 def rows(n: int = 400, c: int = 12, mix: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -270,11 +274,13 @@ def test_no_scale_is_below_its_floor_behind_the_gain_either(share):
     assert (held >= floor).all()
 
 
+@pytest.mark.parametrize("recipe", [RECIPES["fast"], IN_PARTS], ids=["whole", "in parts"])
 @pytest.mark.parametrize("name", ["vit", "conv_net"])
-def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_it(name, request):
+def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_it(name, recipe, request):
     net = request.getfixturevalue(name)
     images = torch.randn(32, *net.images.shape[1:], generator=torch.Generator().manual_seed(1))  # a batch in four is held out
-    plan = net.plan("ort-x86-vnni", "fast", bits=parse_bits(4), images=images.split(8), everything=False)
+    context = net.context("ort-x86-vnni", "fast", bits=parse_bits(4), images=images.split(8), everything=False)
+    plan = choose(context, recipe)
     overlay, exact = Executor.of(net.graph, plan), Executor(net.graph, ())
     nodes = {node.name: node for node in net.graph.module.graph.nodes}
     source = next(node for node in nodes.values() if node.op == "placeholder")
@@ -291,7 +297,7 @@ def test_the_mean_error_of_each_layer_is_gone_on_what_the_quantized_model_gives_
         mean = (lost[0] - lost[1]).flatten(0, -2).mean(0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=2e-5)
     (log,) = plan.logs("gptq")
-    assert [row["op"] for row in log.rows] == [
+    assert [*dict.fromkeys(row["op"] for row in log.rows)] == [
         op.name for op in net.graph.ops if op.name in plan.integer_ops and "weight" in op.operands
     ]
 
@@ -465,3 +471,110 @@ def test_a_layer_of_which_no_rows_are_cut_is_a_fallback(capture_net):
         c.site for c in plan.choices.values() if c.codes is not None and not torch.equal(c.codes, before.choices[c.site].codes)
     }
     assert changed == {net.graph.op(name).operands["weight"] for name in ("stem", "head")}
+
+
+def seen_of(
+    read: torch.Tensor, exact: torch.Tensor, groups: int = 1, outputs: int = 6, *, held: bool = False,
+    drift: torch.Tensor | None = None,
+):  # fmt: skip
+    """What `solved_in_parts` sees of rows; with `held` the same rows are held out."""
+
+    def see(columns: slice = slice(None), *, residual: bool = False):
+        parts = [rows.unflatten(1, (groups, -1))[:, :, columns].flatten(1) for rows in (read, exact)]
+        fits = [Moments.of([(*parts, drift if residual else None)], groups, outputs) for _ in range(1 + held)]
+        return fits[0], fits[1] if held else None
+
+    return see
+
+
+def apart(n: int = 300, groups: int = 1, seed: int = 0) -> torch.Tensor:
+    """Rows of 24 columns in each group of which no one of the first 12 varies with one of the last."""
+    columns = [rows(n, 12, seed=seed + g) for g in range(groups)]
+    pairs = [(x - x.mean(0), torch.zeros_like(x)) for x in columns]
+    return torch.cat([torch.cat([torch.cat([x, none], 1), torch.cat([none, x.flip(1)], 1)]) for x, none in pairs], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "multiples", "groups", "ridges"),
+    [(0, 0, 1, ()), (0, 0, 1, (0.1,)), (0, 0, 2, ()), (4, 0, 1, ()), (4, 16, 1, ())],
+    ids=["rows", "ridge", "convolution in groups", "groups of columns", "whole multiples"],
+)
+def test_parts_of_a_layer_that_do_not_vary_together_are_solved_as_the_whole(size, multiples, groups, ridges):
+    grid = Grid(3, narrow=True, axis=0, group_size=size, multiples=multiples)
+    w, bias = torch.randn(6, 24, generator=torch.Generator().manual_seed(3)), torch.linspace(-1, 1, 6)
+    blocks = w.view(6, -1, size) if size else w
+    qparams = qparams_from_range(blocks.amin(-1), blocks.amax(-1), grid)
+    choice = Choice("w", "weight", grid, qparams, "max")
+    exact = apart(groups=groups)
+    read = exact + 0.3 * apart(groups=groups, seed=9) if ridges else exact
+    see = seen_of(read, exact, groups, held=bool(ridges))
+    method = Gptq(ridges=ridges, bias=True, gain=True, whole=12, part=12)
+    whole, outside = see()
+    one = method.layer(choice, w, bias, whole if outside is None else whole + outside, ridges[0] if ridges else None, ZERO)
+    power = variances(read.split(50)) if size else None
+    parts = solved_in_parts(method, choice, w, bias, see, power, ZERO, LOCAL)
+    assert parts.ridges == (ridges * 2 if ridges else (None, None))
+    assert torch.equal(parts.choice.codes, one.choice.codes)
+    assert not torch.equal(one.choice.codes, codes(w, one.choice.qparams, grid).to(one.choice.codes.dtype))
+    torch.testing.assert_close(parts.choice.qparams.scale, one.choice.qparams.scale)
+    torch.testing.assert_close(parts.bias, one.bias)
+
+
+def test_what_the_branch_before_has_lost_goes_into_the_bias_of_a_layer_in_parts_and_not_into_its_codes():
+    x, read, drift = rows(), rows() + 0.3, rows()[:, :5] + 0.5
+    (w, qparams), bias = weight(), torch.linspace(-1, 1, 5)
+    choice, method = Choice("w", "weight", GRID, qparams, "max"), Gptq(ridges=(), bias=True, gain=True, whole=6, part=6)
+    found, without = (
+        solved_in_parts(method, choice, w, bias, seen_of(read, x, 1, 5, drift=d), None, ZERO, LOCAL) for d in (drift, None)
+    )
+    ours = read @ found.choice.real.T + found.bias
+    torch.testing.assert_close(ours.mean(0), (x @ w.T + bias + drift).mean(0), rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.choice.codes, without.choice.codes)
+    assert torch.equal(found.choice.qparams.scale, without.choice.qparams.scale)
+    torch.testing.assert_close(found.bias - without.bias, drift.mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_parts_that_vary_together_still_lose_less_than_rounding(bits):
+    grid = Grid(bits, narrow=True, axis=0)
+    x, w = rows(c=24, mix=0.4), torch.randn(6, 24, generator=torch.Generator().manual_seed(3))
+    choice = Choice("w", "weight", grid, qparams_from_range(w.amin(1), w.amax(1), grid), "max")
+    whole = moments(x, outputs=6).centred()
+
+    def lost(real: torch.Tensor) -> float:
+        return float(whole.error(torch.zeros_like(w), real - w).sum())
+
+    nearest, errors = lost(fake(w, choice.qparams, grid)), []
+    for part in (6, 12):
+        method = Gptq(bias=True, gain=True, whole=12, part=part)._for("linear", 12, choice, None, 10)
+        errors.append(lost(solved_in_parts(method, choice, w, None, seen_of(x, x), None, ZERO, LOCAL).choice.real))
+    assert errors[1] < errors[0] < nearest
+    assert errors[1] < 0.9 * nearest
+
+
+def test_a_layer_with_very_many_inputs_is_never_held_as_a_whole_and_the_log_names_it(conv_net, monkeypatch):
+    held, make = [], Moments._none
+    monkeypatch.setattr(Moments, "_none", lambda rows, *args: (held.append(rows.shape[2]), make(rows, *args))[1])
+    method = Gptq(whole=20, part=12)
+    plan = choose(conv_net.context("ort-x86-vnni", bits=parse_bits(4)), Recipe("", (RECIPES["mse"].passes[0], method)))
+    assert max(held) <= method.widest(conv_net.graph) <= 20
+    (log,) = plan.logs("gptq")
+    assert log.summary == {"solved_in_parts": "stem (27 inputs), b (72 inputs)"}
+    assert [row["part"] for row in log.rows if row["op"] == "stem"] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert Gptq().widest(conv_net.graph) >= 27
+
+
+def test_columns_are_cut_into_few_parts_of_about_one_size_between_units():
+    assert [(c.start, c.stop) for c in columns_of(25_088, 10_000)] == [(0, 8362), (8362, 16725), (16725, 25088)]
+    assert [(c.start, c.stop) for c in columns_of(45, 20, 9)] == [(0, 9), (9, 27), (27, 45)]
+    assert [(c.start, c.stop) for c in columns_of(50, 20, 25)] == [(0, 16), (16, 33), (33, 50)]
+
+
+def test_the_variance_of_columns_keeps_its_digits_where_rows_hardly_move():
+    x = 1000 + 0.1 * rows()
+    torch.testing.assert_close(variances(x.split(70)), x.double().var(0, correction=0))
+
+
+def test_parts_that_are_larger_than_what_is_solved_at_once_are_refused():
+    with pytest.raises(ValueError, match="1 <= part <= whole"):
+        Gptq(whole=10, part=20)

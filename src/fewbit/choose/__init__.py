@@ -27,6 +27,7 @@ Search on the whole model
     loss              the whole model's loss
 GPTQ: the error of a rounded column goes into the others
     gptq              the pass
+    wide_layers       a layer with very many inputs, its columns in parts
     columns           codes of a weight, column by column
     moments           first and second moments of an op's inputs
     layer_rows        the inputs of each layer, quantized so far and in float

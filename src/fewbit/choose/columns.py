@@ -76,15 +76,14 @@ def errors_of(change: Float[Tensor, "o m"], gram: Float[Tensor, "g m m"]) -> Flo
 
 
 def block_scales(
-    w: Float[Tensor, "o m"], candidates: Sequence[Float[Tensor, "o b"]], grid: Grid, gram: Float[Tensor, "1 m m"]
+    w: Float[Tensor, "o m"], candidates: Sequence[Float[Tensor, "o b"]], grid: Grid, power: Float[Tensor, "m"]
 ) -> Float[Tensor, "o b"]:
     """For each group the candidate scale with the smallest squared error of its weights rounded to the nearest code, each
-    weighted with the power of its input: the output error where inputs are not correlated.
+    weighted with the `power` of its input: the output error where inputs are not correlated.
     """
     candidate_qparams = [QParams(in_multiples(scale, grid), torch.zeros_like(scale, dtype=torch.int32)) for scale in candidates]
     errors = [
-        ((fake(w, a, grid) - w).square() * gram[0].diagonal().float()).unflatten(1, (-1, grid.group_size)).sum(2)
-        for a in candidate_qparams
+        ((fake(w, a, grid) - w).square() * power.float()).unflatten(1, (-1, grid.group_size)).sum(2) for a in candidate_qparams
     ]
     best = torch.stack(errors).argmin(0)
     return torch.stack(list(candidates)).gather(0, best[None])[0]

@@ -19,6 +19,7 @@ from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, unsafe_codes, weight_of
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
+from fewbit.choose.wide_layers import solved_in_parts, variances
 from fewbit.core.device import wide
 from fewbit.core.graph import Graph, Op
 from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
@@ -31,15 +32,28 @@ from fewbit.workers import LOCAL, Workers, in_order
 NAME = "GPTQ"  # in fallbacks
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
 WORK = 1 << 23  # elements of all candidates that are held at a time
+WHOLE = 6144  # inputs of a layer that is solved at once: those of Swin-L's MLP (a 3 x 3 convolution of 512 channels has 4,608).
+# Their factors take 16 s of a core; of the 25,088 of VGG's first Linear 68 times as long, and 5 GB for each matrix
+PART = 2048  # columns of a part of a wider layer, whose factors take 0.7 s
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The codes of a weight, the bias (c_out,) that belongs to them (None: unchanged) and the ridge that was selected."""
+    """The codes of a weight, the bias (c_out,) that belongs to them (None: unchanged) and the ridge that was selected (None:
+    none is better), one for each part of the columns.
+    """
 
     choice: Choice
     bias: Tensor | None
-    ridge: float | None
+    ridges: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """The order in which the columns of each group are rounded, and the Cholesky factor of H⁻¹ in that order."""
+
+    order: Int[Tensor, "groups m"]
+    upper: Float[Tensor, "groups m m"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class Gptq:
     Where codes and what they multiply have at least `light` bits one GPTQ on the whole range with W itself, without a gain of
     linear layers, gives the same answers in a part of the time, with `few` tokens of each image, or as many as give `rows` for
     each input of a layer (bench/notes/accuracy-8-bits.md).
+
+    Of a layer with more than `whole` inputs the columns are solved in parts of at most `part` (choose/wide_layers.py).
     """
 
     ridges: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -81,10 +97,16 @@ class Gptq:
     rows: float = 2.5
     tokens: int | None = None  # of an image, of a linear layer; None: all
     images: int | None = None  # at most, evenly spread over all of them; None: all
+    whole: int = WHOLE
+    part: int = PART
 
     def widest(self, graph: Graph) -> int:
-        """The inputs of the widest layer, whose covariance is held."""
-        return max((math.prod(site.shape[1:]) for site in graph.sites if site.role == "weight"), default=0)
+        """The inputs of the widest layer, or part of one, whose covariance is held."""
+        return max((self.together(math.prod(site.shape[1:])) for site in graph.sites if site.role == "weight"), default=0)
+
+    def together(self, inputs: int) -> int:
+        """Of so many inputs of a layer, how many are solved together at most."""
+        return inputs if inputs <= self.whole else self.part
 
     def describe(self) -> str:
         """What it does, in a phrase for people."""
@@ -95,6 +117,8 @@ class Gptq:
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < s <= 1 for s in self.shares) or self.damp <= 0 or min(self.ridges, default=1) <= 0:
             raise ValueError(f"0 < shares <= 1, damp > 0 and ridges > 0 are allowed, not {self}")
+        if not 1 <= self.part <= self.whole:
+            raise ValueError(f"1 <= part <= whole is allowed, not {self}")
 
     def check(self, context: Context) -> None:
         """Raises BadImages without images."""
@@ -109,6 +133,7 @@ class Gptq:
         builder.fallbacks += left_out(wanted, batches)
         weights = self._weights(plan, context, batches)
         rows: list[dict[str, Json]] = []
+        divided: list[str] = []
         for site in graph.sites:
             choice = builder.choices.get(site.name)
             if choice is None:
@@ -118,17 +143,21 @@ class Gptq:
                 context.progress(site.name)
                 op = graph.op(site.readers[0][0])
                 inputs = math.prod(site.shape[1:])
-                method = self._for(op.kind, inputs, choice, builder.choices.get(op.operands["input"]), count_of(batches))
+                divided += [f"{op.name} ({inputs:,} inputs)"] if inputs > self.whole else []
+                read = builder.choices.get(op.operands["input"])
+                method = self._for(op.kind, self.together(inputs), choice, read, count_of(batches))
                 result = method._solve_layer(layers, op, choice, builder, weights.get(op.name))
                 if result is not None:
                     builder.set(result.choice)
-                    rows += [{"op": op.name, "ridge": result.ridge}] if method.ridges else []
+                    ridges = result.ridges if method.ridges else ()
+                    part = [{"part": f"{i} of {len(ridges)}"} if len(ridges) > 1 else {} for i in range(1, len(ridges) + 1)]
+                    rows += [{"op": op.name, **which, "ridge": ridge} for which, ridge in zip(part, ridges, strict=True)]
                 if result is not None and result.bias is not None:
                     builder.correct(op.name, result.bias)
                 else:
                     builder.decide_bias(op)
                 give_back()
-        return builder.plan(PassLog.of("gptq", self, rows))
+        return builder.plan(PassLog.of("gptq", self, rows, {"solved_in_parts": ", ".join(divided)} if divided else None))
 
     def _weights(self, plan: Plan, context: Context, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
         """Those of the positions of each op's output; none without `importance`."""
@@ -160,23 +189,31 @@ class Gptq:
         if choice.grid.widths:
             return None
         w = weight_of(graph, site)
-        found = layers.moments(
-            op, activation, self.places, len(w), residual=self.residual, tokens=self.tokens, positions=positions,
+        see = partial(
+            layers.moments, op, activation, self.places, len(w), tokens=self.tokens, positions=positions,
             target=bool(self.ridges) or self.gain,
         )  # fmt: skip
-        if found is None:
+        parted = math.prod(w.shape[1:]) > self.whole
+        rows = layers.rows(op, activation, self.places, residual=False) if parted else None
+        found = None if parted else see(residual=self.residual)
+        if found is None and rows is None:
             why, share = "rows of what it reads are cut for linear layers and Conv2d alone", graph.share(op.macs)
             builder.fallbacks.append(Fallback(choice.site, f"{NAME} weights", "those before", why, share))
             return None
-        fit, outside = found
-        whole = fit if outside is None else fit + outside
-        workers, ridge = builder.context.workers if whole.gram.shape[-1] >= LONG else LOCAL, None
-        if outside is not None and self.ridges:
-            ridge = self.ridge(w.flatten(1), fit.centre(), outside.centre(), workers)
-        del fit, outside
+        workers = builder.context.workers if self.together(math.prod(w.shape[1:])) >= LONG else LOCAL
         bias = tensor_of(graph, graph.site(op.operands["bias"])) if "bias" in op.operands else None
         min_scale = headroom(graph, site, builder.choices, grids).rows(choice.qparams, choice.grid)
-        result = self.layer(choice, w, bias, whole, ridge, min_scale)
+        if rows is not None:
+            power = variances(read for read, *_ in rows) if choice.grid.group_size else None
+            result = solved_in_parts(self, choice, w, bias, see, power, min_scale, workers)
+        elif found is not None:
+            (fit, outside), found = found, None
+            whole = fit if outside is None else fit + outside
+            ridge = None
+            if outside is not None and self.ridges:
+                ridge = self.ridge(w.flatten(1), fit.centre(), outside.centre(), workers)
+            del fit, outside
+            result = self.layer(choice, w, bias, whole, ridge, min_scale)
         if sums_are_safe(graph, result.choice, builder.choices, grids):
             return result
         builder.fallbacks.append(unsafe_codes(graph, result.choice, builder.choices, grids, NAME))
@@ -189,24 +226,44 @@ class Gptq:
 
         `whole` are the moments of all rows, which are gone then, `ridge` is λ; no scale is below `min_scale`.
         """
-        rows, (read, exact, residual) = w.flatten(1), whole.means()
-        real, fitted = rows, replace(whole, count=1)
-        if self.bias:
-            fitted = whole.centre()
-        if ridge is not None:
-            real = regressed(rows, fitted if self.bias else whole.centred(), ridge)
+        rows, means = w.flatten(1), whole.means()
+        real, fitted = self.fitted(rows, whole, ridge)
+        del whole
         new_codes, qparams = self.solve(real, choice.qparams, choice.grid, fitted, min_scale)
-        integers = new_codes.view_as(w).to(choice.grid.container)
-        result = replace(choice, qparams=qparams, codes=integers, method=described(self))
-        if self.gain and choice.grid.axis is not None:
-            factor = gain(real_weight(result), fitted.target(rows), fitted)
-            scale = (qparams.scale * rowwise(factor, qparams.scale)).maximum(min_scale)
-            result = replace(result, qparams=replace(qparams, scale=in_multiples(scale, choice.grid)))
+        result = replace(choice, qparams=qparams, codes=new_codes)
+        agreement = self.agreement(result, rows, fitted) if self.gain and choice.grid.axis is not None else None
+        return self.ended(result, w, bias, agreement, means, (ridge,), min_scale)
+
+    def fitted(self, rows: Float[Tensor, "o m"], whole: Moments, ridge: float | None) -> tuple[Tensor, Moments]:
+        """W* for the rows of a weight, and the moments that it and its codes are fitted on; those of `whole` are gone then."""
+        fitted = whole.centre() if self.bias else replace(whole, count=1)
+        if ridge is None:
+            return rows, fitted
+        return regressed(rows, fitted if self.bias else whole.centred(), ridge), fitted
+
+    def agreement(self, quantized: Choice, rows: Float[Tensor, "o m"], fitted: Moments) -> tuple[Tensor, Tensor]:
+        """cov(y, ŷ) and var(ŷ) of each output; y is what the rows of the real weight would give."""
+        return agreement(real_weight(quantized), fitted.target(rows), fitted)
+
+    def ended(
+        self, solved: Choice, w: Tensor, bias: Tensor | None, agreed: tuple[Tensor, Tensor] | None,
+        means: tuple[Tensor, Tensor, Tensor], ridges: tuple[float | None, ...], min_scale: Tensor,
+    ) -> Solved:  # fmt: skip
+        """The codes (c_out, m) of a weight in its own shape, with the gain of what `agreement` gives (None: no gain), and the
+        bias.
+        """
+        qparams, codes = solved.qparams, solved.codes
+        assert codes is not None
+        result = replace(solved, codes=codes.view_as(w).to(solved.grid.container), method=described(self))
+        if agreed is not None:
+            scale = (qparams.scale * rowwise(factor_of(*agreed), qparams.scale)).maximum(min_scale)
+            result = replace(result, qparams=replace(qparams, scale=in_multiples(scale, solved.grid)))
         if not self.bias:
-            return Solved(result, None, ridge)
-        missing = _product(rows, exact) - _product(real_weight(result), read) + residual
+            return Solved(result, None, ridges)
+        read, exact, residual = means
+        missing = _product(w.flatten(1), exact) - _product(real_weight(result), read) + residual
         shift = missing if bias is None else wide(bias) + missing
-        return Solved(result, shift.float(), ridge)
+        return Solved(result, shift.float(), ridges)
 
     def ridge(
         self, w: Float[Tensor, "o m"], inside: Moments, outside: Moments, workers: Workers = LOCAL
@@ -225,29 +282,64 @@ class Gptq:
         self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, floor: Tensor
     ) -> tuple[Int[Tensor, "o m"], QParams]:
         """Codes and scales for real weights on centred moments; `qparams` covers the whole range, no scale is below `floor`."""
-        shares = self.shares if grid.axis is not None else self.shares[:1]
-        scales = [qparams.scale * share for share in torch.tensor(shares)]
-        if grid.group_size:
-            scales.append(block_scales(w, scales, grid, moments.gram))
-        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(len(w)) for s in scales]
-        best_codes, best_scale = self._best(w, torch.stack(scales), grid, moments)
-        q = self._coordinate_descent(w, best_codes, best_scale, grid, moments)
-        final_scale = best_scale if grid.axis is not None else qparams.scale
+        power = moments.gram[0].diagonal() if grid.group_size else None
+        scales = self.scales(w, qparams, grid, power, floor)
+        chosen = scales[0]
+        ordered = self._ordered(moments)
+        if len(scales) > 1:
+            best_codes, chosen = self._best(w, scales, grid, moments, ordered)
+        else:
+            best_codes = self._gptq_codes(w, scales, grid, ordered)[0]
+        del ordered
+        q = self._coordinate_descent(w, best_codes, chosen, grid, moments)
+        final_scale = chosen if grid.axis is not None else qparams.scale
         return q.to(torch.int32), replace(qparams, scale=final_scale.float().contiguous())
 
-    def _best(
+    def scales(
+        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, power: Float[Tensor, "m"] | None, floor: Tensor
+    ) -> Float[Tensor, "k o ..."]:
+        """The scales that are tried for each row; `power` is that of each input, where rows have groups."""
+        shares = self.shares if grid.axis is not None else self.shares[:1]
+        scales = [qparams.scale * share for share in torch.tensor(shares)]
+        if power is not None:
+            scales.append(block_scales(w, scales, grid, power))
+        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(len(w)) for s in scales]
+        return torch.stack(scales)
+
+    def codes(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "o ..."], grid: Grid, moments: Moments
+    ) -> Float[Tensor, "o m"]:
+        """The codes for one scale of each row."""
+        q = self._gptq_codes(w, scale[None], grid, self._ordered(moments))[0]
+        return self._coordinate_descent(w, q, scale, grid, moments)
+
+    def lost(
         self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
+    ) -> Float[Tensor, "k o"]:
+        """The error of each output with GPTQ's codes for each of the scales."""
+        ordered, gram = self._ordered(moments), moments.gram.float()
+        return torch.cat([self._tried(w, part, grid, gram, ordered)[1] for part in self._at_once(w, scale)])
+
+    def _at_once(self, w: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """The scales, as many as are tried together."""
+        return scale.split(max(1, WORK // w.numel()))
+
+    def _tried(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, gram: Tensor, ordered: Ordered
+    ) -> tuple[Float[Tensor, "k o m"], Float[Tensor, "k o"]]:
+        """GPTQ's codes for each of the scales, and their errors."""
+        codes = self._gptq_codes(w, scale, grid, ordered)
+        return codes, torch.stack([errors_of(q * along(s, q, 0) - w, gram) for q, s in zip(codes, scale, strict=True)])
+
+    def _best(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments, ordered: Ordered
     ) -> tuple[Float[Tensor, "o m"], Float[Tensor, "o ..."]]:
         """GPTQ's codes of each output with the one of its scales that has the smallest error, and that scale."""
-        if len(scale) == 1:
-            return self._gptq_codes(w, scale, grid, moments)[0], scale[0]
-        o, m = w.shape
         gram, best_error, best_codes = moments.gram.float(), None, None
-        for part in scale.split(max(1, WORK // (o * m))):
-            part_codes = self._gptq_codes(w, part, grid, moments)
-            error = torch.stack([errors_of(q * along(s, q, 0) - w, gram) for q, s in zip(part_codes, part, strict=True)])
+        for part in self._at_once(w, scale):
+            part_codes, error = self._tried(w, part, grid, gram, ordered)
             index = error.argmin(0)
-            rows = torch.arange(o, device=w.device)
+            rows = torch.arange(len(w), device=w.device)
             if best_error is None or best_codes is None:
                 best_error, best_codes, best_scale = error[index, rows], part_codes[index, rows], part[index, rows]
             else:
@@ -258,22 +350,27 @@ class Gptq:
         assert best_codes is not None
         return best_codes, best_scale
 
-    def _gptq_codes(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
-    ) -> Float[Tensor, "k o m"]:
-        """GPTQ's codes of all groups for several scales of each channel, or of each of its groups."""
-        k, groups, h = len(scale), len(moments.gram), moments.gram
+    def _ordered(self, moments: Moments) -> Ordered:
+        """Of the columns of each group."""
+        h = moments.gram
         order = h.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
         if not self.order:
             order = torch.arange(h.shape[1], device=h.device).expand_as(order)
         h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
         upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h, self.damp)), upper=True).float()
+        return Ordered(order, upper)
+
+    def _gptq_codes(
+        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, ordered: Ordered
+    ) -> Float[Tensor, "k o m"]:
+        """GPTQ's codes of all groups for several scales of each channel, or of each of its groups."""
+        k, groups, order = len(scale), len(ordered.order), ordered.order
         rows = w.unflatten(0, (groups, -1)).repeat(1, k, 1)
         row_scale = by_row(scale.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2), rows)
         place = order[:, None].expand_as(rows)
         if row_scale.shape[2] > 1:
             row_scale = row_scale.gather(2, place)
-        q = column_codes(rows.gather(2, place), row_scale, grid, upper)
+        q = column_codes(rows.gather(2, place), row_scale, grid, ordered.upper)
         unordered = torch.empty_like(rows).scatter_(2, place, q)
         return unordered.unflatten(1, (k, -1)).transpose(0, 1).flatten(1, 2)
 
@@ -304,9 +401,18 @@ def _held_out_error(lacking: Tensor, inside: Moments, held_out: Tensor, outside:
 
 def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
     """The best factor for each output of quantized weights to match the target output; it goes into the scale."""
+    return factor_of(*agreement(w, target, moments))
+
+
+def agreement(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> tuple[Tensor, Tensor]:
+    """Of the outputs of quantized weights, each the covariance with its target and its own variance."""
     v = wide(w)
-    power = (moments.through(v) * v).sum(1)
-    best = (target * v).sum(1) / power.clamp_min(1e-30)
+    return (target * v).sum(1), (moments.through(v) * v).sum(1)
+
+
+def factor_of(together: Float[Tensor, "o"], power: Float[Tensor, "o"]) -> Float[Tensor, "o"]:
+    """The gain, of what `agreement` gives; 1 where it would be below a half or above two."""
+    best = together / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
 
 

@@ -39,16 +39,17 @@ class Layers:
 
     def moments(
         self, op: Op, activation: Choice | None, places: int, outputs: int, *, residual: bool, tokens: int | None = None,
-        positions: Tensor | None = None, target: bool = True,
+        positions: Tensor | None = None, target: bool = True, columns: slice | None = None,
     ) -> Fit | None:  # fmt: skip
         """The moments of what an op reads (`rows`), of `tokens` rows an image of a linear layer (None: of all), with those that
-        the layer's `target` needs or without.
+        the layer's `target` needs or without; of some of the `columns` of each group alone (None: of all).
 
         Layers that read the same, such as those of queries, keys and values, share them.
         """
         groups = argument(self.nodes[op.node], 6, "groups", 1) if op.kind != "linear" else 1
         tensor = self.graph.site(op.operands["input"]).tensor
         alone = op.kind != "linear" or positions is not None or (residual and self._other(op) is not None)
+        alone = alone or columns is not None
         if not alone and self._last is not None and self._last.is_of(tensor, activation, tokens, target):
             return self._last.of_outputs(outputs)
         self._last = None
@@ -57,6 +58,8 @@ class Layers:
             return None
         if tokens is not None and op.kind == "linear":
             pieces = (_drawn(piece, tokens * self.images, i) for i, piece in enumerate(pieces))
+        if columns is not None:
+            pieces = (_cut(piece, groups, columns) for piece in pieces)
         found = fit, outside = moments_of(pieces, groups, outputs, target=target)
         if not alone and sum(user.target == self.nodes[op.node].target for user in self.nodes[tensor].users) > 1:
             self._last = _Read(tensor, activation, tokens, target, fit.copied(), None if outside is None else outside.copied())
@@ -128,6 +131,13 @@ def _drawn(piece: Piece, most: int, number: int) -> Piece:
     read, exact, *others = piece
     error, weight = (None if one is None else one[some] for one in others)
     return read[some], exact[some], error, weight
+
+
+def _cut(piece: Piece, groups: int, columns: slice) -> Piece:
+    """The same rows, of which each group has some of its columns."""
+    read, exact, *others = piece
+    read, exact = (rows.unflatten(1, (groups, -1))[:, :, columns].flatten(1) for rows in (read, exact))
+    return read, exact, *others
 
 
 def _sampled(positions: Tensor, rows: Iterable[Tensor], firsts: Iterable[int]) -> Iterator[Tensor]:

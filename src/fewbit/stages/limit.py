@@ -21,7 +21,7 @@ def check_memory_limit(limit: str | None, program: ExportedProgram, graph: Graph
     widest = max(solved, default=0)
     least = needed(weights, widest)
     if parse(limit) < least:
-        layer = f" and {widest:,} inputs to a layer" if solved else ""
+        layer = f" and {widest:,} inputs to a layer at a time" if solved else ""
         raise FewbitError(
             f"--memory {limit} is too small: a model with {weights / 1e6:,.0f} MB of float weights{layer} takes about "
             f"{shown(least)}; type --memory {shown(least)}."
