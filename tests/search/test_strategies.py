@@ -323,6 +323,24 @@ def test_the_points_of_any_number_of_evaluations_keep_the_budget(monkeypatch, na
         assert all(costs[what] <= limit for what, limit in limits.items())
 
 
+@pytest.mark.parametrize(("more", "fewest"), [(0, 0), (1, 5), (2.6, 6), (4, 7)])
+@pytest.mark.parametrize("limits", [{}, {"bytes": 1100.0}])
+def test_fewer_bits_than_weights_can_have_are_not_tried_where_nobody_asked_for_them(monkeypatch, name, limits, more, fewest):
+    """Weights that stay float count 32 bits: with enough of them no other widths get the average down to 7."""
+
+    class Heavy(Made):
+        def costs(self, candidate):
+            return {"bits": bits(candidate)["bits"] + more, "bytes": 100 * (bits(candidate)["bits"] + more)}
+
+    monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "Scored", lambda *_: separable)
+    problem = Heavy(limits)
+    history = climb(problem, STRATEGIES[name], 40)
+    assert len(history.trials) > 4
+    assert min(trial.costs["bits"] for trial in history.trials) >= fewest
+    points = [problem.costs(history.trials[point].candidate) for point in pick(problem, history, 3)]
+    assert all(costs[what] <= limit for costs in points for what, limit in limits.items())
+
+
 def test_a_budget_that_nothing_keeps_is_refused_before_the_search(monkeypatch, name):
     monkeypatch.setattr(importlib.import_module("fewbit.search.search"), "Scored", lambda *_: pytest.fail)
     fewest = min(bits(candidate)["bits"] for candidate in itertools.product(*(range(len(d.options)) for d in DIMENSIONS)))

@@ -235,7 +235,10 @@ def climb(
     whole = problem.problem(problem.limits)
     build(whole, evaluations, seed)  # raises where nothing keeps the budget
     cost = problem.costs(problem.problem({}).start)
-    ladder = stages(problem.limits, cost)
+    ladder = [
+        limits for limits in stages(problem.limits, cost)
+        if limits == problem.limits or problem.problem(limits).repaired(whole.start) is not None  # nobody asked for the others
+    ]  # fmt: skip
     if len(ladder) > evaluations:
         ladder = [dict(problem.limits)]
     score = Scored(problem.model, problem.loss, problem.dimensions, problem.always)
