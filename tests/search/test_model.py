@@ -11,8 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fewbit.choose import parse_bits
+from fewbit.cli import app
+from fewbit.cli.terminal import PLAIN
 from fewbit.core.record import Record
 from fewbit.errors import BadFile, FewbitError, UnknownName
 from fewbit.execute.simulate import simulate
@@ -355,6 +358,31 @@ def test_the_bytes_of_a_candidate_are_those_of_its_file(request, which, edges, t
     for candidate in several:
         slack = 0 if edges == "weights" else 0.02 * written(candidate)
         assert sizes(dimensions, candidate)["bytes"] == pytest.approx(written(candidate), abs=2 + slack)
+
+
+def test_the_front_is_of_the_ratios_that_are_shown_and_medians_that_say_something_else_are_marked(monkeypatch, tmp_path, vit):
+    model = model_of(vit)
+    problem = problem_of(model, Loss(vit.graph, [vit.images], None), made_up(model, lambda name: 1.0), {})
+    judge = Judge(problem, None, None, tmp_path, 1)
+    row = {**searched()["points"][0], "float_ms": 2.0}
+    files = iter([
+        {**row, "bytes": 200, "ms": 1.2, "faster": 0.72},  # by the medians the fastest of all
+        {**row, "bytes": 100, "ms": 1.99, "faster": 0.997},  # as fast, as good, smaller
+        {**row, "bytes": 150, "ms": 1.97, "faster": 1.004},  # shown as fast as well
+    ])  # fmt: skip
+    monkeypatch.setattr(Judge, "artefact", lambda *_: next(files))
+    first = {**row, "point": "uniform 8", "bytes": 300, "ms": 1.0, "faster": 2.0, "quantized": 90.0}
+    trial = Trial(problem.problem({}).start, 0.0, {"bytes": 1.0, "ms": 2.0})
+    rows = judge.points(first, [trial] * 3, tmp_path, lambda: None)
+    assert [one["front"] for one in rows] == [True, False, True, False]
+    said = "1.39\u00a0× slower in paired rounds, and 1.67\u00a0× faster by these two medians: noise"
+    page = frontpage.render({**searched(), "points": rows})
+    assert said in page
+    assert page.count("noise") == 3  # in the table, where the point is drawn and where it is picked
+    monkeypatch.setattr("fewbit.search.execute", lambda *_: {"points": rows})
+    printed = CliRunner().invoke(app, ["search", "demo", "--out", str(tmp_path / "out")], catch_exceptions=False).output
+    assert printed.count("noise") == 1
+    assert f"01 beside float: {said.translate(PLAIN)}." in printed
 
 
 def test_a_point_over_the_budget_is_not_among_those_that_are_recommended(monkeypatch, tmp_path, vit):

@@ -18,7 +18,7 @@ def search(request: SearchRequest) -> None:
 
     with drawn() as progress:
         points = execute(request, progress)["points"]
-    from fewbit.report.words import measured, megabytes, percent, speed
+    from fewbit.report.words import is_noise, measured, megabytes, paired_speed, percent, speed
 
     table = Table("point", "accuracy", "agreement", "ms", "predicted", "than float", "file", "bits", "front")
     for row in points:
@@ -29,6 +29,9 @@ def search(request: SearchRequest) -> None:
         )  # fmt: skip
     out.print(table)
     for row in points:
+        times = row["float_ms"], row["ms"], row["faster"]
+        if is_noise(*times):
+            out.print(f"{row['point']} beside float: {paired_speed(*times).translate(PLAIN)}.", soft_wrap=True)
         if row["over"]:
             out.print(f"{row['point']} is over the budget: {row['over']}.", soft_wrap=True)
         if row["front"]:

@@ -9,7 +9,7 @@ from fewbit.report.page import templates
 from fewbit.report.scale import Axis
 from fewbit.report.tables import around, headline
 from fewbit.report.views import Facts, Table
-from fewbit.report.words import Json, measured, megabytes, percent, plural, speed, title_of, titled
+from fewbit.report.words import Json, is_noise, measured, megabytes, paired_speed, percent, plural, speed, title_of, titled
 
 FRONT = Points(
     Axis("score", "{title}"), Axis("bytes", "ONNX file, MB (10⁶ bytes)", 1e-6), group="{place}", label="{point}",
@@ -33,7 +33,8 @@ def drawn(row: Json) -> dict[str, Any]:
     """A point with what the page shows of it."""
     labelled = row["quantized"] is not None
     measure, score, unit = headline(row)
-    beside = speed(row["faster"])
+    times = row["float_ms"], row["ms"], row["faster"]
+    beside = paired_speed(*times) if is_noise(*times) else speed(row["faster"])
     scores = [f"{measured(score, unit)} {measure}"] if labelled else []
     scores += [f"{percent(row['agreement'])} {row['agreement_measure']}"]
     said = f"{row['point']}: {', '.join(scores)}, {row['ms']:.3g} ms ({beside}), {megabytes(row['bytes'])}"

@@ -109,9 +109,16 @@ def places(names: Sequence[Any]) -> str:
 
 def speed(ratio: float) -> str:
     """How much faster or slower something is than what took `ratio` times as long: never "0.92 times faster"."""
-    if abs(ratio - 1) < 0.005:
+    if as_shown(ratio) == 1:
         return "as fast"
     return f"{ratio:.2f}{UNIT}× faster" if ratio > 1 else f"{1 / ratio:.2f}{UNIT}× slower"
+
+
+def as_shown(ratio: float) -> float:
+    """The ratio that `speed` shows, with no more digits than there."""
+    if abs(ratio - 1) < 0.005:
+        return 1.0
+    return round(ratio, 2) if ratio > 1 else 1 / round(1 / ratio, 2)
 
 
 def paired_speed(before: float, after: float, ratio: float) -> str:
@@ -123,7 +130,12 @@ def paired_speed(before: float, after: float, ratio: float) -> str:
     if said == other:
         return said
     paired = f"{said} in paired rounds"
-    return paired if abs(alone / ratio - 1) < NEAR else f"{paired}, and {other} by these two medians: noise"
+    return f"{paired}, and {other} by these two medians: noise" if is_noise(before, after, ratio) else paired
+
+
+def is_noise(before: float, after: float, ratio: float) -> bool:
+    """Whether two times and the median of their paired rounds say something else."""
+    return speed(ratio) != speed(before / after) and abs(before / after / ratio - 1) >= NEAR
 
 
 def size(before: float, after: float) -> str:

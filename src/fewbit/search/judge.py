@@ -16,6 +16,7 @@ from fewbit.folder import TWIN
 from fewbit.onnx_file import DATA, bytes_of
 from fewbit.report.frontpage import goodness
 from fewbit.report.tables import average_weight_bits
+from fewbit.report.words import as_shown
 from fewbit.search.budget import shown, typed
 from fewbit.search.run import Trial, pareto
 from fewbit.stages.realize import write_model
@@ -55,7 +56,8 @@ class Judge:
         """A row for each point, the smallest first, behind that of the uniform plan; `final` is where the folder will be.
 
         `over`: in words, which limits the file is over as measured. `front`: it is over none, and no other such point is as
-        good in accuracy, milliseconds and bytes. `ms` is measured, `predicted_ms` predicted.
+        good in accuracy, time and bytes. `ms` is measured, `predicted_ms` predicted; times are compared by `faster`, the ratio
+        to the float model in paired rounds, as it is shown.
         """
         rows = [first]
         for number, trial in enumerate(trials, 1):
@@ -77,7 +79,7 @@ class Judge:
             progress()
         rows = [{**row, "over": over(row, self.problem.limits)} for row in rows]
         within = [i for i, row in enumerate(rows) if not row["over"]]
-        columns = [[-goodness(row), round(row["ms"] / row["float_ms"], 2), row["bytes"]] for row in (rows[i] for i in within)]
+        columns = [[-goodness(row), -as_shown(row["faster"]), row["bytes"]] for row in (rows[i] for i in within)]
         front = {within[k] for k in pareto(columns)}
         return [{**row, "front": i in front} for i, row in enumerate(rows)]
 
