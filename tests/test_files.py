@@ -17,7 +17,20 @@ from safetensors.torch import save_file
 
 from fewbit.core.grid import Grid
 from fewbit.errors import BadFile, Stopped
-from fewbit.files import mapped_tensors, pack, read_json, read_tensors, sha256, unpack, write_atomic, write_json, write_tensors
+from fewbit.files import (
+    Journal,
+    mapped_tensors,
+    pack,
+    read_json,
+    read_state,
+    read_tensors,
+    sha256,
+    unpack,
+    write_atomic,
+    write_json,
+    write_state,
+    write_tensors,
+)
 
 
 @st.composite
@@ -165,3 +178,41 @@ def test_tensors_of_any_layout_and_in_the_same_memory_are_read_as_they_were(tmp_
         assert {name: value.tolist() for name, value in read(tmp_path / "a").items()} == {
             name: value.tolist() for name, value in given.items()
         }
+
+
+def test_a_changed_or_cut_line_of_a_journal_ends_it_and_is_computed_again(tmp_path):
+    path, calls = tmp_path / "journal", []
+
+    def run() -> list[float]:
+        calls.clear()
+        journal = Journal(path)
+        return [journal.value(key, lambda key=key: calls.append(key) or float(len(key)) / 4) for key in ("a", "bb", "ccc")]
+
+    assert run() == [0.25, 0.5, 0.75]
+    whole = path.read_bytes()
+    for found in (
+        whole.replace(b'"value": 0.5', b'"value": 0.1'),
+        whole[: len(whole) // 2],
+        whole.replace(b'"check": ', b'"x": '),
+    ):
+        path.write_bytes(found)
+        assert run() == [0.25, 0.5, 0.75]
+        assert calls[-2:] == ["bb", "ccc"]
+    assert (run(), calls) == ([0.25, 0.5, 0.75], [])
+
+
+def test_unfinished_work_with_one_changed_bit_is_refused(tmp_path):
+    path, tensors = tmp_path / "state", {"a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(7), "none": torch.zeros(0)}
+    write_state(path, tensors, {"loss": 0.25})
+    found, about = read_state(path)
+    assert about == {"loss": 0.25}
+    assert {name: (t.dtype, t.tolist()) for name, t in found.items()} == {n: (t.dtype, t.tolist()) for n, t in tensors.items()}
+    whole = path.read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")].rstrip()
+    for place in (*range(8, 8 + len(header)), *range(len(whole) - 32, len(whole))):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BadFile, match=r"is damaged .*starts anew"):
+            read_state(path)
+    path.write_bytes(whole[:-3])
+    with pytest.raises(BadFile, match=r"is damaged .*starts anew"):
+        read_state(path)

@@ -53,6 +53,7 @@ HOME = {
     "tasks": "task",
     "stages": "pipeline",
     "run": "pipeline",
+    "unfinished": "pipeline",
     "__main__": "cli",
     "": "pipeline",
 }  # what stands beside the rooms; "" is __init__.py

@@ -18,10 +18,25 @@ from fewbit import Run
 from fewbit.data import images as decoded
 from fewbit.data.images import Memory, open_images
 from fewbit.data.preprocess import Preprocess
-from fewbit.errors import BadValues, FewbitError
+from fewbit.errors import BadValues, FewbitError, Stopped
 from fewbit.files import write_json
+from fewbit.folder import Workplace
+from fewbit.progress import Progress
 from fewbit.run import quantize
 from fewbit.stages import REOPENED, STAGES, Stage
+from fewbit.unfinished import keep_rows, rows_so_far
+
+
+class Told(Progress):
+    """What the user was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
 
 SAME = ("plan.json", "plan.safetensors", "model.onnx", "float.onnx", "images.safetensors", "exported.pt2")
 
@@ -121,13 +136,7 @@ def whole(place: Path) -> Path:
     return Path(small(place, place / "whole").folder)
 
 
-STOPS = {stage.name: () if stage.name in ("choose", "evaluate") else pytest.mark.slow for stage in STAGES}
-
-
-@pytest.mark.parametrize("name", [pytest.param(k, marks=v) for k, v in STOPS.items() if k not in ("load", "curve", "twin")])
-def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def killed_behind(name: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
     once = Run.do
 
     def killed(self: Run, stage: str, **given: Any) -> Any:
@@ -138,8 +147,18 @@ def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(Run, "do", killed)
     with pytest.raises(KeyboardInterrupt):
-        small(place, tmp_path / "run")
+        run()
     monkeypatch.setattr(Run, "do", once)
+
+
+STOPS = {stage.name: () if stage.name in ("choose", "evaluate") else pytest.mark.slow for stage in STAGES}
+
+
+@pytest.mark.parametrize("name", [pytest.param(k, marks=v) for k, v in STOPS.items() if k not in ("load", "curve", "twin")])
+def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    killed_behind(name, monkeypatch, lambda: small(place, tmp_path / "run"))
     assert (tmp_path / "run.part" / "request.json").exists()
     small(place, tmp_path / "run")
     for file in SAME:
@@ -147,11 +166,96 @@ def test_a_run_that_was_killed_in_any_stage_goes_on_to_the_same_bytes(
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in whole.iterdir()}
 
 
+def test_a_changed_file_of_a_killed_run_is_refused_by_name_and_made_again_once_it_is_removed(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    killed_behind("summarize", monkeypatch, lambda: small(place, out))
+    part = tmp_path / "run.part"
+    for name in ("exported.pt2", "plan.safetensors", "stages.json"):
+        content = (part / name).read_bytes()
+        (part / name).write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+        with pytest.raises(
+            Stopped, match=rf"run\.part/{re.escape(name)} (was changed after|is not as).*remove it: the same command"
+        ):
+            small(place, out)
+        assert (part / name).exists()
+        (part / name).write_bytes(content)
+    (part / "plan.safetensors").unlink()
+    small(place, out)
+    for file in SAME:
+        assert (out / file).read_bytes() == (whole / file).read_bytes(), file
+    assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_what_was_made_of_a_removed_file_is_made_again_and_what_no_stage_finished_too(tmp_path: Path) -> None:
+    assert Run(tmp_path, Fake().stages(), {})["c"] == "1123"
+    (tmp_path / "a.json").unlink()
+    fake = Fake()
+    run = Run(tmp_path, fake.stages(), {})
+    assert (run["a"], run["b"], fake.calls) == ("1", "12", ["a", "b"])
+    (tmp_path / "stages.json").unlink()  # as where a stage is killed between its file and the digest
+    (tmp_path / "a.json").write_text("half")
+    fake = Fake()
+    run = Run(tmp_path, fake.stages(), {})
+    assert (run["a"], run["b"], fake.calls) == ("1", "12", ["a", "b"])
+
+
+def test_each_file_of_a_stage_is_compared_before_it_is_used(tmp_path: Path) -> None:
+    def stages() -> tuple[Stage, ...]:
+        def made(folder: Path) -> int:
+            for name in ("a.json", "b.onnx", "b.onnx.data"):
+                (folder / name).write_text(name)
+            return 1
+
+        return (Stage("first", made, ("a",), ("a.json", "b.onnx"), lambda folder: 2),)
+
+    assert (Run(tmp_path, stages(), {})["a"], Run(tmp_path, stages(), {})["a"]) == (1, 2)
+    for name in ("a.json", "b.onnx", "b.onnx.data"):
+        (tmp_path / name).write_text("another")
+        with pytest.raises(Stopped, match=rf"{name} was changed after fewbit wrote it"):
+            _ = Run(tmp_path, stages(), {})["a"]
+        (tmp_path / name).unlink()
+        assert (Run(tmp_path, stages(), {})["a"], Run(tmp_path, stages(), {})["a"]) == (1, 2)
+
+
+@pytest.mark.parametrize("file", ["goal.json", "curve.json"])
+def test_changed_rows_of_a_killed_run_are_refused_by_name(tmp_path: Path, file: str) -> None:
+    rows = [{"drop": 0.25, "images": 8}, {"drop": 1.5, "images": 16}]
+    assert rows_so_far(tmp_path / file) == []
+    keep_rows(tmp_path / file, rows)
+    assert rows_so_far(tmp_path / file) == rows
+    content = (tmp_path / file).read_bytes()
+    for changed in (content.replace(b"0.25", b"0.75"), content[: len(content) // 2], b"[]", b""):
+        (tmp_path / file).write_bytes(changed)
+        with pytest.raises(Stopped, match=rf"{file} is not as fewbit wrote it\. Restore it, or remove it"):
+            rows_so_far(tmp_path / file)
+
+
 def test_another_request_empties_what_a_killed_run_left(place: Path, tmp_path: Path) -> None:
     (tmp_path / "run.part").mkdir()
     write_json(tmp_path / "run.part" / "request.json", {"request": "another"})
     (tmp_path / "run.part" / "plan.json").write_text("{")
-    assert not small(place, tmp_path / "run").checks.wrong
+    told = Told()
+    assert not small(place, tmp_path / "run", progress=told).checks.wrong
+    (line,) = told.lines
+    assert line.startswith(f"{tmp_path / 'run.part'} has unfinished work, which cannot be used")
+
+
+def test_a_command_whose_unfinished_work_is_given_up_is_named_and_one_that_goes_on_says_nothing(tmp_path: Path) -> None:
+    def told(identity: str, command: str) -> list[str]:
+        said = list[str]()
+        with Workplace(tmp_path / "run", by=command) as place:
+            place.resume({"request": identity}, lambda line: said.append(f"{line} {(place.part / 'plan.json').exists()}"))
+            (place.part / "plan.json").write_text("{}")
+        return said
+
+    assert told("one", "fewbit quantize demo --recipe best") == []
+    assert told("one", "fewbit quantize demo --recipe best --threads 3") == []
+    (line,) = told("another", "fewbit search demo")
+    assert "unfinished work of fewbit quantize demo --recipe best, which cannot be used" in line
+    assert line.endswith("given up and deleted. True")  # said before it is gone
+    assert told("another", "fewbit search demo") == []
 
 
 def test_commands_on_a_finished_run_are_its_stages() -> None:

@@ -12,6 +12,7 @@ import pickle
 import re
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,6 +128,25 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path} is not readable JSON ({error}); {AGAIN}") from error
 
 
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object with the SHA-256 of its own text. Raises ValueError for NaN."""
+    write_json(path, {**record, "digest": text_digest(record)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the digest. Raises BadFile where it is missing or has changed since."""
+    record = read_json(path)
+    rest = {name: value for name, value in record.items() if name != "digest"} if isinstance(record, dict) else {}
+    if not rest or json_text({**rest, "digest": text_digest(rest)}) != path.read_text(encoding="utf-8"):
+        raise BadFile(f"{path} is not as fewbit wrote it.")
+    return rest
+
+
+def text_digest(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of the text of a JSON object."""
+    return hashlib.sha256(json_text(record).encode()).hexdigest()
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises BadFile where it is missing or broken."""
     from safetensors import SafetensorError
@@ -170,6 +190,42 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def write_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write unfinished work, with the SHA-256 that `read_state` compares."""
+    text = json.dumps(about)
+    write_tensors(path, tensors, {"about": text, "sha256": _state_digest(tensors, text)})
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the rest of unfinished work. Raises BadFile where anything of it has changed."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _state_digest(tensors, said["about"]) != said["sha256"]:
+            raise ValueError("its SHA-256 is wrong")
+        return tensors, json.loads(said["about"])
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _state_digest(tensors: Mapping[str, Tensor], about: str) -> str:
+    import torch
+
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> BadFile:
+    why = shortened(str(error).partition("\n")[0], 100)
+    return BadFile(f"{path} is damaged ({why}), so nothing can go on from it; the same command again starts anew.")
+
+
 @contextmanager
 def going_on_from(path: Path) -> Iterator[Any]:
     """What `torch.save` has left in a file. Raises BadFile where a byte of it has changed, or where the block cannot use it."""
@@ -184,10 +240,7 @@ def going_on_from(path: Path) -> Iterator[Any]:
         OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile,
         pickle.UnpicklingError,
     ) as error:  # fmt: skip
-        raise BadFile(
-            f"{path} is damaged ({shortened(str(error).partition(chr(10))[0], 100)}), so nothing can go on from it; the same "
-            "command again starts anew."
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def sha256(path: Path) -> str:
@@ -229,8 +282,8 @@ class Journal:
     """Slow results in a file, one line each, in the order of the calls.
 
     A resumed run does not compute them again: the same keys in the same order return the values of the file; at the first
-    other key the rest of the file is dropped. Without a path nothing is stored. `clock` returns seconds, `spent` are those of
-    the work before the journal began.
+    other key, and at a line that was cut off or does not match its checksum, the rest of the file is dropped. Without a path
+    nothing is stored. `clock` returns seconds, `spent` are those of the work before the journal began.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, spent: float = 0.0) -> None:
@@ -238,9 +291,11 @@ class Journal:
         self._known: list[dict[str, Any]] = []
         self._place = 0  # bytes of the lines that were used
         if path is not None and path.exists():
-            with suppress(ValueError, KeyError, UnicodeDecodeError):  # a line that was cut off ends the file
+            with suppress(ValueError, KeyError, UnicodeDecodeError):  # a line that was cut off, or changed, ends the file
                 for line in path.read_bytes().splitlines(keepends=True):
                     row = json.loads(line)
+                    if row.pop("check") != _check(row):
+                        break
                     self._known.append({k: row[k] for k in ("key", "value", "seconds")} | {"bytes": len(line)})
         self._known.reverse()
         self._before, self._began = spent, clock()
@@ -266,13 +321,18 @@ class Journal:
         number = compute()
         if self._path is not None:
             row = {"key": key, "value": number if math.isfinite(number) else None, "seconds": self.seconds}
-            line = (json.dumps(row) + "\n").encode()
+            line = (json.dumps({**row, "check": _check(row)}) + "\n").encode()
             with self._path.open("r+b" if self._path.exists() else "wb") as file:
                 file.seek(self._place)
                 file.truncate()
                 file.write(line)
             self._place += len(line)
         return number
+
+
+def _check(row: Mapping[str, Any]) -> int:
+    """The checksum of a line."""
+    return zlib.crc32(json.dumps(row).encode())
 
 
 def is_archive(path: Path) -> bool:

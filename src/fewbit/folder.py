@@ -7,20 +7,19 @@ search.json) has the SHA-256 of every file, and of itself: whoever reads the fol
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fewbit.errors import BadFile, FewbitError, InUse, Stopped, stopped
-from fewbit.files import beside, json_text, read_json, sha256, write_json
+from fewbit.errors import BadFile, FewbitError, InUse, Stopped, shortened, stopped
+from fewbit.files import beside, read_json, read_sealed, sha256, write_json, write_sealed
 
 EXPORTED = "exported.pt2"  # of a run: the model that was given
 PLAN, NUMBERS = "plan.json", "plan.safetensors"
@@ -32,7 +31,9 @@ COMMANDS = {"run": "quantize", "search": "search", "sensitivity": "sensitivity",
 RECORDS = {kind: f"{kind}.json" for kind in COMMANDS}  # the file with the hashes of the others
 RECORD = RECORDS["run"]
 MARKS = {"run": PLAN, "search": "points", "sensitivity": "sensitivity.html", "sweep": "rows"}  # what stands beside it
+COMMAND = "command"  # in the note
 NOTE, LOCK = "request.json", "lock"  # whose work a `.part` is, and which process is at it
+WRITTEN = "stages.json"  # of a `.part`: the digests of what its stages have written
 SCRATCH = "scratch-"  # folders for a moment
 ANOTHER = "give another folder: --out DIR."
 
@@ -45,7 +46,7 @@ def seal(folder: Path, kind: str = "run", only: Iterable[str] = ()) -> None:
     names = tuple(only) or [name for name in _files(folder) if name not in (RECORDS[kind], LOCK)]
     before = record.get("files", {}) if only else {}
     record["files"] = dict(sorted({**before, **{name: sha256(folder / name) for name in names}}.items()))
-    write_json(path, {**record, "digest": _digest(record)})
+    write_sealed(path, record)
 
 
 def checked(folder: Path, kind: str = "run") -> dict[str, Any]:
@@ -54,18 +55,14 @@ def checked(folder: Path, kind: str = "run") -> dict[str, Any]:
         raise BadFile(f"{folder} is not a folder; give one that `fewbit {COMMANDS[kind]}` wrote.")
     path, again = folder / RECORDS[kind], f"write it again with fewbit {COMMANDS[kind]} --force"
     try:
-        record = read_json(path)
-        rest = {name: value for name, value in record.items() if name != "digest"}
-        intact = json_text({**rest, "digest": _digest(rest)}) == path.read_text(encoding="utf-8")
-    except (AttributeError, BadFile, ValueError, RecursionError):
+        record = read_sealed(path)
+    except (BadFile, ValueError, RecursionError) as error:
         if not path.exists():
             raise
-        intact = False
-    if not intact:
         raise BadFile(
             f"{path} is not as fewbit wrote it, so nothing says what the other files should be; restore it, or remove {folder} "
             f"and write it again with fewbit {COMMANDS[kind]}."
-        )
+        ) from error
     missing = [name for name in record["files"] if not (folder / name).is_file()]
     if missing:
         raise BadFile(f"{folder} has no {', '.join(missing)}; {again}.")
@@ -132,7 +129,7 @@ class Workplace:
     def __init__(
         self, out: Path, kind: str = "run", *, force: bool = False, by: str = "fewbit", lasting: bool = True
     ) -> None:  # fmt: skip
-        self.out, self.kind, self.force, self.lasting = out, kind, force, lasting
+        self.out, self.kind, self.force, self.by, self.lasting = out, kind, force, by, lasting
         with _named(out):
             check_out(out, kind, force=force)
             self.part = out.with_name(out.name + ".part")
@@ -148,14 +145,21 @@ class Workplace:
         self.ours = (self.part / NOTE).exists() is False  # nothing of an earlier request lies here
         self.published = False
 
-    def resume(self, identity: Mapping[str, Any]) -> None:
-        """Keep what a killed run of the same request left, and delete what one of another request did."""
+    def resume(self, identity: Mapping[str, Any], say: Callable[[str], None] = lambda text: None) -> None:
+        """Keep what a killed run of the same request left, and delete what one of another request did, once that is said."""
         note = self.part / NOTE
-        if not note.exists() or read_json(note) != identity:
-            for path in self.part.iterdir():
-                if path.name != LOCK:
-                    _remove(path)
-            write_json(note, identity)
+        before = read_json(note) if note.exists() else {}
+        if {name: value for name, value in before.items() if name != COMMAND} != identity:
+            lost = [path for path in self.part.iterdir() if path.name != LOCK]
+            if any(path.name not in (NOTE, beside(note).name) for path in lost):
+                command = f" of {shortened(str(before[COMMAND]), 300)}" if before.get(COMMAND) else ""
+                say(
+                    f"{self.part} has unfinished work{command}, which cannot be used: this command, its model, its images or "
+                    "the versions are others. It is given up and deleted."
+                )
+            for path in lost:
+                _remove(path)
+            write_json(note, {**identity, COMMAND: self.by})
         for left in list(self.part.glob(f"{SCRATCH}*")):
             _remove(left)
         self.ours = True
@@ -163,7 +167,7 @@ class Workplace:
     def publish(self, scratch: Iterable[str] = ()) -> Path:
         """Remove scratch files, seal the folder and rename it to `out`, which is returned. Raises Stopped where that fails."""
         try:
-            for name in (NOTE, *scratch):
+            for name in (NOTE, WRITTEN, *scratch):
                 _remove(self.part / name)
             seal(self.part, self.kind)
             check_out(self.out, self.kind, force=self.force)
@@ -279,8 +283,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record's text without its own digest."""
-    return hashlib.sha256(json_text(record).encode()).hexdigest()

@@ -42,6 +42,9 @@ class Progress:
     def end(self, name: str, seconds: float) -> None:
         """A stage is over."""
 
+    def say(self, line: str) -> None:
+        """A sentence that the user has to read now."""
+
     def close(self) -> None:
         """Nothing more will come."""
 

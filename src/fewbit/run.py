@@ -23,6 +23,7 @@ from fewbit.errors import BadImages, FewbitFailed
 from fewbit.folder import Workplace, checked
 from fewbit.progress import Lines, Progress
 from fewbit.request import Request
+from fewbit.unfinished import Unfinished
 from fewbit.workers import LOCAL, Workers, opened
 from fewbit.workers.machines import file_of, refuse_missing
 
@@ -172,6 +173,7 @@ class Run:
         record: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.progress, self.record = folder, progress or Progress(), record or {}
+        self.unfinished = Unfinished(folder) if record is None else None
         self.stages = {stage.name: stage for stage in stages}
         self.values: dict[str, Any] = {"folder": folder, "progress": self.progress, "run": self, "workers": LOCAL, **values}
 
@@ -182,7 +184,8 @@ class Run:
     ) -> Run:  # fmt: skip
         """A run that works in `<out>.part` (in a temporary folder where the request has no `out`), best in a `with` block.
 
-        A killed run of the same request is resumed, any other is deleted. Raises BadFile where `out` cannot be replaced.
+        A killed run of the same request is resumed, any other is deleted, which is said. Raises BadFile where `out` cannot be
+        replaced.
         """
         keep = tempfile.TemporaryDirectory(prefix="fewbit-") if request.out is None else None
         final = Path(keep.name) / "run" if keep is not None else request.out
@@ -195,7 +198,7 @@ class Run:
         with ExitStack() as failing:
             failing.push(run)
             run.values["identity"] = run["inputs"].identity(request)
-            place.resume(run["identity"])
+            place.resume(run["identity"], run.progress.say)
             failing.pop_all()
         return run
 
@@ -231,7 +234,7 @@ class Run:
     def do(self, name: str, **overrides: Any) -> Any:
         """Run a stage, or load its files where a killed run left them; the results are stored. Returns its value (or values).
 
-        `overrides` replace inputs of the stage, which then always runs.
+        `overrides` replace inputs of the stage, which then always runs. Raises Stopped where such a file has changed.
         """
         stage = self._stages()[name]
         if not overrides and all(value in self.values for value in stage.gives):
@@ -240,15 +243,17 @@ class Run:
         if stage.instead is not None and not wanted:
             self.values.update(zip(stage.gives, stage.instead, strict=True))
             return self._value_of(stage)
-        ready = stage.load is not None and not overrides and all((self.folder / file).exists() for file in stage.files)
-        function = stage.load if ready and stage.load is not None else stage.run
+        function = stage.load if stage.load is not None and not overrides and self._ready(stage) else stage.run
         inputs = {key: overrides[key] if key in overrides else self[key] for key in stage.takes(function, overrides)}
+        kept = self._begun(stage) if function is stage.run else ()
         if function is stage.run and wanted:
             with self.progress.stage(stage.name):
                 result = function(**inputs)
         else:
             result = function(**inputs)
         del inputs
+        if self.unfinished is not None and function is stage.run:
+            self.unfinished.add(kept)
         self.values.update({stage.gives[0]: result} if len(stage.gives) == 1 else zip(stage.gives, result, strict=True))
         give_back()
         if (limit := self._limit) is not None:
@@ -308,6 +313,27 @@ class Run:
 
         sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
         return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
+
+    def _ready(self, stage: Stage) -> bool:
+        """Whether all files of a stage are there, as it wrote them. Raises Stopped for one that has changed."""
+        if self.unfinished is None:  # a finished run's files were compared when it was opened
+            return all((self.folder / file).exists() for file in stage.files)
+        return self.unfinished.usable(stage.files) >= {*stage.files, *self.unfinished.recorded(stage.files)}
+
+    def _begun(self, stage: Stage) -> Sequence[str]:
+        """The files whose digests are to be kept once the stage has run; while it runs nothing is known of what it changes."""
+        if self.unfinished is None or not stage.files:
+            return ()
+        if stage.reuses:
+            usable = self.unfinished.usable(stage.files)
+            self.unfinished.forget_from(set(self.unfinished.recorded(stage.files)) - usable)
+            return stage.files
+        if stage.load is not None:
+            self.unfinished.forget_from(stage.files)
+            return stage.files
+        changed = self.unfinished.recorded(stage.files)
+        self.unfinished.forget(changed)
+        return changed
 
     @property
     def _limit(self) -> str | None:

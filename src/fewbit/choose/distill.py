@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fewbit.choose.builder import PlanBuilder
@@ -28,7 +26,7 @@ from fewbit.core.plan import Choice, Json, PassLog, Plan, SameAs
 from fewbit.core.shelf import Shelf
 from fewbit.errors import BadImages, BadValues
 from fewbit.execute.executor import Executor
-from fewbit.files import write_tensors
+from fewbit.files import read_state, write_state
 from fewbit.target.load import processor_flags
 from fewbit.task import task_of
 
@@ -207,22 +205,19 @@ class Course:
         tensors["random"] = self.random.get_state()
         about: dict[str, Any] = {"step": self.step, "spent": self.spent, "budget": self.budget, "checked": self.checked}
         about |= {"losses": self.losses, "best": best}
-        write_tensors(file, on(tensors, CPU), {"course": json.dumps(about)})
+        write_state(file, on(tensors, CPU), about)
 
     def resume(self, file: Path) -> tuple[float, list[Tensor]]:
         """Go on from there; returns the best loss and its state."""
         parameters = self.student.parameters()
-        with safe_open(file, framework="pt") as stored:
-            about, names = json.loads(stored.metadata()["course"]), set(stored.keys())
-            for i, parameter in enumerate(parameters):
-                parameter.data.copy_(stored.get_tensor(f"now.{i}"))
-                kept = [name for name in ADAM if f"adam.{i}.{name}" in names]
-                if kept:
-                    state = {name: stored.get_tensor(f"adam.{i}.{name}") for name in kept}
-                    moved = {n: x if n == "step" else on(x, parameter.device) for n, x in state.items()}  # counted here
-                    self.optimizer.state[parameter] = moved
-            self.random.set_state(stored.get_tensor("random"))
-            best = [stored.get_tensor(f"best.{i}") for i in range(len(parameters))]
+        tensors, about = read_state(file)
+        for i, parameter in enumerate(parameters):
+            parameter.data.copy_(tensors[f"now.{i}"])
+            if state := {name: tensors[f"adam.{i}.{name}"] for name in ADAM if f"adam.{i}.{name}" in tensors}:
+                moved = {n: x if n == "step" else on(x, parameter.device) for n, x in state.items()}  # counted here
+                self.optimizer.state[parameter] = moved
+        self.random.set_state(tensors["random"])
+        best = [tensors[f"best.{i}"] for i in range(len(parameters))]
         self.step, self.spent, self.budget, self.checked = (about[n] for n in ("step", "spent", "budget", "checked"))
         self.losses = about["losses"]
         return about["best"], best

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fewbit.capture.residual import Block, blocks
@@ -28,7 +26,7 @@ from fewbit.core.shelf import count_of
 from fewbit.errors import BadImages
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
-from fewbit.files import Journal, write_tensors
+from fewbit.files import Journal, read_state, write_state
 
 HELD_OUT = 4  # one of so many images is held out to evaluate a block
 
@@ -150,16 +148,15 @@ class Learnt:
     def save(self, path: Path) -> None:
         groups = {"codes": self.codes, "scales": self.scales, "biases": self.biases}
         tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
-        write_tensors(path, on(tensors, CPU), {"row": json.dumps(self.row)})
+        write_state(path, on(tensors, CPU), self.row)
 
     @staticmethod
     def load(path: Path) -> Learnt:
         groups: dict[str, dict[str, Tensor]] = {"codes": {}, "scales": {}, "biases": {}}
-        with safe_open(path, framework="pt") as file:
-            row = json.loads(file.metadata()["row"])
-            for key in file.keys():  # noqa: SIM118
-                group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
+        tensors, row = read_state(path)
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
         return Learnt(row, **groups)
 
 

@@ -73,6 +73,9 @@ class BarProgress(Progress):
     def advance(self, steps: int = 1, text: str = "") -> None:
         self._bars.update(self._task, advance=steps, note=plain(text[-40:]))
 
+    def say(self, line: str) -> None:
+        err.print(line, style="yellow", soft_wrap=True)
+
     def close(self) -> None:
         self._finish()
         self._bars.stop()

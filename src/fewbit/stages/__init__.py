@@ -66,8 +66,11 @@ def thorough(values: Mapping[str, Any]) -> bool:
 
 STAGES = (
     Stage("load", load.load, ("inputs",)),
-    Stage("capture", capture.capture, ("inputs", "exact", "given", "quantized"), (folder.EXPORTED, capture.OTHERS, TAIL)),
-    Stage("images", images.images, ("calibration", "judged", "scored"), (images.MADE,)),  # written only for synthetic images
+    Stage(
+        "capture", capture.capture, ("inputs", "exact", "given", "quantized"), (folder.EXPORTED, capture.OTHERS, TAIL),
+        reuses=True,
+    ),
+    Stage("images", images.images, ("calibration", "judged", "scored"), (images.MADE,), reuses=True),  # of synthetic images
     FLOAT,
     TWIN,
     Stage("observe", observe.observe, ("observed", "verdict"), (observe.CALIBRATION, observe.STATS), observe.observed),
@@ -85,7 +88,9 @@ STAGES = (
     Stage("curve", curve.curve, ("curve",), (curve.FILE,), when=lambda values: values["request"].curve),
     replace(BENCH, when=thorough, instead=((), ())),
     Stage("sensitivity", sensitivity.short, ("sensitive",), when=thorough, instead=((),)),
-    Stage("summarize", summarize.summarize, ("summary", "noted"), (folder.RECORD, folder.REPORT, folder.TABLES)),
+    Stage(  # which stamps the model
+        "summarize", summarize.summarize, ("summary", "noted"), (folder.RECORD, folder.REPORT, folder.TABLES, folder.MODEL)
+    ),
     Stage("deploy", deploy.deploy, ("shipped",), ("deploy/",)),
     REPORT,
 )  # fmt: skip

@@ -9,11 +9,11 @@ import torch
 
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
-from fewbit.files import read_json, write_json
 from fewbit.folder import scratch
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.run import Run
+from fewbit.unfinished import keep_rows, rows_so_far
 
 COUNTS = tuple(2**i for i in range(9))  # 1 to 256 images
 FILE = "curve.json"
@@ -29,7 +29,7 @@ def curve(
     if not request.curve:
         return []
     path, count = folder / FILE, len(calibration)
-    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    rows = rows_so_far(path)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(request.seed)).tolist()
     one = exact.at_a_time(1)
     counts = sorted({n - n % one for n in (*COUNTS, count) if n <= min(count, COUNTS[-1])} - {0})
@@ -40,6 +40,6 @@ def curve(
                 part = run.fork(Path(own), calibration=calibration.subset(sorted(order[:n])))
                 change = part["verdict"]["range_change"]
                 rows.append({"images": n, "range_change": change, **part.do("evaluate", drawn=False).to_json()})
-            write_json(path, {"rows": rows})
+            keep_rows(path, rows)
         progress.advance()
     return rows

@@ -24,7 +24,6 @@ from fewbit.core.duration import parse_time
 from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError, stopped
-from fewbit.files import read_json, write_json
 from fewbit.progress import Progress
 from fewbit.report.tables import integer_share
 from fewbit.report.words import UNIT, fall, plural
@@ -33,6 +32,7 @@ from fewbit.run import ROUNDING, Run, drop_of
 from fewbit.stages.kernels import as_run, linted
 from fewbit.stages.sensitivity import FASTER, LIGHTER, Worth, ordered, some, worths
 from fewbit.stages.times import context_of, times_here
+from fewbit.unfinished import Unfinished, keep_rows, rows_so_far
 from fewbit.verify import bench
 
 FILE, FOLDER = "goal.json", "goal"
@@ -68,7 +68,7 @@ class Walk:
         self.run, self.asked, self.limit, self.folder, self.progress = run, asked, limit, folder, progress
         self.judged: Images = run["judged"]
         path = folder / FILE
-        self.rows: list[Row] = read_json(path)["rows"] if path.exists() else []
+        self.rows: list[Row] = rows_so_far(path)
         self.before = sum(row["seconds"] for row in self.rows)  # in a run that was killed
 
     @property
@@ -147,7 +147,7 @@ class Walk:
                 raise
             row["why"] = str(error)
         self.rows.append({**row, "seconds": round(time.monotonic() - began, 1)})
-        write_json(self.folder / FILE, {"rows": self.rows})
+        keep_rows(self.folder / FILE, self.rows)
         self.forget()
         return self.rows[-1]
 
@@ -202,6 +202,8 @@ class Walk:
         for path in sorted(own.glob("*")):
             if path.is_file() and not (self.folder / path.name).exists():
                 os.link(path, self.folder / path.name)
+        if self.run.unfinished is not None:
+            self.run.unfinished.take(Unfinished(own).digests)
         shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
 

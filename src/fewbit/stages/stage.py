@@ -12,7 +12,8 @@ from typing import Any
 class Stage:
     """`run` takes the values that its parameters name (those with a default only where they are given) and gives the values
     `gives`, a tuple where there are several. `files` lie in the run's folder behind it; where all of them are there `load`, if
-    there is one, gives the same from them. `scratch` are files that only serve to go on from, and go when the run is done.
+    there is one, gives the same from them; with `reuses`, `run` itself does. `scratch` are files that only serve to go on from,
+    and go when the run is done.
     Where `when` says no the stage passes values on, or gives `instead` without being run, and is not shown.
     """
 
@@ -24,6 +25,12 @@ class Stage:
     scratch: tuple[str, ...] = ()
     when: Callable[[Mapping[str, Any]], bool] | None = None
     instead: tuple[Any, ...] | None = None
+    reuses: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its files serve a run that was killed behind it."""
+        return self.reuses or self.load is not None
 
     @staticmethod
     def takes(function: Callable[..., Any], overrides: Iterable[str] = ()) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def execute(request: SweepRequest, progress: Progress | None = None) -> dict[str
     ):
         named = {text for row in rows for text in row.options.values() if isinstance(text, str)}
         refuse_missing(workers, [str(place.part), *(text for text in sorted(named) if os.path.exists(file_of(text)))])
-        place.resume({"request": "sweep"})
-        _remove_others(place.part / ROWS, rows)
+        place.resume({"request": "sweep"}, progress.say)
+        _remove_others(place.part / ROWS, rows, progress.say)
         with progress.stage("rows"):
             found = _made(workers, rows, place.part, request.command, progress)
         summary = {
@@ -71,13 +71,16 @@ def _made(workers: Workers, rows: Sequence[Row], part: Path, command: str, progr
     return [found[k] for k in range(len(rows))]
 
 
-def _remove_others(folder: Path, rows: Sequence[Row]) -> None:
-    """Remove what is of no row: of a file that was changed since, or of images that were."""
+def _remove_others(folder: Path, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+    """Remove what is of no row: of a file that was changed since, or of images that were. That is said."""
     folder.mkdir(exist_ok=True)
     names = {row.name for row in rows}
-    for path in folder.iterdir():
-        if re.sub(r"\.(part|json)$", "", path.name) not in names:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    others = [path for path in sorted(folder.iterdir()) if re.sub(r"\.(part|json)$", "", path.name) not in names]
+    if others:
+        few = ", ".join(path.name for path in others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        say(f"{folder} has rows that the file no longer names, or whose images changed: {few}. They are given up and deleted.")
+    for path in others:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write(part: Path, summary: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from fewbit.data.synthesize.norms import NormInversion
 from fewbit.data.synthesize.patches import PatchDiversity
 from fewbit.data.synthesize.teacher import Teacher, refuse_without_norms
 from fewbit.errors import BadModel, FewbitError
-from fewbit.files import read_tensors, write_tensors
+from fewbit.files import read_state, write_state
 
 WORD = "synthetic"
 STATE = "synthesize.pt"  # a generator while it is trained, or the images that are ready
@@ -103,9 +103,9 @@ class Synthesis:
         """The images from `file`; if it does not exist they are made and saved there, with unfinished work beside it."""
         if not file.exists():
             images, labels = self._generate(teacher, file.with_name(STATE), progress)
-            write_tensors(file, {"images": images, "labels": labels})
+            write_state(file, {"images": images, "labels": labels}, {})
             file.with_name(STATE).unlink(missing_ok=True)
-        tensors = read_tensors(file)
+        tensors, _ = read_state(file)
         opened = open_images((tensors["images"], tensors["labels"]), self.preprocess, classes=self.classes)
         return replace(opened, source=self.source)
 
