@@ -3,6 +3,7 @@
 FewbitError                     exit code 2: the request was wrong
 ├── UnknownName                 a target, recipe, option or site that does not exist; offers the nearest ones
 ├── BadModel                    a model that cannot be loaded or exported
+│   └── CannotRun               a file that a runtime loads and cannot run on some images
 ├── BadImages                   images or labels that cannot be used
 ├── BadValues                   NaN or infinite weights or activations
 ├── BadFile                     a target, plan or run file that is broken, or an output folder in the way
@@ -56,6 +57,10 @@ class UnknownName(FewbitError):
 
 class BadModel(FewbitError):
     """A model that cannot be loaded or exported."""
+
+
+class CannotRun(BadModel):
+    """A file that a runtime loads and cannot run on some images; the message begins with the file."""
 
 
 class BadImages(FewbitError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewbit.core.record import normalized_inside, pixels_of
-from fewbit.errors import BadFile, FewbitError, UnknownName, stopped
+from fewbit.errors import BadFile, CannotRun, FewbitError, UnknownName, stopped
 from fewbit.onnx_file import DATA, is_external, load_proto, with_outputs
 from fewbit.said import said
 
@@ -41,7 +42,8 @@ class Session(Protocol):
     def feed(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """What the file takes: the inputs in its types, and of normalized images their pixels where it normalizes inside."""
 
-    def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]: ...
+    def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """The outputs by name. Raises CannotRun where the runtime cannot compute them."""
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None: ...
 
@@ -51,6 +53,17 @@ def _refused(runtime: str, path: Path, error: Exception) -> BadFile:
     if not path.exists():
         return BadFile(f"{path} is not there, which {runtime} was to load: something removed it. Run the same command again.")
     return BadFile(f"{runtime} cannot load {path}: {said(error, path)}")
+
+
+@contextmanager
+def _running(runtime: str, path: Path) -> Iterator[None]:
+    """Raise CannotRun for what a runtime says about the numbers that it is given."""
+    try:
+        yield
+    except Exception as error:
+        if halt := stopped(error):
+            raise halt from error
+        raise CannotRun(f"{path} cannot be run by {runtime} on some of the images: {said(error).rstrip('. ')}.") from error
 
 
 class OnnxRuntime:
@@ -98,6 +111,7 @@ run = lambda inputs: session.run(None, inputs)
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _refused("onnxruntime", path, error) from error
+        self._path = path
         self._names, ports = [output.name for output in self._session.get_outputs()], self._session.get_inputs()
         self._inputs = [port.name for port in ports]
         self.feed = feed_of(path, [np.dtype(TYPES.get(port.type, np.float32)) for port in ports])
@@ -108,7 +122,9 @@ run = lambda inputs: session.run(None, inputs)
 
     def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         feeds = dict(zip(self._inputs, self.feed(*inputs), strict=True))
-        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
+        with _running("onnxruntime", self._path):
+            found = self._session.run(None, feeds)
+        return dict(zip(self._names, found, strict=True))
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:
         """Run on inputs of any type, in the order of the file, and discard the outputs."""
@@ -144,7 +160,7 @@ run = lambda inputs: request.infer(inputs)
             self.compiled = core.compile_model(model, "CPU", config)
         except Exception as error:
             raise _refused("openvino", path, error) from error
-        self._request = self.compiled.create_infer_request()
+        self._path, self._request = path, self.compiled.create_infer_request()
         self.feed = feed_of(path, [np.dtype(port.get_element_type().to_dtype()) for port in self.compiled.inputs])
 
     @classmethod
@@ -154,7 +170,9 @@ run = lambda inputs: request.infer(inputs)
         return precision == "f32" or precision.upper() in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def run(self, *inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        outputs = self._request.infer(self.feed(*inputs))
+        feeds = self.feed(*inputs)
+        with _running("openvino", self._path):
+            outputs = self._request.infer(feeds)
         return {name: array for port, value in outputs.items() for array in [np.array(value)] for name in port.get_names()}
 
     def call(self, inputs: Sequence[NDArray[Any]]) -> None:

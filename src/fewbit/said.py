@@ -19,16 +19,20 @@ OPENVINO = re.compile(
     r"^(Exception from|Check '.*' failed at|FrontEnd API failed|.*failed\. Failed operations|Summary:|While validating)"
     r"|\.cpp:\d+"
 )
+FAILING = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
+SOURCE = re.compile(r"^\S+\.(cc|h|cpp):\d+ .*?\) |^\S+\.(cc|h|cpp):\d+ ")  # a place in a runtime's own source
 LACKING = re.compile(r"No conversion rule found for operations: ([\w., -]+)")
 REFUSED = re.compile(r"^-- [\w.]+-\d+ with a message:\n(.*?)(?=^\s*$|^-- |^Summary:|\Z)", re.MULTILINE | re.DOTALL)
 NODE = re.compile(r"ONNX node '<Node\([\w.]+\): ([^>]*)>'")
 
 
 def said(error: BaseException, path: Path | None = None) -> str:
-    """The cause on one line: the operators that openvino lacks, the node of the file that it does not take, or what either
-    runtime says without its codes and the places in its own source.
+    """The cause on one line: the node at which onnxruntime stops, the operators that openvino lacks, the node of the file that
+    it does not take, or what either runtime says without its codes and the places in its own source.
     """
     text = str(error)
+    if found := FAILING.search(text):
+        return f"node {found[1]} '{found[2]}': {shortened(SOURCE.sub('', _plain(found[3])), LONGEST)}"
     if found := LACKING.search(text):
         lacks = [re.sub(r"-(\d+)$", r" (opset \1)", one.strip()) for one in found[1].split(",")]
         return f"it has no {' and no '.join(lacks)}. {ELSEWHERE}"

@@ -21,17 +21,22 @@ from fewbit.capture import capture
 from fewbit.choose import Context, choose
 from fewbit.core.checks import SiteCheck
 from fewbit.core.graph import Graph
+from fewbit.core.inputs import ALONE
 from fewbit.core.plan import Plan
-from fewbit.errors import BadModel
+from fewbit.data.images import Images, Preprocess, open_images
+from fewbit.errors import BadModel, CannotRun, FewbitFailed
 from fewbit.load import Loaded, load_model
 from fewbit.load.inputs import Given
 from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
 from fewbit.run import Run, quantize
+from fewbit.runtimes import OpenVino
 from fewbit.stages.tail import fitted, read_tail, write_tail
 from fewbit.target import load_target
 from fewbit.verify import compare, deviations, tail_checks, twin_checks
+from fewbit.verify import tail as tails
+from fewbit.verify.evaluate import _Files, _run
 from fewbit.verify.tail import shared
 from onnx_reader.test_microsoft import drawn
 
@@ -337,6 +342,88 @@ def test_products_of_a_tail_count_as_float_work_of_one_image(tmp_path: Path, bat
     found = {one.function: one.macs for one in graph.float_products}
     assert found == {"LSTM": 16 * (12 * 2 + 12 * 3), "MatMul": 16 * 16 * 3}
     assert graph.macs == sum(found.values()) + sum(op.macs for op in graph.ops)
+
+
+FLATTENED = [  # what torch.onnx writes for a clip of boxes: onnxruntime cannot do it without any
+    *NMS,
+    node("Shape", ["picked"], ["size"]),
+    node("Slice", ["size", "zero", "one"], ["n"]),
+    node("Concat", ["n", "pairs"], ["to pairs"], axis=0),
+    node("Concat", ["n", "rest"], ["to rows"], axis=0),
+    node("Reshape", ["picked", "to pairs"], ["corners"], "/pairs"),
+    node("Reshape", ["corners", "to rows"], ["flat"], "/flatten"),
+]
+
+
+def opened(images: np.ndarray) -> Images:
+    return open_images(images, Preprocess(SIZE, mean=(0.5,), std=(0.25,)))
+
+
+def with_numbers(path: Path, **numbers: np.ndarray) -> Path:
+    """The file with initializers, new ones or in the place of others."""
+    model = onnx.load(path)
+    kept = [one for one in model.graph.initializer if one.name not in numbers]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *(numpy_helper.from_array(array, name) for name, array in numbers.items())])
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("empty", "named"), [((3, 9), "on array:3 and 1 more "), ((9,), r"on array:9 \(of 12 ")])
+def test_a_file_that_cannot_be_run_on_some_images_is_refused_before_the_work(
+    tmp_path: Path, empty: tuple[int, ...], named: str
+) -> None:
+    whole = {"zero": [0], "one": [1], "pairs": [2, 2], "rest": [-1]}
+    outputs: Ports = [("flat", FLOAT, ["n", "four"]), ("scores", FLOAT, ["batch", 2, 16])]
+    path = with_numbers(
+        file(tmp_path, FLATTENED, outputs), least=np.float32([0.5]), **{n: np.int64(a) for n, a in whole.items()}
+    )
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    images[list(empty)] = 128  # no box
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for i, image in enumerate(images):
+        x = (image[None].transpose(0, 3, 1, 2) / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+        if i in empty:
+            with pytest.raises(Exception, match="/flatten"):
+                session.run(None, {"image": x})
+        else:
+            assert len(session.run(["flat"], {"image": x})[0])
+    options = {"target": "ort-x86-vnni", "recipe": "minmax", "mean": [0.5], "std": [0.25], "quick": True}
+    with pytest.raises(BadModel, match=named) as refused:
+        quantize(str(path), 255 - np.delete(images, empty, 0), score=images, out=tmp_path / "run", **options)
+    said = str(refused.value)
+    assert said.startswith(f"{path} itself cannot be run by onnxruntime on ")
+    assert "node Reshape '/flatten': " in said
+    assert "fewbit has changed nothing of it. Leave such images out" in said
+    assert not (tmp_path / "run.part").exists()
+    with pytest.raises(CannotRun, match=r"node Reshape '/flatten'") as late:  # an image that was not looked at
+        list(_run(_Files((path, path), "onnxruntime", 1, ALONE, ("scores",), ()), opened(images), 1, range(12)))
+    assert f"cannot be run by onnxruntime on {opened(images).names[empty[0]]}" in str(late.value)
+
+
+def test_a_runtime_that_gives_other_rows_behind_a_tail_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneRowAtLeast(OpenVino):  # as openvino has it for some detectors without a box
+        def run(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+            found = super().run(*inputs)
+            return {n: a if len(a) else np.zeros((1, *a.shape[1:]), a.dtype) for n, a in found.items()}
+
+    monkeypatch.setattr(tails, "open_session", lambda runtime, path, outputs: OneRowAtLeast(path, outputs=outputs))
+    path = with_numbers(file(tmp_path, NMS, OF_NMS), least=np.float32([0.5]))
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    scored = images[::-1].copy()
+    scored[[2, 5]] = 128  # no box
+    options = {"target": "openvino-x86", "recipe": "minmax", "mean": [0.5], "std": [0.25], "quick": True}
+    with pytest.raises(FewbitFailed) as found:
+        quantize(str(path), images[:6], score=np.concatenate([scored[:6], scored[2:3]]), out=tmp_path / "run", **options)
+    said = str(found.value)
+    assert said.startswith(
+        "openvino runs the nodes that stay behind the layers, as the file has them, otherwise than onnxruntime"
+    )
+    assert "output picked has 1 row where onnxruntime gives 0 for the same numbers (in 3 of " in said
+    assert "--target ort-x86-vnni" in said
+    assert not (tmp_path / "run.part" / "plan.json").exists()
 
 
 @pytest.mark.slow

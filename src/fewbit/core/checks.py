@@ -65,9 +65,11 @@ class OutputCheck:
 
     @property
     def said(self) -> str:
-        """By how much it differs, and how much rounding explains: of the largest difference, or of the middle one where that
-        alone is too large.
+        """In words, by how much it differs, and how much rounding explains: of the largest difference, or of the middle one
+        where that alone is too large.
         """
+        if self.difference == float("inf"):
+            return "has another shape, or infinite numbers where the other has none"
         if self.difference <= self.limit and self.wrong:
             return f"differs by {self.usual:.3g} in the middle, where float32 rounding explains {self.usual_limit:.2g}"
         return f"differs by {self.difference:.3g}, where float32 rounding explains {self.limit:.2g}"

@@ -20,7 +20,7 @@ from fewbit.core.checks import OutputCheck
 from fewbit.core.inputs import Batch, arrays_of, example, image_among
 from fewbit.core.pages import give_back
 from fewbit.data.images import Images
-from fewbit.errors import BadFile, BadModel, stopped
+from fewbit.errors import BadFile, BadModel, CannotRun, stopped
 from fewbit.load import Loaded
 from fewbit.load.trials import noise_of
 from fewbit.onnx_file import load_proto
@@ -29,10 +29,12 @@ from fewbit.onnx_reader.file import all_nodes, read_proto
 from fewbit.onnx_reader.strip import stripped
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
 from fewbit.said import said
+from fewbit.verify.evaluate import LEAVE_OUT
 from fewbit.verify.outputs import DISTURBANCES, STEP, UNIT, Outputs, given_by, program_checks
 
 SHORT = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}  # two roundings of a number, of what each op reads
 SIZES = 2  # of those that the image may have besides its own, at which the file itself runs as well
+LOOKED_AT = 16  # images that are scored on which a file with a tail is run before the work
 SEEN = 4  # images that were given, beside noise
 TRIES = (0, 1, DISTURBANCES)  # most files are read to the last digits, and nothing has to be explained
 CURVED, NEAR = ("Sigmoid", "Tanh", "Erf"), 4 * UNIT  # kernels of these are polynomials, right to the last digits of 1
@@ -53,7 +55,7 @@ def as_it_runs(loaded: Loaded, path: Path, images: Images | None = None, *, requ
         except Exception as error:  # of the runtime, which says in many ways that it has no such operator or type
             if halt := stopped(error):
                 raise halt from error
-            reason = said(error.__cause__ if isinstance(error, BadFile) and error.__cause__ else error)
+            reason = said(error.__cause__ if isinstance(error, BadFile | CannotRun) and error.__cause__ else error)
             why = reason.replace(str(file), str(path)).rstrip(".")
             return (_uncompared(f"{AS_WRITTEN} does not run {path} itself ({why})"),)
         wrong, batch = next((one for one in _checks(loaded, written, groups, found) if one[0].wrong), (None, None))
@@ -75,6 +77,29 @@ def as_it_runs(loaded: Loaded, path: Path, images: Images | None = None, *, requ
         f"fewbit reads {path} otherwise than {AS_WRITTEN} runs it: output {wrong.output} {_difference(wrong)}{first}. Quantize "
         "another form of the model, as an export with another opset_version or the torch module, and report this file."
     )
+
+
+def refuse_images(loaded: Loaded, path: Path, images: Images, *, requantize: bool = False) -> None:
+    """Raise CannotRun where onnxruntime cannot run the file that was given, with the nodes that stay as they are, on some of
+    the images: it names the node and the first such image. Some of all are looked at.
+    """
+    size = loaded.batch or 1
+    first = range(0, min(LOOKED_AT, len(images)), size)
+    chosen = sorted({*first, *(len(images) * i // LOOKED_AT // size * size for i in range(LOOKED_AT))})
+    with _itself(path, requantize) as file:
+        session, failed, why = OnnxRuntime(file, optimise=False), list[str](), ""
+        for i in chosen:
+            some = images.subset(range(i, min(i + size, len(images))))
+            try:
+                session.run(*arrays_of(loaded.inputs, next(iter(some.batches(size)))))
+            except CannotRun as error:
+                failed, why = [*failed, some.names[0]], why or str(error).partition("on some of the images: ")[2]
+    if failed:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise CannotRun(
+            f"{path} itself cannot be run by {AS_WRITTEN} on {failed[0]}{more} (of {len(chosen)} that were tried): "
+            f"{why} fewbit has changed nothing of it. {LEAVE_OUT}"
+        )
 
 
 def _uncompared(why: str) -> str:

@@ -28,7 +28,7 @@ from fewbit.load.program import fingerprint
 from fewbit.load.sizes import Sizes, of_one_size
 from fewbit.models import HUGGING_FACE, ONNX, form_of
 from fewbit.request import Options
-from fewbit.stages.compare_onnx import as_it_runs
+from fewbit.stages.compare_onnx import as_it_runs, refuse_images
 from fewbit.stages.preprocessing import assumed, assumptions, preprocess_of
 from fewbit.stages.sizes import holds_at_other_sizes
 from fewbit.stages.sources import open_both, require_classes, sources_of, synthesis
@@ -149,6 +149,8 @@ def load(asked: Options) -> Inputs:
     unsaid = assumed(loaded, asked.overrides)
     notes = (*loaded.notes, *untold, *assumptions(loaded, preprocess, unsaid))
     if isinstance(asked.model, str) and form_of(asked.model) is ONNX:
+        if loaded.tail is not None:
+            refuse_images(as_read, Path(asked.model), pair[1], requantize=asked.requantize)
         some = next(one for one in pair if isinstance(one, Images))
         notes = (*notes, *as_it_runs(as_read, Path(asked.model), some, requantize=asked.requantize))
     return Inputs(loaded, preprocess, classes, task, *pair, notes, unsaid)

@@ -10,7 +10,7 @@ from typing import Any
 from fewbit.core.graph import Graph
 from fewbit.core.plan import Plan
 from fewbit.data.images import Images
-from fewbit.errors import BadImages, BadValues
+from fewbit.errors import BadImages, BadValues, CannotRun
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.stages.evaluate import evaluate
@@ -42,7 +42,7 @@ def seen(
     some = calibration.subset([i * count // min(count, MOST) for i in range(min(count, MOST))])
     try:
         known = evaluate(exact, model, twin, trusted, some, runtime, threads, progress, workers, drawn=False)
-    except (BadImages, BadValues):
+    except (BadImages, BadValues, CannotRun):
         return None
     found = [(one.rating.agreement, one.images) for one in (known, score)]
     chance = 1.96 * math.sqrt(sum(a * (100 - a) / n for a, n in found))

@@ -18,7 +18,7 @@ from fewbit.core.inputs import Batch
 from fewbit.core.plan import Plan
 from fewbit.core.record import Record
 from fewbit.deploy import as_stored, made, stamped
-from fewbit.errors import AGAIN, BadFile, FewbitFailed
+from fewbit.errors import AGAIN, BadFile, CannotRun, FewbitFailed
 from fewbit.files import read_json
 from fewbit.folder import MODEL, RECORD, REPORT, TABLES, TWIN, scratch
 from fewbit.load.program import fingerprint
@@ -84,7 +84,7 @@ def verify(
             others=at_other_sizes(graph, sample), progress=lambda text: progress.advance(1, text),
         )  # fmt: skip
         behind = proofs.tail_checks(graph, model, place, batches)
-    except (LookupError, RuntimeError, ValueError) as error:
+    except (LookupError, RuntimeError, ValueError, CannotRun) as error:
         if not deviations:
             raise
         first = deviations[0]

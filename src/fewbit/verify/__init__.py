@@ -23,7 +23,7 @@ from fewbit.verify.compare import compare
 from fewbit.verify.evaluate import Score, evaluate
 from fewbit.verify.file import deviations
 from fewbit.verify.outputs import twin_checks
-from fewbit.verify.tail import tail_checks
+from fewbit.verify.tail import other_rows, tail_checks
 
 __all__ = [
     "Latency",
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "loads",
     "open_session",
+    "other_rows",
     "runtime_names",
     "runtimes_for",
     "tail_checks",

@@ -16,6 +16,7 @@ from fewbit.core.graph import Turned
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
 from fewbit.core.task import Output, Outputs, Rating, Task, told
 from fewbit.data.images import Images
+from fewbit.errors import CannotRun
 from fewbit.runtimes import AS_WRITTEN, Session, open_session
 from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
@@ -60,6 +61,9 @@ class Score:
             "outputs": [output.to_json() for output in self.outputs],
             "runtime": self.runtime,
         }
+
+
+LEAVE_OUT = "Leave such images out, or let the model run on any: mend it, or export it again."
 
 
 def evaluate(
@@ -160,8 +164,16 @@ class _Files:
 
 def _run(files: _Files, images: Images, batch: int, indices: range) -> Iterator[tuple[int, list[Outputs]]]:
     """(images, outputs of both files) of the images at `indices`, batch by batch."""
-    for x in images.subset(indices).batches(batch):
-        yield count(x), files(x)
+    chosen, place = images.subset(indices), 0
+    for x in chosen.batches(batch):
+        try:
+            outputs = files(x)
+        except CannotRun as error:
+            names = chosen.names[place : place + count(x)]
+            of = f"on {names[0]}" if len(names) == 1 else f"on one of {names[0]} to {names[-1]}"
+            raise CannotRun(f"{str(error).replace('on some of the images', of, 1)} {LEAVE_OUT}") from error
+        yield count(x), outputs
+        place += count(x)
 
 
 def _pictures(

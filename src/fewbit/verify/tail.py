@@ -21,7 +21,7 @@ from fewbit.core.checks import OutputCheck
 from fewbit.core.graph import Graph, Tail
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.folder import scratch
-from fewbit.runtimes import OnnxRuntime, Session, open_session
+from fewbit.runtimes import AS_WRITTEN, OnnxRuntime, Session, open_session
 from fewbit.verify.outputs import DISTURBANCES, MARGIN, STEP, apart
 
 NEAR = 0.02  # two rows are the same where no number differs by more, as a share of the largest of its column
@@ -72,6 +72,30 @@ def _checked(
             ours, theirs, *others = (torch.from_numpy(np.array(values[name])) for values in (expected, found, *moved))
             checks.append(_check(place, name, ours, theirs, others))
     yield from map(_worst, rows.values())
+
+
+def other_rows(graph: Graph, path: Path, runtime: str, images: Sequence[Batch]) -> str:
+    """Words about the first output behind a tail that has another shape in a runtime than the tail alone as written gives for
+    the same numbers; empty where there is none.
+    """
+    assert graph.tail is not None
+    with written(graph.tail, path.parent) as file:
+        alone = OnnxRuntime(file, optimise=False)
+    session, found = open_session(runtime, path, outputs=graph.inside), dict[str, list[str]]()
+    for batch in images:
+        arrays = arrays_of(graph.inputs, batch)
+        theirs = session.run(*arrays)
+        given = {**dict(zip((one.name for one in graph.inputs), arrays, strict=True)), **theirs}
+        ours = alone.run(*(given[name] for name in graph.tail.reads))
+        for name in graph.behind:
+            a, b = np.shape(theirs[name]), np.shape(ours[name])
+            if a != b:
+                rows = (f"{a[0]} row{'s' * (a[0] != 1)}", b[0]) if a and b and a[1:] == b[1:] else (f"the shape {a}", b)
+                found.setdefault(name, []).append(f"{rows[0]} where {AS_WRITTEN} gives {rows[1]}")
+    if not found:
+        return ""
+    name, what = next(iter(found.items()))
+    return f"output {name} has {what[0]} for the same numbers (in {len(what)} of {len(images)} batches that were compared)"
 
 
 def _disturbed(array: NDArray[Any], seed: int) -> NDArray[Any]:
