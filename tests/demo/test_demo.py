@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 
 import numpy as np
@@ -41,6 +42,31 @@ def test_the_detr_finds_the_objects_of_the_scenes_that_come_with_it():
         same = label[:, None] == torch.tensor(objects["category"])
         found += ((box_iou(boxes, given) > 0.5) & same & (score > 0.3)[:, None]).any(0).tolist()
     assert 100 * np.mean(found) > 72
+
+
+def test_no_advice_to_the_writers_of_a_library_stands_in_front_of_the_detr(monkeypatch):
+    """torch logs it where transformers imports a torchao of other years; other lines of that log stay."""
+    log, lines = logging.getLogger("torch.utils._pytree"), []
+    advice = "%s is an Enum subclass. Calling register_constant() on Enum subclasses is deprecated"
+
+    class Transformers:
+        def __getattr__(self, name):
+            log.warning(advice, name)
+            log.warning("something else")
+            raise AttributeError(name)
+
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    monkeypatch.setitem(sys.modules, "transformers", Transformers())
+    try:
+        with pytest.raises(BadModel, match="needs the transformers package"):
+            detr.architecture()
+        log.warning(advice, "later")
+    finally:
+        log.removeHandler(handler)
+    assert {line for line in lines[:-1]} == {"something else"}
+    assert lines[-1].startswith("later is an Enum subclass")
 
 
 def test_a_detr_without_transformers_says_what_to_install(monkeypatch):

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from fewbit.data.decode import decode
 from fewbit.data.preprocess import Preprocess
 from fewbit.deploy.folder import About, decoded, rendered, write
 from fewbit.deploy.program import program
+from fewbit.errors import BadImages
 from fewbit.request import Request
 from fewbit.stages.load import load
 from fewbit.task import Classify, Depth, Detect, Restore, Segment, Task
@@ -385,9 +387,18 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
         assert adder(words) == 2
         assert "cannot be written" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.part"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # twice as many are refused
-    assert adder([picture]) == 2
-    assert "a.png cannot be decoded as an image: Image size (64 pixels) exceeds limit" in capsys.readouterr().err
+    for most in (31, 50):  # of which Pillow itself refuses twice as many, and warns of more
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        said = rf"a\.png cannot be decoded as an image: Image size \(64 pixels\) exceeds limit of {most} pixels"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert adder([picture]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        with pytest.raises(BadImages, match=said):
+            decode(Path(picture), "a.png", 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+    assert adder([picture]) == 0
+    assert decode(Path(picture), "a.png", 3).shape == (8, 8, 3)
 
 
 def test_help_is_printed_without_an_error_and_a_call_without_words_is_one(adder: Any, tmp_path: Path, capsys: Any) -> None:

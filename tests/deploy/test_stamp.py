@@ -104,6 +104,42 @@ def test_a_graph_that_was_changed_after_it_was_measured_is_noticed(tmp_path: Pat
     assert "was changed after it was measured" in result.output
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("82.3", "92.3"),
+        ('"codes_wrong": 0', '"codes_wrong": 1'),
+        ('"recipe": "fast"', '"recipe": "best"'),
+        ('"cd"', '"ce"'),
+        (", ", ","),
+    ],
+)
+def test_a_measurement_that_was_changed_is_noticed(tmp_path: Path, before: str, after: str) -> None:
+    path = net(tmp_path)
+    stamp(path, made(PLAN, RECORD, REPORT))
+    assert (read(path).intact, read(path).as_made) == (True, True)
+    model = onnx.load(path)
+    entry = model.metadata_props[-1]
+    assert before in entry.value
+    entry.value = entry.value.replace(before, after)
+    onnx.save(model, path)
+    assert (read(path).intact, read(path).as_made) == (True, False)
+    result = CliRunner().invoke(app, ["show", str(path)])
+    assert result.exit_code == 1
+    assert "its metadata entry fewbit.made, which says how it was made" in " ".join(result.output.split())
+
+
+def test_an_entry_that_has_lost_its_digest_is_noticed(tmp_path: Path) -> None:
+    path = net(tmp_path)
+    stamp(path, made(PLAN, RECORD, REPORT))
+    model = onnx.load(path)
+    whole = json.loads(model.metadata_props[-1].value)
+    assert whole.pop("sha256") == hashlib.sha256((json.dumps(whole, indent=1) + "\n").encode()).hexdigest()
+    model.metadata_props[-1].value = json.dumps(whole)
+    onnx.save(model, path)
+    assert read(path).as_made is False
+
+
 def test_the_command_shows_it_and_says_where_there_is_nothing(tmp_path: Path) -> None:
     path = net(tmp_path)
     result = CliRunner().invoke(app, ["show", str(path)])

@@ -44,6 +44,11 @@ def show(what: Path) -> None:
         out.print(
             f"{what} does not say how it was made: it is not an integer file of a finished run of fewbit.", soft_wrap=True
         )
+    if said.as_made is False:
+        raise FewbitFailed(
+            f"{what}: its metadata entry {MADE}, which says how it was made and what was measured, is not as fewbit wrote it "
+            "(SHA-256), so nothing in it can be relied on. Take the file of the run, or make it again."
+        )
     if said.intact is False:
         raise FewbitFailed(f"{what} was changed after it was measured (SHA-256), so what it says does not hold for it.")
 

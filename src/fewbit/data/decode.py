@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,9 @@ def decode(item: Item, name: str, channels: int) -> Array:
         raise BadImages(f"{name}: {error}.") from error
     except (MemoryError, FewbitError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        why = re.sub(r"limit of \d+", f"limit of {Image.MAX_IMAGE_PIXELS}", str(error))  # an error names twice as many
+        raise BadImages(f"{name} cannot be decoded as an image: {why.rstrip('. ')}.") from error
     except FileNotFoundError as error:
         gone = f"{error.filename or name} is not there (any more)"
         raise BadImages(f"{name} cannot be decoded as an image: {gone}; give files that are there.") from error

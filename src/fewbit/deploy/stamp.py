@@ -1,8 +1,8 @@
 """How the integer file was made and what was measured of it: one entry of JSON in its metadata, `fewbit.made`.
 
 It is written when the file has been verified and scored, so it names the file that was: `measured.sha256` is that of the file
-without the entry. Nothing in front of the entry changes. Times are those of a machine; they stand in report.json, where `times`
-finds them beside the file, and the same request gives the same file.
+without the entry, and `sha256` that of the entry without this. Nothing in front of the entry changes. Times are those of a
+machine; they stand in report.json, where `times` finds them beside the file, and the same request gives the same file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.core.record import MADE
 from fewbit.errors import BadFile
-from fewbit.files import sha256, write_atomic
+from fewbit.files import sha256, text_digest, write_atomic
 from fewbit.onnx_file import DATA, is_external, load_proto
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewbit.core.plan import Plan
 
 Json = Any
+OWN = "sha256"  # in the entry, of what else is in it
 DIGITS = 4  # of a measure; what is behind them depends on the order of float sums
 RECORDED = ("task", "runtime", "seed", "hashes", "classes")  # of run.json
 FOUND = ("right", "problems", "sites", "codes_compared", "codes_wrong")
@@ -34,11 +35,12 @@ SCORED = ("measure", "unit", "float", "quantized", "agreement_measure", "agreeme
 @dataclass(frozen=True)
 class Stamp:
     """What a file says of itself: `entries` by their names, JSON where it is some; `intact`: it is the file that was measured,
-    None where it does not say which one that was.
+    None where it does not say which one that was; `as_made`: the entry says what fewbit wrote, None where there is none.
     """
 
     entries: Mapping[str, Json]
     intact: bool | None
+    as_made: bool | None
 
 
 def made(plan: Plan, record: Mapping[str, Json], report: Mapping[str, Json]) -> dict[str, Json]:
@@ -104,10 +106,15 @@ def stamp(path: Path, entry: Mapping[str, Json]) -> None:
 def stamped(model: onnx.ModelProto, entry: Mapping[str, Json], path: Path | None = None) -> onnx.ModelProto:
     """The model with the entry behind all others; `path` is its file, whose large weights may stand beside it."""
     digest = _without(model, path)
-    model.metadata_props.add(
-        key=MADE, value=json.dumps({**entry, "measured": {**entry["measured"], "sha256": digest}}, allow_nan=False)
-    )
+    whole = {name: value for name, value in entry.items() if name != OWN}
+    whole["measured"] = {**entry["measured"], "sha256": digest}
+    own = {} if OWN in entry else {OWN: text_digest(whole)}
+    model.metadata_props.add(key=MADE, value=_text({**whole, **own}))
     return model
+
+
+def _text(entry: Mapping[str, Json]) -> str:
+    return json.dumps(entry, allow_nan=False)
 
 
 def as_stored(entry: Mapping[str, Json], model: onnx.ModelProto) -> dict[str, Json]:
@@ -117,7 +124,8 @@ def as_stored(entry: Mapping[str, Json], model: onnx.ModelProto) -> dict[str, Js
     stored = next((_parsed(one.value) for one in model.metadata_props if one.key == MADE), None)
     if not isinstance(stored, dict) or not isinstance(stored.get("measured"), dict):
         return dict(entry)
-    return {name: _keys_of(entry[name], value) for name, value in stored.items() if name in entry}
+    known = {name: _keys_of(entry[name], value) for name, value in stored.items() if name in entry}
+    return known if OWN in stored else {**known, OWN: None}  # without a digest of its own, then
 
 
 def _keys_of(ours: Json, theirs: Json) -> Json:
@@ -136,11 +144,16 @@ def read(path: Path) -> Stamp:
     if not model.graph.output:
         raise BadFile(f"{path} holds no graph, so it is no ONNX file; give one, as in fewbit show run/model.onnx.")
     entries = {entry.key: _parsed(entry.value) for entry in model.metadata_props}
+    if MADE not in entries:
+        return Stamp(entries, None, None)
     try:
-        said = entries[MADE]["measured"]["sha256"] if MADE in entries else None
-    except (KeyError, TypeError) as error:
+        said, text = entries[MADE]["measured"]["sha256"], next(e.value for e in model.metadata_props if e.key == MADE)
+        rest = {name: value for name, value in entries[MADE].items() if name != OWN}
+        own = _text({**rest, OWN: text_digest(rest)}) == text
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadFile(f"{path}: its metadata entry {MADE} is not as fewbit writes it; make the file again.") from error
-    return Stamp(entries, None if said is None else said == _without(model, path))
+    entries[MADE].pop(OWN, None)
+    return Stamp(entries, said == _without(model, path), own)
 
 
 def _refuse_forms(path: Path) -> None:

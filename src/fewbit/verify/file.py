@@ -155,6 +155,8 @@ def _other(theirs: str, ours: str) -> str:
         return "is another"
     differ = [name for name, value in expected.items() if name in found and found[name] != value]
     unknown = [name for name in found if name not in expected]
+    if unknown or differ != ["sha256"]:  # that of all others follows
+        differ = [name for name in differ if name != "sha256"]
     says = [f"has another {', '.join(differ)}"] if differ else []
     if unknown:
         writer = f"{found.get('fewbit')!s:.40}"

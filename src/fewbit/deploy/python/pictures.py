@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +31,14 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
             raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {channels} channels: {ARRAYS}.")
         return np.ascontiguousarray(pixels)
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} cannot be decoded as an image: {error} Give a smaller one.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata and palettes: the pixels are right
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content))
+            picture.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        why = re.sub(r"limit of \d+", f"limit of {Image.MAX_IMAGE_PIXELS}", str(error))  # an error names twice as many
+        raise ValueError(f"{name} cannot be decoded as an image: {why} Give a smaller one.") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
