@@ -32,6 +32,7 @@ from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
 from fewbit.run import Run, quantize
 from fewbit.runtimes import OpenVino
+from fewbit.stages import twin as twins
 from fewbit.stages.tail import fitted, read_tail, write_tail
 from fewbit.target import load_target
 from fewbit.verify import compare, deviations, tail_checks, twin_checks
@@ -399,6 +400,22 @@ def test_a_file_that_cannot_be_run_on_some_images_is_refused_before_the_work(
     with pytest.raises(CannotRun, match=r"node Reshape '/flatten'") as late:  # an image that was not looked at
         list(_run(_Files((path, path), "onnxruntime", 1, ALONE, ("scores",), ()), opened(images), 1, range(12)))
     assert f"cannot be run by onnxruntime on {opened(images).names[empty[0]]}" in str(late.value)
+
+
+def test_what_the_optimisations_of_onnxruntime_break_is_told_from_what_the_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise CannotRun(f"{tmp_path / 'run.part' / 'float.onnx'} cannot be run by onnxruntime on some of the images: node X.")
+
+    monkeypatch.setattr(twins.proofs, "twin_checks", failing)
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    options = {"target": "ort-x86-vnni", "recipe": "minmax", "mean": [0.5], "std": [0.25], "quick": True}
+    with pytest.raises(CannotRun) as found:
+        quantize(str(file(tmp_path, NMS, OF_NMS)), images, out=tmp_path / "run", **options)
+    said = str(found.value)
+    assert said.startswith("float.onnx cannot be run by onnxruntime on some of the first 8 images that are scored: node X. ")
+    assert "so its own optimisations are what fails there. Leave such images out" in said
 
 
 def test_a_runtime_that_gives_other_rows_behind_a_tail_is_found_before_the_work(

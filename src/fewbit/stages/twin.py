@@ -5,7 +5,7 @@ the runtime what the model that was given does, before anything is made of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ from torch.nn.functional import interpolate
 from fewbit import verify as proofs
 from fewbit.core.checks import OutputCheck
 from fewbit.core.graph import Graph
-from fewbit.core.inputs import Batch, image_among, images_of, joined, one_and_parts, parts, rows
+from fewbit.core.inputs import Batch, arrays_of, image_among, images_of, joined, one_and_parts, parts, rows
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.data.shares import whole_batches
-from fewbit.errors import BadFile, BadModel, FewbitFailed
+from fewbit.errors import BadFile, BadModel, CannotRun, FewbitFailed
 from fewbit.files import read_tensors, write_tensors
 from fewbit.folder import SAMPLE, TWIN
 from fewbit.realize import rendered_float, save, with_metadata
 from fewbit.realize.older import OLDEST
 from fewbit.request import Request
-from fewbit.runtimes import AS_WRITTEN
+from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
+from fewbit.verify.evaluate import LEAVE_OUT
 
+BY_OPTIMISING = f"{AS_WRITTEN} runs it where it does not optimise it, so its own optimisations are what fails there."
 CHECKED = 8  # images on which codes are compared
 
 
@@ -97,6 +99,11 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
 
     try:
         checks = checked_in(runtime)
+    except CannotRun as error:
+        where = f"on some of the first {CHECKED} images that are scored"
+        said = str(error).replace(str(twin), twin.name).replace("on some of the images", where, 1)
+        by = f" {BY_OPTIMISING}" if _runs_as_written(exact, twin, groups[""]) else ""
+        raise CannotRun(f"{said}{by} {LEAVE_OUT}") from error
     except BadFile as error:
         raise BadModel(str(error).replace(str(twin), twin.name)) from error
     wrong = next((check for check in checks if check.wrong), None)
@@ -121,6 +128,17 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
         f"{twin} in {runtime} is not the model that was given: {differs}, so nothing can be compared with it. "
         "Was the file changed? Write the run again with fewbit quantize --force."
     )
+
+
+def _runs_as_written(exact: Graph, twin: Path, batches: Sequence[Batch]) -> bool:
+    """Whether onnxruntime runs a file where it changes nothing of it first."""
+    session = OnnxRuntime(twin, optimise=False)
+    try:
+        for batch in batches:
+            session.run(*arrays_of(exact.inputs, batch))
+    except CannotRun:
+        return False
+    return True
 
 
 def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
