@@ -245,7 +245,7 @@ class Run:
             return self._value_of(stage)
         function = stage.load if stage.load is not None and not overrides and self._ready(stage) else stage.run
         inputs = {key: overrides[key] if key in overrides else self[key] for key in stage.takes(function, overrides)}
-        kept = self._begun(stage) if function is stage.run else ()
+        kept = () if self.unfinished is None or function is not stage.run else self.unfinished.begin(stage)
         if function is stage.run and wanted:
             with self.progress.stage(stage.name):
                 result = function(**inputs)
@@ -318,22 +318,7 @@ class Run:
         """Whether all files of a stage are there, as it wrote them. Raises Stopped for one that has changed."""
         if self.unfinished is None:  # a finished run's files were compared when it was opened
             return all((self.folder / file).exists() for file in stage.files)
-        return self.unfinished.usable(stage.files) >= {*stage.files, *self.unfinished.recorded(stage.files)}
-
-    def _begun(self, stage: Stage) -> Sequence[str]:
-        """The files whose digests are to be kept once the stage has run; while it runs nothing is known of what it changes."""
-        if self.unfinished is None or not stage.files:
-            return ()
-        if stage.reuses:
-            usable = self.unfinished.usable(stage.files)
-            self.unfinished.forget_from(set(self.unfinished.recorded(stage.files)) - usable)
-            return stage.files
-        if stage.load is not None:
-            self.unfinished.forget_from(stage.files)
-            return stage.files
-        changed = self.unfinished.recorded(stage.files)
-        self.unfinished.forget(changed)
-        return changed
+        return self.unfinished.is_whole(stage.files)
 
     @property
     def _limit(self) -> str | None:

@@ -6,13 +6,16 @@ work, and is made again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewbit.errors import BadFile, Stopped
 from fewbit.files import read_sealed, sha256, write_sealed
 from fewbit.folder import WRITTEN
+
+if TYPE_CHECKING:
+    from fewbit.stages import Stage
 
 REMOVE = "Restore it, or remove it: the same command makes it anew, and what was made of it."
 
@@ -64,6 +67,24 @@ class Unfinished:
                     raise Stopped(f"{path} was changed after fewbit wrote it (SHA-256), so nothing can go on from it. {REMOVE}")
                 found.add(name)
         return found
+
+    def is_whole(self, names: Sequence[str]) -> bool:
+        """Whether all of the files are there as a stage wrote them. Raises Stopped for one that has changed."""
+        return self.usable(names) >= {*names, *self.recorded(names)}
+
+    def begin(self, stage: Stage) -> Sequence[str]:
+        """The files whose digests are to be kept once a stage has run; while it runs nothing is known of what it changes."""
+        if not stage.files:
+            return ()
+        if stage.reuses:
+            self.forget_from(set(self.recorded(stage.files)) - self.usable(stage.files))
+            return stage.files
+        if stage.load is not None:
+            self.forget_from(stage.files)
+            return stage.files
+        changed = self.recorded(stage.files)
+        self.forget(changed)
+        return changed
 
     def recorded(self, names: Iterable[str]) -> list[str]:
         """Those of the files that have a digest."""

@@ -60,8 +60,8 @@ def test_gptq_of_one_block_a_row_is_that_of_a_step_per_channel(shares):
     alone, whole = Grid(4, narrow=True, axis=0), Grid(4, narrow=True, axis=0, group_size=48)
     qparams = qparams_from_range(w.amin(1), w.amax(1), alone)
     blocks = QParams(qparams.scale[:, None], qparams.zero[:, None])
-    q, found = Gptq(shares=shares).solve(w, qparams, alone, seen, torch.tensor(0.0))
-    p, same = Gptq(shares=shares).solve(w, blocks, whole, seen, torch.tensor(0.0))
+    q, found = Gptq(shares=shares).rounding.solve(w, qparams, alone, seen, torch.tensor(0.0))
+    p, same = Gptq(shares=shares).rounding.solve(w, blocks, whole, seen, torch.tensor(0.0))
     assert torch.equal(p, q)
     assert torch.equal(same.scale[:, 0], found.scale)
 
@@ -75,9 +75,9 @@ def test_gptq_by_blocks_has_less_error_than_rounding_and_than_a_step_per_channel
         return float((seen.through((v - w).double()) * (v - w)).sum())
 
     qparams = stepped(w, MinMax(), grid)
-    q, found = Gptq().solve(w, qparams, grid, seen, torch.tensor(0.0))
+    q, found = Gptq().rounding.solve(w, qparams, grid, seen, torch.tensor(0.0))
     channel = qparams_from_range(w.amin(1), w.amax(1), alone)
-    r, other = Gptq().solve(w, channel, alone, seen, torch.tensor(0.0))
+    r, other = Gptq().rounding.solve(w, channel, alone, seen, torch.tensor(0.0))
     assert error(values(q, found, grid)) < 0.8 * error(fake(w, qparams, grid))
     assert error(values(q, found, grid)) < 0.9 * error(values(r, other, alone))
 
@@ -91,7 +91,7 @@ def test_without_correlations_each_block_has_the_share_that_is_best_for_it(power
     seen = Moments.of([(x, x, None)], 1, 6)
     method = Gptq(sweeps=0, damp=1e-9)
     qparams = stepped(w, MinMax())
-    _, found = method.solve(w, qparams, BLOCK, seen, torch.tensor(0.0))
+    _, found = method.rounding.solve(w, qparams, BLOCK, seen, torch.tensor(0.0))
     for i, row in enumerate(w):
         for b, (part, weights) in enumerate(zip(row.split(16), power.split(16), strict=True)):
             tried = qparams.scale[i, b] * torch.tensor(method.shares)

@@ -10,10 +10,11 @@ import torch
 
 from fewbit.choose import Recipe, choose, parse_bits
 from fewbit.choose.columns import factor
-from fewbit.choose.gptq import Gptq, gain, regressed
+from fewbit.choose.gptq import Gptq
 from fewbit.choose.headroom import codes_are_safe
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
+from fewbit.choose.regression import gain, regressed
 from fewbit.choose.wide_layers import columns_of, solved_in_parts, variances
 from fewbit.core.grid import Grid, QParams, codes, fake, qparams_from_range, values
 from fewbit.core.plan import Choice
@@ -145,7 +146,7 @@ def test_without_correlation_every_weight_goes_to_the_nearest_code(sweeps, order
     diagonal = torch.diag(torch.linspace(0.5, 4, 12, dtype=torch.float64))[None]
     plain = moments(rows()).centred()
     apart = Moments(1, plain.read, plain.exact, diagonal, diagonal, plain.residual, plain.residual_read)
-    q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).solve(w, qparams, GRID, apart, ZERO)
+    q, step = Gptq(ridges=(), shares=(1.0,), sweeps=sweeps, order=order).rounding.solve(w, qparams, GRID, apart, ZERO)
     assert torch.equal(q, codes(w, qparams, GRID))
     assert torch.equal(step.scale, qparams.scale)
 
@@ -155,7 +156,7 @@ def test_inputs_that_are_always_zero_keep_the_nearest_codes(alive):
     w, qparams = weight()
     x = rows()
     x[:, alive:] = 0
-    q, _ = Gptq(ridges=(), shares=(1.0,)).solve(w, qparams, GRID, moments(x).centred(), ZERO)
+    q, _ = Gptq(ridges=(), shares=(1.0,)).rounding.solve(w, qparams, GRID, moments(x).centred(), ZERO)
     assert torch.equal(q[:, alive:], codes(w, qparams, GRID)[:, alive:])
 
 
@@ -163,11 +164,11 @@ def test_groups_are_solved_each_on_its_own_part():
     w, _ = weight(6, 4)
     qparams = qparams_from_range(w.amin(1), w.amax(1), GRID)
     x = rows(c=12)
-    whole, _ = Gptq(ridges=()).solve(w, qparams, GRID, moments(x, groups=3, outputs=6).centred(), ZERO)
+    whole, _ = Gptq(ridges=()).rounding.solve(w, qparams, GRID, moments(x, groups=3, outputs=6).centred(), ZERO)
     for g in range(3):
         part = QParams(qparams.scale[2 * g : 2 * g + 2], qparams.zero[2 * g : 2 * g + 2])
         alone = moments(x[:, 4 * g : 4 * g + 4], outputs=2).centred()
-        found, _ = Gptq(ridges=()).solve(w[2 * g : 2 * g + 2], part, GRID, alone, ZERO)
+        found, _ = Gptq(ridges=()).rounding.solve(w[2 * g : 2 * g + 2], part, GRID, alone, ZERO)
         assert torch.equal(whole[2 * g : 2 * g + 2], found)
 
 
@@ -181,7 +182,7 @@ def test_with_correlation_each_part_lowers_the_error_of_the_output():
     seen = moments(x).centred()
     errors = [error_on(x, w, codes(w, qparams, GRID), qparams)]
     for method in (PLAIN, Gptq(ridges=(), shares=(1.0,)), Gptq(ridges=())):
-        errors.append(error_on(x, w, *method.solve(w, qparams, GRID, seen, ZERO)))
+        errors.append(error_on(x, w, *method.rounding.solve(w, qparams, GRID, seen, ZERO)))
     assert errors == sorted(errors, reverse=True)
     assert errors[1] < 0.7 * errors[0]
     assert errors[3] < errors[1]
@@ -192,7 +193,7 @@ def test_coordinate_descent_ends_where_no_single_code_can_move_and_near_the_best
     w, _ = weight(4, 3)
     qparams = qparams_from_range(w.amin(1), w.amax(1), GRID)
     seen = moments(x, outputs=4).centred()
-    q, _ = Gptq(ridges=(), shares=(1.0,), sweeps=20).solve(w, qparams, GRID, seen, ZERO)
+    q, _ = Gptq(ridges=(), shares=(1.0,), sweeps=20).rounding.solve(w, qparams, GRID, seen, ZERO)
     wanted = seen.through(w.double())
     span = range(GRID.low, GRID.high + 1)
     every = torch.tensor(list(itertools.product(span, span, span)))
@@ -382,7 +383,7 @@ def test_at_eight_bits_the_light_settings_lose_no_more_of_a_layer_than_all_of_th
         method = Gptq(light=light)._for("linear", 100, choice, None, 10)
         assert bool(method.ridges) == (light == 9)
         assert method.tokens == (None if light == 9 else 32)  # of 10 images: more than 2.5 rows for each of 100 inputs
-        q, qparams = method.solve(w, choice.qparams, grid, whole, ZERO)
+        q, qparams = method.rounding.solve(w, choice.qparams, grid, whole, ZERO)
         errors.append(whole.error(torch.zeros_like(w), values(q, qparams, grid) - w).sum())
     nearest = whole.error(torch.zeros_like(w), values(codes(w, choice.qparams, grid), choice.qparams, grid) - w).sum()
     assert errors[0] < 1.01 * errors[1]

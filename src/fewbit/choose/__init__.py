@@ -27,6 +27,8 @@ Search on the whole model
     loss              the whole model's loss
 GPTQ: the error of a rounded column goes into the others
     gptq              the pass
+    rounding          codes on second moments, for several scales, and descent behind
+    regression        real weights and gains that fit second moments
     wide_layers       a layer with very many inputs, its columns in parts
     columns           codes of a weight, column by column
     moments           first and second moments of an op's inputs

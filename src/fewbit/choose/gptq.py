@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fewbit.capture.sites import tensor_of
 from fewbit.choose.builder import PlanBuilder
-from fewbit.choose.columns import block_scales, by_row, column_codes, descended, errors_of, factor
 from fewbit.choose.context import BATCH, MEMORY, Context, few_enough
 from fewbit.choose.fisher import Importance, position_weights
 from fewbit.choose.headroom import headroom, real_weight, sums_are_safe, unsafe_codes, weight_of
 from fewbit.choose.layer_rows import Layers
 from fewbit.choose.moments import Moments
+from fewbit.choose.regression import agreement, factor_of, held_out_error, product, regressed
+from fewbit.choose.rounding import Rounding
 from fewbit.choose.wide_layers import solved_in_parts, variances
 from fewbit.core.device import wide
 from fewbit.core.graph import Graph, Op
-from fewbit.core.grid import Grid, QParams, along, in_multiples, rowwise
+from fewbit.core.grid import in_multiples, rowwise
 from fewbit.core.inputs import Batch
 from fewbit.core.pages import give_back
 from fewbit.core.plan import Choice, Fallback, Json, PassLog, Plan, described
@@ -31,7 +31,6 @@ from fewbit.workers import LOCAL, Workers, in_order
 
 NAME = "GPTQ"  # in fallbacks
 LONG = 1024  # columns from which on trying a ridge takes longer than to send what it is tried on
-WORK = 1 << 23  # elements of all candidates that are held at a time
 WHOLE = 6144  # inputs of a layer that is solved at once: those of Swin-L's MLP (a 3 x 3 convolution of 512 channels has 4,608).
 # Their factors take 16 s of a core; of the 25,088 of VGG's first Linear 68 times as long, and 5 GB for each matrix
 PART = 2048  # columns of a part of a wider layer, whose factors take 0.7 s
@@ -46,14 +45,6 @@ class Solved:
     choice: Choice
     bias: Tensor | None
     ridges: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """The order in which the columns of each group are rounded, and the Cholesky factor of H⁻¹ in that order."""
-
-    order: Int[Tensor, "groups m"]
-    upper: Float[Tensor, "groups m m"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +98,11 @@ class Gptq:
     def together(self, inputs: int) -> int:
         """Of so many inputs of a layer, how many are solved together at most."""
         return inputs if inputs <= self.whole else self.part
+
+    @property
+    def rounding(self) -> Rounding:
+        """How codes are found, of the weights that are fitted."""
+        return Rounding(self.damp, self.shares, self.sweeps, self.order)
 
     def describe(self) -> str:
         """What it does, in a phrase for people."""
@@ -229,7 +225,7 @@ class Gptq:
         rows, means = w.flatten(1), whole.means()
         real, fitted = self.fitted(rows, whole, ridge)
         del whole
-        new_codes, qparams = self.solve(real, choice.qparams, choice.grid, fitted, min_scale)
+        new_codes, qparams = self.rounding.solve(real, choice.qparams, choice.grid, fitted, min_scale)
         result = replace(choice, qparams=qparams, codes=new_codes)
         agreement = self.agreement(result, rows, fitted) if self.gain and choice.grid.axis is not None else None
         return self.ended(result, w, bias, agreement, means, (ridge,), min_scale)
@@ -261,7 +257,7 @@ class Gptq:
         if not self.bias:
             return Solved(result, None, ridges)
         read, exact, residual = means
-        missing = _product(w.flatten(1), exact) - _product(real_weight(result), read) + residual
+        missing = product(w.flatten(1), exact) - product(real_weight(result), read) + residual
         shift = missing if bias is None else wide(bias) + missing
         return Solved(result, shift.float(), ridges)
 
@@ -273,147 +269,10 @@ class Gptq:
         """
         given = inside.lacking(w), inside.to_read(), outside.lacking(w), outside.to_read()
         best, best_share = 0.0, None
-        for share, error in zip(self.ridges, in_order(workers, partial(_held_out_error, *given), self.ridges), strict=True):
+        for share, error in zip(self.ridges, in_order(workers, partial(held_out_error, *given), self.ridges), strict=True):
             if error < best:
                 best, best_share = error, share
         return best_share
-
-    def solve(
-        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, moments: Moments, floor: Tensor
-    ) -> tuple[Int[Tensor, "o m"], QParams]:
-        """Codes and scales for real weights on centred moments; `qparams` covers the whole range, no scale is below `floor`."""
-        power = moments.gram[0].diagonal() if grid.group_size else None
-        scales = self.scales(w, qparams, grid, power, floor)
-        chosen = scales[0]
-        ordered = self._ordered(moments)
-        if len(scales) > 1:
-            best_codes, chosen = self._best(w, scales, grid, moments, ordered)
-        else:
-            best_codes = self._gptq_codes(w, scales, grid, ordered)[0]
-        del ordered
-        q = self._coordinate_descent(w, best_codes, chosen, grid, moments)
-        final_scale = chosen if grid.axis is not None else qparams.scale
-        return q.to(torch.int32), replace(qparams, scale=final_scale.float().contiguous())
-
-    def scales(
-        self, w: Float[Tensor, "o m"], qparams: QParams, grid: Grid, power: Float[Tensor, "m"] | None, floor: Tensor
-    ) -> Float[Tensor, "k o ..."]:
-        """The scales that are tried for each row; `power` is that of each input, where rows have groups."""
-        shares = self.shares if grid.axis is not None else self.shares[:1]
-        scales = [qparams.scale * share for share in torch.tensor(shares)]
-        if power is not None:
-            scales.append(block_scales(w, scales, grid, power))
-        scales = [in_multiples(s.maximum(floor), grid) if grid.group_size else s.maximum(floor).expand(len(w)) for s in scales]
-        return torch.stack(scales)
-
-    def codes(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "o ..."], grid: Grid, moments: Moments
-    ) -> Float[Tensor, "o m"]:
-        """The codes for one scale of each row."""
-        q = self._gptq_codes(w, scale[None], grid, self._ordered(moments))[0]
-        return self._coordinate_descent(w, q, scale, grid, moments)
-
-    def lost(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments
-    ) -> Float[Tensor, "k o"]:
-        """The error of each output with GPTQ's codes for each of the scales."""
-        ordered, gram = self._ordered(moments), moments.gram.float()
-        return torch.cat([self._tried(w, part, grid, gram, ordered)[1] for part in self._at_once(w, scale)])
-
-    def _at_once(self, w: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        """The scales, as many as are tried together."""
-        return scale.split(max(1, WORK // w.numel()))
-
-    def _tried(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, gram: Tensor, ordered: Ordered
-    ) -> tuple[Float[Tensor, "k o m"], Float[Tensor, "k o"]]:
-        """GPTQ's codes for each of the scales, and their errors."""
-        codes = self._gptq_codes(w, scale, grid, ordered)
-        return codes, torch.stack([errors_of(q * along(s, q, 0) - w, gram) for q, s in zip(codes, scale, strict=True)])
-
-    def _best(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, moments: Moments, ordered: Ordered
-    ) -> tuple[Float[Tensor, "o m"], Float[Tensor, "o ..."]]:
-        """GPTQ's codes of each output with the one of its scales that has the smallest error, and that scale."""
-        gram, best_error, best_codes = moments.gram.float(), None, None
-        for part in self._at_once(w, scale):
-            part_codes, error = self._tried(w, part, grid, gram, ordered)
-            index = error.argmin(0)
-            rows = torch.arange(len(w), device=w.device)
-            if best_error is None or best_codes is None:
-                best_error, best_codes, best_scale = error[index, rows], part_codes[index, rows], part[index, rows]
-            else:
-                better = error[index, rows] < best_error
-                best_error = torch.where(better, error[index, rows], best_error)
-                best_codes = torch.where(better[:, None], part_codes[index, rows], best_codes)
-                best_scale = torch.where(better if best_scale.ndim == 1 else better[:, None], part[index, rows], best_scale)
-        assert best_codes is not None
-        return best_codes, best_scale
-
-    def _ordered(self, moments: Moments) -> Ordered:
-        """Of the columns of each group."""
-        h = moments.gram
-        order = h.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
-        if not self.order:
-            order = torch.arange(h.shape[1], device=h.device).expand_as(order)
-        h = h.gather(1, order[:, :, None].expand_as(h)).gather(2, order[:, None].expand_as(h))
-        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor(h, self.damp)), upper=True).float()
-        return Ordered(order, upper)
-
-    def _gptq_codes(
-        self, w: Float[Tensor, "o m"], scale: Float[Tensor, "k o ..."], grid: Grid, ordered: Ordered
-    ) -> Float[Tensor, "k o m"]:
-        """GPTQ's codes of all groups for several scales of each channel, or of each of its groups."""
-        k, groups, order = len(scale), len(ordered.order), ordered.order
-        rows = w.unflatten(0, (groups, -1)).repeat(1, k, 1)
-        row_scale = by_row(scale.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1, 2), rows)
-        place = order[:, None].expand_as(rows)
-        if row_scale.shape[2] > 1:
-            row_scale = row_scale.gather(2, place)
-        q = column_codes(rows.gather(2, place), row_scale, grid, ordered.upper)
-        unordered = torch.empty_like(rows).scatter_(2, place, q)
-        return unordered.unflatten(1, (k, -1)).transpose(0, 1).flatten(1, 2)
-
-    def _coordinate_descent(self, w: Tensor, q: Tensor, scale: Tensor, grid: Grid, moments: Moments) -> Tensor:
-        """The codes after `sweeps` of coordinate descent on the error, each output on its own."""
-        if not self.sweeps:
-            return q
-        h = moments.gram.float()
-        w, q, scale = (v.expand(len(w), *v.shape[1:]).unflatten(0, (len(h), -1)) for v in (w, q, scale))
-        return descended(w, q, by_row(scale, w), grid, h, self.sweeps).flatten(0, 1).contiguous()
-
-
-def regressed(w: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
-    """W*; `moments` are centred."""
-    return (wide(w) + _solved(moments.lacking(w), moments, share)).float()
-
-
-def _solved(lacking: Float[Tensor, "o m"], moments: Moments, share: float) -> Float[Tensor, "o m"]:
-    """W* - W, of what W lacks."""
-    parts = lacking.unflatten(0, (len(moments.gram), -1))
-    return torch.cholesky_solve(parts.mT, factor(moments.gram, share)).mT.flatten(0, 1)
-
-
-def _held_out_error(lacking: Tensor, inside: Moments, held_out: Tensor, outside: Moments, share: float) -> float:
-    """The error of W* - W on held-out moments for a λ; below 0 where it is better than nothing."""
-    return float(outside.error(held_out, _solved(lacking, inside, share)).sum())
-
-
-def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
-    """The best factor for each output of quantized weights to match the target output; it goes into the scale."""
-    return factor_of(*agreement(w, target, moments))
-
-
-def agreement(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> tuple[Tensor, Tensor]:
-    """Of the outputs of quantized weights, each the covariance with its target and its own variance."""
-    v = wide(w)
-    return (target * v).sum(1), (moments.through(v) * v).sum(1)
-
-
-def factor_of(together: Float[Tensor, "o"], power: Float[Tensor, "o"]) -> Float[Tensor, "o"]:
-    """The gain, of what `agreement` gives; 1 where it would be below a half or above two."""
-    best = together / power.clamp_min(1e-30)
-    return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
 
 
 def left_out(batches: Sequence[Batch], used: Sequence[Batch]) -> tuple[Fallback, ...]:
@@ -423,8 +282,3 @@ def left_out(batches: Sequence[Batch], used: Sequence[Batch]) -> tuple[Fallback,
         return ()
     why = f"the largest tensor of more would take over {MEMORY >> 20} MB; ranges are those of all images"
     return (Fallback("calibration images", f"{requested} for the codes of weights", f"{actual}", why, kind="calibration"),)
-
-
-def _product(w: Tensor, mean: Tensor) -> Tensor:
-    """W times a mean row (groups, m) -> (c_out,)."""
-    return torch.einsum("gom,gm->go", wide(w).unflatten(0, (len(mean), -1)), mean).flatten()

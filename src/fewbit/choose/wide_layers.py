@@ -50,7 +50,7 @@ def solved_in_parts(
     """
     rows, grid = w.flatten(1), choice.grid
     parts = columns_of(rows.shape[1], method.part, grid.group_size or math.prod(w.shape[2:]))
-    scales = method.scales(rows, choice.qparams, grid, power, min_scale)
+    scales = method.rounding.scales(rows, choice.qparams, grid, power, min_scale)
     real, chosen, ridges = rows.clone(), scales[0], []
     if len(scales) > 1 or method.ridges:
         lost = torch.zeros(scales.shape[:2], device=rows.device)
@@ -64,7 +64,7 @@ def solved_in_parts(
             ridges.append(ridge)
             real[:, part], fitted = method.fitted(rows[:, part], whole, ridge)
             if len(scales) > 1:
-                lost += method.lost(real[:, part], _of(scales, part, grid), grid, fitted)
+                lost += method.rounding.lost(real[:, part], _of(scales, part, grid), grid, fitted)
             del whole, fitted
         chosen = scales[lost.argmin(0), torch.arange(len(rows), device=rows.device)]
     qparams = replace(choice.qparams, scale=chosen.float().contiguous() if grid.axis is not None else choice.qparams.scale)
@@ -79,7 +79,7 @@ def solved_in_parts(
         residual, behind = torch.zeros_like(whole.residual), torch.zeros_like(whole.residual_read)
         whole = replace(whole, residual=residual, residual_read=behind)
         _, fitted = method.fitted(rows[:, part], whole, None)
-        codes[:, part] = method.codes(real[:, part], _of(chosen, part, grid), grid, fitted).to(torch.int32)
+        codes[:, part] = method.rounding.codes(real[:, part], _of(chosen, part, grid), grid, fitted).to(torch.int32)
         if agreed:
             own = QParams(*(_of(v, part, grid) for v in (qparams.scale, qparams.zero)))
             one = replace(choice, qparams=own, codes=codes[:, part])

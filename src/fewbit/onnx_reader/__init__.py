@@ -6,6 +6,7 @@ functions  the local functions of a file, in place of the nodes that call them
 sequences  sequences and optionals whose members are known, resolved
 whole      a file whose image comes in whole numbers: where to cut it
 cut        the tail of a file: the nodes behind its layers that torch cannot express
+known_shapes  what is known of sizes without running the file
 turned     outputs of a file whose batch is not in front
 strip      a file of another tool without its Q/DQ nodes
 module     the nodes as modules, run in order; what needs no image is computed once

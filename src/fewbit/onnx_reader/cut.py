@@ -4,8 +4,7 @@ the layers, and the tail behind it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from fewbit.core.graph import Tail
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import domain, first_line, inner_nodes, label, opsets, raw_array, reads, title
+from fewbit.onnx_reader.known_shapes import NOTHING, Shapes, dims_of, known_sizes, shapes_of, without_numbers
 from fewbit.onnx_reader.module import WEIGHTED
 from fewbit.onnx_reader.operators import CONTROL, OPERATORS
 from fewbit.onnx_reader.recurrent import unusual
@@ -24,11 +24,8 @@ from fewbit.onnx_reader.work import products
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
 CHOOSES = ("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK")
 LAYOUTS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # domains of onnxruntime's last optimisations
-NOTHING = ValueInfoProto()
-FEW = 64  # numbers of a weight that may be a shape
 WHY = {True: "belongs to such a node", False: "torch cannot express it"}
 TURNS = "puts the batch where the file has it"
-Shapes = Mapping[str, ValueInfoProto]
 STATED = ("Shape", "Size")  # what they write depends on no number of the image
 
 
@@ -52,7 +49,7 @@ def cut(model: ModelProto, path: Path) -> tuple[ModelProto, Tail | None]:
             del model.graph.node[:]
             model.graph.node.extend(read)
         return model, None
-    shapes = _shapes(model)
+    shapes = shapes_of(model)
     tail = _with_whole_batches(flow, tail, shapes)
     file = _file(flow, tail, shapes, path.parent)
     return _without(flow, tail, shapes), file
@@ -152,7 +149,7 @@ def _refusal(flow: Flow, nodes: Sequence[int], path: Path, *, between: bool) -> 
     taken = f"{message} docs/onnx.md lists those that are, and those behind the last layer may be others."
     if not between:
         return f"{taken} Cut the file behind them with onnx.utils.extract_model, and give the images that they make."
-    ends = _front(flow, flow.behind(nodes), _shapes(_without_numbers(flow.model)))
+    ends = _front(flow, flow.behind(nodes), shapes_of(without_numbers(flow.model)))
     return (
         f"{taken} Quantize what stands in front of them: onnx.utils.extract_model({str(path)!r}, 'front.onnx', "
         f"{[*flow.inputs]}, {ends})."
@@ -167,7 +164,7 @@ def _front(flow: Flow, behind: set[int], shapes: Shapes) -> list[str]:
     while True:
         more = {
             i for name in _given(flow, whole) if (i := flow.maker.get(name)) is not None
-            and (flow.nodes[i].op_type in CHOOSES or _dims(shapes.get(name, NOTHING))[:1] != [batch])
+            and (flow.nodes[i].op_type in CHOOSES or dims_of(shapes.get(name, NOTHING))[:1] != [batch])
         }  # fmt: skip
         if not more:
             break
@@ -182,21 +179,9 @@ def _given(flow: Flow, behind: set[int]) -> list[str]:
     return [*dict.fromkeys([*ends, *(one.name for one in flow.model.graph.output if one.name in front)])]
 
 
-def _shapes(model: ModelProto) -> Shapes:
-    """Types and shapes of values, where they follow; a batch without a name gets one for it."""
-    firsts = [one.type.tensor_type.shape.dim[0] for one in model.graph.input if len(one.type.tensor_type.shape.dim) == 4]
-    unnamed = [dim for dim in firsts if dim.dim_value <= 0 and not dim.dim_param]
-    for dim in unnamed:
-        dim.dim_param = "batch"
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    for dim in unnamed:
-        dim.Clear()
-    return {one.name: one for one in (*found.value_info, *found.output, *found.input)}
-
-
 def _batch(flow: Flow, shapes: Shapes) -> int | str | None:
     """What the batch is called, rather than its number."""
-    firsts = [dims[0] for name in flow.inputs if len(dims := _dims(shapes[name])) == 4]
+    firsts = [dims[0] for name in flow.inputs if len(dims := dims_of(shapes[name])) == 4]
     return next((first for first in sorted(firsts, key=lambda first: isinstance(first, int))), None)
 
 
@@ -206,16 +191,16 @@ def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
     waiting = [
         one for one in model.graph.output
         if flow.maker.get(one.name) not in (None, *tail) and one.name in flow.varies
-        and (not batch or _dims(one)[:1] != [batch])
+        and (not batch or dims_of(one)[:1] != [batch])
     ]  # fmt: skip
     if not waiting:
         return []
-    light, found = _without_numbers(model), list[str]()
+    light, found = without_numbers(model), list[str]()
     try:
-        shapes = _shapes(light)
+        shapes = shapes_of(light)
         batch = _batch(flow, shapes)
         for output in waiting:
-            sizes: Sizes = _known(_dims(shapes.get(output.name, NOTHING)), _dims(output), batch)
+            sizes: Sizes = known_sizes(dims_of(shapes.get(output.name, NOTHING)), dims_of(output), batch)
             place = place_of_batch(sizes, batch)
             if place is None and not isinstance(batch, int):
                 place, sizes = _place_by_trial(light, output.name, batch, sizes)
@@ -225,19 +210,6 @@ def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
     except onnx.shape_inference.InferenceError:
         pass  # what does not fit together is said where it runs
     return found
-
-
-def _without_numbers(model: ModelProto) -> ModelProto:
-    """A model with the shapes of its larger weights alone, as inputs."""
-    graph = model.graph
-    large = [one for one in graph.initializer if math.prod(one.dims) > FEW]
-    named, taken = {one.name for one in large}, {one.name for one in graph.input}
-    inputs = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in large if one.name not in taken]
-    light = helper.make_graph(
-        graph.node, graph.name, [*graph.input, *inputs], graph.output,
-        [one for one in graph.initializer if one.name not in named], value_info=graph.value_info,
-    )  # fmt: skip
-    return helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions)
 
 
 def _place_by_trial(model: ModelProto, name: str, batch: str | None, sizes: Sizes) -> tuple[int | None, Sizes]:
@@ -255,18 +227,11 @@ def _place_by_trial(model: ModelProto, name: str, batch: str | None, sizes: Size
             for dim in dims:
                 if dim.dim_value <= 0 and (dim.dim_param == batch or (dim is dims[0] and len(dims) == 4 and not dim.dim_param)):
                     dim.dim_value = count
-        found.append(_dims(_shapes(trial).get(name, NOTHING)))
+        found.append(dims_of(shapes_of(trial).get(name, NOTHING)))
     places = [i for i, pair in enumerate(zip(*found, strict=False)) if pair == (2, 3)]
     if len(places) != 1 or len(found[0]) != len(found[1]):
         return None, sizes
     return places[0], [a if a == b else None for a, b in zip(*found, strict=True)]
-
-
-def _known(found: list[int | str | None], said: list[int | str | None], batch: int | str | None) -> list[int | str | None]:
-    """The sizes of an output: those that follow, and where none does, those that the file says."""
-    if len(found) != len(said):
-        return found or said
-    return [a if isinstance(a, int) or a == batch or b is None else b for a, b in zip(found, said, strict=True)]
 
 
 def _with_whole_batches(flow: Flow, tail: set[int], shapes: Shapes) -> set[int]:
@@ -275,16 +240,11 @@ def _with_whole_batches(flow: Flow, tail: set[int], shapes: Shapes) -> set[int]:
     while True:
         more = {
             flow.maker[name] for i in tail for name in flow.reads[i]
-            if name in flow.maker and (name not in flow.varies or _dims(shapes.get(name, NOTHING))[:1] != [batch])
+            if name in flow.maker and (name not in flow.varies or dims_of(shapes.get(name, NOTHING))[:1] != [batch])
         } - tail - flow.layers  # fmt: skip
         if not more:
             return tail
         tail = tail | more
-
-
-def _dims(info: ValueInfoProto) -> list[int | str | None]:
-    dims = info.type.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
 
 
 def _ends(flow: Flow, tail: set[int]) -> list[str]:
