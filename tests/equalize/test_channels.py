@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fewbit.choose import Context, choose
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.channels import evened, places, steps
-from fewbit.equalize.equalize import same_function
+from fewbit.equalize.replaced import same_function
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import simulate
 from fewbit.observe import observe

@@ -15,9 +15,10 @@ from fewbit.capture.structure import heads, norms
 from fewbit.core.grid import Grid, fake, qparams_from_range
 from fewbit.equalize import Equalize, replaced
 from fewbit.equalize.cross_layer import balanced
-from fewbit.equalize.equalize import _Work, same_function
-from fewbit.equalize.migrate import balanced_keys, migrated, scales
-from fewbit.equalize.samples import sample_tensors
+from fewbit.equalize.equalize import _Work
+from fewbit.equalize.migrate import STRENGTHS, balanced_keys, migrated, rows_of, scales, step_of
+from fewbit.equalize.replaced import same_function
+from fewbit.equalize.samples import Extremes, sample_tensors
 from fewbit.execute.executor import Executor
 from fewbit.target import load_target
 from fewbit.target.allowed import allowed
@@ -119,8 +120,12 @@ def test_extremes_and_mean_squares_are_those_of_each_channel_whatever_the_number
     given = capture_net(Net())
     with torch.no_grad():
         rows = given.module(given.images).transpose(0, 1).flatten(1)
-    seen = sample_tensors(given.graph, given.images.split(4), [], 8, [given.graph.ops[0].node])[given.graph.ops[0].node]
-    torch.testing.assert_close(seen, torch.stack([rows.amin(1), rows.amax(1), rows.square().mean(1)]))
+    seen = sample_tensors(given.graph, given.images.split(4), [], 8, [given.graph.ops[0].node])[1][given.graph.ops[0].node]
+    torch.testing.assert_close([seen.low, seen.high, seen.squares], [rows.amin(1), rows.amax(1), rows.square().mean(1)])
+    for k, (low, high) in enumerate(seen.halves):  # every other image
+        half = given.module(given.images[k::2]).transpose(0, 1).flatten(1)
+        torch.testing.assert_close([low, high], [half.amin(1), half.amax(1)])
+        assert seen.count == half.shape[1]
 
 
 def test_values_that_are_the_same_everywhere_are_left_alone(capture_net, vit):
@@ -172,9 +177,63 @@ def test_what_is_found_in_a_transformer_and_in_a_convolutional_net(net, plain):
     assert [(p.first.name, p.second.name) for p in conv_pairs(plain.graph)] == [("a", "b"), ("c", "d")]  # not across the ReLU6
 
 
-def test_nets_of_convolutions_are_looked_at_by_their_maps_and_transformers_are_not(net, plain):
-    seen = {name: Equalize().sees_maps(given.graph, grids(given)) for name, given in (("net", net), ("plain", plain))}
-    assert seen == {"net": False, "plain": True}
+def test_of_maps_more_images_are_looked_at_than_of_rows_and_of_few_rows_as_many_as_give_enough(net, plain):
+    def asked(given, rows):
+        return Equalize(rows=rows).images(given.graph, grids(given))
+
+    tokens = net.graph.site(net.graph.op("blocks.0.fc1").operands["input"]).shape[1]
+    assert asked(plain, 1024) == 512
+    assert [asked(net, rows) for rows in (64 * tokens, 100 * tokens - 1, 10_000 * tokens)] == [64, 100, 512]
+
+
+def known(low, high, squares):
+    """What is known of channels whose halves have the same extremes."""
+    return Extremes(low, high, squares, ((low, high), (low, high)), 1)
+
+
+@pytest.mark.parametrize("rows", [32, 100_000])
+def test_channels_are_evened_where_enough_numbers_say_how_far_they_reach(rows):
+    """The best of all strengths on numbers that nobody has seen: by brute force, with the ranges of the seen ones."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(-0.3, 0, 64)
+
+    def drawn(n):
+        return torch.empty(n, 64).exponential_(generator=generator) * spread
+
+    x, new, w = drawn(rows), drawn(20_000), torch.randn(16, 64, 1, 1, generator=generator)
+    halves = tuple((x[k::2].amin(0), x[k::2].amax(0)) for k in range(2))
+    grid, steps = Grid(8, signed=False), Grid(8, axis=0, symmetric=True)
+    seen = Extremes(x.amin(0), x.amax(0), x.square().mean(0), halves, rows // 2)
+    found = balanced(seen, w, grid, steps)
+
+    def lost(scale):
+        quantized = fake(new / scale, qparams_from_range((x / scale).amin().clamp_max(0), (x / scale).amax(), grid), grid)
+        return float(((quantized * scale - new) @ w.flatten(1).T).square().mean())
+
+    strengths = (None, *STRENGTHS)
+    losses = {s: lost(torch.ones(64) if s is None else scales(seen.high, s)) for s in strengths}
+    assert losses[found.strength] <= 1.1 * min(losses.values())
+    if rows == 32:
+        assert losses[1.0] > 1.5 * losses[found.strength]  # what the extremes of all images alone would choose
+
+
+def test_few_rows_do_not_judge_their_own_ranges():
+    """A layer norm with one row for each image: on new rows nothing is lost against leaving it alone."""
+    generator = torch.Generator().manual_seed(0)
+    x, new = (torch.randn(n, 96, generator=generator) * torch.logspace(-0.2, 0, 96) for n in (48, 4000))
+    w = torch.randn(32, 96, generator=generator)
+    grid, steps = Grid(8, signed=False), Grid(8, axis=0, symmetric=True)
+
+    def lost(move):
+        lower, heavier = (new - move.shift) / move.scale, w * move.scale
+        quantized = step_of((x - move.shift) / move.scale, grid, lower)
+        off = quantized @ rows_of(heavier, steps).T - (lower @ heavier.T)
+        return float((off - off.mean(0)).square().mean())
+
+    free, held = (migrated(x, w, grid, steps, few=few) for few in (False, True))
+    alone = migrated(x, w, grid, steps, (), shift=False)
+    assert lost(held) <= 1.05 * lost(alone)
+    assert lost(free) > 1.2 * lost(held)
 
 
 def test_one_place_that_would_change_the_function_is_left_out_and_the_others_are_as_they_were(net, monkeypatch):
@@ -205,12 +264,13 @@ def test_sites_without_a_grid_stay_as_they_are(net):
 
 def test_at_full_strength_each_channel_of_a_layer_norm_is_in_the_middle_and_reaches_as_far_as_the_others(net):
     found = Equalize(values=False, keys=False, strengths=(1.0,))(net.graph, net.images.split(8), grids(net))
-    assert [(row["op"], row["strength"]) for row in found.record] == [(n.layers[0].name, 1.0) for n in norms(net.graph)]
+    inside = list(norms(net.graph))[:-1]  # the last has one row for each image: too few
+    assert [(row["op"], row["strength"]) for row in found.record][:-1] == [(n.layers[0].name, 1.0) for n in inside]
     nodes = found.graph.module.graph.nodes
     values = {next(node for node in nodes if node.op == "placeholder"): net.images}
     with torch.no_grad():
         Executor(found.graph, ()).run(nodes, values)
-    for norm in norms(found.graph):
+    for norm in list(norms(found.graph))[:-1]:
         x = values[norm.node].flatten(0, -2)
         torch.testing.assert_close(x.amax(0), x.max().expand(16), rtol=1e-5, atol=0)
         torch.testing.assert_close(x.amin(0), -x.max().expand(16), rtol=1e-5, atol=0)
@@ -281,7 +341,7 @@ def test_the_error_between_two_convolutions_is_the_sum_over_every_product(groups
         3 * torch.rand(4, generator=generator),
         torch.tensor([1, 2, 0.5, 4]),
     )
-    found = balanced(low, high, squares, w, ACTIVATION, WEIGHT)
+    found = balanced(known(low, high, squares), w, ACTIVATION, WEIGHT)
     for scale, expected in ((torch.ones(4), found.before), (found.scale, found.after)):
         step = (max((high / scale).tolist()) - min((low / scale).tolist())) / 15
         error = 0.0
@@ -296,7 +356,7 @@ def test_the_error_between_two_convolutions_is_the_sum_over_every_product(groups
 def test_a_depthwise_layer_takes_all_of_the_range_for_its_weights_lose_nothing():
     low, high = torch.zeros(6), torch.logspace(-2, 0, 6)
     w = (1 / high).view(6, 1, 1, 1) * torch.ones(6, 1, 3, 3)
-    found = balanced(low, high, high**2 / 3, w, ACTIVATION, WEIGHT)
+    found = balanced(known(low, high, high**2 / 3), w, ACTIVATION, WEIGHT)
     assert found.strength == 1.0
     assert found.after < 0.5 * found.before
 
@@ -312,8 +372,8 @@ def test_a_depthwise_layer_with_several_outputs_of_each_channel_is_equalized(cap
     assert [row["op"] for row in found.record if row["moved"]] == ["0", "2"]
     assert same_function(given.graph, found.graph, seed=7) < 1e-4
     low, high, w = torch.zeros(8), torch.logspace(-1, 1, 8), torch.randn(8, 1, 3, 3)
-    once = balanced(low, high, high**2 / 3, w, ACTIVATION, WEIGHT)
-    twice = balanced(low, high, high**2 / 3, w.repeat_interleave(2, 0), ACTIVATION, WEIGHT)
+    once = balanced(known(low, high, high**2 / 3), w, ACTIVATION, WEIGHT)
+    twice = balanced(known(low, high, high**2 / 3), w.repeat_interleave(2, 0), ACTIVATION, WEIGHT)
     torch.testing.assert_close(twice.scale, once.scale)
     assert twice.after == pytest.approx(2 * once.after, rel=1e-5)
     assert twice.before == pytest.approx(2 * once.before, rel=1e-5)

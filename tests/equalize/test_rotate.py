@@ -11,7 +11,7 @@ from torch import nn
 from fewbit.capture.residual import residual
 from fewbit.core.fx import constant
 from fewbit.equalize import Equalize, replaced
-from fewbit.equalize.equalize import same_function
+from fewbit.equalize.replaced import same_function
 from fewbit.equalize.rotate import can_rotate, fixing_ones, orthogonal, rotated, rotated_heads
 from fewbit.observe.outliers import outliers
 from fewbit.target import load_target

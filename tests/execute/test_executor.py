@@ -19,7 +19,7 @@ from fewbit.choose.soft_codes import Straight
 from fewbit.core.graph import Graph
 from fewbit.core.grid import fake, values
 from fewbit.core.plan import Choice, Plan
-from fewbit.equalize.equalize import replaced
+from fewbit.equalize.replaced import replaced
 from fewbit.execute.executor import Executor
 from fewbit.execute.stream import Stream
 from fewbit.execute.watch import watch

@@ -6,8 +6,10 @@ cross_layer  convolutions with a ReLU between them
 migrate      how much of the range of channels goes from an activation into the weights that read it
 rotate       rotations of the residual stream and of heads
 samples      what is looked at of the tensors between
+replaced     a graph with other constants, and whether its function is the same
 """
 
-from fewbit.equalize.equalize import Equalize, Equalized, replaced
+from fewbit.equalize.equalize import Equalize, Equalized
+from fewbit.equalize.replaced import replaced
 
 __all__ = ["Equalize", "Equalized", "replaced"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewbit.core.grid import Grid
 from fewbit.equalize.migrate import STRENGTHS, Migration, scales
+from fewbit.equalize.samples import Extremes
 
 
 def for_weight(factor: Float[Tensor, "c"], w: Tensor) -> Tensor:
@@ -26,16 +27,29 @@ def for_weight(factor: Float[Tensor, "c"], w: Tensor) -> Tensor:
     return factor.view(1, -1, *kernel)
 
 
-def balanced(
-    low: Float[Tensor, "c"], high: Float[Tensor, "c"], squares: Float[Tensor, "c"], w: Tensor, activation: Grid, weight: Grid
-) -> Migration:
+def balanced(seen: Extremes, w: Tensor, activation: Grid, weight: Grid) -> Migration:
     """The strength with the smallest expected squared error of the second convolution's output.
 
-    `low`, `high` and `squares` (mean of squares) are those of the channels between, w is (c_out, c_in, *kernel). Rounding
-    errors are assumed uniform: scale² / 12 for each element that an output sums.
+    `seen` is what is known of the channels between, w is (c_out, c_in, *kernel). Rounding errors are assumed uniform: scale²
+    / 12 for each element that an output sums. What of one half of the images lies outside of the range of the other is an error
+    as well, of one number of a channel at least: channels that just fill the range on few images leave it on others.
     """
-    reach = torch.maximum(-low, high)
-    reach = reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
+    low, high, squares = seen.low, seen.high, seen.squares
+
+    def factors(low: Tensor, high: Tensor, strength: float | None) -> Tensor:
+        reach = torch.maximum(-low, high)
+        reach = reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
+        return torch.ones_like(reach) if strength is None else scales(reach, strength)
+
+    def outside(strength: float | None, scale: Tensor) -> float:
+        """The expected square of what is cut, through the weights; with the images of both halves half as much."""
+        cut = torch.zeros_like(scale)
+        for (low, high), (lower, higher) in (seen.halves, seen.halves[::-1]):
+            own = factors(low, high, strength)
+            bottom, top = (low / own).amin().clamp_max(0), (high / own).amax().clamp_min(0)
+            beyond = torch.maximum(bottom - lower / own, higher / own - top).clamp_min(0) * own
+            cut += beyond.square() / (4 * seen.count)
+        return float((w * for_weight(cut.sqrt(), w)).square().sum())
 
     def error(scale: Tensor) -> float:
         activation_scale = float((high / scale).amax().clamp_min(0) - (low / scale).amin().clamp_max(0)) / (
@@ -49,8 +63,8 @@ def balanced(
         summed = (weight_scales.square() * read).sum() if w.shape[1] == 1 else weight_scales.square().sum() * read.sum()
         return (through + kernel * float(summed)) / 12
 
-    candidates: list[tuple[float | None, Tensor]] = [(None, torch.ones_like(reach))]
-    candidates += [(strength, scales(reach, strength)) for strength in STRENGTHS]
-    errors = [error(scale) for _, scale in candidates]
+    strengths = (None, *STRENGTHS)
+    candidates = [factors(low, high, strength) for strength in strengths]
+    errors = [error(scale) + outside(strength, scale) for strength, scale in zip(strengths, candidates, strict=True)]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return Migration(candidates[best][1], torch.zeros_like(reach), candidates[best][0], errors[0], errors[best])
+    return Migration(candidates[best], torch.zeros_like(low), strengths[best], errors[0], errors[best])

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from fewbit.capture.residual import conv_pairs, residual
 from fewbit.capture.structure import Heads, heads, norms
-from fewbit.core.device import with_constants
 from fewbit.core.fx import constant
 from fewbit.core.graph import Graph, Json, Op
 from fewbit.core.grid import Grid
-from fewbit.core.inputs import example
 from fewbit.core.pages import give_back
-from fewbit.equalize.channels import WORTH, evened, places, steps, with_factors
+from fewbit.equalize.channels import WORTH, evened, places, steps
 from fewbit.equalize.cross_layer import balanced, for_weight
 from fewbit.equalize.migrate import STRENGTHS, Migration, balanced_keys, middle_and_reach, migrated, varies
+from fewbit.equalize.replaced import difference_of, output_of, replaced, same_function
 from fewbit.equalize.rotate import can_rotate, rotated, rotated_heads
-from fewbit.equalize.samples import sample_tensors
+from fewbit.equalize.samples import Extremes, sample_tensors
 from fewbit.execute.executor import Executor
 
 TOLERANCE = 1e-4  # of the largest output, on a random image
@@ -50,7 +49,8 @@ class Equalize:
     layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
     shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
     `rotate` turns the residual stream by a random orthogonal matrix, first of all, and with `rotate_heads` values, and queries
-    with keys, in each head (equalize/rotate.py). `rows` are sampled of each tensor over all images.
+    with keys, in each head (equalize/rotate.py). `rows` are sampled of each tensor over all images; where a tensor has fewer,
+    one half of them judges what the other would choose, since channels that just fill a range do not stay in it.
     """
 
     channels: bool = True
@@ -60,6 +60,8 @@ class Equalize:
     convolutions: bool = True
     strengths: tuple[float, ...] = STRENGTHS
     rows: int = 1024
+    of_maps: int = 512
+    of_rows: int = 64
     rotate: bool = False
     rotate_heads: bool = False
     seed: int = 0
@@ -69,9 +71,18 @@ class Equalize:
         turned = ", behind random rotations" if self.rotate or self.rotate_heads else ""
         return f"ranges made alike from channel to channel{turned}"
 
-    def sees_maps(self, graph: Graph, grids: Mapping[str, Grid]) -> bool:
-        """Whether it looks at the extremes of maps, which each further image may raise, or at rows of tokens alone."""
-        return bool(_Work(graph, grids, self.strengths).maps(self))
+    def images(self, graph: Graph, grids: Mapping[str, Grid]) -> int:
+        """How many images it looks at: `of_maps` where it sees the extremes of maps, which each further image may raise; of
+        rows of tokens as many as give `rows` of the longest tensors, `of_rows` at least.
+        """
+        work = _Work(graph, grids, self.strengths)
+        if work.maps(self):
+            return self.of_maps
+        ops = [norm.layers[0] for norm in norms(graph) if self.norms]
+        ops += [op for h in work.heads for op in (h.behind, h.value, h.query, h.key) if op and (self.values or self.keys)]
+        shapes = [graph.site(op.operands["input"]).shape for op in ops]
+        each = max((math.prod(shape[1:-1]) for shape in shapes), default=self.rows)
+        return min(max(self.of_rows, -(-self.rows // each)), self.of_maps)
 
     def __call__(self, graph: Graph, batches: Collection[Tensor], grids: Mapping[str, Grid]) -> Equalized:
         """The graph equalized for the grids of its sites (by name; a site without one is unchanged).
@@ -84,8 +95,9 @@ class Equalize:
         watched, maps = work.watched(self), work.maps(self)
         if not watched and not maps:
             return work.result()
-        work.samples = sample_tensors(graph, batches, watched, self.rows, maps)
-        work.output = _output(Executor(graph))
+        work.samples, work.extremes = sample_tensors(graph, batches, watched, self.rows, maps)
+        work.rows = self.rows
+        work.output = output_of(Executor(graph))
         for flag, rewrite in (
             (self.channels, work.channels),
             (self.norms, work.layer_norms),
@@ -121,38 +133,6 @@ def _append(state: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equal
     )
 
 
-def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
-    """A graph with other values of some constants, and factors of sites; nodes, ops and sites keep their names. The first graph
-    is left alone.
-    """
-    if not constants:
-        return graph
-    module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
-    sites = {site.name for site in graph.sites}
-    graph = with_factors(replace(graph, module=module), {name: constants[name] for name in constants if name in sites})
-    with_constants(module, {name: value for name, value in constants.items() if name not in sites})
-    return graph
-
-
-def same_function(a: Graph, b: Graph, seed: int = 0) -> float:
-    """The largest difference of two graphs' outputs on a random image, as a share of the largest output."""
-    return _difference(_output(Executor(a), seed), _output(Executor(b), seed))
-
-
-def _output(executor: Executor, seed: int = 0) -> tuple[Tensor, ...]:
-    """What a graph gives for a random image."""
-    graph = executor.graph
-    x = torch.randn(graph.at_a_time(1), *graph.input_shape, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        return executor(example(graph.inputs, x))
-
-
-def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest difference of an output of real numbers, as a share of its largest number."""
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.is_floating_point()]
-    return max((float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs), default=0.0)
-
-
 class _Work:
     """Constants that have changed so far, and samples of the tensors between."""
 
@@ -164,6 +144,8 @@ class _Work:
         self.running: Executor | None = None  # with them as well
         self.record: list[dict[str, Json]] = []
         self.samples: dict[str, Tensor] = {}
+        self.extremes: dict[str, Extremes] = {}
+        self.rows = 0  # where a tensor has fewer, they are all that there are
         self.heads: list[Heads] = heads(graph)
         self.places = list(places(graph, grids))
         self.evened: set[str] = set()  # sites whose channels have had their factors
@@ -190,8 +172,8 @@ class _Work:
         changed = [row for row in self.record[rows:] if row["moved"] and "difference" not in row]
         if not changed:
             return
-        output = _output(Executor(replaced(self.graph, self.new)))
-        difference = _difference(self.output, output)
+        output = output_of(Executor(replaced(self.graph, self.new)))
+        difference = difference_of(self.output, output)
         if difference <= TOLERANCE:
             self.output = output
             for row in changed:
@@ -206,7 +188,8 @@ class _Work:
         """All places at once: powers of two round nothing, so one look at the outputs is enough."""
         before, rows = dict(self.new), list[dict[str, Json]]()
         for place in self.places:
-            low, high, squares = self.samples[place.site.tensor]
+            seen = self.extremes[place.site.tensor]
+            low, high, squares = seen.low, seen.high, seen.squares
             scale = evened(low, high, squares)
             gain = steps(low, high, scale)
             if gain["after"] * (WORTH if place.multiplied else 1.0) >= gain["before"]:
@@ -222,8 +205,8 @@ class _Work:
             rows.append({"kind": "channels", "op": op.name, "strength": None, **gain})
         if not rows:
             return
-        output = _output(Executor(replaced(self.graph, self.new)))
-        difference = _difference(self.output, output)
+        output = output_of(Executor(replaced(self.graph, self.new)))
+        difference = difference_of(self.output, output)
         moved = difference <= TOLERANCE
         self.new, self.output = (self.new, output) if moved else (before, self.output)
         self.record += [{**row, "difference": difference, "shift": False, "moved": moved} for row in rows]
@@ -239,7 +222,7 @@ class _Work:
             x = self.samples[norm.node.name]
             if not varies(x):
                 continue
-            move = migrated(x, w, activation, others[0], self.strengths, shift=biased)
+            move = migrated(x, w, activation, others[0], self.strengths, shift=biased, few=len(x) < self.rows)
             changes = {self._name(norm.node, 2): self._at(norm.node, 2) / move.scale}
             changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - move.shift) / move.scale
             for op in norm.layers:
@@ -257,7 +240,9 @@ class _Work:
             if values.shape[1] != mixed.shape[1] or not varies(values):
                 continue
             middle, _ = middle_and_reach(values)
-            move = migrated(mixed - middle, self._constant(h.behind, 1), activation, weight, self.strengths, shift=False)
+            few = len(mixed) < self.rows
+            w = self._constant(h.behind, 1)
+            move = migrated(mixed - middle, w, activation, weight, self.strengths, shift=False, few=few)
             move = Migration(move.scale, middle, move.strength, move.before, move.after)
             changes = self._divide(h.value, move.scale, middle) | self._multiply(h.behind, move)
             self._change("value", h.value, move, changes)
@@ -266,14 +251,16 @@ class _Work:
         for h in self.heads:
             if h.query is None or h.key is None or h.scores is None or "bias" not in h.key.operands:
                 continue
-            if any(self.grids.get(h.scores.operands[side]) is None for side in ("query", "key")):
+            query, key = (self.grids.get(h.scores.operands[side]) for side in ("query", "key"))
+            if query is None or key is None:
                 continue
             q, k = self.samples[h.query.node], self.samples[h.key.node]
             if q.shape[1] != k.shape[1] or not varies(k):
                 continue
             middle, _ = middle_and_reach(k)
-            move = balanced_keys(q, k - middle, (None, *self.strengths))
-            before = balanced_keys(q, k, (None,)).after
+            codes = (query.high - query.low, key.high - key.low) if len(k) < self.rows else None
+            move = balanced_keys(q, k - middle, (None, *self.strengths), codes)
+            before = balanced_keys(q, k, (None,), codes).after
             changes = self._divide(h.key, move.scale, middle) | self._divide(h.query, 1 / move.scale, torch.zeros_like(middle))
             self._change("key", h.key, Migration(move.scale, middle, move.strength, before, move.after), changes)
 
@@ -283,10 +270,9 @@ class _Work:
             activation, weight = (self.grids.get(op.operands[operand]) for operand in ("input", "weight"))
             if activation is None or weight is None or activation.axis is not None or op.operands["input"] in self.evened:
                 continue
-            low, high, squares = self.samples[pair.between.name]
             w = self._constant(op, 1)
-            move = balanced(low, high, squares, w, activation, weight)
-            changes = self._divide(pair.first, move.scale, torch.zeros_like(low))
+            move = balanced(self.extremes[pair.between.name], w, activation, weight)
+            changes = self._divide(pair.first, move.scale, move.shift)
             changes[self._name(self.nodes[op.node], 1)] = w * for_weight(move.scale, w)
             self._change("convolution", pair.first, move, changes)
 
@@ -301,7 +287,7 @@ class _Work:
             self.new |= changes
         elif moved:
             output = self._tried(changes)
-            row["difference"] = difference = _difference(self.output, output)
+            row["difference"] = difference = difference_of(self.output, output)
             if difference <= TOLERANCE:
                 self.new |= changes
                 self.output = output
@@ -317,7 +303,7 @@ class _Work:
         if self.running is None:
             self.running = Executor(replaced(self.graph, self.new))
         self.running.replace(changes)
-        return _output(self.running)
+        return output_of(self.running)
 
     def _divide(self, op: Op, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """The weight and bias of a layer whose output is to be (y - shift) / scale."""

@@ -53,11 +53,13 @@ def scales(reach: Float[Tensor, "c"], strength: float) -> Float[Tensor, "c"]:
     return ((logs - logs.mean()) * strength).exp()
 
 
-def step_of(x: Tensor, grid: Grid) -> Tensor:
-    """x quantized with the share of its range that has the smallest squared error."""
+def step_of(x: Tensor, grid: Grid, other: Tensor | None = None) -> Tensor:
+    """x, or another tensor, quantized with the share of x's range that has the smallest squared error on x."""
     low, high = x.amin(), x.amax()
-    candidates = [fake(x, qparams_from_range(low * s, high * s, grid), grid) for s in SHARES]
-    return min(candidates, key=lambda q: float((q - x).square_().sum()))
+    ranges = [qparams_from_range(low * s, high * s, grid) for s in SHARES]
+    if other is None:
+        return min((fake(x, one, grid) for one in ranges), key=lambda q: float((q - x).square_().sum()))
+    return fake(other, min(ranges, key=lambda one: float((fake(x, one, grid) - x).square_().sum())), grid)
 
 
 def rows_of(w: Float[Tensor, "o c"], grid: Grid) -> Float[Tensor, "o c"]:
@@ -91,49 +93,93 @@ def migrated(
     strengths: Sequence[float] = STRENGTHS,
     *,
     shift: bool = True,
+    few: bool = False,
 ) -> Migration:
     """The strength with the smallest squared error of the quantized layer's output, its mean aside, which the bias takes.
 
-    Candidates are no change, the shift alone (where there is one) and each of the strengths.
+    Candidates are no change, the shift alone (where there is one) and each of the strengths. Where these are all rows that
+    there are, and `few`, ranges and factors of one half are judged on the other: channels that just fill the range with the
+    rows that were seen do not stay in it with others.
     """
-    middle, _ = middle_and_reach(x)
-    move = middle if shift else torch.zeros_like(middle)
-    _, reach = middle_and_reach(x - move)
-    if not shift:
-        reach = x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30)
-    one, zero = torch.ones_like(middle), torch.zeros_like(middle)
-    candidates: list[tuple[float | None, Tensor, Tensor]] = [(None, one, zero)]
-    candidates += [(0.0, one, move)] if shift else []
-    candidates += [(strength, scales(reach, strength), move) for strength in strengths]
+    plans: list[tuple[float | None, bool]] = [(None, False)]
+    plans += [(0.0, True)] if shift else []
+    plans += [(strength, shift) for strength in strengths]
 
-    centred = x - x.mean(0)  # the product with the mean, and what the shift takes from it, are the bias's
-    exact = centred @ w.T
+    def factors(rows: Tensor, strength: float | None, moves: bool) -> tuple[Tensor, Tensor]:
+        middle, _ = middle_and_reach(rows)
+        move = middle if moves else torch.zeros_like(middle)
+        if not strength:
+            return torch.ones_like(middle), move
+        reach = middle_and_reach(rows - move)[1] if shift else _reach(rows)
+        return scales(reach, strength), move
 
-    def error(scale: Tensor, offset: Tensor) -> float:
-        lower, heavier = (x - offset) / scale, w * scale
-        difference = (step_of(lower, activation) @ rows_of(heavier, weight).T).sub_(exact)
-        return float(difference.sub_(difference.mean(0)).square_().mean())
+    exact = (x - x.mean(0)) @ w.T  # the product with the mean, and what the shift takes from it, are the bias's
+    half = len(x) // 2
+    halves = [(slice(half), slice(half, None)), (slice(half, None), slice(half))] if few and half else []
 
-    errors = [error(scale, offset) for _, scale, offset in candidates]
+    def error(strength: float | None, moves: bool) -> float:
+        scale, offset = factors(x, strength, moves)
+        heavier = rows_of(w * scale, weight).T
+        if not halves:
+            return _off(step_of((x - offset) / scale, activation) @ heavier, exact)
+        sums = 0.0
+        for seen, judged in halves:
+            own, moved = factors(x[seen], strength, moves)
+            quantized = step_of((x[seen] - moved) / own, activation, (x[judged] - moved) / own)
+            sums += _off(((quantized * own + moved - offset) / scale) @ heavier, exact[judged]) / 2
+        return sums
+
+    errors = [error(*plan) for plan in plans]
     best = min(range(len(errors)), key=errors.__getitem__)
-    strength, scale, offset = candidates[best]
-    return Migration(scale, offset, strength, errors[0], errors[best])
+    scale, offset = factors(x, *plans[best])
+    return Migration(scale, offset, plans[best][0], errors[0], errors[best])
 
 
-def balanced_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None]) -> Migration:
+def _off(found: Tensor, exact: Tensor) -> float:
+    """The mean square of a difference without its own mean; `found` is gone then."""
+    difference = found.sub_(exact)
+    return float(difference.sub_(difference.mean(0)).square_().mean())
+
+
+def _reach(x: Float[Tensor, "rows c"]) -> Float[Tensor, "c"]:
+    """The largest number of each channel, without its sign; at least a thousandth of their mean."""
+    reach = x.abs().amax(0)
+    return reach.clamp_min(float(reach.mean()) * 1e-3 + 1e-30)
+
+
+def balanced_keys(q: Tensor, k: Tensor, strengths: Iterable[float | None], codes: tuple[int, int] | None = None) -> Migration:
     """The scale that keys are divided by and queries multiplied with, for the smallest expected error of their products.
 
-    A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides.
+    A tensor's rounding error is uniform with a width of its whole range over the codes, which are as many on both sides. With
+    `codes`, how many steps queries and keys have, these are few rows, and all that there are: the range of each half is held
+    against the other, and what lies outside is an error as well.
     """
-    reach = [x.abs().amax(0).clamp_min(float(x.abs().amax(0).mean()) * 1e-3 + 1e-30) for x in (q, k)]
 
-    def error(scale: Tensor) -> float:
-        a, b = q * scale, k / scale
-        widths = [float(x.amax() - x.amin()) for x in (a, b)]
-        return float(widths[0] ** 2 * b.square().sum(1).mean() + widths[1] ** 2 * a.square().sum(1).mean())
+    def factors(seen: slice, strength: float | None) -> Tensor:
+        reach = [_reach(x[seen]) for x in (q, k)]
+        return torch.ones_like(reach[0]) if strength is None else scales(reach[1] / reach[0], strength / 2)
 
-    one = torch.ones_like(reach[0])
-    candidates = [(s, one if s is None else scales(reach[1] / reach[0], s / 2)) for s in strengths]
-    errors = [error(scale) for _, scale in candidates]
+    def error(strength: float | None) -> float:
+        scale = factors(slice(None), strength)
+        sides = q * scale, k / scale
+        widths = [float(x.amax() - x.amin()) ** 2 for x in sides]
+        for number, count in enumerate(codes or ()):
+            widths[number] += 12 * count**2 * outside(number, strength)
+        a, b = (x.square().sum(1).mean() for x in sides)
+        return float(widths[0] * b + widths[1] * a)
+
+    def outside(number: int, strength: float | None) -> float:
+        """The mean square of what of one half lies outside of the range of the other."""
+        half, sums = len(k) // 2, 0.0
+        for seen, judged in ((slice(half), slice(half, None)), (slice(half, None), slice(half))) if half else ():
+            scale = factors(seen, strength)
+            x = k / scale if number else q * scale
+            beyond = x[judged] - x[judged].clamp(x[seen].amin(), x[seen].amax())
+            sums += float(beyond.square().mean()) / 2
+        return sums
+
+    candidates = list(strengths)
+    errors = [error(strength) for strength in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return Migration(candidates[best][1], torch.zeros_like(one), candidates[best][0], errors[0], errors[best])
+    scale = factors(slice(None), candidates[best])
+    return Migration(scale, torch.zeros_like(scale), candidates[best], errors[0], errors[best])

@@ -20,8 +20,6 @@ from fewbit.target.allowed import allowed
 EQUALIZED = "equalized.safetensors"  # the constants that equalize has changed, if any
 EQUALIZATION = "equalization.json"  # the factors, while the run works
 EQUALIZED_STATS = "equalized-stats.safetensors"
-SAMPLED = 512  # images of which equalization sees maps
-ROWS = 64  # where it sees rows of tokens alone
 
 
 def equalize(
@@ -36,7 +34,7 @@ def equalize(
         exact, request.hardware, weight_bits=widths.weights, activation_bits=widths.activations, widths=widths.ops,
         keep_float=request.keep_float, everything=request.everything,
     )  # fmt: skip
-    some = spread(calibration, SAMPLED if method.sees_maps(exact, slots.grids) else ROWS, exact.at_a_time(1))
+    some = spread(calibration, method.images(exact, slots.grids), exact.at_a_time(1))
     progress.expect(len(some) + len(calibration))
     size = exact.at_a_time(8)
     result = method(on(exact, request.place), progress.counted(some.batches(size)), slots.grids)
