@@ -99,9 +99,9 @@ def test_a_recurrent_node_that_torch_has_not_is_refused(name: str) -> None:
         module_of(model, {})(*map(torch.from_numpy, inputs))
 
 
-def recogniser(op: str, batch: object, folder: Path, *, end: str = "batch first", **given: Any) -> Path:
+def recogniser(op: str, batch: object, folder: Path, *, end: str = "batch first", columns: int = 8, **given: Any) -> Path:
     """Two convolutions, their mean over the height, a recurrent layer over the 8 columns, time first, and a linear layer, which
-    gives (batch, 8, 7), (8, batch, 7), or (8, 7) of one image.
+    gives (batch, 8, 7), (8, batch, 7), or (8, 7) of one image; `columns` may be others than 8.
     """
     rows = GATES[op] * 5
     weights = {
@@ -138,10 +138,12 @@ def recogniser(op: str, batch: object, folder: Path, *, end: str = "batch first"
         nodes += [helper.make_node("Transpose", ["i"], ["j"], "/rows", perm=[1, 0, 2])] if turned else []
         nodes += [helper.make_node("MatMul", ["j" if turned else "i", "head"], ["all" if last else "letters"], "/head")]
         nodes += [helper.make_node("Squeeze", ["all", "one"], ["letters"], "/one")] if last else []
-    shape = {"batch first": [batch, 8, 7], "time first": [8, batch, 7], "one image": [8, 7]}.get(end, ["a", "b", "c"])
+    shape = {"batch first": [batch, columns, 7], "time first": [columns, batch, 7], "one image": [columns, 7]}.get(
+        end, ["a", "b", "c"]
+    )
     whole = {"joined": [0, 0, -1], "one": [1], "zero": [0], "two": [2], "minus": [-1], "flat": [-1, 10]}
     graph = helper.make_graph(
-        nodes, "net", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, 8, 16])],
+        nodes, "net", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 1, 8, 2 * columns])],
         [helper.make_tensor_value_info("letters", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(np.float32(value), name) for name, value in weights.items()]
         + [numpy_helper.from_array(np.array(value), name) for name, value in whole.items()],
@@ -183,6 +185,19 @@ def test_a_recogniser_is_quantized_about_its_recurrent_layer(
     assert op in {node.op_type for node in onnx.load(out).graph.node}
     checks = compare(graph, plan, out, images.split(1), runtime="onnxruntime")
     assert (len(plan.integer_ops), list(checks.wrong), [one for one in checks.outputs if one.wrong]) == (3, [], [])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_states_that_no_image_gives_are_no_sites(batch: int, tmp_path: Path, ort_target: str) -> None:
+    """Both directions of a GRU of single steps begin with zeros, whose products torch.onnx computes."""
+    path, out = recogniser("GRU", batch, tmp_path, columns=2), tmp_path / "out.onnx"
+    graph, target = capture(load_model(str(path))), load_target(ort_target)
+    images = torch.from_numpy(drawn(2 * batch, 1, 8, 4)).split(batch)
+    plan = choose(Context(graph, observe(graph, images), target, images=images), ABLATIONS["minmax"])
+    realize(graph, plan, out, **target.file_format)
+    assert ports_of(out) == ports_of(path)
+    checks = compare(graph, plan, out, images, runtime="onnxruntime")
+    assert (list(checks.wrong), [one for one in checks.outputs if one.wrong]) == ([], [])
 
 
 def test_a_recurrent_layer_of_another_kind_is_carried_or_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fewbit.capture.canonicalize import MATMUL
 from fewbit.capture.costs import count_costs
 from fewbit.capture.kinds import KINDS, MAX_POOLS, PADS, OpKind, kind_of, shape_for_one
 from fewbit.capture.normalize import CONVS, normalize
-from fewbit.core.fx import MOVES, back_through, constant, is_call, is_constant, reached
+from fewbit.core.fx import MOVES, aten, back_through, constant, is_call, is_constant, reached
 from fewbit.core.graph import FloatProduct, Graph, Op, Site
 from fewbit.core.inputs import Input
 from fewbit.core.plan import Choice
@@ -23,6 +23,16 @@ from fewbit.load.loaded import Loaded
 from fewbit.load.ports import without_wrapper
 from fewbit.load.program import graph_module
 
+# what reads a tensor for its sizes alone: where these are known beforehand it is a constant, which torch.onnx computes
+SIZES = (
+    aten.sym_size.int,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+)
 WEIGHTED = tuple(name for name, kind in KINDS.items() if kind.weighted)  # kinds of op that read a weight
 
 
@@ -30,7 +40,11 @@ def capture(loaded: Loaded) -> Graph:
     """The graph of a model: opened, folded, its ops and sites named. Raises BadModel where there is nothing to quantize."""
     module = normalize(graph_module(loaded.program))
     count_costs(module, loaded.inputs, loaded.batch or 1)
-    depend = {node: {node, *reached(node, lambda _: True)} for node in module.graph.find_nodes(op="placeholder")}
+    known = SIZES if loaded.batch is not None and not any(one.free for one in loaded.inputs) else ()
+    depend = {
+        node: {node, *reached(node, lambda reader: not is_call(reader, *known))}
+        for node in module.graph.find_nodes(op="placeholder")
+    }
     computed = set[Node]().union(*depend.values())
     ops, sites = find(module, computed, _without_batch(depend, loaded.inputs))
     if not ops:
