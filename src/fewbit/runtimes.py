@@ -232,6 +232,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             fusions=(
                 "scale_by_channel",
                 "quantize_before_reshape",
+                "quantize_rows",
                 "quantize_before_concat",
                 "clip_before_quantize",
                 "scale_before_norm",

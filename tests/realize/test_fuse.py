@@ -217,6 +217,31 @@ def test_codes_made_early_and_cut_as_numbers_are_the_same(tmp_path: Path, widest
     assert sum(row.wrong for row in compare(graph, plan, tmp_path / "numbers.onnx", [images], runtime=None).off) == 0
 
 
+class Stacked(nn.Module):
+    """Two linear layers side by side, one behind the other along `axis`, and one that reads both."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.parts, self.head = nn.ModuleList(nn.Linear(12, 8) for _ in range(2)), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.stack([part(x.flatten(1)).tanh() for part in self.parts], self.axis)
+        rows = self.head(parts.unsqueeze(1).transpose(1, 2).squeeze(2))
+        return rows if self.axis else rows.transpose(0, 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_openvino_takes_a_product_of_what_was_stacked(tmp_path: Path, axis: int) -> None:
+    graph, images = capture(load_model(Stacked(axis), overrides={"input_size": (3, 2, 2)})), torch.randn(4, 3, 2, 2)
+    target = load_target("openvino-x86")
+    plan = plan_for(graph, observe(graph, [images]), target, recipe_named("minmax"))
+    realize(graph, plan, tmp_path / "model.onnx", **target.file_format)
+    checks = compare(graph, plan, tmp_path / "model.onnx", [images], runtime="openvino")
+    assert "head:input" in plan.choices
+    assert (list(checks.wrong), [one for one in checks.outputs if one.wrong]) == ([], [])
+
+
 def test_every_fused_operator_that_a_target_may_ask_for_is_there() -> None:
     assert sorted(FUSIONS) == sorted(name for runtime in RUNTIMES.values() for name in runtime.fusions)
 

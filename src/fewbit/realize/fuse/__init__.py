@@ -21,6 +21,7 @@ FUSIONS: Mapping[str, Callable[[ir.Graph, ir.Node], bool]] = {
     "factors_in_rows": onnxruntime.factors_in_rows,
     "scale_by_channel": steps.by_channel,
     "quantize_before_reshape": openvino.early_codes,
+    "quantize_rows": openvino.codes_by_rows,
     "quantize_before_concat": openvino.codes_of_parts,
     "clip_before_quantize": openvino.cut_numbers,
     "scale_before_norm": openvino.kept_scale,

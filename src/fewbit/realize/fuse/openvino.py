@@ -10,6 +10,9 @@ scale_before_norm        DequantizeLinear, ..., norm  ->  DequantizeLinear, ...,
                          codes, or their products, and add the norm's epsilon to their variance as it is
 reduce_keeping_axes      ReduceMean  ->  ReduceMean that keeps its axes, Squeeze: where the kernel drops them, openvino 2026
                          takes the scales and terms by channel that it fuses behind it from the wrong places
+quantize_rows            Concat, moves, QuantizeLinear  ->  Concat, moves, Reshape to rows, QuantizeLinear, Reshape, where parts
+                         do not stand side by side along the channels (torch.stack): openvino 2026 would quantize each part,
+                         and its own pass about products refuses scales by part, so that it cannot load the file
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fewbit.realize.fuse.nodes import MOVES, constant, put, with_nothing
+from fewbit.realize.fuse.nodes import MOVES, constant, dims, made_by, put, with_nothing
 
 NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization")
 SCALED = (*MOVES, "AveragePool", "Concat", "Relu", "Resize", "Split")  # of numbers times a scale that times of the numbers
@@ -113,6 +116,35 @@ def kept_axes(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
+def codes_by_rows(graph: ir.Graph, node: ir.Node) -> bool:
+    """`node`, a quantizer with one scale of parts that were put elsewhere: of their rows, and the codes put back. Where
+    nothing stands between, `codes_of_parts` does it.
+    """
+    read, parts = node.inputs[0], node.inputs[0]
+    if node.op_type != "QuantizeLinear" or any((c := constant(x)) is None or c.size != 1 for x in node.inputs[1:]):
+        return False
+    while made_by(parts) in (*MOVES, "Clip", "Relu"):
+        parts = parts.producer().inputs[0]  # type: ignore[union-attr]
+    sizes, rank = dims(read), len(dims(parts))
+    if read is None or parts is None or parts is read or made_by(parts) != "Concat" or len(sizes) < 2 or sizes[-1] is None:
+        return False
+    axis = parts.producer().attributes["axis"].as_int() % rank  # type: ignore[union-attr]
+    if (rank, axis) == (4, 1) or axis == rank - 1:  # along the channels
+        return False
+    last = _cut(node) or node
+    if not _feeds_product(last.outputs[0]):
+        return False
+    shape = ir.Value(name=f"{last.outputs[0].name}_rows", const_value=ir.tensor(np.array([-1, sizes[-1]], np.int64)))
+    graph.register_initializer(shape)
+    rows, whole = ir.node("Reshape", [read, shape], num_outputs=1), ir.node("Shape", [read], num_outputs=1)
+    new = [rows, ir.node("QuantizeLinear", [rows.outputs[0], *node.inputs[1:]], node.attributes, num_outputs=1, name=node.name)]
+    if last is not node:
+        new.append(ir.node("Clip", [new[-1].outputs[0], *last.inputs[1:]], num_outputs=1))
+    graph.insert_before(node, [*new, whole])
+    put(graph, last, ir.node("Reshape", [new[-1].outputs[0], whole.outputs[0]], num_outputs=1), last.outputs[0])
+    return True
+
+
 def _is_scaled(value: ir.Value | None) -> bool:
     """Whether openvino can take a value for codes, or products of codes, times a scale; not where a constant is added to it."""
     seen, open_values = set[ir.Value | None](), [value]
@@ -132,6 +164,13 @@ def _is_scaled(value: ir.Value | None) -> bool:
         ):
             open_values += node.inputs
     return False
+
+
+def _feeds_product(value: ir.Value) -> bool:
+    """Whether a product reads codes, perhaps put elsewhere."""
+    users = list(value.consumers())
+    passing = (user.outputs[0] for user in users if user.op_type in ("DequantizeLinear", *MOVES))
+    return any(user.op_type == "MatMul" for user in users) or any(_feeds_product(result) for result in passing)
 
 
 def _cut(node: ir.Node) -> ir.Node | None:
