@@ -226,7 +226,8 @@ def test_a_refusal_leaves_nothing_and_anything_else_leaves_the_work(tmp_path: Pa
         with pytest.raises(Stopped if isinstance(error, MemoryError) else type(error)) as stop:
             work(out, error)
         assert sorted(contents(tmp_path / "a" / "run.part")) == ["plan.json", "request.json"]
-        assert "run.part keeps what is done" in stop.value.__notes__[0]
+        mend = " once that is mended" if isinstance(stop.value, Stopped) else ""  # the message says what
+        assert stop.value.__notes__[0].endswith(f"run.part keeps what is done; the same command goes on from there{mend}.")
 
 
 def test_a_refusal_of_another_request_leaves_what_a_killed_run_did(tmp_path: Path) -> None:

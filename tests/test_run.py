@@ -213,7 +213,9 @@ def test_each_file_of_a_stage_is_compared_before_it_is_used(tmp_path: Path) -> N
     assert (Run(tmp_path, stages(), {})["a"], Run(tmp_path, stages(), {})["a"]) == (1, 2)
     for name in ("a.json", "b.onnx", "b.onnx.data"):
         (tmp_path / name).write_text("another")
-        with pytest.raises(Stopped, match=rf"{name} was changed after fewbit wrote it"):
+        with pytest.raises(
+            Stopped, match=rf"{name} was changed after fewbit wrote it \(SHA-256\), and is not used\. Restore it"
+        ):
             _ = Run(tmp_path, stages(), {})["a"]
         (tmp_path / name).unlink()
         assert (Run(tmp_path, stages(), {})["a"], Run(tmp_path, stages(), {})["a"]) == (1, 2)

@@ -218,7 +218,8 @@ class Workplace:
         self.close()
         last = halt or error
         if last is not None and self.lasting and not nothing and not self.published:
-            last.add_note(f"{self.part} keeps what is done; the same command goes on from there.")
+            then = "the same command goes on from there" + (" once that is mended" if halt is not None else "")
+            last.add_note(f"{self.part} keeps what is done; {then}.")
         if halt is not None and halt is not error:
             raise halt from error
 

@@ -64,7 +64,7 @@ class Unfinished:
                 path.unlink(missing_ok=True)
             elif path.is_file():
                 if sha256(path) != known[name]:
-                    raise Stopped(f"{path} was changed after fewbit wrote it (SHA-256), so nothing can go on from it. {REMOVE}")
+                    raise Stopped(f"{path} was changed after fewbit wrote it (SHA-256), and is not used. {REMOVE}")
                 found.add(name)
         return found
 

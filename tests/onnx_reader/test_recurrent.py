@@ -214,6 +214,27 @@ def test_a_recurrent_layer_of_another_kind_is_carried_or_named(tmp_path: Path) -
     assert {"/columns", "/cell"} <= {row["node"] for row in tail.nodes}
 
 
+@pytest.mark.parametrize("last", ["y_c"])
+def test_a_recurrent_layer_whose_last_state_alone_is_read_keeps_the_shapes_of_its_outputs(last: str, tmp_path: Path) -> None:
+    model, twin = onnx.load(recogniser("LSTM", "N", tmp_path)), tmp_path / "float.onnx"
+    nodes = list(model.graph.node)
+    cell = next(i for i, node in enumerate(nodes) if node.op_type == "LSTM")
+    nodes[cell].output.extend(["y_h", "y_c"])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[: cell + 1])
+    model.graph.node.append(helper.make_node("Transpose", [last], ["s"], "/state", perm=[1, 0, 2]))
+    model.graph.node.append(helper.make_node("Reshape", ["s", "flat"], ["t"], "/flat"))
+    model.graph.node.append(helper.make_node("MatMul", ["t", "head"], ["letters"], "/head"))
+    del model.graph.output[0].type.tensor_type.shape.dim[2]
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    path, image = tmp_path / "state.onnx", drawn(3, 1, 8, 16)
+    onnx.save(model, path)
+    float_onnx(capture(load_model(str(path))), twin, opset=20)
+    onnx.checker.check_model(str(twin), full_check=True)
+    np.testing.assert_allclose(outputs_of(twin, image=image)[0], outputs_of(path, image=image)[0], rtol=1e-4, atol=1e-5)
+
+
 TURNED = {  # how the file ends, its batch, and the dimensions of its output that are those of the network's
     "a free batch": ("time first", "N", (1, 0, 2)),
     "a batch without a name": ("time first", None, (1, 0, 2)),

@@ -144,6 +144,8 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
             value.metadata_props.clear()
             if value.name in taken and not any(value is port for port in ports):  # a name of the file that went in
                 value.name = f"{value.name}_inside"
+            if len(node.outputs) > 1 and not list(value.consumers()) and not value.is_graph_output():
+                value.shape, value.type = None, None  # torch.onnx gives what nobody reads the shape of its neighbour
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
     set_ports(model.graph, graph.ports, graph.input_name)
