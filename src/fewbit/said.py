@@ -21,6 +21,8 @@ OPENVINO = re.compile(
 )
 FAILING = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 SOURCE = re.compile(r"^\S+\.(cc|h|cpp):\d+ .*?\) |^\S+\.(cc|h|cpp):\d+ ")  # a place in a runtime's own source
+CLAIM = re.compile(r"(Exception during initialization: )?\S+\.(cc|h|cpp):\d+ .*? was false\. (?=\S)")  # and the claim there
+BATCHWISE = "Batchwise recurrent operations"
 LACKING = re.compile(r"No conversion rule found for operations: ([\w., -]+)")
 REFUSED = re.compile(r"^-- [\w.]+-\d+ with a message:\n(.*?)(?=^\s*$|^-- |^Summary:|\Z)", re.MULTILINE | re.DOTALL)
 NODE = re.compile(r"ONNX node '<Node\([\w.]+\): ([^>]*)>'")
@@ -33,12 +35,14 @@ def said(error: BaseException, path: Path | None = None) -> str:
     text = str(error)
     if found := FAILING.search(text):
         return f"node {found[1]} '{found[2]}': {shortened(SOURCE.sub('', _plain(found[3])), LONGEST)}"
+    if BATCHWISE in text:
+        return "it has no LSTM, GRU or RNN with layout 1 (the batch in front of the time); layout 0 it has"
     if found := LACKING.search(text):
         lacks = [re.sub(r"-(\d+)$", r" (opset \1)", one.strip()) for one in found[1].split(",")]
         return f"it has no {' and no '.join(lacks)}. {ELSEWHERE}"
     if path is not None and (node := _refused(text, path)):
         return f"{node}. {OTHERWISE}"
-    return shortened(_plain(text) or type(error).__name__, LONGEST)
+    return shortened(CLAIM.sub("", _plain(text)) or type(error).__name__, LONGEST)
 
 
 def _plain(text: str) -> str:

@@ -21,6 +21,7 @@ from fewbit.observe import observe
 from fewbit.onnx_reader import read_onnx
 from fewbit.realize import float_onnx, realize
 from fewbit.run import Run, quantize
+from fewbit.said import said
 from fewbit.stages.compare_onnx import as_it_runs
 from fewbit.stages.tail import fitted
 from fewbit.target import allowed, load_target
@@ -97,6 +98,18 @@ def test_a_recurrent_node_that_torch_has_not_is_refused(name: str) -> None:
     edit(model)
     with pytest.raises(BadModel, match=rf"node {op} '/cell' .* cannot be run: .*{message}"):
         module_of(model, {})(*map(torch.from_numpy, inputs))
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_a_layout_that_onnxruntime_has_not_is_said_in_words(op: str, tmp_path: Path) -> None:
+    model, inputs = alone(op, {"layout": 1}, optional=False)
+    with pytest.raises(Exception, match="Batchwise") as raised:
+        of_runtime(model, inputs)
+    assert said(raised.value) == "it has no LSTM, GRU or RNN with layout 1 (the batch in front of the time); layout 0 it has"
+    other = RuntimeError(
+        "Exception during initialization: /src/core/rnn.h:53 ns::Base::Base(const Info&) n_ == 0 was false. No n."
+    )
+    assert said(other) == "No n."
 
 
 def recogniser(op: str, batch: object, folder: Path, *, end: str = "batch first", columns: int = 8, **given: Any) -> Path:
