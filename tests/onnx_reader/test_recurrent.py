@@ -254,6 +254,7 @@ TURNED = {  # how the file ends, its batch, and the dimensions of its output tha
     "sizes that follow from a number alone": ("time first, by rows", "N", (1, 0, 2)),
     "a batch of one": ("time first", 1, (1, 0, 2)),
     "a batch of three": ("time first", 3, (1, 0, 2)),
+    "a batch of as many as there are steps": ("time first", 8, (1, 0, 2)),
     "no batch": ("one image", 1, ()),
 }
 
@@ -273,7 +274,7 @@ def test_an_output_without_the_batch_in_front_is_taken_and_given_as_it_was(name:
     assert "output letters has the batch elsewhere than in front" in loaded.notes[-1]
     graph, target = capture(loaded), load_target(ort_target)
     count = batch if isinstance(batch, int) else 1
-    images = torch.from_numpy(drawn(6, 1, 8, 16)).split(count)
+    images = torch.from_numpy(drawn(max(6, count), 1, 8, 16)).split(count)
     (rows,) = (output.name for output in graph.outputs)
     assert graph.turned == {rows: Turned("letters", order)}
     float_onnx(graph, twin, opset=20)
@@ -288,6 +289,20 @@ def test_an_output_without_the_batch_in_front_is_taken_and_given_as_it_was(name:
     checks = compare(graph, plan, out, images, runtime="onnxruntime")
     behind = tail_checks(graph, out, "onnxruntime", images)
     assert (list(checks.wrong), [one for one in (*checks.outputs, *behind) if one.wrong]) == ([], [])
+
+
+def test_a_batch_that_sizes_do_not_tell_from_the_time(tmp_path: Path) -> None:
+    """In front it stays; where shapes do not follow from the batch, the refusal says what else may be."""
+    assert load_model(str(recogniser("LSTM", 8, tmp_path))).tail is None
+    path = recogniser("LSTM", 8, tmp_path, end="time first")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([8, 8, 10]), "written"))
+    next(node for node in model.graph.node if node.name == "/joined").input[1] = "written"
+    onnx.save(model, path)
+    with pytest.raises(
+        BadModel, match=r"an output is \(8, 8, 7\), where 8 stands more than once. Export it with another batch"
+    ):
+        load_model(str(path))
 
 
 @pytest.mark.slow

@@ -85,8 +85,20 @@ def refuse_random(program: ExportedProgram, inputs: Sequence[Input], ref: str) -
         raise BadModel(
             f"{ref} {written}gives one image other outputs in another place of the batch, or beside other images: its images "
             "depend on each other, as by a mean over the batch. Fix that, or export it for one image."
+            f"{_several(batch, here)}"
         )
     return batch is not None or _is_alone(run, inputs, noise[-1:], [value[-1:] for value in here])
+
+
+def _several(batch: int | None, outputs: Sequence[Tensor]) -> str:
+    """What else it may be where an output has several dimensions of the batch's size."""
+    shape = next((tuple(one.shape) for one in outputs if batch is not None and one.shape[1:].count(batch)), None)
+    if shape is None:
+        return ""
+    return (
+        f" Or the batch is not the first dimension: an output is {shape}, where {batch} stands more than once. Export it with "
+        "another batch, which tells them apart."
+    )
 
 
 def as_alone(module: nn.Module, program: ExportedProgram, inputs: Sequence[Input], arguments: Arguments | None) -> bool:

@@ -18,7 +18,7 @@ from fewbit.onnx_reader.known_shapes import NOTHING, Shapes, dims_of, known_size
 from fewbit.onnx_reader.module import WEIGHTED
 from fewbit.onnx_reader.operators import CONTROL, OPERATORS
 from fewbit.onnx_reader.recurrent import unusual
-from fewbit.onnx_reader.turned import Sizes, place_of_batch, turn, turned
+from fewbit.onnx_reader.turned import Size, Sizes, place_of_batch, turn, turned
 from fewbit.onnx_reader.work import products
 
 # What chooses by its numbers: with rounding it chooses otherwise, so where it serves a tail alone it belongs to it.
@@ -191,7 +191,7 @@ def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
     waiting = [
         one for one in model.graph.output
         if flow.maker.get(one.name) not in (None, *tail) and one.name in flow.varies
-        and (not batch or dims_of(one)[:1] != [batch])
+        and (not batch or dims_of(one)[:1] != [batch] or _is_open(dims_of(one), batch))
     ]  # fmt: skip
     if not waiting:
         return []
@@ -202,7 +202,10 @@ def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
         for output in waiting:
             sizes: Sizes = known_sizes(dims_of(shapes.get(output.name, NOTHING)), dims_of(output), batch)
             place = place_of_batch(sizes, batch)
-            if place is None and not isinstance(batch, int):
+            if _is_open(sizes, batch):
+                tried, _ = _place_by_trial(light, output.name, batch, sizes)
+                place = place if tried is None else tried
+            elif place is None and not isinstance(batch, int):
                 place, sizes = _place_by_trial(light, output.name, batch, sizes)
             if place or (sizes and place is None and batch == 1 and all(isinstance(size, int) for size in sizes)):
                 turn(model, output, sizes, place, batch)
@@ -212,23 +215,30 @@ def _turned(model: ModelProto, flow: Flow, tail: Collection[int]) -> list[str]:
     return found
 
 
-def _place_by_trial(model: ModelProto, name: str, batch: str | None, sizes: Sizes) -> tuple[int | None, Sizes]:
-    """The dimension of an output that is 2 for a batch of two and 3 for one of three, as far as shapes follow; None where none
-    or several are. And its sizes, from what is known of them.
+def _is_open(sizes: Sizes, batch: Size) -> bool:
+    """Whether several dimensions are as large as a fixed batch, as where there are as many steps of time as images."""
+    return isinstance(batch, int) and batch > 1 and list(sizes).count(batch) > 1
+
+
+def _place_by_trial(model: ModelProto, name: str, batch: Size, sizes: Sizes) -> tuple[int | None, Sizes]:
+    """The dimension of an output that grows with the batch, as far as shapes follow, tried with two other batches; None where
+    none or several do. And its sizes, from what is known of them.
     """
-    found = []
-    for count in (2, 3):
+    found, fixed = [], batch if isinstance(batch, int) else 1
+    for count in (fixed + 1, fixed + 2):
         trial = ModelProto.FromString(model.SerializeToString())
         del trial.graph.value_info[:]
         for one in trial.graph.output:
             one.type.tensor_type.ClearField("shape")
         for one in trial.graph.input:
             dims = one.type.tensor_type.shape.dim
+            if isinstance(batch, int) and len(dims) == 4 and dims[0].dim_value == batch:
+                dims[0].dim_value = count
             for dim in dims:
                 if dim.dim_value <= 0 and (dim.dim_param == batch or (dim is dims[0] and len(dims) == 4 and not dim.dim_param)):
                     dim.dim_value = count
         found.append(dims_of(shapes_of(trial).get(name, NOTHING)))
-    places = [i for i, pair in enumerate(zip(*found, strict=False)) if pair == (2, 3)]
+    places = [i for i, pair in enumerate(zip(*found, strict=False)) if pair == (fixed + 1, fixed + 2)]
     if len(places) != 1 or len(found[0]) != len(found[1]):
         return None, sizes
     return places[0], [a if a == b else None for a, b in zip(*found, strict=True)]
