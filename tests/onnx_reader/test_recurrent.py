@@ -227,6 +227,29 @@ def test_a_recurrent_layer_of_another_kind_is_carried_or_named(tmp_path: Path) -
     assert {"/columns", "/cell"} <= {row["node"] for row in tail.nodes}
 
 
+@pytest.mark.parametrize(("nonlinearity", "bias"), [("tanh", True), ("relu", False)])
+def test_an_rnn_is_written_as_one_node_for_each_layer(nonlinearity: str, bias: bool, tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.RNN(
+                6, 4, 2, nonlinearity=nonlinearity, bias=bias, batch_first=bias, bidirectional=not bias
+            )  # fmt: skip
+            self.head = torch.nn.Linear(4 if bias else 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.flatten(2)
+            found, last = self.rnn(rows if bias else rows.transpose(0, 1))
+            return self.head((found if bias else found.transpose(0, 1)) + last[-1:, :, :1].transpose(0, 1))
+
+    net, out, image = Net().eval(), tmp_path / "float.onnx", drawn(3, 5, 2, 3)
+    float_onnx(capture(load_model(net, overrides={"input_size": (5, 2, 3)})), out, opset=20)
+    assert [node.op_type for node in onnx.load(out).graph.node].count("RNN") == 2
+    with torch.no_grad():
+        want = net(torch.from_numpy(image))
+    np.testing.assert_allclose(outputs_of(out, images=image)[0], want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("last", ["y_c"])
 def test_a_recurrent_layer_whose_last_state_alone_is_read_keeps_the_shapes_of_its_outputs(last: str, tmp_path: Path) -> None:
     model, twin = onnx.load(recogniser("LSTM", "N", tmp_path)), tmp_path / "float.onnx"

@@ -75,6 +75,40 @@ def _product(x: Any, dims: Any, *, output_dtype: int | None = None) -> Any:
     return op.ReduceProd(x, axes, keepdims=0)
 
 
+def _recurrent(
+    activation: str, x: Any, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
+    bidirectional: bool, batch_first: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The ONNX form of `aten.rnn_tanh` and `aten.rnn_relu`, one RNN for each layer; torch.onnx writes every step of time."""
+    ways, each = 2 if bidirectional else 1, 4 if has_biases else 2
+    first: Any = op.Constant(value_ints=[0])
+    states = list[Any]()
+    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    for layer in range(num_layers):
+        of_ways = [params[i * each : (i + 1) * each] for i in range(layer * ways, (layer + 1) * ways)]
+        w, r = (op.Concat(*(op.Unsqueeze(one[i], first) for one in of_ways), axis=0) for i in (0, 1))
+        both = (op.Unsqueeze(op.Concat(one[2], one[3], axis=0), first) for one in of_ways if has_biases)
+        b = op.Concat(*both, axis=0) if has_biases else None
+        start: Any = op.Constant(value_ints=[layer * ways])
+        end: Any = op.Constant(value_ints=[(layer + 1) * ways])
+        y, last = op.RNN(
+            x, w, r, b, None, op.Slice(hx, start, end, first), activations=[activation] * ways, hidden_size=hx.shape[2],
+            direction="bidirectional" if bidirectional else "forward",
+        )  # fmt: skip
+        states.append(last)
+        joined: Any = op.Constant(value_ints=[0, 0, -1])
+        x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), joined)
+    return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, op.Concat(*states, axis=0)
+
+
+def _rnn_tanh(*given: Any) -> tuple[Any, Any]:
+    return _recurrent("Tanh", *given)
+
+
+def _rnn_relu(*given: Any) -> tuple[Any, Any]:
+    return _recurrent("Relu", *given)
+
+
 DECOMPOSE = ExportedProgram.run_decompositions
 
 
@@ -109,6 +143,8 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
         aten.__lshift__.Tensor: _shifted_left,
         aten.__rshift__.Tensor: _shifted_right,
         torch.ops.prims.prod.default: _product,
+        aten.rnn_tanh.input: _rnn_tanh,
+        aten.rnn_relu.input: _rnn_relu,
     }
     if all(list(cast("list[int]", pool.args[1])) == [1, 1] for pool in pools):
         translations[POOL] = lambda x, size: op.GlobalAveragePool(x)
