@@ -18,7 +18,7 @@ from fewbit import Run
 from fewbit.data import images as decoded
 from fewbit.data.images import Memory, open_images
 from fewbit.data.preprocess import Preprocess
-from fewbit.errors import BadValues, FewbitError, Stopped
+from fewbit.errors import BadImages, BadValues, FewbitError, Stopped
 from fewbit.files import write_json
 from fewbit.folder import Workplace
 from fewbit.progress import Progress
@@ -302,7 +302,7 @@ def test_a_calibration_image_is_decoded_once(place: Path, tmp_path: Path, monkey
     result = quantize(f"{place / 'net.py'}:model", place / "x.npy", out=tmp_path / "run", recipe=recipe, seconds=0.01)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
     assert {count[f"x.npy:{i}"] for i in order[6:]} == {1}
-    assert max(count.values()) == 2  # scored: a few are compared, all are scored
+    assert max(count.values()) == 3  # scored: a few are compared, a few looked at, all are scored
     assert not result.checks.wrong
 
 
@@ -364,3 +364,24 @@ def test_a_run_that_would_quantize_nothing_is_refused_with_the_reasons(tmp_path:
     with pytest.raises(FewbitError, match=says):
         quantize(net, torch.randn(8, 3, 8, 8), out=tmp_path / "run", target="tensorrt", input_size=(3, 8, 8), quick=True)
     assert not list(tmp_path.glob("run*"))
+
+
+def test_a_model_that_gives_the_same_for_every_scored_image_is_refused_before_the_work(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    net[3].weight.data.zero_()
+    progress, options = Told(), {"input_size": (3, 8, 8), "quick": True, "recipe": "fast", "score": torch.randn(20, 3, 8, 8)}
+    with pytest.raises(BadImages, match=r"^the float model gives the same numbers for every scored image.*--score DIR"):
+        quantize(net, torch.randn(8, 3, 8, 8), out=tmp_path / "run", progress=progress, **options)
+    assert "twin" in progress.seconds
+    assert not {"observe", "choose", "realize"} & {*progress.seconds}
+
+
+def test_a_model_that_says_something_of_the_last_scored_image_alone_is_taken(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    scored = torch.zeros(20, 3, 8, 8)
+    scored[-1] = torch.randn(3, 8, 8)
+    options = {"input_size": (3, 8, 8), "quick": True, "recipe": "fast", "score": scored}
+    result = quantize(net, torch.randn(8, 3, 8, 8), out=tmp_path / "run", **options)
+    assert 0 < result.report["accuracy"]["agreement"] <= 100

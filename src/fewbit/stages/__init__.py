@@ -51,7 +51,7 @@ CHOOSE = Stage(
     scratch=(choose.JOURNAL, choose.UNITS),
 )  # fmt: skip
 FLOAT = Stage("float", twin.float_model, ("twin", "sample"), (folder.TWIN, folder.SAMPLE), twin.reopened)
-TWIN = Stage("twin", twin.twin_of, ("trusted",))
+TWIN = Stage("twin", twin.trusted, ("trusted",))
 REALIZE = Stage("realize", realize.realize, ("model",), (folder.MODEL,), realize.realized)
 VERIFY = Stage("verify", verify.verify, ("checks",))
 EVALUATE = Stage("evaluate", evaluate.evaluate, ("score",))
@@ -105,7 +105,7 @@ REOPENED = (
     CHOOSE,
     REALIZE,
     FLOAT,
-    TWIN,
+    replace(TWIN, run=twin.twin_of),
     Stage("files", verify.files, ("deviations",)),
     VERIFY,
     EVALUATE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fewbit import verify as proofs
 from fewbit.core.graph import Graph
@@ -26,7 +27,21 @@ def evaluate(
     threads = checked("threads", threads, Threads)
     progress.expect(len(scored))
     return proofs.evaluate(
-        twin, model, scored, exact.outputs, task_of(exact), inputs=exact.inputs, inside=exact.inside, behind=exact.behind,
-        turned=exact.turned, runtime=runtime, batch=exact.in_a_file(16), threads=threads, progress=progress.advance,
-        workers=workers, drawn=drawn,
-    )  # fmt: skip
+        twin,
+        model,
+        scored,
+        exact.outputs,
+        task_of(exact),
+        **options_of(exact, runtime, threads),
+        progress=progress.advance,
+        workers=workers,
+        drawn=drawn,
+    )
+
+
+def options_of(exact: Graph, runtime: str, threads: int) -> dict[str, Any]:
+    """How the files of a graph are evaluated."""
+    return {
+        "inputs": exact.inputs, "inside": exact.inside, "behind": exact.behind, "turned": exact.turned, "runtime": runtime,
+        "batch": exact.in_a_file(16), "threads": threads,
+    }  # fmt: skip

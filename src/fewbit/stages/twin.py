@@ -1,5 +1,5 @@
 """Float: float.onnx, the twin that every comparison is paired with, and the few images to compare on. Twin: that it computes in
-the runtime what the model that was given does, before anything is made of it.
+the runtime what the model that was given does, and that its outputs say something, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from fewbit.realize import rendered_float, save, with_metadata
 from fewbit.realize.older import OLDEST
 from fewbit.request import Request
 from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
+from fewbit.stages.evaluate import options_of
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
+from fewbit.task import task_of
 from fewbit.verify.evaluate import LEAVE_OUT
 
 BY_OPTIMISING = f"{AS_WRITTEN} runs it where it does not optimise it, so its own optimisations are what fails there."
 CHECKED = 8  # images on which codes are compared
+LOOKED_AT = 16  # scored images of which something has to be said, before more are asked
 
 
 def float_model(exact: Graph, scored: Images, inputs: Inputs, asked: Request, folder: Path) -> tuple[Path, Batch]:
@@ -82,6 +85,18 @@ def sample_of(graph: Graph, images: Images) -> Batch:
     if type_of(graph) != "float16":
         return sample
     return pytree.tree_map(lambda x: x.half().float() if x.is_floating_point() else x, sample)  # type: ignore[no-any-return]
+
+
+def trusted(
+    exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, scored: Images, runtime: str, threads: int
+) -> tuple[OutputCheck, ...]:  # fmt: skip
+    """What `twin_of` gives. Raises BadImages as well, or BadValues, where the outputs of float.onnx say nothing of any scored
+    image, which evaluate would find behind all of the work.
+    """
+    checks = twin_of(exact, given, twin, sample, runtime)
+    options = options_of(exact, runtime, threads)
+    proofs.refuse_silent(twin, scored, exact.outputs, task_of(exact), first=exact.at_a_time(LOOKED_AT), **options)
+    return checks
 
 
 def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, runtime: str) -> tuple[OutputCheck, ...]:

@@ -20,7 +20,7 @@ Time
 from fewbit.runtimes import Session, open_session, runtime_names, runtimes_for, timed
 from fewbit.verify.bench import Latency, Load, bench, loads
 from fewbit.verify.compare import compare
-from fewbit.verify.evaluate import Score, evaluate
+from fewbit.verify.evaluate import Score, evaluate, refuse_silent
 from fewbit.verify.file import deviations
 from fewbit.verify.outputs import twin_checks
 from fewbit.verify.tail import other_rows, tail_checks
@@ -37,6 +37,7 @@ __all__ = [
     "loads",
     "open_session",
     "other_rows",
+    "refuse_silent",
     "runtime_names",
     "runtimes_for",
     "tail_checks",

@@ -16,7 +16,7 @@ from fewbit.core.graph import Turned
 from fewbit.core.inputs import ALONE, Batch, Input, count, images_of
 from fewbit.core.task import Output, Outputs, Rating, Task, told
 from fewbit.data.images import Images
-from fewbit.errors import CannotRun
+from fewbit.errors import BadImages, BadModel, CannotRun
 from fewbit.runtimes import AS_WRITTEN, Session, open_session
 from fewbit.task import Closeness, OutputScore
 from fewbit.task.interval import of_mean
@@ -26,6 +26,7 @@ from fewbit.workers import LOCAL, Workers
 
 TOGETHER = 4  # batches in a task
 DRAWN = 12  # images whose predictions are drawn
+MORE = 4  # times as many images as before, where those say nothing
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,26 @@ def evaluate(
     return Score(runtime, len(images), task.spec, rating, tuple(scores), errors, pictures)
 
 
+def refuse_silent(path: Path, images: Images, outputs: Sequence[Output], task: Task, *, first: int, **options: Any) -> None:
+    """Raise BadImages or BadValues where the float model's outputs say nothing of any image, as `evaluate` would, which has the
+    same `options`: by the `first` images, and where these say nothing by more of them, in the end by all.
+
+    What a task of a user's own cannot rate is left to `evaluate`: here nothing differs.
+    """
+    count = first
+    while True:
+        try:
+            evaluate(path, path, images.subset(range(min(count, len(images)))), outputs, task, drawn=False, **options)
+        except BadImages:
+            if count >= len(images):
+                raise
+            count *= MORE
+        except BadModel:
+            return
+        else:
+            return
+
+
 @dataclass
 class _Rows:
     """An output of which each image has a share of rows that both models give."""
@@ -140,8 +161,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Files:
-    """Both files, opened when a batch is first given to them; the outputs `names` of it. In another process they are opened
-    again.
+    """Both files, opened when a batch is first given to them; the outputs `names` of it. One that is given twice is run once.
+    In another process they are opened again.
     """
 
     paths: tuple[Path, ...]
@@ -152,11 +173,12 @@ class _Files:
     inside: tuple[str, ...]
 
     @cached_property
-    def sessions(self) -> list[Session]:
-        return [open_session(self.runtime, path, threads=self.threads, outputs=self.inside) for path in self.paths]
+    def sessions(self) -> dict[Path, Session]:
+        return {path: open_session(self.runtime, path, threads=self.threads, outputs=self.inside) for path in self.paths}
 
     def __call__(self, x: Batch) -> list[Outputs]:
-        return [tuple(map(_real, given_by(one, self.inputs, x, self.names).values())) for one in self.sessions]
+        found = {path: given_by(one, self.inputs, x, self.names).values() for path, one in self.sessions.items()}
+        return [tuple(map(_real, found[path])) for path in self.paths]
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
