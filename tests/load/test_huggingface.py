@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,83 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     with pytest.raises(BadModel, match="cannot be loaded"):
         load_model(f"hf:{tmp_path}")
     assert not marker.exists()
+
+
+SHORT = {"size": {"shortest_edge": 32}}
+OF_TWO_SIZES = {
+    "a crop, for size is one already": ("CLIPImageProcessor", {**SHORT, "do_center_crop": False}),
+    "height and width": ("DetrImageProcessor", {"size": {"shortest_edge": 32, "longest_edge": 64}}),
+    "the ratio": (
+        "DPTImageProcessor",
+        {"size": {"height": 20, "width": 50}, "ensure_multiple_of": 16, "keep_aspect_ratio": True},
+    ),
+    "nothing": ("ViltImageProcessor", {**SHORT, "size_divisor": 8}),
+}
+
+
+@pytest.mark.parametrize("case", OF_TWO_SIZES)
+def test_what_is_said_to_give_one_size_gives_it(case):
+    name, options = OF_TWO_SIZES[case]
+    processor = getattr(transformers, name)(**options)
+    with pytest.raises(BadModel, match="for pictures of two shapes; one size is needed") as error:
+        record_of("hf:net", name, processor)
+    advice = re.search(r"is needed: (.*) in preprocessor_config", str(error.value))
+    assert (advice is None) == (case == "nothing")
+    if advice:
+        followed = getattr(transformers, name)(**{**options, **json.loads(f"{{{advice[1]}}}")})
+        record, _ = record_of("hf:net", name, followed)
+        found = [followed(picture(*shape), return_tensors="pt")["pixel_values"][0].shape for shape in ((80, 40), (40, 104))]
+        assert [tuple(shape) for shape in found] == [record["input_size"]] * 2
+
+
+class Clips(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x.unflatten(1, (2, 3))).logits
+
+
+@pytest.mark.parametrize("kind", ["VideoMAE", "Timesformer"])
+def test_a_model_that_takes_videos_is_said_to_and_taken_with_the_frames_in_the_channels(kind, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, image_size=32, patch_size=16, num_frames=2, num_labels=3)
+    net = getattr(transformers, f"{kind}ForVideoClassification")(config).eval()
+    ref = saved(tmp_path, net, transformers.VideoMAEImageProcessor(**SHORT, crop_size=THIRTY_TWO))
+    with pytest.raises(
+        BadModel, match=r"takes videos.*5 dimensions .* fewbit takes images.*unflatten\(1, \(frames, channels\)"
+    ):
+        load_model(ref)
+    x = images((6, 32, 32), 2)
+    loaded = load_model(Clips(net), overrides={"input_size": (6, 32, 32)})
+    wanted = net(torch.stack([x[:, :3], x[:, 3:]], 1)).logits
+    torch.testing.assert_close(capture(loaded).module(x), wanted, atol=1e-5, rtol=1e-4)
+
+
+class InOrder(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module, ids: torch.Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("ids", ids)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        e = self.net.vilt.embeddings
+        y = e.patch_embeddings(x).flatten(2).transpose(1, 2)
+        y = torch.cat((e.cls_token.expand(y.shape[0], -1, -1), y), 1) + e.position_embeddings
+        ids = self.ids.expand(y.shape[0], -1)
+        return self.net(ids, image_embeds=y, pixel_mask=torch.ones(y.shape[:2])).logits
+
+
+def test_a_model_that_draws_patches_at_random_is_named_and_taken_with_them_in_order(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.ViltConfig(
+        **SIZES, vocab_size=50, max_position_embeddings=8, image_size=32, patch_size=8, num_labels=3
+    )
+    net, ids = transformers.ViltForQuestionAnswering(config).eval(), torch.tensor([[3, 5, 7, 9]])
+    ref = saved(tmp_path, net, transformers.ViltImageProcessor(**SHORT, size_divisor=8))
+    with pytest.raises(BadModel, match=r"draws the order of an image's patches at random.*image_embeds=y, pixel_mask="):
+        load_model(ref, given=Given({"input_ids": ids}))
+    x = images((3, 32, 32), 2)
+    loaded = load_model(InOrder(net, ids), overrides={"input_size": (3, 32, 32)})
+    wanted = net(ids.expand(2, -1), pixel_values=x).logits
+    torch.testing.assert_close(capture(loaded).module(x), wanted, atol=1e-5, rtol=1e-4)

@@ -25,8 +25,14 @@ from fewbit.load.inputs import Given
 from fewbit.load.texts import IMAGE, beside_others, leave_out, needed_by, refuse_missing
 
 SHAPES = ((640, 480), (300, 500))  # width and height of two pictures, which a model of one input size has to get alike
+USUAL = 224  # pixels of a side, where nothing is said
 LISTED = 4  # names of weights in a message
 DECIDE = ("input_size", "resize", "mean", "std")  # fields of the preprocessing that decide it all, without the processor
+CLIPS = (
+    "5 dimensions (batch, frames, channels, height, width), and fewbit takes images, 4 dimensions (batch, channels, height, "
+    "width). Fold the frames into the channels: images (frames * channels, height, width) as .npy files, and a module around "
+    "the model, file.py:FUNCTION, whose forward calls self.net(x.unflatten(1, (frames, channels)))."
+)
 ALL_OF_THEM = "--input-size, --resize, --mean and --std"
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -48,7 +54,9 @@ def hugging_face(ref: str, given: Given, overrides: Mapping[str, Any]) -> Found:
     no use here, or where its image processor gives no one size and `overrides` do not say the size either.
     """
     config, kind, processor = parts_of(ref)
+    _refuse_videos(ref, kind)
     refuse_missing(ref, kind, given)
+    _refuse_drawn(ref, kind)
     record, about = _record(ref, config, processor, overrides)
     try:
         with quiet():
@@ -140,6 +148,26 @@ def _architecture(ref: str, names: list[str] | None) -> Any:
     return kind
 
 
+def _refuse_videos(ref: str, kind: Any) -> None:
+    """Raise BadModel for a class that takes videos and no images."""
+    takes = getattr(kind, "input_modalities", ())
+    takes = (takes,) if isinstance(takes, str) else tuple(takes)
+    if "video" in takes and "image" not in takes:
+        raise BadModel(f"{ref} is a {kind.__name__}, which takes videos, {CLIPS}")
+
+
+def _refuse_drawn(ref: str, kind: Any) -> None:
+    """Raise BadModel for a class that draws at random which patches of an image it reads, as ViLT does."""
+    if getattr(kind, "base_model_prefix", "") == "vilt":
+        raise BadModel(
+            f"{ref} is a {kind.__name__}, which draws the order of an image's patches at random, as no fixed graph does. Give "
+            "them in order, images of the size in its config.json: a module around the model, file.py:FUNCTION, whose forward "
+            "has e = self.net.vilt.embeddings; y = e.patch_embeddings(x).flatten(2).transpose(1, 2); "
+            "y = torch.cat((e.cls_token.expand(y.shape[0], -1, -1), y), 1) + e.position_embeddings, and calls self.net(ids, "
+            "image_embeds=y, pixel_mask=torch.ones(y.shape[:2])) with token ids for each image."
+        )
+
+
 def _record(ref: str, config: Any, processor: Any, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The record of a model, by its processor unless the options decide, and what to say of it. Raises BadModel."""
     kind, size = type(processor).__name__, overrides.get("input_size")
@@ -187,10 +215,15 @@ def record_of(ref: str, kind: str, processor: Any) -> tuple[dict[str, Any], tupl
             f"the image processor of {ref} ({kind}) fails: {reason(error)} Fix its preprocessor_config.json."
         ) from error
     black, other, white = shown
+    if black.ndim == 4:
+        raise BadModel(
+            f"the image processor of {ref} ({kind}) makes {tuple(black.shape)} of one picture, as for a model that takes "
+            f"videos or a picture in parts, {CLIPS}"
+        )
     if black.ndim != 3 or black.shape != other.shape or (text != own and not notes):
         raise BadModel(
             f"the image processor of {ref} ({kind}) gives {tuple(black.shape)} and {tuple(other.shape)} for pictures of two "
-            'shapes; one size is needed: "size": {"height": 224, "width": 224} or a center crop in preprocessor_config.json.'
+            f"shapes; one size is needed{_with_one_size(fields)}."
         )
     low, high = (image.flatten(1)[:, image[0].numel() // 2 + image.shape[2] // 2].double() for image in (black, white))
     record = {
@@ -203,6 +236,26 @@ def record_of(ref: str, kind: str, processor: Any) -> tuple[dict[str, Any], tupl
         "processor": text,
     }
     return record, notes
+
+
+def _with_one_size(fields: Mapping[str, Any]) -> str:
+    """What in its configuration makes a processor give one size, in words behind a colon; empty where nothing that is tried
+    does.
+    """
+    size = fields["size"] if isinstance(fields.get("size"), Mapping) else {}
+    sides = [size.get("height"), size.get("width")] if "height" in size else [size.get("shortest_edge")] * 2
+    square = {"height": sides[0] or USUAL, "width": sides[1] or USUAL}
+    for change in (
+        {"size": square}, {"do_center_crop": True, "crop_size": square}, {"size": square, "keep_aspect_ratio": False},
+    ):  # fmt: skip
+        try:
+            with quiet():
+                shown = _shown(json.dumps({**fields, **change}, sort_keys=True))
+        except Exception:  # it takes no such field
+            continue
+        if shown[0].ndim == 3 and shown[0].shape == shown[1].shape:
+            return f": {json.dumps(change)[1:-1]} in preprocessor_config.json"
+    return ""
 
 
 def _shown(text: str) -> tuple[Tensor, Tensor, Tensor]:
