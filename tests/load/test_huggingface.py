@@ -159,6 +159,27 @@ def test_a_model_for_images_and_text_is_taken_with_constant_texts(clip, texts):
     assert "left out" in note
 
 
+@pytest.mark.parametrize("texts", [2, 6])  # a batch of two or three images divides 6, and each would take some of them
+def test_a_model_that_takes_all_texts_for_each_image_gets_them_repeated(texts, tmp_path):
+    torch.manual_seed(0)
+    text = {"vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 48}
+    vision = {"image_size": 32, "patch_size": 16}
+    config = transformers.OwlViTConfig(vision_config={**SIZES, **vision}, text_config={**SIZES, **text}, projection_dim=16)
+    net = transformers.OwlViTForObjectDetection(config).eval()
+    ref = saved(tmp_path, net, transformers.OwlViTImageProcessor(size=THIRTY_TWO))
+    ids = torch.tensor([[48, k, 5, 49] for k in range(2, 2 + texts)])
+    loaded = load_model(ref, given=Given({"input_ids": ids}))
+    assert loaded.batch is None
+    module, names = capture(loaded).module, [one.name for one in loaded.outputs]
+    for x in (images((3, 32, 32), n) for n in (1, 3)):
+        found = dict(zip(names, module(*fed(loaded.inputs, x)), strict=True))
+        wanted = net(input_ids=ids.repeat(len(x), 1), pixel_values=x)
+        for name in ("logits", "pred_boxes", "class_embeds"):
+            torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-4)
+    assert not any(name.startswith("text_model_output") for name in names)
+    assert [("input_ids for each image" in note, "left out" in note) for note in loaded.notes] == [(True, False), (False, True)]
+
+
 def test_a_model_for_images_and_text_says_what_is_missing(clip):
     with pytest.raises(BadModel, match=r"input_ids must be given.*--input input_ids=VALUE.*CLIPVisionModelWithProjection"):
         load_model(clip[0])

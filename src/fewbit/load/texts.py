@@ -1,11 +1,12 @@
-"""What a model of transformers takes beside the image: which inputs it needs, whether a text is one for all images, and which
-outputs are of the texts alone.
+"""What a model of transformers takes beside the image: which inputs it needs, whether a text is one for all images or each
+takes all of them, and which outputs are of the texts alone.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -56,40 +57,69 @@ def _towers(kind: Any) -> str:
     return next((name for name in names if hasattr(transformers, name)), "")
 
 
-def beside_others(net: nn.Module, size: tuple[int, ...], given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The constants with a batch of 1 that are not to be spread over the images, for then outputs have a column for each image;
-    and the outputs without a row for each image. By what the model gives for two and for three images.
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside the images: names of constants with a batch of 1 that are `shared`, for spread over the images they
+    give outputs a column for each; of constants of which each image takes all rows, one image behind the other (`repeated`);
+    and of outputs without a row for each image, to be `left` out.
     """
-    one = {name: value for name, value in given.constants.items() if isinstance(value, Tensor) and value.shape[:1] == (1,)}
-    rows = {name: value[None] for name, value in given.each.items() if isinstance(value, Tensor) and name != IMAGE}
+
     shared: tuple[str, ...] = ()
-    try:
-        found = [_given_by(net, size, given.constants, {**rows, **one}, n) for n in COUNTS]
-        if any(a.shape[1:] != b.shape[1:] for a, b in zip(*(out.values() for out in found), strict=True)):
-            shared = tuple(one)
-            found = [_given_by(net, size, given.constants, rows, n) for n in COUNTS]
-    except Exception:  # which is said when it is exported
-        return (), ()
-    kept = {name for name in found[0] if all(out[name].shape[:1] == (n,) for out, n in zip(found, COUNTS, strict=True))}
-    return shared, tuple(name for name in found[0] if kept and name not in kept)
+    repeated: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def beside_others(net: nn.Module, size: tuple[int, ...], given: Given) -> Beside:
+    """What is to be done with constants and outputs, by what the model gives for two and for three images."""
+    tensors = {name: value for name, value in given.constants.items() if isinstance(value, Tensor) and value.ndim}
+    one = {name: value for name, value in tensors.items() if len(value) == 1}
+    rows = {name: value[None] for name, value in given.each.items() if isinstance(value, Tensor) and name != IMAGE}
+    several = tuple(name for name in tensors if name not in one)
+    tries = [Beside(), *([Beside(repeated=several)] if several else [])]
+    for beside in tries:
+        try:
+            found = [_given_by(net, size, given.constants, {**rows, **one}, beside.repeated, n) for n in COUNTS]
+            if _differ(found):
+                found = [_given_by(net, size, given.constants, rows, beside.repeated, n) for n in COUNTS]
+                beside = replace(beside, shared=tuple(one))
+        except Exception:  # which is said when it is exported
+            continue
+        kept = [name for name in found[0] if all(out[name].shape[:1] == (n,) for out, n in zip(found, COUNTS, strict=True))]
+        if beside.repeated or not several or not _differ([{name: out[name] for name in kept} for out in found]):
+            return replace(beside, left=tuple(name for name in found[0] if kept and name not in kept))
+    return Beside()
+
+
+def _differ(found: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether a row of some output has another shape for another count of images."""
+    return any(a.shape[1:] != b.shape[1:] for a, b in zip(*(out.values() for out in found), strict=True))
 
 
 def _given_by(
-    net: nn.Module, size: tuple[int, ...], constants: Mapping[str, Any], rows: Mapping[str, Tensor], images: int
+    net: nn.Module, size: tuple[int, ...], constants: Mapping[str, Any], rows: Mapping[str, Tensor], repeated: Sequence[str],
+    images: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What a model gives for so many grey images, with the same row of other inputs for each."""
     spread = {name: value.expand(images, *value.shape[1:]) for name, value in rows.items()}
+    again = {name: _again(constants[name], images) for name in repeated}
     with torch.no_grad(), quiet():
-        return named_tensors(net.eval()(**{**constants, **spread, IMAGE: torch.zeros(images, *size)}))
+        return named_tensors(net.eval()(**{**constants, **spread, **again, IMAGE: torch.zeros(images, *size)}))
 
 
-def leave_out(net: nn.Module, left: tuple[str, ...]) -> None:
-    """Let a model give all of its outputs but some."""
-    whole = type(net)
+def _again(value: Tensor, images: int) -> Tensor:
+    """The rows of a tensor for each image, one image behind the other."""
+    return value.repeat(images, *[1] * (value.ndim - 1))
+
+
+def change_ports(net: nn.Module, beside: Beside) -> None:
+    """Let a model repeat constants for each image, and give all of its outputs but some."""
+    whole, names = type(net), [*inspect.signature(net.forward).parameters]
 
     @wraps(whole.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        given = named_tensors(whole.forward(self, *args, **kwargs))
-        return {name: value for name, value in given.items() if name not in left}
+        taken = {**dict(zip(names, args, strict=False)), **kwargs}
+        again = {name: _again(taken[name], taken[IMAGE].shape[0]) for name in beside.repeated}
+        given = named_tensors(whole.forward(self, **{**taken, **again}))
+        return {name: value for name, value in given.items() if name not in beside.left}
 
     net.__class__ = type(whole.__name__, (whole,), {"forward": forward, "__module__": whole.__module__})
