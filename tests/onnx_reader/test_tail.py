@@ -402,8 +402,11 @@ def test_a_file_that_cannot_be_run_on_some_images_is_refused_before_the_work(
     assert f"cannot be run by onnxruntime on {opened(images).names[empty[0]]}" in str(late.value)
 
 
+@pytest.mark.parametrize(
+    ("opset", "said_to_try"), [(17, "Try --opset 17, that of the file that was given, whose nodes are not converted"), (20, "")]
+)
 def test_what_the_optimisations_of_onnxruntime_break_is_told_from_what_the_file_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int, said_to_try: str
 ) -> None:
     def failing(*_: object) -> None:
         raise CannotRun(f"{tmp_path / 'run.part' / 'float.onnx'} cannot be run by onnxruntime on some of the images: node X.")
@@ -412,10 +415,13 @@ def test_what_the_optimisations_of_onnxruntime_break_is_told_from_what_the_file_
     images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
     options = {"target": "ort-x86-vnni", "recipe": "minmax", "mean": [0.5], "std": [0.25], "quick": True}
     with pytest.raises(CannotRun) as found:
-        quantize(str(file(tmp_path, NMS, OF_NMS)), images, out=tmp_path / "run", **options)
+        quantize(str(file(tmp_path, NMS, OF_NMS, opset=opset)), images, out=tmp_path / "run", **options)
     said = str(found.value)
     assert said.startswith("float.onnx cannot be run by onnxruntime on some of the first 8 images that are scored: node X. ")
-    assert "so its own optimisations are what fails there. Leave such images out" in said
+    assert "so its own optimisations are what fails there. " in said
+    assert said_to_try in said
+    assert ("--opset" in said) == bool(said_to_try)
+    assert "Leave such images out" in said
 
 
 def test_a_runtime_that_gives_other_rows_behind_a_tail_is_found_before_the_work(

@@ -24,6 +24,8 @@ from fewbit.data.shares import whole_batches
 from fewbit.errors import BadFile, BadModel, CannotRun, FewbitFailed
 from fewbit.files import read_tensors, write_tensors
 from fewbit.folder import SAMPLE, TWIN
+from fewbit.onnx_file import load_proto
+from fewbit.onnx_reader.file import opsets
 from fewbit.realize import rendered_float, save, with_metadata
 from fewbit.realize.older import OLDEST
 from fewbit.request import Request
@@ -31,6 +33,7 @@ from fewbit.runtimes import AS_WRITTEN, OnnxRuntime
 from fewbit.stages.evaluate import options_of
 from fewbit.stages.load import Inputs
 from fewbit.stages.realize import type_of
+from fewbit.target.versions import OPSETS
 from fewbit.task import task_of
 from fewbit.verify.evaluate import LEAVE_OUT
 
@@ -117,8 +120,11 @@ def twin_of(exact: Graph, given: ExportedProgram, twin: Path, sample: Batch, run
     except CannotRun as error:
         where = f"on some of the first {CHECKED} images that are scored"
         said = str(error).replace(str(twin), twin.name).replace("on some of the images", where, 1)
-        by = f" {BY_OPTIMISING}" if _runs_as_written(exact, twin, groups[""]) else ""
-        raise CannotRun(f"{said}{by} {LEAVE_OUT}") from error
+        if not _runs_as_written(exact, twin, groups[""]):
+            raise CannotRun(f"{said} {LEAVE_OUT}") from error
+        older = _older_opset(exact, twin)
+        do = f"Try --opset {older}, that of the file that was given, whose nodes are not converted then. {LEAVE_OUT}"
+        raise CannotRun(f"{said} {BY_OPTIMISING} {do if older else LEAVE_OUT}") from error
     except BadFile as error:
         raise BadModel(str(error).replace(str(twin), twin.name)) from error
     wrong = next((check for check in checks if check.wrong), None)
@@ -154,6 +160,13 @@ def _runs_as_written(exact: Graph, twin: Path, batches: Sequence[Batch]) -> bool
     except CannotRun:
         return False
     return True
+
+
+def _older_opset(exact: Graph, twin: Path) -> int:
+    """The opset of the file that the tail is of, where float.onnx is of a later one and files can be of it; else 0."""
+    versions = (row["opset"] for row in (exact.tail.nodes if exact.tail else ()) if "." not in row["operator"])
+    opset = max(versions, default=0)
+    return opset if OPSETS[0] <= opset < opsets(load_proto(twin, data=False))[""] else 0
 
 
 def at_other_sizes(graph: Graph, sample: Batch) -> dict[str, list[Batch]]:
