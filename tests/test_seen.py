@@ -14,7 +14,8 @@ from fewbit import Run
 from fewbit.core.inputs import images_of
 from fewbit.report.answers import more_images
 from fewbit.request import Request
-from fewbit.stages import STAGES
+from fewbit.stages import STAGES, Stage
+from fewbit.stages.seen import seen
 
 OPTIONS = {"model": "demo:resnet20", "calibration": 20, "scored": 12, "threads": 1, "seconds": 0.01}
 
@@ -45,7 +46,8 @@ def test_nothing_is_looked_at_where_codes_were_not_fitted_to_images(fitted: Run,
     for changed in ({"bits": "8", "recipe": "fast"}, {"bits": "w2a4", "recipe": "mse"}):
         run = fitted.fork(tmp_path / changed["recipe"], Request(**OPTIONS, **changed))
         (tmp_path / changed["recipe"]).mkdir()
-        assert run["known"] is None
+        values = {name: fitted[name] for name in Stage.takes(seen)}
+        assert seen(**{**values, "plan": run["plan"]}) is None
 
 
 @pytest.mark.parametrize(
