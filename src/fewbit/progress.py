@@ -24,6 +24,10 @@ class Progress:
         """Seconds since the work began: what `--time` counts."""
         return time.monotonic() - self._began
 
+    def waited(self, seconds: float) -> None:
+        """For so long the work could not begin: `spent` leaves that out."""
+        self._began += seconds
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage: a bar, and its seconds."""

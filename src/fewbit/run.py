@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewbit.core.call import one_call
 from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages, FewbitFailed
@@ -62,7 +63,8 @@ class Result:
         """The simulation: (b, c, h, w) images to the integer model's outputs."""
         from fewbit.execute.simulate import simulate
 
-        return simulate(self.graph, self.plan)
+        with one_call():
+            return simulate(self.graph, self.plan)
 
     def export(self, folder: str | Path, *, force: bool = False) -> Path:
         """Copy the run's files to a folder that does not exist yet. Raises BadFile where it does."""
@@ -94,7 +96,7 @@ def execute(request: Request, progress: Progress | None = None) -> Result:
     """Run every stage of a request, in order."""
     from fewbit.stages import STAGES
 
-    with helped(request) as workers, Run.start(request, STAGES, progress, workers=workers) as run:
+    with one_call(progress), helped(request) as workers, Run.start(request, STAGES, progress, workers=workers) as run:
         if workers is not LOCAL:  # the file is evaluated by all of them
             named = [str(path) for path in (request.images, request.score) if isinstance(path, str | Path)]
             refuse_missing(workers, [str(run.folder), *(path for path in named if os.path.exists(file_of(path)))])
@@ -109,7 +111,11 @@ def sensitivity(request: SensitivityRequest, progress: Progress | None = None) -
     """What is in sensitivity.json; its folder has that and the page."""
     from fewbit.stages import SENSITIVITY
 
-    with helped(request) as workers, Run.start(request, SENSITIVITY, progress, "sensitivity", workers) as run:
+    with (
+        one_call(progress),
+        helped(request) as workers,
+        Run.start(request, SENSITIVITY, progress, "sensitivity", workers) as run,
+    ):
         summary: Mapping[str, Any] = run["summary"]
         run.finish(*(file for stage in SENSITIVITY[:-1] for file in stage.files))
     return summary
@@ -236,6 +242,10 @@ class Run:
 
         `overrides` replace inputs of the stage, which then always runs. Raises Stopped where such a file has changed.
         """
+        with one_call(self.progress):
+            return self._done(name, overrides)
+
+    def _done(self, name: str, overrides: Mapping[str, Any]) -> Any:
         stage = self._stages()[name]
         if not overrides and all(value in self.values for value in stage.gives):
             return self._value_of(stage)
@@ -288,7 +298,8 @@ class Run:
         options = {
             "classes": classes, "skip_bad": skip_bad, "labels": labels, "limit": limit, "others": others, "image": image,
         }  # fmt: skip
-        return open_images(source, self.preprocess, **options)
+        with one_call(self.progress):
+            return open_images(source, self.preprocess, **options)
 
     def annotated(self, images: Images, path: Path | None) -> Images:
         """Those images with what a file or a folder says of them, in the terms of the run's task. Raises BadImages."""
@@ -311,8 +322,9 @@ class Run:
         """Run the verify stage again, on the run's own images or others; the files are compared with the plan as well."""
         from fewbit.stages.twin import sample_of
 
-        sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
-        return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
+        with one_call(self.progress):
+            sample = self["sample"] if images is None else sample_of(self["exact"], self.images(images, labels=False))
+            return self.do("verify", sample=sample, deviations=self["deviations"])  # type: ignore[no-any-return]
 
     def _ready(self, stage: Stage) -> bool:
         """Whether all files of a stage are there, as it wrote them. Raises Stopped for one that has changed."""

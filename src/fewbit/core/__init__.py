@@ -17,6 +17,7 @@ Graphs and machines
     fx         tools for editing graphs
     sent       a graph as plain values, for another process
     device     where values lie and graphs run
+    call       one call at a time, in the state of torch that it needs
     shelf      what grows with the number of images, in a file
     pages      files as memory, and memory that is given back
     walk       the files below a folder, through links too

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +25,34 @@ def unwarned() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch.export prints about its own internals; the MHA fast path is not exportable."""
+    """Without what torch.export prints about its own internals; the MHA fast path is not exportable. Of the process: for one
+    thread at a time (core/call.py).
+    """
     fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with unwarned(), redirect_stderr(io.StringIO()):
+        with unwarned(), redirect_stderr(_OfOthers(sys.stderr)):
             logging.disable(logging.WARNING)
             yield
     finally:
         logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _OfOthers(io.TextIOBase):
+    """A stream without what the thread that made it writes: others have their own to say."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._mine = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if self._stream is not None and threading.get_ident() != self._mine:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None and threading.get_ident() != self._mine:
+            self._stream.flush()
 
 
 @contextmanager
@@ -54,6 +75,30 @@ def tensors_kept(module: nn.Module) -> Iterator[None]:
                 place[name] = value
                 if not torch.allclose(value, numbers, rtol=0, atol=0, equal_nan=True):
                     value.copy_(numbers)
+
+
+@contextmanager
+def outside_inference(module: nn.Module) -> Iterator[None]:
+    """Tensors of the module that were made in torch.inference_mode, which cannot be exported, are ordinary ones with the same
+    numbers; afterwards the module has its own again.
+    """
+    own, ordinary = list[tuple[dict[str, Any], str, Tensor]](), dict[int, Tensor]()
+    for part in module.modules():
+        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        for place in places:
+            for name, value in place.items():
+                if isinstance(value, Tensor) and value.is_inference():
+                    own.append((place, name, value))
+    for place, name, value in own:
+        if id(value) not in ordinary:  # tied weights stay one
+            numbers = value.detach().clone()
+            ordinary[id(value)] = nn.Parameter(numbers, value.requires_grad) if isinstance(value, nn.Parameter) else numbers
+        place[name] = ordinary[id(value)]
+    try:
+        yield
+    finally:
+        for place, name, value in own:
+            place[name] = value
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.task import Output
 from fewbit.errors import BadModel
-from fewbit.load.contexts import tensors_kept
+from fewbit.load.contexts import outside_inference, tensors_kept
 from fewbit.load.export import ADVICE
 from fewbit.load.inputs import Arguments, Given, about_clips, about_flag, is_flag, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
@@ -93,7 +93,7 @@ def from_module(
     classes = tuple(fields.pop("classes", ()))
     if said := purpose(module):
         fields.setdefault("task", said)
-    with without_autocast() as asked, tensors_kept(module):
+    with without_autocast() as asked, outside_inference(module), tensors_kept(module):
         try:
             program, inputs = _program(module, ref, inputs, arguments, batches, free)
         except BadModel:

@@ -150,7 +150,7 @@ def refuse_infinite(parameters: Mapping[str, Tensor], buffers: Mapping[str, Any]
     for name, tensor in {**buffers, **parameters}.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
-        wrong = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        wrong = ~torch.isfinite(tensor.detach()) if name in parameters else torch.isnan(tensor)
         if count := int(wrong.sum()):
             raise BadValues(
                 f"weight {name} of {ref} holds NaN or infinite values ({count:,} of {tensor.numel():,}); only finite weights "

@@ -24,7 +24,7 @@ PASSES = 8  # of a program that draws random numbers, to see whether they change
 
 
 def noise_of(batch: int | None, input_shape: Sequence[int]) -> Tensor:
-    return torch.rand(batch or 2, *input_shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(batch or 2, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def tensors_of(inputs: Sequence[Input], images: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.choose import Bits, Context
+from fewbit.core.call import one_call
 from fewbit.core.device import CPU, on
 from fewbit.core.duration import parse_time
 from fewbit.core.graph import Graph
@@ -108,7 +109,11 @@ def execute(request: SearchRequest, progress: Progress | None = None) -> dict[st
         name, limit = parse_budget(text)
         limits[name] = min(limit, limits.get(name, limit))
     build, settings = strategy_named(request.strategy), Settings(request.edges, default_bits(request.hardware), request.least)
-    with helped(request) as workers, Run.start(request, PREPARE, progress, "search", workers) as run:
+    with (
+        one_call(progress),
+        helped(request) as workers,
+        Run.start(request, PREPARE, progress, "search", workers) as run,
+    ):
         return _searched(run, request, limits, build, settings)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit import __version__
+from fewbit.core.call import one_call
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MARKS, PAGE, REPORT, Workplace
 from fewbit.progress import Progress
@@ -33,12 +34,14 @@ def execute(request: SweepRequest, progress: Progress | None = None) -> dict[str
     FewbitError before any work for what no row can use.
     """
     assert request.out is not None
-    progress, rows = progress or Progress(), rows_of(request.file)
+    rows = rows_of(request.file)
     cpus = max(row.options.get("threads", THREADS) for row in rows)
     with (
+        one_call(progress),
         Workplace(request.out, "sweep", force=request.force, by=request.command) as place,
         opened(request.workers, request.ray, cpus) as workers,
     ):
+        progress = progress or Progress()
         named = {text for row in rows for text in row.options.values() if isinstance(text, str)}
         refuse_missing(workers, [str(place.part), *(text for text in sorted(named) if os.path.exists(file_of(text)))])
         place.resume({"request": "sweep"}, progress.say)
