@@ -72,6 +72,15 @@ def test_a_budget_is_kept_and_the_optimum_reached(name, score):
     assert best.loss <= slack * optimum(BUDGET, score) + 1e-12
 
 
+def test_optuna_says_nothing_and_afterwards_as_much_as_before(capfd):
+    optuna = pytest.importorskip("optuna")
+    before = optuna.logging.get_verbosity()
+    assert before < optuna.logging.ERROR
+    found("tpe", BUDGET, separable, evaluations=15)
+    assert optuna.logging.get_verbosity() == before
+    assert capfd.readouterr() == ("", "")
+
+
 def test_greedy_sees_through_a_loss_that_is_flat_and_noisy_at_its_widest():
     """Forty edges and a hundred trials; one bit less moves the loss by less than its noise, as in a deep net."""
     rng = random.Random(0)

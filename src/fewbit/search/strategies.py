@@ -206,13 +206,17 @@ class Tpe(Strategy):
     def steps(self) -> Steps:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         names = [f"{i}" for i in range(len(self.problem.dimensions))]
         kinds: dict[str, Any] = {
             name: optuna.distributions.IntDistribution(0, len(d.options) - 1)
             for name, d in zip(names, self.problem.dimensions, strict=True)
         }
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
+        said = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
+        finally:
+            optuna.logging.set_verbosity(said)
         proposals: list[Candidate] = [self.start]
         while True:
             losses = yield proposals
