@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import subprocess
+import os
+import signal
 import sys
 import threading
 import warnings
@@ -129,13 +130,14 @@ def test_what_learns_has_gradients_where_the_caller_has_none(
 
 def test_two_threads_give_the_files_of_one_and_the_second_says_that_it_waits(usual: list[bytes], tmp_path: Path) -> None:
     """Without a turn an export fails in the other's, and the file has a batch of one written in it."""
+    models = net(), net()  # drawn here: torch has one random state
     before, told, begin = state(), [Told(), Told()], threading.Barrier(2)
     found: dict[int, Any] = {}
 
     def one(k: int) -> None:
         begin.wait()
         try:
-            found[k] = made(tmp_path / f"{k}", progress=told[k])
+            found[k] = made(tmp_path / f"{k}", model=models[k], progress=told[k])
         except Exception as error:
             found[k] = error
 
@@ -147,26 +149,6 @@ def test_two_threads_give_the_files_of_one_and_the_second_says_that_it_waits(usu
     assert found == {0: usual, 1: usual}
     assert sorted(one.lines for one in told) == [[], [call.WAITS]]
     assert state() == before
-
-
-@contextmanager
-def another_call() -> Iterator[None]:
-    """A thread that is in a call, until the block ends."""
-    inside, over = threading.Event(), threading.Event()
-
-    def call() -> None:
-        with one_call():
-            inside.set()
-            over.wait(10)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    inside.wait(10)
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class Inside(BaseException):
@@ -205,50 +187,55 @@ def test_every_door_takes_its_turn_before_it_writes(tmp_path: Path, monkeypatch:
             raise AssertionError(f"{name} takes no turn")
 
 
-def test_a_wait_is_said_once_and_is_no_time_of_the_work_and_calls_inside_of_a_call_do_not_wait() -> None:
-    told, first, over, spent = Told(), threading.Event(), threading.Event(), list[float]()
+@contextmanager
+def another_call() -> Iterator[None]:
+    """A thread is in a call until the block ends."""
+    first, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         with call.one_call():
             first.set()
-            over.wait(10)
+            over.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    first.wait(10)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_wait_is_said_once_and_is_no_time_of_the_work_and_calls_inside_of_a_call_do_not_wait() -> None:
+    told, spent = Told(), list[float]()
 
     def wait() -> None:
         with call.one_call(told), call.one_call(told):
             spent.append(told.spent)
 
-    threads = [threading.Thread(target=hold), threading.Thread(target=wait)]
-    threads[0].start()
-    first.wait(10)
-    threads[1].start()
-    threads[1].join(0.3)
-    assert told.lines == [call.WAITS]
-    assert not spent
-    over.set()
-    for thread in threads:
-        thread.join()
+    thread = threading.Thread(target=wait)
+    with another_call():
+        thread.start()
+        thread.join(0.3)
+        assert told.lines == [call.WAITS]
+        assert not spent
+    thread.join()
     assert spent[0] < 0.2
     assert told.lines == [call.WAITS]
 
 
 def test_a_forked_process_waits_for_no_thread_that_it_does_not_have() -> None:
-    code = """
-import os, threading
-from fewbit.core.call import one_call
-inside, over = threading.Event(), threading.Event()
-def hold():
-    with one_call():
-        inside.set(); over.wait()
-threading.Thread(target=hold).start(); inside.wait()
-child = os.fork()
-if child == 0:
-    import signal; signal.alarm(20)
-    with one_call():
-        os._exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])); over.set()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "7", done.stderr
+    with another_call():
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(10)  # ends a process that waits
+                with call.one_call():
+                    os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_what_other_threads_say_during_an_export_is_said() -> None:
