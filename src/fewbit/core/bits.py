@@ -134,6 +134,12 @@ def parse_bits(text: str | int) -> Bits | Mixed:
         candidates = tuple(sorted({b for b in options if match[2] or b in WIDTHS}))
         if candidates and all(b in WIDTHS for b in candidates) and mean >= candidates[0]:
             return Mixed(mean, candidates)
+    if re.fullmatch(r"\d{1,2}\.\d{1,9}", base) and not overrides:
+        uniform = f"write {float(base):g} for that width everywhere, or " if float(base).is_integer() else ""
+        raise FewbitError(
+            f"--bits {text} is no width, which is a whole number; {uniform}write mixed:{base} for a width of each module, "
+            f"{base} bits a weight on average."
+        )
     raise FewbitError(
         f"--bits {text} is not understood; allowed are 2 to 16 (weights and activations), w4a8 (each its own), "
         "4,first=8,*.fc2=w4a8 (ops with another width, by name or pattern, first or last), mixed:6.0 (a width for each module, "

@@ -95,10 +95,15 @@ def default_bits(target: Target) -> int:
 
 
 def check_bits(target: Target, bits: Bits | Mixed) -> None:
-    """Raise FewbitError where a uniform width is larger than any of the target."""
+    """Raise FewbitError where a uniform or a mean width is larger than any of the target."""
     from fewbit.choose import Bits
 
     most = _most(target)
+    if not isinstance(bits, Bits) and bits.mean > most:
+        raise FewbitError(
+            f"--bits {bits}: {target.name} has no integers wider than {most} bits, and {bits.mean:g} on average would need "
+            f"some; give mixed:{most} or less, or a target that has wider ones: fewbit targets."
+        )
     if isinstance(bits, Bits) and bits.most > most:
         raise FewbitError(
             f"--bits {bits}: {target.name} has no integers wider than {most} bits; allowed are 2 to {most}, or a target that "

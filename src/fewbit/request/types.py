@@ -78,7 +78,7 @@ def path_as_text(value: Any) -> Any:
 
 
 def as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else path_as_text(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else path_as_text(value)
 
 
 def check_time(value: str | None) -> None:
