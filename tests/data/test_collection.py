@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class Rows(Dataset[Any]):
         return self.items[i]
 
 
+def unstacked(rows: list[Any]) -> list[Any]:
+    """A batch as torch's own collate makes it of paths: a tuple of these, and a tensor of labels."""
+    return [tuple(row[0] for row in rows), torch.tensor([row[1] for row in rows])]
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(PICTURES)
@@ -49,6 +55,7 @@ def everything(images: Images) -> torch.Tensor:
 
 
 PAIRS = list(zip(PICTURES, LABELS, strict=True))
+TRIPLES = Rows([(x, y, i) for i, (x, y) in enumerate(zip(INPUTS, LABELS, strict=True))])
 UNLABELLED: dict[str, Any] = {
     "pictures": PICTURES,
     "a tuple": tuple(PICTURES),
@@ -73,6 +80,37 @@ LABELLED: dict[str, Any] = {
     "a loader of dicts": DataLoader(Rows([{"pixel_values": x, "labels": y} for x, y in zip(INPUTS, LABELS, strict=True)]), 3),
     "a loader of zipped pairs": DataLoader(Rows(PAIRS), 2, collate_fn=lambda rows: tuple(zip(*rows, strict=True))),
     "a transform": Data(Rows(PAIRS), transform=TINY),
+    "triples": Rows([(*pair, f"{i}.txt") for i, pair in enumerate(PAIRS)]),
+    "a loader of triples": DataLoader(TRIPLES, 2),
+    "a loader of triples, of two": DataLoader(TRIPLES, 2, collate_fn=list),
+    "a loader of what cannot be stacked": DataLoader(TRIPLES, 2, collate_fn=unstacked),
+    "a loader without batches": DataLoader(TensorDataset(INPUTS, torch.tensor(LABELS)), batch_size=None),
+    "a loader of triples without batches": DataLoader(TRIPLES, batch_size=None),
+    "lists with tensors": [[x, torch.tensor(y)] for x, y in PAIRS],
+    "lists with arrays": [[x, np.array([y])] for x, y in PAIRS],
+    "two lists": (PICTURES, LABELS),
+    "two lists of arrays": (list(PIXELS), list(np.array(LABELS))),
+    "a list and an array": (PICTURES, np.array(LABELS)),
+    "two lists with a transform": Data((PICTURES, LABELS), transform=TINY),
+    "target": [{"image": x, "target": y} for x, y in PAIRS],
+    "y": DataLoader(Rows([{"image": x, "y": y} for x, y in zip(INPUTS, LABELS, strict=True)]), 2),
+    "class": [{"image": x, "class": y} for x, y in PAIRS],
+    "label and target": [{"image": x, "label": y, "target": 0} for x, y in PAIRS],
+    "whole floats": [(x, float(y)) for x, y in PAIRS],
+    "shape (1,)": DataLoader(TensorDataset(INPUTS, torch.tensor(LABELS)[:, None]), 2),
+    "rows with a 1": [(x, torch.eye(4)[y]) for x, y in PAIRS],
+    "a loader of rows with a 1": DataLoader(TensorDataset(INPUTS, torch.eye(4)[LABELS]), 2),
+    "an array and rows with a 1": (PIXELS, np.eye(4, dtype=np.int64)[LABELS]),
+    "an array and floats": (PIXELS, np.array(LABELS, np.float32)),
+    "an array and a column": (PIXELS, torch.tensor(LABELS)[:, None]),
+}  # fmt: skip
+NAMES = ["cat", "St. Bernard", "hen", "cow"]
+WORDS: dict[str, Any] = {
+    "pairs": [(x, NAMES[y]) for x, y in PAIRS],
+    "two lists": (PICTURES, [NAMES[y] for y in LABELS]),
+    "an array": (PIXELS, np.array([NAMES[y] for y in LABELS])),
+    "a loader without batches": DataLoader(Rows([(x, NAMES[y]) for x, y in zip(INPUTS, LABELS, strict=True)]), batch_size=None),
+    "a loader": DataLoader(Rows([{"image": x, "class": NAMES[y]} for x, y in zip(INPUTS, LABELS, strict=True)]), 2),
 }  # fmt: skip
 
 
@@ -93,6 +131,129 @@ def test_labels_travel(kind: str) -> None:
     assert images.labels.tolist() == LABELS
     assert torch.equal(everything(images), INPUTS)
     assert open_images(LABELLED[kind], TINY, labels=False).labels is None
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_labels_in_words_are_classes_where_names_are_known(kind: str) -> None:
+    images = open_images(WORDS[kind], TINY, classes=NAMES)
+    assert images.labels is not None
+    assert images.labels.tolist() == LABELS
+    assert torch.equal(everything(images), INPUTS)
+    with pytest.raises(BadImages, match=r":0(:0)?: its label is the text 'cow'; .* with --classes FILE one of its names\. Fix"):
+        open_images(WORDS[kind], TINY, classes=4)
+    with pytest.raises(
+        BadImages, match=r"label 'cow' is none of the names of the 3 classes \(cat, St\. Bernard, hen\); .*--classes"
+    ):
+        open_images(WORDS[kind], TINY, classes=NAMES[:3])
+
+
+@pytest.mark.parametrize("kind", ["triples", "a loader of triples", "a loader of triples, of two"])
+def test_what_follows_image_and_label_is_ignored_in_so_many_words(kind: str) -> None:
+    note = r"Items of .*: the first is taken as the image, the second as its label, and what follows is ignored \(\w+\)\."
+    images = open_images(LABELLED[kind], TINY, classes=4)
+    assert [bool(re.fullmatch(note, one)) for one in images.notes] == [True]
+    assert not open_images(LABELLED["pairs"], TINY, classes=4).notes
+
+
+class Failing(Rows):
+    """A dataset of which one item raises."""
+
+    def __getitem__(self, i: int) -> Any:
+        if i == 3:
+            raise RuntimeError("disk gone")
+        return super().__getitem__(i)
+
+
+def rises() -> Iterator[Any]:
+    yield INPUTS[0]
+    raise RuntimeError("disk gone")
+
+
+class FailingStream(Stream):
+    def __iter__(self) -> Iterator[Any]:
+        return rises()
+
+
+FAILS = Failing(INPUTS)
+NOT_SKIPPED = r" --skip-bad cannot leave out items of a DataLoader: "
+
+
+@pytest.mark.parametrize(
+    ("source", "says", "skipping"),
+    [
+        (
+            DataLoader(FAILS, 2, num_workers=1),
+            r"DataLoader failed at batch 1: RuntimeError: disk gone\. Fix it; with num_workers=0 .* the error shows where\.",
+            NOT_SKIPPED + r"give its Dataset \(loader\.dataset\) in its place, of which it can\.",
+        ),
+        (
+            DataLoader(FAILS, 2),
+            r"DataLoader failed at batch 1: RuntimeError: disk gone\. Fix it\.",
+            NOT_SKIPPED + r"give its Dataset .*",
+        ),
+        (
+            DataLoader(FAILS, batch_size=None),
+            r"DataLoader failed at item 3: RuntimeError: disk gone\. Fix it\.",
+            NOT_SKIPPED + ".*",
+        ),
+        (
+            DataLoader(FailingStream(), batch_size=None),
+            r"DataLoader failed at item 1: RuntimeError: disk gone\. Fix it\.",
+            NOT_SKIPPED + r"its Dataset has to leave it out itself\.",
+        ),
+        (
+            FailingStream(),
+            r"FailingStream failed at item 1: RuntimeError: disk gone\. Fix it\.",
+            r" --skip-bad cannot leave it out, as nothing comes after it: give a list or a Dataset\.",
+        ),
+    ],
+)
+def test_an_item_that_raises_is_named_in_one_sentence_and_skip_bad_says_what_it_cannot(
+    source: Any, says: str, skipping: str
+) -> None:
+    for skip_bad, words in ((False, says), (True, says + skipping)):
+        with pytest.raises(BadImages, match=rf"^{words}$"):
+            open_images(source, TINY, skip_bad=skip_bad)
+
+
+def test_the_dataset_in_the_place_of_its_loader_can_be_skipped_in() -> None:
+    assert torch.equal(everything(open_images(DataLoader(FAILS, 2).dataset, TINY, skip_bad=True)), INPUTS[[0, 1, 2, 4]])
+
+
+def test_two_lists_of_other_lengths_are_refused_before_any_work() -> None:
+    with pytest.raises(BadImages, match=r"^images: 5 images and 4 labels were given; give a label for each image, or the list"):
+        Request(model="demo", images=(PICTURES, LABELS[:4]))
+
+
+PIXEL_VALUES = TINY.replace(mean=(0.0,), std=(1 / 255,))
+FLOATS = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float()[:, :, :6, :6].repeat(1, 1, 2, 2)[:, :, :8, :8]
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+@pytest.mark.parametrize(
+    ("values", "preprocess", "told"),
+    [
+        (FLOATS, TINY, "subtract the mean"),
+        (FLOATS, TINY.replace(mean=(0.0,), std=(1.0,)), "subtract the mean"),
+        (FLOATS * 257, TINY, "subtract the mean"),
+        (FLOATS / 255, TINY, "subtract the mean"),
+        (FLOATS / 255, PIXEL_VALUES, "scale them to 0 to 255"),
+        (INPUTS, PIXEL_VALUES, "scale them to 0 to 255"),
+        (INPUTS, TINY, ""),
+        (FLOATS, PIXEL_VALUES, ""),
+        (FLOATS / 255, TINY.replace(mean=(0.0,), std=(1.0,)), ""),
+        (INPUTS, TINY.replace(mean=(0.5,), std=(0.5,)), ""),
+        ((FLOATS - 127.5) / 127.5, TINY, ""),
+        (3 * INPUTS, TINY, ""),
+        (8 * FLOATS - 1000, TINY, ""),
+    ],
+)
+def test_floats_that_mean_and_std_have_not_made_are_told(
+    values: torch.Tensor, preprocess: Preprocess, told: str, as_array: bool
+) -> None:
+    notes = open_images(values if as_array else list(values), preprocess).notes
+    assert len(notes) == bool(told)
+    assert not told or (told in notes[0] and "--mean 0 --std" in notes[0])
 
 
 def test_paths_are_the_folder(tmp_path: Path) -> None:
@@ -195,11 +356,15 @@ def broken() -> Iterator[Any]:
         ([INPUTS[:2], torch.full((2, 3, 8, 8), torch.nan)], "list:1:0 has 192 NaN"),
         ([PIXELS[0].astype(np.int64)], "list:0: it has type int64"),
         ([(PICTURES[0], 1), (PICTURES[1],)], rf"list:1: it has no label, unlike list:0\. {RELABEL}"),
-        ([(PICTURES[0], "cat")], rf"list:0: its label is of type str; a class is an integer\. {RELABEL}"),
-        ([(PICTURES[0], 1.0)], rf"list:0: its label is of type float; a class is an integer\. {RELABEL}"),
+        ([(PICTURES[0], "cat")], rf"list:0: its label is the text 'cat'; a class is an integer.*\. {RELABEL}"),
+        ([(PICTURES[0], 1.5)], rf"list:0: its label is 1.5; a class is an integer, or a row of 4 .*\. {RELABEL}"),
+        ([(PICTURES[0], float("nan"))], rf"list:0: its label is nan; a class is .*\. {RELABEL}"),
+        ([(PICTURES[0], True)], rf"list:0: its label is of type bool; a class is .*\. {RELABEL}"),
+        ([{"image": PICTURES[0], "y": 1, "target": 2}], rf"keys target and y may each be its label; .*'label'\. {RELABEL}"),
+        ([(PICTURES[0], torch.eye(5)[1])], rf"its label is of type torch.float32 and shape \(5,\); .*\. {RELABEL}"),
         (
-            [(PICTURES[0], torch.eye(4)[1])],
-            rf"its label is of type torch.float32 and shape \(4,\); a class is an integer\. {RELABEL}",
+            [(PICTURES[0], torch.eye(4)[:2].sum(0))],
+            rf"its label is of type torch.float32 and shape \(4,\); a class is an integer.*\. {RELABEL}",
         ),
         ([(PICTURES[0], 7)], "list:0 has label 7; allowed is 0 to 3"),
         ([{"photo": PICTURES[0]}], "keys photo"),

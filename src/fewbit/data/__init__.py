@@ -4,7 +4,9 @@ images       images from anywhere as normalized batches with labels, in the mode
 shares       which of them calibrate, choose and are scored
 sources      names, labels and storage of those in a folder, parquet or NumPy file, before any is decoded
 collection   a DataLoader, Dataset, list or generator of a Python program; items: what one of its items holds
+labels       the class that a label says: a number, a name or a row of numbers
 arrays       images as one array
+floats       whether inputs of the model that are given as they are fit its mean and std
 beside       what comes with an image for the other inputs of a model
 constants    inputs that are the same for all images: from the command line, files or Python
 decode       from an encoded image to pixels

@@ -12,27 +12,36 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fewbit.core.inputs import Input
+from fewbit.data.labels import LABELS, MAYBE, BadLabel
 from fewbit.errors import BadImages
 
-IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict, and of its class
-LABELS = ("labels", "label")
+IMAGES = ("pixel_values", "image", "images", "img")  # keys of an image in a dict
 Columns = tuple[Sequence[Tensor], ...]  # for each input, what it takes by row of a source
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The name of the model's input that is the image (empty: not known yet), and the names of those that come with it."""
+    """The name of the model's input that is the image (empty: not known yet), and the names of those that come with it.
+
+    `maybe` are keys of a class where no usual one is there: none as long as the model's inputs, which may have such names, are
+    not known.
+    """
 
     image: str = ""
     others: Collection[str] = ()
+    maybe: Collection[str] = MAYBE
 
     def of_image(self, item: Mapping[Any, Any]) -> Any:
         """The key of the image in a dict, or None: the name of the model's input, or a usual one that no other input has."""
         return next((key for key in (self.image, *IMAGES) if key in item and key not in self.others), None)
 
     def of_label(self, item: Mapping[Any, Any]) -> Any:
-        """The key of its class, or None."""
-        return next((key for key in LABELS if key in item and key not in (self.image, *self.others)), None)
+        """The key of its class, or None. Raises BadLabel where two may be it."""
+        free = [key for key in item if key not in (self.image, *self.others)]
+        usual, maybe = ([key for key in keys if key in free] for keys in (LABELS, self.maybe))
+        if not usual and len(maybe) > 1:
+            raise BadLabel(f"its keys {' and '.join(maybe)} may each be its label; call the right one '{LABELS[1]}'")
+        return (*usual, *maybe, None)[0]
 
     def beside(self, item: Any) -> dict[str, Any]:
         """What a dict holds beside its image and its label; nothing of anything else."""

@@ -18,16 +18,17 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from fewbit.core.inputs import Input
 from fewbit.core.shelf import Shelf
 from fewbit.data.arrays import named_arrays
 from fewbit.data.beside import Keys, trees
 from fewbit.data.decode import Item
-from fewbit.data.items import BadLabel, Reader, is_array, is_batch, parts_of, reason_of, row_at
+from fewbit.data.items import Reader, is_array, is_batch, parts_of, reason_of, row_at
+from fewbit.data.labels import BadLabel, checked_labels, is_label
 from fewbit.data.preprocess import Preprocess
-from fewbit.data.sources import Found, checked_labels, spread
+from fewbit.data.sources import Found, spread
 from fewbit.errors import BadImages, stopped
 
 ENDLESS = 1000  # images that are read of a source without a length where no number is given
@@ -60,6 +61,7 @@ def check_source(source: Any, name: str = "images") -> None:
                 f"{name} of type {type(data).__name__} were given; give a path, a NumPy array, a tensor, (images, labels), or "
                 "a DataLoader, Dataset, list or generator of images, perhaps as fewbit.Data(source, transform=...)."
             )
+        refuse_unequal(data, name)
     elif isinstance(source, tuple) and len(source) != 2:
         raise BadImages(f"{name}: a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
     elif isinstance(source, str | Path):
@@ -70,6 +72,23 @@ def check_source(source: Any, name: str = "images") -> None:
             raise BadImages(f"{source} is neither a file nor a folder. {kinds}")
         if os.path.isfile(source) and (suffix := Path(source).suffix) not in (".parquet", ".npy", ".npz"):
             raise BadImages(f"{source} is a '{suffix}' file. {kinds}")
+
+
+def is_two_lists(source: Any) -> bool:
+    """Whether it is (images, labels) of a list of images: the second holds labels alone, which are no images."""
+    if not (isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], list | tuple)):
+        return False
+    labels = source[1]
+    if is_array(labels):
+        return labels.ndim == 1 or (labels.ndim == 2 and len(labels) == len(source[0]))
+    return isinstance(labels, list | tuple) and bool(labels) and all(map(is_label, labels))
+
+
+def refuse_unequal(source: Any, name: str) -> None:
+    """Raise BadImages for a list of images with another number of labels."""
+    if is_two_lists(source) and len(source[0]) != len(source[1]):
+        counts = f"{len(source[0])} images and {len(source[1])} labels"
+        raise BadImages(f"{name}: {counts} were given; give a label for each image, or the list of images alone.")
 
 
 def is_collection(source: Any) -> bool:
@@ -101,8 +120,8 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
             first = items[0] if by_index else next(iter(items))
             data = replace(data, source=_again(first, items)) if once else data
             rest = _all_of(first)
-            image, _, rest = parts_of(first, False, Keys())[0] if rest is None else (None, None, rest)
-            made = {} if data.transform is None or image is None else Keys().beside(data.transform(image))
+            image, _, rest = parts_of(first, False, Keys(maybe=()))[0] if rest is None else (None, None, rest)
+            made = {} if data.transform is None or image is None else Keys(maybe=()).beside(data.transform(image))
     except Exception as error:
         if halt := stopped(error):
             raise halt from error
@@ -114,9 +133,9 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
 def _all_of(item: Any) -> dict[str, Any] | None:
     """What belongs to the first image of a dict that has none of the usual names of an image; None of anything else."""
     one = item[0] if isinstance(item, list) and item else item
-    if not isinstance(one, Mapping) or Keys().of_image(one) is not None:
+    if not isinstance(one, Mapping) or Keys(maybe=()).of_image(one) is not None:
         return None
-    values = Keys().beside(one)
+    values = Keys(maybe=()).beside(one)
     return row_at(values, 0) if any(is_batch(value) for value in values.values()) else values
 
 
@@ -161,11 +180,15 @@ def read(
     what, items = type(data.source).__name__, data.source
     if isinstance(items, Mapping):
         items = [items]
+    if is_two_lists(items):
+        items = list(zip(*items, strict=True))
     rows, most, part = _drawn(items, limit, seed)
-    reader = Reader(preprocess, data.transform, labels, others, Keys(image, [one.name.split(".")[0] for one in others]))
+    reader = Reader(
+        preprocess, data.transform, labels, classes, others, Keys(image, [one.name.split(".")[0] for one in others])
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of shuffling and random transforms: a resumed run reads the same
-        for index, get in _taken(items, rows, most, what):
+        for index, get in _taken(items, rows, most, what, skip_bad):
             try:
                 reader.add(f"{what}:{index}", get, most)
             except BadImages as error:
@@ -203,8 +226,10 @@ def _drawn(items: Any, limit: int | None, seed: int) -> tuple[list[int] | None, 
     return spread(count, limit, seed), limit, f", {limit} of {count} at random (seed {seed})"
 
 
-def _taken(items: Any, rows: list[int] | None, most: int | None, what: str) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """Each item's index, and a function that gives it."""
+def _taken(
+    items: Any, rows: list[int] | None, most: int | None, what: str, skip_bad: bool
+) -> Iterator[tuple[int, Callable[[], Any]]]:
+    """Each item's index, and a function that gives it. Raises BadImages where a source that is read in order fails."""
     if rows is not None:
         yield from ((row, partial(items.__getitem__, row)) for row in rows)
         return
@@ -214,4 +239,22 @@ def _taken(items: Any, rows: list[int] | None, most: int | None, what: str) -> I
             yield count, partial(next, iter((item,)))
             count += 1
     except Exception as error:
-        raise BadImages(f"{what} failed at item {count}: {reason_of(error)}. Fix it.") from error
+        if halt := stopped(error):
+            raise halt from error
+        raise BadImages(f"{what} failed at {_remedied(items, count, reason_of(error), skip_bad)}") from error
+
+
+def _remedied(items: Any, count: int, why: str, skip_bad: bool) -> str:
+    """Where a source that is read in order failed and why, and what to do."""
+    if not isinstance(items, DataLoader):
+        cannot = " --skip-bad cannot leave it out, as nothing comes after it: give a list or a Dataset." if skip_bad else ""
+        return f"item {count}: {why}. Fix it.{cannot}"
+    place = "item" if items.batch_size is None and items.batch_sampler is None else "batch"
+    where = "; with num_workers=0 in the DataLoader the error shows where" if items.num_workers else ""
+    dataset = (
+        "its Dataset has to leave it out itself"
+        if isinstance(items.dataset, IterableDataset)
+        else ("give its Dataset (loader.dataset) in its place, of which it can")
+    )
+    cannot = f" --skip-bad cannot leave out items of a DataLoader: {dataset}." if skip_bad else ""
+    return f"{place} {count}: {why}. Fix it{where}.{cannot}"

@@ -31,6 +31,7 @@ from fewbit.data.beside import Columns, columns
 from fewbit.data.classes import read_classes
 from fewbit.data.collection import check_source, is_collection, read
 from fewbit.data.decode import checked, decode, encoded, is_input
+from fewbit.data.floats import Floats
 from fewbit.data.memory import Memory
 from fewbit.data.preprocess import Preprocess, as_input
 from fewbit.data.sources import Found, Parquet, Store, find, some, spread
@@ -217,13 +218,13 @@ def open_images(
         found = read(source, preprocess, classes, labels=labels, **options)
     else:
         found = find(source, preprocess, classes, labels, image)
-    names, class_indices, description = found.names, found.labels, found.description
+    names, class_indices, description, what = found.names, found.labels, found.description, found.description
     _refuse_unreadable(found, skip_bad=skip_bad)
     rows = list(range(len(names)))
     if limit is not None and limit < len(names):
         rows = spread(len(names) if class_indices is None else class_indices, limit, seed)
         description += f", {limit} of {len(names)} at random (seed {seed})"
-    good = _looked_at(found, rows, preprocess, skip_bad=skip_bad)
+    good, floats = _looked_at(found, rows, preprocess, skip_bad=skip_bad)
     skipped = [names[row] for row in rows if row not in good]
     if not good:
         raise BadImages(f"{description}: none of its {len(rows)} images can be read, e.g. {skipped[0]}. Give other images.")
@@ -237,7 +238,7 @@ def open_images(
         store=found.store,
         rows=tuple(good),
         pixels=tuple(good.values()),
-        notes=(*found.notes, *left_out),
+        notes=(*found.notes, *floats.notes(what, preprocess), *left_out),
         others=columns(others, found.beside, names, description),
     )
 
@@ -260,9 +261,12 @@ def _refuse_unreadable(found: Found, *, skip_bad: bool) -> None:
         raise BadImages(f"in {found.description} {found.unreadable[0]}. Fix or remove it, or leave such out with --skip-bad.")
 
 
-def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, skip_bad: bool) -> dict[int, bytes]:
-    """The rows that can be read, each with the hash of its pixels. Raises BadImages for others, unless `skip_bad`."""
+def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, skip_bad: bool) -> tuple[dict[int, bytes], Floats]:
+    """The rows that can be read, each with the hash of its pixels, and the ends of floats. Raises BadImages for others, unless
+    `skip_bad`.
+    """
     good: dict[int, bytes] = {}
+    floats = Floats()
     for row, item in zip(rows, found.store.items(rows), strict=True):
         name = found.names[row]
         if preprocess.whole and is_input(item):
@@ -272,10 +276,12 @@ def _looked_at(found: Found, rows: Sequence[int], preprocess: Preprocess, *, ski
             )
         try:
             good[row] = checked(item, name, preprocess.size[0])
+            if isinstance(item, np.ndarray) and is_input(item):
+                floats.see(item)
         except BadImages as error:
             if not skip_bad:
                 raise BadImages(f"{error} Fix or remove it, or leave such images out with --skip-bad.") from error
-    return good
+    return good, floats
 
 
 __all__ = [

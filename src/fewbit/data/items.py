@@ -18,6 +18,7 @@ from fewbit.core.shelf import Shelf
 from fewbit.data.bands import Array, channels_behind, channels_last, is_pixels, of_picture
 from fewbit.data.beside import IMAGES, Keys, row_of, trees
 from fewbit.data.decode import decode, is_input
+from fewbit.data.labels import BadLabel, Classes, class_of, is_label
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages
 
@@ -29,6 +30,7 @@ class Reader:
     preprocess: Preprocess
     transform: Callable[[Any], Any] | None
     labelled: bool
+    classes: Classes = None
     others: Sequence[Input] = ()
     keys: Keys = field(default_factory=Keys)
     names: list[str] = field(default_factory=list)
@@ -38,21 +40,23 @@ class Reader:
     shelf: Shelf = field(default_factory=Shelf)
     beside: dict[str, Shelf] = field(default_factory=dict)  # by name what the other inputs take, for each image
     firsts: dict[bool, str] = field(default_factory=dict)  # the first input of the model, the first picture
-    ends: tuple[float, float] = (np.inf, -np.inf)
+    ignored: str = ""
 
     def add(self, name: str, get: Callable[[], Any], most: int | None) -> None:
         """The images of an item, up to `most` in all. Raises BadImages that names the item and, in a batch, the image."""
         try:
-            images = parts_of(get(), self.labelled, self.keys)
+            item = get()
+            images = parts_of(item, self.labelled, self.keys)
         except Exception as error:
             raise named(error, name) from error
+        self.ignored = self.ignored or ignored(item)
         for k, (image, label, rest) in enumerate(images[: None if most is None else most - len(self.names)]):
             one = name if len(images) == 1 else f"{name}:{k}"
             try:
                 made, more = self._transformed(image)
                 values = flat(trees({**rest, **more}))
                 found = {other.name: row_of(other, values) for other in self.others}
-                self._keep(one, self._prepared(made), _class(label))
+                self._keep(one, self._prepared(made), class_of(label, self.classes))
                 for key, value in found.items():
                     self.beside.setdefault(key, Shelf()).append(value)
             except Exception as error:
@@ -110,22 +114,18 @@ class Reader:
             raise BadLabel(f"it has {'no' if label is None else 'a'} label, unlike {self.names[0]}")
         if not isinstance(image, Path):
             self.shelf.append(torch.from_numpy(image))
-        if not isinstance(image, Path) and not picture:
-            self.ends = min(self.ends[0], float(image.min())), max(self.ends[1], float(image.max()))
         self.firsts.setdefault(picture, name)
         self.names.append(name)
         self.labels.append(label)
         self.places.append(image if isinstance(image, Path) else len(self.shelf) - 1)
 
     def notes(self, what: str) -> tuple[str, ...]:
-        """A warning where inputs of the model look as if they had not been normalized."""
-        low, high = self.ends
-        if not 0 <= low <= high <= 1 or self.preprocess.ends()[0].max() >= 0:
-            return ()
-        return (
-            f"All values of {what} lie from {low:.2g} to {high:.2g}. Floats are taken as they are: subtract the mean and "
-            "divide by the deviation of each channel if the model was trained so, or give uint8 pictures.",
+        """What of the items of a source was not looked at."""
+        taken = (
+            "the first is taken as the image, the second as its label" if self.labelled else "the first is taken as the image"
         )
+        ignored = f"Items of {what} hold more than an image and a label: {taken}, and what follows is ignored ({self.ignored})."
+        return (ignored,) if self.ignored else ()
 
 
 def parts_of(item: Any, labelled: bool, keys: Keys) -> list[tuple[Any, Any, dict[str, Any]]]:
@@ -134,7 +134,9 @@ def parts_of(item: Any, labelled: bool, keys: Keys) -> list[tuple[Any, Any, dict
     label, rest = label if labelled else None, keys.beside(item)
     if not is_batch(image):
         return [(image, label, rest)]
-    labels = [None] * len(image) if label is None else label
+    labels: Any = [None] * len(image) if label is None else label
+    if not hasattr(labels, "__len__") or (is_array(labels) and not labels.ndim):
+        labels = [labels]
     if len(labels) != len(image):
         raise BadLabel(f"it has {len(image)} images and {len(labels)} labels")
     pairs = [(*_pair(one, keys), own) for one, own in zip(image, labels, strict=True)]
@@ -155,9 +157,7 @@ def row_at(values: Mapping[str, Any], k: int) -> dict[str, Any]:
 
 
 def _pair(item: Any, keys: Keys) -> tuple[Any, Any]:
-    """An item's image, or images, and its label: of a dict by its keys, of a tuple the first two. A list is a batch, unless
-    it is what a DataLoader makes of pairs: a batch of images and one of labels.
-    """
+    """An item's image, or images, and its label: of a dict by its keys, of a tuple the first two; any other list is a batch."""
     if isinstance(item, Mapping):
         image, label = keys.of_image(item), keys.of_label(item)
         if image is None:
@@ -165,34 +165,37 @@ def _pair(item: Any, keys: Keys) -> tuple[Any, Any]:
             found = f"a dict with the keys {', '.join(map(str, item))}" if item else "an empty dict"
             raise BadImages(f"it is {found}; one of the keys {allowed} is needed, with the image")
         return item[image], None if label is None else item[label]
-    if not isinstance(item, list | tuple) or not item:
+    if not _is_pair(item):
         return item, None
-    batch = is_array(item[0]) and item[0].ndim == 4 and len(item) <= 2
-    if isinstance(item, tuple) or batch or (len(item) == 2 and _is_class(item[1])):
-        return item[0], item[1] if len(item) > 1 else None
-    return item, None
+    return item[0], item[1] if len(item) > 1 else None
+
+
+def _is_pair(item: Any) -> bool:
+    """Whether it begins with an image, or images, and their label: a tuple, and a list as a DataLoader makes of a tuple."""
+    if isinstance(item, tuple):
+        return bool(item)
+    if not isinstance(item, list) or not item:
+        return False
+    if len(item) == 1 or (is_array(item[0]) and item[0].ndim == 4):
+        return is_array(item[0]) and item[0].ndim == 4
+    if isinstance(item[0], list | tuple):  # of paths or of what else cannot be stacked, with their classes
+        return is_array(item[1]) and item[1].ndim == 1 and len(item[1]) == len(item[0])
+    return is_label(item[1])
+
+
+def ignored(item: Any) -> str:
+    """The types of what stands behind the image and the label of an item; empty where nothing does."""
+    if isinstance(item, list) and item and not _is_pair(item):
+        return ignored(item[0])
+    return ", ".join(_type(value) for value in item[2:]) if _is_pair(item) else ""
+
+
+def _type(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if is_array(value) else type(value).__name__
 
 
 def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | Tensor)
-
-
-def _is_class(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _class(label: Any) -> int | None:
-    value = label.item() if is_array(label) and label.ndim == 0 else label
-    if value is not None and not _is_class(value):
-        shape = f" and shape {tuple(value.shape)}" if is_array(value) else ""
-        raise BadLabel(f"its label is of type {value.dtype if shape else type(value).__name__}{shape}; a class is an integer")
-    return None if value is None else int(value)
-
-
-class BadLabel(BadImages):
-    """A label that cannot be used: the image could be, without it."""
-
-    remedy = "Fix the labels, or use --no-labels"
 
 
 def named(error: Exception, name: str) -> BadImages:
@@ -201,5 +204,8 @@ def named(error: Exception, name: str) -> BadImages:
 
 
 def reason_of(error: Exception) -> str:
+    """An error in one line; of one that a worker of a DataLoader passes on, its own last line without the traceback."""
     text = str(error).strip().rstrip(".")
+    if "Original Traceback (most recent call last)" in text:
+        return text.splitlines()[-1]
     return text if isinstance(error, BadImages) else f"{type(error).__name__}: {text}"

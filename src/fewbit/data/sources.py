@@ -21,6 +21,7 @@ from fewbit.data.arrays import numpy_file, placed
 from fewbit.data.bands import Array
 from fewbit.data.classes import WNID, read_classes
 from fewbit.data.decode import KNOWN, Item, formats
+from fewbit.data.labels import checked_labels
 from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadImages
 
@@ -220,26 +221,6 @@ def _class_index(path: Path, folders: list[str], classes: int | Sequence[str] | 
     return {name: i for i, name in enumerate(folders)}
 
 
-def checked_labels(values: Any, names: Sequence[str], classes: int | Sequence[str] | None, where: str) -> Array:
-    """Integer labels (n,) as int64. Raises BadImages for another kind or count, and for an index that is not a class."""
-    try:
-        labels = np.asarray(values)
-    except ValueError as error:
-        raise BadImages(f"{where} has labels that are no list of integers: {error}. Fix them, or use --no-labels.") from error
-    if labels.dtype.kind not in "iu" or labels.shape != (len(names),):
-        raise BadImages(
-            f"{where} has labels of type {labels.dtype} and shape {labels.shape}; "
-            f"allowed are integers of shape ({len(names)},), one for each image. Fix them, or use --no-labels."
-        )
-    count = classes if classes is None or isinstance(classes, int) else len(classes)
-    wrong = np.flatnonzero((labels < 0) | (labels >= (2**31 if count is None else count)))
-    if len(wrong):
-        allowed = "0 to 2147483647" if count is None else f"0 to {count - 1}, the model's classes"
-        problem = f"{names[wrong[0]]} has label {labels[wrong[0]]}"
-        raise BadImages(f"{problem}; allowed is {allowed}. Fix it, or use --no-labels.")
-    return labels.astype(np.int64)
-
-
 def _parquet(path: Path, files: tuple[Path, ...], classes: int | Sequence[str] | None, labels: bool) -> Found:
     names: list[str] = []
     starts: list[int] = []
@@ -285,7 +266,6 @@ def _binary(kind: Any) -> bool:
 def _array(source: Any, labels: Any, where: str, preprocess: Preprocess, classes: int | Sequence[str] | None) -> Found:
     values, first = placed(source, where, preprocess.size)
     names = tuple(f"{Path(where).name}:{row}" for row in range(len(values)))
-    labels = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
     class_indices = None if labels is None else checked_labels(labels, names, classes, where)
     return Found(names, class_indices, InMemory(values, chw=first), where)
 

@@ -108,7 +108,7 @@ KNOWN = (
     "(PNG), depth maps (.npy, PNG) or target pictures, under the images' names."
 )
 Annotations = Annotated[Path | None, BeforeValidator(as_path), Field(description=KNOWN)]
-SkipBad = Annotated[bool, Field(description="Skip unreadable images.")]
+SkipBad = Annotated[bool, Field(description="Skip unreadable images; those inside a DataLoader it cannot.")]
 Labels = Annotated[bool, Field(description="Ignore labels.")]
 TARGET = "See `fewbit targets`; the default fits this machine."
 Duration = Annotated[str | None, Field(examples=["10min"])]
