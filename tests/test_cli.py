@@ -30,7 +30,8 @@ from fewbit.errors import FewbitError, FewbitFailed
 from fewbit.folder import checked, seal
 from fewbit.realize import save_plan
 from fewbit.recipes import RECIPES
-from fewbit.run import Run, fail_on_drop, quantize
+from fewbit.report.goals import fail_on_drop
+from fewbit.run import Run, quantize
 from fewbit.stages.task import written
 from fewbit.target import detect
 from fewbit.task.segment import Segment

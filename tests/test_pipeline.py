@@ -11,9 +11,9 @@ from fewbit.core.plan import Fallback, Plan
 from fewbit.errors import FewbitFailed
 from fewbit.progress import Progress
 from fewbit.report.answers import small_and_fast
+from fewbit.report.goals import fail_on_time
 from fewbit.report.tables import latency, pays
 from fewbit.request import Request
-from fewbit.run import fail_on_time
 from fewbit.stages import choose
 from fewbit.verify import Latency
 from fewbit.workers import LOCAL

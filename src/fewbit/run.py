@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from fewbit.core.call import one_call
 from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
-from fewbit.errors import BadImages, FewbitFailed
+from fewbit.errors import BadImages
 from fewbit.folder import Workplace, checked
 from fewbit.progress import Lines, Progress
+from fewbit.report.goals import fail_on_drop, fail_on_time
 from fewbit.request import Request
 from fewbit.unfinished import Unfinished
 from fewbit.workers import LOCAL, Workers, opened
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from fewbit.stages import Stage
     from fewbit.verify import Latency, Score
 
-ROUNDING = 1e-9  # points; a drop is a difference of two percentages
 OF_MODEL = ("inputs", "scored", "exact", "given", "quantized", "twin", "sample", "trusted")  # the same for any images
 SHARED = (*OF_MODEL, "calibration", "observed", "verdict")  # the same for any recipe
 
@@ -134,36 +134,6 @@ def helped(request: Options) -> Iterator[Workers]:
     with opened(request.workers, request.ray, max(torch.get_num_threads(), request.threads)) as workers:
         refuse_missing(workers, [])
         yield workers
-
-
-def fail_on_drop(accuracy: Mapping[str, Any], allowed: float | None) -> None:
-    """Raise FewbitFailed where the measure (without labels: agreement, from 100 %) drops by more (points of percent, or
-    the measure's unit) than is allowed.
-    """
-    drop, measure, unit = drop_of(accuracy)
-    points = "points" if unit == "%" else unit
-    if allowed is not None and not drop <= allowed + ROUNDING:  # nor where it is not a number
-        what, (least, most) = "agreement" if accuracy["quantized"] is None else "change", accuracy["interval"]
-        digits = next((n for n in range(2, 9) if float(f"{drop:.{n}f}") > allowed), 9)  # that show what is too much
-        fell = f"fell by {drop:.{digits}f} {points}".rstrip()
-        fell = fell if drop == drop else "is not a number for the integer model or the float one"
-        fell = f"{measure} {fell}; --max-drop allows {allowed:g}."
-        raise FewbitFailed(" ".join((fell, f"The {what} is {least:.2f} to {most:.2f} (95 %).", accuracy["why"])).strip())
-
-
-def fail_on_time(report: Mapping[str, Any], must_pay: bool) -> None:
-    """Raise FewbitFailed where the file is not faster than the runtime's fastest float model, and must be."""
-    if must_pay and not report["pays"]["pays"]:
-        from fewbit.report.answers import unpaid
-
-        raise FewbitFailed(unpaid(report["pays"]).replace("\u00a0", " "))
-
-
-def drop_of(accuracy: Mapping[str, Any]) -> tuple[float, str, str]:
-    """By how much the measure dropped (without labels: agreement, from 100 %), its name and its unit; of percent in points."""
-    if accuracy["quantized"] is not None:
-        return accuracy["float"] - accuracy["quantized"], accuracy["measure"], accuracy["unit"]
-    return 100 - accuracy["agreement"], accuracy["agreement_measure"], "%"
 
 
 class Run:

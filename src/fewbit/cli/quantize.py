@@ -16,7 +16,8 @@ from fewbit.request import Request
 @options(Request, out=Path("run"))
 def quantize(request: Request) -> None:
     """Quantize a model, verify it in the runtime and write a run folder with its report."""
-    from fewbit.run import execute, fail_on_drop, fail_on_time
+    from fewbit.report.goals import fail_on_drop, fail_on_time
+    from fewbit.run import execute
 
     with drawn() as progress:
         result = execute(request, progress)

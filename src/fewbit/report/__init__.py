@@ -8,6 +8,7 @@ figures      four kinds of figure: Bars, Points (and curves), Heatmap, Histogram
 views        what else a section shows: Table, Facts, Gallery, Each
 sections     the sections of the page, as data over the tables, and the figures for what passes log
 answers      the four answers that come first
+goals        whether what was asked of the file is kept
 page         report.json and tables.json -> report.html, self-contained; draw: the page of a run folder
 frontpage    the page of `fewbit search`
 sensitivity  the page of `fewbit sensitivity`

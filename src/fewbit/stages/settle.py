@@ -25,10 +25,11 @@ from fewbit.core.graph import Graph
 from fewbit.data.images import Images
 from fewbit.errors import FewbitError, stopped
 from fewbit.progress import Progress
+from fewbit.report.goals import ROUNDING, drop_of
 from fewbit.report.tables import integer_share
 from fewbit.report.words import UNIT, fall, plural
 from fewbit.request import Options, Request
-from fewbit.run import ROUNDING, Run, drop_of
+from fewbit.run import Run
 from fewbit.stages.kernels import as_run, linted
 from fewbit.stages.sensitivity import FASTER, LIGHTER, Worth, ordered, some, worths
 from fewbit.stages.times import context_of, times_here
