@@ -59,5 +59,5 @@ def test_what_more_images_can_bring_is_said(agreement: float, said: str) -> None
     chance = 196 * (p * (1 - p) / 256 + q * (1 - q) / 1000) ** 0.5  # 3.6 and 5.1 points
     (line,) = more_images({"images": 256, "agreement": agreement, "others": 80.0, "chance": chance})
     assert said in line
-    assert line.startswith(f"On 256 of the calibration images it is {agreement:.2f}")
+    assert line.startswith(f"On 256 of the calibration images agreement is {agreement:.2f}")
     assert more_images(None) == []

@@ -112,7 +112,7 @@ def more_images(seen: Json | None) -> list[str]:
     if not seen:
         return []
     gap, known = seen["agreement"] - seen["others"], percent(seen["agreement"])
-    here = f"On {seen['images']:,} of the calibration images it is {known}"
+    here = f"On {seen['images']:,} of the calibration images agreement is {known}"
     if gap <= seen["chance"]:
         return [f"{here}, no more than chance away: more of them would bring little."]
     return [f"{here}: codes are fitted to these. More images (--calibration) can bring a part of the {gap:.1f} points between."]
