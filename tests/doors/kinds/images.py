@@ -264,7 +264,7 @@ def _parquet() -> Iterator[Case]:
         "text": list("abcdef"),
         "null": [0, 1, 2, 3, 0, None],
         "floats": [0.5] * 6,
-        "lists": [[0]] * 6,
+        "lists": [[0, 2]] * 6,
         "too large": [9] * 6,
         "negative": [-1] * 6,
     }.items():
