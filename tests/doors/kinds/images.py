@@ -216,7 +216,7 @@ def _arrays() -> Iterator[Case]:
         yield Case(f"npy of {name}", quantize(images="x.npy"), refused("x.npy"), before=write("x.npy", content))
         yield Case(f"npz of {name}", quantize(images="x.npz"), refused("x.npz"), before=write("x.npz", content))
     good = np.random.default_rng(0).standard_normal((12, 3, 16, 16)).astype(f32)
-    for name, labels in {"too few": np.zeros(3, int), "floats": np.zeros(12), "negative": -np.ones(12, int),
+    for name, labels in {"too few": np.zeros(3, int), "floats": np.full(12, 0.5), "negative": -np.ones(12, int),
         "too large": np.full(12, 4),
                          "text": np.full(12, "a"), "one hot": np.zeros((12, 4), int),
                          "huge": np.full(12, 2**62)}.items():  # fmt: skip
