@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from fewbit import Run
 from fewbit.core.inputs import images_of
@@ -48,6 +49,28 @@ def test_nothing_is_looked_at_where_codes_were_not_fitted_to_images(fitted: Run,
         (tmp_path / changed["recipe"]).mkdir()
         values = {name: fitted[name] for name in Stage.takes(seen)}
         assert seen(**{**values, "plan": run["plan"]}) is None
+
+
+class Threes(nn.Module):
+    """A classifier whose shapes are written for three images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.stem(x)).mean((2, 3))).reshape(3, 4)
+
+
+def test_of_a_model_with_a_fixed_batch_whole_batches_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewbit.stages.seen.MOST", 16)  # which is no multiple of three
+    images = np.random.default_rng(0).standard_normal((60, 3, 16, 16)).astype(np.float32)
+    options = {"calibration": 48, "scored": 12, "bits": "w4a8", "recipe": "fast", "threads": 1}
+    program = torch.export.export(Threes().eval(), (torch.zeros(3, 3, 16, 16),))
+    with Run.start(Request(model=program, images=images, out=tmp_path / "run", **options), STAGES) as run:
+        known, scored = run["known"], run["score"].rating.agreement
+    assert (known["images"], known["others"]) == (18, scored)
 
 
 @pytest.mark.parametrize(

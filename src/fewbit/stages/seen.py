@@ -14,6 +14,7 @@ from fewbit.errors import BadImages, BadValues, CannotRun
 from fewbit.progress import Progress
 from fewbit.request import Request
 from fewbit.stages.evaluate import evaluate
+from fewbit.stages.observe import spread
 from fewbit.verify import Score
 from fewbit.workers import Workers
 
@@ -36,10 +37,9 @@ def seen(
     can be by chance (95 %, as if of independent answers); None where codes were not fitted to images, or where these are
     few, made from the model, or all alike.
     """
-    count = len(calibration)
-    if request.synthetic[0] or count < FEWEST or not is_fitted(plan):
+    if request.synthetic[0] or len(calibration) < FEWEST or not is_fitted(plan):
         return None
-    some = calibration.subset([i * count // min(count, MOST) for i in range(min(count, MOST))])
+    some = spread(calibration, MOST, exact.at_a_time(1))
     try:
         known = evaluate(exact, model, twin, trusted, some, runtime, threads, progress, workers, drawn=False)
     except (BadImages, BadValues, CannotRun):
