@@ -14,7 +14,7 @@ from fewbit.choose.gptq import Gptq
 from fewbit.choose.headroom import codes_are_safe
 from fewbit.choose.layer_rows import Layers, _drawn, joined
 from fewbit.choose.moments import SUMS, Moments
-from fewbit.choose.regression import gain, regressed
+from fewbit.choose.regression import agreement, factor_of, regressed
 from fewbit.choose.wide_layers import columns_of, solved_in_parts, variances
 from fewbit.core.grid import Grid, QParams, codes, fake, qparams_from_range, values
 from fewbit.core.plan import Choice
@@ -239,7 +239,7 @@ def test_the_gain_of_a_weight_that_is_too_small_by_a_factor_is_the_factor():
     x, (w, _) = rows(), weight()
     seen = moments(x).centred()
     factors = torch.linspace(0.7, 1.5, 5)
-    torch.testing.assert_close(gain(w / factors[:, None], seen.target(w), seen), factors, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(factor_of(*agreement(w / factors[:, None], seen.target(w), seen)), factors, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gain_of_more_than_two_or_less_than_a_half_is_none():
@@ -247,10 +247,10 @@ def test_a_gain_of_more_than_two_or_less_than_a_half_is_none():
     seen = moments(x).centred()
     factors = torch.tensor([0.49, 0.51, 1.0, 1.99, 2.01])
     quantized = w / factors[:, None]
-    found = gain(quantized, seen.target(w), seen)
+    found = factor_of(*agreement(quantized, seen.target(w), seen))
     torch.testing.assert_close(found, torch.tensor([1.0, 0.51, 1.0, 1.99, 1.0]), rtol=1e-5, atol=1e-5)
-    assert gain(torch.zeros_like(w), seen.target(w), seen).tolist() == [1.0] * 5
-    assert gain(-w, seen.target(w), seen).tolist() == [1.0] * 5
+    assert factor_of(*agreement(torch.zeros_like(w), seen.target(w), seen)).tolist() == [1.0] * 5
+    assert factor_of(*agreement(-w, seen.target(w), seen)).tolist() == [1.0] * 5
 
 
 def test_the_bias_takes_the_mean_error_on_the_rows_with_what_the_branch_before_has_lost():

@@ -27,11 +27,6 @@ def held_out_error(lacking: Tensor, inside: Moments, held_out: Tensor, outside: 
     return float(outside.error(held_out, _solved(lacking, inside, share)).sum())
 
 
-def gain(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> Float[Tensor, "o"]:
-    """The best factor for each output of quantized weights to match the target output; it goes into the scale."""
-    return factor_of(*agreement(w, target, moments))
-
-
 def agreement(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Moments) -> tuple[Tensor, Tensor]:
     """Of the outputs of quantized weights, each the covariance with its target and its own variance."""
     v = wide(w)
@@ -39,7 +34,9 @@ def agreement(w: Float[Tensor, "o m"], target: Float[Tensor, "o m"], moments: Mo
 
 
 def factor_of(together: Float[Tensor, "o"], power: Float[Tensor, "o"]) -> Float[Tensor, "o"]:
-    """The gain, of what `agreement` gives; 1 where it would be below a half or above two."""
+    """The gain, of what `agreement` gives: the best factor for each output to match its target, which goes into the scale; 1
+    where it would be below a half or above two.
+    """
     best = together / power.clamp_min(1e-30)
     return torch.where((power > 0) & (best > 0.5) & (best < 2), best, torch.ones_like(best)).float()
 

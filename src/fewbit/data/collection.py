@@ -31,6 +31,7 @@ from fewbit.data.preprocess import Preprocess
 from fewbit.data.sources import Found, spread
 from fewbit.errors import BadImages, stopped
 
+BY_NAME = Keys(maybe=())  # where inputs of the model may be called as labels sometimes are
 ENDLESS = 1000  # images that are read of a source without a length where no number is given
 
 
@@ -120,8 +121,8 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
             first = items[0] if by_index else next(iter(items))
             data = replace(data, source=_again(first, items)) if once else data
             rest = _all_of(first)
-            image, _, rest = parts_of(first, False, Keys(maybe=()))[0] if rest is None else (None, None, rest)
-            made = {} if data.transform is None or image is None else Keys(maybe=()).beside(data.transform(image))
+            image, _, rest = parts_of(first, False, BY_NAME)[0] if rest is None else (None, None, rest)
+            made = {} if data.transform is None or image is None else BY_NAME.beside(data.transform(image))
     except Exception as error:
         if halt := stopped(error):
             raise halt from error
@@ -133,9 +134,9 @@ def examples(source: Any) -> tuple[dict[str, Any], Any]:
 def _all_of(item: Any) -> dict[str, Any] | None:
     """What belongs to the first image of a dict that has none of the usual names of an image; None of anything else."""
     one = item[0] if isinstance(item, list) and item else item
-    if not isinstance(one, Mapping) or Keys(maybe=()).of_image(one) is not None:
+    if not isinstance(one, Mapping) or BY_NAME.of_image(one) is not None:
         return None
-    values = Keys(maybe=()).beside(one)
+    values = BY_NAME.beside(one)
     return row_at(values, 0) if any(is_batch(value) for value in values.values()) else values
 
 

@@ -176,8 +176,9 @@ def _is_pair(item: Any) -> bool:
         return bool(item)
     if not isinstance(item, list) or not item:
         return False
-    if len(item) == 1 or (is_array(item[0]) and item[0].ndim == 4):
-        return is_array(item[0]) and item[0].ndim == 4
+    is_whole_batch = is_array(item[0]) and item[0].ndim == 4
+    if is_whole_batch or len(item) == 1:
+        return is_whole_batch
     if isinstance(item[0], list | tuple):  # of paths or of what else cannot be stacked, with their classes
         return is_array(item[1]) and item[1].ndim == 1 and len(item[1]) == len(item[0])
     return is_label(item[1])
@@ -185,9 +186,9 @@ def _is_pair(item: Any) -> bool:
 
 def ignored(item: Any) -> str:
     """The types of what stands behind the image and the label of an item; empty where nothing does."""
-    if isinstance(item, list) and item and not _is_pair(item):
-        return ignored(item[0])
-    return ", ".join(_type(value) for value in item[2:]) if _is_pair(item) else ""
+    if _is_pair(item):
+        return ", ".join(_type(value) for value in item[2:])
+    return ignored(item[0]) if isinstance(item, list) and item else ""
 
 
 def _type(value: Any) -> str:

@@ -145,7 +145,7 @@ class _Work:
         self.record: list[dict[str, Json]] = []
         self.samples: dict[str, Tensor] = {}
         self.extremes: dict[str, Extremes] = {}
-        self.rows = 0  # where a tensor has fewer, they are all that there are
+        self.rows = 0  # asked for of each tensor
         self.heads: list[Heads] = heads(graph)
         self.places = list(places(graph, grids))
         self.evened: set[str] = set()  # sites whose channels have had their factors
@@ -222,7 +222,7 @@ class _Work:
             x = self.samples[norm.node.name]
             if not varies(x):
                 continue
-            move = migrated(x, w, activation, others[0], self.strengths, shift=biased, few=len(x) < self.rows)
+            move = migrated(x, w, activation, others[0], self.strengths, shift=biased, few=self._few(x))
             changes = {self._name(norm.node, 2): self._at(norm.node, 2) / move.scale}
             changes[self._name(norm.node, 3)] = (self._at(norm.node, 3) - move.shift) / move.scale
             for op in norm.layers:
@@ -240,8 +240,7 @@ class _Work:
             if values.shape[1] != mixed.shape[1] or not varies(values):
                 continue
             middle, _ = middle_and_reach(values)
-            few = len(mixed) < self.rows
-            w = self._constant(h.behind, 1)
+            w, few = self._constant(h.behind, 1), self._few(mixed)
             move = migrated(mixed - middle, w, activation, weight, self.strengths, shift=False, few=few)
             move = Migration(move.scale, middle, move.strength, move.before, move.after)
             changes = self._divide(h.value, move.scale, middle) | self._multiply(h.behind, move)
@@ -258,7 +257,7 @@ class _Work:
             if q.shape[1] != k.shape[1] or not varies(k):
                 continue
             middle, _ = middle_and_reach(k)
-            codes = (query.high - query.low, key.high - key.low) if len(k) < self.rows else None
+            codes = (query.high - query.low, key.high - key.low) if self._few(k) else None
             move = balanced_keys(q, k - middle, (None, *self.strengths), codes)
             before = balanced_keys(q, k, (None,), codes).after
             changes = self._divide(h.key, move.scale, middle) | self._divide(h.query, 1 / move.scale, torch.zeros_like(middle))
@@ -320,6 +319,10 @@ class _Work:
         if "bias" in op.operands:
             changes[self._name(self.nodes[op.node], 2)] = self._constant(op, 2) + w @ move.shift
         return changes
+
+    def _few(self, sample: Tensor) -> bool:
+        """Whether fewer rows than were asked for could be had."""
+        return len(sample) < self.rows
 
     def _input(self, op: Op) -> Node:
         return cast(Node, self.nodes[op.node].args[0])
