@@ -30,7 +30,7 @@ RECOMMENDED = {  # shown first, with when to take them
 }
 
 ENTROPY, MSE = Ranges(EntropyRange(), MinMax()), Ranges(MseRange(), MseRange())
-CHANNELS = Equalize(norms=False, values=False, keys=False, convolutions=False)
+CHANNELS = Equalize(norms=False, values=False, keys=False, convolutions=False, probabilities=False)
 IN_TURN = OutputSearch(objective=Cosine(), low=0.5, high=2.0, inverse=True, start=ENTROPY, sequential=True)
 LIU2021 = Recipe(
     "Liu et al. 2021: similarity, ranking and bias; with --bits mixed:6.0 widths by nuclear norms as well",

@@ -101,10 +101,15 @@ def shape_for_one(node: Node) -> tuple[int, ...]:
 
 
 def softmax_behind(node: object) -> Node | None:
-    """The softmax that a value is, or is a view or a move of."""
-    while is_call(node, *MOVES):
+    """The softmax that a value is, or is a view or a move of; its rows may be divided by their maxima."""
+    while is_call(node, *MOVES) or by_rows(node):
         node = cast(Node, node).args[0]
     return cast(Node, node) if is_call(node, *SOFTMAX) else None
+
+
+def by_rows(node: object) -> bool:
+    """A tensor divided by the largest number of each row, or a product multiplied by it again (equalize/attention_rows.py)."""
+    return is_call(node, aten.div.Tensor, aten.mul.Tensor) and is_call(cast(Node, node).args[1], aten.amax.default)
 
 
 def feeds_softmax(node: Node) -> bool:

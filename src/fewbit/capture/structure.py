@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from torch.fx import Node
 
 from fewbit.capture.canonicalize import LINEAR, SOFTMAX
-from fewbit.capture.kinds import KINDS, LOGIT_PATH, shape_for_one, softmax_behind
+from fewbit.capture.kinds import KINDS, LOGIT_PATH, by_rows, shape_for_one, softmax_behind
 from fewbit.core.fx import MOVES, SCALINGS, aten, is_call, is_constant, is_scaling, reached
 from fewbit.core.graph import Graph, Op
 
@@ -91,7 +91,7 @@ def _attention(nodes: Mapping[str, Node], by_node: Mapping[str, Op], mix: Op, so
         starts += node.args[:2]
     for start in starts:
         members |= _layers_before(start, by_node, None)
-    behind = reached(nodes[mix.node], lambda user: is_call(user, *MOVES))
+    behind = reached(nodes[mix.node], lambda user: is_call(user, *MOVES) or by_rows(user))
     return members | {by_node[n.name].name for n in behind if n.name in by_node and by_node[n.name].kind == "linear"}
 
 
@@ -241,18 +241,18 @@ def _layer_behind(graph: Graph, mix: Node, by_node: Mapping[str, Op]) -> Op | No
         node = next(iter(node.users))
         if node.name in by_node:
             return by_node[node.name] if is_call(node, LINEAR) and own_weight(graph, by_node[node.name]) else None
-        if not is_call(node, *MOVES):
+        if not is_call(node, *MOVES) and not by_rows(node):
             return None
     return None
 
 
 def _scores(mix: Node, by_node: Mapping[str, Op]) -> Op | None:
     """The product before the softmax, with nothing between them but scalings and views."""
-    node = cast(Node, cast(Node, mix.args[0]).args[0])
+    node = cast(Node, cast(Node, softmax_behind(mix.args[0])).args[0])
     while isinstance(node, Node):
         if node.name in by_node:
             return by_node[node.name] if "query" in by_node[node.name].operands else None
-        if not is_call(node, *MOVES, *SCALINGS, aten.softmax.int) or len(node.users) != 1:
+        if not is_call(node, *MOVES, *SCALINGS) or len(node.users) != 1:
             return None
         node = cast(Node, node.args[0])
     return None

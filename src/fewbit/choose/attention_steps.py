@@ -33,7 +33,8 @@ class AttentionSteps:
     δP is the softmax's derivative, so masks and position biases count without being known. Most probabilities are near zero and
     a few near one: a scale by their own squared error keeps the few, though the many decide the sum (the reason for AdaLog's
     and PTQ4ViT's grids; here the grid stays uniform, so that the kernel stays an ordinary one). Candidates are factors of the
-    scale so far, `finer` of probabilities and `around` of queries and keys; sampled queries of `images` decide.
+    scale so far, `finer` of probabilities and `around` of queries and keys; sampled queries of `images` decide. Rows that
+    equalization has divided by their maxima are divided by their sums here, which gives P again.
     """
 
     finer: tuple[float, ...] = tuple(2 ** (k / 8) for k in range(1, -21, -1))
@@ -70,10 +71,10 @@ class AttentionSteps:
     def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample) -> dict[str, Json]:
         choice, values = builder.choices[op.operands["probs"]], builder.choices.get(op.operands["value"])
         right = sample.right if values is None else fake(sample.right, values.qparams, values.grid)
-        exact = sample.left @ sample.right
+        exact, sums = sample.left @ sample.right, sample.left.sum(-1, keepdim=True)
 
         def error(factors: Factors) -> float:
-            return _power(fake(sample.left, _times(choice, *factors), choice.grid) @ right - exact)
+            return _power((fake(sample.left, _times(choice, *factors), choice.grid) @ right - exact) / sums)
 
         factors, row = _best(error, [(factor,) for factor in self.finer])
         builder.set(replace(choice, qparams=_times(choice, *factors), method=described(self)))
@@ -81,7 +82,7 @@ class AttentionSteps:
 
     def _keys(self, builder: PlanBuilder, op: Op, seen: PairSample, mixed: PairSample) -> dict[str, Json]:
         query, key = (builder.choices[op.operands[side]] for side in ("query", "key"))
-        exact, probs = seen.left @ seen.right, mixed.left
+        exact, probs = seen.left @ seen.right, mixed.left / mixed.left.sum(-1, keepdim=True)
 
         def error(factors: Factors) -> float:
             left, right = (

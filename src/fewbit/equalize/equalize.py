@@ -1,4 +1,6 @@
-"""All rewrites of a graph whose statistics are known: constants are changed, the only new nodes multiply by powers of two."""
+"""All rewrites of a graph whose statistics are known: constants are changed; new nodes multiply channels by powers of two and
+divide rows of attention by their maxima.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from fewbit.core.fx import constant
 from fewbit.core.graph import Graph, Json, Op
 from fewbit.core.grid import Grid
 from fewbit.core.pages import give_back
+from fewbit.equalize.attention_rows import flat_rows
 from fewbit.equalize.channels import WORTH, evened, places, steps
 from fewbit.equalize.cross_layer import balanced, for_weight
 from fewbit.equalize.migrate import STRENGTHS, Migration, balanced_keys, middle_and_reach, migrated, varies
@@ -32,7 +35,8 @@ TOLERANCE = 1e-4  # of the largest output, on a random image
 class Equalized:
     """The graph with other constants, those constants by name, and a row for each place: kind, op, strength, errors.
 
-    A constant with the name of a site is what its channels are multiplied by (equalize/channels.py).
+    A constant with the name of a site is what its channels are multiplied by (equalize/channels.py); an empty one with that of
+    a site of probabilities says that their rows are divided by their maxima (equalize/attention_rows.py).
     """
 
     graph: Graph
@@ -47,7 +51,8 @@ class Equalize:
     `channels`: what depthwise convolutions read and what float nodes read of convolutions, by powers of two for each channel;
     `norms`: scale and shift of a layer norm into the layers behind it (SmoothQuant, RepQ-ViT); `values`: of values into the
     layer behind attention (rows of probabilities sum to one, so a shift is a bias there); `keys`: queries against keys, and a
-    shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU.
+    shift of keys (which moves all logits of a query alike, so the softmax does not see it); `convolutions`: across a ReLU;
+    `probabilities`: below 8 bits, rows of a softmax by their maxima, which the product of attention is multiplied by.
     `rotate` turns the residual stream by a random orthogonal matrix, first of all, and with `rotate_heads` values, and queries
     with keys, in each head (equalize/rotate.py). `rows` are sampled of each tensor over all images; where a tensor has fewer,
     one half of them judges what the other would choose, since channels that just fill a range do not stay in it.
@@ -58,6 +63,7 @@ class Equalize:
     values: bool = True
     keys: bool = True
     convolutions: bool = True
+    probabilities: bool = True
     strengths: tuple[float, ...] = STRENGTHS
     rows: int = 1024
     of_maps: int = 512
@@ -89,6 +95,12 @@ class Equalize:
 
         A place whose rewrite changes the function by more than 1e-4 is left out and says so. Raises BadImages without a batch.
         """
+        state = self._constants(graph, batches, grids)
+        rows = list(flat_rows(state.graph, grids)) if self.probabilities else []
+        return _append(state, "probabilities", "attention", {site.name: torch.empty(0) for site in rows}) if rows else state
+
+    def _constants(self, graph: Graph, batches: Collection[Tensor], grids: Mapping[str, Grid]) -> Equalized:
+        """The graph with other constants, without new nodes but products by channel."""
         base = self._rotate(graph)
         work = _Work(base.graph, grids, self.strengths)
         graph, work.new, work.record = base.graph, dict(base.constants), [dict(row) for row in base.record]
@@ -115,18 +127,20 @@ class Equalize:
         if self.rotate:
             stream = residual(graph)
             able = stream is not None and can_rotate(graph, stream)
-            state = _append(state, "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {})
+            state = _append(
+                state, "rotation", "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {}
+            )
         for op, changes in rotated_heads(state.graph, self.seed) if self.rotate_heads else ():
-            state = _append(state, op.name, changes)
+            state = _append(state, "rotation", op.name, changes)
         return state
 
 
-def _append(state: Equalized, name: str, changes: Mapping[str, Tensor]) -> Equalized:
-    """The state after one more rotation, if the function is the same with it."""
+def _append(state: Equalized, kind: str, name: str, changes: Mapping[str, Tensor]) -> Equalized:
+    """The state after one more change, if the function is the same with it."""
     graph = replaced(state.graph, changes)
     difference = same_function(state.graph, graph)
     moved = bool(changes) and difference <= TOLERANCE
-    row: dict[str, Json] = {"kind": "rotation", "op": name, "strength": None, "before": 0.0, "after": 0.0}
+    row: dict[str, Json] = {"kind": kind, "op": name, "strength": None, "before": 0.0, "after": 0.0}
     record = (*state.record, {**row, "difference": difference, "shift": False, "moved": moved})
     return (
         Equalized(graph, {**state.constants, **changes}, record) if moved else Equalized(state.graph, state.constants, record)

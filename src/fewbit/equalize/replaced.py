@@ -13,19 +13,22 @@ from torch.fx import GraphModule
 from fewbit.core.device import with_constants
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import example
+from fewbit.equalize.attention_rows import with_maxima
 from fewbit.equalize.channels import with_factors
 from fewbit.execute.executor import Executor
 
 
 def replaced(graph: Graph, constants: Mapping[str, Tensor]) -> Graph:
-    """A graph with other values of some constants, and factors of sites; nodes, ops and sites keep their names. The first graph
-    is left alone.
+    """A graph with other values of some constants, factors of sites and rows divided by their maxima (`Equalized` says how they
+    are named); nodes, ops and sites keep their names. The first graph is left alone.
     """
     if not constants:
         return graph
     module = GraphModule(graph.module, copy.deepcopy(graph.module.graph))
-    sites = {site.name for site in graph.sites}
-    graph = with_factors(replace(graph, module=module), {name: constants[name] for name in constants if name in sites})
+    sites = {site.name: site for site in graph.sites}
+    rows = {name for name in constants if name in sites and sites[name].role == "probs"}
+    graph = with_maxima(replace(graph, module=module), rows)
+    graph = with_factors(graph, {name: constants[name] for name in constants if name in sites and name not in rows})
     with_constants(module, {name: value for name, value in constants.items() if name not in sites})
     return graph
 
