@@ -77,7 +77,7 @@ def test_the_float_function_is_the_same_and_something_has_moved(name, request):
     found = Equalize()(given.graph, given.images.split(8), grids(given))
     assert same_function(given.graph, found.graph, seed=7) < 1e-4
     moved = [row for row in found.record if row["moved"]]
-    assert {row["kind"] for row in moved} == ({"norm", "value", "key"} if name == "net" else {"convolution"})
+    assert {row["kind"] for row in moved} == ({"norm", "value", "key", "probabilities"} if name == "net" else {"convolution"})
     assert all(row["after"] <= row["before"] for row in found.record)
     assert found.constants
     again = replaced(given.graph, found.constants)
@@ -135,7 +135,7 @@ def test_values_that_are_the_same_everywhere_are_left_alone(capture_net, vit):
         module.blocks[0].qkv.weight[32:] = 0
     given = capture_net(module)
     found = Equalize()(given.graph, given.images.split(8), grids(given))
-    assert {row["kind"] for row in found.record} == {"norm", "key"}
+    assert {row["kind"] for row in found.record} == {"norm", "key", "probabilities"}
 
 
 class ChannelsLast(nn.Module):
@@ -263,7 +263,9 @@ def test_sites_without_a_grid_stay_as_they_are(net):
 
 
 def test_at_full_strength_each_channel_of_a_layer_norm_is_in_the_middle_and_reaches_as_far_as_the_others(net):
-    found = Equalize(values=False, keys=False, strengths=(1.0,))(net.graph, net.images.split(8), grids(net))
+    found = Equalize(values=False, keys=False, probabilities=False, strengths=(1.0,))(
+        net.graph, net.images.split(8), grids(net)
+    )
     inside = list(norms(net.graph))[:-1]  # the last has one row for each image: too few
     assert [(row["op"], row["strength"]) for row in found.record][:-1] == [(n.layers[0].name, 1.0) for n in inside]
     nodes = found.graph.module.graph.nodes

@@ -1,6 +1,4 @@
-"""All rewrites of a graph whose statistics are known: constants are changed; new nodes multiply channels by powers of two and
-divide rows of attention by their maxima.
-"""
+"""All rewrites of a graph whose statistics are known: of constants, channels by powers of two, rows of attention by maxima."""
 
 from __future__ import annotations
 
@@ -127,9 +125,8 @@ class Equalize:
         if self.rotate:
             stream = residual(graph)
             able = stream is not None and can_rotate(graph, stream)
-            state = _append(
-                state, "rotation", "residual stream", rotated(graph, stream, self.seed) if stream is not None and able else {}
-            )
+            changes = rotated(graph, stream, self.seed) if stream is not None and able else {}
+            state = _append(state, "rotation", "residual stream", changes)
         for op, changes in rotated_heads(state.graph, self.seed) if self.rotate_heads else ():
             state = _append(state, "rotation", op.name, changes)
         return state
