@@ -225,6 +225,31 @@ def test_right_means_that_no_code_is_wrong(differing: int, wrong: int, word: str
     assert ("off by at most 1" in text) == bool(wrong)
 
 
+TIED = {"site": "blocks.0.fc1:input", "ties": 944, "compared": 4608}
+GAPS = [
+    ({"difference": 0.5, "spread": 2.0}, "by up to 0.5 in b, 25.00 % of its standard deviation."),
+    ({"difference": 0.25, "spread": None}, "25.00 % of the numbers of b are others."),
+    ({"difference": "inf", "spread": 2.0}, "b has another shape, or infinite numbers where the other has none."),
+]
+
+
+@pytest.mark.parametrize(("gap", "words"), GAPS, ids=["real numbers", "whole numbers", "another shape"])
+@pytest.mark.parametrize("sites", [[TIED], [TIED, TIED, TIED], []], ids=["a site", "three sites", "none seen"])
+def test_outputs_that_ties_move_are_told_by_how_much_in_place_of_float32_rounding(gap: dict, words: str, sites: list) -> None:
+    report, tables = canned()
+    small = {"place": "openvino, as it ships", "output": "a", "difference": 30.0, "usual": 0.1, "spread": 1000.0}
+    report["verify"].update(tied_sites=sites, gaps=[small, {**small, "output": "b", **gap}])
+    text = read(report, tables).text
+    start = "The outputs of the file (openvino, as it ships) differ from what the simulation gives by itself"
+    assert any(f"{start}{link} {words}" in text for link in ("", ":"))
+    assert "no more than float32 rounding explains" not in text
+    assert ("At blocks.0.fc1:input 944 of 4,608 codes are ties, more than chance brings" in text) == bool(sites)
+    assert ("So it is at 2 sites besides." in text) == (len(sites) == 3)
+    assert f"Is it right? {'yes, but for ties' if sites else 'yes'} 0 of" in text
+    report["verify"]["problems"] = ["head: 1 of 9 codes"]
+    assert "Is it right? no 0 of" in read(report, tables).text
+
+
 def test_without_a_table_that_explains_them_codes_that_differ_are_not_right() -> None:
     report, _ = canned()
     del report["verify"]["codes_wrong"]

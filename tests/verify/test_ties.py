@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,18 @@ from torch import nn
 from conftest import captured
 from fewbit.choose import Recipe
 from fewbit.choose.ranges import MinMax, Ranges
-from fewbit.core.checks import SiteCheck
+from fewbit.core.checks import Checks, Gap, SiteCheck
 from fewbit.core.fx import aten
+from fewbit.core.grid import QParams
 from fewbit.execute.executor import Executor
-from fewbit.execute.simulate import SiteTrace
+from fewbit.execute.simulate import SiteTrace, simulate
 from fewbit.realize import realize
+from fewbit.report.answers import answers
+from fewbit.report.tables import verify as summary
 from fewbit.target import load_target
 from fewbit.verify import compare
 from fewbit.verify.compare import added
+from fewbit.verify.outputs import gaps
 from fewbit.verify.ties import FUNCTIONS, OFF, TIE, checked, off_by, reach
 from planning import plan_for
 
@@ -81,6 +87,72 @@ def test_the_error_of_a_function_is_no_wrong_code_where_steps_are_smaller(tmp_pa
     assert off[site].wrong == 0 < off[site].ties < off[site].compared / 20
     monkeypatch.setattr("fewbit.verify.ties.OFF", 0.0)
     assert {check.site: check for check in compare(net.graph, plan, path, images).off}[site].wrong > 0
+
+
+class Halves(nn.Module):
+    """A layer whose weights are -1, 0 or 1, and one that reads its results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([1.0, -1, 0])[torch.arange(24) % 7 % 3].view(8, 3, 1, 1))
+
+    def forward(self, x):
+        return self.last(self.first(x)).flatten(1)
+
+
+@pytest.mark.parametrize("crowded", [True, False], ids=["on boundaries", "beside them"])
+def test_where_many_codes_are_ties_it_is_said_how_far_outputs_are_from_the_simulation_by_itself(tmp_path, crowded):
+    """The scale is twice the step of the sums, so every odd sum stands between two codes; both roads are run apart here."""
+    ort = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net, target = captured(Halves()), load_target("ort-x86-vnni")
+    plan = plan_for(net.graph, net.stats, target, Recipe("", (Ranges(MinMax(), MinMax()),)))
+    choices = plan.choices
+    step = choices["first:input"].qparams.scale * choices["first:weight"].qparams.scale[0] * 127
+    qparams = QParams(2 * step * (1 if crowded else 1.001), choices["first:output"].qparams.zero)
+    plan = replace(plan, choices={**choices, "first:output": replace(choices["first:output"], qparams=qparams)})
+    path, images = tmp_path / "model.onnx", torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    realize(net.graph, plan, path, **target.file_format)
+    checks = compare(net.graph, plan, path, [images])
+    found, (card, *_) = summary(checks), answers({"verify": summary(checks)}, {})
+    said = " ".join((*card.lines, *card.loud))
+    assert found["problems"] == []
+    if not crowded:
+        assert (found["tied_sites"], found["gaps"], card.word) == ([], [], "yes")
+        assert "the outputs differ no more than float32 rounding explains" in said
+        return
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        own = simulate(net.graph, plan)(images).numpy()
+    (site,), (gap,) = found["tied_sites"], found["gaps"]
+    assert site["site"] == "first:output"
+    assert site["ties"] > site["compared"] / 100
+    assert (gap["output"], gap["place"]) == ("logits", "onnxruntime, as it ships")
+    far, spread = np.abs(logits - own).max(), own.astype(np.float64).std()
+    assert far > 0.01
+    assert (gap["difference"], gap["spread"]) == (pytest.approx(far, rel=1e-5), pytest.approx(spread, rel=1e-9))
+    assert (card.big, card.word, card.mood) == ("0", "yes, but for ties", "unsure")
+    assert f"{site['ties']} of {site['compared']:,} codes are ties" in said
+    assert f"by up to {far:.3g} in logits, {100 * far / spread:.2f}\u00a0% of its standard deviation" in said
+    assert "no more than float32 rounding" not in said
+
+
+@pytest.mark.parametrize(("ties", "compared", "crowded"), [(8, 10, False), (9, 900, False), (9, 899, True), (40, 5000, False)])
+def test_a_site_has_more_ties_than_chance_brings_from_a_hundredth_of_its_codes_and_a_handful(ties, compared, crowded):
+    checks = Checks((SiteCheck("a", compared, 1, 1, 0, 1),), (SiteCheck("a", compared, ties, ties, 0, 1),), ())
+    assert [check.ties for check in checks.crowded] == [ties] * crowded
+
+
+def test_a_gap_has_the_spread_of_the_simulation_and_of_whole_numbers_the_share_of_others():
+    free = {"a": torch.tensor([1.0, 3.0, torch.inf]), "b": torch.tensor([1, 2, 3, 4]), "c": torch.zeros(2, 3)}
+    found = {"a": torch.tensor([1.0, 2.5, torch.inf]), "b": torch.tensor([1, 2, 4, 3]), "c": torch.zeros(3, 2)}
+    inf = float("inf")
+    assert gaps("here", free, found) == (
+        Gap("here", "a", 0.5, 0.0, 1.0), Gap("here", "b", 0.5, 0.0, None), Gap("here", "c", inf, inf, 0.0)
+    )  # fmt: skip
 
 
 def test_checks_of_several_batches_are_summed_and_the_largest_difference_is_that_of_any():

@@ -62,7 +62,7 @@ def verify(request: VerifyRequest) -> None:
     """Integer codes of the simulation against those of the runtime, site by site."""
     from fewbit.files import read_json
     from fewbit.report import tables
-    from fewbit.report.answers import near_ties
+    from fewbit.report.answers import apart, crowded, near_ties
     from fewbit.run import Run
 
     with drawn() as progress:
@@ -87,6 +87,8 @@ def verify(request: VerifyRequest) -> None:
     found = tables.verify(checks)
     if said := near_ties(found):
         out.print(said, soft_wrap=True)
+    if said := " ".join(filter(None, (crowded(found), apart(found)))):
+        out.print(said.translate(PLAIN), style="yellow" if found["tied_sites"] else None, soft_wrap=True)
     fail_on_wrong(found, read_json(request.run / REPORT))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Json = Any
+HANDFUL = 8  # ties of a site that chance may bring, however few codes it has
+CHANCE = 0.01  # of the codes of a site: chance brings a tie in some hundred thousand
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class SiteCheck:
     ties: int
     wrong: int
     max_difference: int
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more of its codes are ties than chance brings: most often channels that are the same for every image."""
+        return self.ties > max(HANDFUL, CHANCE * self.compared)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,21 @@ class OutputCheck:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How far an output of a file is from what the simulation gives by itself, with its own codes at every site.
+
+    `difference` is the largest of all numbers, `usual` the middle one, and `spread` the standard deviation of the simulation's
+    numbers. Of whole numbers `difference` is the share of unequal ones, and `spread` is None. Infinite: of another shape.
+    """
+
+    place: str
+    output: str
+    difference: float
+    usual: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
 class Deviation:
     """A tensor or a node of a file that is not what the plan gives, and what is different about it."""
 
@@ -88,7 +110,8 @@ class Deviation:
 class Checks:
     """Verify's tables: the file's own codes of weights and biases, codes of activations as written (off) and optimised as
     the file ships (on), and outputs. `file` is what differs from the same plan realized again; None: not looked at.
-    `selections` are what the runtime chose by comparing scores, off and on.
+    `selections` are what the runtime chose by comparing scores, off and on. `gaps` are looked at where ties are more than
+    chance brings, or where the file as it ships has other ties than the one that shows its codes.
     """
 
     off: tuple[SiteCheck, ...]
@@ -98,11 +121,20 @@ class Checks:
     weights: tuple[SiteCheck, ...] = ()
     file: tuple[Deviation, ...] | None = None
     selections: tuple[tuple[SelectionCheck, ...], tuple[SelectionCheck, ...]] = ((), ())
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def codes(self) -> tuple[SiteCheck, ...]:
         """Every table of codes; sites in the order in which the graph computes them."""
         return self.weights + self.off + self.on
+
+    @property
+    def crowded(self) -> tuple[SiteCheck, ...]:
+        """The sites with more ties than chance brings, each in that table where it has most, most ties first."""
+        most = dict[str, SiteCheck]()
+        for check in sorted(self.off + self.on, key=lambda check: -check.ties):
+            most.setdefault(check.site, check)
+        return tuple(check for check in most.values() if check.crowded)
 
     @property
     def wrong(self) -> tuple[SiteCheck, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,51 @@ def right(report: Json, tables: Json) -> Card:
         ties = plural(differing - wrong, "tie")
         lines.append(f"{ties} besides: codes that are off by one where the simulation stands on a rounding boundary.")
     lines += filter(None, [near_ties(verify)])
+    crowds, far = verify.get("tied_sites"), apart(verify)
     if not problems and "outputs" in verify:
-        lines.append("The weights in the file are the plan's, and the outputs differ no more than float32 rounding explains.")
-    word, mood = ("no", "bad") if wrong or problems else ("yes", "good")
+        rest = "." if far else ", and the outputs differ no more than float32 rounding explains."
+        lines.append(f"The weights in the file are the plan's{rest}")
+    lines += [] if crowds or not far else [f"{far} Ties in other places than where its codes are shown explain that."]
+    word, mood = ("no", "bad") if wrong or problems else ("yes, but for ties", "unsure") if crowds else ("yes", "good")
     small = f"of {compared:,} codes {what}, at {plural(verify['sites'], 'site')}"
-    return Card(question, f"{wrong:,}", small, lines, [f"{line}." for line in problems], word, mood)
+    loud = [*(f"{line}." for line in problems), *([f"{crowded(verify)} {far}"] if crowds else [])]
+    return Card(question, f"{wrong:,}", small, lines, loud, word, mood)
+
+
+def crowded(verify: Json) -> str:
+    """What is said where a site has more ties than chance brings; "" where none has, or where nobody has looked."""
+    sites = verify.get("tied_sites") or ()
+    if not sites:
+        return ""
+    worst, more = sites[0], f" So it is at {plural(len(sites) - 1, 'site')} besides." if len(sites) > 1 else ""
+    return (
+        f"At {worst['site']} {worst['ties']:,} of {worst['compared']:,} codes are ties, more than chance brings: so many of "
+        f"its numbers stand on the boundary of two codes, and the runtime takes the other one.{more}"
+    )
+
+
+def apart(verify: Json) -> str:
+    """How far the outputs of the file are from those of the simulation by itself, by the one that is furthest for its spread;
+    "" where nobody has looked.
+    """
+    rows = verify.get("gaps") or ()
+    if not rows:
+        return ""
+    worst = max(rows, key=_far)
+    start = f"The outputs of the file ({worst['place']}) differ from what the simulation gives by itself"
+    difference, spread = float(worst["difference"]), worst["spread"]
+    if not math.isfinite(difference):
+        return f"{start}: {worst['output']} has another shape, or infinite numbers where the other has none."
+    if spread is None:
+        return f"{start}: {percent(100 * difference)} of the numbers of {worst['output']} are others."
+    most = f"{start} by up to {difference:.3g} in {worst['output']}"
+    return f"{most}, {percent(100 * difference / spread)} of its standard deviation." if spread else f"{most}."
+
+
+def _far(row: Json) -> float:
+    difference, spread = float(row["difference"]), row["spread"]
+    far = difference if spread is None else difference / spread if spread else math.inf if difference else 0.0
+    return math.inf if math.isnan(far) else far
 
 
 def near_ties(verify: Json) -> str:

@@ -56,13 +56,19 @@ def verify(result: Checks) -> dict[str, Any]:
         "outputs": len(result.outputs),
         "selections": sum(check.compared for table in result.selections for check in table),
         "near_ties": sum(check.near for table in result.selections for check in table),
+        "tied_sites": [{name: getattr(check, name) for name in ("site", "ties", "compared")} for check in result.crowded],
+        "gaps": _finite([asdict(gap) for gap in result.gaps]),
         "problems": problems(result),
     }
 
 
 def outputs(result: Checks) -> Rows:
     """The outputs, a row each; what is not a number is its name, as JSON has none for it."""
-    rows = [{**asdict(check), "right": not check.wrong} for check in result.outputs]
+    return _finite([{**asdict(check), "right": not check.wrong} for check in result.outputs])
+
+
+def _finite(rows: Rows) -> Rows:
+    """The rows with the name of each number that is none in its place."""
     return [{k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewbit.capture.kinds import KINDS
-from fewbit.core.checks import Checks, OutputCheck, SelectionCheck, SiteCheck
+from fewbit.core.checks import Checks, Gap, OutputCheck, SelectionCheck, SiteCheck
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, arrays_of
 from fewbit.core.pages import give_back
@@ -38,6 +38,7 @@ from fewbit.verify.outputs import (
     Outputs,
     apart,
     disturbances,
+    gaps,
     given_by,
     joined,
     joined_where_alike,
@@ -107,22 +108,27 @@ def compare(
     off, chosen = added([one.sites for one in written.values()]), of_all([one.selections for one in written.values()])
     outputs = [check for where, one in written.items() for check in one.judged(f"as written{where}")]
     if runtime is None:
-        return Checks(off, (), tuple(outputs), kernels(plan, path), weights, selections=(chosen, ()))
+        crowded = any(check.crowded for check in off)
+        free = {where: with_rounding(module.executor, groups[where], names, times=0)[0] for where in written if crowded}
+        far = [gap for where, own in free.items() for gap in gaps(f"as written{where}", own, written[where].found)]
+        return Checks(off, (), tuple(outputs), kernels(plan, path), weights, selections=(chosen, ()), gaps=tuple(far))
     progress(f"codes in {runtime}")
     give_back()
     rounded = rounded_by_kernels(graph, plan)
     optimised = beside(open_session(runtime, path, outputs=shown), rounded)
     outputs += [check for where, one in optimised.items() for check in one.judged(f"{runtime}, codes shown{where}")]
+    on, far = added([one.sites for one in optimised.values()]), []
     progress(f"outputs in {runtime}")
     give_back()
     session = open_session(runtime, path, outputs=graph.inside)
     for where, images in groups.items():
-        outputs += shipped(module, session, optimised[where], images, rounded, where)
+        found = joined_where_alike([given_by(session, module.executor.inputs, batch, names) for batch in images])
+        checks, each = shipped(module, found, optimised[where], images, f"{runtime}, as it ships{where}", off + on, rounded)
+        outputs, far = [*outputs, *checks], [*far, *each]
     del session
     give_back()
-    on = added([one.sites for one in optimised.values()])
     selections = chosen, of_all([one.selections for one in optimised.values()])
-    return Checks(off, on, tuple(outputs), kernels(plan, path), weights, selections=selections)
+    return Checks(off, on, tuple(outputs), kernels(plan, path), weights, selections=selections, gaps=tuple(far))
 
 
 def forced(
@@ -193,26 +199,22 @@ def _checked(
 
 
 def shipped(
-    module: Simulation,
-    session: Session,
-    shown: Forced,
-    images: Sequence[Batch],
+    module: Simulation, found: Outputs, shown: Forced, images: Sequence[Batch], place: str, sites: Sequence[SiteCheck],
     rounded: Collection[str] = (),
-    where: str = "",
-) -> tuple[OutputCheck, ...]:
-    """The outputs of the file as it ships, with no codes to be seen.
+) -> tuple[tuple[OutputCheck, ...], tuple[Gap, ...]]:  # fmt: skip
+    """The checks of the outputs that were found where no codes are seen, as the file ships; and how far they are from those of
+    the simulation by itself, if one of `sites` has more ties than chance brings or if ties fell elsewhere.
 
     A runtime may fuse other kernels where nobody asks for codes. If its outputs are those that it gave beside its codes, up
     to rounding, they are held to the same. If not, ties fell elsewhere: they are held to a simulation that runs free, and
     rounding then moves outputs by ties as well.
     """
-    names, place = list(shown.expected), f"{session.runtime}, as it ships{where}"
-    found = joined_where_alike([given_by(session, module.executor.inputs, batch, names) for batch in images])
     alike = judged(place, shown.expected, found, shown.moved)
-    if not any(check.wrong for check in alike):
-        return alike
-    free, moved = with_rounding(module.executor, images, names, rounded, times=DISTURBANCES)
-    return judged(place, free, found, moved)
+    elsewhere = any(check.wrong for check in alike)
+    if not elsewhere and not any(site.crowded for site in sites):
+        return alike, ()
+    free, moved = with_rounding(module.executor, images, list(shown.expected), rounded, times=DISTURBANCES if elsewhere else 0)
+    return judged(place, free, found, moved) if elsewhere else alike, gaps(place, free, found)
 
 
 def rounded_by_kernels(graph: Graph, plan: Plan) -> list[str]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from fewbit.core.checks import OutputCheck
+from fewbit.core.checks import Gap, OutputCheck
 from fewbit.core.fx import MOVES, is_constant
 from fewbit.core.inputs import Batch, Input, arrays_of
 from fewbit.core.pages import give_back
@@ -180,6 +180,20 @@ def _judged(place: str, name: str, expected: Tensor, found: Tensor | None, moved
     agreement = 100 * float((rows.argmax(1) == columns.argmax(1)).double().mean())
     found_apart = apart(expected, found)
     return OutputCheck(place, name, found_apart.largest, limit, cosine, agreement, found_apart.usual, usual_limit)
+
+
+def gaps(place: str, free: Outputs, found: Outputs) -> tuple[Gap, ...]:
+    """How far the outputs of a file are from those of a simulation that runs by itself."""
+    return tuple(_gap(place, name, value, found.get(name)) for name, value in free.items())
+
+
+def _gap(place: str, name: str, free: Tensor, found: Tensor | None) -> Gap:
+    finite = free[free.isfinite()].double() if free.is_floating_point() else None
+    spread = None if finite is None else float(finite.std(correction=0)) if finite.numel() else 0.0
+    if found is None or found.shape != free.shape:
+        return Gap(place, name, math.inf, math.inf, spread)
+    moved = apart(free.to(found.dtype), found, name)
+    return Gap(place, name, moved.largest, moved.usual, spread)
 
 
 def twin_checks(
