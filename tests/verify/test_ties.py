@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from conftest import captured
-from fewbit.choose import Recipe
+from fewbit.choose import Context, Recipe
+from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.ranges import MinMax, Ranges
 from fewbit.core.checks import Checks, Gap, SiteCheck
 from fewbit.core.fx import aten
 from fewbit.core.grid import QParams
+from fewbit.core.plan import Plan
 from fewbit.execute.executor import Executor
 from fewbit.execute.simulate import SiteTrace, simulate
 from fewbit.realize import realize
@@ -138,6 +140,40 @@ def test_where_many_codes_are_ties_it_is_said_how_far_outputs_are_from_the_simul
     assert f"{site['ties']} of {site['compared']:,} codes are ties" in said
     assert f"by up to {far:.3g} in logits, {100 * far / spread:.2f}\u00a0% of its standard deviation" in said
     assert "no more than float32 rounding" not in said
+
+
+@dataclass(frozen=True)
+class OnBoundaries:
+    """A pass that gives the result of `first` twice the step of its sums."""
+
+    def __call__(self, plan: Plan, context: Context) -> Plan:
+        builder = PlanBuilder(plan, context)
+        read, weight, choice = (plan.choices[f"first:{name}"] for name in ("input", "weight", "output"))
+        scale = 2 * 127 * read.qparams.scale * weight.qparams.scale[0]
+        builder.set(replace(choice, qparams=QParams(scale, choice.qparams.zero)))
+        return builder.plan()
+
+
+def test_a_scale_on_which_many_numbers_are_ties_is_moved_by_a_thousandth_and_no_other(tmp_path):
+    """Without images nobody knows that they are: that plan is what the passes gave, and half of the sums are odd."""
+    torch.manual_seed(0)
+    net, target = captured(Halves()), load_target("ort-x86-vnni")
+    recipe = Recipe("", (Ranges(MinMax(), MinMax()), OnBoundaries()))
+    before = plan_for(net.graph, net.stats, target, recipe)
+    after = plan_for(net.graph, net.stats, target, recipe, images=net.images.split(8))
+    moved = {name for name, choice in after.choices.items() if choice.qparams != before.choices[name].qparams}
+    assert moved == {"first:output"}
+    scale, zero = (getattr(after.choices["first:output"].qparams, name) for name in ("scale", "zero"))
+    torch.testing.assert_close(scale, before.choices["first:output"].qparams.scale * 1.001, rtol=1e-7, atol=0)
+    assert torch.equal(zero, before.choices["first:output"].qparams.zero)
+    path, fresh = tmp_path / "model.onnx", [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+    tied = []
+    for plan in (before, after):
+        realize(net.graph, plan, path, **target.file_format)
+        checks = compare(net.graph, plan, path, fresh)
+        assert not checks.wrong
+        tied.append([check.site for check in checks.crowded])
+    assert tied == [["first:output"], []]
 
 
 @pytest.mark.parametrize(("ties", "compared", "crowded"), [(8, 10, False), (9, 900, False), (9, 899, True), (40, 5000, False)])

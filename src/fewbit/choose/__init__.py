@@ -7,6 +7,7 @@ The frame
     builder           a plan while a pass changes it
     headroom          which codes and scales the accumulator has room for
     parts             concatenations whose parts differ, in float or with a fallback
+    off_boundaries    scales on which many numbers stand exactly between two codes are moved a little
     common_step       parts of a concatenation take the step of the whole where it is almost theirs
 Ranges: each tensor by its own values
     ranges            the pass, with the range methods MinMax, Percentile and MseRange

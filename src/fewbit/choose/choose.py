@@ -7,6 +7,7 @@ from dataclasses import replace
 from fewbit.choose.common_step import with_common_steps
 from fewbit.choose.context import Context
 from fewbit.choose.headroom import overflowing
+from fewbit.choose.off_boundaries import off_boundaries
 from fewbit.choose.recipe import Checked, Pass, Recipe
 from fewbit.core.device import CPU, on
 from fewbit.core.plan import Plan
@@ -24,7 +25,7 @@ def choose(context: Context, recipe: Recipe) -> Plan:
     plan = context.start(repr(recipe))
     for one_pass in recipe.passes:
         plan = one_pass(plan, context)
-    plan = with_common_steps(plan, context)
+    plan = with_common_steps(off_boundaries(plan, context), context)
     fallbacks = (*plan.fallbacks, *overflowing(context.graph, plan, context.allowed))
     return on(replace(plan, fallbacks=fallbacks), CPU)
 

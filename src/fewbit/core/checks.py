@@ -12,6 +12,11 @@ HANDFUL = 8  # ties of a site that chance may bring, however few codes it has
 CHANCE = 0.01  # of the codes of a site: chance brings a tie in some hundred thousand
 
 
+def crowded(ties: int, compared: int) -> bool:
+    """Whether so many of the codes of a site are ties that chance does not bring them."""
+    return ties > max(HANDFUL, CHANCE * compared)
+
+
 @dataclass(frozen=True)
 class SiteCheck:
     """Codes of one site, simulation against runtime, the same upstream codes in both.
@@ -29,7 +34,7 @@ class SiteCheck:
     @property
     def crowded(self) -> bool:
         """Whether more of its codes are ties than chance brings: most often channels that are the same for every image."""
-        return self.ties > max(HANDFUL, CHANCE * self.compared)
+        return crowded(self.ties, self.compared)
 
 
 @dataclass(frozen=True)
