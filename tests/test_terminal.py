@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.table import Table
 
+from fewbit.cli.ending import ending
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import Terminal, plain
+from fewbit.errors import BadFile
 from fewbit.progress import Lines
 
 NAME = "[/b][red]a\x1b[31m\x07\u202e:smile:\udcff\x9b2J"
@@ -30,6 +33,44 @@ def test_a_name_is_shown_as_it_is_and_never_obeyed(capsys: pytest.CaptureFixture
     assert text.count(SHOWN) == 4
     assert all(char.isprintable() or char == "\n" for char in text)
     assert plain("blocks.0.fc1:weight, größer\n") == "blocks.0.fc1:weight, größer\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_characters_that_a_stream_lacks_are_escaped(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: Python's own escapes, and rows of a table that are all as wide."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    name, wanted = "ğ é –", "ğ é –".encode(encoding, "backslashreplace").decode(encoding)
+    table = Table("", "")
+    table.add_row("flat", "b" * 200)
+    table.add_row(name, "a")
+    terminal = Terminal()
+    terminal.width = 60
+
+    @ending()
+    def work() -> None:
+        terminal.print(table)
+        sys.stdout.write(f"{name}\n")
+        raise BadFile(f"{name} is broken.")
+
+    with pytest.raises(SystemExit):
+        work()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())  # type: ignore[attr-defined]
+    *rows, last = out.splitlines()
+    assert last == wanted
+    assert sum(wanted in row for row in rows) == 1
+    assert len({len(row) for row in rows}) == 1
+    assert err == f"BadFile: {wanted} is broken.\n"
+
+
+@pytest.mark.parametrize("words", [["quantize", "--help"], ["show", "飞机"], ["show", "飞机\udcff", "--飞机"], ["飞机"]])
+def test_no_command_ends_in_a_traceback_where_there_is_ascii_alone(words: list[str]) -> None:
+    streams = {"PYTHONIOENCODING": "ascii:strict", "COLUMNS": "40"}
+    done = subprocess.run([sys.executable, "-m", "fewbit", *words], capture_output=True, env=os.environ | streams)
+    said = (done.stdout + done.stderr).decode("ascii")
+    assert "Traceback" not in said, said
+    assert (done.returncode, "\\u98de" in said) == ((0, False) if "--help" in words else (2, True)), said
 
 
 ACT = """

@@ -5,6 +5,7 @@ ending     how a command ends: message, exit code, signals
 limits     what a process may use, looked at before a command begins
 options    the options of a command, made of the fields of its request
 terminal   what is printed, and the progress
+table      tables, whose figures stay whole in a narrow terminal
 answers    the four answers of a run
 runs       evaluate, verify, bench, report
 lists      targets, recipes

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, out
 from fewbit.errors import FewbitFailed
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from fewbit.cli.app import command
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, out
 from fewbit.folder import PLAN, REPORT
 

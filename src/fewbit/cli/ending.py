@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from fewbit.cli.terminal import err
+from fewbit.cli.terminal import err, escape_what_is_lacking
 from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
 
 AGAIN = 2.0  # seconds after which a signal comes again
@@ -22,6 +22,7 @@ AGAIN = 2.0  # seconds after which a signal comes again
 @contextmanager
 def ending() -> Iterator[None]:
     """What ends the block is told in one line, and SystemExit has its exit code; a fault of fewbit's own goes on."""
+    escape_what_is_lacking()
     try:
         with _signals():
             yield

@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from fewbit.cli.app import command
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import out
 from fewbit.errors import UnknownName
 

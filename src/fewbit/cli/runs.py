@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fewbit.cli.answers import fail_on_wrong
 from fewbit.cli.app import command
 from fewbit.cli.options import options
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, drawn, out
 from fewbit.folder import MODEL, NUMBERS, REPORT, TWIN
 from fewbit.request import BenchRequest, EvaluateRequest, VerifyRequest

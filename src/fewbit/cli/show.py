@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from fewbit.cli.answers import show_answers
 from fewbit.cli.app import command
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import out
 from fewbit.core.record import ENTRY, MADE
 from fewbit.errors import FewbitFailed

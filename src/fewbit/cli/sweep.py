@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rich.table import Table
-
 from fewbit.cli.app import command
 from fewbit.cli.options import options
+from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, drawn, out
 from fewbit.errors import FewbitFailed
 from fewbit.request import SweepRequest

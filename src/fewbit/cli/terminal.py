@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +24,13 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def escape_what_is_lacking() -> None:
+    """Let standard output and error write characters that their encoding lacks as escapes, whoever prints: typer's help too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Terminal(Console):
     """The one place that prints: names of files, sites and classes are shown as they are, never as markup or control codes."""
 
@@ -29,7 +38,8 @@ class Terminal(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
-        return super().render_str(plain(text), **options)
+        written = plain(text).encode(self.encoding, "backslashreplace").decode(self.encoding)  # so that tables stay aligned
+        return super().render_str(written, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Raises Stopped where standard output cannot be written, BrokenPipeError where nobody reads it."""
@@ -53,7 +63,7 @@ class BarProgress(Progress):
     def __init__(self) -> None:
         super().__init__()
         columns = (
-            SpinnerColumn(),
+            SpinnerColumn("dots" if err.encoding.startswith("utf") else "line"),
             TextColumn("{task.description:<10}", markup=False),
             BarColumn(20),
             MofNCompleteColumn(),
