@@ -400,6 +400,22 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
     assert np.array_equal(decode(Path(picture), "a.png", 3), names_of(*PREPARE).opened(Path(picture).read_bytes(), "a.png", 3))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_any_name_is_printed_in_any_encoding(
+    adder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    picture, broken = plain(tmp_path / "飞机 é.png", 51), tmp_path / "ğüş.png"
+    broken.write_bytes(b"GIF89a")
+    assert adder([picture]) == 0
+    assert adder([str(broken)]) == 2
+    out, err = (stream.buffer.getvalue() for stream in streams.values())  # type: ignore[attr-defined]
+    assert json.loads(out.decode("ascii"))["picture"] == picture
+    assert str(broken).encode(encoding, "backslashreplace") in err
+
+
 def test_help_is_printed_without_an_error_and_a_call_without_words_is_one(adder: Any, tmp_path: Path, capsys: Any) -> None:
     for words in (["-h"], ["--help"], ["--pixels", "-h"], [plain(tmp_path / "a.png", 51), "--help"]):
         assert adder(words) == 0

@@ -61,8 +61,8 @@ class Model:
 
 
 def main(words: list[str]) -> int:
-    """Print an answer in JSON for each picture; maps are written to the folder `answers` beside it, as PNG or, of real numbers,
-    as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
+    """Print an answer in JSON, of ASCII alone, for each picture; maps are written to the folder `answers` beside it, as PNG or,
+    of real numbers, as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
     Gives the exit code: 2 where something cannot be read, written or understood.
     """
     given = [word for word in words if word != "--pixels"]
@@ -84,9 +84,10 @@ def main(words: list[str]) -> int:
             found = model(pixels, **more)
             if "map" in found:
                 found["map"] = written(*map_file(found["map"], file))
-            print(json.dumps({"picture": str(file), **found}, ensure_ascii=False))
+            print(json.dumps({"picture": str(file), **found}))
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        known = sys.stderr.encoding or "ascii"  # characters that it lacks become escapes
+        print(str(error).encode(known, "backslashreplace").decode(known), file=sys.stderr)
         return 2
     return 0
 
