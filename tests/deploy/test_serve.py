@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -305,6 +306,23 @@ def test_the_endpoint_answers_and_refuses(address: str, picture: Path, monkeypat
     code, said = refused(address, picture.read_bytes())
     assert code == 400
     assert said.startswith("the picture cannot be decoded as an image: Image size (1320 pixels) exceeds limit")
+
+
+def test_a_client_that_goes_away_is_no_error_and_the_next_is_answered(
+    address: str, picture: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While it sends its picture, and while it waits for the answer."""
+    host, port = address.removeprefix("http://").split(":")
+    content = picture.read_bytes()
+    for length, sent in ((100_000, b"abc"), (len(content), content)):
+        with socket.create_connection((host, int(port))) as leaving:
+            leaving.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + sent)
+            time.sleep(0.05)
+    time.sleep(0.2)
+    with urllib.request.urlopen(f"{address}/predict", content) as response:
+        assert set(json.load(response)) == {"size", "compared", "float", "integer"}
+    assert not caplog.records
+    assert not capfd.readouterr().err
 
 
 # the page's script beside a document of plain objects; the answers come when they are told to

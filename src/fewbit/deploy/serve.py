@@ -99,6 +99,7 @@ def application(run: Path) -> Starlette:
     """The page at /, the answers of both models for the bytes of a picture at POST /predict."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
@@ -111,10 +112,13 @@ def application(run: Path) -> Starlette:
     async def predict(request: Request) -> Response:
         content, kind = bytearray(), request.headers.get("content-type", "")
         advice = f"send the bytes of the picture themselves, as in curl --data-binary @picture.jpg {request.url}"
-        async for piece in request.stream():
-            content += piece
-            if len(content) > LARGEST:
-                return JSONResponse({"error": f"the picture has more than {LARGEST >> 20} MB; send a smaller one."}, 413)
+        try:
+            async for piece in request.stream():
+                content += piece
+                if len(content) > LARGEST:
+                    return JSONResponse({"error": f"the picture has more than {LARGEST >> 20} MB; send a smaller one."}, 413)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the client went away before the picture was there."}, 400)  # which nobody reads
         if kind.lower().startswith(WRAPPED):
             return JSONResponse({"error": f"the body is {kind.partition(';')[0]} and no picture; {advice}."}, 415)
         if not content:

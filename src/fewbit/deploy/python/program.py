@@ -62,7 +62,8 @@ class Model:
 
 def main(words: list[str]) -> int:
     """Print an answer in JSON, of ASCII alone, for each picture; maps are written to the folder `answers` beside it, as PNG or,
-    of real numbers, as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height, width, channels).
+    of real numbers, as .npy. With `--pixels` write instead what the example in C++ reads: the resized pixels, uint8 (height,
+    width, channels).
     Gives the exit code: 2 where something cannot be read, written or understood.
     """
     given = [word for word in words if word != "--pixels"]
