@@ -9,9 +9,11 @@ import json
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,6 +116,58 @@ def test_every_kind_of_file_becomes_the_same_bands(pictures: dict[str, Path], ch
     assert same(names_of(*PREPARE), Preprocess((5, 16, 20)), pictures["bands 5"])
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_pngs_of_16_bits_keep_them(bands: int, interlaced: bool) -> None:
+    """Oracles: the numbers that were written, and fewbit's own reader, which is torchvision's."""
+    predict, values = names_of(*PREPARE), RNG.integers(0, 65536, (13, 11, bands)).astype(np.uint16)
+    content = deep_png(values, interlaced)
+    colours = values[..., :3] if bands >= 3 else values[..., :1].repeat(3, axis=2)
+    np.testing.assert_array_equal(predict.opened(content, "a.png", 3), colours)
+    for channels in (1, 3, 4):
+        if channels == 4 and bands % 2:
+            with pytest.raises(ValueError, match=r"^a\.png has no alpha"):
+                predict.opened(content, "a.png", channels)
+        else:
+            found, wanted = predict.opened(content, "a.png", channels), decode(content, "a.png", channels)
+            assert found.dtype == wanted.dtype == np.uint16
+            np.testing.assert_array_equal(found, wanted)
+
+
+def deep_png(values: Any, interlaced: bool) -> bytes:
+    """A PNG of 16 bits, as its specification has it: the rows with the filter Up, or in the seven passes of Adam7."""
+    high, wide, bands = values.shape
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = b""
+    for y, x, down, right in passes if interlaced else ((0, 0, 1, 1),):
+        lines = values[y::down, x::right].astype(">u2").view(np.uint8)
+        lines = lines.reshape(len(lines), -1)
+        rows += np.insert(np.diff(lines, axis=0, prepend=np.uint8(0)), 0, 2, axis=1).tobytes()
+    head = struct.pack(">IIBBBBB", wide, high, 16, (0, 4, 2, 6)[bands - 1], 0, 0, interlaced)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff(file: Path, kind: tuple[int, int], colours: int) -> Path:
+    """A TIFF of 4 x 4 zeros with so many samples of so many bits, and what its colours mean."""
+    samples, bits = kind
+    size = 4 * 4 * samples * bits // 8
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: colours, 273: 200, 277: samples, 278: 4, 279: size}
+    entries = [struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items()]
+    if samples == 3:
+        entries[2] = struct.pack("<HHII", 258, 3, 3, 180)
+    content = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    file.write_bytes(content.ljust(180, b"\0") + struct.pack("<HHH", bits, bits, bits).ljust(20, b"\0") + bytes(size))
+    return file
+
+
+def saved(picture: Path, file: Path) -> Path:
+    """A picture in a file of another kind."""
+    Image.open(picture).save(file)
+    return file
+
+
 def test_what_would_not_be_the_same_is_refused(tmp_path: Path, pictures: dict[str, Path]) -> None:
     predict, deep = names_of(*PREPARE), tmp_path / "colour.png"
     Image.fromarray(RNG.integers(0, 256, (4, 4, 3), np.uint8)).save(deep)
@@ -121,9 +175,13 @@ def test_what_would_not_be_the_same_is_refused(tmp_path: Path, pictures: dict[st
     content[24] = 16
     deep.write_bytes(content)
     for file, channels, said in (
-        (deep, 3, "is none that Pillow reads"),
+        (deep, 3, "is broken, or of none of the kinds AVIF"),
+        (tiff(tmp_path / "colour.tif", (3, 16), 2), 3, "is a TIFF of 16 bits in colour, of which Pillow keeps 8"),
+        (tiff(tmp_path / "dark.tif", (1, 16), 0), 3, "is a TIFF of 16 bits whose white is 0"),
+        (saved(pictures["wide RGB"], tmp_path / "a.ico"), 3, "is broken, or of none of the kinds AVIF"),
+        (saved(pictures["wide RGB"], tmp_path / "a.tga"), 3, "is broken, or of none of the kinds AVIF"),
         (pictures["wide RGB"], 4, "has no alpha, and the model has 4 channels"),
-        (pictures["wide RGB"], 5, "has mode RGB, or more bits than Pillow keeps"),
+        (pictures["wide RGB"], 5, "has mode RGB, and the model has 5 channels"),
         (pictures["bands 5"], 3, r"holds uint8 \(33, 47, 5\); the model has 3 channels"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(file.name)} {said}"):
@@ -357,7 +415,9 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
     np.save(tmp_path / "none.npy", np.zeros((0, 4, 3), np.uint8))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "wide.npy").read_bytes()[:40])
     cut = tmp_path / "cut.png"
-    cut.write_bytes(b"GIF89a" + bytes(7))
+    cut.write_bytes(Path(picture).read_bytes()[:50])
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
     said = {
         "mask=nope.npy": "nope.npy is not a file that is there; give one with float32 (1, 3, 1, 1)",
         f"mask={tmp_path / 'wide.npy'}": "holds float32 (1, 3, 1, 2); the model takes float32 (1, 3, 1, 1)",
@@ -372,6 +432,7 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
         str(tmp_path / "cut.npy"): "cannot be read as a .npy file",
         str(tmp_path / "none.npy"): "holds uint8 (0, 4, 3); the model has 3 channels",
         str(cut): "is none that Pillow reads",
+        str(text): "is broken, or of none of the kinds",
     }
     for word, sentence in said.items():
         assert adder([word, picture]) == 2, word

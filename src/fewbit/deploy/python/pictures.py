@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewbit.data.prepare import prepared, whole
 
+KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # that fewbit reads
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in units of 2^-16, as Pillow has them
+BYTES = {"LA;16B": ("RGBA",), "RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L")}  # Pillow keeps 8 bits
 ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, channels)"
 
 
@@ -34,25 +37,86 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata and palettes: the pixels are right
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content))
-            picture.load()
+            picture = decoded(content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         why = re.sub(r"limit of \d+", f"limit of {Image.MAX_IMAGE_PIXELS}", str(error))  # an error names twice as many
         raise ValueError(f"{name} cannot be decoded as an image: {why} Give a smaller one.") from error
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is broken, or of none of the kinds {', '.join(read())}, .npy; give it as PNG.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
         raise ValueError(f"{name} is none that Pillow reads: {error}".partition("<")[0].strip()) from error
-    grey, tags = picture.mode.startswith("I;16"), getattr(picture, "tag_v2", {})
-    deep = (content.startswith(b"\x89PNG") and content[24:25] == b"\x10") or max(tags.get(258, (1,))) > 8
-    if channels not in MODES or picture.mode in ("I", "F") or (deep and not grey):
-        raise ValueError(f"{name} has mode {picture.mode}, or more bits than Pillow keeps; {ARRAYS}.")
-    if channels == 4 and not picture.has_transparency_data:
-        raise ValueError(f"{name} has no alpha, and the model has 4 channels; {ARRAYS}.")
-    if grey:
-        return np.array(picture).astype(np.uint16)[..., None].repeat(channels, axis=2)
-    converted = picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+    is_deep = content.startswith(b"\x89PNG") and content[24:25] == b"\x10"
+    if why := unread(picture, channels, is_deep=is_deep):
+        raise ValueError(f"{name} {why}; {ARRAYS}.")
+    if is_deep:
+        return fitted(deep(content), channels)
+    if picture.mode.startswith("I;16"):
+        return fitted(np.array(picture).astype(np.uint16)[..., None], channels)
+    try:
+        converted = picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+    except ValueError as error:
+        raise ValueError(f"{name} has mode {picture.mode}: {error}; {ARRAYS}.") from error
     return np.array(converted).reshape(picture.height, picture.width, channels)
+
+
+def read() -> list[str]:
+    """The kinds of picture that are read here."""
+    Image.init()
+    return [kind for kind in KINDS if kind in Image.OPEN]
+
+
+def decoded(content: bytes, raw: str = "") -> Image.Image:
+    """A picture; `raw` is what Pillow is told of how its bytes lie, where that is not what the file says."""
+    picture = Image.open(io.BytesIO(content), formats=read())
+    if raw:
+        picture.tile = [tile._replace(args=raw) for tile in picture.tile]  # type: ignore[attr-defined]
+    picture.load()
+    return picture
+
+
+def unread(picture: Image.Image, channels: int, *, is_deep: bool) -> str:
+    """Why a picture is not read for a model, in words; empty where it is. Deep is a PNG of 16 bits."""
+    grey, tags = picture.mode.startswith("I;16"), getattr(picture, "tag_v2", {})
+    bits, samples, white = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(262)
+    if not min(picture.size):
+        return "has no pixels"
+    if channels not in MODES:
+        return f"has mode {picture.mode}, and the model has {channels} channels"
+    if picture.mode in ("I", "F"):
+        return f"has mode {picture.mode}, whose black and white nobody knows"
+    if grey and tags and (bits != 16 or white != 1):
+        return f"is a TIFF of {bits} bits whose white is {0 if white == 0 else 2**bits - 1}"
+    if bits > 8 and not grey and samples > 1:
+        return f"is a TIFF of {bits} bits in colour, of which Pillow keeps 8"
+    if channels == 4 and not (picture.mode in ("LA", "RGBA") if is_deep else picture.has_transparency_data):
+        return "has no alpha, and the model has 4 channels"
+    return ""
+
+
+def deep(content: bytes) -> NDArray[np.uint16]:
+    """The bands (h, w, n) of a PNG of 16 bits, of whose colours Pillow gives the upper or the lower bytes."""
+    picture = Image.open(io.BytesIO(content), formats=("PNG",))
+    raw = str(picture.tile[0].args)  # type: ignore[attr-defined]
+    if raw not in BYTES:
+        return np.array(picture).astype(np.uint16)[..., None]
+    parts = [np.array(decoded(content, one)).astype(np.uint16) for one in BYTES[raw]]
+    high, low = parts if len(parts) == 2 else (parts[0][..., ::2], parts[0][..., 1::2])
+    return np.asarray(high << 8 | low, np.uint16)
+
+
+def fitted(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Grey or RGB, with or without alpha (h, w, bands), in as many bands as there are channels."""
+    bands = values.shape[2]
+    if channels == 4:
+        return values if bands == 4 else values[..., [0, 0, 0, 1]]
+    if channels == 3:
+        return values[..., :3] if bands >= 3 else values[..., :1].repeat(3, axis=2)
+    if bands <= 2:
+        return values[..., :1]
+    light = values[..., :3].astype(np.uint64) @ np.array(LUMINANCE, np.uint64)
+    return ((light + 0x8000) >> 16).astype(values.dtype)[..., None]
 
 
 def model_input(pixels: NDArray[Any], how: Mapping[str, Any]) -> NDArray[Any]:
