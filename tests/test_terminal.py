@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +35,27 @@ def test_a_name_is_shown_as_it_is_and_never_obeyed(capsys: pytest.CaptureFixture
     assert text.count(SHOWN) == 4
     assert all(char.isprintable() or char == "\n" for char in text)
     assert plain("blocks.0.fc1:weight, größer\n") == "blocks.0.fc1:weight, größer\n"
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_figures_stay_whole_in_any_width(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the words themselves. Names longer than the screen go on in the next line."""
+    heads = ("", "float", "quantized", "change", "agreement", "95 % interval", "path")
+    rows = [("onnxruntime", "81.25 %", "80.47 %", "-0.78", "99.31 %", "-2.04 to +0.48", "a" * 70 + f".{i}") for i in (1, 2)]
+    table = Table(*heads, title="runs")
+    for row in rows:
+        table.add_row(*row)
+    terminal = Terminal()
+    terminal.width = width
+    terminal.print(table)
+    text = capsys.readouterr().out
+    found = re.sub(r"[\s─-╿]+", " ", text).split()
+    for word in itertools.chain(*(cell.split() for row in rows for cell in row[1:-1])):
+        assert found.count(word) >= 2, word
+    assert "…" not in text
+    assert text.count("a") >= 140
+    assert max(map(len, text.splitlines())) <= width
+    assert ("─" in text) == (width >= 80)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

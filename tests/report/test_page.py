@@ -716,13 +716,20 @@ def test_bytes_are_never_0_where_there_are_some() -> None:
         0: "0 B",
         1: "1 B",
         3_572: "3.57 kB",
-        9_999: "10.00 kB",
-        10_000: "0.010 MB",
-        13_642: "0.014 MB",
-        194_809: "0.19 MB",
+        10_136: "10.14 kB",
+        194_809: "194.81 kB",
+        1_000_000: "1.00 MB",
+        22_920_000: "22.92 MB",
         None: "–",
     }
     assert {value: words.megabytes(value).replace("\u00a0", " ") for value in shown} == shown
+
+
+def test_sizes_of_a_column_have_one_unit() -> None:
+    rows = [{"bytes": value} for value in (22_920_000, 0, 6_087, None)]
+    block = views.Table(("file:bytes:MB",))(rows)
+    assert block is not None
+    assert [row[0]["text"].replace("\u00a0", " ") for row in block["rows"]] == ["22,920.00 kB", "0.00 kB", "6.09 kB", "–"]
 
 
 def test_decibels_are_not_percent_and_their_fall_has_no_points() -> None:

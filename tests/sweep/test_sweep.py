@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fewbit import __version__
+from fewbit.cli import app
 from fewbit.errors import BadFile, BadModel, FewbitError, InUse, Stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked, seal
@@ -85,6 +89,20 @@ def test_a_row_for_each_combination_in_the_order_of_the_file_with_the_numbers_of
     assert [(line["model"], line["end"], line["low"], line["faster onnxruntime"]) for line in lines[1:3]] == [
         ("demo", "right", "-2.0", "2.0"), ("demo", "refused", "", "")
     ]  # fmt: skip
+
+
+def test_rows_can_be_told_apart_in_80_columns(runs: Runs) -> None:
+    """What is the same in all rows stands above them; what is not is there in full, in a list or in a table."""
+    done = CliRunner().invoke(app, ["sweep", "a.toml", "--out", "out"], env={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert done.exit_code == 0, done.output
+    assert "All rows: recipe fast.\n" in done.output
+    names = re.findall(r"model: (\S+)\ntarget: (\S+)\nbits: (\S+)\n", done.output)
+    assert names == list(itertools.product(("demo", "demo:resnet20"), ("ort-x86-vnni", "ort-x86-w4"), ("8", "4")))
+    Path("a.toml").write_text('models = ["demo", "demo:resnet20"]\ntargets = ["ort-x86-vnni"]\nbits = [8, 4]\n')
+    done = CliRunner().invoke(app, ["sweep", "a.toml", "--out", "two"], env={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert "All rows: target ort-x86-vnni, recipe fast.\n" in done.output
+    rows = re.findall(r"^│ (\S+) +│ (\d) +│ right │ 89.00 % .*│ 1.50 MB ", done.output, re.MULTILINE)
+    assert rows == list(itertools.product(("demo", "demo:resn"), ("8", "4")))  # which goes on: et20
 
 
 def test_a_killed_sweep_makes_each_row_once_and_is_the_same_as_one_that_was_not(runs: Runs) -> None:

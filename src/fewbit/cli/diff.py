@@ -35,7 +35,8 @@ def diff(
 
     for folder in (a, b):
         checked(folder)
-    outcomes = [outcome(read_json(folder / REPORT)) for folder in (a, b)]
+    reports = [read_json(folder / REPORT) for folder in (a, b)]
+    outcomes = [outcome(report, [one["size"]["onnx_bytes"] for one in reports]) for report in reports]
     table = Table("", str(a), str(b))
     for name in dict.fromkeys([*outcomes[0], *outcomes[1]]):
         table.add_row(name, *(one.get(name, "-").translate(PLAIN) for one in outcomes))
@@ -67,8 +68,8 @@ def counted(rows: Sequence[Json]) -> str:
     return ", ".join(parts)
 
 
-def outcome(report: Json) -> dict[str, str]:
-    """What a run is and what came out of it, in words."""
+def outcome(report: Json, sizes: Sequence[int]) -> dict[str, str]:
+    """What a run is and what came out of it, in words; `sizes` are those of the files that it stands beside, in bytes."""
     from fewbit.report.words import measured, megabytes, percent, share, signed, speed
 
     score, size = report["accuracy"], report["size"]
@@ -78,7 +79,7 @@ def outcome(report: Json) -> dict[str, str]:
         change = f"{signed(score['quantized'] - score['float'])} ({low} to {high})"
         words |= {str(score["measure"]): measured(score["quantized"], score["unit"]), "change from float": change}
     words[str(score["agreement_measure"])] = percent(score["agreement"])
-    words |= {"file": megabytes(size["onnx_bytes"]), "bits a weight": f"{size['average_weight_bits']:.2f}"}
+    words |= {"file": megabytes(size["onnx_bytes"], sizes), "bits a weight": f"{size['average_weight_bits']:.2f}"}
     for runtime, row in report["latency"].items():
         words[f"{runtime}, batch {row['batch']}"] = f"{row['quantized_ms']:.2f} ms, {speed(row['ratio'])} than float"
     return {

@@ -133,8 +133,9 @@ def bench(request: BenchRequest) -> None:
             f"{load.baseline_bytes / 1e6:.0f} MB",
         )
     out.print(table)
-    for name in (TWIN, MODEL, NUMBERS):
-        out.print(f"{name}: {megabytes(bytes_of(request.run / name)).translate(PLAIN)}")
+    sizes = {name: bytes_of(request.run / name) for name in (TWIN, MODEL, NUMBERS)}
+    for name, size in sizes.items():
+        out.print(f"{name}: {megabytes(size, list(sizes.values())).translate(PLAIN)}")
 
 
 def _spread(middle: float, ends: tuple[float, float]) -> str:

@@ -20,11 +20,12 @@ def search(request: SearchRequest) -> None:
     from fewbit.report.words import is_noise, measured, megabytes, paired_speed, percent, speed
 
     table = Table("point", "accuracy", "agreement", "ms", "predicted", "than float", "file", "bits", "front")
+    sizes = [row["bytes"] for row in points]
     for row in points:
         table.add_row(
             row["point"], measured(row["quantized"], row["unit"]).translate(PLAIN), percent(row["agreement"]).translate(PLAIN),
             f"{row['ms']:.3f}", f"{row['predicted_ms']:.3f}", speed(row["faster"]).translate(PLAIN),
-            megabytes(row["bytes"]).translate(PLAIN), f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
+            megabytes(row["bytes"], sizes).translate(PLAIN), f"{row['weight_bits']:.2f}", "yes" if row["front"] else "",
         )  # fmt: skip
     out.print(table)
     for row in points:

@@ -21,17 +21,27 @@ def sweep(request: SweepRequest) -> None:
 
     with drawn() as progress:
         rows = execute(request, progress)["rows"]
-    table = Table("model", "target", "recipe", "bits", "end", "accuracy", "agreement", "codes wrong", "file", "than float")
+    about = ("model", "target", "recipe", "bits")
+    alike = {name: rows[0][name] for name in about if len(rows) > 1 and len({str(row[name]) for row in rows}) == 1}
+    varied, sizes = [name for name in about if name not in alike], [row.get("bytes") for row in rows]
+    scored, timed = any(row.get("quantized") is not None for row in rows), any(row.get("faster") for row in rows)
+    figures = [*(["accuracy"] if scored else []), "agreement", "codes wrong", "file", *(["than float"] if timed else [])]
+    table = Table(*varied, "end", *figures)
     for row in rows:
-        about = [str(row[key] or "") for key in ("model", "target", "recipe", "bits")]
+        names = [str(row[name] or "") for name in varied]
         if "faster" not in row:
-            table.add_row(*about, f"{row['end']}: {row['why']}")
+            table.add_row(*names, f"{row['end']}: {row['why']}")
             continue
-        table.add_row(
-            *about, row["end"], measured(row["quantized"], row["unit"]).translate(PLAIN),
-            percent(row["agreement"]).translate(PLAIN), f"{row['codes_wrong']}", megabytes(row["bytes"]).translate(PLAIN),
-            ", ".join(speed(ratio).translate(PLAIN) for ratio in row["faster"].values()),
-        )  # fmt: skip
+        cells = {
+            "accuracy": measured(row["quantized"], row["unit"]),
+            "agreement": percent(row["agreement"]),
+            "codes wrong": f"{row['codes_wrong']}",
+            "file": megabytes(row["bytes"], sizes),
+            "than float": ", ".join(map(speed, row["faster"].values())),
+        }
+        table.add_row(*names, row["end"], *(cells[name].translate(PLAIN) for name in figures))
+    if said := ", ".join(f"{name} {value}" for name, value in alike.items() if value):
+        out.print(f"All rows: {said}.", soft_wrap=True)
     out.print(table)
     out.print(f"Report: {request.out}/report.html")
     bad = Counter(row["end"] for row in rows if row["end"] not in ("right", "refused"))

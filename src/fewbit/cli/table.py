@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-WHOLE = 16  # characters of a word that is never cut; longer ones, as paths are, go on in the next line
+FIGURE, NAME = 16, 9  # characters of a figure and of another word that are never parted; paths go on in the next line
 
 
 class Table(table.Table):
@@ -18,7 +18,7 @@ class Table(table.Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = [[console.render_str(str(text)).plain for text in (one.header, *one.cells)] for one in self.columns]
         longest = [max(cell_len(line) for text in texts for line in text.split("\n")) for texts in columns]
-        least = [min(WHOLE, max(cell_len(word) for text in texts for word in text.split() or [""])) for texts in columns]
+        least = [max(_least(word) for text in texts for word in text.split() or [""]) for texts in columns]
         room = options.max_width - 3 * len(columns) - 1
         if sum(least) > room:
             yield Text("\n".join(self._lines(columns)), overflow="fold")
@@ -40,3 +40,8 @@ class Table(table.Table):
             for (name, *_), value in zip(columns, values, strict=True):
                 if value:
                     yield f"{name}: {value}" if name else value
+
+
+def _least(word: str) -> int:
+    """The narrowest column for a word."""
+    return min(cell_len(word), FIGURE if word.lstrip("+-(<>")[:1].isdigit() else NAME)

@@ -163,10 +163,11 @@ def small_and_fast(report: Json) -> Card:
     sizes, timings, question = report.get("size"), report.get("latency") or {}, "Is it small and fast?"
     big, small, lines, loud = "not exported", "", list[str](), list[str]()
     if sizes:
-        before, after = (megabytes(sizes[name]) for name in ("float_bytes", "onnx_bytes"))
+        both = sizes["float_bytes"], sizes["onnx_bytes"]
+        before, after = (megabytes(of_file, both) for of_file in both)
         unit = after[after.rindex(UNIT) :]
         big = f"{before.removesuffix(unit)} → {after}"
-        small = size(sizes["float_bytes"], sizes["onnx_bytes"])
+        small = size(*both)
         lines.append(f"ONNX files; {sizes['average_weight_bits']:.2f} bits a weight.")
     for runtime, row in timings.items():
         faster = paired_speed(row["float_ms"], row["quantized_ms"], row["ratio"])

@@ -47,6 +47,7 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
     chosen, refused = chosen_and_refused(report.get("fallbacks") or ())
     losing = tables.get("sensitivity") or ()
     modules = {op: {"module": row["module"], "module_share": row["loss_share"]} for row in losing for op in row["ops"]}
+    files = tables.get("size") or ()
     rows = {
         "fallbacks": refused,
         "chosen": chosen,
@@ -58,7 +59,7 @@ def joined(report: Json, tables: Json) -> dict[str, Any]:
         "seconds": [{"stage": stage, "seconds": value} for stage, value in (report.get("seconds") or {}).items()],
         "run": [{**run, "peak memory, bytes": report.get("peak_memory_bytes"), **dict.fromkeys(APART)}] if run else [],
         "kernels": [row] if (row := tables.get("kernels")) else [],
-        "size": [{**row, "weighs": megabytes(row["bytes"])} for row in tables.get("size") or ()],
+        "size": [{**row, "weighs": megabytes(row["bytes"], [one["bytes"] for one in files])} for row in files],
         "runs": [_run(row) for row in tables.get("runs") or ()],
         **{key: _flipped(tables.get(key) or ()) for key in ("attention", "flips")},
     }

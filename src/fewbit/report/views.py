@@ -75,15 +75,20 @@ class Column:
         heading, *rest = words.split(":")
         return Column(heading, *rest) if rest else Column(heading, heading)
 
-    def cell(self, row: Json) -> Block:
-        """The text, the number by which the column is sorted, and the names where there are several."""
+    def cell(self, row: Json, rows: Rows) -> Block:
+        """The text, the number by which the column is sorted, and the names where there are several. Sizes are in one unit in
+        all `rows`.
+        """
         value: Any = row.get(self.key)
         many = self.format == "sites" and isinstance(value, (list, tuple)) and len(value) > 1
         if many:
             return {"text": places(value), "sort": len(value), "names": list(map(number, value))}
         plain = isinstance(value, (int, float)) and math.isfinite(value)
         unit = str(row.get("unit", "%"))
-        text = MEASURES[self.format](value, unit) if self.format in MEASURES else FORMATS[self.format](value)
+        if self.format == "MB":
+            text = megabytes(value, [one.get(self.key) for one in rows])
+        else:
+            text = MEASURES[self.format](value, unit) if self.format in MEASURES else FORMATS[self.format](value)
         return {"text": text, "sort": value if plain else None, "names": ()}
 
 
@@ -117,7 +122,7 @@ class Table:
         if not rows or not columns:
             return None
         head = [{"text": c.heading, "right": c.format not in TEXT} for c in columns]
-        cells = [[c.cell(row) for c in columns] for row in rows]
+        cells = [[c.cell(row, rows) for c in columns] for row in rows]
         return {"kind": "table", "head": head, "rows": cells, "search": self.search, "folded": len(rows) > FOLDED}
 
 

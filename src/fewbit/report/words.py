@@ -82,11 +82,15 @@ def share(value: float | None) -> str:
     return percent(None if value is None else 100 * value)
 
 
-def megabytes(value: float | None) -> str:
-    """Bytes in MB, below 10 kB in kB (powers of ten), below 1 kB one by one: two digits that say something, or more."""
-    if value is None or abs(value) < 1_000:
-        return number(value) if value is None else f"{value:.0f}{UNIT}B"
-    return f"{value / 1e3:.2f}{UNIT}kB" if abs(value) < 10_000 else f"{value / 1e6:.{2 if value >= 1e5 else 3}f}{UNIT}MB"
+def megabytes(value: float | None, beside: Sequence[float | None] = ()) -> str:
+    """Bytes in MB, below 1 MB in kB (powers of ten), below 1 kB one by one: three digits or more. What stands `beside` others
+    is in the unit of the smallest of them that is not 0.
+    """
+    if value is None:
+        return number(value)
+    smallest = min((abs(one) for one in (value, *beside) if one), default=0)
+    power, unit = next(((power, unit) for power, unit in ((1e6, "MB"), (1e3, "kB")) if smallest >= power), (1, "B"))
+    return f"{value / power:,.{0 if unit == 'B' else 2}f}{UNIT}{unit}"
 
 
 def interval(value: Sequence[Any] | None) -> str:
