@@ -15,7 +15,8 @@ from fewbit.data.shares import halves
 from fewbit.errors import BadImages, FewbitFailed
 from fewbit.files import read_json
 from fewbit.onnx_file import load_proto
-from fewbit.report.answers import good
+from fewbit.report.answers import good, not_as_requested
+from fewbit.report.goals import missed
 from fewbit.request import Request
 from fewbit.run import quantize
 from fewbit.stages.settle import FILE, Walk, said
@@ -178,8 +179,22 @@ def test_a_killed_walk_goes_on_from_the_files_that_it_has_measured(
 
 @pytest.mark.slow
 def test_where_no_file_is_within_the_limit_the_nearest_is_written_and_fails(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(FewbitFailed, match=r"fell by 0\.\d+ points; --max-drop allows 0\."):
+    with pytest.raises(FewbitFailed, match=r"fell by 0\.\d+ points; --max-drop allows 0\.") as failed:
         run(images, tmp_path / "run", max_drop=0.0)
+    assert read_json(tmp_path / "run" / "report.json")["missed"] == [str(failed.value)]
     rows = read_json(tmp_path / "run" / "tables.json")["goal"]
     assert not any(row["within"] for row in rows)
     assert [row["drop"] for row in rows if row["taken"]] == [min(row["drop"] for row in rows)]
+
+
+def test_a_limit_that_the_scored_images_exceed_is_in_the_report_and_raised(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(FewbitFailed) as failed:
+        run(images, tmp_path / "run", max_drop=0.0, time="0.001s", quick=True, calibration=8)
+    report = read_json(tmp_path / "run" / "report.json")
+    drop = 100 - report["accuracy"]["agreement"]
+    (said,) = report["missed"]
+    assert str(failed.value) == said
+    assert f"fell by {drop:.2f} points; --max-drop allows 0." in said
+    assert report["missed"] == missed(report, 0.0, False)
+    assert said in not_as_requested(report).loud
+    assert "not kept" in (tmp_path / "run" / "report.html").read_text()

@@ -23,7 +23,7 @@ from fewbit.core.pages import give_back
 from fewbit.errors import BadImages
 from fewbit.folder import Workplace, checked
 from fewbit.progress import Lines, Progress
-from fewbit.report.goals import fail_on_drop, fail_on_time
+from fewbit.report.goals import fail_on_missed
 from fewbit.request import Request
 from fewbit.unfinished import Unfinished
 from fewbit.workers import LOCAL, Workers, opened
@@ -87,8 +87,7 @@ def quantize(
     if progress is None and hasattr(sys, "ps1"):  # a notebook, or Python's prompt
         progress = Lines()
     result = execute(Request(model=model, images=images, **options), progress)
-    fail_on_drop(result.report["accuracy"], options.get("max_drop"))
-    fail_on_time(result.report, options.get("must_pay", False))
+    fail_on_missed(result.report)
     return result
 
 

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from fewbit.report import answers, figures, page, scale, views, words
+from fewbit.report.answers import not_as_requested
 from fewbit.report.figures import Bars, Heatmap, Histogram, Points
 from fewbit.report.scale import Axis
 from fewbit.report.sections import LOG_VIEWS, SECTIONS, Section
@@ -782,6 +783,18 @@ def test_a_share_of_work_that_nobody_has_counted_is_not_0() -> None:
     text = read(report, {}).text
     assert "a step steps no grid 2 ops a b" in text.replace("  ", " ")
     assert "a step steps no grid 2 ops a b 25.00" not in text.replace("  ", " ")
+
+
+def test_a_missed_goal_is_not_as_requested() -> None:
+    report, _ = canned()
+    report["missed"] = ["top-1 accuracy fell by 7.23 points; --max-drop allows 0.001."]
+    card = not_as_requested(report)
+    assert (card.big, card.small, card.word, card.mood) == ("1", "missed goal, 37 fallbacks", "not kept", "bad")
+    assert card.loud == report["missed"]
+    assert "not kept 1 missed goal, 37 fallbacks" in read(report, {}).text
+    card = not_as_requested({**report, "fallbacks": []})
+    assert (card.big, card.small) == ("1", "missed goal")
+    assert (not_as_requested({}).big, not_as_requested({}).word) == ("nothing", "")
 
 
 def test_a_file_that_is_larger_is_not_called_smaller() -> None:

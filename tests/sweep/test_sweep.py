@@ -19,6 +19,7 @@ from fewbit.cli import app
 from fewbit.errors import BadFile, BadModel, FewbitError, InUse, Stopped
 from fewbit.files import read_json, write_json
 from fewbit.folder import checked, seal
+from fewbit.report.goals import missed
 from fewbit.report.matrix import flat, render
 from fewbit.request import Request, SweepRequest
 from fewbit.sweep import execute, row
@@ -30,12 +31,21 @@ TEXT = 'models = ["demo", "demo:resnet20"]\ntargets = ["ort-x86-vnni", "ort-x86-
 
 def report(bits: str, problems: list[str]) -> dict[str, Any]:
     """What a report.json has of what a row says."""
-    accuracy = {"measure": "top-1 accuracy", "unit": "%", "float": 90.0, "quantized": 89.0, "agreement": 97.0}
+    accuracy = {"measure": "top-1 accuracy", "unit": "%", "float": 90.0, "quantized": 89.0, "agreement": 97.0, "why": ""}
     return {
         "bits": bits,
         "accuracy": {**accuracy, "interval": [-2.0, 0.5]},
         "verify": {"problems": problems, "codes_wrong": len(problems), "codes_compared": 1000},
         "size": {"onnx_bytes": 1_500_000, "float_bytes": 6_000_000},
+        "pays": {
+            "pays": False,
+            "ratio": 1.01,
+            "interval": [1.0, 1.02],
+            "ms": 1.25,
+            "runtime": "onnxruntime",
+            "float_ms": 1.26,
+            "float_runtime": "onnxruntime",
+        },
         "latency": {"onnxruntime": {"ratio": 2.0, "quantized_ms": 1.25}, "openvino": {"ratio": 0.5, "quantized_ms": 4.0}},
         "integer_share": 0.75,
         "fallbacks": [{"kind": "chosen"}, {"kind": "site"}, {"kind": "chosen"}, {"kind": "accumulator"}],
@@ -54,7 +64,8 @@ class Runs:
         problems = self.instead(request) or []
         self.made.append(f"{request.model} {request.target} {request.bits}")
         assert request.out is not None
-        write_json(request.out / "report.json", report(str(request.bits), problems))
+        found = report(str(request.bits), problems)
+        write_json(request.out / "report.json", {**found, "missed": missed(found, request.max_drop, request.must_pay)})
         write_json(request.out / "plan.json", {})
         seal(request.out)
 
@@ -157,6 +168,23 @@ def test_what_ends_a_row_is_told_in_words_and_only_a_refusal_is_kept(runs: Runs)
         ("refused", rows[6]["why"]),
     ]
     assert seen[6:] == ["again"] * 3  # the two that were no fault of the row, and the one that was killed
+
+
+def test_a_row_that_misses_a_goal_of_its_options_is_not_right(runs: Runs) -> None:
+    runs.instead = lambda request: ["a:weight: 1 code is not the plan's"] if request.bits == "4" else None
+    Path("a.toml").write_text('models = ["demo"]\ntargets = ["ort-x86-vnni"]\nbits = [8, 4]\n[options]\nmax_drop = 0.5\n')
+    row, both = swept()
+    fell = "top-1 accuracy fell by 1.00 points; --max-drop allows 0.5. The change is -2.00 to 0.50 (95 %)."
+    assert (row["end"], row["why"]) == ("missed", fell)
+    assert (both["end"], both["why"]) == ("wrong", f"a:weight: 1 code is not the plan's; {fell}")
+    assert [line["end"] for line in csv.DictReader(Path("sweep/rows.csv").read_text().splitlines())] == ["missed", "wrong"]
+    assert fell in Path("sweep/report.html").read_text()
+    runs.instead = lambda request: None
+    for option, ends in (("max_drop = 1.0", ["right"]), ("must_pay = true", ["missed"])):
+        Path("a.toml").write_text(f'models = ["demo"]\ntargets = ["ort-x86-vnni"]\n[options]\n{option}\n')
+        rows = swept(out=Path(option[:8]))
+        assert [found["end"] for found in rows] == ends
+    assert rows[0]["why"].startswith("--must-pay asks for 2 % faster in paired rounds, and the file is 1.01 × faster")
 
 
 def test_a_row_waits_for_the_end_of_who_was_at_it(runs: Runs, monkeypatch) -> None:

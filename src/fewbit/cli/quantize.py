@@ -16,7 +16,7 @@ from fewbit.request import Request
 @options(Request, out=Path("run"))
 def quantize(request: Request) -> None:
     """Quantize a model, verify it in the runtime and write a run folder with its report."""
-    from fewbit.report.goals import fail_on_drop, fail_on_time
+    from fewbit.report.goals import fail_on_missed
     from fewbit.run import execute
 
     with drawn() as progress:
@@ -24,5 +24,4 @@ def quantize(request: Request) -> None:
     show_answers(dict(result.report))
     out.print(f"Report: {result.folder / PAGE}")
     fail_on_wrong(result.report["verify"], result.report)
-    fail_on_drop(result.report["accuracy"], request.max_drop)
-    fail_on_time(result.report, request.must_pay)
+    fail_on_missed(result.report)

@@ -204,7 +204,8 @@ def unpaid(paid: Json) -> str:
 
 
 def not_as_requested(report: Json) -> Card:
-    """Fallbacks; what was left in float on purpose is told apart from them."""
+    """Goals that were missed, and fallbacks; what was left in float on purpose is told apart from them."""
+    question, missed = "What is not as requested?", report.get("missed") or ()
     rows, integer = report.get("fallbacks") or (), report.get("integer_share")
     chosen, refused = chosen_and_refused(rows)
     lines = [] if integer is None else [f"{share(integer)} of the multiply-accumulates run in integers."]
@@ -222,8 +223,9 @@ def not_as_requested(report: Json) -> Card:
         lines.append(f"{places([*islands])} stayed float.")
     for group in grouped(chosen, ("why",)):
         lines.append(f"{places(group['site'])} left in float on purpose: {group['why']}.")
-    big, small = (f"{len(refused):,}", "fallback" if len(refused) == 1 else "fallbacks") if refused else ("nothing", "")
-    return Card("What is not as requested?", big, small, lines)
+    counts = [plural(len(what), word) for what, word in ((missed, "missed goal"), (refused, "fallback")) if what]
+    big, _, small = (", ".join(counts) or "nothing").partition(" ")
+    return Card(question, big, small, lines, missed, *(("not kept", "bad") if missed else ()))
 
 
 def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:

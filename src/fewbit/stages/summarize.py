@@ -24,6 +24,7 @@ from fewbit.observe.outliers import outliers
 from fewbit.onnx_file import bytes_of
 from fewbit.progress import Progress
 from fewbit.report import tables
+from fewbit.report.goals import missed
 from fewbit.report.rows import looked_at, tables_of, thumbnails
 from fewbit.request import Request
 from fewbit.request.command import sensitivity_command
@@ -45,7 +46,7 @@ def summarize(
     timings: Sequence[Latency], loads: Sequence[Load], known: Mapping[str, Any] | None,
     curve: Sequence[Mapping[str, Any]], inputs: Inputs, calibration: Images, judged: Images, scored: Images,
     attempts: Sequence[Mapping[str, Any]], sensitive: Sequence[Mapping[str, Any]], sample: Tensor,
-    identity: Mapping[str, Any], request: Request, folder: Path, progress: Progress,
+    identity: Mapping[str, Any], asked: Request, request: Request, folder: Path, progress: Progress,
 ) -> tuple[Mapping[str, Any], Plan]:  # fmt: skip
     """report.json, and the plan with fallbacks from the measurements; writes report.json, tables.json and run.json."""
     rules = linted(folder / MODEL, request.hardware)
@@ -79,6 +80,7 @@ def summarize(
         "calibration": {"source": calibration.source, **verdict, "seen": known},
         "seconds": dict(progress.seconds),
     }
+    summary["missed"] = missed(summary, asked.max_drop, asked.must_pay)
     chosen_by = judged.pixels if attempts else ()
     seen = {**record, "calibrated_on": [pixels.hex() for pixels in (*calibration.pixels, *chosen_by)]}
     for name, value in ((RECORD, seen), (REPORT, summary), (TABLES, rows)):

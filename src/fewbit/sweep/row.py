@@ -87,9 +87,10 @@ def _measured(folder: Path) -> Found:
     checked(folder)
     report = read_json(folder / REPORT)
     accuracy, check, size = report["accuracy"], report["verify"], report["size"]
+    problems, missed = check["problems"], report["missed"]
     return {
-        "end": "wrong" if check["problems"] else "right",
-        "why": "; ".join(check["problems"]),
+        "end": "wrong" if problems else "missed" if missed else "right",
+        "why": "; ".join((*problems, *missed)),
         "bits": report["bits"],
         **{key: accuracy[key] for key in ("measure", "unit", "float", "quantized", "agreement", "interval")},
         "codes_wrong": check["codes_wrong"],
