@@ -84,6 +84,9 @@ def test_the_layer_that_integers_ruin_is_left_float_and_no_other(found) -> None:
     assert (second["changes"], second["within"], second["taken"]) == ({"keep_float": ["b"]}, True, True)
     assert found.plan.exemptions == ("b",)
     assert set(found.plan.integer_ops) == {"a", "c", "d"}
+    (left,) = [row for row in found.report["fallbacks"] if row["kind"] == "chosen"]
+    assert (left["site"], left["why"]) == ("b", "in float by --max-drop")
+    assert found.report["exemptions"] == []  # nobody asked for it
     assert 100 - found.report["accuracy"]["agreement"] <= 12
     assert second["what"] == "recipe minmax, float: b"
     note = found.report["goal"]

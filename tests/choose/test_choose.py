@@ -177,6 +177,16 @@ def test_keep_float_leaves_the_op_float_and_says_so(vit, pattern):
     assert plan.exemptions == (pattern,)
 
 
+def test_an_op_in_float_has_the_reason_of_the_option_that_left_it_there(vit):
+    limit, given = ("blocks.0.fc1",), Bits(8, 8, floats=("head",))
+    plan = vit.plan("ort-x86-vnni", keep_float=["*.fc2", *limit], float_by_limit=limit, bits=given)
+    assert {r.site: r.why for r in plan.fallbacks if r.site in ("blocks.0.fc1", "blocks.0.fc2", "head")} == {
+        "blocks.0.fc1": "in float by --max-drop",
+        "blocks.0.fc2": "kept float on request (--keep-float)",
+        "head": "kept float on request (--bits)",
+    }
+
+
 def test_what_joins_a_convolution_kept_float_stays_float(conv_net):
     plan = conv_net.plan("ort-x86-vnni", keep_float=["b"])
     assert plan.integer_ops == ("stem", "depth", "a", "head")

@@ -67,6 +67,7 @@ class Context:
     synthetic: LabelledImages | None = None
     real_images: bool = True
     keep_float: tuple[str, ...] = ()
+    float_by_limit: tuple[str, ...] = ()
     everything: bool = False
     slower: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
@@ -90,7 +91,7 @@ class Context:
             answer = allowed(
                 self.graph, self.target, weight_bits=self.widths.weights, activation_bits=self.widths.activations,
                 widths=self.widths.ops, keep_float=self.exemptions, everything=self.everything,
-                slower=self.slower, apart=kept,
+                slower=self.slower, apart=kept, because=self._because,
             )  # fmt: skip
             more = apart(self.graph, self.target, answer, self.stats)
             if not more:
@@ -100,8 +101,14 @@ class Context:
 
     @property
     def exemptions(self) -> tuple[str, ...]:
-        """Patterns of what stays float on request."""
+        """Patterns of what stays float on request, or by the limit of the drop (`float_by_limit`)."""
         return (*self.keep_float, *self.widths.floats)
+
+    @property
+    def _because(self) -> dict[str, str]:
+        """Why a pattern of `exemptions` stays float, where it is not by --keep-float."""
+        by_bits = dict.fromkeys(self.widths.floats, "kept float on request (--bits)")
+        return {**by_bits, **dict.fromkeys(self.float_by_limit, "in float by --max-drop")}
 
     @property
     def count(self) -> int:

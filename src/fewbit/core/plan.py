@@ -97,8 +97,8 @@ class Fallback:
     """What was requested and what the target got instead; `macs_share` of the multiply-accumulates is touched (0 to 1; None:
     nobody has counted).
 
-    `kind` is its subject: a site or op, one that stays float on request or because that is faster (chosen: nothing was
-    refused), a narrower grid that an accumulator needs, the calibration images, kernels that were not fused, or a
+    `kind` is its subject: a site or op, one that stays float on request, by --max-drop or because that is faster (chosen:
+    nothing was refused), a narrower grid that an accumulator needs, the calibration images, kernels that were not fused, or a
     runtime or a machine that is not here.
     """
 

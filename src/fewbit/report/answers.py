@@ -229,7 +229,7 @@ def not_as_requested(report: Json) -> Card:
 
 
 def chosen_and_refused(rows: Iterable[Json]) -> tuple[list[Json], list[Json]]:
-    """The rows of what is in float because that is faster or was asked for, and those of what could not be had."""
+    """The rows of what is in float on purpose (faster, asked for, or by --max-drop), and those of what could not be had."""
     rows = list(rows)
     return [row for row in rows if row.get("kind") == "chosen"], [row for row in rows if row.get("kind") != "chosen"]
 

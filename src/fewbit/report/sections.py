@@ -44,7 +44,7 @@ FALLBACKS = (
     )),
     Section("What is in float on purpose", "chosen", (
         Table(("why", "where:site:sites", "share of the work:macs_share:share"), group=("why",)),
-    ), "Because that is faster on this target, or because it was asked for."),
+    ), "Because that is faster on this target, because it was asked for, or because --max-drop found that it loses too much."),
     Section("Behind the last layers", "behind", (
         Table(("function", "runs in:how", "nodes:nodes:#", "why")),
     ), "Functions that decode, select or enlarge the outputs of the last layers. They stay float where integers gain nothing."),

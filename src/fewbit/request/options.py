@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
     model_validator,
 )
 
@@ -251,6 +252,13 @@ class Planned(Options):
         default=False,
         description="Leave float what loses time in integers by the measured milliseconds of its ops on this machine.",
     )
+
+    _float_by_limit: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def float_by_limit(self) -> tuple[str, ...]:
+        """Those of `keep_float` that nobody asked for: the search for `max_drop` put them there."""
+        return self._float_by_limit
 
     @cached_property
     def widths(self) -> Bits | Mixed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -74,6 +75,15 @@ class Request(Planned):
 
     def key(self) -> dict[str, Any]:
         return {name: value for name, value in super().key().items() if self.drops or name != "max_drop"}
+
+    def changed(self, changes: Mapping[str, Any]) -> Request:
+        """The request of a file that is tried for `max_drop`: with changes, and without that limit and the one of time. What
+        it keeps in float beyond this one is by `max_drop`.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set - {"max_drop", "time"}}
+        request = Request(**{**given, **changes})
+        request._float_by_limit = tuple(name for name in request.keep_float if name not in self.keep_float)
+        return request
 
 
 class SensitivityRequest(Planned):

@@ -181,8 +181,7 @@ class Walk:
 
     def request(self, changes: Mapping[str, Any]) -> Request:
         """What was asked, with changes and without the limit."""
-        given = {name: getattr(self.asked, name) for name in self.asked.model_fields_set - {"max_drop", "time"}}
-        return Request(**{**given, **changes})
+        return self.asked.changed(changes)
 
     def best(self) -> Row:
         """The fastest row within the limit; where there is none that with the smallest drop."""

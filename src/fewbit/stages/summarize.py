@@ -97,7 +97,7 @@ def _summary(graph: Graph, plan: Plan, timings: Sequence[Latency], request: Requ
         "target": plan.target,
         "recipe": plan.recipe,
         "bits": plan.bits,
-        "exemptions": list(plan.exemptions),
+        "exemptions": [pattern for pattern in plan.exemptions if pattern not in request.float_by_limit],
         "size": tables.size(graph, plan, sizes),
         "latency": tables.latency(timings, request.hardware.runtime, plan),
         "pays": tables.pays(timings, request.hardware.runtime, plan),

@@ -33,7 +33,8 @@ def context_of(graph: Graph, stats: Stats, request: Planned, **more: Any) -> Con
     bits = request.widths
     return Context(
         graph, stats, request.hardware, bits if isinstance(bits, Bits) else Bits(), keep_float=tuple(request.keep_float),
-        everything=request.everything, name=request.recipe_name, seed=request.seed, **more,
+        float_by_limit=request.float_by_limit, everything=request.everything, name=request.recipe_name, seed=request.seed,
+        **more,
     )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def allowed(
     everything: bool = False,
     slower: Mapping[str, str] = MappingProxyType({}),
     apart: Mapping[str, str] = MappingProxyType({}),
+    because: Mapping[str, str] = MappingProxyType({}),
 ) -> Allowed:
     """Which ops of a graph run in integers on a target, and the grid of every site that they read.
 
@@ -66,9 +67,10 @@ def allowed(
     `widths` are ops (by name) whose weight and activations have another width, or one each; a tensor that several ops read has
     the largest width that one of them asks for, or, where it is named itself as a site, its own.
     `keep_float` are patterns of ops (`blocks.3.mlp.*`) or, with a colon, of sites (`head:input`), whose readers stay float;
-    what would be float without them keeps the reason that it has then. `everything` also takes the ops that the target can
-    run in integers and runs faster in float; `slower` are ops, by name, that lose time there, `apart` those whose numbers speak
-    against it, and why. Raises UnknownName for a pattern that matches nothing.
+    what would be float without them keeps the reason that it has then, and `because` has that of patterns that are none of
+    --keep-float. `everything` also takes the ops that the target can run in integers and runs faster in float; `slower` are
+    ops, by name, that lose time there, `apart` those whose numbers speak against it, and why. Raises
+    UnknownName for a pattern that matches nothing.
     """
     for pattern in keep_float:
         if not any(matches(op, (pattern,)) for op in graph.ops):
@@ -81,7 +83,8 @@ def allowed(
             graph, target, weight_bits=weight_bits, activation_bits=activation_bits, widths=widths, everything=everything,
             slower=slower, apart=apart,
         )  # fmt: skip
-        fallbacks += _kept(graph, kept, without)
+        reasons = {pattern: because.get(pattern, "kept float on request (--keep-float)") for pattern in keep_float}
+        fallbacks += _kept(graph, kept, without, reasons)
     grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for follows in (False, True):
@@ -151,12 +154,15 @@ def _all_entries(
     return entries, fallbacks
 
 
-def _kept(graph: Graph, kept: Sequence[str], without: Allowed) -> list[Fallback]:
-    """Fallbacks of ops that are kept in float: on request those that are in integers `without` it, others as they are there."""
-    why, found = "kept float on request (--keep-float)", []
+def _kept(graph: Graph, kept: Sequence[str], without: Allowed, why: Mapping[str, str]) -> list[Fallback]:
+    """Fallbacks of ops that are kept in float: those that are in integers `without` it by the first pattern of `why` that is
+    theirs, others as they are there.
+    """
+    found: list[Fallback] = []
     for name in kept:
         if name in without.integer_ops:
-            found.append(_fallback(graph, graph.op(name), why, "chosen"))
+            op = graph.op(name)
+            found.append(_fallback(graph, op, next(why[pattern] for pattern in why if matches(op, [pattern])), "chosen"))
         else:
             found += [row for row in without.fallbacks if row.site == name and row.actual == "float"]
     return found
