@@ -435,6 +435,17 @@ def test_an_embeddings_neighbours_are_those_of_all_pairs():
     assert meter.rating(()).agreement == 100
 
 
+@pytest.mark.parametrize(("images", "k"), [(3, 0), (4, 0), (5, 2), (10, 4), (12, 5), (20, 9), (21, 10), (40, 10)])
+def test_a_recall_has_its_own_number_and_could_have_been_lower(images, k):
+    x = noise(images, 8, seed=0)
+    meter = named("embed", ("y", (8,))).meter(None)
+    meter.add([x], [noise(images, 8, seed=1)])
+    rows = {row["what"]: row["agreement"] for row in meter.rating(()).rows if row["what"].startswith("recall")}
+    x, y = (torch.nn.functional.normalize(noise(images, 8, seed=seed)) for seed in (0, 1))
+    assert rows == ({f"recall at {k}": pytest.approx(100 * float(recall(x, y, k).mean()))} if k else {})
+    assert all(share < 100 for share in rows.values())
+
+
 def test_the_psnr_of_a_picture_is_torchmetrics(tmp_path):
     task = named("restore", ("y", (3, 16, 16)))
     x, y = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
