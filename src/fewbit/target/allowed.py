@@ -83,8 +83,8 @@ def allowed(
             graph, target, weight_bits=weight_bits, activation_bits=activation_bits, widths=widths, everything=everything,
             slower=slower, apart=apart,
         )  # fmt: skip
-        reasons = {pattern: because.get(pattern, "kept float on request (--keep-float)") for pattern in keep_float}
-        fallbacks += _kept(graph, kept, without, reasons)
+        options = {pattern: because.get(pattern, "kept float on request (--keep-float)") for pattern in keep_float}
+        fallbacks += _kept(graph, kept, without, options)
     grids: dict[str, AllowedGrids] = {}
     rules: dict[str, OpRule] = {}
     for follows in (False, True):
