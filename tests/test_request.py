@@ -321,7 +321,7 @@ def test_each_name_of_a_model_has_one_form_which_can_be_read(ref: str, form: mod
     assert form.text in (Request.model_fields["model"].description or "")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1h", 3600), ("1.5 h", 5400), ("0s", 0)])
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1h", 3600), ("1.5 h", 5400), ("0.001s", 0.001)])
 def test_time_is_read(text, seconds):
     assert parse_time(text) == seconds
 
@@ -330,6 +330,13 @@ def test_time_is_read(text, seconds):
 def test_time_that_is_not_understood_says_what_is_allowed(text):
     with pytest.raises(FewbitError, match="allowed are seconds, minutes and hours: 90s, 10min, 1h"):
         parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["0s", "0.0min", "00h"])
+@pytest.mark.parametrize(("kind", "options"), [(Request, {"recipe": "best"}), (Request, {"max_drop": 1}), (SearchRequest, {})])
+def test_no_time_at_all_is_refused_with_what_is_allowed(kind, options, text):
+    with pytest.raises(FewbitError, match=f"^--time {text} leaves no time; allowed is more than 0, as in 90s, 10min, 1h"):
+        kind(model="demo", time=text, **options)
 
 
 REQUESTS = (Request, SensitivityRequest, SearchRequest, SweepRequest, EvaluateRequest, VerifyRequest, BenchRequest)

@@ -119,7 +119,7 @@ def json_text(value: object) -> str:
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises BadFile where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # as an editor may have saved it
     except FileNotFoundError as error:
         raise BadFile(f"{path} does not exist; is {path.parent} a folder that `fewbit quantize` wrote?") from error
     except OSError as error:

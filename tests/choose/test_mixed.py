@@ -334,3 +334,5 @@ def test_widths_come_back_from_a_file(tmp_path):
     bits = Bits(8, 7, {"a:weight": 10}, floats=("b",))
     (tmp_path / "p.json").write_text(json.dumps(bits.to_json()))
     assert dataclasses.replace(read_bits(tmp_path / "p.json"), asked="") == bits
+    (tmp_path / "p.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "p.json").read_bytes())  # as some editors save it
+    assert dataclasses.replace(read_bits(tmp_path / "p.json"), asked="") == bits

@@ -394,3 +394,32 @@ def test_bad_items_are_left_out_and_floats_that_look_like_pixels_are_told() -> N
     assert "2 of list cannot be read" in images.notes[0]
     assert "taken as they are" in open_images([torch.rand(3, 8, 8)], TINY).notes[0]
     assert not open_images(list(INPUTS), TINY).notes
+
+
+def test_files_of_a_list_that_are_not_there_are_refused_before_a_model_is_loaded(tmp_path):
+    here, gone = tmp_path / "a.png", tmp_path / "gone.png"
+    Image.new("RGB", (8, 8)).save(here)
+    for source, says in (
+        (
+            [str(here), str(gone)],
+            rf"^images: {gone} does not exist\. Give .*, or leave out what is not there with --skip-bad\.$",
+        ),
+        ([{"image": here}, {"image": gone}], rf"^images: {gone} does not exist"),
+        ([(here, 0), (gone, 1)], rf"^images: {gone} does not exist"),
+        (([here, gone], [0, 1]), rf"^images: {gone} does not exist"),
+        ([gone, gone, here], rf"^images: {gone} does not exist; of 3 images 2 are not there\."),
+        ([tmp_path], rf"^images: {tmp_path} is a folder, and a list is of files; give one folder by itself"),
+    ):
+        with pytest.raises(BadImages, match=says):
+            Request(model="demo", images=source)
+    assert Request(model="demo", images=[here, gone], skip_bad=True).skip_bad
+    with pytest.raises(BadImages, match=r"of 2 images 2 are not there\. Give files of images, or a folder\.$"):
+        Request(model="demo", images=[gone, gone], skip_bad=True)
+    with pytest.raises(BadImages, match=r"^score: .*gone"):
+        Request(model="demo", images=[here], score=[gone])
+    for other in (
+        iter([gone]),
+        Data([str(gone)], transform=Image.open),
+        [np.zeros((8, 8, 3), np.uint8)],
+    ):  # whose items may be names
+        assert Request(model="demo", images=other).images is other

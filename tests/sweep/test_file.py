@@ -63,6 +63,12 @@ def test_torchscript_is_a_model_of_a_sweep_as_of_quantize(folder: Path) -> None:
     assert (row.options["model"], row.refusal) == ("net.pt", "")
 
 
+def test_a_file_with_the_mark_that_some_editors_write_first_is_the_same(folder: Path) -> None:
+    text = 'models = ["demo"]\nrecipes = ["mse"]\n'
+    Path("marked.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert rows_of(Path("marked.toml")) == rows(text)
+
+
 def test_one_model_alone_has_the_defaults_of_quantize(folder: Path) -> None:
     (row,) = rows('models = ["demo"]')
     plain = Request(model="demo")
@@ -132,6 +138,12 @@ def test_a_row_is_another_one_when_its_files_or_options_are(folder: Path) -> Non
         names.append(rows(text)[0].name)
     assert names[0] == names[1]
     assert len(set(names)) == 4
+
+
+def test_a_list_of_images_that_are_missing_is_refused_before_the_work(folder: Path) -> None:
+    says = r"no row can be made: BadImages: images: a does not exist; of 2 images 2 are not there\. Give files of images, or a "
+    with pytest.raises(FewbitError, match=says):
+        rows('models = ["demo"]\n[options]\nimages = ["a", "b"]\n')
 
 
 def test_missing_images_of_one_model_are_refused(folder: Path) -> None:

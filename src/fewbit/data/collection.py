@@ -75,6 +75,31 @@ def check_source(source: Any, name: str = "images") -> None:
             raise BadImages(f"{source} is a '{suffix}' file. {kinds}")
 
 
+def check_files(source: Any, name: str, *, skip_bad: bool) -> None:
+    """Raise BadImages where a list of images, with or without labels, names files that are not there; with `skip_bad` where
+    none is. Nothing is opened.
+    """
+    items = source[0] if is_two_lists(source) else source
+    if not isinstance(items, list | tuple) or not is_collection(source):
+        return
+    paths = [image for image in map(_image_of, items) if isinstance(image, str | Path)]
+    gone = [path for path in paths if not os.path.isfile(path)]
+    if not gone or (skip_bad and len(gone) < len(items)):
+        return
+    several = f"; of {len(items)} images {len(gone)} are not there" if len(gone) > 1 else ""
+    others = ", or leave out what is not there with --skip-bad" if len(gone) < len(items) else ""
+    if os.path.isdir(gone[0]):
+        raise BadImages(f"{name}: {gone[0]} is a folder, and a list is of files; give one folder by itself, or its files.")
+    raise BadImages(f"{name}: {gone[0]} does not exist{several}. Give files of images, or a folder{others}.")
+
+
+def _image_of(item: Any) -> Any:
+    """The image of an item, as a dict or a pair has it."""
+    if isinstance(item, Mapping):
+        return item.get(BY_NAME.of_image(item))
+    return item[0] if isinstance(item, tuple) and len(item) == 2 else item
+
+
 def is_two_lists(source: Any) -> bool:
     """Whether it is (images, labels) of a list of images: the second holds labels alone, which are no images."""
     if not (isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], list | tuple)):

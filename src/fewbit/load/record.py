@@ -19,7 +19,7 @@ def beside(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} is not JSON ({error}); fix it, or remove it and give --mean, --std, ...") from error
     if not isinstance(record, dict):

@@ -55,7 +55,7 @@ def check_preprocess(request: Options) -> None:
 
 def check_images(request: Options) -> None:
     """Raises BadImages where calibration or scored images are missing."""
-    from fewbit.data.collection import check_source
+    from fewbit.data.collection import check_files, check_source
     from fewbit.demo import DEMOS  # models that have images of their own
 
     synthetic, real = request.synthetic
@@ -68,6 +68,7 @@ def check_images(request: Options) -> None:
     for source, name in ((real if synthetic else request.images, "images"), (request.score, "score")):
         if source is not None:
             check_source(source, name)
+            check_files(source, name, skip_bad=request.skip_bad)
 
 
 def check_loader(request: Options, loader: str) -> None:

@@ -118,7 +118,7 @@ def _refusal(row: Row) -> str:
 
 def _read(path: Path) -> _Lists:
     try:
-        return _Lists.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _Lists.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValidationError as error:

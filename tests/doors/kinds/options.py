@@ -83,7 +83,7 @@ OPENED: dict[tuple[str, str], tuple[str, ...]] = {  # options of the commands on
     ("bench", "--runtime"): ("", "nope"),
     ("report", "--beside"): ("", "nope", "flat", "net.py"),
 }
-FREE = {("--keep-float", ""), ("--time", "0s")}  # what may be allowed: nothing is named, a search that ends at once
+FREE = {("--keep-float", "")}  # what may be allowed: nothing is named
 
 
 def cases() -> Iterator[Case]:
