@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fewbit.cli.answers import show_answers
 from fewbit.cli.ending import ending
 from fewbit.cli.table import Table
 from fewbit.cli.terminal import Terminal, plain
@@ -94,6 +95,15 @@ def test_no_command_ends_in_a_traceback_where_there_is_ascii_alone(words: list[s
     said = (done.stdout + done.stderr).decode("ascii")
     assert "Traceback" not in said, said
     assert (done.returncode, "\\u98de" in said) == ((0, False) if "--help" in words else (2, True)), said
+
+
+def test_a_missed_goal_is_the_first_that_the_terminal_says_of_what_is_not_as_requested(capsys) -> None:
+    about = {"model": "m", "target": "t", "recipe": "mse", "bits": "w8a8", "integer_share": 0.5}
+    show_answers({**about, "missed": ["accuracy fell by 7.23 points; --max-drop allows 1."]})
+    said = " ".join(cell.strip() for line in capsys.readouterr().out.splitlines() for cell in line.split("│")[2:3])
+    assert "not kept: 1 missed goal accuracy fell by 7.23 points; --max-drop allows 1. 50.00 % of the multiply" in said
+    show_answers(about)
+    assert "missed" not in capsys.readouterr().out
 
 
 ACT = """

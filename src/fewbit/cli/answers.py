@@ -19,7 +19,7 @@ def show_answers(report: dict[str, Any]) -> None:
     for card in answers(report, {}):
         head = f"{card.word}: {card.big} {card.small}" if card.word else f"{card.big} {card.small}"
         wrong = card.loud if card.mood == "bad" else ()
-        table.add_row(card.question, "\n".join((head.strip(), *card.lines, *wrong)).translate(PLAIN))
+        table.add_row(card.question, "\n".join((head.strip(), *wrong, *card.lines)).translate(PLAIN))
         warnings += [] if wrong else card.loud
     out.print(table)
     for warning in warnings:
