@@ -14,12 +14,15 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.ao.nn.quantizable as quantizable
 import torch.utils._pytree as pytree
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.attention.flex_attention import flex_attention
 from torch.testing._internal.two_tensor import TwoTensor
+from torchvision.models.quantization.resnet import QuantizableBasicBlock
+from torchvision.models.resnet import BasicBlock
 
 from capture.nets import assert_same_function, images
 from fewbit.capture import capture
@@ -798,6 +801,74 @@ def test_a_module_that_was_quantized_before_is_named_and_a_prepared_one_gives_it
     exec(str(error.value).rpartition("model then: ")[2], {"torch": torch, "model": model})
     found, want, x = loaded(model), Plain().eval(), torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(graph_module(found.program)(x), want(x))
+
+
+class Block(nn.Module):
+    """A residual block of torchvision, of those that can be quantized by torch.ao or of the ordinary ones."""
+
+    def __init__(self, ready: bool) -> None:
+        super().__init__()
+        kind = QuantizableBasicBlock if ready else BasicBlock
+        self.block, self.head, stubs = kind(3, 3), nn.Linear(3, 5), torch.ao.quantization
+        self.before, self.after = (stubs.QuantStub(), stubs.DeQuantStub()) if ready else (nn.Identity(), nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.head(self.block(self.before(x)).mean((2, 3))))
+
+
+class Attends(nn.Module):
+    """Attention over the rows of an image."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.attention = kind(24, 4)  # batch_first is another function in torch.ao, which leaves the heads in front
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.permute(2, 0, 1, 3).flatten(2)
+        return self.attention(rows, rows, rows)[0].mean(0)
+
+
+class Recurs(nn.Module):
+    """A recurrence over the rows of an image."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.recurrent = kind(24, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.recurrent(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1]
+
+
+def weights_of(ordinary: nn.Module) -> dict[str, Tensor]:
+    """Weights of one of the nets above, by their names in torch.ao's."""
+    named = dict(ordinary.state_dict())
+    for kind in ("weight", "bias"):
+        if (value := named.get(f"attention.in_proj_{kind}")) is not None:
+            named.update({f"attention.linear_{n}.{kind}": part for n, part in zip("QKV", value.chunk(3), strict=True)})
+        for gates in ("ih", "hh"):
+            if (value := named.pop(f"recurrent.{kind}_{gates}_l0", None)) is not None:
+                named[f"recurrent.layers.0.layer_fw.cell.{gates[0]}gates.{kind}"] = value
+    return named
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(
+    ("ready", "plain"),
+    [
+        (lambda: Block(True), lambda: Block(False)),
+        (lambda: Attends(quantizable.MultiheadAttention), lambda: Attends(nn.MultiheadAttention)),
+        (lambda: Recurs(quantizable.LSTM), lambda: Recurs(nn.LSTM)),
+    ],
+)
+def test_a_float_model_that_is_ready_for_torch_ao_is_the_ordinary_model(ready: Any, plain: Any, tmp_path: Path) -> None:
+    """The oracle is torch's or torchvision's ordinary module with the same weights; the file runs in onnxruntime."""
+    net, ordinary, x = ready(), plain().eval(), images(SIZE, 3)
+    net.load_state_dict(weights_of(ordinary))
+    float_onnx(capture(loaded(net)), tmp_path / "float.onnx", opset=20)
+    session = onnxruntime.InferenceSession(tmp_path / "float.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, ordinary(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_are_no_plain_tensors_are_named() -> None:

@@ -21,7 +21,8 @@ from fewbit.load.ports import image_of, output_values, without_wrapper
 from fewbit.load.regions import WITH_GRADIENTS, WITH_TYPES
 
 PREPARED = ("FakeQuantizeBase", "ObserverBase")  # classes of torch.ao, by name: releases to come are without it
-QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable")
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+SUMS = ("FloatFunctional", "FXFloatFunctional")  # live among them, and compute x + y, x * y, ... in float, without weights
 STRIP = (  # takes fake quantizers and observers out of `model`; the weights that were trained with them stay
     "for m in model.modules(): m._modules.update({n: torch.nn.Identity() for n, c in m.named_children() "
     "if isinstance(c, (torch.ao.quantization.FakeQuantizeBase, torch.ao.quantization.ObserverBase))})"
@@ -37,7 +38,7 @@ def refuse_quantized(module: nn.Module, ref: str) -> None:
     """Raise BadModel where a module, or a weight of it, has been quantized before."""
     for path, part in module.named_modules():
         kind = f"{type(part).__module__}.{type(part).__name__}"
-        if kind.startswith(QUANTIZED):
+        if kind.startswith(QUANTIZED) and type(part).__name__ not in SUMS:
             raise BadModel(
                 f"{ref} has been quantized by torch.ao: {path or 'all of it'} is {kind}, whose weights are rounded and packed. "
                 "Give the float model that it was made from."
