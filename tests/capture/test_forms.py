@@ -48,6 +48,19 @@ def test_a_product_with_a_constant_matrix_is_one_linear(form):
     assert not {"matmul", "mm", "bmm", "addmm", "einsum", "add", "chunk"} & set(found)
 
 
+@pytest.mark.parametrize("form", ["stored", "computed", "with a bias"])
+def test_a_linear_whose_weight_is_a_vector_is_a_product_without_an_axis_of_outputs(form):
+    """As D-FINE takes the mean of a distribution over places."""
+
+    def does(net: Net, x: Tensor) -> Tensor:
+        vector = torch.cat((2 * net.v[:1], net.v[1:])) if form == "computed" else net.v
+        return F.linear(tokens(x), vector, net.v[0] if form == "with a bias" else None)
+
+    found = count(same(Net(does, v=W[:, 0])))
+    assert found["matmul"] == 1
+    assert found["linear"] == 0
+
+
 def test_an_einsum_with_its_weight_first_is_a_linear_on_the_tokens_as_they_are():
     found = count(same(Net(lambda net, x: torch.einsum("oc,btc->bto", net.w.t(), tokens(x)), w=W)))
     assert not {"flatten", "unflatten", "permute"} & set(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,7 @@ def test_a_model_for_images_and_text_is_taken_with_constant_texts(clip, texts):
         torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-4)
     assert not {"text_embeds", "logits_per_text"} & {*found}
     (note,) = loaded.notes
-    assert "gives logits_per_text, text_embeds, text_model_output" in note
-    assert "left out" in note
+    assert "left out: logits_per_text, text_embeds, text_model_output" in note
 
 
 @pytest.mark.parametrize("texts", [2, 6])  # a batch of two or three images divides 6, and each would take some of them
@@ -178,6 +178,54 @@ def test_a_model_that_takes_all_texts_for_each_image_gets_them_repeated(texts, t
             torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-4)
     assert not any(name.startswith("text_model_output") for name in names)
     assert [("input_ids for each image" in note, "left out" in note) for note in loaded.notes] == [(True, False), (False, True)]
+
+
+def test_outputs_with_layers_in_front_are_left_out_where_others_have_the_batch_there(tmp_path, monkeypatch):
+    """As D-FINE and RF-DETR give what each layer of their decoder makes. With nothing else left it is refused."""
+
+    class ViTWithLayers(transformers.ViTForImageClassification):
+        def forward(self, pixel_values=None, **kwargs):
+            logits = super().forward(pixel_values, **kwargs).logits
+            both = {"logits": logits, "intermediate_logits": torch.stack((logits, 2 * logits))}
+            return {name: value for name, value in both.items() if name != "logits" or self.config.num_labels == 5}
+
+    monkeypatch.setattr(sys.modules["transformers"], "ViTWithLayers", ViTWithLayers, raising=False)
+    torch.manual_seed(0)
+    config = {**SIZES, "image_size": 32, "patch_size": 16}
+    net = ViTWithLayers(transformers.ViTConfig(**config, num_labels=5)).eval()
+    loaded, x = load_model(ref := saved(tmp_path / "five", net)), images((3, 32, 32), 3)
+    assert loaded.batch is None
+    assert loaded.notes == (
+        f"{ref} gives outputs whose first dimension is not the batch; they are left out: intermediate_logits.",
+    )
+    torch.testing.assert_close(capture(loaded).module(x), net(x)["logits"], atol=1e-5, rtol=1e-4)
+    net = ViTWithLayers(transformers.ViTConfig(**config, num_labels=4)).eval()
+    with pytest.raises(BadModel, match=r"gives intermediate_logits of shape \(2, batch, 4\)"):
+        load_model(saved(tmp_path / "four", net))
+
+
+@pytest.mark.slow
+def test_rf_detr_gives_its_logits_and_boxes_and_not_those_of_each_layer(tmp_path):
+    torch.manual_seed(0)
+    layers = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "out_indices": [1, 2]}
+    backbone = {
+        "model_type": "rf_detr_dinov2",
+        "image_size": 32,
+        "patch_size": 16,
+        "num_windows": 1,
+        "window_block_indexes": [0],
+    }
+    sizes = {"d_model": 32, "num_queries": 4, "decoder_layers": 2, "decoder_ffn_dim": 64, "group_detr": 1, "num_labels": 5}
+    heads = {"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4}
+    config = transformers.RfDetrConfig(backbone_config={**layers, **backbone}, **sizes, **heads)
+    net = transformers.RfDetrForObjectDetection(config).eval()
+    loaded, x = load_model(saved(tmp_path, net)), images((3, 32, 32), 1)
+    found = dict(zip([one.name for one in loaded.outputs], capture(loaded).module(x), strict=True))
+    wanted = net(x)
+    for name in ("logits", "pred_boxes"):
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-3)
+    assert not [name for name in found if name.startswith("intermediate")]
+    assert "intermediate_hidden_states" in "".join(loaded.notes)
 
 
 def test_a_model_for_images_and_text_says_what_is_missing(clip):

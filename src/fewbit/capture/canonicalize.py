@@ -144,8 +144,8 @@ def one_form(module: GraphModule) -> None:
             _open_addcmul(module.graph, node)
         elif is_call(node, aten.mm.default, aten.bmm.default):
             node.target = MATMUL
-        elif is_call(node, LINEAR) and not is_constant(node.args[1]):
-            _open_linear(module.graph, node)
+        elif is_call(node, LINEAR) and (not is_constant(node.args[1]) or _is_vector(module, node.args[1])):
+            _open_linear(module, node)
         elif is_call(node, *PADDED):
             number_padding(module, node)
         elif is_call(node, *AVERAGES):
@@ -214,10 +214,17 @@ def _open_addcmul(graph: Graph, node: Node) -> None:
     replace(node, call_like(graph, node, aten.add.Tensor, a, result, **alpha))
 
 
-def _open_linear(graph: Graph, node: Node) -> None:
-    """A linear whose weight depends on the image is a product of two activations."""
-    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    result = call_like(graph, node, MATMUL, x, call_like(graph, node, aten.transpose.int, weight, -2, -1))
+def _is_vector(module: GraphModule, node: Any) -> bool:
+    return len(constant(module, node).shape if is_constant(node) else shape_of(node)) == 1
+
+
+def _open_linear(module: GraphModule, node: Node) -> None:
+    """A linear whose weight depends on the image is a product of two activations; one whose weight is a vector has no axis of
+    outputs, and is the product with it.
+    """
+    graph, x, weight, bias = module.graph, node.args[0], node.args[1], argument(node, 2, "bias")
+    columns = weight if _is_vector(module, weight) else call_like(graph, node, aten.transpose.int, weight, -2, -1)
+    result = call_like(graph, node, MATMUL, x, columns)
     replace(node, result if bias is None else call_like(graph, node, aten.add.Tensor, result, bias))
 
 

@@ -22,7 +22,7 @@ from fewbit.core.pixels import input_size
 from fewbit.errors import BadModel, reason
 from fewbit.load.contexts import quiet
 from fewbit.load.inputs import Given
-from fewbit.load.texts import IMAGE, Beside, beside_others, change_ports, needed_by, refuse_missing
+from fewbit.load.texts import IMAGE, beside_others, change_ports, needed_by, refuse_missing
 
 SHAPES = ((640, 480), (300, 500))  # width and height of two pictures, which a model of one input size has to get alike
 USUAL = 224  # pixels of a side, where nothing is said
@@ -81,14 +81,15 @@ def hugging_face(ref: str, given: Given, overrides: Mapping[str, Any]) -> Found:
         )
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     notes = () if saved == "float32" else (f"{ref} was saved in {saved}; it is computed in float32.",)
-    beside = beside_others(net, record["input_size"], given) if given.constants else Beside()
+    beside = beside_others(net, record["input_size"], given)
     if beside.repeated:
         about = (
             *about,
             f"{ref} takes rows of {', '.join(beside.repeated)} for each image; those that are given, for every one.",
         )
     if beside.left:
-        about = (*about, f"{ref} gives {', '.join(beside.left)} without a row for each image; they are left out.")
+        left = ", ".join(beside.left)
+        about = (*about, f"{ref} gives outputs whose first dimension is not the batch; they are left out: {left}.")
     if beside.repeated or beside.left:
         change_ports(net, beside)
     return Found(net, record, (*notes, *about), beside.shared)

@@ -1,5 +1,5 @@
 """What a model of transformers takes beside the image: which inputs it needs, whether a text is one for all images or each
-takes all of them, and which outputs are of the texts alone.
+takes all of them, and which outputs have no row for each image: those of the texts alone, or of layers in front.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def beside_others(net: nn.Module, size: tuple[int, ...], given: Given) -> Beside
     for beside in tries:
         try:
             found = [_given_by(net, size, given.constants, {**rows, **one}, beside.repeated, n) for n in COUNTS]
-            if _differ(found):
+            if one and _differ(found):
                 found = [_given_by(net, size, given.constants, rows, beside.repeated, n) for n in COUNTS]
                 beside = replace(beside, shared=tuple(one))
         except Exception:  # which is said when it is exported
