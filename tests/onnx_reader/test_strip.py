@@ -86,6 +86,59 @@ def test_codes_that_are_only_moved_and_an_output_of_codes(tmp_path: Path) -> Non
     np.testing.assert_array_equal(outputs(written(quantized, tmp_path), images, requantize=True), want)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_codes_that_nodes_unpack_are_computed_first(tmp_path: Path, shared: bool) -> None:
+    """Two codes of 4 bits in a byte, taken out with a table, as fewbit's files for openvino hold them; once with another reader
+    of the codes than the DequantizeLinear.
+    """
+    quantized, exact = in_codes(net())
+    graph = quantized.graph
+    (stored,) = [one for one in graph.initializer if one.name == "stem.weight.stored"]
+    (scale,) = [one for one in graph.initializer if one.name == "stem.weight.scale"]
+    (zero,) = [one for one in graph.initializer if one.name == "stem.weight.zero"]
+    (real,) = [one for one in exact.graph.initializer if one.name == "stem.weight"]
+    column = [-1, *[1] * (len(stored.dims) - 1)]
+    codes = np.random.default_rng(1).integers(-8, 8, tuple(stored.dims)).astype(np.int8)
+    steps, middles = (numpy_helper.to_array(one).astype(np.float32).reshape(column) for one in (scale, zero))
+    real.CopyFrom(numpy_helper.from_array((codes - middles) * steps, "stem.weight"))
+    pairs = (codes.reshape(-1, 2) + 8).astype(np.uint8)
+    table = np.stack((np.arange(256) % 16 - 8, np.arange(256) // 16 - 8), 1).astype(np.int8)
+    graph.initializer.remove(stored)
+    graph.initializer.extend(
+        [
+            constant("table", table, np.int8),
+            constant("bytes", pairs[:, 0] + 16 * pairs[:, 1], np.uint8),
+            constant("whole", codes.shape, np.int64),
+        ]
+    )
+    unpack = [
+        helper.make_node("Cast", ["bytes"], ["places"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["table", "places"], ["two"]),
+        helper.make_node("Reshape", ["two", "whole"], ["stem.weight.stored"]),
+    ]
+    nodes = [*unpack, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if shared:
+        for model, name in ((quantized, "two"), (exact, "codes")):
+            (last,) = [node for node in model.graph.node if "926" in node.output]
+            last.output[0] = "before"
+            last.name = "last"
+            model.graph.node.extend(
+                [
+                    helper.make_node("Cast", [name], ["of codes"], to=TensorProto.FLOAT),
+                    helper.make_node("ReduceMean", ["of codes"], ["mean of codes"], keepdims=0),
+                    helper.make_node("Add", ["before", "mean of codes"], ["926"]),
+                ]
+            )
+        exact.graph.initializer.append(constant("codes", codes, np.int8))
+    images = drawn(4, *SIZE)
+    want = of_runtime(written(exact, tmp_path), images)
+    path = written(quantized, tmp_path)
+    assert np.abs(of_runtime(path, images) - want).max() > 1e-3  # activations were rounded there
+    np.testing.assert_allclose(outputs(path, images, requantize=True), want, rtol=1e-4, atol=1e-5)
+
+
 class Reader(CalibrationDataReader):
     def __init__(self, images: np.ndarray) -> None:
         self.batches = iter([{"in:put": images}])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from fewbit.errors import BadModel
-from fewbit.onnx_reader.file import array_of, opsets, title
+from fewbit.onnx_reader.file import array_of, opsets, reads, title
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 MOVES = (  # what may stand between the two: it gives of codes what it gives of numbers
     "Concat", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
+DRAWS = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 CODES = (np.uint8, np.int8, np.uint16, np.int16)
 Arrays = dict[str, np.ndarray]
 
@@ -21,9 +24,12 @@ Arrays = dict[str, np.ndarray]
 def stripped(model: ModelProto, path: Path) -> ModelProto:
     """The model without QuantizeLinear and DequantizeLinear. Raises BadModel where it computes with codes, or has none.
 
-    A Clip takes the place of each QuantizeLinear, because tools leave out a Relu or Clip that its range stands for.
+    A Clip takes the place of each QuantizeLinear, because tools leave out a Relu or Clip that its range stands for. Codes that
+    nodes unpack from packed ones are computed first.
     """
     graph, arrays = model.graph, _stored(model, path.parent)
+    unpacking = _before_codes(model, arrays)
+    arrays |= _computed(unpacking, model, arrays)
     if not any(node.op_type in PAIR for node in graph.node):
         raise BadModel(f"{path} holds no QuantizeLinear or DequantizeLinear: it is a float file. Leave out --requantize.")
     outputs, codes = {port.name for port in graph.output}, {name for name, value in arrays.items() if value.dtype.kind != "f"}
@@ -51,9 +57,52 @@ def stripped(model: ModelProto, path: Path) -> ModelProto:
         running |= {result} if node.op_type == "QuantizeLinear" else set()
     for node in nodes:
         node.input[:] = [_followed(name, names) for name in node.input]
+    kept = _read_by_others(nodes, unpacking, outputs)
     del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    graph.node.extend(kept)
     return model
+
+
+def _before_codes(model: ModelProto, arrays: Arrays) -> list[NodeProto]:
+    """The nodes, in order, that make of stored arrays alone what a DequantizeLinear reads."""
+    known, makers = {*arrays}, dict[str, NodeProto]()
+    for node in model.graph.node:
+        if node.op_type not in (*PAIR, *DRAWS) and known.issuperset(reads(node)):
+            known |= {*node.output}
+            makers.update(dict.fromkeys(node.output, node))
+    wanted = [name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.input]
+    found = set[str]()
+    while wanted:
+        if (name := wanted.pop()) in makers and name not in arrays and name not in found:
+            found |= {*makers[name].output}
+            wanted += makers[name].input
+    return [node for node in model.graph.node if found & {*node.output}]
+
+
+def _computed(nodes: list[NodeProto], model: ModelProto, arrays: Arrays) -> Arrays:
+    """What such nodes give; nothing where onnx has no reference for an operator of theirs."""
+    if not nodes:
+        return {}
+    made = [name for node in nodes for name in node.output if name]
+    given = {name for node in nodes for name in reads(node) if name in arrays}
+    inputs, outputs = ([helper.make_empty_tensor_value_info(name) for name in names] for names in (given, made))
+    try:
+        graph = helper.make_graph(nodes, "codes", inputs, outputs)
+        run = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run
+        results: Any = run(None, {name: arrays[name] for name in given})
+        return dict(zip(made, results, strict=True))
+    except Exception:  # what then reads codes from elsewhere is refused by name
+        return {}
+
+
+def _read_by_others(nodes: list[NodeProto], some: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Nodes without those among `some` whose results nothing reads any more."""
+    wanted, kept, doubtful = {*outputs}, list[NodeProto](), {name for node in some for name in node.output}
+    for node in reversed(nodes):
+        if not doubtful & {*node.output} or wanted & {*node.output}:
+            kept.append(node)
+            wanted.update(reads(node))
+    return kept[::-1]
 
 
 def _followed(name: str, names: dict[str, str]) -> str:
