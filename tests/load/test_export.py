@@ -985,6 +985,32 @@ def test_a_number_for_an_input_with_a_batch_is_said_to_need_one() -> None:
     assert [one.has_batch for one in opened([5]).inputs] == [True, True]
 
 
+class Worded(Plain):
+    """As decoders of transformers take token ids (batch, tokens), and say so where none are given."""
+
+    def forward(self, x: Tensor, decoder_ids: Tensor | None = None, decoder_embeds: Tensor | None = None) -> Tensor:
+        if decoder_ids is None:
+            raise ValueError("You have to specify either decoder_ids or decoder_embeds")
+        batch, _ = decoder_ids.shape
+        return self.head(self.conv(x).mean((2, 3))) + decoder_ids.sum(1).reshape(batch, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([2, 5, 7], r"Input decoder_ids is given a flat list; .*--input decoder_ids=\[\[2,5,7\]\] .* Or: Check --input-size"),
+        ([5], r"Input decoder_ids is given a flat list; .*--input decoder_ids=\[\[5\]\] "),
+        (None, r"either decoder_ids or decoder_embeds\. Give it: --input decoder_ids=VALUE.* Or: Check --input-size"),
+    ],
+)
+def test_a_flat_list_or_none_for_an_input_of_rows_is_told_what_to_type(value: list[int] | None, says: str) -> None:
+    given = Given(constants({"decoder_ids": value} if value else {}))
+    with pytest.raises(BadModel, match=says):
+        load_model(Worded().eval(), given=given, overrides={"input_size": SIZE})
+    typed = Given(constants({"decoder_ids": [value or [2, 5, 7]]}))  # what the message says
+    assert len(load_model(Worded().eval(), given=typed, overrides={"input_size": SIZE}).inputs) == 2
+
+
 class Flagged(Plain):
     def forward(self, x: Tensor, twice: bool = False) -> Tensor:
         y = self.head(self.conv(x).mean((2, 3)))

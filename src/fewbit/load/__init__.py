@@ -8,6 +8,7 @@ loaded     a module or a program becomes `Loaded`, or is refused (refused)
 inputs     which input is the image and what the others are given; ports: tensors in and out by name; sizes: images of any size
 export     torch.export with a dynamic batch; trials: does the program give what the module gives, twice, alone and in a batch
 program    a program as a graph module, and its fingerprint; regions: parts under no_grad or autocast are opened
+advice     what to type where inputs are missing or without a batch
 contexts   eval mode, without what libraries print
 """
 

@@ -16,9 +16,10 @@ from fewbit.core.graph import Port, Tail
 from fewbit.core.inputs import Input, flat, image_among
 from fewbit.core.task import Output
 from fewbit.errors import BadModel
+from fewbit.load.advice import about_inputs
 from fewbit.load.contexts import outside_inference, tensors_kept
 from fewbit.load.export import ADVICE
-from fewbit.load.inputs import Arguments, Given, about_clips, about_flag, is_flag, of_module, of_ports
+from fewbit.load.inputs import Arguments, Given, about_clips, of_module, of_ports
 from fewbit.load.ports import batch_of, input_values, no_tensors, output_values, outputs_of, renamed, result_of
 from fewbit.load.purpose import purpose
 from fewbit.load.refused import (
@@ -152,7 +153,7 @@ def _program(
     try:
         program, inputs = exported(module, inputs, arguments, batches, free)
     except BadModel as error:
-        if better := _about_numbers(error, inputs):
+        if better := about_inputs(error, module, inputs):
             raise better from error
         raise
     one_row = any(shown_shape(value)[:1] == ["1"] for value in output_values(program).values())  # of an output, always
@@ -166,20 +167,6 @@ def _program(
     if batch_of(program, inputs) == 1 and not as_alone(module, program, inputs, arguments):
         raise BadModel(f"{ref} gives other outputs for one image than its exported program. {ADVICE}")
     return program, tuple(inputs)
-
-
-def _about_numbers(error: BadModel, inputs: Sequence[Input]) -> BadModel | None:
-    """The error of a model that cannot be run, with what may be wrong with inputs that are given one number."""
-    names = [one.name for one in inputs if one.value is not None and not one.has_batch and not one.shape]
-    if not names or "cannot be exported" not in str(error):
-        return None
-    if flag := next((one for one in inputs if is_flag(one.value)), None):
-        assert flag.value is not None
-        return BadModel(f"{error} Perhaps {about_flag(flag.name, flag.value)}")
-    number = f"--input {names[0]}=[NUMBER] (in Python inputs={{'{names[0]}': [NUMBER]}})"
-    return BadModel(
-        f"{error} Input {' and '.join(names)} is given a number without a batch; give one for each image: {number}."
-    )
 
 
 def _about_types(ref: str, asked: Sequence[str]) -> tuple[str, ...]:
