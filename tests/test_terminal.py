@@ -17,7 +17,7 @@ import pytest
 from fewbit.cli.answers import show_answers
 from fewbit.cli.ending import ending
 from fewbit.cli.table import Table
-from fewbit.cli.terminal import Terminal, plain
+from fewbit.cli.terminal import Terminal, escape_what_is_lacking, plain
 from fewbit.errors import BadFile
 from fewbit.progress import Lines
 
@@ -226,3 +226,20 @@ def test_a_name_with_a_line_break_makes_no_second_line() -> None:
 def _first(folder: Path) -> str:
     """A folder in front of where modules are looked for."""
     return os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", "")))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell or a harness puts it there, once Python has opened the file."""
+    read, write = os.pipe()
+    with (tmp_path / "out").open("w", encoding="ascii") as stream:
+        stream.write("a")
+        stream.flush()
+        os.dup2(write, stream.fileno())
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="seek"):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+        escape_what_is_lacking()
+        stream.write("b")
+        stream.flush()
+        assert os.read(read, 9) == b"b"
+    os.close(read), os.close(write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +28,8 @@ def escape_what_is_lacking() -> None:
     """Let standard output and error write characters that their encoding lacks as escapes, whoever prints: typer's help too."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # whoever started this process has put a pipe in the place of its file
+                stream.reconfigure(errors="backslashreplace")
 
 
 class Terminal(Console):
