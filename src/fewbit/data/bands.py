@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fewbit.data.prepare import in_bands
 from fewbit.errors import BadImages, FewbitError
 
 Array = np.ndarray[Any, Any]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in units of 2^-16, as Pillow has them
 BITS, SAMPLES, COLOURS = 258, 277, 262  # tags of a TIFF
 PLAIN = (1, 2)  # of COLOURS: grey with 0 for black, RGB
 for library in ("PIL", "tifffile"):  # what they say of files stands in the errors, or a file is right
@@ -66,21 +66,10 @@ def of_picture(picture: Image.Image, channels: int) -> Array:
 
 def fitted(values: Array, channels: int) -> Array:
     """Grey, grey with alpha, RGB or RGBA (h, w, bands) in as many bands as there are channels. Raises BadImages."""
-    match values.shape[2], channels:
-        case bands, wanted if bands == wanted:
-            return values
-        case ((1 | 2), 3):
-            return values[..., :1].repeat(3, axis=2)
-        case 4, 3:
-            return values[..., :3]
-        case 2, 1:
-            return values[..., :1]
-        case ((3 | 4), 1):
-            light = values[..., :3].astype(np.uint64) @ np.array(LUMINANCE, np.uint64)
-            return ((light + 0x8000) >> 16).astype(values.dtype)[..., None]
-        case 2, 4:
-            return values[..., [0, 0, 0, 1]]
-    raise _misfit(values.shape[2], "", channels)
+    found = in_bands(values, channels)
+    if found is None:
+        raise _misfit(values.shape[2], "", channels)
+    return found
 
 
 def _misfit(bands: int, kind: str, channels: int) -> BadImages:

@@ -18,6 +18,7 @@ How = Mapping[str, Any]
 Floats = NDArray[np.float32]
 LONGEST = 16  # times as long as the frame: what of a picture a centre crop is taken from
 CUBIC = -0.75  # the constant of bicubic interpolation, as torch has it
+LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in units of 2^-16, as Pillow has them
 
 
 def prepared(pixels: NDArray[Any], how: How) -> Floats:
@@ -29,6 +30,21 @@ def prepared(pixels: NDArray[Any], how: How) -> Floats:
     if how.get("whole") or how.get("normalize") == "inside":
         return _normal(whole(x, how) / np.float32(255), how)
     return x
+
+
+def in_bands(values: NDArray[Any], channels: int) -> NDArray[Any] | None:
+    """Grey, grey with alpha, RGB or RGBA (h, w, bands) in as many bands as there are channels; None where they do not fit."""
+    bands = values.shape[2]
+    if bands == channels:
+        return values
+    if channels == 3 and bands <= 2:
+        return values[..., :1].repeat(3, axis=2)
+    if (bands, channels) in ((4, 3), (2, 1)):
+        return values[..., :channels]
+    if channels == 1 and bands in (3, 4):
+        light = values[..., :3].astype(np.uint64) @ np.array(LUMINANCE, np.uint64)
+        return ((light + 0x8000) >> 16).astype(values.dtype)[..., None]
+    return values[..., [0, 0, 0, 1]] if (bands, channels) == (2, 4) else None
 
 
 def whole(x: Floats, how: How) -> Floats:

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fewbit.data.prepare import prepared, whole
+from fewbit.data.prepare import in_bands, prepared, whole
 
 KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # that fewbit reads
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-LUMINANCE = (19595, 38470, 7471)  # of red, green and blue, in units of 2^-16, as Pillow has them
 BYTES = {"LA;16B": ("RGBA",), "RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L")}  # Pillow keeps 8 bits
 ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, channels)"
 
@@ -50,10 +49,10 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     is_deep = content.startswith(b"\x89PNG") and content[24:25] == b"\x10"
     if why := unread(picture, channels, is_deep=is_deep):
         raise ValueError(f"{name} {why}; {ARRAYS}.")
-    if is_deep:
-        return fitted(deep(content), channels)
-    if picture.mode.startswith("I;16"):
-        return fitted(np.array(picture).astype(np.uint16)[..., None], channels)
+    if is_deep or picture.mode.startswith("I;16"):
+        values = in_bands(deep(content) if is_deep else np.array(picture).astype(np.uint16)[..., None], channels)
+        assert values is not None  # what does not fit has been told
+        return values
     try:
         converted = picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
     except ValueError as error:
@@ -104,19 +103,6 @@ def deep(content: bytes) -> NDArray[np.uint16]:
     parts = [np.array(decoded(content, one)).astype(np.uint16) for one in BYTES[raw]]
     high, low = parts if len(parts) == 2 else (parts[0][..., ::2], parts[0][..., 1::2])
     return np.asarray(high << 8 | low, np.uint16)
-
-
-def fitted(values: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Grey or RGB, with or without alpha (h, w, bands), in as many bands as there are channels."""
-    bands = values.shape[2]
-    if channels == 4:
-        return values if bands == 4 else values[..., [0, 0, 0, 1]]
-    if channels == 3:
-        return values[..., :3] if bands >= 3 else values[..., :1].repeat(3, axis=2)
-    if bands <= 2:
-        return values[..., :1]
-    light = values[..., :3].astype(np.uint64) @ np.array(LUMINANCE, np.uint64)
-    return ((light + 0x8000) >> 16).astype(values.dtype)[..., None]
 
 
 def model_input(pixels: NDArray[Any], how: Mapping[str, Any]) -> NDArray[Any]:
