@@ -85,6 +85,38 @@ def test_queries_and_keys_have_the_pair_whose_softmax_moves_the_result_least(pla
         assert float(after.choices[choice.site].qparams.scale) == pytest.approx(factor * float(choice.qparams.scale))
 
 
+class WithSink(torch.nn.Module):
+    """Attention with a key of zeros besides, whose probabilities are cut off: most rows that are left sum to little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (torch.nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2)[:, :, :48].reshape(-1, 12, 12)
+        logits = self.q(x) @ self.k(x).transpose(1, 2) - 60 * x[..., :1].abs()
+        return self.out(torch.nn.functional.pad(logits, (0, 1)).softmax(-1)[..., :-1] @ self.v(x)).mean(1)
+
+
+def test_rows_of_which_a_part_was_cut_off_count_as_they_are(capture_net, ort_target):
+    torch.manual_seed(0)
+    net = capture_net(WithSink())
+    before, after = (
+        choose(net.context(ort_target, bits=Bits(4, 4)), Recipe("", passes)) for passes in ((RANGES,), (RANGES, SEARCH))
+    )
+    (mix,) = [op for op in net.graph.ops if "probs" in op.operands]
+    node = next(node for node in net.graph.module.graph.nodes if node.name == mix.node)
+    found = {}
+    Executor(net.graph)(net.images, {one.name: partial(found.__setitem__, one.name) for one in node.args[:2]})
+    probs, value = (found[one.name] for one in node.args[:2])
+    assert float(probs.sum(-1).min()) < 1e-6
+    old, values = (before.choices[mix.operands[name]] for name in ("probs", "value"))
+    right, exact = fake(value, values.qparams, values.grid), probs @ value
+    errors = {f: float((fake(probs, scaled(old, f), old.grid) @ right - exact).square().sum()) for f in SEARCH.finer}
+    best = min(errors, key=errors.__getitem__)
+    assert float(after.choices[old.site].qparams.scale) == pytest.approx(best * float(old.qparams.scale))
+
+
 def test_blocks_are_recorded_in_the_order_of_the_graph(vit, capture_net, ort_target):
     """In one that no hash of a name decides: plans are files, and the same run writes the same bytes."""
     net = copy.deepcopy(vit.module)

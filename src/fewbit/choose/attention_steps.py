@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewbit.capture.kinds import by_rows
 from fewbit.capture.structure import heads
 from fewbit.choose.builder import PlanBuilder
 from fewbit.choose.context import BATCH, Context
@@ -34,7 +35,8 @@ class AttentionSteps:
     a few near one: a scale by their own squared error keeps the few, though the many decide the sum (the reason for AdaLog's
     and PTQ4ViT's grids; here the grid stays uniform, so that the kernel stays an ordinary one). Candidates are factors of the
     scale so far, `finer` of probabilities and `around` of queries and keys; sampled queries of `images` decide. Rows that
-    equalization has divided by their maxima are divided by their sums here, which gives P again.
+    equalization has divided by their maxima are divided by their sums here, which gives P again: they are whole rows of a
+    softmax. Others are P as they are, also where a part of each row was cut off and no sum is one.
     """
 
     finer: tuple[float, ...] = tuple(2 ** (k / 8) for k in range(1, -21, -1))
@@ -54,24 +56,26 @@ class AttentionSteps:
             return plan
         wanted = [op.name for op in (*mixes, *scores.values())]
         samples = op_samples(graph, context.batched(BATCH, self.images), wanted, seed=context.seed, ranked=self.images)
+        nodes = {node.name: node for node in graph.module.graph.nodes}
         rows: list[dict[str, Json]] = []
         for op in mixes:
             sample = samples.get(op.name)
             if not isinstance(sample, PairSample):
                 continue
             context.progress(op.name)
+            sums = sample.left.sum(-1, keepdim=True) if by_rows(nodes[op.node].args[0]) else 1.0
             if _free(builder, op, "probs"):
-                rows.append(self._probabilities(builder, op, sample))
+                rows.append(self._probabilities(builder, op, sample, sums))
             if (below := scores.get(op.name)) is not None:
                 seen = samples.get(below.name)
                 if isinstance(seen, PairSample) and _fits(seen, sample):
-                    rows.append(self._keys(builder, below, seen, sample))
+                    rows.append(self._keys(builder, below, seen, sample.left / sums, sample.right))
         return builder.plan(PassLog.of("attention steps", self, rows))
 
-    def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample) -> dict[str, Json]:
+    def _probabilities(self, builder: PlanBuilder, op: Op, sample: PairSample, sums: Tensor | float) -> dict[str, Json]:
         choice, values = builder.choices[op.operands["probs"]], builder.choices.get(op.operands["value"])
         right = sample.right if values is None else fake(sample.right, values.qparams, values.grid)
-        exact, sums = sample.left @ sample.right, sample.left.sum(-1, keepdim=True)
+        exact = sample.left @ sample.right
 
         def error(factors: Factors) -> float:
             return _power((fake(sample.left, _times(choice, *factors), choice.grid) @ right - exact) / sums)
@@ -80,9 +84,11 @@ class AttentionSteps:
         builder.set(replace(choice, qparams=_times(choice, *factors), method=described(self)))
         return {"op": op.name, "what": "probabilities", **row}
 
-    def _keys(self, builder: PlanBuilder, op: Op, seen: PairSample, mixed: PairSample) -> dict[str, Json]:
+    def _keys(
+        self, builder: PlanBuilder, op: Op, seen: PairSample, probs: Float[Tensor, "..."], values: Float[Tensor, "..."]
+    ) -> dict[str, Json]:
         query, key = (builder.choices[op.operands[side]] for side in ("query", "key"))
-        exact, probs = seen.left @ seen.right, mixed.left / mixed.left.sum(-1, keepdim=True)
+        exact = seen.left @ seen.right
 
         def error(factors: Factors) -> float:
             left, right = (
@@ -90,7 +96,7 @@ class AttentionSteps:
                 for x, choice, factor in zip((seen.left, seen.right), (query, key), factors, strict=True)
             )
             off = (left @ right - exact) * seen.scale
-            return _power(probs * (off - (probs * off).sum(-1, keepdim=True)) @ mixed.right)
+            return _power(probs * (off - (probs * off).sum(-1, keepdim=True)) @ values)
 
         factors, row = _best(error, list(product(self.around, repeat=2)))
         for choice, factor in zip((query, key), factors, strict=True):
