@@ -48,6 +48,29 @@ def test_a_product_with_a_constant_matrix_is_one_linear(form):
     assert not {"matmul", "mm", "bmm", "addmm", "einsum", "add", "chunk"} & set(found)
 
 
+NEUTRAL: dict[str, Does] = {
+    "add": lambda net, x: x + 0,
+    "add a constant": lambda net, x: net.zero + x,
+    "subtract": lambda net, x: x - 0.0,
+    "multiply": lambda net, x: 1 * x,
+    "divide": lambda net, x: x / 1,
+}
+OTHER: dict[str, Does] = {
+    "subtracted from": lambda net, x: 0 - x,
+    "under one": lambda net, x: 1 / (x + 9),
+    "of integers": lambda net, x: (x * 99).int() / 1,
+    "of another shape": lambda net, x: net.zero.reshape(1, 1, 1, 1, 1) + x,
+}
+
+
+@pytest.mark.parametrize("form", [*NEUTRAL, *OTHER])
+def test_arithmetic_that_changes_no_number_is_left_out_and_no_other(form):
+    """torch.onnx leaves it out too: a tensor and its copy, each with a site, would have one quantizer in the file."""
+    zero = torch.zeros(1, 1, 1, 1)
+    found = count(same(Net({**NEUTRAL, **OTHER}[form], zero=zero)))
+    assert bool({"add", "sub", "mul", "div", "rsub", "reciprocal"} & set(found)) == (form in OTHER)
+
+
 @pytest.mark.parametrize("form", ["stored", "computed", "with a bias"])
 def test_a_linear_whose_weight_is_a_vector_is_a_product_without_an_axis_of_outputs(form):
     """As D-FINE takes the mean of a distribution over places."""

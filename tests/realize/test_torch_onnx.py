@@ -194,6 +194,38 @@ class Asked(nn.Module):
         return asked @ self.conv(x).flatten(2)
 
 
+class Detached(nn.Module):
+    """What two layers read, one of them a copy of it."""
+
+    def __init__(self, copy) -> None:
+        super().__init__()
+        self.copy, self.norm, self.one, self.other = copy, nn.LayerNorm(8), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.flatten(1, 2))
+        return torch.cat((self.one(y), self.other(self.copy(y))), 1).mean(1)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        pytest.param(lambda y: y + 0, id="0 added"),
+        pytest.param(lambda y: y.transpose(1, 2).transpose(2, 1), id="transposed twice"),
+        pytest.param(lambda y: y.mT.swapaxes(1, 2), id="transposed twice by other names"),
+        pytest.param(lambda y: y.movedim(1, 2).permute(2, 1, 0).permute(2, 0, 1), id="turned round"),
+        pytest.param(lambda y: torch.atleast_3d(y).view_as(y).real, id="its own shape"),
+        pytest.param(lambda y: torch.cat([+y]), id="a concatenation of one"),
+        pytest.param(lambda y: y.clamp(-99, 99), id="clamped where no number is"),
+    ],
+)
+def test_a_tensor_and_its_copy_have_a_quantizer_for_each_site_in_the_file(copy, capture_net):
+    """torch.onnx writes one for two that are alike."""
+    net = capture_net(Detached(copy))
+    plan = net.plan("ort-x86-vnni")
+    written = [node for node in rendered(net.graph, plan, opset=21).graph if node.op_type == "QuantizeLinear"]
+    assert len(written) == sum(choice.codes is None for choice in plan.choices.values())
+
+
 @pytest.mark.parametrize("target", ["ort-x86-vnni", "openvino-x86"])
 def test_the_codes_of_what_is_computed_from_constants_have_the_name_of_their_site(capture_net, target):
     net = capture_net(Asked())

@@ -29,6 +29,7 @@ from fewbit.core.fx import (
     is_call,
     is_constant,
     is_write,
+    kind_of_numbers,
     replace,
     shape_of,
 )
@@ -44,7 +45,23 @@ COPIES = (
     aten.lift_fresh_copy.default,
     aten.contiguous.default,
     aten.clone.default,
+    aten.positive.default,
 )
+# what only brings dimensions in another order, under other names than permute and transpose
+TURNS = (
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.moveaxis.int,
+    aten.moveaxis.intlist,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.adjoint.default,
+    aten.mT.default,
+    aten.mH.default,
+    aten.matrix_H.default,
+    aten.numpy_T.default,
+)
+SHAPED = (aten.reshape_as.default, aten.view_as.default, *(getattr(aten, f"atleast_{n}d").default for n in (1, 2, 3)))
 CASTS = (
     aten.to.dtype,
     aten.to.dtype_layout,
@@ -52,6 +69,7 @@ CASTS = (
     aten.to.other,
     aten.type_as.default,
     aten._to_copy.default,
+    aten.real.default,
 )
 CREATORS = (
     aten.arange.default,
@@ -82,7 +100,7 @@ def drop_writes(module: GraphModule) -> None:
 
 
 def drop_identities(module: GraphModule) -> None:
-    """Dropout outside of training, checks, copies and casts to the type that is there compute nothing."""
+    """Dropout outside of training, checks, copies and casts to the type that is there compute nothing; shapes have one name."""
     graph = module.graph
     for node in list(graph.nodes):
         if (node.op == "call_module" and not node.users) or is_call(node, *CHECKS):
@@ -92,12 +110,16 @@ def drop_identities(module: GraphModule) -> None:
         if not isinstance(x, Node):
             continue
         off = is_call(node, *DROPOUTS) and (not node.args[2] or node.args[1] == 0)
-        same = is_call(node, *CASTS) and _kind_of_numbers(node) == _kind_of_numbers(x) is not None
+        same = is_call(node, *CASTS) and kind_of_numbers(node) == kind_of_numbers(x) is not None
         if off or same or is_call(node, *COPIES):
             replace(node, x)
         elif is_call(node, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # strides are no part of the function
-        elif is_call(node, aten.reshape_as.default):
+        elif is_call(node, *TURNS):
+            sized = torch.empty([*range(1, len(shape_of(x)) + 1)], device="meta")
+            order = [size - 1 for size in node.target(sized, *node.args[1:], **node.kwargs).shape]
+            replace(node, call_like(graph, node, aten.permute.default, x, order))
+        elif is_call(node, *SHAPED):
             sizes = [size if isinstance(size, int) else -1 for size in shape_of(node)]
             if sizes.count(-1) <= 1:
                 replace(node, call_like(graph, node, aten.reshape.default, x, sizes))
@@ -120,17 +142,6 @@ def fold_constants(module: GraphModule) -> None:
             replace(node, add_constant(module, f"folded_{node.name}", value, node))
         else:
             tuples[node] = value
-
-
-def drop_round_trips(module: GraphModule) -> None:
-    """Views that end in the shape they began with: LeViT flattens its tokens for a batch norm and back."""
-    for node in calls(module.graph, aten.expand.default, *VIEWS):
-        shape = tuple(map(str, shape_of(node)))  # as text: comparing symbols would guard on them
-        chain = list(back_through(node, VIEWS | {aten.expand.default}))
-        same = [n for n in chain[1:] if shape and tuple(map(str, shape_of(n))) == shape]
-        if same:
-            replace(node, same[-1])
-    module.graph.eliminate_dead_code()  # the way there and back must not count as a reader
 
 
 def one_form(module: GraphModule) -> None:
@@ -301,11 +312,6 @@ def _behind(node: Node) -> list[Node]:
     while chain[-1].all_input_nodes and len(chain) < 8:
         chain.append(chain[-1].all_input_nodes[0])
     return chain
-
-
-def _kind_of_numbers(node: Node) -> tuple[object, object] | None:
-    value = node.meta.get("val")
-    return (value.dtype, value.device) if isinstance(value, Tensor) else None
 
 
 def _filled(arguments: Any, values: Mapping[Node, Any]) -> Any:

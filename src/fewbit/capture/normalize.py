@@ -17,7 +17,6 @@ from fewbit.capture.canonicalize import (
     BATCH_NORM,
     LINEAR,
     drop_identities,
-    drop_round_trips,
     drop_writes,
     fold_constants,
     one_form,
@@ -26,6 +25,7 @@ from fewbit.capture.patches import patches_to_linear
 from fewbit.capture.qkv import split_joint_linear
 from fewbit.capture.repeats import compute_once
 from fewbit.capture.spelling import name_what_is_written_out
+from fewbit.capture.unchanged import drop_neutral, drop_round_trips
 from fewbit.core.fx import (
     SCALINGS,
     VIEWS,
@@ -78,6 +78,7 @@ def opened(module: GraphModule) -> None:
     drop_writes(module)
     drop_identities(module)
     fold_constants(module)
+    drop_neutral(module)
     drop_round_trips(module)
     one_form(module)
     name_what_is_written_out(module)

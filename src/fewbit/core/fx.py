@@ -51,6 +51,12 @@ def is_call(node: object, *targets: Callable[..., Any]) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
+def kind_of_numbers(node: Node) -> tuple[object, object] | None:
+    """The type and the device of a node's numbers; None where it gives no tensor."""
+    value = node.meta.get("val")
+    return (value.dtype, value.device) if isinstance(value, Tensor) else None
+
+
 def is_scaling(node: object) -> bool:
     """A product with a number, or a division by one."""
     return isinstance(node, Node) and is_call(node, *SCALINGS) and isinstance(node.args[1], int | float)

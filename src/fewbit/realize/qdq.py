@@ -112,7 +112,7 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
     for name in plan.biases:
         if name not in in_place:
             _set_bias(module, nodes[graph.op(name).node], name, plan.biases[name])
-    quantizer: dict[Node, str] = {}
+    quantizer, clamped = dict[Node, str](), dict[Node, Node]()
     for site in graph.sites:
         for name, operand in site.readers:
             if operand == "bias" and name in in_place:  # behind the weight's nodes
@@ -134,8 +134,13 @@ def qdq_module(graph: Graph, plan: Plan, *, float_weights: bool = False) -> tupl
         write = _per_tensor if choice.grid.axis is None else _per_channel
         quantized, real = write(module, tensor, source, choice)
         quantizer[quantized] = site.name
+        if source is not tensor:
+            clamped[quantized] = tensor
         for user in users:
             user.replace_input_with(tensor, real)
+    for quantized, tensor in clamped.items():
+        if any(other is not quantized and other.args == quantized.args for other in quantizer):
+            quantized.update_arg(0, tensor)  # with its clamp: of two quantizers that are alike torch.onnx writes one
     module.graph.eliminate_dead_code()  # a clamp that saturation has replaced reads nothing
     if plan.choices:
         _add_float_biases(module)
