@@ -16,7 +16,7 @@ from torch import nn
 from fewbit.capture import capture
 from fewbit.errors import BadImages, BadValues
 from fewbit.load import load_model
-from fewbit.observe import Histogram, Stats, observe
+from fewbit.observe import Histogram, Stats, observe, refuse_extremes
 from fewbit.observe.stats import HALF
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -271,3 +271,16 @@ def test_no_images_are_bad_images(conv_net):
 def test_images_of_another_size_are_bad_images(conv_net):
     with pytest.raises(BadImages, match=r"images are \(3, 9, 8\); the model takes \(3, 8, 8\)"):
         observe(conv_net.graph, [torch.zeros(1, 3, 9, 8)])
+
+
+def test_of_very_many_extreme_sites_the_first_ones_are_named_and_how_many_there_are():
+    """A net whose numbers fade in its depth once gave a message of two pages."""
+    for count in (12, 13):
+        with pytest.raises(BadValues) as found:
+            refuse_extremes({f"layer{i}:output": 1e-20 for i in range(count)})
+        said = str(found.value)
+        assert said.count("--keep-float") == 12
+        assert "--keep-float 'layer11:output'" in said
+        assert said.endswith(
+            "'layer11:output'." if count == 12 else " 13 sites in all: are the weights those of a trained model?"
+        )

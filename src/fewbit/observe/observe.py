@@ -14,6 +14,7 @@ from fewbit.errors import BadImages, BadValues
 from fewbit.execute.watch import watch
 from fewbit.observe.stats import Histogram, Stats
 
+SHOWN = 12  # as many sites are named in a message
 LEAST, MOST = 1e-16, 1e16  # the largest magnitude of a tensor whose errors can be squared and summed in float32
 
 
@@ -60,11 +61,10 @@ def refuse_extremes(largest: Mapping[str, float]) -> None:
     """
     far = [name for name, number in largest.items() if number and not LEAST <= number <= MOST]
     if far:
-        floats = " ".join(f"--keep-float '{site}'" for site in far)
         raise BadValues(
             f"the largest number of {far[0]} is {largest[far[0]]:.2g}: squares of its rounding errors leave float32, so no "
             f"integers can be chosen for it; it may be {LEAST:g} to {MOST:g}. Scale the layers of the model that write and "
-            f"read it, or keep it float: {floats}."
+            f"read it, or keep it float: {_kept_float(far)}"
         )
 
 
@@ -76,12 +76,17 @@ def _refuse_answers(broken: Sequence[str]) -> None:
     )
 
 
+def _kept_float(sites: Sequence[str]) -> str:
+    """The options that keep sites float; of very many the first ones, as then something else is wrong."""
+    more = f" and so on, {len(sites)} sites in all: are the weights those of a trained model?" if len(sites) > SHOWN else "."
+    return " ".join(f"--keep-float '{site}'" for site in sites[:SHOWN]) + more
+
+
 def _refuse_sites(broken: Sequence[str]) -> None:
     if broken:
-        floats = " ".join(f"--keep-float '{site}'" for site in dict.fromkeys(broken))
         raise BadValues(
             f"{broken[0]} holds NaN or infinite values for the calibration images; only finite activations can be quantized. "
-            f"Keep it float: {floats}."
+            f"Keep it float: {_kept_float(list(dict.fromkeys(broken)))}"
         )
 
 
