@@ -165,6 +165,7 @@ def test_a_scale_on_which_many_numbers_are_ties_is_moved_by_a_thousandth_and_no_
     assert moved == {"first:output"}
     scale, zero = (getattr(after.choices["first:output"].qparams, name) for name in ("scale", "zero"))
     torch.testing.assert_close(scale, before.choices["first:output"].qparams.scale * 1.001, rtol=1e-7, atol=0)
+    assert after.choices["first:output"].why == "scale moved by 0.1 %: many numbers stood exactly between two codes"
     assert torch.equal(zero, before.choices["first:output"].qparams.zero)
     path, fresh = tmp_path / "model.onnx", [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
     tied = []

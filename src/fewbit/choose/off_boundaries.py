@@ -23,6 +23,7 @@ from fewbit.execute.simulate import Simulation, SiteTrace, simulate, trace
 REACH = 2e-4  # of a code around a boundary; float32 moves a position by less
 MOVE = 1e-3  # of a scale: what stands between code 0 and its neighbour moves by half of that, out of reach
 IMAGES = 4  # that are looked at
+WHY = f"scale moved by {100 * MOVE:g} %: many numbers stood exactly between two codes"
 SITES = 8  # that are moved at most: each changes what stands behind it, so all are looked at again
 
 
@@ -40,7 +41,8 @@ def off_boundaries(plan: Plan, context: Context) -> Plan:
         if site is None:
             break
         builder, old = PlanBuilder(plan, context), free[site]
-        builder.set(replace(old, qparams=QParams(old.qparams.scale * (1 + MOVE), old.qparams.zero)))
+        qparams = QParams(old.qparams.scale * (1 + MOVE), old.qparams.zero)
+        builder.set(replace(old, qparams=qparams, why=f"{old.why} {WHY}".strip()))
         plan = builder.plan()
         moved.add(site)
     return plan
