@@ -1,4 +1,6 @@
-"""Selections among nearly equal scores. Oracles: files whose order is forced, files that select wrongly, brute force."""
+"""Selections among nearly equal scores, and thresholds. Oracles: files whose order is forced, files that select wrongly, brute
+force.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,18 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from conftest import captured
-from fewbit.capture.selections import SELECTORS
-from fewbit.core.checks import Checks
+from fewbit.capture.selections import COMPARISONS, SELECTORS
+from fewbit.core.checks import Checks, SelectionCheck
 from fewbit.core.fx import aten
 from fewbit.execute.executor import Executor
+from fewbit.execute.simulate import simulate
 from fewbit.realize import realize
 from fewbit.recipes import recipe_named
 from fewbit.report.answers import near_ties
 from fewbit.report.tables import verify as summary
-from fewbit.runtimes import AS_WRITTEN, runtime_names
+from fewbit.runtimes import AS_WRITTEN, open_session, runtime_names
 from fewbit.target import load_target
-from fewbit.verify import compare
+from fewbit.verify import compare, deviations
 from fewbit.verify.outputs import disturbances
 from fewbit.verify.selections import Selected
 from planning import plan_for
@@ -65,7 +68,7 @@ class Run:
     def edited(self, edit: Callable[[onnx.GraphProto, onnx.NodeProto], None]) -> Path:
         """The file after `edit` of its graph at the node that selects."""
         model, path = onnx.load(self.path), self.path.with_name("edited.onnx")
-        edit(model.graph, next(node for node in model.graph.node if node.op_type == "TopK"))
+        edit(model.graph, next(node for node in model.graph.node if any(name.endswith(".chosen") for name in node.output)))
         onnx.save(model, path)
         return path
 
@@ -238,6 +241,187 @@ def test_a_mask_among_scores_excuses_nothing_among_the_others():
         assert selected(aten.topk.default, (2, 1), scores, moved, torch.tensor([places]))[1].wrong == wrong
     assert selected(aten.topk.default, (5, 1), scores, moved, torch.tensor([[2, 1, 0, 4, 3]]))[1].near == 1
     assert selected(aten.topk.default, (5, 1), scores, moved, torch.tensor([[2, 1, 4, 3, 5]]))[1].wrong == 1
+
+
+COMPARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "less": lambda score, other: score < other,
+    "greater": lambda score, other: score > other,
+    "at most": lambda score, other: score <= other,
+    "at least": lambda score, other: score >= other,
+    "equal": lambda score, other: score == other,
+    "unequal": lambda score, other: score != other,
+    "below a number": lambda score, other: (score - other) < 0,
+    "a number at most": lambda score, other: 1.0 + score - other >= 1.0,
+    "below half": lambda score, other: (score - other).sigmoid() < 0.5,
+}
+
+
+class Masked(nn.Module):
+    """Tokens but for those where a comparison of scores is true, on their way through a layer (masks of Mask2Former). A score
+    is compared with that of the other half of the image, which is almost equal, in four of eight rows with 0.005 more or less.
+    """
+
+    def __init__(self, truth: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.score, self.head, self.truth = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 4, 1), nn.Linear(8, 4), truth
+        self.register_buffer("step", 0.005 * torch.tensor([0.0, 0, 0, 0, 1, -1, 1, -1])[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, score = self.stem(x).flatten(2).transpose(1, 2), self.score(x[:, :1]).amax(1)
+        true = self.truth(score, score.flip(-1) + self.step)
+        return self.head(tokens.masked_fill(true.flatten(1)[..., None], 0.0))
+
+
+def left_plus(number: float) -> Callable[[onnx.GraphProto, onnx.NodeProto], None]:
+    """A number, down or up by turns, is added to what is compared, and only there; a comparison may be Not behind Equal."""
+    numbers = number * (2 * (np.arange(64).reshape(8, 8) % 2) - 1)
+
+    def edit(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        compares = next(one for one in graph.node if node.input[0] in one.output) if node.op_type == "Not" else node
+        scores_plus(numbers)(graph, compares)
+
+    return edit
+
+
+@pytest.fixture(scope="module", params=COMPARED)
+def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.manual_seed(0)
+    return Run(Masked(COMPARED[request.param]), tmp_path_factory.mktemp("masked"))
+
+
+def test_what_is_true_of_numbers_on_a_threshold_is_the_runtimes_and_every_code_behind_is_compared(masked, monkeypatch):
+    path = masked.edited(left_plus(3e-7))
+    checks = masked.checks(path)
+    assert (checks.wrong, checks.wrong_outputs) == ((), ())
+    (name,) = (name for node in onnx.load(path).graph.node for name in node.output if name.endswith(".chosen"))
+    theirs = open_session(AS_WRITTEN, path, outputs=[name]).run(masked.images.numpy())[name]
+    seen: list[Any] = []
+    executor = simulate(masked.graph, masked.plan).executor
+    executor(masked.images, {name.removesuffix(".chosen"): seen.append})
+    turned = int((seen[0].numpy() != theirs).sum())
+    assert turned > 8
+    off, on = checks.selections
+    assert [(row.compared, row.near, row.wrong) for row in off] == [(256, turned, 0)]
+    found = summary(checks)
+    assert (found["near_ties"], found["selections"], found["problems"]) == (turned + on[0].near, 512, [])
+    monkeypatch.setattr("fewbit.verify.selections.thresholds", lambda graph: [])
+    assert {check.site for check in masked.checks(path).wrong} == {"head:input"}
+
+
+def negated(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    truth, node.output[0] = node.output[0], "real"
+    graph.node.insert(list(graph.node).index(node) + 1, helper.make_node("Not", ["real"], [truth]))
+
+
+def test_a_file_that_compares_wrongly_is_found_and_the_node_is_named(masked):
+    for fault in (left_plus(0.01), negated):
+        checks = masked.checks(masked.edited(fault))
+        rows = [row for table in checks.selections for row in table]
+        assert len(rows) == 2
+        assert all(row.wrong for row in rows) or (fault is not negated and rows[0].node in ("eq", "ne"))
+        assert checks.wrong == ()  # a difference does not spread
+        if rows[0].wrong:
+            assert summary(checks)["problems"][0].startswith(
+                f"{rows[0].node} compares wrongly (as written): {rows[0].wrong} of 256 "
+            )
+
+
+@needs_openvino
+def test_openvino_shows_what_is_true(tmp_path, openvino_target):
+    run = Run(Masked(COMPARED["less"]), tmp_path, openvino_target)
+    checks = run.checks(run.edited(left_plus(3e-7)), runtime="openvino")
+    assert (checks.wrong, checks.wrong_outputs) == ((), ())
+    assert all(table[0].near > 8 and not table[0].wrong for table in checks.selections)
+    checks = run.checks(run.edited(negated), runtime="openvino")
+    assert all(table[0].wrong for table in checks.selections)
+
+
+def test_zeros_behind_a_rectifier_are_on_no_side_of_a_threshold_by_rounding(tmp_path):
+    run = Run(Masked(lambda score, other: (score - 0.2).relu() > 0), tmp_path)
+    assert run.checks().selections[0][0].near == 0
+
+    def at_least(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        node.op_type = "GreaterOrEqual"
+
+    (row,) = run.checks(run.edited(at_least)).selections[0]
+    assert row.wrong > 20
+    assert row.difference == row.limit == 0
+
+
+def truth(target: Any, left: Tensor, right: Any, moved: Tensor, theirs: Tensor) -> tuple[Tensor, SelectionCheck]:
+    """What a node gives where a runtime finds `theirs` true, and its check, where rounding moves the left side to `moved`."""
+    graph = torch.fx.Graph()
+    node = graph.call_function(target, (graph.placeholder("x"), right))
+    node.name = "compare"
+    graph.output((node,))
+    chosen = Selected(Executor(torch.fx.GraphModule(nn.Module(), graph)), {"compare": theirs})
+    given = chosen.calls["compare"](left, right)
+    chosen.calls["compare"](moved, right)
+    return given, chosen.checks()[0]
+
+
+@pytest.mark.parametrize("target", [target for target in COMPARISONS if "Scalar" in str(target)], ids=str)
+def test_what_is_true_of_moved_numbers_is_never_wrong_and_of_others_it_is(target):
+    numbers = torch.tensor([0.3, 0.3 + 1e-5, 0.3 - 1e-5, 0.31, 0.29, float("inf"), float("-inf"), float("nan"), -1e9])
+    moved = numbers + torch.tensor([1e-5, -1e-5, *[1e-5] * 7])
+    near = torch.tensor([True] * 3 + [False] * 6)
+    own = target(numbers, 0.3)
+    for i in range(len(numbers)):
+        theirs = own.clone()
+        theirs[i] = ~theirs[i]
+        given, check = truth(target, numbers, 0.3, moved, theirs)
+        assert torch.equal(given, theirs)
+        assert (check.near, check.wrong) == ((1, 0) if near[i] else (0, 1))
+    assert truth(target, numbers, 0.3, moved, own)[1].near == 0
+    given, check = truth(target, numbers, 0.3, moved, own[1:])
+    assert (check.wrong, torch.equal(given, own)) == (9, True)
+
+
+class Known(nn.Module):
+    """Comparisons of sizes, places and constants beside those of numbers, which are written with the same operators; and two
+    nodes of which torch.onnx makes one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.score, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).flatten(2) + self.score(x).flatten(2)
+        best = torch.cat([y.argmax(2), y.max(2).indices, y.topk(2, 2).indices[..., 0]], 1)
+        valid = (torch.arange(x.shape[0]) >= 0)[:, None, None] & (torch.arange(64) * 0.5 >= 0.2) & (torch.zeros_like(y) >= 0)
+        masks = [torch.heaviside(y, y), y.isclose(y.flip(2)), y > y.mean(2, keepdim=True), y.gt(0.1), y >= 0.2, valid]
+        masks += [(best >= 3).sum(1)[:, None, None] > 2, y.sign() >= y]
+        return self.head((y * sum(mask.float() for mask in masks)).transpose(1, 2))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_operators_are_named_by_the_nodes_that_they_are_of(tmp_path, monkeypatch, traced):
+    if traced:
+        monkeypatch.setattr("fewbit.realize.torch_onnx.program_of", lambda *args: None)
+    run = Run(Known(), tmp_path)
+    named = {name: node for node in onnx.load(run.path).graph.node for name in node.output if name.endswith(".chosen")}
+    kinds = sorted(node.op_type for node in named.values())
+    assert kinds == ["ArgMax", "Greater", "Greater", "GreaterOrEqual", "GreaterOrEqual", "TopK"]
+    checks = run.checks()
+    assert (checks.wrong, checks.wrong_outputs) == ((), ())
+    assert {f"{row.node}.chosen" for row in checks.selections[0]} == set(named)
+    assert not any(row.wrong for table in checks.selections for row in table)
+
+
+def test_a_file_without_the_names_is_the_plans_and_nothing_is_read_out_of_it(masked):
+    expected, older = onnx.load(masked.path), onnx.load(masked.path)
+    for node in older.graph.node:
+        node.input[:], node.output[:] = ([v.removesuffix(".chosen") for v in values] for values in (node.input, node.output))
+    for value in older.graph.value_info:
+        value.name = value.name.removesuffix(".chosen")
+    assert older != expected
+    assert deviations("model.onnx", older, expected) == ()
+    older.graph.node[-1].name = "another"
+    assert deviations("model.onnx", older, onnx.load(masked.path)) != ()
+    path = masked.path.with_name("older.onnx")
+    onnx.save(older, path)
+    assert masked.checks(path).selections == ((), ())
 
 
 def test_a_disturbance_moves_scores_but_not_what_the_runtime_selected(chosen):

@@ -1,4 +1,6 @@
-"""Nodes that choose places by comparing numbers: top-k, sorting, the place of the largest or smallest."""
+"""Nodes that choose by comparing numbers: places (top-k, sorting, the place of the largest or smallest), and what is true of
+numbers (thresholds: less than, at least and their like).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,24 @@ SELECTORS: Mapping[Any, Selector] = {
     aten.max.dim: Selector("ArgMax", largest=True, single=True),
     aten.min.dim: Selector("ArgMin", largest=False, single=True),
 }
-OPERATORS = {selector.operator for selector in SELECTORS.values()}
+COMPARISONS: Mapping[Any, str] = {  # and the ONNX operator that gives the same; "not equal" is Not behind Equal
+    **dict.fromkeys((aten.lt.Scalar, aten.lt.Tensor), "Less"),
+    **dict.fromkeys((aten.gt.Scalar, aten.gt.Tensor), "Greater"),
+    **dict.fromkeys((aten.le.Scalar, aten.le.Tensor), "LessOrEqual"),
+    **dict.fromkeys((aten.ge.Scalar, aten.ge.Tensor), "GreaterOrEqual"),
+    **dict.fromkeys((aten.eq.Scalar, aten.eq.Tensor), "Equal"),
+    **dict.fromkeys((aten.ne.Scalar, aten.ne.Tensor), "Not"),
+}
+OF_SHAPES = {  # what these give follows from the shape of what they read
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+}
 
 
 def places_of(node: Node) -> Node | None:
@@ -55,3 +74,29 @@ def selections(graph: Graph) -> list[Node]:
         node for node in selectors(graph)
         if (places := places_of(node)) is not None and any(user.op != "output" for user in places.users)
     ]  # fmt: skip
+
+
+def thresholds(graph: Graph) -> list[Node]:
+    """The comparisons of real numbers that follow from the inputs, where other nodes read what is true; not those of integers,
+    constants and shapes, which are the same everywhere.
+    """
+    computed = set[Node]()
+    for node in graph.nodes:
+        gives_numbers = "tensor_meta" in node.meta and node.target not in OF_SHAPES  # a size is none
+        if node.op == "placeholder" or (gives_numbers and any(read in computed for read in node.all_input_nodes)):
+            computed.add(node)
+    return [
+        node for node in graph.nodes
+        if node in computed and is_call(node, *COMPARISONS) and any(map(_is_real, node.all_input_nodes))
+        and any(user.op != "output" for user in node.users)
+    ]  # fmt: skip
+
+
+def operator_of(node: Node) -> str:
+    """The ONNX operator that chooses what a node of `selectors` or `thresholds` does."""
+    return COMPARISONS[node.target] if node.target in COMPARISONS else SELECTORS[node.target].operator
+
+
+def _is_real(node: Node) -> bool:
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    return dtype is not None and dtype.is_floating_point

@@ -39,11 +39,13 @@ class SiteCheck:
 
 @dataclass(frozen=True)
 class SelectionCheck:
-    """What a node that selects (top-k, sorting, the place of the largest) chose in a runtime, by the simulation's own scores.
+    """What a node that selects (top-k, sorting, the place of the largest) or compares numbers (a threshold) chose in a runtime,
+    by the simulation's own scores.
 
     Of `compared` rows `near` are chosen otherwise than by the simulation, among scores that float32 rounding may order either
     way (verify/selections.py); `wrong` are those that it does not explain. There a score misses its place by `difference`,
-    where `limit` is explained; 0 where a place is chosen twice.
+    where `limit` is explained; 0 where a place is chosen twice. Without `places` each row is one pair of numbers that are
+    compared, `difference` is how far they are apart, and 0 where they are equal whatever rounding does (verify/thresholds.py).
     """
 
     node: str
@@ -52,6 +54,7 @@ class SelectionCheck:
     wrong: int
     difference: float
     limit: float
+    places: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Deviation:
 class Checks:
     """Verify's tables: the file's own codes of weights and biases, codes of activations as written (off) and optimised as
     the file ships (on), and outputs. `file` is what differs from the same plan realized again; None: not looked at.
-    `selections` are what the runtime chose by comparing scores, off and on. `gaps` are looked at where ties are more than
+    `selections` are what the runtime chose by comparing numbers, off and on. `gaps` are looked at where ties are more than
     chance brings, or where the file as it ships has other ties than the one that shows its codes.
     """
 

@@ -5,6 +5,7 @@ packed       the plan as plan.json and plan.safetensors, and back
 program      a graph as an exported program, without tracing it again
 torch_onnx   that program as an ONNX model, the same bytes everywhere
 quick        torch.onnx without work in vain
+chosen       names for what nodes choose by comparing numbers
 unpack       nodes that unpack bit-packed weights
 fuse         operators of a runtime, by name, where the target asks for them
 shield       nodes that keep onnxruntime from rewriting what is float beside codes

@@ -2,8 +2,8 @@
 
 The same graph serves onnxruntime, openvino and every other runtime that reads QuantizeLinear and DequantizeLinear.
 Weights are int8 initializers; below 8 bits they are packed, with nodes that unpack them (unpack.py). Each activation's
-QuantizeLinear writes a value called `<site>.codes`, a node that selects (top-k, the place of the largest) its places as
-`<node>.chosen`.
+QuantizeLinear writes a value called `<site>.codes`, a node that chooses by comparing numbers (top-k, the place of the largest,
+a threshold) what it has chosen as `<node>.chosen` (chosen.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 from torch.fx import GraphModule, Node
 
 from fewbit.capture.normalize import CONVS
-from fewbit.capture.selections import OPERATORS, SELECTORS, selectors
+from fewbit.capture.selections import selectors, thresholds
 from fewbit.capture.sites import readers
 from fewbit.core.fx import MOVES, add_constant, argument, aten, calls, constant, give_bias, is_call, is_constant, reached
 from fewbit.core.graph import Graph, flat_name
@@ -28,6 +28,7 @@ from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.plan import Bias, Choice, Plan
 from fewbit.errors import FewbitFailed
 from fewbit.realize.beside import save
+from fewbit.realize.chosen import mark, name_chosen
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
@@ -39,7 +40,7 @@ from fewbit.realize.unpack import pack_weights
 
 qd = torch.ops.quantized_decomposed
 READS = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
-CODES, CHOSEN = ".codes", ".chosen"
+CODES = ".codes"
 
 
 def realize(graph: Graph, plan: Plan, path: Path, **form: Any) -> None:
@@ -57,6 +58,8 @@ def rendered(
     the place of standard nodes.
     """
     module, order = qdq_module(graph, plan, float_weights=float_weights)
+    choosers = [*selectors(graph.module.graph), *thresholds(graph.module.graph)]
+    mark(module, {node.name for node in choosers})
     model = to_onnx(module, graph, max(opset, OLDEST))
     weights = {flat_name(name) for name, choice in plan.choices.items() if choice.codes is not None}
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _reads(node, weights)]
@@ -71,7 +74,7 @@ def rendered(
         node.name = f"{site}.QuantizeLinear"
     for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and _reads(node, weights)]:
         _without_clip(model, node)
-    _name_chosen(model, module)
+    name_chosen(model, choosers)
     if not float_weights:
         pack_weights(model, plan)
     fuse_nodes(model, fuse)
@@ -79,18 +82,6 @@ def rendered(
         keep_products(model.graph)
     shield(model)
     return with_tail(in_opset(model, opset, ir_version), graph.tail)
-
-
-def _name_chosen(model: ir.Model, module: GraphModule) -> None:
-    """Name what nodes that select have chosen, but for what is an output of the file. Nothing is named where torch.onnx has
-    written others than those of the graph (one for two that are alike): verify then has none of them to read.
-    """
-    nodes, written = selectors(module.graph), [node for node in model.graph if node.op_type in OPERATORS]
-    if [SELECTORS[node.target].operator for node in nodes] != [node.op_type for node in written]:
-        return
-    for node, places in ((node, found.outputs[-1]) for node, found in zip(nodes, written, strict=True)):
-        if not places.is_graph_output():
-            places.name = node.name + CHOSEN
 
 
 def float_onnx(graph: Graph, path: Path, *, opset: int) -> None:

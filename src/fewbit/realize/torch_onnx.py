@@ -21,6 +21,7 @@ from fewbit.core.graph import Graph
 from fewbit.core.inputs import PLACES, example, fed
 from fewbit.errors import BadModel
 from fewbit.load.contexts import quiet
+from fewbit.realize.chosen import keep_mark
 from fewbit.realize.ports import BATCH, set_ports
 from fewbit.realize.program import program_of
 from fewbit.realize.quick import quick
@@ -174,6 +175,7 @@ def to_onnx(module: GraphModule, graph: Graph, opset: int) -> ir.Model:
     ports = [*model.graph.inputs, *model.graph.outputs]
     taken = {port.name for port in ports}
     for node in model.graph:
+        keep_mark(node)
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:

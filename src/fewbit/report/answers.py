@@ -115,8 +115,8 @@ def near_ties(verify: Json) -> str:
         return ""
     what = plural(near, "selection") + " was a near tie" if near == 1 else plural(near, "selection") + " were near ties"
     return (
-        f"{what}, of {rows:,} (top-k, sorting, the largest): scores that float32 rounding may order either way. What the "
-        "runtime selected was taken, and all codes behind it were compared."
+        f"{what}, of {rows:,} (top-k, sorting, the largest, thresholds): numbers that float32 rounding may order either way. "
+        "What the runtime selected was taken, and all codes behind it were compared."
     )
 
 

@@ -82,7 +82,9 @@ def problems(result: Checks, most: int = 5) -> list[str]:
     ]
     places, chosen = ("as written", "as it ships"), result.selections
     for name, table, selections in zip(places, (result.off, result.on), chosen, strict=True):
-        lines += [f"{check.node} selects wrongly ({name}): {_selects(check)}" for check in selections if check.wrong]
+        for check in (check for check in selections if check.wrong):
+            verb, what = ("selects", _selects(check)) if check.places else ("compares", _compares(check))
+            lines.append(f"{check.node} {verb} wrongly ({name}): {what}")
         wrong = [check for check in table if check.wrong]
         if wrong:
             total = sum(check.wrong for check in wrong)
@@ -104,6 +106,15 @@ def _selects(check: SelectionCheck) -> str:
     if math.isinf(check.difference):
         return f"{rows} places that are none or have no score"
     return f"{rows} by up to {check.difference:.3g} from the best scores, where float32 rounding explains {check.limit:.2g}"
+
+
+def _compares(check: SelectionCheck) -> str:
+    pairs = f"{check.wrong:,} of {check.compared:,} pairs of numbers"
+    if check.difference == 0:
+        return f"{pairs}, which are equal"
+    if math.isinf(check.difference):
+        return f"{pairs}, of which one is infinite or none, or not as many as there are"
+    return f"{pairs}, which are up to {check.difference:.3g} apart, where float32 rounding explains {check.limit:.2g}"
 
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Codes
     compare       codes of the simulation against those of the runtime, site by site
     ties          which codes may differ, by float32
     selections    what a runtime selects where scores are nearly equal
+    thresholds    and what it finds true where numbers stand on a threshold
     outputs       last outputs against the executor's, and the float twin's against the model's
     tail          the outputs behind a tail
     file          the numbers in a file against the plan

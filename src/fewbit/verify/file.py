@@ -24,6 +24,7 @@ from fewbit.core.inputs import arrays_of, example
 from fewbit.core.plan import Choice, Plan
 from fewbit.core.record import MADE
 from fewbit.errors import AGAIN, BadFile
+from fewbit.realize.chosen import CHOSEN
 from fewbit.realize.qdq import CODES
 from fewbit.runtimes import OnnxRuntime
 
@@ -88,11 +89,27 @@ def deviations(
     """What a file called `name` has that the same model, realized again, has not: tensors, nodes, inputs, outputs, metadata.
     `folders` are those of both files, where large weights may stand beside them.
     """
+    _give_older_names(expected, found)
     alike = found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
     if alike and not any(map(uses_external_data, found.graph.initializer)):
         return ()
     wrong = [*_tensors(found, expected, folders or (None, None)), *_nodes(found, expected), *_entries(found, expected)]
     return tuple(Deviation(name, *pair) for pair in wrong) or (() if alike else (Deviation(name, "the header", "is another"),))
+
+
+def _give_older_names(expected: onnx.ModelProto, found: onnx.ModelProto) -> None:
+    """Give what nodes have chosen the names that it has in a file which was written before it had one of its own, in place."""
+    theirs = {output for node in found.graph.node for output in node.output}
+    names = dict[str, str]()
+    for ours, other in zip(expected.graph.node, found.graph.node, strict=False):
+        if (ours.op_type, len(ours.output)) == (other.op_type, len(other.output)):
+            pairs = zip(ours.output, other.output, strict=True)
+            names |= {one: another for one, another in pairs if one.endswith(CHOSEN) and one not in theirs}
+    for node in expected.graph.node if names else ():
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    for value in expected.graph.value_info if names else ():
+        value.name = names.get(value.name, value.name)
 
 
 def _tensors(
