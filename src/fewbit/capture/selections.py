@@ -1,5 +1,5 @@
-"""Nodes that choose by comparing numbers: places (top-k, sorting, the place of the largest or smallest), and what is true of
-numbers (thresholds: less than, at least and their like).
+"""Nodes that choose by comparing numbers: places (top-k, sorting, the place of the largest or smallest), and a side of a
+threshold (what is less than, at least and their like; the whole number that a number is rounded to).
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ COMPARISONS: Mapping[Any, str] = {  # and the ONNX operator that gives the same;
     **dict.fromkeys((aten.eq.Scalar, aten.eq.Tensor), "Equal"),
     **dict.fromkeys((aten.ne.Scalar, aten.ne.Tensor), "Not"),
 }
+STEPS: Mapping[Any, str] = {  # what makes whole numbers of real ones, or what is not zero true, in the same way
+    aten.floor.default: "Floor",
+    aten.ceil.default: "Ceil",
+    aten.round.default: "Round",
+    aten.trunc.default: "Mul",  # of what is rounded down without its sign, and the sign
+    aten.sign.default: "Sign",
+    aten.to.dtype: "Cast",
+}
 OF_SHAPES = {  # what these give follows from the shape of what they read
     aten.zeros_like.default,
     aten.ones_like.default,
@@ -77,8 +85,8 @@ def selections(graph: Graph) -> list[Node]:
 
 
 def thresholds(graph: Graph) -> list[Node]:
-    """The comparisons of real numbers that follow from the inputs, where other nodes read what is true; not those of integers,
-    constants and shapes, which are the same everywhere.
+    """The comparisons and the steps of real numbers that follow from the inputs, where other nodes read what they give; not
+    those of integers, constants and shapes, which are the same everywhere.
     """
     computed = set[Node]()
     for node in graph.nodes:
@@ -87,14 +95,16 @@ def thresholds(graph: Graph) -> list[Node]:
             computed.add(node)
     return [
         node for node in graph.nodes
-        if node in computed and is_call(node, *COMPARISONS) and any(map(_is_real, node.all_input_nodes))
+        if node in computed and is_call(node, *COMPARISONS, *STEPS) and any(map(_is_real, node.all_input_nodes))
+        and not (is_call(node, aten.to.dtype) and _is_real(node))
         and any(user.op != "output" for user in node.users)
     ]  # fmt: skip
 
 
 def operator_of(node: Node) -> str:
     """The ONNX operator that chooses what a node of `selectors` or `thresholds` does."""
-    return COMPARISONS[node.target] if node.target in COMPARISONS else SELECTORS[node.target].operator
+    found = COMPARISONS.get(node.target) or STEPS.get(node.target)
+    return found or SELECTORS[node.target].operator
 
 
 def _is_real(node: Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Json = Any
 HANDFUL = 8  # ties of a site that chance may bring, however few codes it has
@@ -39,13 +39,13 @@ class SiteCheck:
 
 @dataclass(frozen=True)
 class SelectionCheck:
-    """What a node that selects (top-k, sorting, the place of the largest) or compares numbers (a threshold) chose in a runtime,
-    by the simulation's own scores.
+    """What a node that selects (top-k, sorting, the place of the largest), compares numbers (a threshold) or rounds them to
+    whole ones chose in a runtime, by the simulation's own numbers; `does` says which.
 
     Of `compared` rows `near` are chosen otherwise than by the simulation, among scores that float32 rounding may order either
     way (verify/selections.py); `wrong` are those that it does not explain. There a score misses its place by `difference`,
-    where `limit` is explained; 0 where a place is chosen twice. Without `places` each row is one pair of numbers that are
-    compared, `difference` is how far they are apart, and 0 where they are equal whatever rounding does (verify/thresholds.py).
+    where `limit` is explained; 0 where a place is chosen twice. Where numbers are compared or rounded each row is one number,
+    `difference` is how far it is from its threshold, and 0 where it stands on it whatever rounding does (verify/thresholds.py).
     """
 
     node: str
@@ -54,7 +54,7 @@ class SelectionCheck:
     wrong: int
     difference: float
     limit: float
-    places: bool = True
+    does: Literal["selects", "compares", "rounds"] = "selects"
 
 
 @dataclass(frozen=True)

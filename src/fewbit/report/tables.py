@@ -83,8 +83,8 @@ def problems(result: Checks, most: int = 5) -> list[str]:
     places, chosen = ("as written", "as it ships"), result.selections
     for name, table, selections in zip(places, (result.off, result.on), chosen, strict=True):
         for check in (check for check in selections if check.wrong):
-            verb, what = ("selects", _selects(check)) if check.places else ("compares", _compares(check))
-            lines.append(f"{check.node} {verb} wrongly ({name}): {what}")
+            what = _selects(check) if check.does == "selects" else _decides(check)
+            lines.append(f"{check.node} {check.does} wrongly ({name}): {what}")
         wrong = [check for check in table if check.wrong]
         if wrong:
             total = sum(check.wrong for check in wrong)
@@ -108,13 +108,13 @@ def _selects(check: SelectionCheck) -> str:
     return f"{rows} by up to {check.difference:.3g} from the best scores, where float32 rounding explains {check.limit:.2g}"
 
 
-def _compares(check: SelectionCheck) -> str:
-    pairs = f"{check.wrong:,} of {check.compared:,} pairs of numbers"
+def _decides(check: SelectionCheck) -> str:
+    numbers = f"{check.wrong:,} of {check.compared:,} numbers"
     if check.difference == 0:
-        return f"{pairs}, which are equal"
+        return f"{numbers}, which stand exactly on the threshold"
     if math.isinf(check.difference):
-        return f"{pairs}, of which one is infinite or none, or not as many as there are"
-    return f"{pairs}, which are up to {check.difference:.3g} apart, where float32 rounding explains {check.limit:.2g}"
+        return f"{numbers}, which are infinite or none, several steps off, or not as many as there should be"
+    return f"{numbers}, up to {check.difference:.3g} from the threshold, where float32 rounding explains {check.limit:.2g}"
 
 
 def size(graph: Graph, plan: Plan, files: Mapping[str, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ rounding moves is measured as for outputs (outputs.py).
 A score moves by what rounding does in the sums before it, whatever its size, and by a few units of its own last digit. They are
 told apart, so that a mask of -1e9 among the scores, whose last digit is 64, excuses nothing among the others.
 
-So it is with thresholds, where numbers are compared one by one and what is true is read out (thresholds.py).
+So it is with thresholds, where numbers are judged one by one and what was decided is read out (thresholds.py).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fewbit.capture.selections import COMPARISONS, SELECTORS, places_of, selections, thresholds
+from fewbit.capture.selections import SELECTORS, places_of, selections, thresholds
 from fewbit.capture.sites import path_of
 from fewbit.core.checks import SelectionCheck
 from fewbit.execute.executor import Executor
 from fewbit.realize.chosen import CHOSEN
 from fewbit.verify.outputs import MARGIN
-from fewbit.verify.thresholds import OWN, Truths, finite, furthest, moved_by_sums
+from fewbit.verify.thresholds import OWN, Sides, finite, furthest, moved_by_sums
 
 
 def shown_places(executor: Executor, outputs: Sequence[str], values: Collection[str]) -> dict[str, str]:
-    """By node that selects or compares, the value that has its places or what is true, of all `values` of a file; `outputs` are
+    """By node that selects or compares, the value that has what it chose, of all `values` of a file; `outputs` are
     the names of the graph's. A node whose choice the file does not show is left out.
     """
     given, graph = dict(zip(executor.results, outputs, strict=True)), executor.module.graph
@@ -79,15 +79,15 @@ class _Asked:
 
 
 class Selected:
-    """What a runtime chose for a batch, by node: places, or what is true. `calls`, for `Executor.__call__`, choose the same.
+    """What a runtime chose for a batch, by node: places, or sides of thresholds. `calls`, for `Executor.__call__`, do the same.
 
     The first run with them has the scores that count, the others tell how far they move.
     """
 
     def __init__(self, executor: Executor, chosen: Mapping[str, Tensor]) -> None:
         nodes = {name: executor.nodes[name] for name in chosen}
-        self._choices: dict[Node, _Places | Truths] = {
-            node: (Truths if node.target in COMPARISONS else _Places)(node, chosen[name]) for name, node in nodes.items()
+        self._choices: dict[Node, _Places | Sides] = {
+            node: (_Places if node.target in SELECTORS else Sides)(node, chosen[name]) for name, node in nodes.items()
         }
         self.calls: Mapping[str, Callable[..., Any]] = {node.name: one.call for node, one in self._choices.items()}
 
