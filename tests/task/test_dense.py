@@ -135,12 +135,19 @@ def test_masks_that_say_nothing_are_refused(tmp_path):
     pictures, _ = masks(tmp_path)
     for values, outputs, message in (
         ([255], ("y", (3, *SIZE)), "every pixel of the masks of all 6 scored images is 255, which is not a class"),
-        ([0, 255], ("y", SIZE, False), "the masks have 0 and 255 alone.* Write 1 where 255 is the foreground"),
+        ([0, 255], ("y", SIZE, False), r"all 6 scored images have 0 and 255 alone, .* so one class would be compared\."),
+        (
+            [0, 255],
+            ("y", (5, *SIZE)),
+            "one class of the 5 of the model .* Write the class's number where 255 is the foreground",
+        ),
     ):
         for i in range(6):
             Image.fromarray(np.resize(np.uint8(values), (48, 64))).save(tmp_path / f"{i}.png")
         with pytest.raises(BadImages, match=message):
             named("segment", outputs).read(tmp_path, pictures)
+    Image.fromarray(np.full((48, 64), 2, np.uint8)).save(tmp_path / "0.png")  # one among others with classes
+    assert len(named("segment", ("y", (5, *SIZE))).read(tmp_path, pictures)) == 6
 
 
 def test_a_small_map_is_enlarged_before_it_meets_the_mask(tmp_path):
@@ -313,6 +320,27 @@ def test_depth_maps_of_both_kinds_are_read_and_compared(tmp_path):
     assert (apart["unit"], apart["better"]) == ("%", "less")
 
 
+def test_files_whose_numbers_are_no_depths_are_refused(tmp_path):
+    picture, eight = Pictures(("a.jpg",)), np.resize(np.arange(1, 9, dtype=np.uint8), (48, 64))
+    metres, relative = named("depth", ("y", SIZE)), named("depth:relative", ("y", SIZE))
+    Image.fromarray(eight).save(tmp_path / "a.png")
+    with pytest.raises(
+        BadImages, match=r"a\.png has 8 bits, and PNG is read in thousandths .* above 0\.255\. Save it with 16 bits"
+    ):
+        metres.read(tmp_path, picture)
+    assert len(relative.read(tmp_path, picture)) == 1  # up to a scale
+    Image.fromarray(eight > 3).save(tmp_path / "a.png")
+    for task in (metres, relative):
+        with pytest.raises(BadImages, match=r"a\.png has true and false alone, and no depths"):
+            task.read(tmp_path, picture)
+    (tmp_path / "a.png").unlink()
+    np.save(tmp_path / "a.npy", eight > 3)
+    with pytest.raises(BadImages, match=r"a\.npy has true and false alone, and no depths"):
+        metres.read(tmp_path, picture)
+    np.save(tmp_path / "a.npy", eight)  # in the model's unit
+    assert len(metres.read(tmp_path, picture)) == 1
+
+
 @pytest.mark.parametrize(("spec", "known"), [("depth", 0), ("depth:relative", 2)])
 def test_an_image_without_enough_depths_where_the_model_looks_is_left_out_and_counted(tmp_path, spec, known):
     task, true = named(spec, ("y", SIZE)), 1 + 4 * torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(0)).double()
@@ -321,7 +349,7 @@ def test_an_image_without_enough_depths_where_the_model_looks_is_left_out_and_co
     hidden[1, 1 : 2 * known : 2] = 2
     for i, one in enumerate(true):
         np.save(tmp_path / f"{i}.npy", hidden if i == 1 else one.numpy().repeat(2, 0).repeat(2, 1))
-    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "4.png")
+    Image.fromarray(np.zeros((48, 64), np.uint16)).save(tmp_path / "4.png")
     x = torch.cat([true, true[:1]])
     x, y = (1 / x + 3, 1 / x.flip(1) + 3) if task.relative else (x, x * torch.tensor([1.2, 9, 1.2, 1.3, 9])[:, None, None])
     rating = rated(task, x, y, task.read(tmp_path, Pictures(tuple(f"{i}.jpg" for i in range(5)))))
@@ -534,7 +562,7 @@ def test_an_miou_no_better_than_a_guess_is_replaced_by_agreement(tmp_path):
 
     right = against(seen)
     assert (right.measure, right.why) == ("mIoU", "")
-    one_class = torch.where(seen == 0, 0, IGNORED)  # a model that always gives this class is right everywhere
+    one_class = torch.where(seen == 1, 1, IGNORED)  # a model that always gives this class is right everywhere
     for masks, guess in (((seen + 1) % 3, "a guess: "), (one_class, "one class for every pixel has 100.00 %")):
         wrong = against(masks)
         assert (wrong.measure, wrong.score, wrong.agreement) == ("", None, right.agreement)

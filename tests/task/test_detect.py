@@ -810,7 +810,8 @@ def test_of_a_selection_without_names_nobody_knows_how_many_classes_there_are(tm
     [
         ({"annotations": []}, "has no object on any of the 3 scored images"),
         (one(7, 90, 0, 30, 10), r"annotation 9 is a box from \(90, 0, 120"),
-        (one(7, 5, 0, -3, 10), "boxes have to lie inside"),
+        (one(7, 5, 0, -3, 10), r"annotation 9 has bbox \[5, 0, -3, 10\], a box of negative width; width and height"),
+        (one(7, 5, 0, -3, -10), "a box of negative width and height;"),
         (one(4, 5, 0, 3, 10), "has category_id 4"),
         ({"images": [{"id": 0, "file_name": "a.jpg"}]}, "lists no image sub/b.jpg"),
         (listed(width=50, height=40), "says that a.jpg is 50 x 40 pixels, and it is 100 x 80"),
@@ -827,16 +828,27 @@ def test_of_a_selection_without_names_nobody_knows_how_many_classes_there_are(tm
         (one(7, [5], 0, 3, 10), "four numbers"),
         (one(7, 5, 0, True, 10), "four numbers"),
         (one(7, 5, 0, 10**400, 10), "four numbers"),
-        (one(7, 5, 0, float("nan"), 10), "boxes have to lie inside"),
-        (one(7, 5, 0, float("inf"), 10), "boxes have to lie inside"),
-        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": None}]}, r"annotation \? has bbox None"),
-        ({"annotations": [{"image_id": 0, "category_id": 7}]}, r"annotation \? has no bbox: x, y, width, height in pixels"),
+        (one(7, 5, 0, float("nan"), 10), r"annotation 9 has bbox \[5, 0, nan, 10\]; only finite numbers are places"),
+        (one(7, 5, 0, float("inf"), 10), r"bbox \[5, 0, inf, 10\]; only finite numbers"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": None}]}, r"annotations\[0\] has bbox None"),
+        ({"annotations": [{"image_id": 0, "category_id": 7}]}, r"annotations\[0\] has no bbox: x, y, width, height in pixels"),
         (one(True, 5, 0, 3, 10), "has category_id True"),
         (one("7", 5, 0, 3, 10), "has category_id '7', and the file's categories are 3 to 7"),
         (one([7], 5, 0, 3, 10), r"has category_id \[7\]"),
         ({"categories": []}, "has category_id 7, and the file's categories are none"),
         ({"categories": [{"id": "x", "name": "dog"}]}, "has category 'x'; a whole number is needed"),
         ({"categories": [{"id": float("inf"), "name": "dog"}]}, "has category inf; a whole number is needed"),
+        ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, r"annotations\[0\] has no image_id\. Write it"),
+        ({"annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4], "id": 9}]}, "annotation 9 has no category_id"),
+        (with_field(image_id=[5]), r"annotation 9 has image_id \[5\]; a number or a text is needed"),
+        ({"images": [{"id": 4}]}, "image 4 has no file_name"),
+        ({"images": [{"id": 4, "file_name": "a.jpg"}, {"file_name": "b.jpg"}]}, r"images\[1\] has no id"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 7}]}, "category 7 has no name"),
+        ({"categories": {"3": "dog"}}, "categories is {'3': 'dog'}, and a list is needed"),
+        (
+            {"categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]},
+            "has the category 'cat' under two ids, (7 and 3|3 and 7), and annotations of both",
+        ),
         (with_field(image_id=5), r"annotation 9 has image_id 5, which is the id of no image of the file\. Fix it"),
         (with_field(image_id="0"), r"annotation 9 has image_id '0', .* file \(0 is one, which is another type\)"),
         (listed(id=1), r"lists a\.jpg and b\.jpg under the one id 1, so nobody can say whose"),
@@ -859,7 +871,13 @@ def test_what_is_wrong_in_an_annotation_is_named(tmp_path, changes, message):
         ("0 0.5 0.5 0.2", "a.txt, line 1, is '0 0.5 0.5 0.2'; a class and four numbers"),
         ("2 0.5 0.5 0.2 0.2", "has class 2; the model has classes 0 to 1"),
         ("0 0.9 0.5 0.5 0.2", "boxes have to lie inside"),
-        ("0 nan 0.5 0.5 0.2", "boxes have to lie inside"),
+        ("0 nan 0.5 0.5 0.2", "line 1, has '0 nan 0.5 0.5 0.2'; only finite numbers"),
+        ("0 0.5 0.5 -0.2 0.2", "line 1, has '0 0.5 0.5 -0.2 0.2', a box of negative width;"),
+        (
+            "0 50 50 20 20",
+            r"line 1, has '0 50 50 20 20'; YOLO's numbers are shares of the picture, from 0 to 1\. Divide x and width by .*"
+            r"\(100\), y and height by its height \(80\)",
+        ),
         ("1.5 0.5 0.5 0.2 0.2", "line 1, is '1.5 0.5 0.5 0.2 0.2'; a class and four numbers"),
         ("inf 0.5 0.5 0.2 0.2", "a class and four numbers"),
         ("0 0.5 0.5 0.2 0.2 7", "and perhaps a confidence"),
@@ -906,8 +924,11 @@ def test_text_files_are_read_with_and_without_a_mark_in_front(tmp_path, mark):
             json.dumps([{"image_id": 0}]).encode(),
             "holds a list, as predictions in COCO's format are; ",
         ),
-        ('{"images": []}'.encode("utf-16"), "is UTF-16 and no text in UTF-8; unpack it or save it as UTF-8"),
-        (b"\x1f\x8b\x08\x00", "is packed by gzip and no text in UTF-8"),
+        ('{"images": []}'.encode("utf-16"), "is UTF-16 and no text in UTF-8; save it as UTF-8"),
+        (b"\x1f\x8b\x08\x00", r"x\.json is packed by gzip; unpack it"),
+        (b"PK\x03\x04", r"x\.json is packed by zip; unpack it"),
+        (b"7", r"it has no images\. It needs images, annotations and categories, and is 7"),
+        (b'{"images": [], "annotations": []}', r"it has no categories\. It needs .*, and has images, annotations"),
     ],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content, message):
@@ -915,6 +936,45 @@ def test_a_file_of_another_kind_is_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(BadImages, match=message):
         read(path, Pictures(), (), 2)
+
+
+@pytest.mark.parametrize("name", ["x.json.gz", "x.zip"])
+def test_a_packed_file_is_to_be_unpacked(tmp_path, name):
+    with pytest.raises(BadImages, match=r"It is packed \(\..*\): unpack it\. Give COCO"):
+        read(tmp_path / name, Pictures(), (), 2)
+
+
+def test_ids_of_one_name_are_one_class_where_one_of_them_has_no_annotation(tmp_path):
+    categories = {"categories": [{"id": 0, "name": "cat"}, {"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]}
+    a, b, _ = read(coco(tmp_path / "x.json", **categories), Pictures(), ("cat", "dog"), 2)
+    assert (a.labels.tolist(), b.labels.tolist()) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xmin>11</xmin>", "<xmin>61</xmin>", "object 1 .cat., has xmin, .* of 61, 21, 40, 60, a box of negative width"),
+        ("<xmin>11</xmin>", "<xmin>x</xmin>", "object 1 .cat., has xmin, .* of x, 21, 40, 60; numbers are needed"),
+        ("<xmin>11</xmin>", "", r"a\.xml, object 1 \(cat\), has no bndbox/xmin; each object needs name and bndbox"),
+        ("bndbox>", "box>", r"a\.xml, object 1 \(cat\), has no bndbox/xmin"),
+        ("<name>cat</name>", "", r"a\.xml, object 1, has no name"),
+        ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "in Pascal VOC's format: unknown encoding"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_an_object_of_voc_is_named(tmp_path, old, new, message):
+    file = voc(tmp_path) / "a.xml"
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(BadImages, match=message):
+        read(tmp_path, Pictures(), ("cat", "dog"), 2)
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "utf-16", "windows-1252", "utf-8-sig"])
+def test_xml_is_read_in_the_encoding_that_it_says(tmp_path, encoding):
+    file = voc(tmp_path) / "a.xml"
+    said = "" if encoding == "utf-8-sig" else f'<?xml version="1.0" encoding="{encoding}"?>'
+    file.write_bytes((said + file.read_text().replace("cat", "Käfer")).encode(encoding))
+    a, *_ = read(tmp_path, Pictures(), ("Käfer", "dog"), 2)
+    assert (a.labels.tolist(), a.boxes.tolist()) == ([0], [[10, 20, 40, 60]])
 
 
 def test_an_image_without_annotation_is_named(tmp_path):

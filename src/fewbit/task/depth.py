@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewbit.core.task import Json, Outputs, OutputScore, Rating, Scored, Signature, Task
 from fewbit.errors import BadImages
-from fewbit.task.folder import read_array
+from fewbit.task.folder import kind_of, read_array
 from fewbit.task.interval import of_mean
 from fewbit.task.maps import Map, maps, one_map
 from fewbit.task.paint import side
@@ -66,6 +66,7 @@ class Depth(Task):
         """
         found = maps(path, images, (".npy", ".png"), "depth maps", palette=False)
         for one in found:
+            self._check_kind(one.path)
             if not np.isfinite(array := read_array(one.path).astype(np.float64)).all() or array.min() < 0:
                 raise BadImages(f"{one.path} holds no depths: all have to be finite numbers, 0 (unknown) or more. Fix it.")
         if not any(self.is_told(seen(one, one.placement.size)) for one in found):
@@ -75,6 +76,17 @@ class Depth(Task):
                 "Give denser maps, keep more of each picture (--crop-pct 1, --resize squash), or leave --annotations out."
             )
         return found
+
+    def _check_kind(self, path: Path) -> None:
+        """Raise BadImages for a file whose kind holds no depths: two numbers, or eight bits of thousandths."""
+        kind = kind_of(path)
+        if kind in ("bool", "1"):
+            raise BadImages(f"{path} has true and false alone, and no depths. Save the depth of each pixel, as floats (.npy).")
+        if kind in ("L", "P") and not self.relative:
+            raise BadImages(
+                f"{path} has 8 bits, and PNG is read in thousandths of the model's unit: no depth would be above 0.255. Save "
+                "it with 16 bits, or as .npy in the model's unit."
+            )
 
     def is_told(self, true: Tensor) -> bool:
         """Whether depths (h, w), 0 where nobody knows, say anything: two or less are met by any scale and shift."""

@@ -16,6 +16,7 @@ from fewbit.core.task import Scored
 from fewbit.core.walk import below
 from fewbit.errors import BadImages
 from fewbit.task.names import paired, plain
+from fewbit.task.rows import unpacked
 
 NUMBERED = re.compile(r".*\.(parquet|npy|npz):\d+")  # what a row of a file is called that has no path
 Array = NDArray[np.generic]
@@ -29,6 +30,7 @@ def beside(folder: Path, images: Scored, suffixes: Sequence[str], what: str) -> 
     if not os.path.isdir(folder):
         raise BadImages(
             f"--annotations {folder} is not a folder; {what} are files ({', '.join(suffixes)}) under the images' names."
+            f"{unpacked(folder)}"
         )
     listed = [path.as_posix() for path in below(folder)[0] if path.suffix.lower() in suffixes]
     files = [folder / name for name in listed]
@@ -65,6 +67,14 @@ def read_array(path: Path) -> Array:
         if picture.mode in ("L", "P", "RGB") or picture.mode.startswith("I"):
             return np.asarray(picture)
         return np.asarray(picture.convert("L" if picture.mode == "1" else "RGB"))
+
+
+def kind_of(path: Path) -> str:
+    """The type of the numbers of a .npy file, the mode in Pillow of a picture. Raises BadImages."""
+    if path.suffix.lower() == ".npy":
+        return str(read_array(path).dtype)
+    with _opened(path) as picture:
+        return picture.mode
 
 
 def read_picture(path: Path, bands: int) -> Array:

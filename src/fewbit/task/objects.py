@@ -21,9 +21,8 @@ from fewbit.errors import BadImages, UnknownName
 from fewbit.task.coco import coco
 from fewbit.task.folder import beside
 from fewbit.task.names import paired
-from fewbit.task.rows import KINDS, Row, check_size, four, text_of, whole
+from fewbit.task.rows import KINDS, Row, bytes_of, check_box, check_size, four, text_of, unpacked, whole
 
-OUTSIDE = 1.0  # pixels that a box may reach over the border, by rounding
 ROW = re.compile(r"(.*\.parquet):(\d+)")  # the name of an image that is a row of parquet
 
 
@@ -54,7 +53,7 @@ def read(path: Path, images: Scored, names: Sequence[str], classes: int | None) 
     elif path.is_dir():
         rows = (_voc if ".xml" in kinds else _yolo)(path, images, sizes, names)
     else:
-        raise BadImages(f"--annotations {path}: it is not a file that holds objects. Give {KINDS}.")
+        raise BadImages(f"--annotations {path}: it is not a file that holds objects.{unpacked(path)} Give {KINDS}.")
     if not any(rows):
         raise BadImages(f"--annotations {path} has no object on any of the {len(sizes)} scored images; give others.")
     found = []
@@ -73,15 +72,7 @@ def _objects(rows: Sequence[Row], placement: Placement) -> Objects:
 
 
 def _check(row: Row, size: tuple[int, int], classes: int | None) -> None:
-    high, wide = size
-    x0, y0, x1, y1 = row.box
-    inside = -OUTSIDE <= x0 <= x1 <= wide + OUTSIDE and -OUTSIDE <= y0 <= y1 <= high + OUTSIDE  # not so for NaN
-    if not inside:
-        corners = ", ".join(f"{v:g}" for v in row.box)
-        raise BadImages(
-            f"{row.where} is a box from ({corners}), and its picture is {wide} x {high} pixels; boxes have to lie inside. Fix "
-            "it, or give the annotations of these very pictures."
-        )
+    check_box(row, size)
     if row.label < 0 or (classes is not None and row.label >= classes):
         allowed = "classes are counted from 0" if classes is None else f"the model has classes 0 to {classes - 1}"
         raise BadImages(f"{row.where} has class {row.label}; {allowed}. Fix it.")
@@ -99,7 +90,8 @@ def _yolo(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classe
                     raise ValueError
                 left, top = (float(x) - float(w) / 2) * wide, (float(y) - float(h) / 2) * high
                 box = (left, top, left + float(w) * wide, top + float(h) * high)
-                some.append(Row(where, box, int(float(label))))
+                shares = (float(x), float(y), float(w), float(h))
+                some.append(Row(where, box, int(float(label)), repr(line.strip()), shares=shares))
             except (ValueError, OverflowError):
                 raise BadImages(
                     f"{where} is {line!r:.60}; a class and four numbers are needed: center x, center y, width, height as "
@@ -122,21 +114,43 @@ def _voc(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classes
     rows = []
     for file, name, (high, wide) in zip(beside(folder, images, (".xml",), "annotations"), images.names, sizes, strict=True):
         try:
-            root = ElementTree.fromstring(text_of(file))
+            root = ElementTree.fromstring(bytes_of(file))  # XML says its own encoding
             some = []
             check_size(file, name, (root.findtext("size/width"), root.findtext("size/height")), (wide, high))
-            for one in root.iter("object"):
-                label = str(one.findtext("name"))
-                corners = [float(str(one.findtext(f"bndbox/{end}"))) for end in ("xmin", "ymin", "xmax", "ymax")]
+            for number, one in enumerate(root.iter("object"), 1):
+                label = _voc_text(file, number, one, "name")
                 if label not in classes:
-                    raise BadImages(f"{file}: {UnknownName('class', label, classes)}")
-                x0, y0, x1, y1 = corners
-                where = f"{file}: {label}"
-                some.append(Row(where, (x0 - 1, y0 - 1, x1, y1), classes.index(label), one.findtext("difficult") == "1"))
-        except (OSError, ValueError, ElementTree.ParseError) as error:
+                    raise BadImages(f"{file}, object {number}: {UnknownName('class', label, classes)}")
+                where = f"{file}, object {number} ({label:.40}),"
+                corners = [_voc_text(file, number, one, f"bndbox/{end}") for end in ("xmin", "ymin", "xmax", "ymax")]
+                x0, y0, x1, y1 = _numbers(where, corners)
+                written = "xmin, ymin, xmax, ymax of {}, {}, {}, {}".format(*corners)
+                crowd = one.findtext("difficult") == "1"
+                some.append(Row(where, (x0 - 1, y0 - 1, x1, y1), classes.index(label), written, crowd))
+        except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
             raise BadImages(f"{file} is not in Pascal VOC's format: {error}. Give {KINDS}.") from error
         rows.append(some)
     return rows
+
+
+def _voc_text(file: Path, number: int, one: ElementTree.Element, tag: str) -> str:
+    """The text of a tag inside object `number` of a file, counted from 1. Raises BadImages where there is none."""
+    text = (one.findtext(tag) or "").strip()
+    if not text:
+        name = (one.findtext("name") or "").strip()
+        called = f" ({name:.40})" if name else ""
+        raise BadImages(
+            f"{file}, object {number}{called}, has no {tag}; each object needs name and bndbox with xmin, ymin, xmax, ymax in "
+            "pixels. Fix it."
+        )
+    return text
+
+
+def _numbers(where: str, texts: Sequence[str]) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        raise BadImages(f"{where} has xmin, ymin, xmax, ymax of {', '.join(texts):.80}; numbers are needed. Fix it.") from None
 
 
 def _parquet(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[list[Row]]:
@@ -184,7 +198,7 @@ def _parquet_row(where: str, name: str, columns: Mapping[str, list[Any]], row: i
         some, one = [], columns["objects"][row]
         for box, label in zip(one["bbox"], one["category"], strict=True):
             x, y, w, h = four(where, box)
-            some.append(Row(where, (x, y, x + w, y + h), whole(where, "category", label)))
+            some.append(Row(where, (x, y, x + w, y + h), whole(where, "category", label), f"bbox {[x, y, w, h]}"))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise BadImages(f"{where} has no objects {{bbox, category}}: {error!r}. Give {KINDS}.") from error
     return some

@@ -106,10 +106,12 @@ class Segment(Task):
                 f"--annotations {path}: every pixel of the masks of all {len(found)} scored images is {IGNORED}, which is not "
                 "a class. Write the masks in the model's classes, or leave --annotations out."
             )
-        if seen == {0, IGNORED} and self.many == IGNORED:  # nobody knows how many classes there are
+        if seen == {0, IGNORED} and self.many != 2:
+            classes = "" if self.many == IGNORED else f" of the {self.many} of the model"  # nobody knows how many there are
             raise BadImages(
-                f"--annotations {path}: the masks have 0 and {IGNORED} alone, and {IGNORED} is not a class, so one class "
-                f"would be compared. Write 1 where {IGNORED} is the foreground, or leave --annotations out."
+                f"--annotations {path}: the masks of all {len(found)} scored images have 0 and {IGNORED} alone, and {IGNORED} "
+                f"is not a class, so one class{classes} would be compared. Write the class's number where {IGNORED} is the "
+                "foreground, score images with more classes, or leave --annotations out."
             )
         return [replace(one, one=IGNORED) for one in found] if seen == {0, IGNORED} and self.many == 2 else found
 
