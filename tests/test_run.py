@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from fewbit import Run
 from fewbit.data import images as decoded
@@ -364,6 +365,13 @@ def test_a_run_that_would_quantize_nothing_is_refused_with_the_reasons(tmp_path:
     with pytest.raises(FewbitError, match=says):
         quantize(net, torch.randn(8, 3, 8, 8), out=tmp_path / "run", target="tensorrt", input_size=(3, 8, 8), quick=True)
     assert not list(tmp_path.glob("run*"))
+
+
+def test_what_libraries_warn_of_their_own_internals_is_not_for_users(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    parametrizations.orthogonal(net[3])  # torch.export.save warns of its tensors
+    quantize(net.eval(), torch.randn(8, 3, 8, 8), out=tmp_path / "run", input_size=(3, 8, 8), quick=True)
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_a_model_that_gives_the_same_for_every_scored_image_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -155,8 +155,13 @@ def reason(error: BaseException) -> str:
     """The first informative line of an exception and, where it says so, the line of the model; without its stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {shortened(lines[0], 400) if lines else 'no message'}".rstrip(". ")
+    return reason + place(error) + "."
+
+
+def place(error: BaseException) -> str:
+    """Where an exception says that a model's code is, behind a comma; nothing where it does not say so."""
     places = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
-    if places:
-        file, line, source = places[-1]
-        reason += f", at {Path(file).name}:{line}: {source.strip()}"
-    return reason + "."
+    if not places:
+        return ""
+    file, line, source = places[-1]
+    return f", at {Path(file).name}:{line}: {source.strip()}"

@@ -61,7 +61,7 @@ def test_no_advice_to_the_writers_of_a_library_stands_in_front_of_the_detr(monke
     monkeypatch.setitem(sys.modules, "transformers", Transformers())
     try:
         with pytest.raises(BadModel, match="needs the transformers package"):
-            detr.architecture()
+            load_model("demo:detr")
         log.warning(advice, "later")
     finally:
         log.removeHandler(handler)

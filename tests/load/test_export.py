@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,26 @@ def test_a_model_without_any_tensor_in_its_output_is_refused():
         loaded(Nothing())
 
 
+def test_advice_to_the_writers_of_torchao_is_not_for_users(tmp_path):
+    """torch logs it where a model's file imports transformers and torchao is there; other lines of that log stay."""
+    log, lines = logging.getLogger("torch.utils._pytree"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    says = f"logging.getLogger({log.name!r}).warning"
+    advice = f"{says}('Calling register_constant() on Enum subclasses is deprecated')"
+    (tmp_path / "nets.py").write_text(
+        f"import logging\nfrom torch import nn\nINPUT_SIZE = (3, 8, 8)\n{advice}\ndef net():\n    {advice}\n"
+        f"    {says}('other')\n    return nn.Conv2d(3, 4, 3)\n"
+    )
+    try:
+        load_model(f"{tmp_path}/nets.py:net")
+        log.warning("register_constant() on Enum subclasses, later")
+    finally:
+        log.removeHandler(handler)
+    assert lines == ["other", "register_constant() on Enum subclasses, later"]
+
+
 # modules
 
 
@@ -183,7 +204,10 @@ def test_control_flow_on_values_is_refused_in_one_line_with_the_line_of_the_mode
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith("Branching cannot be exported for input (batch, 3, 8, 8): ")
-    assert "data-dependent" in message
+    assert "what it does next depends on numbers that it has computed, at test_export.py:" in message
+    assert "GuardOn" not in message
+    assert "unhinted" not in message
+    assert "data-dependent" in str(error.value.__cause__)  # torch's own words
     assert "test_export.py:" in message
     assert "if x.sum() > 0:" in message
     assert capfd.readouterr().err == ""

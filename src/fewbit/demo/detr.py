@@ -6,7 +6,6 @@ width 128, for 2 encoder and 3 decoder layers with 4 heads; 12 object queries, 1
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +25,10 @@ __all__ = ["CLASSES", "INPUT_SIZE", "MEAN", "STD", "WEIGHTS", "architecture", "d
 
 def architecture() -> DetrForObjectDetection:
     """The untrained network: (batch, 3, 96, 96) normalized images to logits (batch, 12, 11) and boxes (batch, 12, 4)."""
-    own = logging.getLogger("torch.utils._pytree")
-    own.addFilter(_is_for_users)
     try:
         from transformers import DetrConfig, DetrForObjectDetection, RTDetrResNetConfig  # here: an extra, and slow to import
     except ImportError as error:
         raise BadModel("demo:detr needs the transformers package: pip install 'fewbit[hf]'.") from error
-    finally:
-        own.removeFilter(_is_for_users)
     backbone = RTDetrResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[2, 2, 2], layer_type="basic")
     backbone.out_features = ["stage3"]
     config = DetrConfig(
@@ -50,11 +45,6 @@ def architecture() -> DetrForObjectDetection:
         id2label=dict(enumerate(CLASSES)),
     )
     return DetrForObjectDetection(config)
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    """Whether a line of torch's log is no advice to the writers of torchao, which transformers imports where it is there."""
-    return "Calling register_constant() on Enum subclasses" not in record.getMessage()
 
 
 def detr() -> DetrForObjectDetection:

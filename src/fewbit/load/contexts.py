@@ -18,9 +18,24 @@ from torch import Tensor, nn
 @contextmanager
 def unwarned() -> Iterator[None]:
     """Without warnings of libraries: what a user has to read is a note or an error."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_advice():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Without advice to the writers of torchao, which transformers imports where it is there, in torch's log."""
+
+    def is_for_users(record: logging.LogRecord) -> bool:  # one for each time: a log has a filter once
+        return "register_constant() on Enum subclasses" not in record.getMessage()
+
+    log = logging.getLogger("torch.utils._pytree")
+    log.addFilter(is_for_users)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_for_users)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from fewbit.core.inputs import Input, image_among
-from fewbit.errors import BadModel, reason, stopped
+from fewbit.errors import BadModel, place, reason, stopped
 from fewbit.load.contexts import evaluating, quiet
 from fewbit.load.inputs import IMAGES, Arguments, about_clips, about_image
 from fewbit.load.ports import NamedPorts, key_of, named_tensors
@@ -46,9 +46,11 @@ def export(
                 raise halt from error
             failed = error
     takes = f"input (batch, {', '.join(map(str, inputs[0].shape))})" if len(inputs) == 1 else ", ".join(map(str, inputs))
-    advice = CHOOSES if "data-dependent" in str(failed) else ADVICE
+    depends = "data-dependent" in str(failed)
+    why = f"what it does next depends on numbers that it has computed{place(failed)}." if depends else reason(failed)
+    advice = CHOOSES if depends else ADVICE
     advice += about_clips(module) or about_image(module, inputs, arguments)
-    raise BadModel(f"{type(module).__name__} cannot be exported for {takes}: {reason(failed)} {advice}") from failed
+    raise BadModel(f"{type(module).__name__} cannot be exported for {takes}: {why} {advice}") from failed
 
 
 def _exported(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fewbit.core.pixels import input_size
 from fewbit.errors import BadModel, reason
-from fewbit.load.contexts import quiet
+from fewbit.load.contexts import quiet, without_advice
 from fewbit.load.inputs import Given
 from fewbit.load.texts import IMAGE, beside_others, change_ports, needed_by, refuse_missing
 
@@ -301,7 +301,8 @@ def _made(text: str) -> Any:
 
     fields = json.loads(text)
     name = fields.get("image_processor_type")
-    kind = getattr(transformers, str(name), None)
+    with without_advice():
+        kind = getattr(transformers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
         raise BadModel(
             f"transformers {transformers.__version__} has no image processor {name!r}, which made this run's images."

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fewbit.errors import BadFile, BadModel, UnknownName, reason
+from fewbit.load.contexts import without_advice
 from fewbit.workers import USERS
 
 
@@ -33,7 +34,8 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[spec.name] = python
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(python)
+        with without_advice():
+            spec.loader.exec_module(python)
     except (Exception, SystemExit) as error:
         raise BadModel(f"{path} cannot be imported: {reason(error)} Fix it; `python {path.name}` shows where.") from error
     finally:

@@ -23,6 +23,7 @@ from fewbit.errors import AGAIN, BadFile, FewbitError
 from fewbit.files import read_tensors, write_stream, write_tensors
 from fewbit.folder import EXPORTED, RECORD
 from fewbit.load import load_model
+from fewbit.load.contexts import unwarned
 from fewbit.load.inputs import Given
 from fewbit.load.sizes import Sizes
 from fewbit.observe import Stats, refuse_extremes
@@ -45,7 +46,8 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
     run.
     """
     if not (folder / EXPORTED).exists():
-        write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
+        with unwarned():
+            write_stream(folder / EXPORTED, lambda file: torch.export.save(inputs.loaded.program, file))
     inputs = replace(inputs, loaded=replace(inputs.loaded, program=mapped(inputs.loaded.program, folder / EXPORTED)))
     graph, images = replace(graph_of(inputs.loaded), task=inputs.task), inputs.calibration
     if isinstance(images, Images):
