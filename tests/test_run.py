@@ -367,6 +367,41 @@ def test_a_run_that_would_quantize_nothing_is_refused_with_the_reasons(tmp_path:
     assert not list(tmp_path.glob("run*"))
 
 
+def test_a_model_without_weights_or_products_is_not_told_to_choose_another_target() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(
+        FewbitError, match=r"^Sequential has no layer with weights .* so no target has anything to quantize"
+    ) as found:
+        quantize(net, torch.randn(8, 3, 8, 8), input_size=(3, 8, 8), quick=True)
+    assert "Choose another" not in str(found.value)
+
+
+class OfOne(nn.Module):
+    """A branch whose weights are zeros, for one image at a time; without the other branch it says nothing of the image."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.alone = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), alone
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.b(x) if self.alone else self.a(x) + self.b(x)).reshape(1, -1)
+
+
+def test_weights_of_zeros_alone_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"input_size": (3, 8, 8), "quick": True, "task": "tensors", "score": torch.randn(6, 3, 8, 8)}
+    said = "All numbers of b:weight are 0, so what goes through there says nothing of an image. Are these trained weights?"
+    progress = Told()
+    with pytest.raises(
+        BadImages, match=rf"^the float model gives the same numbers for every scored image.* {re.escape(said)}$"
+    ):
+        quantize(OfOne(True).eval(), torch.randn(8, 3, 8, 8), out=tmp_path / "run", progress=progress, **options)
+    assert "observe" not in progress.seconds  # known before the work
+    result = quantize(OfOne(False).eval(), torch.randn(8, 3, 8, 8), out=tmp_path / "run", **options)
+    assert said in result.report["notes"]
+
+
 def test_what_libraries_warn_of_their_own_internals_is_not_for_users(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
     parametrizations.orthogonal(net[3])  # torch.export.save warns of its tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -166,6 +166,16 @@ def tensor_of(graph: Graph, site: Site) -> Tensor:
     """The constant behind a weight or bias site."""
     node = next(n for n in graph.module.graph.nodes if n.name == site.tensor)
     return constant(graph.module, node)
+
+
+def about_zeros(graph: Graph, names: Container[str]) -> tuple[str, ...]:
+    """A sentence about those weights among the sites of these names that hold zeros alone; nothing where there is none."""
+    weights = [site for site in graph.sites if site.role == "weight" and site.name in names]
+    zeros = [site.name for site in weights if not bool(tensor_of(graph, site).any())]
+    if not zeros:
+        return ()
+    listed = ", ".join(zeros[:3]) + (f" and {len(zeros) - 3} more" if len(zeros) > 3 else "")
+    return (f"All numbers of {listed} are 0, so what goes through there says nothing of an image. Are these trained weights?",)
 
 
 def owner_of(node: Node, owners: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from fewbit.capture import capture as graph_of
 from fewbit.capture.mapped import mapped
-from fewbit.capture.sites import tensor_of
+from fewbit.capture.sites import about_zeros, tensor_of
 from fewbit.choose import Context
 from fewbit.choose.choose import check_pass
 from fewbit.choose.context import set_aside
@@ -68,6 +68,11 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
             f"--keep-float {' '.join(asked.keep_float)} leaves nothing to quantize: all {len(graph.ops)} ops would stay "
             "float. Name fewer, as in --keep-float 'head*'."
         )
+    if not context.allowed.integer_ops and not graph.macs:
+        raise FewbitError(
+            f"{inputs.loaded.ref} has no layer with weights and no other sums of products, so no target has anything to "
+            "quantize in it. Give the model with such layers, or use it as it is."
+        )
     if not context.allowed.integer_ops:
         reasons = "; ".join([*dict.fromkeys(f"{one.site}: {one.why}" for one in context.allowed.fallbacks)][:3])
         raise FewbitError(
@@ -76,6 +81,7 @@ def capture(inputs: Inputs, asked: Options, folder: Path) -> tuple[Inputs, Graph
         )
     weights = [site for site in graph.sites if site.role == "weight" and site.name in quantized]
     refuse_extremes({site.name: float(tensor_of(graph, site).abs().amax()) for site in weights})
+    inputs = replace(inputs, notes=(*inputs.notes, *about_zeros(graph, quantized)))
     for one_pass in asked.method.passes:
         check_pass(one_pass, context)
     check_opset(graph, asked.hardware.file_format)

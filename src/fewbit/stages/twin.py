@@ -15,13 +15,14 @@ from torch.export import ExportedProgram
 from torch.nn.functional import interpolate
 
 from fewbit import verify as proofs
+from fewbit.capture.sites import about_zeros
 from fewbit.core.checks import OutputCheck
 from fewbit.core.graph import Graph
 from fewbit.core.inputs import Batch, arrays_of, image_among, images_of, joined, one_and_parts, parts, rows
 from fewbit.core.record import Record
 from fewbit.data.images import Images
 from fewbit.data.shares import whole_batches
-from fewbit.errors import BadFile, BadModel, CannotRun, FewbitFailed
+from fewbit.errors import BadFile, BadImages, BadModel, CannotRun, FewbitFailed
 from fewbit.files import read_tensors, write_tensors
 from fewbit.folder import SAMPLE, TWIN
 from fewbit.onnx_file import load_proto
@@ -97,8 +98,13 @@ def trusted(
     image, which evaluate would find behind all of the work.
     """
     checks = twin_of(exact, given, twin, sample, runtime)
-    options = options_of(exact, runtime, threads)
-    proofs.refuse_silent(twin, scored, exact.outputs, task_of(exact), first=exact.at_a_time(LOOKED_AT), **options)
+    options, size = options_of(exact, runtime, threads), exact.at_a_time(LOOKED_AT)
+    first = math.ceil(LOOKED_AT / size) * size  # one image alone differs from nothing
+    try:
+        proofs.refuse_silent(twin, scored, exact.outputs, task_of(exact), first=first, **options)
+    except BadImages as error:
+        zeros = about_zeros(exact, [site.name for site in exact.sites])
+        raise BadImages(" ".join([str(error), *zeros])) from error
     return checks
 
 
