@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fewbit.errors import BadFile, BadImages, Stopped, stopped
+from fewbit.errors import BadFile, BadImages, Fault, FewbitFailed, Stopped, stopped
 from fewbit.files import read_json, write_json, write_stream
 from fewbit.folder import Workplace, check_beside, checked, scratch, seal
 
@@ -228,7 +229,24 @@ def test_a_refusal_leaves_nothing_and_anything_else_leaves_the_work(tmp_path: Pa
             work(out, error)
         assert sorted(contents(tmp_path / "a" / "run.part")) == ["plan.json", "request.json"]
         mend = " once that is mended" if isinstance(stop.value, Stopped) else ""  # the message says what
-        assert stop.value.__notes__[0].endswith(f"run.part keeps what is done; the same command goes on from there{mend}.")
+        then = f"the same command goes on from there{mend}."
+        if isinstance(error, ZeroDivisionError):
+            then = "where the same command ends here again, it is a fault of fewbit: attach this message and what is there of"
+        assert f"run.part keeps what is done; {then}" in stop.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "then"),
+    [
+        (FewbitFailed("wrong"), "the same command ends here again."),
+        (Fault("wrong."), "attach this message and what is there of request.json and plan.json to a report of it."),
+    ],
+)
+def test_a_failure_is_not_said_to_go_on(tmp_path: Path, error: Exception, then: str) -> None:
+    with pytest.raises(FewbitFailed) as stop:
+        work(tmp_path / "run", error)
+    assert stop.value.__notes__ == [f"{tmp_path / 'run.part'} keeps what is done; {then}"]
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_refusal_of_another_request_leaves_what_a_killed_run_did(tmp_path: Path) -> None:

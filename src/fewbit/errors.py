@@ -10,6 +10,7 @@ FewbitError                     exit code 2: the request was wrong
 │   └── InUse                   a folder that another process works in
 └── Stopped                     a full disk, no memory, a file that may not be written: the request may be right
 FewbitFailed                    exit code 1: the work was done and the result is not good enough
+└── Fault                       a fault of fewbit's own: the same request ends in it again
 """
 
 from __future__ import annotations
@@ -165,3 +166,25 @@ def place(error: BaseException) -> str:
         return ""
     file, line, source = places[-1]
     return f", at {Path(file).name}:{line}: {source.strip()}"
+
+
+class Fault(FewbitFailed):
+    """A fault of fewbit's own, so that the same request ends in it again: what was found, with what to try instead."""
+
+    def __init__(self, found: str, sites: Iterable[str] = ()) -> None:
+        keep = "".join(f"--keep-float '{site}' " for site in list(sites)[:3])
+        other = f"{keep.strip()}, or another" if keep else "another"
+        super().__init__(
+            f"{found} This is a fault of fewbit, and the same command ends here again. Try {other} recipe (--recipe mse) or "
+            "target (--target NAME)."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as its message."""
+        return _fault, (str(self),)
+
+
+def _fault(message: str) -> Fault:
+    error = Fault.__new__(Fault)
+    FewbitFailed.__init__(error, message)
+    return error

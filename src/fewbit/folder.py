@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fewbit.errors import BadFile, FewbitError, InUse, Stopped, shortened, stopped
+from fewbit.errors import BadFile, Fault, FewbitError, FewbitFailed, InUse, Stopped, shortened, stopped
 from fewbit.files import beside, read_json, read_sealed, sha256, write_json, write_sealed
 
 EXPORTED = "exported.pt2"  # of a run: the model that was given
@@ -218,10 +218,21 @@ class Workplace:
         self.close()
         last = halt or error
         if last is not None and self.lasting and not nothing and not self.published:
-            then = "the same command goes on from there" + (" once that is mended" if halt is not None else "")
-            last.add_note(f"{self.part} keeps what is done; {then}.")
+            last.add_note(f"{self.part} keeps what is done; {_then(last)}.")
         if halt is not None and halt is not error:
             raise halt from error
+
+
+def _then(last: BaseException) -> str:
+    """What to do with what is kept behind an error: an interruption is over, a failure comes again."""
+    if isinstance(last, Stopped | OSError):
+        return "the same command goes on from there once that is mended"
+    if not isinstance(last, Exception):
+        return "the same command goes on from there"
+    report = f"attach this message and what is there of {NOTE} and {PLAN} to a report of it"
+    if isinstance(last, FewbitFailed):
+        return report if isinstance(last, Fault) else "the same command ends here again"
+    return f"where the same command ends here again, it is a fault of fewbit: {report}"
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewbit.realize import rendered, rendered_float, torch_onnx
+from fewbit.errors import Fault
+from fewbit.realize import qdq, rendered, rendered_float, torch_onnx
 from fewbit.realize.program import program_of
 from fewbit.realize.torch_onnx import DECOMPOSE
 from fewbit.target import load_target
@@ -55,6 +56,28 @@ def test_without_decompositions_the_file_is_the_same(name, request, monkeypatch)
         for model in (quick, whole)
     )
     assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_site_without_a_quantizer_in_the_file_is_named(conv_net, monkeypatch, place):
+    plan = conv_net.plan("ort-x86-vnni")
+    _, order = qdq.qdq_module(conv_net.graph, plan)
+
+    def lacking(*args):
+        model = torch_onnx.to_onnx(*args)
+        node = [node for node in model.graph if node.op_type == "QuantizeLinear"][place]
+        (user,) = {id(user): user for user in node.outputs[0].consumers()}.values()
+        ir.convenience.replace_all_uses_with(user.outputs[0], node.inputs[0])
+        model.graph.remove([user, node])
+        return model
+
+    monkeypatch.setattr(qdq, "to_onnx", lacking)
+    n, site = len(order), order[place]
+    with pytest.raises(Fault) as found:
+        rendered(conv_net.graph, plan, opset=21)
+    said = f"torch.onnx wrote {n - 1} QuantizeLinear nodes for {n} activation sites. There is none for {site}. This is a fault"
+    assert str(found.value).startswith(said)
+    assert f"Try --keep-float '{site}', or another recipe" in str(found.value)
 
 
 def test_what_torch_onnx_cannot_write_is_decomposed(capture_net, monkeypatch):

@@ -229,6 +229,9 @@ def test_a_weight_that_the_file_does_not_have_is_an_error(capture_net, ort_targe
     torch.manual_seed(0)
     net = capture_net(Large())
     monkeypatch.setattr(qdq, "flat_name", lambda site: "elsewhere")
-    with pytest.raises(FewbitFailed, match="no initializer fc__weight for the codes of fc:weight"):
+    says = (
+        r"no initializer fc__weight for the codes of fc:weight.* a fault of fewbit.* Try --keep-float 'fc:weight', or another"
+    )
+    with pytest.raises(FewbitFailed, match=says):
         realize(net.graph, net.plan(ort_target, bits=Bits(6, 8)), tmp_path / "model.onnx", opset=20)
     assert not (tmp_path / "model.onnx").exists()

@@ -8,6 +8,7 @@ quick        torch.onnx without work in vain
 chosen       names for what nodes choose by comparing numbers
 unpack       nodes that unpack bit-packed weights
 fuse         operators of a runtime, by name, where the target asks for them
+quantizers   whether the QuantizeLinear nodes of that model are the plan's
 shield       nodes that keep onnxruntime from rewriting what is float beside codes
 fixed        what a file of a fixed batch needs
 older        in an older opset

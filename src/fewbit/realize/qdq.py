@@ -26,13 +26,13 @@ from fewbit.core.fx import MOVES, add_constant, argument, aten, calls, constant,
 from fewbit.core.graph import Graph, flat_name
 from fewbit.core.grid import QParams, codes, row_step, values
 from fewbit.core.plan import Bias, Choice, Plan
-from fewbit.errors import FewbitFailed
 from fewbit.realize.beside import save
 from fewbit.realize.chosen import mark, name_chosen
 from fewbit.realize.fixed import keep_products
 from fewbit.realize.fuse import fuse as fuse_nodes
 from fewbit.realize.fuse.nodes import NOTHING
 from fewbit.realize.older import IR, OLDEST, in_opset
+from fewbit.realize.quantizers import check_quantizers
 from fewbit.realize.shield import shield
 from fewbit.realize.tail import with_tail
 from fewbit.realize.torch_onnx import to_onnx
@@ -63,10 +63,8 @@ def rendered(
     model = to_onnx(module, graph, max(opset, OLDEST))
     weights = {flat_name(name) for name, choice in plan.choices.items() if choice.codes is not None}
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and not _reads(node, weights)]
-    if len(quantizers) != len(order):
-        raise FewbitFailed(f"torch.onnx wrote {len(quantizers)} QuantizeLinear nodes for {len(order)} activation sites.")
+    check_quantizers(quantizers, [plan.choices[site] for site in order])
     for node, site in zip(quantizers, order, strict=True):
-        _check_scale(node, plan.choices[site])
         if plan.choices[site].grid.axis is not None:
             _without_clip(model, node)
         clips = [user for user in node.outputs[0].consumers() if user.op_type == "Clip"]
@@ -323,9 +321,3 @@ def clamp_bounds(node: Node) -> tuple[float, float] | None:
         low, high = (d if g is None else g for g, d in zip(arguments, defaults, strict=True))
         return (float(low), float(high)) if not isinstance(low, Node) and not isinstance(high, Node) else None
     return None
-
-
-def _check_scale(node: ir.Node, choice: Choice) -> None:
-    scale = ir.convenience.get_const_tensor(cast(Any, node.inputs[1]))
-    if scale is None or not torch.equal(torch.from_numpy(scale.numpy().copy()).flatten(), choice.qparams.scale.cpu().flatten()):
-        raise FewbitFailed(f"the QuantizeLinear written for {choice.site} has another scale than the plan.")

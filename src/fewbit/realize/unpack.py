@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fewbit.core.graph import flat_name
 from fewbit.core.grid import Grid, multiples_of
 from fewbit.core.plan import Plan
-from fewbit.errors import FewbitFailed
+from fewbit.errors import Fault
 
 WIDTHS = (8, 4, 2, 1)
 SHARED = "unpack."  # how tables and sizes that several weights read begin
@@ -32,7 +32,7 @@ DEDUPLICATED = 1024  # torch.onnx writes equal tensors of at most so many elemen
 def pack_weights(model: ir.Model, plan: Plan) -> None:
     """Replace the initializers of weights that do not fill their container, in place; the unpacked value takes their name.
 
-    Raises FewbitFailed where a weight has no initializer and no other stands for it.
+    Raises Fault where a weight has no initializer and no other stands for it.
     """
     first = model.graph[0]
     for choice in plan.choices.values():
@@ -43,7 +43,7 @@ def pack_weights(model: ir.Model, plan: Plan) -> None:
         if initializer is None and choice.codes.numel() <= DEDUPLICATED:
             continue
         if initializer is None or initializer.const_value is None:
-            raise FewbitFailed(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.")
+            raise Fault(f"torch.onnx wrote no initializer {name} for the codes of {choice.site}.", [choice.site])
         times = None
         if choice.grid.multiples:
             times = multiples_of(choice.qparams.scale, choice.grid).t().to(torch.int8).contiguous().numpy()
