@@ -59,7 +59,7 @@ def right(report: Json, tables: Json) -> Card:
         lines.append(f"Worst site: {verify['worst_site']}, off by at most {verify['max_difference']}.")
     if differing > wrong:
         ties = plural(differing - wrong, "tie")
-        lines.append(f"{ties} besides: codes that are off by one where the simulation stands on a rounding boundary.")
+        lines.append(f"{ties} besides: codes that are off where the simulation stands on a rounding boundary.")
     lines += filter(None, [near_ties(verify)])
     crowds, far = verify.get("tied_sites"), apart(verify)
     if not problems and "outputs" in verify:

@@ -141,7 +141,8 @@ RUNTIME = (
         Each(Bars(Axis({"ties": "ties", "wrong": "wrong"}, "codes"), along="site", stacked=True, varies=True,
                   hover="{site}, {differing:,} of {compared:,} codes, off by at most {max_difference}"),
              "graph optimisations {optimisations}", key="optimisations", wide=True),
-    ), "A tie is off by one where the simulation stands on a rounding boundary. Any other difference is wrong."),
+    ), "A tie is off by one where the simulation stands on a rounding boundary, or by as much as the error of a sigmoid and "
+       "its like explains. Any other difference is wrong."),
     Section("Outputs: float file against the given model, runtime against simulation", "outputs", (
         Table(("where:place", "output", "largest difference:difference:#", "limit:limit:#", "right",
                "cosine:cosine:cosine", "same largest entry:agreement:%")),

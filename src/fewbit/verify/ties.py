@@ -1,10 +1,10 @@
-"""Which codes may differ: where the value stands so near to a rounding boundary that float32 may round it either way.
+"""Which codes may differ: where the value stands so near to a rounding boundary that a runtime may round it another way.
 
 A sum of a few thousand terms in another order moves a position among the codes by about a millionth of its size: `TIE`. Beside
 that, kernels compute sigmoid, tanh, erf and what is made of them by one polynomial for their whole range. Its error is
 absolute, about a unit in the last place of 1, however small the value is; SiLU multiplies it by its input. For a tensor
 whose steps are smaller than that error (all of its numbers lie in a tail of the function) the reach of a tie is what the
-error can do to it: the graph runs again with these functions off by `OFF`, up and then down.
+error can do to it, which may be several codes: the graph runs again with these functions off by `OFF`, up and then down.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ def _off(function: Callable[..., Tensor], off: float) -> Callable[..., Tensor]:
 
 
 def checked(site: str, ours: SiteTrace, theirs: Tensor, reach: Tensor | float = TIE) -> SiteCheck:
-    """The codes of a site against those of a runtime; `reach` is how far from a boundary a tie may lie."""
+    """The codes of a site against those of a runtime; `reach` is how far the runtime's position may be from ours. A tie is
+    a code that such a position is rounded to.
+    """
     difference = (ours.codes - theirs).abs()
     differing = int((difference > 0).sum())
     ties = 0
     if differing:
-        near = (ours.position - ours.position.floor() - 0.5).abs() <= reach
-        ties = int((near & (difference == 1)).sum())
+        near = (theirs - ours.position).abs() <= 0.5 + reach
+        ties = int((near & (difference > 0)).sum())
     most = int(difference.max()) if difference.numel() else 0
     return SiteCheck(site, theirs.numel(), differing, ties, differing - ties, most)
 
 
 def reach(ours: SiteTrace, others: list[SiteTrace]) -> Tensor:
-    """How far from a boundary a tie may lie, where others are the site with its functions off."""
+    """How far a position may be from ours, where others are the site with its functions off."""
     moved = [(other.position - ours.position).abs() for other in others]
     return TIE + torch.stack(moved).amax(0) if moved else torch.full_like(ours.position, TIE)
