@@ -58,6 +58,8 @@ def test_what_counts_as_a_tie():
     assert checked("s", ours, theirs) == SiteCheck("s", 5, 5, 1, 4, 2)
     far = reach(ours, [SiteTrace(ours.codes, position + torch.tensor([0, 0.31, -0.1, 0.1, 0.5]))])
     torch.testing.assert_close(far, TIE + torch.tensor([0, 0.31, 0.1, 0.1, 0.5]))
+    turned = [SiteTrace(ours.codes, position + torch.tensor([0, move, 0.1, 0.1, 0.5])) for move in (-0.31, 7.0)]
+    torch.testing.assert_close(reach(ours, turned), far)  # a threshold that one way alone turns is not of the error's size
     assert checked("s", ours, theirs, far) == SiteCheck("s", 5, 5, 2, 3, 2)
 
 

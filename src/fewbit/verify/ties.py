@@ -61,6 +61,8 @@ def checked(site: str, ours: SiteTrace, theirs: Tensor, reach: Tensor | float = 
 
 
 def reach(ours: SiteTrace, others: list[SiteTrace]) -> Tensor:
-    """How far a position may be from ours, where others are the site with its functions off."""
+    """How far a position may be from ours, where others are the site with its functions off, up and down: the smaller of both
+    ways, which are alike but where a threshold turns (thresholds.py).
+    """
     moved = [(other.position - ours.position).abs() for other in others]
-    return TIE + torch.stack(moved).amax(0) if moved else torch.full_like(ours.position, TIE)
+    return TIE + torch.stack(moved).amin(0) if moved else torch.full_like(ours.position, TIE)
