@@ -251,7 +251,7 @@ def test_examples_show_classes_where_the_file_gives_them_and_outputs_behind_a_ta
     pieces, fields = decoded(SimpleNamespace(task=Classify(0, 5), tail=tail))  # type: ignore[arg-type]
     task = {**fields, "pieces": pieces, "input": "x", "outputs": ["z"], "batch": 1, "classes": None}
     images = {"size": [3, 8, 8], "mean": [0.0] * 3, "std": [1.0] * 3, "normalize": "outside"}
-    values = {"name": "net", "task": task, "images": images, "page": True, "around": [0] * 3, "picture": "a.jpg"}
+    values = {"name": "net", "task": task, "images": images, "page": True, "around": [0] * 3}
     text = rendered("example.cpp", values)
     assert ("scores[a] > scores[b]" in text, "GetShape" in text) == (tail is None, tail is not None)
     assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", values)
@@ -655,7 +655,7 @@ def test_the_example_in_javascript_places_and_orders_pixels_as_predict_py(tmp_pa
         own = Preprocess(**{"size": (3, 8, 8), "interpolation": "nearest", **fields})  # type: ignore[arg-type]
         images = Record(own.to_json()).images(False)
         frame = [round(255 * value) for value in predict.around(images)]
-        values = {"name": "net", "task": task, "images": images, "page": True, "around": frame, "picture": "a.jpg"}
+        values = {"name": "net", "task": task, "images": images, "page": True, "around": frame}
         modules.append(str(tmp_path / f"{name}.mjs"))
         Path(modules[-1]).write_text(rendered("example.mjs", values))
         for file, pixels in pictures.items():
