@@ -217,15 +217,6 @@ def test_help_that_cannot_be_printed_says_one_line() -> None:
     assert (done.returncode, done.stderr) == (2, "Stopped: the disk is full. Free some space.\n")
 
 
-def test_in_a_folder_that_is_gone_a_command_says_one_line(tmp_path: Path) -> None:
-    gone = 'mkdir gone && cd gone && rmdir ../gone && "$0" -m fewbit quantize demo --quick --out "$1"'
-    words = ["bash", "-c", gone, sys.executable, str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    said = "FewbitError: the current folder cannot be used: No such file or directory; cd to one that is there.\n"
-    assert (done.returncode, done.stderr) == (2, said)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_name_with_a_line_break_makes_no_second_line() -> None:
     done = subprocess.run([sys.executable, "-m", "fewbit", "verify", "a\nBadFile: b"], capture_output=True, text=True)
     assert done.stderr.startswith("BadFile: a\\nBadFile: b is not a folder")

@@ -312,11 +312,6 @@ def test_the_endpoint_answers_and_refuses(address: str, picture: Path, monkeypat
         415, f"the body is multipart/form-data and no picture; {raw}"
     )  # fmt: skip
     assert refused(address, b'{"picture": ""}', "Application/JSON")[0] == 415
-    for path, code in (("predict", 405), ("nothing", 404)):
-        with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(f"{address}/{path}")
-        said = f"GET /{path} is not answered; GET / is the page, and POST /predict takes the bytes of a picture."
-        assert (error.value.code, json.load(error.value)) == (code, {"error": said})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 44 // 2 - 1)  # twice as many are refused
     code, said = refused(address, picture.read_bytes())
     assert code == 400

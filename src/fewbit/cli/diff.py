@@ -33,20 +33,14 @@ def diff(
     from fewbit.folder import checked
     from fewbit.report.words import FIELDS, number, places
 
-    records = [checked(folder) for folder in (a, b)]
+    for folder in (a, b):
+        checked(folder)
     reports = [read_json(folder / REPORT) for folder in (a, b)]
     outcomes = [outcome(report, [one["size"]["onnx_bytes"] for one in reports]) for report in reports]
-    files = [given(folder, record, report) for folder, record, report in zip((a, b), records, reports, strict=True)]
-    for name in files[0]:
-        first, second = (one[name] for one in files)
-        if first != second:
-            outcomes = [{**outcomes[0], name: first}, {**outcomes[1], name: second}]
     table = Table("", str(a), str(b))
     for name in dict.fromkeys([*outcomes[0], *outcomes[1]]):
         table.add_row(name, *(one.get(name, "-").translate(PLAIN) for one in outcomes))
     out.print(table)
-    if records[0]["hashes"]["scored"] != records[1]["hashes"]["scored"]:
-        out.print("They were scored on different images, so accuracy and agreement cannot be compared.", soft_wrap=True)
     rows = changes(a, b)
     more = "" if everything or not rows else " --all lists them."
     said = f"The plans differ at {places(list({row['site'] for row in rows}))}: {counted(rows)}.{more}"
@@ -60,23 +54,6 @@ def diff(
         out.print(table)
     if json_file is not None:
         write_json(json_file, rows)
-
-
-def given(folder: Path, record: Json, report: Json) -> dict[str, str]:
-    """The images of a run and what its file takes and is, in words: what two runs of one plan may differ in."""
-    from fewbit.deploy.folder import FOLDER
-    from fewbit.files import read_json
-
-    pixels, form = read_json(folder / FOLDER / "preprocess.json"), record["file_format"]
-    where = "mean and std inside the file" if pixels["normalize"] == "inside" else "mean and std outside"
-    return {
-        "images to calibrate": f"{report['images']['calibration']:,}",
-        "images scored": f"{report['images']['scored']:,}",
-        "input": f"{pixels['dtype']}, {pixels['layout']}, {where}",
-        "input size": " x ".join(map(str, pixels["size"])),
-        "opset": str(form["opset"]),
-        "IR version": str(form["ir_version"]),
-    }
 
 
 def counted(rows: Sequence[Json]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from fewbit.errors import FewbitError
@@ -14,13 +13,7 @@ PAGES = Path("/proc/self/statm")
 
 
 def check_limits() -> None:
-    """Raise FewbitError where the folder that the process is in is gone (libraries end the process then), or it may not open
-    enough files or have enough memory.
-    """
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise FewbitError(f"the current folder cannot be used: {error.strerror}; cd to one that is there.") from error
+    """Raise FewbitError where the process may not open enough files, or not have enough memory."""
     try:
         import resource
     except ImportError:  # Windows has no such limits

@@ -128,10 +128,4 @@ def application(run: Path) -> Starlette:
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
 
-    async def elsewhere(request: Request, error: Exception) -> Response:
-        method, path = request.method, request.url.path
-        said = f"{method} {path} is not answered; GET / is the page, and POST /predict takes the bytes of a picture."
-        return JSONResponse({"error": said}, getattr(error, "status_code", 404), getattr(error, "headers", None))
-
-    routes = [Route("/", index), Route("/predict", predict, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={404: elsewhere, 405: elsewhere})
+    return Starlette(routes=[Route("/", index), Route("/predict", predict, methods=["POST"])])
