@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -409,12 +408,3 @@ def test_a_scratch_folder_lies_in_the_part_at_work_and_nowhere_else_of_anybody(t
     with Workplace(tmp_path / "out") as place:
         place.resume(identity)
         assert sorted(path.name for path in place.part.iterdir()) == ["goal", "lock", "request.json"]
-
-
-def test_of_a_copy_on_a_full_disk_the_file_that_could_not_be_written_is_named() -> None:
-    one = OSError(errno.ENOSPC, "No space left on device", "run/model.onnx", None, "small/model.onnx")
-    several = shutil.Error([("run/a", "small/a", "[Errno 13] Permission denied: 'run/a'"), ("run/b", "small/b", str(one))])
-    for error, name in ((one, "small/model.onnx"), (several, "small/b")):
-        said = f"the disk is full: {name} cannot be written. Free some space, or write to another folder."
-        assert str(stopped(error)) == said
-    assert stopped(shutil.Error("a and b are the same file")) is None

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -104,7 +103,7 @@ NO_MEMORY = re.compile(  # what Python, torch, numpy, onnxruntime, openvino and 
 def stopped(error: BaseException) -> Stopped | None:
     """What an exception is where it, or one that it came from, means a full disk or no memory; None for any other."""
     for one in _causes(error):
-        number, file = _of_file(one)
+        number, file = (one.errno, one.filename) if isinstance(one, OSError) else (None, None)
         if isinstance(one, Stopped):
             return one
         if isinstance(one, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(str(one)):
@@ -114,22 +113,8 @@ def stopped(error: BaseException) -> Stopped | None:
                 "--input-size or fewer images: --calibration 32."
             )
         if number in FULL:
-            place = (
-                f": {file} cannot be written. Free some space, or write to another folder." if file else ". Free some space."
-            )
-            return Stopped(f"{FULL[number]}{place}")
+            return Stopped(f"{FULL[number]}{f': {file}' if file else ''}. Free some space.")
     return None
-
-
-def _of_file(error: BaseException) -> tuple[int | None, str | None]:
-    """The number of an error of the system and the file that it met, of two the one that was to be written; None for others."""
-    if isinstance(error, shutil.Error):  # a list of (file, copy, message), of a whole folder
-        failed = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        full = [(number, str(one[1])) for one in failed for number in FULL if f"[Errno {number}]" in str(one[-1])]
-        return full[0] if full else (None, None)
-    if not isinstance(error, OSError):
-        return None, None
-    return error.errno, error.filename2 or error.filename
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

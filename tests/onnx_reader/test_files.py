@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from fewbit.capture import capture
-from fewbit.core.record import MADE
 from fewbit.errors import BadFile, BadModel, FewbitError
 from fewbit.load import load_model
 from fewbit.load.program import graph_module
@@ -352,29 +350,6 @@ def test_an_image_in_whole_numbers_is_refused_with_the_cut_that_makes_it_floats(
     with torch.no_grad():
         (got,) = pytree.tree_leaves(capture(loaded).module(torch.from_numpy(pixels.astype(np.float32))))
     np.testing.assert_allclose(got, of_runtime(Path("net.onnx"), given), rtol=1e-4, atol=1e-5)
-    model.metadata_props.add(key=MADE, value="{}")
-    onnx.save(model, "net.onnx")
-    with pytest.raises(BadModel, match=r"fewbit made it, the preparation inside; give the float\.onnx that lies beside it"):
-        load_model("net.onnx")
-
-
-@pytest.mark.parametrize(("shape", "channels"), [((2, 1, 8, 8), 1), ((2, 8, 8, 4), 4), (("n", "c", "h", "w"), 3)])
-def test_of_an_image_in_whole_numbers_mean_and_std_have_a_number_for_each_channel(
-    tmp_path: Path, shape: Any, channels: int
-) -> None:
-    turn = [node("Transpose", ["real"], "turned", perm=[0, 3, 1, 2])] if channels == 4 else []
-    nodes = [node("Cast", ["image"], "real", to=TensorProto.FLOAT), *turn]
-    nodes.append(node("Relu", [nodes[-1].output[0]], "out"))
-    image, out = (
-        helper.make_tensor_value_info("image", TensorProto.UINT8, shape),
-        helper.make_tensor_value_info("out", 1, None),
-    )
-    graph = helper.make_graph(nodes, "g", [image], [out])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "net.onnx")
-    with pytest.raises(BadModel) as refused:
-        load_model(str(tmp_path / "net.onnx"))
-    zeros, scales = ",".join("0" * channels), ",".join(["0.00392157"] * channels)
-    assert str(refused.value).endswith(f"with --mean {zeros} --std {scales}.")
 
 
 def node(op: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,5 @@ def _listening(host: str, port: int) -> socket.socket:
         place.bind(address)
         place.listen()
     except OSError as error:
-        no_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
-        other = "give an address of this machine: --host 127.0.0.1" if no_host else "give another port: --port 0"
-        raise FewbitError(f"cannot listen at {host}, port {port}: {error.strerror}; {other}.") from error
+        raise FewbitError(f"cannot listen at {host}, port {port}: {error.strerror}; give another one: --port 0.") from error
     return place

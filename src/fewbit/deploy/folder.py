@@ -59,7 +59,6 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     images, examples = {"processor": "", **about.images}, _examples(graph, about.images)
     values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
     values |= {"others": list(others), "each": any(one.each for one in others.values()), "page": "example.html" in examples}
-    values |= {"picture": {1: "picture.jpg", 3: "picture.jpg", 4: "picture.png"}.get(images["size"][0], "picture.npy")}
     values |= {"around": [round(255 * value) for value in around(images)]}
     text = program(rendered("predict.txt", values), pieces)
     written = {"README.md": rendered("README.md", values), "predict.py": text}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from fewbit.core.record import MADE
 from fewbit.errors import BadModel
 from fewbit.onnx_reader.file import reads
 
@@ -26,8 +25,6 @@ def refuse_whole_images(model: ModelProto, path: Path) -> None:
     image = maps[0]
     kind = TensorProto.DataType.Name(image.type.tensor_type.elem_type).lower()
     message = f"the image '{image.name}' of {path} is in {kind}; images in floats are taken."
-    if any(entry.key == MADE for entry in model.metadata_props):
-        raise BadModel(f"{message} fewbit made it, the preparation inside; give the float.onnx that lies beside it in its run.")
     steps = _steps(model, image.name)
     if not any(node.op_type == "Cast" for node in steps):
         raise BadModel(f"{message} Export the network without what prepares its image, and give that to --mean and --std.")
@@ -35,10 +32,7 @@ def refuse_whole_images(model: ModelProto, path: Path) -> None:
     turned = next((i for i, node in enumerate(steps) if node.op_type == "Transpose"), 0)  # channels in front
     last = max(cast, turned)
     plain = all(node.op_type in ("Cast", "Transpose", "Identity") for node in steps[: last + 1])
-    sizes = [one.dim_value for one in image.type.tensor_type.shape.dim]
-    channels = sizes[3 if turned else 1] or 3
-    mean, std = ",".join(["0"] * channels), ",".join(["0.00392157"] * channels)
-    given = f"the pixels from 0 to 255 are then given with --mean {mean} --std {std}"
+    given = "the pixels from 0 to 255 are then given with --mean 0,0,0 --std 0.00392157,0.00392157,0.00392157"
     others = [one.name for one in inputs if one.name != image.name]
     ends = [one.name for one in model.graph.output]
     raise BadModel(

@@ -22,8 +22,6 @@ ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, cha
 
 def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     """The pixels (h, w, channels) of a picture or of a .npy file. Raises ValueError for those that the model cannot take."""
-    if not content:
-        raise ValueError(f"{name} is empty, of 0 bytes; give a picture.")
     if content.startswith(b"\x93NUMPY"):
         try:
             pixels = np.load(io.BytesIO(content))
@@ -32,8 +30,7 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
         if pixels.ndim == 3 and pixels.shape[0] == channels != pixels.shape[2]:
             pixels = pixels.transpose(1, 2, 0)
         if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != channels or not pixels.size:
-            taken = f"{channels} channel{'s' * (channels > 1)}"
-            raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {taken}: {ARRAYS}.")
+            raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {channels} channels: {ARRAYS}.")
         return np.ascontiguousarray(pixels)
     try:
         with warnings.catch_warnings():
@@ -48,8 +45,7 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is broken, or of none of the kinds {', '.join(read())}, .npy; give it as PNG.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
-        why = str(error).partition("<")[0].strip().rstrip(".:")
-        raise ValueError(f"{name} is damaged or cut off: {why or type(error).__name__}; give it as a whole PNG.") from error
+        raise ValueError(f"{name} is none that Pillow reads: {error}".partition("<")[0].strip()) from error
     is_deep = content.startswith(b"\x89PNG") and content[24:25] == b"\x10"
     if why := unread(picture, channels, is_deep=is_deep):
         raise ValueError(f"{name} {why}; {ARRAYS}.")

@@ -19,7 +19,7 @@ from fewbit.deploy.python.classify import answer
 from fewbit.deploy.python.pictures import model_input, opened
 from fewbit.deploy.python.session import Run, session
 
-HERE = Path(__file__).resolve().parent  # a link to the program stands elsewhere
+HERE = Path(__file__).parent
 USAGE = "python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]"
 HELP = f"""{USAGE}
 
@@ -35,9 +35,6 @@ class Model:
 
     def __init__(self, folder: Path = HERE, file: str = "") -> None:
         """Raises FileNotFoundError where a file of the folder or the model is not there."""
-        for needed in ("preprocess.json", "task.json"):
-            if not (folder / needed).is_file():
-                raise FileNotFoundError(f"{needed} is not in {folder}; keep predict.py with its files.")
         self.how: Mapping[str, Any] = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
         self.task: Mapping[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         name = file or self.task["file"]
