@@ -103,7 +103,7 @@ NO_MEMORY = re.compile(  # what Python, torch, numpy, onnxruntime, openvino and 
 def stopped(error: BaseException) -> Stopped | None:
     """What an exception is where it, or one that it came from, means a full disk or no memory; None for any other."""
     for one in _causes(error):
-        number, file = (one.errno, one.filename) if isinstance(one, OSError) else (None, None)
+        number, file = (one.errno, target_of(one)) if isinstance(one, OSError) else (None, None)
         if isinstance(one, Stopped):
             return one
         if isinstance(one, MemoryError) or number == errno.ENOMEM or NO_MEMORY.search(str(one)):
@@ -115,6 +115,16 @@ def stopped(error: BaseException) -> Stopped | None:
         if number in FULL:
             return Stopped(f"{FULL[number]}{f': {file}' if file else ''}. Free some space.")
     return None
+
+
+def full(error: BaseException) -> str | None:
+    """What is said of a full disk where an exception, or one that it came from, means one."""
+    return next((FULL[one.errno] for one in _causes(error) if isinstance(one, OSError) and one.errno in FULL), None)
+
+
+def target_of(error: OSError) -> str | None:
+    """The file that an error of the operating system is about: of a copy or a move the one that it goes to."""
+    return error.filename2 or error.filename
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -21,6 +21,7 @@ from fewbit.core.call import one_call
 from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages
+from fewbit.files import copy_file
 from fewbit.folder import Workplace, checked
 from fewbit.progress import Lines, Progress
 from fewbit.report.goals import fail_on_missed
@@ -67,9 +68,9 @@ class Result:
             return simulate(self.graph, self.plan)
 
     def export(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Copy the run's files to a folder that does not exist yet. Raises BadFile where it does."""
+        """Copy the run's files to a folder that does not exist yet. Raises BadFile where it does, Stopped on a full disk."""
         with Workplace(Path(folder), force=force) as place:
-            shutil.copytree(self.folder, place.part, dirs_exist_ok=True)
+            shutil.copytree(self.folder, place.part, dirs_exist_ok=True, copy_function=copy_file)
             return place.publish()
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +23,10 @@ from fewbit.cli import app
 from fewbit.deploy import export as exporting
 from fewbit.deploy import read
 from fewbit.deploy.export import export
-from fewbit.errors import BadFile, FewbitFailed, UnknownName
+from fewbit.errors import BadFile, FewbitFailed, Stopped, UnknownName
 from fewbit.files import write_json
 from fewbit.folder import seal
+from fewbit.run import Result
 from fewbit.runtimes import runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
@@ -102,6 +107,48 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: 
     (other / "deploy" / "task.json").write_text("{}")
     with pytest.raises(BadFile, match=r"task\.json: changed"):
         export(other, tmp_path / "out")
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file may have more bytes: the error of a full disk, EFBIG in the place of ENOSPC, without a disk of one's own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("form", ["onnx", "ort", pytest.param("openvino", marks=needs_openvino)])
+@pytest.mark.parametrize("size", [100, 0])
+def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(run: Path, tmp_path: Path, form: str, size: int) -> None:
+    """It fills at once, or at the model: every text of the folder is smaller than the model that is made here."""
+    big = tmp_path / "big"
+    shutil.copytree(run, big)
+    if not size:
+        for path in (big / "deploy").iterdir():
+            if path.name not in ("task.json", "preprocess.json", "README.md", "predict.py"):
+                path.unlink()
+        (big / "deploy" / "predict.py").write_text("")
+        size = max(path.stat().st_size for path in (big / "deploy").iterdir())
+        seal(big)
+    to = tmp_path / "to"
+    with small_disk(size), pytest.raises(Stopped) as error:
+        export(big, to, form)
+    assert str(error.value).startswith(f"--to {to} cannot be written: ")
+    assert str(error.value).endswith("Free some space, or give another folder: --to DIR.")
+    assert str(run) not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["big"]
+
+
+def test_a_full_disk_is_told_of_the_folder_that_a_result_goes_to(run: Path, tmp_path: Path) -> None:
+    unread: Any = None
+    result = Result(run, unread, unread, unread, unread, unread, unread)
+    with small_disk(100), pytest.raises(Stopped, match=r"the file is too large here\. Free some space or give") as error:
+        result.export(tmp_path / "to")
+    assert str(error.value).startswith(f"{tmp_path / 'to'}.part/")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_says_what_was_compared(run: Path, tmp_path: Path) -> None:

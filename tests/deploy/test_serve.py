@@ -242,6 +242,19 @@ def test_a_port_that_is_taken_is_refused_in_words(run: Path) -> None:
         result = CliRunner().invoke(app, ["serve", str(run), "--port", str(port)])
     assert result.exit_code == 2
     assert f"port {port}" in result.output
+    assert "--port 0." in result.output
+    assert "--host" not in result.output
+
+
+@pytest.mark.parametrize("host", ["nope.invalid", "8.8.8.8", "2001:db8::1", "a..b", "x" * 70])
+def test_a_host_that_is_not_of_this_machine_is_refused_as_such(run: Path, host: str) -> None:
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    result = CliRunner().invoke(app, ["serve", str(run), "--host", host, "--port", "0"])
+    assert result.exit_code == 2
+    assert f"cannot listen at {host}, port 0: " in result.output
+    assert "give another host: --host 127.0.0.1" in result.output
+    assert "--port" not in result.output
 
 
 DROP = """<script type="module">

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from fewbit.capture import capture
+from fewbit.data.preprocess import Preprocess
 from fewbit.errors import BadFile, BadModel, FewbitError
 from fewbit.load import load_model
 from fewbit.load.program import graph_module
@@ -350,6 +351,43 @@ def test_an_image_in_whole_numbers_is_refused_with_the_cut_that_makes_it_floats(
     with torch.no_grad():
         (got,) = pytree.tree_leaves(capture(loaded).module(torch.from_numpy(pixels.astype(np.float32))))
     np.testing.assert_allclose(got, of_runtime(Path("net.onnx"), given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_is_advised_for_pixels_can_be_typed_and_gives_pixels(tmp_path: Path, channels: int, requantize: bool) -> None:
+    """Oracle: the pixels themselves, which the advice has to leave as they are. A file of fewbit has its float twin named."""
+    model = net(size=(8, 8, channels))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.node[0].input[0] = "real"
+    model.graph.node.insert(0, helper.make_node("Cast", ["in:put"], ["cast"], "real", to=TensorProto.FLOAT))
+    model.graph.node.insert(1, helper.make_node("Transpose", ["cast"], ["real"], "turn", perm=[0, 3, 1, 2]))
+    model.graph.initializer.extend([constant("step", 0.1), constant("zero", 0, np.uint8)])
+    model.graph.node.insert(2, helper.make_node("QuantizeLinear", ["real", "step", "zero"], ["codes"], "Q"))
+    model.graph.node.insert(3, helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["back"], "DQ"))
+    model.graph.node[4].input[0] = "back"
+    path = written(model, tmp_path)
+    said = []
+    for made in (False, True):
+        if made:
+            model.metadata_props.add(key="fewbit.made", value="{}")
+            written(model, tmp_path)
+        for twin in (False, True):
+            if twin:
+                (tmp_path / "float.onnx").write_bytes(b"")
+            with pytest.raises(BadModel) as refused:
+                read_onnx(path, requantize=requantize)
+            said.append(str(refused.value))
+        (tmp_path / "float.onnx").unlink()
+    assert ["fewbit made" in one for one in said] == [False, False, True, True]
+    assert said[2].endswith("can be given in its place: float.onnx, which lies in its run.")
+    assert said[3].endswith(f"can be given in its place: {tmp_path / 'float.onnx'}, which lies beside it.")
+    if requantize:
+        words = said[0].rstrip(".").split()
+        given = {name: words[words.index(f"--{name}") + 1] for name in ("mean", "std")}
+        own = Preprocess((channels, 8, 8), **given)  # type: ignore[arg-type]
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, channels), np.uint8)
+        np.testing.assert_allclose(own(pixels), pixels.transpose(2, 0, 1), atol=1e-3)
 
 
 def node(op: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:

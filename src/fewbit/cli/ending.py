@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fewbit.cli.terminal import err, escape_what_is_lacking
-from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped
+from fewbit.errors import FewbitError, FewbitFailed, Signalled, Stopped, stopped, target_of
 
 AGAIN = 2.0  # seconds after which a signal comes again
 
@@ -48,7 +48,7 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return f"Ended by {signal.Signals(error.exit_code - 128).name}.", error.exit_code
     halt = stopped(error) if isinstance(error, Exception) else None
     if halt is None and isinstance(error, OSError):
-        found = f"{error.filename or 'a file'}: {error.strerror or error}"
+        found = f"{target_of(error) or 'a file'}: {error.strerror or error}"
         halt = Stopped(f"{found}. Fix that (is it there, and may you use it?) and give the same command again.")
     known = halt or error
     if isinstance(known, FewbitError | FewbitFailed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,8 @@ import typer
 from fewbit.cli.app import command
 from fewbit.cli.terminal import out
 from fewbit.errors import FewbitError
+
+OF_HOST = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL, errno.ENODEV, errno.ENETUNREACH)  # not of the port
 
 
 @command
@@ -34,12 +37,18 @@ def serve(
 
 def _listening(host: str, port: int) -> socket.socket:
     """A socket at an address. Raises FewbitError where it cannot be had."""
+    place = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         place = socket.socket(family)
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
         place.listen()
-    except OSError as error:
-        raise FewbitError(f"cannot listen at {host}, port {port}: {error.strerror}; give another one: --port 0.") from error
-    return place
+        return place
+    except (OSError, UnicodeError) as error:  # a name with a part that is empty or too long is told by its codec
+        if place is not None:
+            place.close()
+        is_host = isinstance(error, socket.gaierror | UnicodeError) or error.errno in OF_HOST
+        advice = "give another host: --host 127.0.0.1, or 0.0.0.0 for any" if is_host else "give another port: --port 0"
+        why = error.strerror if isinstance(error, OSError) else error
+        raise FewbitError(f"cannot listen at {host}, port {port}: {why}; {advice}.") from error

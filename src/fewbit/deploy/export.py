@@ -11,8 +11,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from fewbit.core.record import pixels_of
 from fewbit.deploy.folder import FOLDER
 from fewbit.deploy.python.session import Run, session
-from fewbit.errors import BadFile, FewbitFailed, UnknownName
-from fewbit.files import read_json, write_json
+from fewbit.errors import BadFile, FewbitError, FewbitFailed, Stopped, UnknownName, full, reason
+from fewbit.files import copy_file, read_json, write_json
 from fewbit.folder import MODEL, SAMPLE, checked
 from fewbit.onnx_file import DATA, is_external
 from fewbit.runtimes import RUNTIMES, runtime_names, runtimes_for
@@ -57,7 +57,7 @@ class Exported:
 
 def export(run: Path, to: Path, name: str = "onnx") -> Exported:
     """Write a folder. Raises UnknownName for no format, BadFile for a run or a folder that cannot be used, FewbitFailed where
-    the format gives other answers.
+    the format gives other answers, Stopped where the disk is full.
     """
     if name not in FORMATS:
         raise UnknownName("format", name, FORMATS)
@@ -71,18 +71,33 @@ def export(run: Path, to: Path, name: str = "onnx") -> Exported:
         raise BadFile(f"--to {to} cannot be written: {error.strerror}; give another folder: --to DIR.") from error
     try:
         part = holder / "part"
-        part.mkdir()
-        shutil.copytree(run / FOLDER, part, dirs_exist_ok=True)
-        form.make(run / MODEL, part)
-        task = {**task, "file": form.files[0], "runtime": runtime}
-        write_json(part / "task.json", task)
+        with _to(to):
+            shutil.copytree(run / FOLDER, part, dirs_exist_ok=True, copy_function=copy_file)
+            form.make(run / MODEL, part)
+            task = {**task, "file": form.files[0], "runtime": runtime}
+            write_json(part / "task.json", task)
+            _tell(part, task)
         feeds = _feeds(run, task)
-        _tell(part, task)
         exported = Exported(to, len(feeds), *_compared(run, part, task, feeds))
         os.replace(part, to)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
     return exported
+
+
+@contextmanager
+def _to(to: Path) -> Iterator[None]:
+    """What cannot be written is told under the folder that was asked for. Raises Stopped, also where a
+    runtime that writes fails with an error of its own, which does not say what is wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = full(error)
+        if why is None and isinstance(error, FewbitError | OSError | MemoryError):
+            raise
+        found = why or f"the runtime says {reason(error)}".rstrip(".")
+        raise Stopped(f"--to {to} cannot be written: {found}. Free some space, or give another folder: --to DIR.") from error
 
 
 def _refuse(run: Path, to: Path, runtime: str, name: str) -> None:
@@ -168,9 +183,9 @@ def _feeds(run: Path, task: Mapping[str, Any]) -> list[Arrays]:
 
 
 def _copy(model: Path, folder: Path) -> None:
-    shutil.copyfile(model, folder / MODEL)
+    copy_file(model, folder / MODEL)
     if is_external(model):
-        shutil.copyfile(model.with_name(model.name + DATA), folder / (MODEL + DATA))
+        copy_file(model.with_name(model.name + DATA), folder / (MODEL + DATA))
 
 
 def _to_openvino(model: Path, folder: Path) -> None:

@@ -13,7 +13,9 @@ import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
+from fewbit.core.record import MADE
 from fewbit.errors import BadFile, BadModel
+from fewbit.folder import TWIN
 from fewbit.onnx_reader.functions import STANDARD_NAMES, without_functions
 from fewbit.onnx_reader.module import Branch
 from fewbit.onnx_reader.values import REAL, Node
@@ -161,10 +163,20 @@ def refuse_codes(model: ModelProto, path: Path) -> None:
         raise BadModel(
             f"{path} is quantized already: {len(whole)} nodes ({kinds}), the first is '{title(whole[0])}'. "
             "Give the float file that it was made from; --requantize takes QuantizeLinear and DequantizeLinear out of it."
+            f"{of_fewbit(model, path)}"
         )
     if graph.sparse_initializer:
         name = graph.sparse_initializer[0].values.name
         raise BadModel(f"{path} stores weight '{name}' as a sparse tensor; make it a dense initializer, those are taken.")
+
+
+def of_fewbit(model: ModelProto, path: Path) -> str:
+    """A sentence about the float file of the run where fewbit made this one, to be said behind others; else nothing."""
+    if all(entry.key != MADE for entry in model.metadata_props):
+        return ""
+    twin = path.with_name(TWIN)
+    place = f"{twin}, which lies beside it" if twin.is_file() else f"{TWIN}, which lies in its run"
+    return f" fewbit made this file from a float one, which can be given in its place: {place}."
 
 
 def domain(node: NodeProto) -> str:
