@@ -353,6 +353,38 @@ def test_a_change_of_any_number_or_bit_of_a_run_is_caught_and_its_file_is_named(
         assert f"{mutation.file}" in "".join(text.split()), (mutation, text)
 
 
+DELETED = """
+import os, sys
+from pathlib import Path
+from typer.testing import CliRunner
+from fewbit.cli import app
+run, gone = map(Path, sys.argv[1:])
+os.chdir(gone)
+gone.rmdir()
+there = {"show": [[run], [run / "model.onnx"]], "report": [[run]]}
+behind = {
+    "diff": [run, run], "export": [run, "--to", gone / "x"], "quantize": ["demo", "--out", gone], "targets": [], "recipes": [],
+    "search": ["demo", "--out", gone], "sensitivity": ["demo", "--out", gone], "evaluate": [run, "--images", run],
+}
+for name in (one.name or one.callback.__name__ for one in app.registered_commands):
+    for words in there.get(name, [behind.get(name, [run])]):
+        done = CliRunner().invoke(app, [name, *map(str, words)])
+        wanted = name in there or "the current folder is not there any more" in done.output and "(cd DIR)" in done.output
+        assert wanted and done.exit_code == (0 if name in there else 2), (name, done.exit_code, done.output)
+        assert "torch" not in sys.modules, name
+        print(name)
+"""
+
+
+def test_where_the_current_folder_is_deleted_commands_that_need_torch_say_so(finished: Path, tmp_path: Path) -> None:
+    """torch ends the process there, with a message of a library; oracle: whether it was imported."""
+    (tmp_path / "gone").mkdir()
+    words = [sys.executable, "-c", DELETED, str(finished), str(tmp_path / "gone")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"show", "report", "quantize", "verify", "serve", "sweep"} <= {*done.stdout.split()}
+
+
 def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, tmp_path: Path) -> None:
     code, text = run("evaluate", finished, "--images", place / "classes")
     assert code == 0, text

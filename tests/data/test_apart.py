@@ -243,3 +243,17 @@ def test_what_is_no_source_is_refused_before_a_model_is_loaded(
     for options in ({"images": source}, {"images": "d", "score": source}):
         with pytest.raises(BadImages, match=said.format(list(options)[-1])):
             Request(model="nowhere.pt2", target="ort-x86-vnni", **options)
+
+
+def test_a_demo_has_images_of_its_own_where_a_name_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the request without the option is taken."""
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "d", 0)
+    for options in ({"images": "demo"}, {"score": "demo"}):
+        (name,) = options
+        with pytest.raises(BadImages, match=rf"^demo does not exist\. .* Or leave --{name} out: demo has its own\.$"):
+            Request(model="demo", target="ort-x86-vnni", **options)
+    for model, options in (("demo", {"images": "d", "score": "demo"}), ("nowhere.pt2", {"images": "demo"})):
+        with pytest.raises(BadImages, match=r"^demo does not exist\. Give .* file\.$"):
+            Request(model=model, target="ort-x86-vnni", **options)
+    Request(model="demo", target="ort-x86-vnni")

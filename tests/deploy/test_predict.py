@@ -14,6 +14,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,6 +183,7 @@ def test_what_would_not_be_the_same_is_refused(tmp_path: Path, pictures: dict[st
         (saved(pictures["wide RGB"], tmp_path / "a.tga"), 3, "is broken, or of none of the kinds AVIF"),
         (pictures["wide RGB"], 4, "has no alpha, and the model has 4 channels"),
         (pictures["wide RGB"], 5, "has mode RGB, and the model has 5 channels"),
+        (pictures["bands 5"], 1, r"holds uint8 \(33, 47, 5\); the model has 1 channel:"),
         (pictures["bands 5"], 3, r"holds uint8 \(33, 47, 5\); the model has 3 channels"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(file.name)} {said}"):
@@ -251,7 +253,7 @@ def test_examples_show_classes_where_the_file_gives_them_and_outputs_behind_a_ta
     pieces, fields = decoded(SimpleNamespace(task=Classify(0, 5), tail=tail))  # type: ignore[arg-type]
     task = {**fields, "pieces": pieces, "input": "x", "outputs": ["z"], "batch": 1, "classes": None}
     images = {"size": [3, 8, 8], "mean": [0.0] * 3, "std": [1.0] * 3, "normalize": "outside"}
-    values = {"name": "net", "task": task, "images": images, "page": True, "around": [0] * 3}
+    values = {"name": "net", "task": task, "images": images, "page": True, "around": [0] * 3, "picture": "p.jpg"}
     text = rendered("example.cpp", values)
     assert ("scores[a] > scores[b]" in text, "GetShape" in text) == (tail is None, tail is not None)
     assert '!TASK.pieces.includes("classify")' in rendered("example.mjs", values)
@@ -284,13 +286,18 @@ def test_maps_are_those_of_the_task(shape: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(piece_of(Restore.of(model))([y], {})["map"], np.asarray(restored))
 
 
-def made(folder: Path, tmp_path: Path, **options: Any) -> tuple[Any, Path]:
+def made(folder: Path, tmp_path: Path, channels: int = 3, **options: Any) -> tuple[Any, Path]:
     """The deploy folder of a small classifier, its model beside it; and what fewbit loaded."""
-    model = written(net(), tmp_path)
-    images = RNG.integers(0, 256, (8, 20, 16, 3), dtype=np.uint8)
+    file = net(size=(channels, 8, 8))
+    if channels != 3:
+        stem = next(one for one in file.graph.initializer if one.name == "stem.weight")
+        weight = RNG.normal(size=(6, channels, 3, 3)).astype(np.float32)
+        stem.CopyFrom(onnx.numpy_helper.from_array(weight, "stem.weight"))
+    model = written(file, tmp_path)
+    images = RNG.integers(0, 256, (8, 20, 16, channels), dtype=np.uint8)
     request = Request(model=str(model), images=images, target="ort-x86-vnni", **options)
     inputs = load(request)
-    graph = capture(inputs.loaded)
+    graph = replace(capture(inputs.loaded), task=inputs.task)
     images_of = inputs.record.images(inputs.record.inside)
     write(folder, graph, About('a "net" */', "ort-x86-vnni", "mse", "w8a8", "onnxruntime", (), images_of))
     shutil.copy(model, folder.parent / "model.onnx")
@@ -330,6 +337,33 @@ def test_the_program_answers_as_the_runtime_does_with_neither_torch_nor_fewbit(
         best = json.loads(line)["classes"]
         assert [one["index"] for one in best] == shares.argsort(descending=True, stable=True)[:5].tolist()
         assert [one["probability"] for one in best] == [round(float(shares[one["index"]]), 4) for one in best]
+
+
+@pytest.mark.parametrize("task", ["classify", "embed"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_what_stands_in_the_readme_can_be_typed(tmp_path: Path, channels: int, task: str) -> None:
+    """Oracle: the program, given a picture of the name and kind that is written, and the pixels that the example reads."""
+    _, folder = made(tmp_path / "run" / "deploy", tmp_path, channels, task=task)
+    texts = {name: (folder / name).read_text() for name in ("README.md", "example.cpp")}
+    commands = [re.search(r"python predict\.py (--pixels )?(picture\.\w+)", text) for text in texts.values()]
+    (name,) = {found[2] for found in commands if found}
+    file = tmp_path / name
+    if name.endswith(".npy"):
+        np.save(file, RNG.integers(0, 256, (9, 11, channels), np.uint8))
+    else:
+        Image.fromarray(RNG.integers(0, 256, (9, 11, 4 if channels == 4 else 3), np.uint8)).save(file)
+    for words in ([], ["--pixels"]):
+        command = [sys.executable, str(folder / "predict.py"), *words, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{name}.pixels").stat().st_size == 8 * 8 * channels
+    assert f"`python predict.py --pixels {name}` writes" in texts["README.md"]
+    says = "the first numbers of each output" if task == "embed" else "prints the same classes"
+    assert says in texts["README.md"]
+    assert ("std::stable_sort" in texts["example.cpp"]) == (task == "classify")
+    assert ("EXIF" in texts["README.md"]) == (channels in (1, 3, 4))
+    assert ("example.html" in texts["README.md"]) == (folder / "example.html").exists() == (channels in (1, 3))
+    assert not texts["README.md"].count("\n\n\n")
 
 
 def test_the_program_imports_what_it_says_alone(shipped: tuple[Any, Path]) -> None:
@@ -416,6 +450,11 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
     (tmp_path / "cut.npy").write_bytes((tmp_path / "wide.npy").read_bytes()[:40])
     cut = tmp_path / "cut.png"
     cut.write_bytes(Path(picture).read_bytes()[:50])
+    empty, wrong = tmp_path / "empty.png", tmp_path / "wrong.png"
+    empty.write_bytes(b"")
+    content = Path(picture).read_bytes()
+    at = content.index(b"IDAT")
+    wrong.write_bytes(content[: at - 4] + struct.pack(">I", 4) + b"IDATabcd" + struct.pack(">I", zlib.crc32(b"IDATabcd")))
     text = tmp_path / "text.png"
     text.write_text("no picture")
     said = {
@@ -431,7 +470,9 @@ def test_what_the_program_cannot_read_or_write_is_said_in_one_line(
         str(tmp_path): "is not a file that is there",
         str(tmp_path / "cut.npy"): "cannot be read as a .npy file",
         str(tmp_path / "none.npy"): "holds uint8 (0, 4, 3); the model has 3 channels",
-        str(cut): "is none that Pillow reads",
+        str(cut): "cut.png is damaged (image file is truncated); get the whole file again.",
+        str(wrong): "wrong.png is damaged, or of a kind that Pillow does not read (",
+        str(empty): "empty.png is empty, of 0 bytes; give a picture.",
         str(text): "is broken, or of none of the kinds",
     }
     for word, sentence in said.items():
@@ -494,6 +535,40 @@ def test_a_program_without_its_model_says_what_is_missing(adder: Any, tmp_path: 
         shutil.copy(names["HERE"] / name, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.onnx is neither in .* nor beside it"):
         names["Model"](tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"model\.onnx cannot be loaded in onnxruntime: .*; take the file of the run again"):
+        names["Model"](tmp_path)
+    for name in ("task.json", "preprocess.json"):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(ValueError, match=rf"{name} is damaged, no JSON"):
+            names["Model"](tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{name} is not in {tmp_path}; keep predict\.py with its files\."):
+            names["Model"](tmp_path)
+        shutil.copy(names["HERE"] / name, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["links", "dossier é"])
+def test_a_link_to_the_program_is_the_program_and_no_folder_ends_it_in_a_traceback(
+    shipped: tuple[Any, Path], pictures: dict[str, Path], tmp_path: Path, place: str
+) -> None:
+    """Oracle: the answer where it lies; onnxruntime takes no path that Python cannot write as UTF-8, as in the locale C."""
+    folder, picture = tmp_path / place, str(pictures["wide RGB"])
+    wanted = subprocess.run([sys.executable, shipped[1] / "predict.py", picture], capture_output=True, check=True).stdout
+    if place == "links":
+        folder.mkdir()
+        (folder / "predict.py").symlink_to(shipped[1] / "predict.py")
+        done = subprocess.run([sys.executable, folder / "predict.py", picture], capture_output=True)
+        assert (done.returncode, done.stdout) == (0, wanted), done.stderr
+        return
+    shutil.copytree(shipped[1].parent, folder)
+    for env, code in (({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 2), ({"PYTHONUTF8": "1"}, 0)):
+        words = [sys.executable, folder / "deploy" / "predict.py", picture]
+        done = subprocess.run(words, capture_output=True, env={"PATH": "/usr/bin", **env})
+        assert done.returncode == code, done.stderr
+        assert done.stdout == (b"" if code else wanted)
+        assert (b"set PYTHONUTF8=1" in done.stderr) == bool(code)
+        assert done.stderr.count(b"\n") == bool(code)
 
 
 def model_pixels(picture: Path) -> Any:
@@ -635,7 +710,7 @@ def test_the_example_in_javascript_places_and_orders_pixels_as_predict_py(tmp_pa
         own = Preprocess(**{"size": (3, 8, 8), "interpolation": "nearest", **fields})  # type: ignore[arg-type]
         images = Record(own.to_json()).images(False)
         frame = [round(255 * value) for value in predict.around(images)]
-        values = {"name": "net", "task": task, "images": images, "page": True, "around": frame}
+        values = {"name": "net", "task": task, "images": images, "page": True, "around": frame, "picture": "p.jpg"}
         modules.append(str(tmp_path / f"{name}.mjs"))
         Path(modules[-1]).write_text(rendered("example.mjs", values))
         for file, pixels in pictures.items():
@@ -703,7 +778,7 @@ def graph_of(channels: int, others: tuple[str, ...] = ()) -> Any:
 @pytest.mark.parametrize(
     ("channels", "fields", "files", "said"),
     [
-        (1, {}, {"cpp", "mjs", "html"}, "`example.html` with `example.mjs` in a browser"),
+        (1, {}, {"cpp", "mjs", "html"}, "`example.html` with `example.mjs` does so for a picture in a browser"),
         (3, {"dtype": "uint8"}, {"cpp", "mjs", "html"}, "and takes none with transparent places"),
         (4, {}, {"cpp"}, "no example for browsers: a canvas does not give pictures of 4 channels as they are."),
         (3, {"processor": '{"a": 1}'}, {"cpp"}, "no example for browsers: transformers makes the images of this model."),

@@ -315,6 +315,16 @@ def test_the_endpoint_answers_and_refuses(address: str, picture: Path, monkeypat
         415, f"the body is multipart/form-data and no picture; {raw}"
     )  # fmt: skip
     assert refused(address, b'{"picture": ""}', "Application/JSON")[0] == 415
+    sends = f"the page is at {address}/, and answers come of curl --data-binary @picture.jpg {address}/predict."
+    for place, method, code, what in (
+        ("/predict", "GET", 405, "method not allowed"),
+        ("/", "POST", 405, "method not allowed"),
+        ("/x", "GET", 404, "not found"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(urllib.request.Request(f"{address}{place}", method=method))
+        said = json.load(error.value)["error"]
+        assert (error.value.code, said) == (code, f"{method} {place}: {what}; {sends}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 44 // 2 - 1)  # twice as many are refused
     code, said = refused(address, picture.read_bytes())
     assert code == 400

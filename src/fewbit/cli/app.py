@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fewbit import __version__
 from fewbit.cli.ending import ending
-from fewbit.cli.limits import check_limits
+from fewbit.cli.limits import check_folder, check_limits
 from fewbit.cli.terminal import out
 
 
@@ -71,12 +71,23 @@ def about(
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command: what a user can fix, or has stopped, gives one message and an exit code, not a traceback."""
+    return _registered(function, check_limits, check_folder)
+
+
+def command_without_torch(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command that never imports torch, and so goes on where the current folder has been deleted."""
+    return _registered(function, check_limits)
+
+
+def _registered(function: Callable[..., None], *checks: Callable[[], None]) -> Callable[..., None]:
+    """Register a command; the checks are made before it."""
 
     @app.command(cls=Single)
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         with ending():
-            check_limits()
+            for check in checks:
+                check()
             function(*args, **kwargs)
 
     return run

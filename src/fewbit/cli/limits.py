@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fewbit.errors import FewbitError
@@ -10,6 +11,17 @@ FILES = 24  # open at a time
 MEMORY = 128 << 20  # bytes more than the process has
 
 PAGES = Path("/proc/self/statm")
+
+
+def check_folder() -> None:
+    """Raise FewbitError where the current folder has been deleted: torch does not load from there, and ends the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FewbitError(
+            f"the current folder is not there any more ({error.strerror}), and torch does not load without one; go to a folder "
+            "that is there (cd DIR), and give the same command again."
+        ) from error
 
 
 def check_limits() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewbit.cli.answers import fail_on_wrong
-from fewbit.cli.app import command
+from fewbit.cli.app import command, command_without_torch
 from fewbit.cli.options import options
 from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, drawn, out
@@ -142,7 +142,7 @@ def _spread(middle: float, ends: tuple[float, float]) -> str:
     return f"{middle:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
 
 
-@command
+@command_without_torch
 def report(
     run: Path,
     beside: Annotated[

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.cli.answers import show_answers
-from fewbit.cli.app import command
+from fewbit.cli.app import command_without_torch
 from fewbit.cli.table import Table
 from fewbit.cli.terminal import out
 from fewbit.core.record import ENTRY, MADE
@@ -16,7 +16,7 @@ from fewbit.folder import MODEL, RECORD, REPORT
 SHOWN = 3  # class names
 
 
-@command
+@command_without_torch
 def show(what: Path) -> None:
     """What a run or an ONNX file says of itself: how it was made, how its images are prepared, what was measured."""
     from fewbit.deploy import read, times

@@ -47,8 +47,10 @@ class Data:
     transform: Callable[[Any], Any] | None = None
 
 
-def check_source(source: Any, name: str = "images") -> None:
-    """Raise BadImages for what cannot be a source of images, under the name of its option; nothing is opened."""
+def check_source(source: Any, name: str = "images", more: str = "") -> None:
+    """Raise BadImages for what cannot be a source of images, under the name of its option; nothing is opened. `more` says
+    what else can be done where a path is none.
+    """
     if is_collection(source):
         data = source.source if isinstance(source, Data) else source
         if isinstance(data, str | Path):
@@ -66,7 +68,7 @@ def check_source(source: Any, name: str = "images") -> None:
     elif isinstance(source, tuple) and len(source) != 2:
         raise BadImages(f"{name}: a tuple of {len(source)} was given; allowed is (images, labels). Give those two.")
     elif isinstance(source, str | Path):
-        kinds = "Give a folder of images, or a .parquet, .npy or .npz file."
+        kinds = f"Give a folder of images, or a .parquet, .npy or .npz file.{more}"
         if not os.path.exists(source):
             raise BadImages(f"{source} does not exist. {kinds}")
         if not os.path.isdir(source) and not os.path.isfile(source):

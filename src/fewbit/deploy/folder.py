@@ -19,6 +19,7 @@ from fewbit.core.graph import Graph
 from fewbit.core.inputs import arrays_of, example, image_among
 from fewbit.data.prepare import around
 from fewbit.deploy.program import program
+from fewbit.deploy.python.pictures import MODES
 from fewbit.files import write_atomic, write_json
 from fewbit.folder import MODEL
 from fewbit.task import task_of
@@ -59,6 +60,7 @@ def write(folder: Path, graph: Graph, about: About) -> Path:
     images, examples = {"processor": "", **about.images}, _examples(graph, about.images)
     values = {"about": about, "name": name, "task": task, "images": images, "examples": examples}
     values |= {"others": list(others), "each": any(one.each for one in others.values()), "page": "example.html" in examples}
+    values |= {"picture": picture_name(images["size"][0]), "modes": MODES}
     values |= {"around": [round(255 * value) for value in around(images)]}
     text = program(rendered("predict.txt", values), pieces)
     written = {"README.md": rendered("README.md", values), "predict.py": text}
@@ -74,6 +76,13 @@ def decoded(graph: Graph) -> tuple[tuple[str, ...], dict[str, Json]]:
     task = task_of(graph)
     pieces, fields = (("numbers",), {}) if graph.tail else task.program()
     return pieces, {"task": task.spec, **fields}
+
+
+def picture_name(channels: int) -> str:
+    """A picture as examples call it, of a kind that a model of so many channels is given: with alpha for four, and an array for
+    those that no picture has.
+    """
+    return "picture.jpg" if channels in (1, 3) else "picture.png" if channels in MODES else "picture.npy"
 
 
 def _constants(graph: Graph) -> dict[str, np.ndarray[Any, Any]]:

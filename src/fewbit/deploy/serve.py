@@ -15,8 +15,9 @@ from PIL import Image
 
 from fewbit.data.images import data_uri
 from fewbit.deploy.compared import compared
-from fewbit.deploy.folder import FOLDER, rendered
+from fewbit.deploy.folder import FOLDER, picture_name, rendered
 from fewbit.deploy.program import loaded
+from fewbit.errors import BadFile
 from fewbit.files import read_json
 from fewbit.folder import MODEL, REPORT, TWIN, checked
 from fewbit.task.paint import colour
@@ -40,7 +41,10 @@ class Pair:
         folder = run / FOLDER
         self.task, self.report = read_json(folder / "task.json"), read_json(run / REPORT)
         self.predict = loaded(self.task["pieces"])
-        self.integer, self.float = (self.predict.Model(folder, name) for name in (MODEL, TWIN))
+        try:
+            self.integer, self.float = (self.predict.Model(folder, name) for name in (MODEL, TWIN))
+        except ValueError as error:  # no such runtime here, or one that is older than the file
+            raise BadFile(f"{run} cannot be served: {error}") from error
         how = self.integer.how
         if how["normalize"] == "inside":  # the float file takes what the integer one computes from its pixels
             self.float.how = {**how, "normalize": "outside", "dtype": "float32", "whole": True}
@@ -99,19 +103,21 @@ def application(run: Path) -> Starlette:
     """The page at /, the answers of both models for the bytes of a picture at POST /predict."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
     pair = Pair(run)
-    page = rendered("serve.html", {"report": pair.report, "task": pair.task})
+    picture = picture_name(pair.integer.how["size"][0])
+    page = rendered("serve.html", {"report": pair.report, "task": pair.task, "picture": picture})
 
     async def index(request: Request) -> Response:
         return HTMLResponse(page)
 
     async def predict(request: Request) -> Response:
         content, kind = bytearray(), request.headers.get("content-type", "")
-        advice = f"send the bytes of the picture themselves, as in curl --data-binary @picture.jpg {request.url}"
+        advice = f"send the bytes of the picture themselves, as in {sent(request.url)}"
         try:
             async for piece in request.stream():
                 content += piece
@@ -128,4 +134,15 @@ def application(run: Path) -> Starlette:
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
 
-    return Starlette(routes=[Route("/", index), Route("/predict", predict, methods=["POST"])])
+    async def otherwise(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # no such place, or no such method there
+        there = f"the page is at {request.base_url}, and answers come of {sent(f'{request.base_url}predict')}"
+        said = f"{request.method} {request.url.path}: {error.detail.lower()}; {there}."
+        return JSONResponse({"error": said}, error.status_code, error.headers)
+
+    def sent(url: object) -> str:
+        """What sends a picture."""
+        return f"curl --data-binary @{picture} {url}"
+
+    routes = [Route("/", index), Route("/predict", predict, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers={HTTPException: otherwise})

@@ -67,7 +67,8 @@ def check_images(request: Options) -> None:
         raise BadImages("synthetic images calibrate; real ones are needed to score on: --score DIR.")
     for source, name in ((real if synthetic else request.images, "images"), (request.score, "score")):
         if source is not None:
-            check_source(source, name)
+            own = request.ref in DEMOS and (name == "images" or request.images is None)
+            check_source(source, name, f" Or leave --{name} out: {request.ref} has its own." if own else "")
             check_files(source, name, skip_bad=request.skip_bad)
 
 

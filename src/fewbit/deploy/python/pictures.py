@@ -22,6 +22,8 @@ ARRAYS = "give its pixels as a .npy file of uint8 or uint16, (height, width, cha
 
 def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     """The pixels (h, w, channels) of a picture or of a .npy file. Raises ValueError for those that the model cannot take."""
+    if not content:
+        raise ValueError(f"{name} is empty, of 0 bytes; give a picture.")
     if content.startswith(b"\x93NUMPY"):
         try:
             pixels = np.load(io.BytesIO(content))
@@ -30,7 +32,7 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
         if pixels.ndim == 3 and pixels.shape[0] == channels != pixels.shape[2]:
             pixels = pixels.transpose(1, 2, 0)
         if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != channels or not pixels.size:
-            raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {channels} channels: {ARRAYS}.")
+            raise ValueError(f"{name} holds {pixels.dtype} {pixels.shape}; the model has {counted(channels)}: {ARRAYS}.")
         return np.ascontiguousarray(pixels)
     try:
         with warnings.catch_warnings():
@@ -45,7 +47,11 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is broken, or of none of the kinds {', '.join(read())}, .npy; give it as PNG.") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds for a broken file
-        raise ValueError(f"{name} is none that Pillow reads: {error}".partition("<")[0].strip()) from error
+        cut = "truncated" in str(error).lower()
+        how = "is damaged" if cut else "is damaged, or of a kind that Pillow does not read"
+        why = str(error).partition("<")[0].strip(" .:")
+        again = "get the whole file again" if cut else "get it again, or give it as PNG"
+        raise ValueError(f"{name} {how} ({why}); {again}.") from error
     is_deep = content.startswith(b"\x89PNG") and content[24:25] == b"\x10"
     if why := unread(picture, channels, is_deep=is_deep):
         raise ValueError(f"{name} {why}; {ARRAYS}.")
@@ -58,6 +64,10 @@ def opened(content: bytes, name: str, channels: int) -> NDArray[Any]:
     except ValueError as error:
         raise ValueError(f"{name} has mode {picture.mode}: {error}; {ARRAYS}.") from error
     return np.array(converted).reshape(picture.height, picture.width, channels)
+
+
+def counted(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels != 1)}"
 
 
 def read() -> list[str]:
@@ -82,7 +92,7 @@ def unread(picture: Image.Image, channels: int, *, is_deep: bool) -> str:
     if not min(picture.size):
         return "has no pixels"
     if channels not in MODES:
-        return f"has mode {picture.mode}, and the model has {channels} channels"
+        return f"has mode {picture.mode}, and the model has {counted(channels)}"
     if picture.mode in ("I", "F"):
         return f"has mode {picture.mode}, whose black and white nobody knows"
     if grey and tags and (bits != 16 or white != 1):

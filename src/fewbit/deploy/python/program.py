@@ -19,7 +19,7 @@ from fewbit.deploy.python.classify import answer
 from fewbit.deploy.python.pictures import model_input, opened
 from fewbit.deploy.python.session import Run, session
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # of the program itself, where it is called by a link
 USAGE = "python predict.py [--pixels] PICTURE ... [INPUT=FILE.npy ...]"
 HELP = f"""{USAGE}
 
@@ -34,9 +34,9 @@ class Model:
     """A model with what `preprocess.json` and `task.json` say of it."""
 
     def __init__(self, folder: Path = HERE, file: str = "") -> None:
-        """Raises FileNotFoundError where a file of the folder or the model is not there."""
-        self.how: Mapping[str, Any] = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
-        self.task: Mapping[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+        """Raises FileNotFoundError where a file of the folder or the model is not there, ValueError where one is broken."""
+        self.how: Mapping[str, Any] = fields_of(folder / "preprocess.json")
+        self.task: Mapping[str, Any] = fields_of(folder / "task.json")
         name = file or self.task["file"]
         path = folder / name if (folder / name).exists() else folder.parent / name  # in a run it lies beside the folder
         if not path.is_file():
@@ -91,6 +91,17 @@ def main(words: list[str]) -> int:
         print(str(error).encode(known, "backslashreplace").decode(known), file=sys.stderr)
         return 2
     return 0
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    """What a file of JSON says. Raises FileNotFoundError or ValueError with its name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is not in {path.parent}; keep predict.py with its files.")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, no JSON: {error}; take that of the run again.") from error
+    return found
 
 
 def told_apart(words: list[str], others: Mapping[str, NDArray[Any]]) -> tuple[list[Path], dict[str, NDArray[Any]]]:
