@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from fewbit.choose import parse_bits
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
-from fewbit.cli.diff import changes, counted
+from fewbit.cli.diff import changes, counted, not_comparable
 from fewbit.core.plan import PassLog, described
 from fewbit.core.task import Output, Signature, Task
 from fewbit.errors import FewbitError
@@ -411,7 +411,46 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
     listed = run("diff", finished, tmp_path / "other", "--all")[1]
     assert "head:input" in listed
     assert not re.search(r"\w\(\w+=|all_readers|\{'", text + listed)  # no name or value as Python writes it
-    assert "The plans are the same." in run("diff", finished, finished)[1]
+    alike = run("diff", finished, finished)[1]
+    assert "The plans are the same." in alike
+    for word in ("comparable", "images scored", "opset", "IR version", "normalization"):
+        assert word not in alike + text
+
+
+def test_diff_says_what_is_not_the_same_in_images_and_files(place: Path, finished: Path, tmp_path: Path) -> None:
+    """Oracle: the files themselves."""
+    net, other = f"{place / 'net.py'}:model", tmp_path / "other"
+    options = {"seconds": 0.01, "normalize_inside": True, "mean": 0.4, "opset": 21, "ir_version": 11, "crop_pct": 0.5}
+    quantize(net, place / "classes", out=other, **options)
+    text = run("diff", finished, other)[1]
+    rows = {name: both for name, *both in re.findall(r"│ ([^│]+) │ ([^│]+) │ ([^│]+) │", text)}
+    files = [onnx.load(folder / "model.onnx") for folder in (finished, other)]
+    assert rows["opset"] == [str(file.opset_import[0].version) for file in files]
+    assert rows["IR version"] == [str(file.ir_version) for file in files]
+    assert rows["crop pct"] == ["1", "0.5"]
+    for at, (file, layout) in enumerate(zip(files, ("float32 NCHW", "uint8 NHWC"), strict=True)):
+        kind = file.graph.input[0].type.tensor_type
+        assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name == layout.split()[0]
+        sides = ", ".join(dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim)
+        assert rows["input"][at] == f"{layout} ({sides})"
+    counts = rows["images scored"]
+    assert counts == [str(json.loads((folder / "report.json").read_text())["images"]["scored"]) for folder in (finished, other)]
+    assert f"scored on different images ({counts[0]} and {counts[1]}), so" in text
+    assert rows["normalization"][1].startswith("inside the file: mean 0.4, 0.4, 0.4; std ")
+
+
+@pytest.mark.parametrize(
+    ("counts", "hashes", "said"),
+    [
+        ((50, 50), ("a", "a"), ""),
+        ((50, 20), ("a", "b"), "different images (50 and 20), so"),
+        ((5000, 5000), ("a", "b"), "different images (5,000 each), so"),
+    ],
+)
+def test_figures_are_comparable_where_the_images_are_the_same(counts: Any, hashes: Any, said: str) -> None:
+    found = not_comparable([{"hashes": {"scored": one}} for one in hashes], [{"images": {"scored": n}} for n in counts])
+    assert said in found
+    assert bool(said) == bool(found)
 
 
 def test_diff_counts_every_code_bias_and_scale_that_differs(conv_net: Any, tmp_path: Path) -> None:

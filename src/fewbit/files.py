@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import shutil
 import time
 import zipfile
 import zlib
@@ -54,19 +53,6 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # a folder that is a file has no neighbour either
             part.unlink()
-
-
-def copy_file(source: str | Path, target: str | Path) -> str | Path:
-    """Copy the bytes of a file, and give the target. Raises Stopped that names the one of the two that is at fault, which is no
-    OSError: `shutil.copytree` would collect those as texts.
-    """
-    try:
-        return shutil.copyfile(source, target)
-    except OSError as error:
-        if error.filename2 is None and error.filename == source:
-            raise Stopped(f"{source} cannot be read: {error.strerror}. Fix that and give the same command again.") from error
-        what = FULL.get(error.errno or errno.EIO) or error.strerror
-        raise Stopped(f"{target} cannot be written: {what}. Free some space or give another folder.") from error
 
 
 def write_stream(path: Path, write: Callable[[Any], object]) -> None:

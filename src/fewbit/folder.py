@@ -6,6 +6,7 @@ search.json) has the SHA-256 of every file, and of itself: whoever reads the fol
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fewbit.errors import BadFile, Fault, FewbitError, FewbitFailed, InUse, Stopped, shortened, stopped
+from fewbit.errors import FULL, BadFile, Fault, FewbitError, FewbitFailed, InUse, Stopped, shortened, stopped
 from fewbit.files import beside, read_json, read_sealed, sha256, write_json, write_sealed
 
 EXPORTED = "exported.pt2"  # of a run: the model that was given
@@ -84,6 +85,19 @@ def check_beside(file: Path) -> str | None:
             checked(folder, kind)
             return kind
     return None
+
+
+def copy_file(source: str | Path, target: str | Path) -> str | Path:
+    """Copy the bytes of a file, and give the target. Raises Stopped that names the one of the two that is at fault, which is no
+    OSError: `shutil.copytree` would collect those as texts.
+    """
+    try:
+        return shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename2 is None and error.filename == source:
+            raise Stopped(f"{source} cannot be read: {error.strerror}. Fix that and give the same command again.") from error
+        what = FULL.get(error.errno or errno.EIO) or error.strerror
+        raise Stopped(f"{target} cannot be written: {what}. Free some space or give another folder.") from error
 
 
 def check_out(out: Path, kind: str, *, force: bool) -> None:

@@ -21,8 +21,7 @@ from fewbit.core.call import one_call
 from fewbit.core.limit import begin, check
 from fewbit.core.pages import give_back
 from fewbit.errors import BadImages
-from fewbit.files import copy_file
-from fewbit.folder import Workplace, checked
+from fewbit.folder import Workplace, checked, copy_file
 from fewbit.progress import Lines, Progress
 from fewbit.report.goals import fail_on_missed
 from fewbit.request import Request

@@ -13,6 +13,7 @@ import typer
 from fewbit.cli.app import command
 from fewbit.cli.table import Table
 from fewbit.cli.terminal import PLAIN, out
+from fewbit.errors import shortened
 from fewbit.folder import PLAN, REPORT
 
 Json = Mapping[str, Any]
@@ -33,14 +34,16 @@ def diff(
     from fewbit.folder import checked
     from fewbit.report.words import FIELDS, number, places
 
-    for folder in (a, b):
-        checked(folder)
+    records = [checked(folder) for folder in (a, b)]
     reports = [read_json(folder / REPORT) for folder in (a, b)]
     outcomes = [outcome(report, [one["size"]["onnx_bytes"] for one in reports]) for report in reports]
+    outcomes = [{**words, **facts} for words, facts in zip(outcomes, differing(records, reports), strict=True)]
     table = Table("", str(a), str(b))
     for name in dict.fromkeys([*outcomes[0], *outcomes[1]]):
         table.add_row(name, *(one.get(name, "-").translate(PLAIN) for one in outcomes))
     out.print(table)
+    if said := not_comparable(records, reports):
+        out.print(said, soft_wrap=True)
     rows = changes(a, b)
     more = "" if everything or not rows else " --all lists them."
     said = f"The plans differ at {places(list({row['site'] for row in rows}))}: {counted(rows)}.{more}"
@@ -88,6 +91,42 @@ def outcome(report: Json, sizes: Sequence[int]) -> dict[str, str]:
         "work in integers": share(report["integer_share"]),
         "fallbacks": str(sum(row["kind"] != "chosen" for row in report["fallbacks"])),
     }
+
+
+def differing(records: Sequence[Json], reports: Sequence[Json]) -> list[dict[str, str]]:
+    """What of the images and the files is not the same in two runs, in words: how many images were scored, what the file takes
+    and how that is made, opset and IR version.
+    """
+    from fewbit.report.words import number
+
+    facts = []
+    for record, report in zip(records, reports, strict=True):
+        size, format_of, how = record["preprocess"]["size"], record["file_format"], dict(record["preprocess"])
+        inside = how.pop("whole", False)
+        dtype = next((one["type"] for one in record["inputs"] if one["kind"] == "image"), "float32")
+        order = (*size[1:], size[0]) if inside else size
+        sides = ", ".join(map(str, (record["batch"] or "batch", *order)))
+        where, layout = ("inside the file", "NHWC") if inside else ("outside", "NCHW")
+        mean, std = (", ".join(f"{value:g}" for value in how.pop(name)) for name in ("mean", "std"))
+        del how["size"]
+        facts.append({
+            "images scored": f"{report['images']['scored']:,}",
+            "input": f"{'uint8' if inside else dtype} {layout} ({sides})",
+            "normalization": f"{where}: mean {mean}; std {std}",
+            **{name.replace("_", " "): shortened(number(value), 100) for name, value in how.items()},
+            "opset": str(format_of["opset"]), "IR version": str(format_of["ir_version"]),
+        })  # fmt: skip
+    names = [name for name in {**facts[0], **facts[1]} if facts[0].get(name) != facts[1].get(name)]
+    return [{name: one[name] for name in names if name in one} for one in facts]
+
+
+def not_comparable(records: Sequence[Json], reports: Sequence[Json]) -> str:
+    """A sentence where two runs were scored on other images, or on another number of them; else nothing."""
+    counts = [report["images"]["scored"] for report in reports]
+    if counts[0] == counts[1] and records[0]["hashes"]["scored"] == records[1]["hashes"]["scored"]:
+        return ""
+    many = f"{counts[0]:,} each" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
+    return f"They were scored on different images ({many}), so accuracy and agreement are not comparable with each other."
 
 
 def changes(a: Path, b: Path) -> list[dict[str, Any]]:

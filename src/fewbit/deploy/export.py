@@ -24,8 +24,8 @@ from fewbit.core.record import pixels_of
 from fewbit.deploy.folder import FOLDER
 from fewbit.deploy.python.session import Run, session
 from fewbit.errors import BadFile, FewbitError, FewbitFailed, Stopped, UnknownName, full, reason
-from fewbit.files import copy_file, read_json, write_json
-from fewbit.folder import MODEL, SAMPLE, checked
+from fewbit.files import read_json, write_json
+from fewbit.folder import MODEL, SAMPLE, checked, copy_file
 from fewbit.onnx_file import DATA, is_external
 from fewbit.runtimes import RUNTIMES, runtime_names, runtimes_for
 
