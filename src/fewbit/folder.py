@@ -100,10 +100,22 @@ def copy_file(source: str | Path, target: str | Path) -> str | Path:
         raise Stopped(f"{target} cannot be written: {what}. Free some space or give another folder.") from error
 
 
+def check_utf8(path: Path) -> None:
+    """Raise BadFile for a path that Python cannot write as UTF-8, as in the locale C: runtimes take none of these."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise BadFile(
+            f"{path.absolute()} is not UTF-8 to Python here, and no runtime takes such a path; set PYTHONUTF8=1, or give a "
+            "folder whose whole name is of plain letters."
+        ) from error
+
+
 def check_out(out: Path, kind: str, *, force: bool) -> None:
     """Raise BadFile where `out` cannot become a folder of fewbit: it is something else, or (without `force`) not empty."""
     if out.name in ("", ".."):
         raise BadFile(f"--out {out} has no name of its own; give the name of a folder, as in --out run.")
+    check_utf8(out)
     if out.is_symlink():
         raise BadFile(f"{out} is a link to {os.readlink(out)}; give the folder itself: --out DIR.")
     if not out.exists():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fewbit.core.record import normalized_inside, pixels_of
 from fewbit.errors import BadFile, CannotRun, FewbitError, UnknownName, stopped
+from fewbit.folder import check_utf8
 from fewbit.onnx_file import DATA, is_external, load_proto, with_outputs
 from fewbit.said import said
 
@@ -93,6 +94,7 @@ run = lambda inputs: session.run(None, inputs)
     ) -> None:
         import onnxruntime as ort
 
+        check_utf8(path)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
@@ -148,6 +150,7 @@ run = lambda inputs: request.infer(inputs)
     def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32", outputs: Sequence[str] = ()) -> None:
         import openvino as ov
 
+        check_utf8(path)
         core, beside = ov.Core(), outputs and is_external(path)
         source = with_outputs(path, outputs).SerializeToString() if outputs and not beside else str(path)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}

@@ -25,9 +25,9 @@ from fewbit.deploy import read
 from fewbit.deploy.export import export
 from fewbit.errors import BadFile, FewbitFailed, Stopped, UnknownName
 from fewbit.files import write_json
-from fewbit.folder import seal
+from fewbit.folder import check_out, seal
 from fewbit.run import Result
-from fewbit.runtimes import runtime_names
+from fewbit.runtimes import open_session, runtime_names
 
 needs_openvino = pytest.mark.skipif("openvino" not in runtime_names(), reason="openvino is not installed")
 
@@ -107,6 +107,22 @@ def test_what_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: 
     (other / "deploy" / "task.json").write_text("{}")
     with pytest.raises(BadFile, match=r"task\.json: changed"):
         export(other, tmp_path / "out")
+
+
+def test_a_path_that_is_not_utf_8_is_refused_before_the_work(run: Path, tmp_path: Path) -> None:
+    """As Python reads every name of other letters in the locale C. Oracle: what onnxruntime and openvino take, no such text."""
+    odd = tmp_path / "dossier \udcc3\udca9"
+    shutil.copytree(run, odd)
+    said = r"is not UTF-8 to Python here, and no runtime takes such a path; set PYTHONUTF8=1"
+    for runtime in runtime_names():
+        with pytest.raises(BadFile, match=said):
+            open_session(runtime, odd / "model.onnx")
+    for given, to in ((odd, tmp_path / "to"), (run, tmp_path / "\udcff")):
+        with pytest.raises(BadFile, match=said):
+            export(given, to)
+    with pytest.raises(BadFile, match=said):
+        check_out(tmp_path / "\udcff", "run", force=False)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @contextmanager

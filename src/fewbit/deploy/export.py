@@ -25,7 +25,7 @@ from fewbit.deploy.folder import FOLDER
 from fewbit.deploy.python.session import Run, session
 from fewbit.errors import BadFile, FewbitError, FewbitFailed, Stopped, UnknownName, full, reason
 from fewbit.files import read_json, write_json
-from fewbit.folder import MODEL, SAMPLE, checked, copy_file
+from fewbit.folder import MODEL, SAMPLE, check_utf8, checked, copy_file
 from fewbit.onnx_file import DATA, is_external
 from fewbit.runtimes import RUNTIMES, runtime_names, runtimes_for
 
@@ -101,6 +101,8 @@ def _to(to: Path) -> Iterator[None]:
 
 
 def _refuse(run: Path, to: Path, runtime: str, name: str) -> None:
+    for path in (run, to):
+        check_utf8(path)
     if to.name in ("", "..") or to.is_symlink() or (to.exists() and not (to.is_dir() and not any(to.iterdir()))):
         raise BadFile(f"--to {to} is there and not an empty folder; give another one: --to DIR.")
     if to.resolve().is_relative_to(run.resolve()):
