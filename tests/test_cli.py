@@ -24,6 +24,7 @@ from fewbit.choose import parse_bits
 from fewbit.choose.ranges import Percentile
 from fewbit.cli import app
 from fewbit.cli.diff import changes, counted, not_comparable
+from fewbit.cli.terminal import out
 from fewbit.core.plan import PassLog, described
 from fewbit.core.task import Output, Signature, Task
 from fewbit.errors import FewbitError
@@ -417,8 +418,11 @@ def test_evaluate_bench_report_and_diff_read_a_run(place: Path, finished: Path, 
         assert word not in alike + text
 
 
-def test_diff_says_what_is_not_the_same_in_images_and_files(place: Path, finished: Path, tmp_path: Path) -> None:
+def test_diff_says_what_is_not_the_same_in_images_and_files(
+    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: the files themselves."""
+    monkeypatch.setattr(out, "_width", 1000)  # so that no cell goes on in a next line
     net, other = f"{place / 'net.py'}:model", tmp_path / "other"
     options = {"seconds": 0.01, "normalize_inside": True, "mean": 0.4, "opset": 21, "ir_version": 11, "crop_pct": 0.5}
     quantize(net, place / "classes", out=other, **options)
