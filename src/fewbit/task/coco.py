@@ -178,13 +178,15 @@ def _indices(path: Path, categories: dict[int, str], names: Sequence[str], count
         places = {name: i for i, name in enumerate(names)}
         for name in categories.values():
             if name not in places:
-                raise BadImages(f"{path}: {UnknownName('category', name, names)} Or give the model's names: --classes FILE.")
+                raise BadImages(
+                    f"{path}: {UnknownName('category', name, names)} Or give the model's names: fewbit quantize --classes FILE."
+                )
         return {number: places[name] for number, name in categories.items()}
     if len(categories) == count:
         return {number: i for i, number in enumerate(sorted(categories))}
     if categories and min(categories) == 0 and (count is None or max(categories) < count):
         return {number: number for number in categories}
-    which = "give the names of the model's classes in order: --classes FILE."
+    which = "give the names of the model's classes in order: fewbit quantize --classes FILE."
     if count is None:
         known = f"{min(categories)} to {max(categories)}" if categories else "none"
         raise BadImages(

@@ -110,7 +110,9 @@ def _lines(file: Path) -> Iterable[str]:
 
 def _voc(folder: Path, images: Scored, sizes: Sequence[tuple[int, int]], classes: Sequence[str]) -> list[list[Row]]:
     if not classes:
-        raise BadImages(f"{folder} names classes, and the model's have no names; give them in order: --classes FILE.")
+        raise BadImages(
+            f"{folder} names classes, and the model's have no names; give them in order: fewbit quantize --classes FILE."
+        )
     rows = []
     for file, name, (high, wide) in zip(beside(folder, images, (".xml",), "annotations"), images.names, sizes, strict=True):
         try:
