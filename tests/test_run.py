@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -316,6 +317,8 @@ def test_remembered_images_are_those_that_are_decoded(tmp_path: Path, folder_is_
     for _ in range(2):
         assert torch.equal(torch.cat(list(odd.batches(3))), torch.cat(list(plain.subset([9, 1, 3, 3]).batches(4))))
         assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
+    other = pickle.loads(pickle.dumps(images))  # as another process gets them
+    assert torch.equal(torch.cat(list(other.batches(4))), torch.cat(list(plain.batches(11))))
     images.batches(2)[0].zero_()  # a batch is the reader's own
     assert torch.equal(torch.cat(list(images.batches(4))), torch.cat(list(plain.batches(11))))
     assert list(tmp_path.iterdir()) == []

@@ -100,7 +100,7 @@ def test_after_correction_channels_have_no_mean_error_on_the_samples(net, target
         integer = op.operands.get("output", "") in after.choices
         assert (errors[1] <= (0.5 * step if integer else 0) + 1e-5).all()
         assert errors[0].max() > 1e-3
-        assert (after.biases[name].integer is not None) == integer
+        assert (after.biases[name].integer is not None) == (integer and target == "ort-x86-vnni")  # openvino's are real
 
 
 @pytest.mark.slow

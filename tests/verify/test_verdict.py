@@ -314,7 +314,7 @@ def test_a_finished_run_is_realized_again_and_whatever_was_changed_in_its_files_
     assert "scale of a__weight" in found.name
     assert entry.name == "metadata entry fewbit.made"  # which has the hash of the file that was measured
     assert load_target(ort_target).file_format == {**form, "fuse": tuple(form["fuse"])}
-    for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "fast")):
+    for name, value in (("target", "arm-int7"), ("bits", "w4a4"), ("recipe", "mse")):
         with pytest.raises(BadFile, match=name):
             run.do("files", plan=dataclasses.replace(plan, **{name: value}))
 

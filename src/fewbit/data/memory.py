@@ -12,10 +12,15 @@ from fewbit.errors import BadFile
 
 
 class Memory:
-    """Normalized images by row, in a file without a name in `folder`; where its disk is full they are decoded each time."""
+    """Normalized images by row, in a file without a name in `folder`; where its disk is full they are decoded each time.
+    Pickled, for another process, it begins without any.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._shelf, self._places = Shelf(folder), dict[int, int]()
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+        return Memory, ()
 
     def __contains__(self, row: int) -> bool:
         return row in self._places
